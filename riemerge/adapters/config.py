@@ -1,0 +1,228 @@
+"""`adapter_config.json`: what of it enters dW, what does not matter, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, NoReturn, TypeVar, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_T = TypeVar("_T")
+
+MAX_JSON_BYTES = 16 * 2**20
+
+MAX_NAME = 512
+_MAX_PATTERN = 200
+
+# W0 is what these leave alone (read in PEFT's source, 0.21.2), so dW = s·B·A is the whole update. "eva" and
+# "gaussian" choose A with B = 0, "orthogonal" chooses both with B A = 0, "mica" chooses B with A = 0, false
+# is a plain random start. All others (pissa*, olora, corda, lora_ga, loftq) subtract from W0 or replace it at
+# initialisation.
+_INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+_REFUSED: Mapping[str, str] = {
+    "alora_invocation_tokens": "aLoRA acts only after certain tokens",
+    "arrow_config": "Arrow routes between adapters",
+    "kasa_config": "KaSA adds a diagonal and truncates the base weight",
+    "layer_replication": "layer replication changes the base model",
+    "lora_bias": "lora_bias adds a bias vector",
+    "megatron_config": "Megatron layers are split over devices",
+    "modules_to_save": "whole modules are saved beside the low-rank factors",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "target_parameters": "target_parameters adapts stacked 3-D weights",
+    "trainable_token_indices": "trainable tokens replace embedding rows",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "use_dora": "DoRA is not a function of B and A alone: it needs the base weight",
+    "use_qalora": "QA-LoRA pools the input before A",
+    "velora_config": "VeLoRA changes the training of the factors",
+}
+
+# Settings of training, of loading, or of a mode that another key (refused above) switches on.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("bias", "init_lora_weights", "peft_type"),  # refused below unless they have no effect
+        *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+        *("megatron_core", "qalora_group_size"),
+        *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
+        *("ensure_weight_tying", "inference_mode", "lora_dropout", "peft_version", "runtime_config"),
+    }
+)
+
+
+@final
+class AdapterConfig(BaseModel):
+    """The facts of `adapter_config.json` that give dW its scale and name what it belongs to.
+
+    Law: `scale(module)` is PEFT's own: alpha / r, or alpha / sqrt(r) with `use_rslora`, after `alpha_pattern`
+    and `rank_pattern` have been looked up independently of each other. Absent or null keys have PEFT's
+    defaults.
+
+    `fan_in_fan_out` says that the base stores its weights as (in, out) (GPT-2's Conv1D). The update is B @ A,
+    (out, in), all the same; what is added to the stored weight is its transpose. So the flag does not enter
+    any computation: the inputs of a merge must agree in it, and the output carries it on.
+
+    Source: docs of PEFT 0.21.2, LoraConfig.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+    r: int = Field(default=8, gt=0)
+    lora_alpha: float = 8.0
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
+    alpha_pattern: dict[str, float] = {}
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    auto_mapping: dict[str, Any] | None = None
+
+    def rank(self, module: str) -> int:
+        """The rank r that PEFT gives to this module."""
+        return _look_up(self.rank_pattern, module, self.r)
+
+    def alpha(self, module: str) -> float:
+        """The alpha that PEFT gives to this module."""
+        return _look_up(self.alpha_pattern, module, self.lora_alpha)
+
+    def scale(self, module: str) -> float:
+        """The factor s of dW = s·B·A for this module."""
+        rank = self.rank(module)
+        return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
+    """Read the bytes of an `adapter_config.json`, and say everything that keeps it from being read exactly.
+
+    Returns:
+        The configuration (None where it has no meaning) and the problems, each without the name of the file.
+    """
+    try:
+        raw = strict_json(content)
+    except ValueError as error:
+        return None, [str(error)]
+    if not isinstance(raw, dict):
+        return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
+    if (kind := raw.get("peft_type")) != "LORA":
+        return None, [f"peft_type is {_brief(kind)}: only LORA is supported"]
+
+    problems = [
+        f"{key} is {_brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
+    ]
+    if raw.get("bias") not in (None, "none"):
+        problems.append(f"bias is {_brief(raw['bias'])}: bias vectors were trained too; not supported")
+    if (init := raw.get("init_lora_weights")) is not None and (
+        not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
+    ):
+        problems.append(
+            f"init_lora_weights is {_brief(init)}: this initialisation changes the base weights, so s·B·A is "
+            "not the update of the original base; not supported unless converted by PEFT's save_pretrained("
+            "path_initial_model_for_weight_conversion=...)"
+        )
+    known = {*AdapterConfig.model_fields, *_REFUSED, *_WITHOUT_EFFECT}
+    problems += [
+        f"{_brief(key)} is {_brief(value)}: an unknown setting, whose effect on the update is not known"
+        for key, value in raw.items()
+        if key not in known and value
+    ]
+    try:
+        # PEFT writes null for "not set".
+        config = AdapterConfig.model_validate({key: value for key, value in raw.items() if value is not None})
+    except ValidationError as error:
+        for found in error.errors():
+            where = ".".join(shown(str(part)) for part in found["loc"])
+            problems.append(f"{where} is {_brief(found['input'])}: {found['msg'].lower()}")
+        return None, problems
+    unsafe = [
+        f"{field} has the key {_brief(key)}: {why}"
+        for field in ("rank_pattern", "alpha_pattern")
+        for key in getattr(config, field)
+        if (why := _why_unsafe(key))
+    ]
+    return (None if unsafe else config), problems + unsafe
+
+
+def strict_json(content: bytes) -> Any:
+    """Parse JSON that may come from anyone.
+
+    Raises:
+        ValueError: More than 16 MiB, not UTF-8, not JSON, nested too deeply, a key twice, or NaN or Infinity.
+    """
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"is {len(content)} bytes long: expected at most {MAX_JSON_BYTES}")
+    if not content.strip():
+        raise ValueError("is empty: expected a JSON object")
+    try:
+        return json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise ValueError("is not acceptable JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"is not acceptable JSON: {error}") from None
+
+
+def shown(text: str) -> str:
+    """The text as it may appear in a message: printable and of at most 200 characters."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more
+
+
+def _brief(value: object) -> str:
+    text = shown(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {_brief(key)} occurs twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:
+    """The value of the first key that PEFT's rule matches: the whole name, or its end from any dot on."""
+    for key, value in pattern.items():
+        if re.match(_as_peft(key), module):
+            return value
+    return default
+
+
+def _as_peft(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+def _why_unsafe(key: str) -> str | None:
+    r"""Why a pattern is not run: it is no regular expression, or matching it could take for ever.
+
+    Backtracking is polynomial of low degree, in names of at most MAX_NAME characters, when at most two
+    quantifiers and two groups occur and no group is repeated. PEFT's usual keys (names, `^name`,
+    `.*layers\.\d+\.q_proj`) pass.
+    """
+    bare = re.sub(r"\\.|\[[^\]]*\]", "x", key)
+    if len(key) > _MAX_PATTERN:
+        return f"longer than {_MAX_PATTERN} characters"
+    repeats, groups = len(re.findall(r"[*+?{]", bare)), bare.count("(")
+    if "(?" in bare or re.search(r"\)[*+?{]", bare) or repeats > 2 or groups > 2:
+        return "too complex to match safely; expected a module name, or at most two of * + ? { and no (...)*"
+    try:
+        re.compile(_as_peft(key))
+    except re.error as error:
+        return f"not a regular expression ({error})"
+    return None

@@ -1,0 +1,218 @@
+"""Updates as a PEFT LoRA folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from riemerge.adapters.config import shown
+from riemerge.adapters.reader import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
+from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.updates import LowRankUpdate, sum_updates
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Check, before any work is done, that an output folder can appear at this path.
+
+    Law: afterwards the path does not exist, its parent is a folder that can be written to, and it is neither
+    inside any of the input folders nor around one.
+
+    Raises:
+        OutputError: With every problem found.
+    """
+    target = Path(path)
+    resolved = target.resolve()
+    problems = [
+        f"{target}: is, contains or lies inside the input {folder}; choose another folder"
+        for folder, other in ((folder, Path(folder).resolve()) for folder in inputs)
+        if resolved == other or resolved in other.parents or other in resolved.parents
+    ]
+    if os.path.lexists(target):
+        problems.append(
+            f"{target}: exists already and is not overwritten: choose another folder or remove it"
+        )
+    elif not target.parent.is_dir():
+        problems.append(f"{target}: the folder {target.parent} does not exist; create it first")
+    elif not os.access(target.parent, os.W_OK | os.X_OK):
+        problems.append(f"{target}: no permission to write in {target.parent}")
+    if problems:
+        raise OutputError(problems)
+
+
+def write_adapter(
+    folder: str | os.PathLike[str],
+    updates: Mapping[str, LowRankUpdate],
+    *,
+    like: Sequence[Adapter] = (),
+    dtype: torch.dtype = torch.float32,
+    extra_files: Mapping[str, str] | None = None,
+) -> dict[str, float]:
+    """Write updates as a PEFT adapter, all or nothing.
+
+    Law: `PeftModel.from_pretrained` loads the folder, and dW of every module is the given one to the returned
+    error. All scales are 1 (`lora_alpha` = `r`, patterns only for modules of another rank, anchored to their
+    full names); the factors are balanced (√ of the singular values on each side, canonical gauge) before they
+    are rounded. The files are written and synced beside the target, read back and compared, and the folder is
+    then given its name by one rename; whatever happens earlier leaves nothing behind.
+
+    Args:
+        folder: The new folder; it must not exist, its parent must.
+        updates: By module, named as in the base model.
+        like: The adapters that were merged; what they agree in (base model, `fan_in_fan_out`, task type) is
+            carried on.
+        dtype: The dtype of the stored factors.
+        extra_files: Texts to lie beside the adapter, by file name.
+
+    Returns:
+        For each module the error of the rounding to `dtype`, ‖stored − given‖ / ‖given‖ (0 for a zero
+        update).
+
+    Raises:
+        NumericalError: Factors that are not finite, or not in `dtype`; all such modules are named.
+        OutputError: The folder exists, cannot be written, or does not read back as it was written.
+        ValueError: No update, or a name in `extra_files` that is not a plain file name of its own.
+    """
+    target, extra_files = Path(folder), dict(extra_files or {})
+    if not updates:
+        raise ValueError("no update to write")
+    for name in extra_files:
+        if name in {"", ".", "..", CONFIG_FILE, TENSOR_FILE} or Path(name).name != name:
+            raise ValueError(f"{name!r} cannot be the name of an extra file")
+    check_output(target, [])
+    stored, errors = _rounded(updates, dtype)
+    files = {name: text.encode() for name, text in extra_files.items()}
+    files[TENSOR_FILE] = save(
+        {
+            f"base_model.model.{module}.lora_{side}.weight": factor.contiguous()
+            for module, update in stored.items()
+            for side, factor in (("A", update.A), ("B", update.B))
+        },
+        metadata={"format": "pt"},
+    )
+    config = _config({module: update.rank for module, update in stored.items()}, like)
+    files[CONFIG_FILE] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    _publish(target, files, stored)
+    return errors
+
+
+def _rounded(
+    updates: Mapping[str, LowRankUpdate], dtype: torch.dtype
+) -> tuple[dict[str, LowRankUpdate], dict[str, float]]:
+    """The balanced updates in the output's dtype on the CPU, and the relative error of the rounding."""
+    stored, errors, problems = {}, {}, []
+    for module, update in sorted(updates.items()):
+        exact = update.to(torch.float64)
+        if not math.isfinite(norm := exact.norm()):
+            problems.append(
+                f"{shown(module)}: the update holds NaN or Inf, or its norm overflows; nothing was written"
+            )
+            continue
+        exact = exact.balance()
+        rounded = exact.to(dtype, "cpu")
+        if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
+            largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
+            problems.append(
+                f"{shown(module)}: the factors reach {largest:.3g} but the largest {dtype} is "
+                f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
+            )
+            continue
+        difference = sum_updates([rounded.to(torch.float64), exact.to(device="cpu")], [1.0, -1.0])
+        stored[module], errors[module] = rounded, (difference.norm() / norm if norm > 0.0 else 0.0)
+    if problems:
+        raise NumericalError(problems)
+    return stored, errors
+
+
+def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]:
+    r = max(ranks.values())
+    # PEFT matches a pattern with the end of a module's name from any dot on; the anchor leaves only the whole
+    # name.
+    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r}
+    configs = [adapter.config for adapter in like]
+    bases = [config.base_model_name_or_path for config in configs]
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": _common([base for base in bases if base is not None]),
+        "revision": _common([config.revision for config in configs]),
+        "task_type": _common([config.task_type for config in configs]),
+        "auto_mapping": _common([config.auto_mapping for config in configs]),
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": r,
+        "use_rslora": False,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": bool(_common([config.fan_in_fan_out for config in configs])),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value that all have, or None."""
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _publish(target: Path, files: Mapping[str, bytes], stored: Mapping[str, LowRankUpdate]) -> None:
+    stage = target.parent / f".{target.name}.riemerge-{uuid.uuid4().hex}"
+    try:
+        # Made with the default modes, so that the user's umask decides, as for any file.
+        stage.mkdir()
+        for name, content in files.items():
+            with (stage / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(stage)
+        _check_written(stage, stored)
+        if os.path.lexists(target):
+            raise OutputError(f"{target}: appeared while it was being written; nothing was overwritten")
+        stage.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:
+    """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
+    try:
+        adapter = read_adapter(folder)
+        read = {module: adapter.update(module, dtype=adapter.dtype) for module in adapter.modules}
+    except AdapterError as error:
+        raise OutputError(
+            f"what was written cannot be read back: {text}" for text in error.problems
+        ) from error
+    wrong = sorted(set(read) ^ set(stored)) or [
+        module
+        for module, update in stored.items()
+        if not (
+            torch.equal(read[module].B, update.B)
+            and torch.equal(read[module].A, update.A)
+            and read[module].scale == update.scale
+        )
+    ]
+    if wrong:
+        raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")

@@ -1,0 +1,176 @@
+"""Run records in words: the verdict on a merge, and the model card that lies beside the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from riemerge.methods import METHODS
+from riemerge.record import RunRecord
+
+_VERDICT = {
+    "yes": "Yes",
+    "partly": "Only in part",
+    "no": "No, they are as good as independent",
+}
+
+
+def printable(text: str) -> str:
+    r"""Return the text with everything a terminal might act on written as an escape.
+
+    >>> printable("law\x1b[31m")
+    'law\\x1b[31m'
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def verdict(record: RunRecord) -> list[str]:
+    """Say in words whether the inputs determine their Fréchet mean, and what to use when they do not.
+
+    Returns:
+        Paragraphs of plain text; none for a single input.
+    """
+    total, inputs = record.totals, [row for row in record.inputs if row.share != 0]
+    if len(inputs) < 2:
+        return []
+    if total.overlap is None or total.determined is None:
+        return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
+    found = total.overlap
+    counts = ", ".join(f"{answer} {count}" for answer, count in total.determined_modules.items())
+    first = (
+        f"Do these adapters determine their mean? {_VERDICT[total.determined]}. The principal angles between "
+        f"their column spaces have an RMS cosine of {found.left:.2f} (random subspaces: "
+        f"{found.left_random:.2f}), between their row spaces {found.right:.2f} (random: "
+        f"{found.right_random:.2f}). That is {found.share:.0%} of the way from random to equal subspaces. "
+        f"Modules by answer: {counts}."
+    )
+    return [first, _consequence(record, len(inputs))]
+
+
+def _consequence(record: RunRecord, count: int) -> str:
+    method, answer = record.recipe["merge_method"], record.totals.determined
+    if method != "geomerge":
+        return (
+            f"{method} is a weighted sum of the updates: it is exact and unique whatever the overlap. "
+            + ("--method geomerge would be well determined here too." if answer == "yes" else "")
+        ).strip()
+    if answer == "yes":
+        return (
+            "So the mean is a property of the adapters, hardly of the start or the solver (measured: for "
+            "close "
+            "adapters different starts ended in the same update; with half of the subspaces shared they "
+            "differed by "
+            "12 %)."
+        )
+    rank = sum(max(row.ranks, default=0) for row in record.inputs)
+    return (
+        f"Where they do not, a mean of fixed rank keeps each adapter at about 1/{count} and fills the rest "
+        "with cross "
+        "terms between adapters that the data hardly fix: other starts end in other updates (measured: 35 to "
+        "100 % "
+        "apart) of nearly the same cost. On independent adapters the Fréchet mean measured worse than the "
+        "average "
+        "(cosine to each input 0.17 against 0.39, six adapters of rank 16). Use --method average, which is "
+        "exact "
+        f"(rank {rank} here), or --method average --rank {max(rank // count, 1)} to truncate it; extra "
+        "iterations buy "
+        "nothing."
+    )
+
+
+def model_card(record: RunRecord) -> str:
+    """Return the README.md of a merged adapter: front matter for model hubs, then how it was made.
+
+    Law: every name from outside is escaped; no path of the machine and no time appears.
+    """
+    method = METHODS[record.recipe["merge_method"]]
+    front = {
+        "library_name": "peft",
+        **({"base_model": record.base_model} if record.base_model else {}),
+        "tags": ["lora", "merge", "riemerge", method.name],
+    }
+    inputs = [
+        (
+            _escaped(row.name),
+            f"{row.weight:g}",
+            f"{row.share:.4g}",
+            ", ".join(map(str, row.ranks)) or "not read",
+            "`" + next(reversed((row.sha256 or {"": "-"}).values()))[:12] + "`",
+        )
+        for row in record.inputs
+    ]
+    modules = [
+        (
+            _escaped(row.module),
+            "{} × {}".format(*row.shape),
+            str(row.rank),
+            row.status,
+            number(row.cost),
+            number(row.gradient_norm),
+            number(row.norm),
+            row.determined or "-",
+        )
+        for row in record.modules
+    ]
+    parts = [
+        f"---\n{_yaml(front)}---",
+        f"# Merge of {len(record.inputs)} LoRA adapters by {method.name}",
+        f"Made by riemerge: {_escaped(method.summary)}. Source: {_escaped(method.source)}.",
+        "## Inputs",
+        _table(("adapter", "weight", "share", "rank", "sha256"), inputs),
+        "\n".join(f"- {_escaped(text)}" for text in record.warnings),
+        "## How to load",
+        _LOAD.format(base=json.dumps(record.base_model or "the base model")),
+        "## How to reproduce",
+        _REPRODUCE.format(recipe=_yaml(record.recipe)),
+        "Versions: " + ", ".join(f"{name} {_escaped(text)}" for name, text in record.versions.items()),
+        "## What came out",
+        *[_escaped(paragraph) for paragraph in verdict(record)],
+        _table(("module", "shape", "rank", "status", "cost", "gradient norm", "‖dW‖", "determined"), modules),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_LOAD = """\
+```python
+from peft import PeftModel
+from transformers import AutoModel
+
+base = AutoModel.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```"""
+
+_REPRODUCE = """\
+With the folders of the inputs beside a file `recipe.yaml`, run `riemerge merge recipe.yaml -o merged`:
+
+```yaml
+{recipe}```
+
+`riemerge.json` holds the full record."""
+
+
+def number(value: float | None) -> str:
+    """Return a number in at most eight characters, `-` for none."""
+    if value is None or not math.isfinite(value):
+        return "-" if value is None else str(value)
+    return f"{value:.1e}" if value != 0 and not 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _yaml(data: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=math.inf)
+    return text
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", printable(text))

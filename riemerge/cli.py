@@ -1,0 +1,275 @@
+"""The command line: merge, inspect, methods, demo. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from riemerge import __version__
+from riemerge.errors import ResourceError, RiemergeError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from riemerge.merge import Listener, MergeResult, Progress
+    from riemerge.recipe import Recipe
+
+DEMO = ("snli", "mnli", "qnli", "scitail")
+INTERRUPTED = 130
+PLAIN_WIDTH = 100
+LOG_SECONDS = 10.0
+LOG_SHARE = 0.1
+
+
+def _answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn every fault of a command into its message and exit code."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        as_json = options["as_json"]
+        try:
+            command(**options)
+        except RiemergeError as fault:
+            _fail(type(fault).__name__, fault.exit_code, fault.problems, as_json)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            _fail("Interrupted", INTERRUPTED, ("interrupted; nothing was written",), as_json)
+        except Exception as fault:
+            # The last door: a bug must end in one line, not in a traceback.
+            if os.environ.get("RIEMERGE_TRACEBACK"):
+                raise
+            if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
+                problem = "out of memory: use --dtype float32, or fewer adapters at a time"
+                _fail("ResourceError", ResourceError.exit_code, (problem,), as_json)
+            what = " ".join(str(fault).split())
+            _fail("Bug", 1, (f"a bug: {type(fault).__name__}: {what}; {_HOW_TO_REPORT}",), as_json)
+
+    return run
+
+
+_HOW_TO_REPORT = "please report it with what the same command prints under RIEMERGE_TRACEBACK=1"
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, and only the path of the result.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PLAIN_WIDTH})
+@click.version_option(__version__, prog_name="riemerge")
+def main() -> None:
+    """Merge LoRA adapters as weighted Fréchet means, without the base model.
+
+    Exit codes: 0 done, 1 a bug, 2 usage, 3 recipe, 4 input adapters, 5 numbers, 6 output, 7 machine, 130
+    interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, metavar="ADAPTER[:WEIGHT]... | RECIPE.yaml")
+@click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
+@click.option("--method", help="See `riemerge methods`; geomerge if not given.")
+@click.option("--rank", type=int, help="Rank to truncate to.")
+@click.option("--scale", type=float, help="Factor on the merged update; 1 if not given.")
+@click.option("--solver", help="How the Fréchet mean is found, by name.")
+@click.option("--tol", type=float, help="Bound on each module's gradient norm.")
+@click.option("--cost-tol", type=float, help="Bound on the relative decrease of the cost.")
+@click.option("--max-passes", type=int, help="Budget of the solver.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option("--dtype", help="Of the computation: float64 (if not given) or float32.")
+@click.option("--out-dtype", help="Of the written weights; that of the inputs if not given.")
+@_json
+@_quiet
+@_answering
+def merge(
+    sources: tuple[str, ...], output: str, device: str, as_json: bool, quiet: bool, **asked: Any
+) -> None:
+    """Merge adapters into one: folders with weights (a:0.5 b:0.5), or a recipe.
+
+    A weight is what stands behind the last colon, if that is a number; 1 otherwise. Options win over the
+    recipe.
+    """
+    from riemerge.recipe import read_recipe
+
+    recipe = read_recipe(sources, {"merge_method": asked.pop("method"), **asked})
+    _merge_into(recipe, Path(output), device, as_json, quiet)
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...")
+@_json
+@_answering
+def inspect(folders: tuple[str, ...], as_json: bool) -> None:
+    """Show what is in adapters, and how far apart each two of them are."""
+    from riemerge.inspection import inspect_adapters
+
+    inspection = inspect_adapters(folders)
+    if as_json:
+        click.echo(inspection.to_json(), nl=False)
+    else:
+        from riemerge.report import inspection_report
+
+        _show(inspection_report(inspection))
+
+
+@main.command()
+@_json
+@_answering
+def methods(as_json: bool) -> None:
+    """List the ways to merge."""
+    if as_json:
+        from dataclasses import asdict
+
+        from riemerge.methods import METHODS
+
+        _dump([asdict(row) for row in METHODS.values()])
+    else:
+        from riemerge.report import methods_report
+
+        _show(methods_report())
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Path(), help="Folder to make; a temporary one if not given.")
+@_json
+@_quiet
+@_answering
+def demo(output: str | None, as_json: bool, quiet: bool) -> None:
+    """Merge the four real adapters that come with riemerge, and explain the result."""
+    from riemerge.recipe import read_recipe
+
+    folder = _demo_folder()
+    recipe = read_recipe([str(folder / name) for name in DEMO])
+    target = Path(output) if output else Path(tempfile.mkdtemp(prefix="riemerge-demo-")) / "merged"
+    _merge_into(recipe, target, "cpu", as_json, quiet)
+
+
+def _merge_into(recipe: Recipe, target: Path, device: str, as_json: bool, quiet: bool) -> None:
+    """Check the target, merge, write, and show."""
+    from riemerge.adapters import check_output
+    from riemerge.merge import merge_recipe
+
+    check_output(target, [entry.model for entry in recipe.models])
+    with _progress(quiet) as listener:
+        result = merge_recipe(recipe, device=device, progress=listener)
+    rounding = max(result.save_pretrained(target).values())
+    if as_json:
+        _dump({"output": str(target), "rounding": rounding, "record": json.loads(result.record.to_json())})
+    elif quiet:
+        click.echo(str(target))
+    else:
+        _show_merge(result, target, rounding)
+
+
+def _show_merge(result: MergeResult, target: Path, rounding: float) -> None:
+    from rich.text import Text
+
+    from riemerge.card import printable
+    from riemerge.report import merge_report
+
+    _show(merge_report(result.record))
+    dtype = result.record.recipe["out_dtype"]
+    where = printable(str(target))
+    _show(
+        Text(
+            f"\nwritten to {where} as {dtype}; rounding moved no module by more than {rounding:.1g} relative"
+        )
+    )
+
+
+def _demo_folder() -> Path:
+    """Where the real adapters are: inside an installed package, or in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "_demo", package.parent / "examples" / "adapters"):
+        if all((folder / name).is_dir() for name in DEMO):
+            return folder
+    raise ResourceError(
+        "demo: the example adapters are missing: reinstall riemerge, or run it from a checkout"
+    )
+
+
+# --- out and err --------------------------------------------------------------------------------------------
+
+
+def _console(stream: Any, *, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    plain = None if stream.isatty() else int(os.environ.get("COLUMNS", PLAIN_WIDTH))
+    return Console(stderr=stderr, width=plain, highlight=False, markup=False, emoji=False)
+
+
+def _show(what: RenderableType) -> None:
+    _console(sys.stdout).print(what)
+
+
+def _dump(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _fail(kind: str, code: int, problems: tuple[str, ...], as_json: bool) -> NoReturn:
+    from riemerge.card import printable
+
+    if as_json:
+        _dump({"error": {"kind": kind, "code": code, "problems": list(problems)}})
+    for problem in problems:
+        click.echo(f"error: {printable(problem)}", err=True)
+    if len(problems) > 1:
+        click.echo(f"{len(problems)} problems; nothing was written (exit {code})", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Listener | None]:
+    """A listener that draws a bar on a terminal, and writes a line now and then elsewhere."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Bars(*columns, console=_console(sys.stderr, stderr=True)) as bars:
+            tasks: dict[str, Any] = {}
+
+            def draw(event: Progress) -> None:
+                if event.stage not in tasks:
+                    tasks[event.stage] = bars.add_task(event.stage, text="")
+                bars.update(tasks[event.stage], completed=event.done, total=event.total, text=event.text)
+
+            yield draw
+    else:
+        yield _log_lines()
+
+
+def _log_lines() -> Listener:
+    """A listener that writes a line at each end of a stage, at every tenth of it, and every ten seconds."""
+    stage, shown, since = "", 0.0, 0.0
+
+    def log(event: Progress) -> None:
+        nonlocal stage, shown, since
+        share, now = event.done / event.total, monotonic()
+        fresh = event.stage != stage
+        if fresh or share - shown >= LOG_SHARE or (share == 1 > shown) or now - since >= LOG_SECONDS:
+            stage, shown, since = event.stage, share, now
+            text = f": {event.text}" if event.text else ""
+            click.echo(f"{event.stage}: {event.done} of {event.total} modules{text}", err=True)
+
+    return log

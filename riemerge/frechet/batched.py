@@ -1,0 +1,202 @@
+"""The Fréchet problem on torch manifolds: nested, or jointly in the point and the alignments."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from riemerge.frechet.formulation import Evaluation, Formulation
+from riemerge.manifolds import (
+    FixedRank,
+    GeodesicManifold,
+    JointManifold,
+    Orthogonal,
+    QuotientManifold,
+    TorchManifold,
+)
+from riemerge.manifolds.base import Logarithm, scaled
+from riemerge.manifolds.linalg import frobenius
+
+
+class Batched(Formulation, ABC):
+    """What formulations on torch manifolds share. Abstract."""
+
+    manifold: TorchManifold
+
+    @final
+    def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Returns the search manifold's metric per module."""
+        return self.manifold.inner_products(point, a, b)
+
+    @final
+    def move(self, point: Tensor, step: Tensor, direction: Tensor) -> Tensor:
+        """Retracts each module along its own direction by its own step."""
+        return self.manifold.retraction(point, scaled(step, direction))
+
+    @final
+    def choose(self, mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Takes whole modules from a or b."""
+        return torch.where(mask[:, None, None], a, b)
+
+    @final
+    def differentiate(
+        self, point: Tensor, direction: Tensor, field: Tensor, ahead: Tensor, behind: Tensor
+    ) -> Tensor:
+        """Turns a central difference into the covariant derivative."""
+        return self.manifold.covariant_derivative(point, direction, field, (ahead - behind) / 2)
+
+
+@final
+class Nested(Batched):
+    """The quotient's (or any torch manifold's) own cost: data are aligned anew, from scratch, at every point.
+
+    The derivative of the alignment does not enter the gradient (envelope theorem).
+    """
+
+    def __init__(
+        self, manifold: GeodesicManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
+    ) -> None:
+        self.manifold: GeodesicManifold = manifold
+        self.k = points.shape[1]
+        self.total = manifold.total if isinstance(manifold, QuotientManifold) else manifold
+        self.points = points
+        self.weights = weights
+        self.autograd = autograd
+        self.squared = squared or self.total.squared_dists
+
+    def evaluate(self, point: Tensor) -> Evaluation:
+        """Computes one logarithm for each data point and module."""
+        feasible = self.manifold.feasible(point)
+        x = self.choose(feasible, point, self.points[0])
+        aligned = (
+            self.manifold.align(self.points, to=x)
+            if isinstance(self.manifold, QuotientManifold)
+            else self.points
+        )
+        found = self.total.logarithm(x, aligned)
+        if self.autograd:
+            euclidean, found = _autograd(lambda leaf: self.squared(leaf, aligned), x, found, self.weights)
+            gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
+        else:
+            gradient = -scaled(self.weights, found.tangent).sum(dim=0)
+        if isinstance(self.manifold, QuotientManifold):
+            gradient = self.manifold.horizontal(x, gradient)
+        return _evaluation(
+            self, x, feasible, found, gradient, _vertical(self.manifold, x, found.tangent), self.weights
+        )
+
+    def start(self, initial_point: Tensor | None) -> Tensor:
+        """Returns the extrinsic mean, or a user's point."""
+        return _start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
+
+    def solution(self, point: Tensor) -> Tensor:
+        """Returns the mean."""
+        return point
+
+
+@final
+class Joint(Batched):
+    """The smooth form: alignments are variables beside x, and a pass is one logarithm per data point."""
+
+    def __init__(
+        self, quotient: QuotientManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
+    ) -> None:
+        assert isinstance(quotient.action, Orthogonal)
+        assert isinstance(quotient.total, FixedRank)
+        self.quotient = quotient
+        self.total, self.action = quotient.total, quotient.action
+        self.k = points.shape[1]
+        self.points = self.action.diagonalised(self.total, points)
+        self.weights = weights
+        self.manifold: JointManifold = JointManifold(quotient, self.points, weights)
+        identity = torch.eye(self.action.r, dtype=points.dtype, device=points.device)
+        self.stand_in = self.manifold.join(self.points[0], identity.expand(*points.shape[:2], -1, -1))
+        self.autograd = autograd
+        self.squared = squared or self.total.squared_dists
+
+    def evaluate(self, point: Tensor) -> Evaluation:
+        """Computes one logarithm for each data point and module."""
+        feasible = self.manifold.feasible(point)
+        point = self.choose(feasible, point, self.stand_in)
+        x, alignments = self.manifold.split(point)
+        found = self.total.logarithm(x, self.action.act(self.total, self.points, alignments))
+        if self.autograd:
+
+            def squared(leaf: Tensor) -> Tensor:
+                at, turns = self.manifold.split(leaf)
+                result: Tensor = self.squared(at, self.action.act(self.total, self.points, turns))
+                return result
+
+            euclidean, found = _autograd(squared, point, found, self.weights)
+            gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
+        else:
+            gradient = self.manifold.gradient(x, found.tangent, self.weights, alignments)
+        vertical = _vertical(self.quotient, x, found.tangent)
+        return _evaluation(self, point, feasible, found, gradient, vertical, self.weights)
+
+    def start(self, initial_point: Tensor | None) -> Tensor:
+        """Returns the extrinsic mean, or a user's point."""
+        x = _start(self.quotient, self.points, self.weights) if initial_point is None else initial_point
+        alignments = self.action.nearest(self.total, self.points, x, tolerance=_ROUGH)
+        return self.manifold.join(x, alignments)
+
+    def solution(self, point: Tensor) -> Tensor:
+        """Returns the mean."""
+        return self.manifold.split(point)[0]
+
+
+# A joint start needs the right basin of each alignment, not its minimum.
+_ROUGH = 1e-2
+
+
+def _start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
+    """Returns the extrinsic mean; a single point is its own mean, to the bit."""
+    return points[0].clone() if points.shape[0] == 1 else manifold.extrinsic_mean(points, weights)
+
+
+def _vertical(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
+    if not isinstance(manifold, QuotientManifold):
+        return torch.zeros(logs.shape[:2], dtype=torch.float64, device=logs.device)
+    total, action = manifold.total, manifold.action
+    gauge = action.gauge_part(total, x, logs)
+    return frobenius(gauge, action.momentum(total, x, logs)).clamp_min(0).sqrt()
+
+
+def _evaluation(
+    form: Batched,
+    x: Tensor,
+    feasible: Tensor,
+    found: Logarithm,
+    gradient: Tensor,
+    vertical: Tensor,
+    weights: Tensor,
+) -> Evaluation:
+    """Screens one pass: a module that failed costs +inf and has no gradient; the others are untouched."""
+    counts = weights > 0
+    defined = feasible & (found.valid | ~counts).all(dim=0)
+    squared = torch.where(counts, found.squared, torch.zeros_like(found.squared))
+    cost = torch.where(defined, (weights * squared).sum(dim=0) / 2, torch.inf)
+    defined = defined & torch.isfinite(cost)
+    gradient = form.choose(defined, gradient, torch.zeros_like(gradient))
+    norms = form.manifold.norms(x, gradient)
+    return Evaluation(
+        cost, gradient, norms, found.squared, torch.where(counts, vertical, torch.zeros_like(vertical))
+    )
+
+
+def _autograd(
+    squared: Callable[[Tensor], Tensor], point: Tensor, found: Logarithm, weights: Tensor
+) -> tuple[Tensor, Logarithm]:
+    """Differentiates 1/2 sum w squared(point) by torch; returns the entrywise gradient and the distances it
+    saw.
+    """
+    leaf = point.detach().requires_grad_()
+    with torch.enable_grad():
+        values = squared(leaf)
+        used = torch.where(weights > 0, values.double(), torch.zeros_like(values, dtype=torch.float64))
+        (gradient,) = torch.autograd.grad((weights * used).sum() / 2, leaf)
+    return torch.nan_to_num(gradient), found._replace(squared=values.detach().double())

@@ -1,0 +1,71 @@
+"""What an optimizer needs to know of a Fréchet problem, whatever the points are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, TypeAlias
+
+from pymanopt.manifolds.manifold import Manifold
+from torch import Tensor
+
+Point: TypeAlias = Any
+"""A torch tensor (K, ...) on our manifolds; whatever Pymanopt's own manifolds use on theirs."""
+
+
+class Evaluation(NamedTuple):
+    """One pass over all logarithms at a point.
+
+    Attributes:
+        cost: F per module (K,), float64; +inf where the point is infeasible or a logarithm was not found.
+        gradient: Riemannian gradient on the search manifold; zero in modules of infinite cost.
+        norms: Its length per module (K,).
+        squared: Squared distances (T, K).
+        vertical: Length of the part of each logarithm along the orbit (T, K): zero where data are aligned.
+    """
+
+    cost: Tensor
+    gradient: Point
+    norms: Tensor
+    squared: Tensor
+    vertical: Tensor
+
+
+class Formulation(ABC):
+    """What an optimizer moves on, and how the cost is computed there. Abstract; one for each kind of
+    manifold.
+    """
+
+    manifold: Manifold
+    k: int
+
+    @abstractmethod
+    def evaluate(self, point: Point) -> Evaluation:
+        """Computes cost and gradient of every module in one pass."""
+
+    @abstractmethod
+    def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
+        """Returns the metric per module (K,)."""
+
+    @abstractmethod
+    def move(self, point: Point, step: Tensor, direction: Point) -> Point:
+        """Moves each module by its own step (K,) along its own direction."""
+
+    @abstractmethod
+    def choose(self, mask: Tensor, a: Point, b: Point) -> Point:
+        """Takes module by module from a where the mask (K,) holds, else from b."""
+
+    @abstractmethod
+    def differentiate(
+        self, point: Point, direction: Point, field: Point, ahead: Point, behind: Point
+    ) -> Point:
+        """Turns values of a tangent field at two points, (x moved by +direction, by -direction), into its
+        derivative.
+        """
+
+    @abstractmethod
+    def start(self, initial_point: Point | None) -> Point:
+        """Returns where to begin: a deterministic average, or a user's own point."""
+
+    @abstractmethod
+    def solution(self, point: Point) -> Point:
+        """Returns the mean itself, on the manifold that was asked for."""

@@ -1,0 +1,186 @@
+"""The Fréchet problem: F(x) = 1/2 sum_i w_i d(x, y_i)^2, for a stack of modules at once, on any manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from pymanopt.manifolds.manifold import Manifold
+from torch import Tensor
+
+from riemerge.errors import RecipeError
+from riemerge.frechet.batched import Batched, Joint, Nested
+from riemerge.frechet.formulation import Evaluation, Formulation, Point
+from riemerge.frechet.stock import Stock
+from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
+from riemerge.manifolds.base import Reduction, scaled, unreduced
+
+# Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
+# and round-off eps/h balance between 1e-5 and 1e-4.
+_HESSIAN_STEP = 3e-5
+
+
+@final
+class FrechetProblem:
+    """The weighted Fréchet mean as a minimisation problem, one independent problem per module.
+
+    Law: F is a function of the points' orbits alone; its gradient is -sum w_i log_x(y_i) with aligned y_i.
+
+    Args:
+        manifold: One of ours (points are tensors (K, ...)), or any of Pymanopt's with `log` and `dist`.
+        points: T points.
+        weights: T numbers, or (T, K) for weights per module; equal by default. Finite, not negative, not all
+            zero; divided by their sum. A point whose weight is zero everywhere is left out.
+        form: `joint` (alignments are variables; the default on FixedRank by Orthogonal) or `nested` (aligned
+            inside the cost). On a manifold without a symmetry there is only one form and this is ignored.
+        gradient: `analytic`, or `autograd`: the same through torch (or, on numpy manifolds, through
+            Pymanopt's autograd backend, for which `squared_dist` is needed).
+        reduce: Solve in the joint span of the data, exactly, where the manifold offers it.
+        squared_dist: A user's own squared distance of two points (differentiable; summed over nothing: (K,)
+            for ours, a scalar on numpy), in place of the geodesic one. Needs `gradient="autograd"`.
+        initial_point: Where to start instead of the deterministic average.
+
+    Raises:
+        RecipeError: No points, or weights that are not a weighting.
+    """
+
+    def __init__(
+        self,
+        manifold: Manifold,
+        points: Sequence[Point],
+        weights: Sequence[float] | np.ndarray | Tensor | None = None,
+        *,
+        form: Literal["joint", "nested"] = "joint",
+        gradient: Literal["analytic", "autograd"] = "analytic",
+        reduce: bool = True,
+        squared_dist: Callable[[Any, Any], Any] | None = None,
+        initial_point: Point | None = None,
+    ) -> None:
+        if form not in ("joint", "nested"):
+            raise RecipeError(f"form is {form!r}; known are 'joint' and 'nested'")
+        if gradient not in ("analytic", "autograd"):
+            raise RecipeError(f"gradient is {gradient!r}; known are 'analytic' and 'autograd'")
+        if squared_dist is not None and gradient != "autograd":
+            raise RecipeError(
+                "a squared_dist of your own is differentiated: pass gradient='autograd' with it"
+            )
+        batched = isinstance(manifold, GeodesicManifold)
+        if isinstance(manifold, TorchManifold) and not batched:
+            raise RecipeError(f"{manifold} has no logarithm, so there is no Fréchet mean on it")
+        if not batched and gradient == "autograd" and squared_dist is None:
+            raise RecipeError(
+                f"{manifold} computes distances in numpy, which autograd cannot follow: pass squared_dist, "
+                "written with autograd.numpy, or use gradient='analytic'"
+            )
+        self.manifold = manifold
+        self.weights = normalised_weights(weights, len(points), manifold.k if batched else 1)
+        kept = torch.nonzero((self.weights > 0).any(dim=1)).squeeze(-1).tolist()
+        self.kept: tuple[int, ...] = tuple(kept)
+        points = [points[i] for i in kept]
+        self.initial_point = initial_point
+        self.passes = 0
+        self._memo: list[tuple[Point, Evaluation]] = []
+        autograd = gradient == "autograd"
+        self.form: Formulation
+        if not isinstance(manifold, GeodesicManifold):
+            self.form = Stock(manifold, points, self.weights[kept], autograd, squared_dist)
+            self._lift: Callable[[Point], Point] = _same
+            return
+        data = torch.stack([*points] if initial_point is None else [*points, initial_point])
+        if data.ndim != 4 or data.shape[1] != manifold.k:
+            raise RecipeError(
+                f"{manifold}: points are of shape {tuple(data.shape[1:])}; expected "
+                f"({manifold.k}, rows, columns)"
+            )
+        small = manifold.reduce(data) if reduce else unreduced(manifold, data)
+        self._lift = small.lift
+        reduced = small.points[: len(points)]
+        self.initial_point = None if initial_point is None else small.points[-1]
+        weight = self.weights[kept].to(data.device)
+        self.form = _formulation(small, form)(small.manifold, reduced, weight, autograd, squared_dist)
+
+    @property
+    def k(self) -> int:
+        """Number of modules."""
+        return self.form.k
+
+    def start(self) -> Point:
+        """Returns the point of the search manifold to begin at; the same for the same data."""
+        return self.form.start(self.initial_point)
+
+    def solution(self, point: Point) -> Point:
+        """Returns the mean that a point of the search manifold stands for, on the manifold that was asked
+        for.
+        """
+        return self._lift(self.form.solution(point))
+
+    def evaluate(self, point: Point) -> Evaluation:
+        """Computes cost and gradient, once per point: the last two passes are remembered."""
+        for index, (known, evaluation) in enumerate(self._memo):
+            if known is point:
+                self._memo.insert(0, self._memo.pop(index))
+                return evaluation
+        self.passes += 1
+        evaluation = self.form.evaluate(point)
+        self._memo = [(point, evaluation), *self._memo[:1]]
+        return evaluation
+
+    def hessian(self, point: Point, vector: Point) -> Point:
+        """Returns the Hessian-vector product by central differences along geodesics: two passes.
+
+        Symmetric up to the differences' error at critical points; each module has its own step.
+        """
+        lengths = self.form.inner_products(point, vector, vector).clamp_min(0).sqrt()
+        step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), torch.zeros_like(lengths))
+        ahead = self.form.evaluate(self.form.move(point, step, vector)).gradient
+        behind = self.form.evaluate(self.form.move(point, -step, vector)).gradient
+        self.passes += 2
+        field = self.evaluate(point).gradient
+        if isinstance(self.form, Batched):
+            unit = scaled(step, vector)
+            derived = self.form.differentiate(point, unit, field, ahead, behind)
+            inverse = torch.where(step > 0, 1 / step.clamp_min(1e-300), torch.zeros_like(step))
+            return self.form.manifold.projection(point, scaled(inverse, derived))
+        size = float(step[0])
+        return self.form.differentiate(point, vector, field, ahead, behind) / size if size > 0 else 0 * vector
+
+
+def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> Tensor:
+    """Returns weights (T, K), float64, that sum to one in every module.
+
+    Raises:
+        RecipeError: Wrong number, not finite, negative, or nothing positive.
+    """
+    if count == 0:
+        raise RecipeError("there are no points to take a mean of")
+    given = torch.ones(count) if weights is None else torch.as_tensor(weights)
+    tensor = given.detach().to(device="cpu", dtype=torch.float64)
+    if tensor.shape not in ((count,), (count, k)):
+        raise RecipeError(
+            f"weights are of shape {tuple(tensor.shape)}; expected one for each of {count} points, or "
+            f"({count}, {k})"
+        )
+    if not torch.isfinite(tensor).all():
+        raise RecipeError(f"weights are {tensor.tolist()}; all must be finite")
+    if (tensor < 0).any():
+        raise RecipeError(
+            f"weights are {tensor.tolist()}; a Fréchet mean takes no negative weights. Use a method that sums, "
+            "like task_arithmetic"
+        )
+    tensor = tensor.reshape(count, -1).expand(count, k)
+    total = tensor.sum(dim=0)
+    if not (total > 0).all():
+        raise RecipeError(f"weights are {tensor.tolist()}; at least one must be positive")
+    return tensor / total
+
+
+def _formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:
+    manifold = small.manifold
+    symmetric = isinstance(manifold, QuotientManifold) and isinstance(manifold.action, Orthogonal)
+    return Joint if form == "joint" and symmetric else Nested
+
+
+def _same(point: Point) -> Point:
+    return point

@@ -1,0 +1,88 @@
+"""Torch functions as Pymanopt cost functions, without leaving torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+import torch
+from pymanopt.autodiff import backend_decorator_factory
+from pymanopt.autodiff.backends._backend import Backend
+from torch import Tensor
+
+from riemerge.manifolds.base import host
+
+
+@final
+class TorchBackend(Backend):
+    """Pymanopt's own torch backend turns points into numpy arrays; this one leaves tensors on their device.
+
+    Costs return `np.float64`; gradients and Hessian-vector products come from torch's autograd on detached
+    copies.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("Torch")
+
+    @staticmethod
+    def is_available() -> bool:
+        """Torch is a core dependency."""
+        return True
+
+    def prepare_function(self, function: Callable[..., Tensor]) -> Callable[..., np.float64]:
+        """Returns the function without gradient tape, its 0-d result on the host."""
+
+        def cost(*point: Tensor) -> np.float64:
+            with torch.no_grad():
+                return host(function(*point))
+
+        return cost
+
+    def generate_gradient_operator(
+        self, function: Callable[..., Tensor], num_arguments: int
+    ) -> Callable[..., object]:
+        """Returns the entrywise gradient."""
+
+        def gradient(*point: Tensor) -> object:
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in point]
+                gradients = torch.autograd.grad(function(*leaves), leaves, allow_unused=True)
+            filled = _filled(gradients, leaves)
+            return filled[0] if num_arguments == 1 else filled
+
+        return gradient
+
+    def generate_hessian_operator(
+        self, function: Callable[..., Tensor], num_arguments: int
+    ) -> Callable[..., object]:
+        """Returns the entrywise Hessian-vector product; refuses functions that torch can differentiate only
+        once.
+        """
+
+        def hessian(*arguments: Tensor) -> object:
+            point, vector = arguments[:num_arguments], arguments[num_arguments:]
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in point]
+                gradients = _filled(
+                    torch.autograd.grad(function(*leaves), leaves, create_graph=True, allow_unused=True),
+                    leaves,
+                )
+                slope = torch.stack([(g * v).sum() for g, v in zip(gradients, vector, strict=True)]).sum()
+                products = (
+                    torch.autograd.grad(slope, leaves, allow_unused=True)
+                    if slope.requires_grad
+                    else [None] * len(leaves)
+                )
+            filled = _filled(products, leaves)
+            return filled[0] if num_arguments == 1 else filled
+
+        return hessian
+
+
+def _filled(gradients: object, leaves: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]  # type: ignore[call-overload]
+
+
+torch_function = backend_decorator_factory(TorchBackend)
+"""Decorator `@torch_function(manifold)`: makes a torch function of a point a Pymanopt cost."""

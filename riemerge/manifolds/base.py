@@ -1,0 +1,326 @@
+"""Pymanopt's manifold protocol on batches of torch tensors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Self, final
+
+import numpy as np
+import torch
+from pymanopt.manifolds.manifold import Manifold
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+
+
+class TorchManifold(Manifold):
+    """The K-fold power of a manifold, whose points are single tensors (K, rows, columns).
+
+    Abstract. A subclass states the geometry in batched verbs (`inner_products`, `retraction`, ...) for
+    tensors of any leading axes; the scalar verbs of Pymanopt's protocol (`inner_product`, `norm`) are derived
+    here, once, by summing over modules. They return `np.float64`: a 0-d tensor breaks Pymanopt's optimizers
+    on a GPU, and a Python float its line searches.
+
+    Args:
+        name: What it is called in messages.
+        dimension: Of one module.
+        k: Number of modules K.
+        dtype: Of the points that this manifold draws.
+        device: Likewise.
+        seed: Of the generator behind `random_point` and `random_tangent_vector`. Draws happen on the CPU, so
+            every device gets the same numbers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dimension: int,
+        *,
+        k: int = 1,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        if k < 1:
+            raise ValueError(f"{name}: k is {k}; at least one module is needed")
+        if not dtype.is_floating_point:
+            raise ValueError(f"{name}: dtype {dtype} is not a floating point type")
+        super().__init__(f"{name}^{k}" if k > 1 else name, k * dimension)
+        self.k = k
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Returns the metric of two tangent vectors, one float64 number per module (...)."""
+
+    @abstractmethod
+    def projection(self, point: Tensor, vector: Tensor) -> Tensor:
+        """Projects an ambient vector onto the tangent space. Law: idempotent, the identity on tangent
+        vectors.
+        """
+
+    @abstractmethod
+    def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
+        """Riesz: the tangent g with <g, v> = tr(E'v) for every tangent v, E the gradient of the entries."""
+
+    @abstractmethod
+    def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Moves along a tangent vector. Law: agrees with the geodesic to first order."""
+
+    @abstractmethod
+    def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
+        """Carries a tangent vector from a to b; the docstring says whether isometrically and whether
+        parallel.
+        """
+
+    @abstractmethod
+    def covariant_derivative(
+        self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
+    ) -> Tensor:
+        """Differentiates a tangent field by the metric's own connection.
+
+        Args:
+            point: Where.
+            direction: Tangent vector to differentiate along.
+            field: Value of the field at the point.
+            derivative: Entrywise derivative of the field along the direction.
+        """
+
+    @abstractmethod
+    def feasible(self, point: Tensor) -> Tensor:
+        """Tells per module whether a point is finite and inside the open conditions of the set, boolean
+        (...).
+        """
+
+    @abstractmethod
+    def random_point(self) -> Tensor:
+        """Draws a point from the manifold's own seeded generator."""
+
+    @final
+    def inner_product(self, point: Tensor, tangent_vector_a: Tensor, tangent_vector_b: Tensor) -> np.float64:
+        """Returns the metric of two tangent vectors, summed over modules."""
+        return host(self.inner_products(point, tangent_vector_a, tangent_vector_b).sum())
+
+    @final
+    def norm(self, point: Tensor, tangent_vector: Tensor) -> np.float64:
+        """Returns the length of a tangent vector of the whole stack."""
+        return host(self.inner_products(point, tangent_vector, tangent_vector).sum().clamp_min(0).sqrt())
+
+    @final
+    def norms(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Returns the length of a tangent vector per module, float64 (...)."""
+        return self.inner_products(point, tangent_vector, tangent_vector).clamp_min(0).sqrt()
+
+    @final
+    def zero_vector(self, point: Tensor) -> Tensor:
+        """Returns the zero tangent vector."""
+        return torch.zeros_like(point)
+
+    @final
+    def to_tangent_space(self, point: Tensor, vector: Tensor) -> Tensor:
+        """Removes what round-off added outside the tangent space."""
+        return self.projection(point, vector)
+
+    @final
+    def random_tangent_vector(self, point: Tensor) -> Tensor:
+        """Draws a tangent vector of unit length (of the stack) from the manifold's own seeded generator."""
+        vector = self.projection(point, self.random_ambient(point))
+        return vector / self.norm(point, vector)
+
+    @final
+    def random_ambient(self, like: Tensor) -> Tensor:
+        """Draws entries for a tensor of this shape from the manifold's own seeded generator: no tangent
+        vector.
+        """
+        return self._draw(*like.shape).to(like)
+
+    @final
+    @property
+    def typical_dist(self) -> np.float64:
+        """The scale of the stack, from which trust-region radii are taken."""
+        return np.float64(np.sqrt(self.dim))
+
+    @final
+    def euclidean_to_riemannian_hessian(
+        self, point: Tensor, euclidean_gradient: Tensor, euclidean_hessian: Tensor, tangent_vector: Tensor
+    ) -> Tensor:
+        """Turns an entrywise Hessian-vector product into the Riemannian one.
+
+        Law: the Hessian is the covariant derivative of the Riemannian gradient R(x, E), which is linear in
+        E; the derivative of R in x is taken by torch.
+        """
+        gradient, moved = torch.func.jvp(  # type: ignore[misc]
+            lambda x: self.euclidean_to_riemannian_gradient(x, euclidean_gradient),
+            (point,),
+            (tangent_vector,),
+        )
+        derivative = moved + self.euclidean_to_riemannian_gradient(point, euclidean_hessian)
+        return self.covariant_derivative(point, tangent_vector, gradient, derivative)
+
+    @final
+    def _draw(self, *shape: int) -> Tensor:
+        numbers = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+        return numbers.to(dtype=self.dtype, device=self.device)
+
+
+class Logarithm(NamedTuple):
+    """What a logarithm found, pair by pair.
+
+    Attributes:
+        tangent: Initial velocities of the geodesics, in the shape of a point.
+        squared: Squared lengths, float64, in the shape of the leading axes.
+        valid: Whether exp(tangent) was checked to reach the second point, boolean, same shape.
+    """
+
+    tangent: Tensor
+    squared: Tensor
+    valid: Tensor
+
+
+class Reduction(NamedTuple):
+    """The same problem on a smaller, totally geodesic manifold.
+
+    Attributes:
+        manifold: The smaller manifold.
+        points: The points (T, K, rows, columns) there.
+        lift: An isometry from there back to the manifold the points came from.
+    """
+
+    manifold: GeodesicManifold
+    points: Tensor
+    lift: Callable[[Tensor], Tensor]
+
+
+class GeodesicManifold(TorchManifold):
+    """A torch manifold whose geodesics are known: what a Fréchet mean needs. Abstract."""
+
+    @abstractmethod
+    def with_modules(self, k: int) -> Self:
+        """Returns the same manifold with k modules."""
+
+    @abstractmethod
+    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Inverse of Riesz: an ambient E with tr(E'v) = <tangent_vector, v> for every tangent v."""
+
+    @abstractmethod
+    def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Follows a geodesic for unit time: returns where it arrives, and with what velocity."""
+
+    @abstractmethod
+    def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
+        """Finds the velocity of a geodesic from a to b, checked forward, failures flagged per pair.
+
+        The leading axes of a and b broadcast.
+        """
+
+    @abstractmethod
+    def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Averages points (T, K, ...) with weights (T, K) in closed form: a start for the mean, not the
+        mean.
+        """
+
+    @abstractmethod
+    def reduce(self, points: Tensor) -> Reduction:
+        """Returns an equivalent smaller problem for points (T, K, ...), or this one where there is none."""
+
+    @final
+    def exp(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Follows the geodesic with this initial velocity for unit time."""
+        return self.geodesic(point, tangent_vector)[0]
+
+    @final
+    def dists(self, point_a: Tensor, point_b: Tensor) -> Tensor:
+        """Returns the distance per module, float64 (...); NaN where no geodesic was found."""
+        found = self.logarithm(point_a, point_b)
+        return torch.where(found.valid, found.squared.sqrt(), torch.nan)
+
+    @final
+    def squared_dists(self, point_a: Tensor, point_b: Tensor) -> Tensor:
+        """Returns squared distances per module (...), differentiable once by torch in both points.
+
+        The derivative is the logarithm (grad of d^2/2 at a is -log_a b): nothing is differentiated through an
+        eigensolver. Where no geodesic was found, value and gradient are NaN.
+        """
+        result: Tensor = _SquaredDistance.apply(self, point_a, point_b)  # type: ignore[no-untyped-call]
+        return result
+
+    @final
+    def dist(self, point_a: Tensor, point_b: Tensor) -> np.float64:
+        """Returns the distance of two stacks of points.
+
+        Raises:
+            NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
+        """
+        return host(self._found(point_a, point_b).squared.sum().sqrt())
+
+    @final
+    def log(self, point_a: Tensor, point_b: Tensor) -> Tensor:
+        """Returns the initial velocity of the geodesic from a to b. Law: exp(a, log(a, b)) = b, |log| = dist.
+
+        Raises:
+            NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
+        """
+        return self._found(point_a, point_b).tangent
+
+    @final
+    def pair_mean(self, point_a: Tensor, point_b: Tensor) -> Tensor:
+        """Returns the midpoint of the geodesic from a to b."""
+        return self.exp(point_a, self.log(point_a, point_b) / 2)
+
+    @final
+    def _found(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
+        found = self.logarithm(point_a, point_b)
+        failed = int(host((~found.valid).sum()))
+        if failed:
+            raise NumericalError(
+                f"{self}: no geodesic was found for {failed} of {found.valid.numel()} pairs of points: they lie "
+                "at or beyond the cut locus. Align them first, or use `logarithm`, which flags such pairs"
+            )
+        return found
+
+
+def host(scalar: Tensor) -> np.float64:
+    """Brings one number to the host: the only door through which a solve waits for its device."""
+    return np.float64(scalar.item())
+
+
+def scaled(factor: Tensor, vector: Tensor) -> Tensor:
+    """Multiplies each module's vector (..., rows, columns) by its own factor (...)."""
+    return factor.to(vector.dtype)[..., None, None] * vector
+
+
+def unreduced(manifold: GeodesicManifold, points: Tensor) -> Reduction:
+    """The trivial reduction: the problem itself."""
+    return Reduction(manifold, points, _same)
+
+
+def _same(point: Tensor) -> Tensor:
+    return point
+
+
+class _SquaredDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, manifold, point_a, point_b):  # type: ignore[no-untyped-def]
+        found = manifold.logarithm(point_a, point_b)
+        ctx.manifold = manifold
+        ctx.save_for_backward(point_a, point_b, found.tangent, found.valid)
+        return torch.where(found.valid, found.squared, torch.nan)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        manifold: GeodesicManifold = ctx.manifold
+        point_a, point_b, tangent, valid = ctx.saved_tensors
+        factor = 2 * torch.where(valid, grad, torch.nan)
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[1]:
+            grad_a = scaled(-factor, manifold.lower(point_a, tangent)).sum_to_size(point_a.shape)
+        if ctx.needs_input_grad[2]:
+            # log_b(a) is minus the velocity with which the geodesic arrives at b.
+            velocity = manifold.geodesic(point_a, tangent)[1]
+            grad_b = scaled(factor, manifold.lower(point_b, velocity)).sum_to_size(point_b.shape)
+        return None, grad_a, grad_b

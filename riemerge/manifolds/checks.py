@@ -1,0 +1,296 @@
+"""The laws of manifolds, metrics, symmetries and derivatives, as numbers.
+
+Every check works on any Pymanopt manifold, numpy or torch, draws through the manifold's own generator (numpy
+manifolds: the global one, so seed it), prints and plots nothing, and returns defects (relative; round-off
+    when the law holds) and slopes (the
+order of an error in the step: 2 for a correct gradient, 3 for a correct Hessian). What is below tolerance is
+for the caller to say:
+
+    defects = check_manifold(manifold)
+    assert max(defects.values()) < 1e-10, defects
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pymanopt import Problem
+from pymanopt.manifolds.manifold import Manifold
+from torch import Tensor
+
+from riemerge.manifolds.base import TorchManifold
+from riemerge.manifolds.quotient import QuotientManifold
+
+# Steps of Taylor tests: short enough for the leading term, long enough to stay clear of round-off.
+_STEPS = np.logspace(-3.5, -1.5, 9)
+
+
+def check_manifold(manifold: Manifold, *, scale: float = 0.5, pairs: int = 2) -> dict[str, float]:
+    """Measures the laws of points and geodesics; verbs that a manifold does not offer are left out.
+
+    Keys, each the worst defect over a few random points and tangent vectors of length `scale`: `projection`
+    (idempotent), `linearity` and `symmetry` of the metric, `positivity` (negative part of <v, v>), `norm`
+    (|v|^2 = <v, v>), `retraction` (2 minus the order of its error, at least 0), `exp_log` and `log_exp`
+    (round trips), `length` (|log| = dist), `dist_symmetry`, `gauss` (the gradient of d(x, .)^2 / 2 at y is
+    -log_y x, by central differences: 1e-8 is exact), `transport` (lands in the tangent space),
+    `isometry` of the transport, `pair_mean` (equidistant), `dimension` (against the rank of drawn tangent
+    vectors, for dimensions up to 200).
+
+    Args:
+        manifold: Any Pymanopt manifold.
+        scale: Length of the geodesics; inside the injectivity radius.
+        pairs: How many draws.
+    """
+    defects: dict[str, float] = {}
+
+    def record(key: str, value: Any) -> None:
+        defects[key] = max(defects.get(key, 0.0), float(value))
+
+    for _ in range(pairs):
+        x = manifold.random_point()
+        u, v = (manifold.random_tangent_vector(x) for _ in range(2))
+        u, v = (scale / manifold.norm(x, w) * w for w in (u, v))
+        record("projection", manifold.norm(x, manifold.projection(x, _embedded(manifold, x, u)) - u) / scale)
+        record(
+            "symmetry", _relative(manifold.inner_product(x, u, v), manifold.inner_product(x, v, u), scale**2)
+        )
+        both = manifold.inner_product(x, u, v) + manifold.inner_product(x, v, v)
+        record("linearity", _relative(manifold.inner_product(x, u + v, v), both, scale**2))
+        record("positivity", max(0.0, -float(manifold.inner_product(x, u, u))))
+        record("norm", _relative(manifold.norm(x, u) ** 2, manifold.inner_product(x, u, u), scale**2))
+        if _offers(manifold, "exp", x, u):
+            _check_geodesics(manifold, x, u, v, scale, record)
+            record("retraction", max(0.0, 2 - check_retraction(manifold, point=x, tangent_vector=u)))
+    if manifold.dim <= 200:
+        record("dimension", abs(_rank(manifold) - manifold.dim))
+    return defects
+
+
+def _check_geodesics(
+    manifold: Manifold, x: Any, u: Any, v: Any, scale: float, record: Callable[[str, Any], None]
+) -> None:
+    y = manifold.exp(x, u)
+    if _offers(manifold, "log", x, y):
+        back = manifold.log(x, y)
+        record("log_exp", manifold.norm(x, back - u) / scale)
+        record("exp_log", manifold.norm(x, manifold.log(x, manifold.exp(x, back)) - back) / scale)
+    if _offers(manifold, "dist", x, y):
+        record("length", _relative(manifold.dist(x, y), scale, scale))
+        record("dist_symmetry", _relative(manifold.dist(x, y), manifold.dist(y, x), scale))
+        if _offers(manifold, "log", y, x):
+            # The first variation of d(x, .)^2 / 2 at y is that of the radius alone: -<log_y x, w>.
+            w = manifold.random_tangent_vector(y)
+            ahead, behind = (
+                manifold.dist(x, manifold.exp(y, t * w)) ** 2 for t in (1e-4 * scale, -1e-4 * scale)
+            )
+            slope = (ahead - behind) / (4e-4 * scale)
+            record("gauss", _relative(slope, -manifold.inner_product(y, manifold.log(y, x), w), scale))
+        if _offers(manifold, "pair_mean", x, y):
+            middle = manifold.pair_mean(x, y)
+            record("pair_mean", _relative(manifold.dist(x, middle), manifold.dist(middle, y), scale))
+    if _offers(manifold, "transport", x, y, v):
+        moved = manifold.transport(x, y, v)
+        tangent = manifold.projection(y, _embedded(manifold, y, moved))
+        record("transport", manifold.norm(y, tangent - moved) / scale)
+        record("isometry", _relative(manifold.norm(y, moved), scale, scale))
+
+
+def check_metric(manifold: Manifold, *, draws: int = 4) -> dict[str, float]:
+    """Measures Riesz: <gradient(E), v> = sum(E * v) for random E and tangent v, and that the gradient is
+    tangent.
+
+    Keys: `riesz`, `tangency`; on our manifolds also `lower` (its inverse).
+    """
+    defects = {"riesz": 0.0, "tangency": 0.0}
+    for _ in range(draws):
+        x = manifold.random_point()
+        v = manifold.random_tangent_vector(x)
+        ambient = _embedded(manifold, x, v)
+        euclidean = _ambient_like(manifold, ambient)
+        gradient = manifold.euclidean_to_riemannian_gradient(x, euclidean)
+        if isinstance(manifold, QuotientManifold):
+            # On a quotient Riesz holds for functions of orbits; the horizontal part is what such a function
+            # has.
+            gradient = manifold.horizontal(x, gradient)
+        size = max(float(manifold.norm(x, gradient)), 1e-300)
+        slope = float((euclidean * ambient).sum())
+        defects["riesz"] = max(
+            defects["riesz"], abs(float(manifold.inner_product(x, gradient, v)) - slope) / size
+        )
+        tangent = manifold.projection(x, _embedded(manifold, x, gradient))
+        defects["tangency"] = max(defects["tangency"], float(manifold.norm(x, tangent - gradient)) / size)
+        if hasattr(manifold, "lower"):
+            again = manifold.euclidean_to_riemannian_gradient(x, manifold.lower(x, v))
+            defects["lower"] = max(defects.get("lower", 0.0), float(manifold.norm(x, again - v)))
+    return defects
+
+
+def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.5) -> dict[str, float]:
+    """Measures the laws of a symmetry.
+
+    Keys: `composition` (act twice = act by the product), `isometry` (of distances in the total space),
+    `vertical` (is the derivative of the action), `momentum` (is its adjoint), `horizontal` (is orthogonal to
+    orbits), `idempotence`, `invariance` (of the quotient distance under both gauges), `alignment` (the log
+    of an aligned point is horizontal).
+    """
+    total, action = quotient.total, quotient.action
+    generator = torch.Generator().manual_seed(seed)
+    x = total.random_point()
+    leading = tuple(x.shape[:-2])
+    g, h = (action.random_element(leading, generator).to(x) for _ in range(2))
+    algebra = action.random_algebra(leading, generator).to(x)
+    v = quotient.random_tangent_vector(x)
+    v = scale / quotient.norm(x, v) * v
+    y = total.exp(x, v)
+    vector = total.random_tangent_vector(x)
+
+    def act(point: Tensor, element: Tensor) -> Tensor:
+        return action.act(total, point, element)
+
+    def size(tensor: Tensor) -> float:
+        return float(torch.linalg.vector_norm(tensor))
+
+    twice = act(act(x, g), h)
+    vertical = action.vertical(total, x, algebra)
+    step = 1e-5
+    difference = (
+        act(x, action.exponential(step * algebra)) - act(x, action.exponential(-step * algebra))
+    ) / (2 * step)
+    pairing = total.inner_products(x, vector, vertical)
+    adjoint = (action.momentum(total, x, vector) * algebra).sum(dim=(-2, -1))
+    horizontal = quotient.horizontal(x, vector)
+    aligned = quotient.align(act(y, g), to=x)
+    log = total.logarithm(x, aligned).tangent
+    along = total.norm(x, log - quotient.horizontal(x, log))
+    apart = total.dist(x, y)
+    return {
+        "composition": size(twice - act(x, action.compose(g, h))) / size(twice),
+        "isometry": _relative(total.dist(act(x, g), act(y, g)), apart, apart),
+        "vertical": size(difference - vertical) / size(vertical),
+        "momentum": size(pairing - adjoint) / size(pairing),
+        "horizontal": abs(float(total.inner_product(x, horizontal, vertical)))
+        / float(total.norm(x, vertical)),
+        "idempotence": float(total.norm(x, quotient.horizontal(x, horizontal) - horizontal)),
+        "invariance": _relative(quotient.dist(act(x, h), act(y, g)), quotient.dist(x, y), apart),
+        "alignment": float(along) / float(apart),
+    }
+
+
+def check_gradient(problem: Problem, *, point: Any = None, tangent_vector: Any = None) -> float:
+    """Returns the order of the error of a problem's gradient: 2 where it is correct, 1 where it is not.
+
+    The error is that of f(exp(t v)) - f - t <grad, v> (or along the retraction). Source: Boumal 2023, sec.
+    4.8.
+    """
+    manifold = problem.manifold
+    x, v = _draw(manifold, point, tangent_vector)
+    value, slope = float(problem.cost(x)), float(manifold.inner_product(x, problem.riemannian_gradient(x), v))
+    errors = [float(problem.cost(_move(manifold, x, t * v))) - value - t * slope for t in _STEPS]
+    return _slope(errors, abs(value))
+
+
+def check_hessian(problem: Problem, *, point: Any = None, tangent_vector: Any = None) -> dict[str, float]:
+    """Measures a problem's Hessian.
+
+    Keys: `slope` (order of the error of the quadratic model along geodesics: 3 where it is correct; along a
+    retraction of first order only at critical points), `symmetry` and `tangency` and `linearity` (relative
+    defects). Source: Boumal 2023, sec. 6.8.
+    """
+    manifold = problem.manifold
+    x, v = _draw(manifold, point, tangent_vector)
+    w = manifold.random_tangent_vector(x)
+    value, gradient = float(problem.cost(x)), problem.riemannian_gradient(x)
+    slope = float(manifold.inner_product(x, gradient, v))
+    along_v, along_w = problem.riemannian_hessian(x, v), problem.riemannian_hessian(x, w)
+    bend = float(manifold.inner_product(x, along_v, v))
+    errors = [
+        float(problem.cost(_move(manifold, x, t * v))) - value - t * slope - t**2 * bend / 2 for t in _STEPS
+    ]
+    size = float(manifold.norm(x, along_v)) + float(manifold.norm(x, along_w))
+    both = problem.riemannian_hessian(x, 2 * v + w)
+    tangent = manifold.projection(x, _embedded(manifold, x, along_v))
+    return {
+        "slope": _slope(errors, abs(value)),
+        "symmetry": _relative(
+            manifold.inner_product(x, along_v, w), manifold.inner_product(x, v, along_w), size
+        ),
+        "linearity": float(manifold.norm(x, both - 2 * along_v - along_w)) / size,
+        "tangency": float(manifold.norm(x, tangent - along_v)) / size,
+    }
+
+
+def check_retraction(manifold: Manifold, *, point: Any = None, tangent_vector: Any = None) -> float:
+    """Returns the order of the distance between retraction and geodesic: 2 for first order, 3 for second, inf
+    for exp.
+
+    Needs `exp` and, where points are not compared entry by entry, nothing else. Source: Boumal 2023, sec.
+    5.10.
+    """
+    x, v = _draw(manifold, point, tangent_vector)
+    errors = []
+    for t in _STEPS:
+        difference = manifold.retraction(x, t * v) - manifold.exp(x, t * v)
+        errors.append(float(np.sqrt(float((difference * difference).sum()))))
+    return _slope(errors, 1.0)
+
+
+def _draw(manifold: Manifold, point: Any, tangent_vector: Any) -> tuple[Any, Any]:
+    x = manifold.random_point() if point is None else point
+    return x, manifold.random_tangent_vector(x) if tangent_vector is None else tangent_vector
+
+
+def _move(manifold: Manifold, point: Any, vector: Any) -> Any:
+    verb = "exp" if _offers(manifold, "exp", point, vector) else "retraction"
+    return getattr(manifold, verb)(point, vector)
+
+
+def _offers(manifold: Manifold, verb: str, *arguments: Any) -> bool:
+    try:
+        getattr(manifold, verb)(*arguments)
+    except (NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+def _embedded(manifold: Manifold, point: Any, vector: Any) -> Any:
+    """Tangent vectors of Pymanopt's groups are elements of the algebra; projection and Riesz want ambient
+    ones.
+    """
+    if isinstance(manifold, TorchManifold):
+        return vector
+    try:
+        return manifold.embedding(point, vector)
+    except NotImplementedError:
+        return vector
+
+
+def _ambient_like(manifold: Manifold, like: Any) -> Any:
+    if isinstance(manifold, TorchManifold):
+        return manifold.random_ambient(like)
+    return np.random.default_rng(0).standard_normal(like.shape)
+
+
+def _rank(manifold: Manifold) -> int:
+    x = manifold.random_point()
+    vectors = [manifold.random_tangent_vector(x) for _ in range(manifold.dim + 5)]
+    rows = [
+        v.flatten().double().cpu() if isinstance(v, Tensor) else torch.from_numpy(np.ravel(v))
+        for v in vectors
+    ]
+    return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=1e-9))
+
+
+def _relative(a: Any, b: Any, size: float) -> float:
+    return abs(float(a) - float(b)) / float(size)
+
+
+def _slope(errors: list[float], size: float) -> float:
+    """Fits the order of an error in the step where it stands clear of round-off; inf where there is none."""
+    sizes = np.abs(np.asarray(errors))
+    clear = sizes > 1e4 * np.finfo(float).eps * max(size, 1e-12)
+    if clear.sum() < 3:
+        return float("inf")
+    return float(np.polyfit(np.log(_STEPS[clear]), np.log(sizes[clear]), 1)[0])

@@ -1,0 +1,139 @@
+"""Batched matrix functions: all shapes are (..., r, r) or (..., n, r), any leading axes, any device.
+
+Everything here is free of data-dependent control flow, so nothing synchronises with a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Runs torch on one CPU thread: batches of small decompositions lose more to threads than they gain.
+
+    LAPACK works through a batch one matrix at a time, and its threads wait for each other at every one: on
+    two busy cores a solve took 20 times longer with two threads than with one. It also makes results
+    independent of the number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def sym(matrix: Tensor) -> Tensor:
+    """Returns the symmetric part of square matrices (..., r, r)."""
+    return (matrix + matrix.mT) / 2
+
+
+def skew(matrix: Tensor) -> Tensor:
+    """Returns the skew-symmetric part of square matrices (..., r, r)."""
+    return (matrix - matrix.mT) / 2
+
+
+def frobenius(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the Frobenius inner products of (..., m, n) and (..., m, n): float64 of shape (...)."""
+    return (a * b).sum(dim=(-2, -1), dtype=torch.float64)
+
+
+def eye_like(matrix: Tensor) -> Tensor:
+    """Returns the identity of the size, dtype and device of square matrices, without leading axes."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+class LogSO(NamedTuple):
+    """Logarithms of rotations.
+
+    Attributes:
+        log: The skew-symmetric principal logarithms (..., k, k).
+        margin: How far the largest angle stays from pi, in radians (...); 0 is the cut locus.
+    """
+
+    log: Tensor
+    margin: Tensor
+
+
+def log_so(rotation: Tensor) -> LogSO:
+    """Takes the principal logarithm of rotations in SO(k) by one symmetric eigendecomposition.
+
+    Law: exp(log) = rotation while every angle is below pi. With V = c + s, c = sym V and s = skew V commute,
+    so log V = f(c) s with f(cos t) = t / sin t. The sine of each angle is measured as |s x_j| on the
+    eigenvectors of c, which is accurate near 0 where cos is flat, and exposes angle pi as sine 0 with cosine
+    < 0.
+
+    Args:
+        rotation: (..., k, k) orthogonal matrices of determinant +1.
+    """
+    symmetric, antisymmetric = sym(rotation), skew(rotation)
+    cosine, vectors = torch.linalg.eigh(symmetric)
+    rotated = antisymmetric @ vectors
+    sine = torch.linalg.vector_norm(rotated, dim=-2)
+    angle = torch.atan2(sine, cosine)
+    # t / sin t -> 1 as t -> 0. At sine 0 and cosine < 0 (a half turn) no logarithm is distinguished: the
+    # factor is finite there, and `margin` and the caller's forward check say so.
+    tiny = torch.finfo(sine.dtype).tiny
+    factor = torch.where(sine > tiny, angle / sine.clamp_min(tiny), torch.ones_like(sine))
+    log = skew((rotated * factor.unsqueeze(-2)) @ vectors.mT)
+    return LogSO(log, torch.pi - angle.amax(dim=-1))
+
+
+def exp_skew(matrix: Tensor) -> Tensor:
+    """Takes the exponential of skew-symmetric matrices (..., k, k), by one symmetric eigendecomposition.
+
+    Law: the result is a rotation and log_so inverts it below angle pi. With S'S = X diag(t^2) X', exp S =
+    X cos(t) X' + S X (sin t / t) X'; both functions are entire in t^2, so double eigenvalues do no harm.
+    Error about eps * max(1, |S|^2).
+    """
+    squared = sym(matrix.mT @ matrix)
+    eigenvalues, vectors = torch.linalg.eigh(squared)
+    angle = eigenvalues.clamp_min(0).sqrt()
+    cosine = (vectors * torch.cos(angle).unsqueeze(-2)) @ vectors.mT
+    # torch.sinc is sin(pi x) / (pi x)
+    sine = ((matrix @ vectors) * torch.sinc(angle / torch.pi).unsqueeze(-2)) @ vectors.mT
+    return cosine + sine
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """Returns the orthonormal factor of the polar decomposition of (..., n, r), n >= r: the nearest frame.
+
+    Where a matrix is rank deficient the factor is one of several nearest frames (the one LAPACK completes).
+    """
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def procrustes(matrix: Tensor, determinant: Tensor | None = None) -> Tensor:
+    """Returns the orthogonal O (..., r, r) that maximises tr(O' M).
+
+    Args:
+        matrix: M, (..., r, r).
+        determinant: Signs (...) of +1 or -1; the maximum is then taken over that component of O(r) only
+            (Kabsch 1976: the least singular direction is reversed where the sign disagrees).
+    """
+    left, _, right = torch.linalg.svd(matrix)
+    if determinant is not None:
+        left = with_determinant(left, determinant * torch.linalg.det(right).sign())
+    return left @ right
+
+
+def with_determinant(orthogonal: Tensor, determinant: Tensor) -> Tensor:
+    """Reverses the last column of orthogonal matrices (..., r, r) whose determinant has the other sign
+    (...).
+    """
+    flip = torch.linalg.det(orthogonal).sign() * determinant.to(orthogonal.dtype)
+    return torch.cat((orthogonal[..., :-1], orthogonal[..., -1:] * flip[..., None, None]), dim=-1)
+
+
+def canonical_signs(frame: Tensor) -> Tensor:
+    """Returns the signs (..., r) that make the largest entry of each column of (..., n, r) positive."""
+    index = frame.abs().argmax(dim=-2, keepdim=True)
+    signs = torch.gather(frame, -2, index).squeeze(-2).sign()
+    return torch.where(signs == 0, torch.ones_like(signs), signs)

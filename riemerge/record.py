@@ -1,0 +1,221 @@
+"""Run records: what was done, as data that can be written, read again, and shown."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, final
+
+from pydantic import BaseModel, ConfigDict
+
+Determined: TypeAlias = Literal["yes", "partly", "no"]
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+@final
+class Overlap(BaseModel):
+    """How far the inputs of one module share their subspaces, mean over all pairs of inputs.
+
+    Attributes:
+        left: RMS cosine of the principal angles between the column spaces, 1 for equal spaces.
+        right: The same between the row spaces.
+        left_random: The RMS cosine expected of uniformly random spaces: sqrt(max(rᵢ, rⱼ) / m).
+        right_random: The same on the right: sqrt(max(rᵢ, rⱼ) / n).
+        share: 0 for random, 1 for equal subspaces: (c² - E²) / (1 - E²), mean over sides and pairs.
+    """
+
+    model_config = _FROZEN
+    left: float
+    right: float
+    left_random: float
+    right_random: float
+    share: float
+
+
+@final
+class InputRow(BaseModel):
+    """One adapter that went in, in the order asked for.
+
+    Attributes:
+        name: The name of its folder; never a path of the machine.
+        weight: As asked for.
+        share: As used: divided by the sum where the method does so; 0 where it was left out unread.
+        sha256: Of each file that enters the updates, by its name; None where it was not read.
+        ranks: The ranks of its modules, each once, ascending.
+        dtype: As stored.
+    """
+
+    model_config = _FROZEN
+    name: str
+    weight: float
+    share: float
+    sha256: dict[str, str] | None = None
+    ranks: tuple[int, ...] = ()
+    dtype: str | None = None
+
+
+@final
+class ModuleRow(BaseModel):
+    """One merged module. Distances and cost are of the mean before the scale λ, norms are of dW.
+
+    Attributes:
+        module: Its name in the base model.
+        shape: (m, n), outputs by inputs.
+        input_ranks: Ranks of the T updates as stored.
+        rank: Rank of the merged update.
+        status: Name of the outcome; EXACT for a closed form.
+        cost: F = 1/2 Σ wᵢ dᵢ² in the geometry of the method; None for a closed form.
+        gradient_norm: Of F, in the metric.
+        horizontality: Defect of the logs to the inputs; 0 when horizontal.
+        passes: Iterations of the solver.
+        distances: T distances to the inputs in the geometry of the method.
+        norm: ‖dW‖ of the merged update, as written.
+        input_norms: ‖dWᵢ‖ of the T inputs.
+        relative_distances: ‖dW - dWᵢ‖ / ‖dWᵢ‖; None for an input that is all zero.
+        energy_kept: Least share of a squared norm that truncation kept; None without truncation.
+        overlap: Of the inputs' subspaces; None for a single input or where an input is all zero.
+        determined: Whether inputs with this overlap determine their Fréchet mean.
+    """
+
+    model_config = _FROZEN
+    module: str
+    shape: tuple[int, int]
+    input_ranks: tuple[int, ...]
+    rank: int
+    status: str
+    cost: float | None
+    gradient_norm: float | None
+    horizontality: float | None
+    passes: int
+    distances: tuple[float, ...] | None
+    norm: float
+    input_norms: tuple[float, ...]
+    relative_distances: tuple[float | None, ...]
+    energy_kept: float | None
+    overlap: Overlap | None
+    determined: Determined | None
+
+
+@final
+class Totals(BaseModel):
+    """All modules together: sum of costs, roots of sums of squares of norms and distances, mean overlap."""
+
+    model_config = _FROZEN
+    modules: int
+    parameters: int
+    cost: float | None
+    gradient_norm: float | None
+    distances: tuple[float, ...] | None
+    norm: float
+    input_norms: tuple[float, ...]
+    relative_distances: tuple[float | None, ...]
+    statuses: dict[str, int]
+    overlap: Overlap | None
+    determined: Determined | None
+    determined_modules: dict[str, int]
+
+
+@final
+class Timing(BaseModel):
+    """Wall seconds: the only part of a record that differs between two equal runs.
+
+    Attributes:
+        read: Checking and reading the inputs.
+        solve: Merging, all modules.
+        modules: Share of `solve` that fell to each module; modules solved in one batch share its time
+            equally.
+    """
+
+    model_config = _FROZEN
+    read: float
+    solve: float
+    modules: dict[str, float]
+
+
+@final
+class RunRecord(BaseModel):
+    """What a merge was asked, and what it did: the content of `riemerge.json`.
+
+    Law: holds names, never paths of the machine; two runs of one recipe on one machine differ in `timing`
+    alone.
+    """
+
+    model_config = _FROZEN
+    format: Literal[1] = 1
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    device: str
+    base_model: str | None
+    inputs: tuple[InputRow, ...]
+    modules: tuple[ModuleRow, ...]
+    totals: Totals
+    advice: dict[str, str]
+    warnings: tuple[str, ...]
+    timing: Timing
+
+    def to_json(self) -> str:
+        """Return the record as indented JSON, with a final line break."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+@final
+class InspectedModule(BaseModel):
+    """One module of an adapter as it stands on disk."""
+
+    model_config = _FROZEN
+    module: str
+    shape: tuple[int, int]
+    rank: int
+    numerical_rank: int
+    scale: float
+    norm: float
+    singular_values: tuple[float, ...]
+
+
+@final
+class InspectedAdapter(BaseModel):
+    """One adapter as it stands on disk."""
+
+    model_config = _FROZEN
+    name: str
+    sha256: dict[str, str]
+    dtype: str
+    base_model: str | None
+    norm: float
+    modules: tuple[InspectedModule, ...]
+
+
+@final
+class InspectedPair(BaseModel):
+    """Two adapters compared on the modules that both have.
+
+    Attributes:
+        first: Name of one.
+        second: Name of the other.
+        distance: Quotient distance, root of the sum of squares over modules; None where some module has none.
+        distances: Module to quotient distance.
+        overlap: Mean over modules; None where no module has one.
+        determined: Whether two adapters with this overlap determine their Fréchet mean.
+        notes: Why a distance is missing.
+    """
+
+    model_config = _FROZEN
+    first: str
+    second: str
+    distance: float | None
+    distances: dict[str, float]
+    overlap: Overlap | None
+    determined: Determined | None
+    notes: tuple[str, ...]
+
+
+@final
+class Inspection(BaseModel):
+    """What `riemerge inspect` found."""
+
+    model_config = _FROZEN
+    adapters: tuple[InspectedAdapter, ...]
+    pairs: tuple[InspectedPair, ...]
+
+    def to_json(self) -> str:
+        """Return the inspection as indented JSON, with a final line break."""
+        return self.model_dump_json(indent=2) + "\n"

@@ -1,0 +1,224 @@
+"""Tables for a terminal, from run records: nothing is computed here but widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from riemerge.card import number, printable, verdict
+from riemerge.methods import METHODS
+from riemerge.record import Inspection, Overlap, RunRecord
+
+# Above so many inputs, their distances are shown as a range.
+MAX_DISTANCES = 5
+MAX_NAME = 26
+SHOWN_SINGULAR_VALUES = 3
+
+
+def merge_report(record: RunRecord) -> RenderableType:
+    """Show a merge: the inputs, one row for each module, the total, warnings, and the verdict in words.
+
+    Law: a function of the record alone; every name from outside is shown literally.
+    """
+    return Group(
+        _heading(record),
+        _inputs(record),
+        Text(""),
+        _modules(record),
+        *(Text(f"warning: {printable(text)}", style="yellow") for text in record.warnings),
+        *(Text(f"\n{paragraph}") for paragraph in verdict(record)),
+    )
+
+
+def inspection_report(inspection: Inspection) -> RenderableType:
+    """Show adapters: one table of modules each, then the distances and overlaps of all pairs."""
+    parts: list[RenderableType] = []
+    for adapter in inspection.adapters:
+        prefix, names = _short([row.module for row in adapter.modules])
+        table = _table(
+            f"{printable(adapter.name)}: base {printable(adapter.base_model or 'not named')}, "
+            f"{adapter.dtype}, "
+            f"‖dW‖ {number(adapter.norm)}{prefix}",
+            ("module", "size", "rank", "scale", "‖dW‖", "singular values"),
+        )
+        for name, row in zip(names, adapter.modules, strict=True):
+            short = "" if row.numerical_rank == row.rank else f" ({row.numerical_rank})"
+            table.add_row(
+                name,
+                "{}×{}".format(*row.shape),
+                f"{row.rank}{short}",
+                f"{row.scale:g}",
+                number(row.norm),
+                _spectrum(row.singular_values),
+            )
+        parts += [table, Text("")]
+    if inspection.pairs:
+        table = _table(
+            "pairs (cosines of principal angles; in brackets the level of random subspaces)",
+            ("adapters", "distance", "left", "right", "determined"),
+        )
+        for pair in inspection.pairs:
+            table.add_row(
+                Text(f"{printable(pair.first)} – {printable(pair.second)}"),
+                number(pair.distance),
+                *_sides(pair.overlap),
+                pair.determined or "-",
+            )
+        parts.append(table)
+        parts += [
+            Text(f"note: {printable(pair.first)} – {printable(pair.second)}: {printable(note)}")
+            for pair in inspection.pairs
+            for note in pair.notes
+        ]
+    return Group(*parts)
+
+
+def methods_report() -> RenderableType:
+    """Show the table of methods."""
+    parts: list[RenderableType] = []
+    for row in METHODS.values():
+        parts += [
+            Text(row.name, style="bold"),
+            Text(f"  {row.summary}"),
+            Text(f"  rank of the result: {row.output_rank}"),
+            Text(f"  weights: {_weights(row.normalised, row.negative_weights)}"),
+            Text(f"  parameters: {', '.join(row.parameters)}"),
+            Text(f"  source: {row.source}\n"),
+        ]
+    return Group(*parts)
+
+
+def _weights(normalised: bool, negative: bool) -> str:
+    return ("divided by their sum" if normalised else "used as given") + (
+        ", any sign" if negative else ", at least 0"
+    )
+
+
+def _heading(record: RunRecord) -> Text:
+    method = METHODS[record.recipe["merge_method"]]
+    base = printable(record.base_model or "not named")
+    text = Text(f"{method.name}: {method.summary}\n")
+    text.append(f"base model {base}; {record.totals.modules} modules; torch {record.versions['torch']} on ")
+    return text.append(f"{record.device}; riemerge {record.versions['riemerge']}\n")
+
+
+def _inputs(record: RunRecord) -> Table:
+    table = _table("", ("", "adapter", "weight", "share", "rank", "‖dW‖", "distance", "‖dW-dWᵢ‖/‖dWᵢ‖"))
+    total, used = record.totals, 0
+    for place, row in enumerate(record.inputs, 1):
+        if row.share == 0:
+            table.add_row(str(place), Text(printable(row.name)), f"{row.weight:g}", "0", *["-"] * 4)
+            continue
+        table.add_row(
+            str(place),
+            Text(printable(row.name)),
+            f"{row.weight:g}",
+            f"{row.share:.4g}",
+            ",".join(map(str, row.ranks)),
+            number(total.input_norms[used]),
+            number(total.distances[used] if total.distances else None),
+            number(total.relative_distances[used]),
+        )
+        used += 1
+    return table
+
+
+def _modules(record: RunRecord) -> Table:
+    total, seconds = record.totals, record.timing.modules
+    prefix, names = _short([row.module for row in record.modules])
+    used = [str(place) for place, row in enumerate(record.inputs, 1) if row.share != 0]
+    wide = len(used) > MAX_DISTANCES
+    quotient = total.distances is not None
+    kind = "distance to" if quotient else "relative distance to"
+    table = _table(
+        f"modules{prefix}",
+        (
+            "module",
+            "rank",
+            "cost",
+            "|grad|",
+            "status",
+            "‖dW‖",
+            f"{kind} {'least to most distant' if wide else ' '.join(used)}",
+            "mean fixed?",
+            "s",
+        ),
+    )
+    for name, row in zip(names, record.modules, strict=True):
+        table.add_row(
+            name,
+            str(row.rank),
+            number(row.cost),
+            number(row.gradient_norm),
+            row.status.lower(),
+            number(row.norm),
+            _distances(row.distances if row.distances is not None else row.relative_distances, wide),
+            row.determined or "-",
+            f"{seconds[row.module]:.2f}",
+        )
+    table.add_section()
+    table.add_row(
+        "total",
+        "",
+        number(total.cost),
+        number(total.gradient_norm),
+        "\n".join(f"{count} {status.lower()}" for status, count in total.statuses.items()),
+        number(total.norm),
+        _distances(total.distances if total.distances is not None else total.relative_distances, wide),
+        total.determined or "-",
+        f"{record.timing.solve:.2f}",
+    )
+    return table
+
+
+def _distances(values: Sequence[float | None], wide: bool) -> str:
+    if wide:
+        known = [value for value in values if value is not None]
+        return f"{min(known):.3g} – {max(known):.3g}" if known else "-"
+    return " ".join("-" if value is None else f"{value:.3g}" for value in values)
+
+
+def _sides(overlap: Overlap | None) -> tuple[str, str]:
+    if overlap is None:
+        return "-", "-"
+    left, right = (overlap.left, overlap.left_random), (overlap.right, overlap.right_random)
+    return "{:.2f} ({:.2f})".format(*left), "{:.2f} ({:.2f})".format(*right)
+
+
+def _spectrum(values: Sequence[float]) -> str:
+    if len(values) <= SHOWN_SINGULAR_VALUES + 1:
+        return " ".join(number(value) for value in values)
+    return " ".join(number(value) for value in values[:SHOWN_SINGULAR_VALUES]) + f" … {number(values[-1])}"
+
+
+def _short(modules: Sequence[str]) -> tuple[str, list[Text]]:
+    """What all names begin with (for the title), and the rest of each, at most MAX_NAME wide."""
+    words = [module.split(".") for module in modules]
+    common = 0
+    while len(words) > 1 and all(
+        parts[:-1][common : common + 1] == words[0][common : common + 1] for parts in words
+    ):
+        common += 1
+    prefix = ".".join(words[0][:common]) if words else ""
+    rest = [printable(".".join(parts[common:])) for parts in words]
+    half = (MAX_NAME - 1) // 2
+    names = [name if len(name) <= MAX_NAME else f"{name[:half]}…{name[-half:]}" for name in rest]
+    return (f" (below {printable(prefix)})" if prefix else ""), [Text(name) for name in names]
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        padding=(0, 1, 0, 0),
+    )
+    for index, column in enumerate(columns):
+        text = column in {"module", "adapter", "adapters", "status", "mean fixed?", "determined", ""}
+        table.add_column(column, justify="left" if text or "…" in column else "right", no_wrap=index == 0)
+    return table

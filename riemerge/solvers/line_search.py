@@ -1,0 +1,100 @@
+"""A line search that gives every module its own step."""
+
+from __future__ import annotations
+
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+from pymanopt.manifolds.manifold import Manifold
+
+from riemerge.frechet import FrechetProblem, Point
+from riemerge.manifolds.base import host
+from riemerge.solvers.monitor import Monitor
+
+_MAX_TRIALS = 25
+_SUFFICIENT_DECREASE = 1e-4
+# Below this many units of round-off of F a decrease cannot be seen, and the gradient decides instead.
+_NOISE = 10
+_LONGEST = 4.0
+
+
+@final
+class ModulewiseLineSearcher:
+    """Backtracks from a step of one, module by module, for Pymanopt's steepest descent and conjugate
+    gradients.
+
+    Weights sum to one, so the Hessian is near the identity and one is the right first step; Pymanopt's own
+    searches start at 1/|d| with one step for the whole stack, and stall at a gradient of sqrt(eps F). A step
+    is accepted by Armijo's rule while the decrease it predicts is visible in F, and below that if the
+    gradient does not grow. A module in which nothing is accepted is frozen. A module whose direction does not
+    descend takes its negative gradient instead (the conjugate gradient's beta is one number for all modules).
+
+    Args:
+        problem: What is solved; its memo makes the accepted trial the optimizer's next iterate at no cost.
+        monitor: What freezes modules.
+    """
+
+    def __init__(self, problem: FrechetProblem, monitor: Monitor) -> None:
+        self._problem = problem
+        self._monitor = monitor
+        self._first = torch.ones(problem.k, dtype=torch.float64)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Pymanopt copies line searchers at every run; this one is a view of its problem, not data."""
+        return self
+
+    def search(
+        self, objective: Any, manifold: Manifold, x: Point, d: Point, f0: float, df0: float
+    ) -> tuple[float, Point]:
+        """Returns the length of the step and the new point (Pymanopt's protocol)."""
+        problem, form = self._problem, self._problem.form
+        before = problem.evaluate(x)
+        d = self._monitor.masked(x, d)
+        slope = form.inner_products(x, before.gradient, d)
+        active = self._monitor.active.to(slope.device)
+        ascending = active & ~(slope < 0)
+        if bool(host(ascending.any())):
+            d = form.choose(ascending, -before.gradient, d)
+            slope = torch.where(ascending, -before.norms.square(), slope)
+        step = torch.where(active, self._first.to(slope.device), 0.0)
+        pending = active
+        point, after = x, before
+        for _ in range(_MAX_TRIALS):
+            point = form.move(x, step, d)
+            objective(point)
+            after = problem.evaluate(point)
+            noise = _NOISE * torch.finfo(torch.float64).eps * before.cost.abs().clamp_min(1)
+            visible = -_SUFFICIENT_DECREASE * step * slope > noise
+            armijo = after.cost <= before.cost + _SUFFICIENT_DECREASE * step * slope
+            calm = (after.norms <= before.norms) & (after.cost <= before.cost + noise)
+            pending = active & ~torch.where(visible, armijo, calm)
+            if not bool(host(pending.any())):
+                break
+            step = torch.where(pending, step * _shrink(before.cost, after.cost, step * slope), step)
+        else:
+            step = torch.where(pending, torch.zeros_like(step), step)
+            self._monitor.stall(pending)
+            point = form.move(x, step, d)
+        self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, _LONGEST).cpu()
+        length = form.inner_products(x, d, d) * step.square()
+        return float(np.sqrt(host(length.sum()))), point
+
+
+def _minimum(
+    before: torch.Tensor, after: torch.Tensor, step: torch.Tensor, slope: torch.Tensor
+) -> torch.Tensor:
+    """Returns the step to the minimum of the parabola through both costs and the slope; 1 where round-off
+    hides it.
+    """
+    bend = after - before - step * slope
+    visible = bend > 1e-10 * before.abs()
+    return torch.where(visible, -slope * step.square() / (2 * bend), 1.0)
+
+
+def _shrink(before: torch.Tensor, after: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Returns the factor to the minimum of the parabola through both costs and the slope, within [0.1,
+    0.5].
+    """
+    factor = -slope / (2 * (after - before - slope))
+    return torch.nan_to_num(factor, nan=0.1).clamp(0.1, 0.5)

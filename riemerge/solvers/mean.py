@@ -1,0 +1,182 @@
+"""frechet_mean: one call from points to a mean with a certificate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pymanopt.manifolds.manifold import Manifold
+from pymanopt.optimizers import ConjugateGradient, SteepestDescent, TrustRegions
+from pymanopt.optimizers.optimizer import Optimizer
+
+from riemerge.errors import RecipeError
+from riemerge.frechet import FrechetProblem, Point
+from riemerge.manifolds.linalg import single_threaded
+from riemerge.solvers.fixed_point import FixedPoint
+from riemerge.solvers.line_search import ModulewiseLineSearcher
+from riemerge.solvers.monitor import Monitor, Stop
+from riemerge.solvers.solution import Solution, Status, TracePoint
+
+# Optimizers get no stopping rule of their own: the monitor stops them. Pymanopt takes log10 of the
+# iterations.
+_ENDLESS: dict[str, Any] = {
+    "max_iterations": sys.maxsize,
+    "max_time": float("inf"),
+    "min_gradient_norm": 0.0,
+    "min_step_size": -1.0,
+    "verbosity": 0,
+}
+
+# Inner iterations of the trust-region subproblem; each costs two passes.
+_MAX_INNER = 30
+
+SOLVERS: dict[str, str] = {
+    "conjugate_gradient": "Pymanopt's conjugate gradients with steps per module",
+    "steepest_descent": "Pymanopt's steepest descent with steps per module",
+    "trust_regions": "Pymanopt's trust regions with finite-difference Hessians",
+    "fixed_point": "GeoMerge's iteration: unit steps, no line search",
+}
+"""The solvers by name, the default first."""
+
+
+def frechet_mean(
+    manifold: Manifold,
+    points: Sequence[Point],
+    weights: Sequence[float] | np.ndarray | torch.Tensor | None = None,
+    *,
+    solver: str | Optimizer = "conjugate_gradient",
+    form: Literal["joint", "nested"] = "joint",
+    gradient: Literal["analytic", "autograd"] = "analytic",
+    reduce: bool = True,
+    squared_dist: Callable[[Any, Any], Any] | None = None,
+    initial_point: Point | None = None,
+    tol: float = 1e-8,
+    cost_tol: float = 0.0,
+    max_passes: int = 1000,
+    callback: Callable[[TracePoint], None] | None = None,
+) -> Solution:
+    """Finds the weighted Fréchet mean of points on a manifold, module by module.
+
+    Law: on a quotient the result does not depend on the representatives given. Deterministic: same input,
+    same bits.
+
+    Args:
+        manifold: One of ours, or any of Pymanopt's with `log` and `dist`.
+        points: T points; on our manifolds tensors (K, ...).
+        weights: T numbers or (T, K); equal by default; divided by their sum.
+        solver: A name in `SOLVERS`, or any Pymanopt optimizer (which then also stops by its own rules).
+        form: See `FrechetProblem`.
+        gradient: See `FrechetProblem`.
+        reduce: See `FrechetProblem`.
+        squared_dist: See `FrechetProblem`.
+        initial_point: Where to start, on the manifold; by default a cheap average of the points.
+        tol: Converged where |gradient| <= tol * max(1, sqrt(2 F)).
+        cost_tol: Flat where a few iterates lower F by at most this share; 0 to switch off.
+        max_passes: Budget of passes over all logarithms.
+        callback: Called with each accepted iterate.
+
+    Returns:
+        The mean and its certificate. Modules that did not converge say so in `status`; nothing is raised for
+        them.
+
+    Raises:
+        RecipeError: Unknown solver, bad weights, bad tolerances, no points.
+
+    Example:
+        >>> import numpy as np, pymanopt
+        >>> sphere = pymanopt.manifolds.Sphere(3)
+        >>> solution = frechet_mean(sphere, [np.eye(3)[0], np.eye(3)[1]], solver="steepest_descent")
+        >>> solution.point.round(4)
+        array([0.7071, 0.7071, 0.    ])
+    """
+    for name, value in (("tol", tol), ("cost_tol", cost_tol)):
+        if not (np.isfinite(value) and value >= 0):
+            raise RecipeError(f"{name} is {value}; expected a finite number >= 0")
+    if max_passes < 1:
+        raise RecipeError(f"max_passes is {max_passes}; at least 1 is needed")
+    if isinstance(solver, str) and solver not in SOLVERS:
+        raise RecipeError(f"solver is {solver!r}; known are {', '.join(SOLVERS)}")
+    with torch.no_grad(), single_threaded():
+        problem = FrechetProblem(
+            manifold,
+            points,
+            weights,
+            form=form,
+            gradient=gradient,
+            reduce=reduce,
+            squared_dist=squared_dist,
+            initial_point=initial_point,
+        )
+        monitor = Monitor(problem, tol=tol, cost_tol=cost_tol, max_passes=max_passes, callback=callback)
+        start = problem.start()
+        try:
+            # Before the optimizer: started at a minimum, Pymanopt's divide zero by zero.
+            monitor.accept(start, problem.evaluate(start))
+            _run(solver, problem, monitor, start)
+        except Stop:
+            pass
+        return _solution(problem, monitor, len(points))
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """All that Pymanopt's optimizers ask of a problem, watched by a monitor.
+
+    Not a `pymanopt.Problem`, which takes tuple points apart and hands gradients back as plain lists (Pymanopt
+    issue 254), so that no optimizer runs on a product manifold with a Riemannian gradient.
+    """
+
+    manifold: Manifold
+    cost: Callable[[Point], float]
+    riemannian_gradient: Callable[[Point], Point]
+    riemannian_hessian: Callable[[Point, Point], Point]
+    preconditioner: Callable[[Point, Point], Point]
+
+
+def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, start: Point) -> None:
+    """Runs an unmodified optimizer until the monitor, or a rule of its own, ends it."""
+    manifold = problem.form.manifold
+    watched = _Watched(manifold, monitor.cost, monitor.gradient, monitor.hessian, _unconditioned)
+    options: dict[str, Any] = {}
+    if solver == "steepest_descent":
+        solver = SteepestDescent(ModulewiseLineSearcher(problem, monitor), **_ENDLESS)
+    elif solver == "conjugate_gradient":
+        solver = ConjugateGradient(line_searcher=ModulewiseLineSearcher(problem, monitor), **_ENDLESS)
+    elif solver == "fixed_point":
+        solver = FixedPoint(**_ENDLESS)
+    elif solver == "trust_regions":
+        solver = TrustRegions(**_ENDLESS)
+        # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by zero.
+        radius = float(np.pi * np.sqrt(problem.k))
+        options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
+    assert isinstance(solver, Optimizer)
+    result = solver.run(watched, initial_point=start, **options)
+    monitor.accept(result.point, problem.evaluate(result.point))
+    monitor.finish(Status.STOPPED)
+
+
+def _unconditioned(point: Point, vector: Point) -> Point:  # noqa: ARG001 - Pymanopt's protocol
+    return vector
+
+
+def _solution(problem: FrechetProblem, monitor: Monitor, count: int) -> Solution:
+    evaluation = problem.evaluate(monitor.point)
+    distances = np.full((count, problem.k), np.nan)
+    distances[list(problem.kept)] = evaluation.squared.clamp_min(0).sqrt().cpu().numpy()
+    status = tuple(x for x in monitor.status if x is not None)
+    assert len(status) == problem.k
+    return Solution(
+        point=problem.solution(monitor.point),
+        status=status,
+        cost=evaluation.cost.cpu().numpy(),
+        gradient_norm=evaluation.norms.cpu().numpy(),
+        horizontality=evaluation.vertical.amax(dim=0).cpu().numpy(),
+        distances=distances,
+        passes=problem.passes,
+        seconds=monitor.seconds,
+        trace=tuple(monitor.trace),
+    )

@@ -1,0 +1,93 @@
+"""What a solve returns: the point, and what is known about it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@final
+class Status(enum.Enum):
+    """How the solve of one module ended; the value is advice. Stopping is not converging: see the
+    certificate.
+    """
+
+    CONVERGED = "The gradient is below the tolerance."
+    FLAT = (
+        "The cost no longer decreases by more than cost_tol, though the gradient is above tol. The cost is "
+        "settled, the point may not be: where data are far apart many points cost nearly the same."
+    )
+    BUDGET = "The budget of passes ran out. Raise max_passes, loosen tol, or try trust_regions."
+    STALLED = (
+        "No step decreases the cost any further, though the gradient is above tol: round-off, or a point where "
+        "the cost is not smooth. Loosen tol, or try another solver."
+    )
+    STOPPED = "The optimizer stopped by a rule of its own before the gradient reached tol. Loosen that rule, or tol."
+    UNDEFINED = (
+        "No finite cost: some data point has no geodesic to the start (they lie at or beyond the cut locus), or "
+        "is no point of the manifold."
+    )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the result answers what was asked: CONVERGED or FLAT."""
+        return self in (Status.CONVERGED, Status.FLAT)
+
+
+@final
+@dataclass(frozen=True)
+class TracePoint:
+    """One accepted iterate.
+
+    Attributes:
+        passes: Passes over all logarithms so far.
+        seconds: Since the solve began.
+        cost: F per module (K,).
+        gradient_norm: Per module (K,), in the metric of the search manifold.
+        active: How many modules are still being solved.
+    """
+
+    passes: int
+    seconds: float
+    cost: NDArray[np.float64]
+    gradient_norm: NDArray[np.float64]
+    active: int
+
+
+@final
+@dataclass(frozen=True)
+class Solution:
+    """A Fréchet mean with its certificate, recomputed at the final point and given module by module.
+
+    Attributes:
+        point: The mean, on the manifold that was asked for: (K, ...) on ours.
+        status: How each module ended (K,).
+        cost: F = 1/2 sum w_i d_i^2 (K,).
+        gradient_norm: Length of F's gradient in the metric (K,), alignments included.
+        horizontality: Largest component of any logarithm along its orbit (K,), as a length: zero where all
+            data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.
+        distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero, which were left
+            out.
+        passes: Passes over all logarithms, those of Hessian-vector products included.
+        seconds: Wall time of the solve.
+        trace: The accepted iterates.
+    """
+
+    point: Any
+    status: tuple[Status, ...]
+    cost: NDArray[np.float64]
+    gradient_norm: NDArray[np.float64]
+    horizontality: NDArray[np.float64]
+    distances: NDArray[np.float64]
+    passes: int
+    seconds: float
+    trace: tuple[TracePoint, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every module answers what was asked."""
+        return all(status.ok for status in self.status)
