@@ -13,6 +13,7 @@ import yaml
 from riemerge.methods import METHODS
 from riemerge.record import RunRecord
 
+_WEIGHTS_FILE = "adapter_model.safetensors"
 _VERDICT = {
     "yes": "Yes",
     "partly": "Only in part",
@@ -100,7 +101,7 @@ def model_card(record: RunRecord) -> str:
             f"{row.weight:g}",
             f"{row.share:.4g}",
             ", ".join(map(str, row.ranks)) or "not read",
-            "`" + next(reversed((row.sha256 or {"": "-"}).values()))[:12] + "`",
+            f"`{(row.sha256 or {}).get(_WEIGHTS_FILE, '-')[:12]}`",
         )
         for row in record.inputs
     ]
@@ -155,10 +156,12 @@ With the folders of the inputs beside a file `recipe.yaml`, run `riemerge merge 
 
 
 def number(value: float | None) -> str:
-    """Return a number in at most eight characters, `-` for none."""
-    if value is None or not math.isfinite(value):
-        return "-" if value is None else str(value)
-    return f"{value:.1e}" if value != 0 and not 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+    """Return a number to three digits, `-` for none."""
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:#.3g}".rstrip(".") if 1e-2 <= abs(value) < 1e3 else f"{value:.1e}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -260,15 +260,17 @@ def _progress(quiet: bool) -> Iterator[Listener | None]:
 
 
 def _log_lines() -> Listener:
-    """A listener that writes a line at each end of a stage, at every tenth of it, and every ten seconds."""
-    stage, shown, since = "", 0.0, 0.0
+    """A listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
+    stage, shown, since = "", 0.0, monotonic()
 
     def log(event: Progress) -> None:
         nonlocal stage, shown, since
         share, now = event.done / event.total, monotonic()
-        fresh = event.stage != stage
-        if fresh or share - shown >= LOG_SHARE or (share == 1 > shown) or now - since >= LOG_SECONDS:
-            stage, shown, since = event.stage, share, now
+        if event.stage != stage:
+            stage, shown = event.stage, 0.0
+        step = share - shown >= LOG_SHARE and now - since >= 1.0
+        if step or share == 1 > shown or now - since >= LOG_SECONDS:
+            shown, since = share, now
             text = f": {event.text}" if event.text else ""
             click.echo(f"{event.stage}: {event.done} of {event.total} modules{text}", err=True)
 

@@ -16,8 +16,8 @@ from riemerge.record import Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
 # Shares of overlap (0 random, 1 equal) from which on inputs determine their mean. Measured: two starts of the
-# solver end in updates that differ by 60-100 % for independent subspaces (share 0), by 35 % where only the start
-# of A is shared, by 12 % where half of the subspace is shared, by 0 for close adapters.
+# solver end in updates that differ by 60-100 % for independent subspaces (share 0), by 35 % where only the
+# start of A is shared, by 12 % where half of the subspace is shared, by 0 for close adapters.
 DETERMINED_FROM = 0.5
 PARTLY_FROM = 0.1
 

@@ -101,8 +101,7 @@ def _heading(record: RunRecord) -> Text:
     method = METHODS[record.recipe["merge_method"]]
     base = printable(record.base_model or "not named")
     text = Text(f"{method.name}: {method.summary}\n")
-    text.append(f"base model {base}; {record.totals.modules} modules; torch {record.versions['torch']} on ")
-    return text.append(f"{record.device}; riemerge {record.versions['riemerge']}\n")
+    return text.append(f"base model {base}; {record.totals.modules} modules; computed on {record.device}\n")
 
 
 def _inputs(record: RunRecord) -> Table:
@@ -177,8 +176,8 @@ def _modules(record: RunRecord) -> Table:
 def _distances(values: Sequence[float | None], wide: bool) -> str:
     if wide:
         known = [value for value in values if value is not None]
-        return f"{min(known):.3g} – {max(known):.3g}" if known else "-"
-    return " ".join("-" if value is None else f"{value:.3g}" for value in values)
+        return f"{number(min(known))} – {number(max(known))}" if known else "-"
+    return " ".join(number(value) for value in values)
 
 
 def _sides(overlap: Overlap | None) -> tuple[str, str]:

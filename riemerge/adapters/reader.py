@@ -61,6 +61,7 @@ _MAGIC = (
 )
 
 
+@final
 @dataclass(frozen=True)
 class _Stored:
     """One tensor as the header of the file describes it."""

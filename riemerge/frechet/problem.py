@@ -155,8 +155,12 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
     """
     if count == 0:
         raise RecipeError("there are no points to take a mean of")
-    given = torch.ones(count) if weights is None else torch.as_tensor(weights)
-    tensor = given.detach().to(device="cpu", dtype=torch.float64)
+    given = (
+        torch.ones(count, dtype=torch.float64)
+        if weights is None
+        else torch.as_tensor(weights, dtype=torch.float64)
+    )
+    tensor = given.detach().cpu()
     if tensor.shape not in ((count,), (count, k)):
         raise RecipeError(
             f"weights are of shape {tuple(tensor.shape)}; expected one for each of {count} points, or "
@@ -166,8 +170,8 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
         raise RecipeError(f"weights are {tensor.tolist()}; all must be finite")
     if (tensor < 0).any():
         raise RecipeError(
-            f"weights are {tensor.tolist()}; a Fréchet mean takes no negative weights. Use a method that sums, "
-            "like task_arithmetic"
+            f"weights are {tensor.tolist()}; a Fréchet mean takes no negative weights. Use a method "
+            "that sums, like task_arithmetic"
         )
     tensor = tensor.reshape(count, -1).expand(count, k)
     total = tensor.sum(dim=0)

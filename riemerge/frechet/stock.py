@@ -46,14 +46,15 @@ class Stock(Formulation):
             gradient = self.problem.riemannian_gradient(point)
             valid = True
         else:
-            logs = [self.manifold.log(point, y) for y in self.points]
-            lengths = [float(self.manifold.norm(point, v)) for v in logs]
-            distances = [float(self.manifold.dist(point, y)) for y in self.points]
+            with np.errstate(invalid="ignore"):
+                logs = [self._log(point, y) for y in self.points]
+                lengths = [float(self.manifold.norm(point, v)) for v, _ in logs]
+                distances = [distance for _, distance in logs]
             # Pymanopt's logarithms are silent at the cut locus (on the sphere the log of the antipode is
             # zero).
             valid = bool(np.allclose(lengths, distances, rtol=1e-6, atol=1e-6))
             squared = [d * d for d in distances]
-            gradient = sum((-w * v for w, v in zip(self.weights, logs, strict=True)), 0 * logs[0])
+            gradient = sum((-w * v for w, (v, _) in zip(self.weights, logs, strict=True)), 0 * logs[0][0])
         cost = 0.5 * sum(w * d for w, d in zip(self.weights, squared, strict=True))
         norm = float(self.manifold.norm(point, gradient))
         finite = valid and bool(np.isfinite(cost) and np.isfinite(norm))
@@ -64,6 +65,12 @@ class Stock(Formulation):
             torch.tensor(squared, dtype=torch.float64).unsqueeze(-1),
             torch.zeros((len(squared), 1), dtype=torch.float64),
         )
+
+    def _log(self, point: Point, other: Point) -> tuple[Point, float]:
+        """Returns logarithm and distance; of a point to itself exactly, where Pymanopt's may be NaN (arccos of 1 + eps)."""
+        if isinstance(point, np.ndarray) and np.array_equal(point, other):
+            return self.manifold.zero_vector(point), 0.0
+        return self.manifold.log(point, other), float(self.manifold.dist(point, other))
 
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
         """Returns the metric (1,)."""

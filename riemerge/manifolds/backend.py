@@ -15,7 +15,7 @@ from riemerge.manifolds.base import host
 
 
 @final
-class TorchBackend(Backend):
+class TorchBackend(Backend):  # type: ignore[misc]
     """Pymanopt's own torch backend turns points into numpy arrays; this one leaves tensors on their device.
 
     Costs return `np.float64`; gradients and Hessian-vector products come from torch's autograd on detached

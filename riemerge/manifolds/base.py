@@ -9,12 +9,13 @@ from typing import NamedTuple, Self, final
 import numpy as np
 import torch
 from pymanopt.manifolds.manifold import Manifold
+from numpy.typing import NDArray
 from torch import Tensor
 
 from riemerge.errors import NumericalError
 
 
-class TorchManifold(Manifold):
+class TorchManifold(Manifold):  # type: ignore[misc]
     """The K-fold power of a manifold, whose points are single tensors (K, rows, columns).
 
     Abstract. A subclass states the geometry in batched verbs (`inner_products`, `retraction`, ...) for
@@ -277,8 +278,8 @@ class GeodesicManifold(TorchManifold):
         failed = int(host((~found.valid).sum()))
         if failed:
             raise NumericalError(
-                f"{self}: no geodesic was found for {failed} of {found.valid.numel()} pairs of points: they lie "
-                "at or beyond the cut locus. Align them first, or use `logarithm`, which flags such pairs"
+                f"{self}: no geodesic was found for {failed} of {found.valid.numel()} pairs of points: they "
+                "lie at or beyond the cut locus. Align them first, or use `logarithm`, which flags such pairs"
             )
         return found
 
@@ -286,6 +287,11 @@ class GeodesicManifold(TorchManifold):
 def host(scalar: Tensor) -> np.float64:
     """Brings one number to the host: the only door through which a solve waits for its device."""
     return np.float64(scalar.item())
+
+
+def host_array(tensor: Tensor) -> NDArray[np.float64]:
+    """Brings numbers to the host for a report."""
+    return np.asarray(tensor.tolist(), dtype=np.float64)
 
 
 def scaled(factor: Tensor, vector: Tensor) -> Tensor:
@@ -302,6 +308,7 @@ def _same(point: Tensor) -> Tensor:
     return point
 
 
+@final
 class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, manifold, point_a, point_b):  # type: ignore[no-untyped-def]

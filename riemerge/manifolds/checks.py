@@ -169,10 +169,9 @@ def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.
     return {
         "composition": size(twice - act(x, action.compose(g, h))) / size(twice),
         "isometry": _relative(total.dist(act(x, g), act(y, g)), apart, apart),
-        "vertical": size(difference - vertical) / size(vertical),
-        "momentum": size(pairing - adjoint) / size(pairing),
-        "horizontal": abs(float(total.inner_product(x, horizontal, vertical)))
-        / float(total.norm(x, vertical)),
+        "vertical": _ratio(size(difference - vertical), size(vertical)),
+        "momentum": _ratio(size(pairing - adjoint), size(pairing)),
+        "horizontal": _ratio(total.inner_product(x, horizontal, vertical), total.norm(x, vertical)),
         "idempotence": float(total.norm(x, quotient.horizontal(x, horizontal) - horizontal)),
         "invariance": _relative(quotient.dist(act(x, h), act(y, g)), quotient.dist(x, y), apart),
         "alignment": float(along) / float(apart),
@@ -285,6 +284,11 @@ def _rank(manifold: Manifold) -> int:
 
 def _relative(a: Any, b: Any, size: float) -> float:
     return abs(float(a) - float(b)) / float(size)
+
+
+def _ratio(a: Any, b: Any) -> float:
+    """Returns |a| / |b|; a discrete group has no directions, and 0 / 0 is no defect."""
+    return abs(float(a)) / abs(float(b)) if float(a) else 0.0
 
 
 def _slope(errors: list[float], size: float) -> float:

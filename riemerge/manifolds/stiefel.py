@@ -225,6 +225,7 @@ def _basis(point: Tensor, vector: Tensor) -> Tensor:
     """Returns [U Q]: Q orthonormal, orthogonal to U also where the normal part of the vector is rank
     deficient.
     """
+    point, vector = torch.broadcast_tensors(point, vector)
     n, p = point.shape[-2:]
     normal = vector - point @ (point.mT @ vector)
     orthonormal, _ = torch.linalg.qr(torch.cat((point, normal), dim=-1))

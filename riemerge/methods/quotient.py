@@ -45,10 +45,11 @@ def frechet(stack: Stack, options: Options) -> dict[str, Merged]:
     by_shape: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for module, updates in stack.modules.items():
         by_shape[*updates[0].shape, updates[0].rank].append(module)
-    by_size: dict[tuple[int, ...], list[_Part]] = defaultdict(list)
+    by_size: dict[tuple[int, int, int], list[_Part]] = defaultdict(list)
     for shape, modules in by_shape.items():
         part = _Part(tuple(modules), shape, _reduced(shape, [stack.modules[module] for module in modules]))
-        by_size[*part.reduction.points.shape[2:], part.shape[2], part.reduction.manifold.m].append(part)
+        small = part.reduction.manifold
+        by_size[small.m, small.n, small.r].append(part)
 
     merged: dict[str, Merged] = {}
     for parts in by_size.values():
@@ -71,7 +72,7 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     """
     shape = (*updates[0].shape, updates[0].rank)
     reduction = _reduced(shape, list(zip(updates, others, strict=True)))
-    return reduction.manifold.dists(*reduction.points.double())
+    return QuotientManifold(reduction.manifold, Orthogonal(shape[2])).dists(*reduction.points.double())
 
 
 def _check(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 
 
 @final
-class FixedPoint(Optimizer):
+class FixedPoint(Optimizer):  # type: ignore[misc]
     """Moves by the whole negative gradient, again and again: x <- Exp_x(sum w_i log_x y_i) on a Fréchet
     problem.
 

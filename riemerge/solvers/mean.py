@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pymanopt.optimizers.optimizer import Optimizer
 
 from riemerge.errors import RecipeError
 from riemerge.frechet import FrechetProblem, Point
+from riemerge.manifolds.base import host_array
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.solvers.fixed_point import FixedPoint
 from riemerge.solvers.line_search import ModulewiseLineSearcher
@@ -122,6 +123,7 @@ def frechet_mean(
         return _solution(problem, monitor, len(points))
 
 
+@final
 @dataclass(frozen=True)
 class _Watched:
     """All that Pymanopt's optimizers ask of a problem, watched by a monitor.
@@ -166,15 +168,15 @@ def _unconditioned(point: Point, vector: Point) -> Point:  # noqa: ARG001 - Pyma
 def _solution(problem: FrechetProblem, monitor: Monitor, count: int) -> Solution:
     evaluation = problem.evaluate(monitor.point)
     distances = np.full((count, problem.k), np.nan)
-    distances[list(problem.kept)] = evaluation.squared.clamp_min(0).sqrt().cpu().numpy()
+    distances[list(problem.kept)] = host_array(evaluation.squared.clamp_min(0).sqrt())
     status = tuple(x for x in monitor.status if x is not None)
     assert len(status) == problem.k
     return Solution(
         point=problem.solution(monitor.point),
         status=status,
-        cost=evaluation.cost.cpu().numpy(),
-        gradient_norm=evaluation.norms.cpu().numpy(),
-        horizontality=evaluation.vertical.amax(dim=0).cpu().numpy(),
+        cost=host_array(evaluation.cost),
+        gradient_norm=host_array(evaluation.norms),
+        horizontality=host_array(evaluation.vertical.amax(dim=0)),
         distances=distances,
         passes=problem.passes,
         seconds=monitor.seconds,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet import Evaluation, FrechetProblem, Point
-from riemerge.manifolds.base import host
+from riemerge.manifolds.base import host, host_array
 from riemerge.solvers.solution import Status, TracePoint
 
 # A module is flat when this many accepted iterates together lowered its cost by less than cost_tol.
@@ -57,6 +57,7 @@ class Monitor:
         self._costs: list[Tensor] = []
         self._rejections = 0
         self._seen: Evaluation | None = None
+        self._defined: Tensor = torch.ones(problem.k, dtype=torch.bool)
         self.trace: list[TracePoint] = []
         self.point: Point = None
         self.status: list[Status | None] = [None] * problem.k
@@ -68,14 +69,15 @@ class Monitor:
         return time.perf_counter() - self._began
 
     def cost(self, point: Point) -> float:
-        """The cost an optimizer sees: of all modules, frozen ones included. Ends the solve when the budget is
+        """The cost an optimizer sees: of all modules that had one at the start. Ends the solve when the budget is
         spent.
         """
         if self._problem.passes >= self._max_passes or self._rejections >= _MAX_REJECTIONS:
             # The evaluation of a point that is remembered costs nothing, but neither does ending here.
             self.finish(Status.BUDGET if self._problem.passes >= self._max_passes else Status.STALLED)
         self._rejections += 1
-        return float(host(self._problem.evaluate(point).cost.sum()))
+        cost = self._problem.evaluate(point).cost
+        return float(host(torch.where(self._defined.to(cost.device), cost, 0.0).sum()))
 
     def gradient(self, point: Point) -> Point:
         """The gradient an optimizer sees: zero in frozen modules. Each new point here is an accepted
@@ -109,6 +111,8 @@ class Monitor:
             else self._problem.form.choose(defined.to(evaluation.cost.device), point, self.point)
         )
         first = not self._costs
+        if first:
+            self._defined = defined
         self._costs.append(cost)
         self._freeze(~defined, Status.UNDEFINED if first else Status.STALLED)
         self._freeze(norms <= self._tol * (2 * cost).sqrt().clamp_min(1), Status.CONVERGED)
@@ -116,7 +120,9 @@ class Monitor:
             decrease = self._costs[-1 - _WINDOW] - cost
             self._freeze(decrease <= self._cost_tol * cost, Status.FLAT)
         active = int(self.active.sum())
-        self.trace.append(TracePoint(self._problem.passes, self.seconds, cost.numpy(), norms.numpy(), active))
+        self.trace.append(
+            TracePoint(self._problem.passes, self.seconds, host_array(cost), host_array(norms), active)
+        )
         if self._callback is not None:
             self._callback(self.trace[-1])
         if active == 0:

@@ -23,13 +23,16 @@ class Status(enum.Enum):
     )
     BUDGET = "The budget of passes ran out. Raise max_passes, loosen tol, or try trust_regions."
     STALLED = (
-        "No step decreases the cost any further, though the gradient is above tol: round-off, or a point where "
-        "the cost is not smooth. Loosen tol, or try another solver."
+        "No step decreases the cost any further, though the gradient is above tol: round-off, or a point "
+        "where the cost is not smooth. Loosen tol, or try another solver."
     )
-    STOPPED = "The optimizer stopped by a rule of its own before the gradient reached tol. Loosen that rule, or tol."
+    STOPPED = (
+        "The optimizer stopped by a rule of its own before the gradient reached tol. Loosen that rule, or "
+        "tol."
+    )
     UNDEFINED = (
-        "No finite cost: some data point has no geodesic to the start (they lie at or beyond the cut locus), or "
-        "is no point of the manifold."
+        "No finite cost: some data point has no geodesic to the start (they lie at or beyond the cut locus), "
+        "or is no point of the manifold."
     )
 
     @property

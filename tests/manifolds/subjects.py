@@ -1,0 +1,57 @@
+"""The manifolds that every law is run on, and how far from the identity their points are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from examples.toy import Scaling, TwoLayers
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel, SymmetricPositiveDefinite
+from tests.helpers import adapter_family
+
+TOTAL = {
+    "stiefel": lambda: Stiefel(9, 3, k=2, seed=1),
+    "stiefel, short": lambda: Stiefel(5, 3, k=2, seed=1),
+    "stiefel, p = 1": lambda: Stiefel(4, 1, k=2, seed=1),
+    "rotations": lambda: Stiefel(4, 4, k=2, seed=1),
+    "spd": lambda: SymmetricPositiveDefinite(4, k=2, seed=1),
+    "positive numbers": lambda: SymmetricPositiveDefinite(1, k=2, seed=1),
+    "fixed rank": lambda: FixedRank(8, 7, 3, k=2, seed=1),
+    "fixed rank 1": lambda: FixedRank(5, 6, 1, k=2, seed=1),
+    "two layers": lambda: TwoLayers(k=2, seed=1),
+}
+QUOTIENTS = {
+    "updates": lambda: QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), Orthogonal(3)),
+    "updates of rank 1": lambda: QuotientManifold(FixedRank(8, 7, 1, k=2, seed=1), Orthogonal(1)),
+    "updates of short sides": lambda: QuotientManifold(FixedRank(5, 7, 3, k=2, seed=1), Orthogonal(3)),
+    "two layers by scaling": lambda: QuotientManifold(TwoLayers(k=2, seed=1), Scaling()),
+}
+
+
+def updates(m: int, n: int, r: int, k: int = 1) -> QuotientManifold:
+    """Updates of rank r modulo their gauge."""
+    return QuotientManifold(FixedRank(m, n, r, k=k), Orthogonal(r))
+
+
+def family(
+    name: str, count: int, m: int, n: int, r: int, seed: int, k: int = 2, **options: float
+) -> list[Tensor]:
+    """Points of `updates(m, n, r, k)`: each module a family of its own, k different ones stacked."""
+    total = FixedRank(m, n, r, k=k)
+    modules = [adapter_family(name, count, m, n, r, seed + 1000 * i, **options) for i in range(k)]
+    return [
+        total.factor(torch.stack([x[t][0] for x in modules]), torch.stack([x[t][1].mT for x in modules]))
+        for t in range(count)
+    ]
+
+
+def matrices(quotient: QuotientManifold, point: Tensor) -> Tensor:
+    """The updates dW (K, m, n) that a point stands for."""
+    assert isinstance(quotient.total, FixedRank)
+    return quotient.total.matrix(point)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """The largest relative Frobenius difference over modules."""
+    norms = torch.linalg.matrix_norm(a - b) / torch.linalg.matrix_norm(b)
+    return float(norms.max())

@@ -1,0 +1,226 @@
+"""The public checks on every manifold, and every check on a manifold that breaks its law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pymanopt
+import pytest
+import torch
+
+from riemerge.manifolds import (
+    FixedRank,
+    Orthogonal,
+    QuotientManifold,
+    Stiefel,
+    SymmetricPositiveDefinite,
+    torch_function,
+)
+from riemerge.manifolds.checks import (
+    check_action,
+    check_gradient,
+    check_hessian,
+    check_manifold,
+    check_metric,
+    check_retraction,
+)
+from tests.manifolds.subjects import QUOTIENTS, TOTAL
+
+# Round-off of a few hundred operations on numbers of order one; the Gauss lemma is measured by central differences.
+EXACT = 1e-12
+DIFFERENCES = 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-2, 0.5, 1.5])
+@pytest.mark.parametrize("name", TOTAL)
+def test_manifold(name: str, scale: float) -> None:
+    defects = check_manifold(TOTAL[name](), scale=scale)
+    assert {"exp_log", "log_exp", "gauss", "isometry", "pair_mean", "dimension"} <= defects.keys()
+    assert defects.pop("gauss") < DIFFERENCES
+    assert max(defects.values()) < EXACT / min(scale, 1), defects
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_quotient(name: str) -> None:
+    defects = check_manifold(QUOTIENTS[name](), scale=0.4)
+    assert defects.pop("gauss") < DIFFERENCES
+    # The quotient's transport is isometric only up to what turns vertical on the way; alignment is iterative, so a log is
+    # horizontal to its tolerance.
+    assert defects.pop("isometry") < 0.1
+    assert defects.pop("log_exp") < 1e-8
+    assert max(defects.values()) < 1e-9, defects
+
+
+@pytest.mark.parametrize("name", TOTAL | QUOTIENTS)
+def test_metric(name: str) -> None:
+    assert max(check_metric((TOTAL | QUOTIENTS)[name]()).values()) < EXACT
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_action(name: str) -> None:
+    defects = check_action(QUOTIENTS[name](), scale=0.4)
+    assert defects.pop("vertical") < DIFFERENCES
+    assert defects.pop("alignment") < 1e-8
+    assert max(defects.values()) < 1e-10, defects
+
+
+@pytest.mark.parametrize(
+    "name", ["stiefel", "stiefel, short", "rotations", "spd", "fixed rank", "two layers"]
+)
+def test_gradient_and_hessian_of_a_torch_function(name: str) -> None:
+    manifold = TOTAL[name]()
+    generator = torch.Generator().manual_seed(3)
+    x = manifold.random_point()
+    # Entries of SPD points reach 20: the cost must bend on the scale of the manifold for the steps to show its order.
+    a = torch.randn(x.shape, generator=generator, dtype=torch.float64) / x.abs().amax()
+
+    @torch_function(manifold)
+    def cost(point: torch.Tensor) -> torch.Tensor:
+        return (a * point).sum() + (a * point).sin().square().sum()
+
+    problem = pymanopt.Problem(manifold, cost)
+    assert check_gradient(problem) == pytest.approx(2, abs=0.1)
+    found = check_hessian(problem)
+    assert found.pop("slope") == pytest.approx(3, abs=0.1)
+    assert max(found.values()) < EXACT
+
+
+def test_function_of_orbits_has_a_symmetric_hessian_on_the_quotient() -> None:
+    quotient = QUOTIENTS["updates"]()
+    total = quotient.total
+
+    @torch_function(quotient)
+    def cost(point: torch.Tensor) -> torch.Tensor:
+        return total.matrix(point).sin().sum()
+
+    found = check_hessian(pymanopt.Problem(quotient, cost))
+    assert found.pop("slope") == pytest.approx(3, abs=0.1)
+    assert max(found.values()) < EXACT
+
+
+@pytest.mark.parametrize(("retraction", "order"), [("qr", 2), ("polar", 2), ("exp", np.inf)])
+def test_retraction_order(retraction: str, order: float) -> None:
+    # For the canonical metric the polar factor is of first order only; it is of second order for the Euclidean one.
+    assert check_retraction(Stiefel(9, 3, k=2, retraction=retraction)) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["Sphere", "SymmetricPositiveDefinite", "Grassmann", "SpecialOrthogonalGroup"]
+)
+def test_checks_run_on_stock_numpy_manifolds(name: str) -> None:
+    np.random.seed(0)  # noqa: NPY002 - Pymanopt draws from the global generator
+    sizes = {
+        "Sphere": (5,),
+        "SymmetricPositiveDefinite": (3,),
+        "Grassmann": (6, 2),
+        "SpecialOrthogonalGroup": (3,),
+    }
+    manifold = getattr(pymanopt.manifolds, name)(*sizes[name])
+    defects = check_manifold(manifold)
+    # Pymanopt's transports are projections, not isometries (on SPD: the identity).
+    assert defects.pop("isometry") < 0.3
+    assert defects.pop("retraction") < 0.1
+    assert defects.pop("gauss") < DIFFERENCES
+    assert max(defects.values()) < EXACT
+    assert max(check_metric(manifold).values()) < EXACT
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+
+def broken(base: object, **verbs: object) -> object:
+    """The same manifold with some verbs replaced."""
+    for verb, function in verbs.items():
+        setattr(base, verb, function)
+    return base
+
+
+def spd() -> SymmetricPositiveDefinite:
+    return SymmetricPositiveDefinite(4, k=2, seed=1)
+
+
+def stiefel() -> Stiefel:
+    return Stiefel(9, 3, k=2, seed=1)
+
+
+def embedded_metric(point: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(dim=(-2, -1))
+
+
+FAULTS = {
+    "another metric: length": lambda: broken(stiefel(), inner_products=embedded_metric),
+    "another metric: gauss": lambda: broken(stiefel(), inner_products=embedded_metric),
+    "a retraction for exp: log_exp": lambda: broken(
+        stiefel(), geodesic=lambda x, v: (Stiefel(9, 3, k=2, retraction="qr").retraction(x, v), v)
+    ),
+    "log off by a factor: exp_log": lambda: broken(
+        spd(),
+        logarithm=lambda x, y, log=spd().logarithm: log(x, y)._replace(tangent=1.01 * log(x, y).tangent),
+    ),
+    "identity for transport: isometry": lambda: broken(spd(), transport=lambda x, y, v: v),
+    "transport out of the tangent space: transport": lambda: broken(stiefel(), transport=lambda x, y, v: v),
+    "oblique projection: projection": lambda: broken(
+        stiefel(), projection=lambda x, v, p=stiefel().projection: 0.5 * (p(x, v) + v - x @ (x.mT @ v))
+    ),
+    "Euclidean gradient for Riemannian: riesz": lambda: broken(
+        stiefel(), euclidean_to_riemannian_gradient=lambda x, e, p=stiefel().projection: p(x, e)
+    ),
+    "wrong dimension: dimension": lambda: broken(stiefel(), _dimension=41),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_caught(fault: str) -> None:
+    key = fault.split(": ")[1]
+    manifold = FAULTS[fault]()
+    found = check_metric(manifold) if key == "riesz" else check_manifold(manifold, scale=0.5)
+    assert found[key] > 1e-3
+
+
+def doubled(total: FixedRank, point: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
+    """Squares the core, which doubles distances between cores."""
+    u, b, v = total.split(point)
+    core = element.mT @ b @ element
+    return total.join(u @ element, core @ core, v @ element)
+
+
+ACTION_FAULTS = {
+    "act": ("isometry", lambda action: doubled),
+    "compose": ("composition", lambda action: lambda g, h: h @ g),
+    "vertical": ("vertical", lambda action: lambda total, x, a, f=action.vertical: 2 * f(total, x, a)),
+    "momentum": ("momentum", lambda action: lambda total, x, v, f=action.momentum: f(total, x, v).mT),
+    "gauge_part": ("horizontal", lambda action: lambda total, x, v, f=action.momentum: f(total, x, v)),
+    "align": ("alignment", lambda action: lambda total, x, to: x),
+    "nearest": ("invariance", lambda action: lambda total, x, to, tolerance=0: torch.eye(3, dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("verb", ACTION_FAULTS)
+def test_planted_fault_in_a_symmetry_is_caught(verb: str) -> None:
+    key, fault = ACTION_FAULTS[verb]
+    action = Orthogonal(3)
+    setattr(action, verb, fault(action))
+    assert check_action(QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), action), scale=0.4)[key] > 1e-3
+
+
+def test_planted_faults_in_derivatives_are_caught() -> None:
+    manifold = stiefel()
+    a = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    @torch_function(manifold)
+    def cost(point: torch.Tensor) -> torch.Tensor:
+        return (a * point).sum() + (a * point).sin().square().sum()
+
+    right = pymanopt.Problem(manifold, cost)
+
+    @torch_function(manifold)
+    def scaled(point: torch.Tensor) -> torch.Tensor:
+        return 1.01 * right.riemannian_gradient(point)
+
+    wrong = broken(pymanopt.Problem(manifold, cost), _riemannian_gradient=scaled._original_function)
+    assert check_gradient(wrong) < 1.5
+    # The entrywise Hessian, projected: forgets how the metric turns.
+    flat = broken(
+        pymanopt.Problem(manifold, cost),
+        _riemannian_hessian=lambda x, v: manifold.projection(x, right.euclidean_hessian(x, v)),
+    )
+    assert check_hessian(flat)["slope"] < 2.5

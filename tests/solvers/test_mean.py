@@ -1,0 +1,425 @@
+"""Means and solvers: the laws of the mean, the solvers' agreement, and how each solve says that it ended."""
+
+from __future__ import annotations
+
+import numpy as np
+import pymanopt
+import pytest
+import torch
+from pymanopt.optimizers import ConjugateGradient, SteepestDescent
+
+from examples.toy import Scaling, TwoLayers, network
+from riemerge import Status, frechet_mean
+from riemerge.errors import RecipeError
+from riemerge.manifolds import (
+    FixedRank,
+    Orthogonal,
+    QuotientManifold,
+    Stiefel,
+    SymmetricPositiveDefinite,
+)
+from riemerge.solvers import SOLVERS, Solution
+from tests.helpers import adapter_family, random_core, random_gauge, seeded
+from tests.manifolds.subjects import family, matrices, relative, updates
+
+
+def certified(solution: Solution, tol: float = 1e-8) -> bool:
+    """Whether the certificate itself, not the status, says that this is a mean."""
+    scale = np.maximum(1, np.sqrt(2 * solution.cost))
+    return bool(
+        (solution.gradient_norm <= tol * scale).all() and (solution.horizontality <= 10 * tol * scale).all()
+    )
+
+
+# --- the solvers ------------------------------------------------------------------------------------------------------
+
+
+def test_solvers_agree_on_close_adapters() -> None:
+    quotient, points = updates(64, 48, 8, k=3), family("close", 6, 64, 48, 8, seed=7, k=3, noise=0.3)
+    solutions = {name: frechet_mean(quotient, points, solver=name) for name in SOLVERS}
+    for solution in solutions.values():
+        assert set(solution.status) == {Status.CONVERGED}
+        assert certified(solution)
+    costs = np.array([solution.cost for solution in solutions.values()])
+    np.testing.assert_allclose(costs, np.broadcast_to(costs[0], costs.shape), rtol=1e-9)
+    merged = [matrices(quotient, solution.point) for solution in solutions.values()]
+    assert max(relative(m, merged[0]) for m in merged) < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["conjugate_gradient", "steepest_descent", "trust_regions"])
+@pytest.mark.parametrize("cond", [1.0, 1e3, 1e6])
+def test_ill_conditioned_adapters_converge(solver: str, cond: float) -> None:
+    quotient, points = updates(30, 25, 4, k=2), family("close", 3, 30, 25, 4, seed=2, cond=cond)
+    # Log on SPD(r) loses eps * cond(B).
+    tol = max(1e-8, 1e-15 * cond * 10)
+    solution = frechet_mean(quotient, points, solver=solver, tol=tol)
+    assert certified(solution, tol), (solution.status, solution.gradient_norm)
+
+
+@pytest.mark.parametrize("form", ["joint", "nested"])
+def test_forms_agree(form: str) -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
+    solution = frechet_mean(quotient, points, form=form)
+    assert solution.ok
+    other = frechet_mean(quotient, points)
+    assert relative(matrices(quotient, solution.point), matrices(quotient, other.point)) < 1e-7
+
+
+def test_gradient_by_autograd_gives_the_same_mean() -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
+    one, two = (frechet_mean(quotient, points, gradient=x) for x in ("analytic", "autograd"))
+    assert relative(matrices(quotient, one.point), matrices(quotient, two.point)) < 1e-10
+
+
+def test_far_apart_adapters_descend() -> None:
+    quotient, points = updates(32, 28, 4, k=2), family("independent", 3, 32, 28, 4, seed=7)
+    for solver in ("conjugate_gradient", "steepest_descent", "trust_regions"):
+        solution = frechet_mean(quotient, points, solver=solver, max_passes=60)
+        costs = np.array([point.cost for point in solution.trace])
+        # Trust regions judge the stack as a whole; steps per module make every module descend.
+        costs = costs.sum(axis=1) if solver == "trust_regions" else costs
+        assert (np.diff(costs, axis=0) <= 1e-12 * costs[0]).all()
+        # No worse than any of the data.
+        for x in points:
+            distances = [quotient.dists(x, y) for y in points]
+            assert (solution.cost <= (torch.stack(distances) ** 2).mean(dim=0).numpy() / 2).all()
+
+
+def test_any_optimizer_of_pymanopt() -> None:
+    quotient, points = updates(20, 17, 3), family("close", 3, 20, 17, 3, seed=7, k=1)
+    ours = frechet_mean(quotient, points)
+    for optimizer in (
+        SteepestDescent(verbosity=0, min_gradient_norm=1e-9, max_iterations=200),
+        ConjugateGradient(verbosity=0, min_gradient_norm=1e-9, max_iterations=200),
+    ):
+        solution = frechet_mean(quotient, points, solver=optimizer)
+        np.testing.assert_allclose(solution.cost, ours.cost, rtol=1e-9)
+
+
+def test_an_optimizer_that_stops_by_itself_is_not_converged() -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("independent", 3, 20, 17, 3, seed=7)
+    solution = frechet_mean(quotient, points, solver=SteepestDescent(verbosity=0, max_iterations=2))
+    assert set(solution.status) == {Status.STOPPED}
+    assert not solution.ok
+
+
+# --- the mean -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("cond", [10.0, 1e6])
+def test_copies_of_one_update_merge_to_it(solver: str, count: int, cond: float) -> None:
+    generator = seeded(1)
+    total = FixedRank(20, 17, 4, k=2)
+    factors = [family_pair(20, 17, 4, cond, seed) for seed in (1, 2)]
+    copies = []
+    for _ in range(count):
+        gauges = [random_gauge(4, 10.0, generator) for _ in factors]
+        left = torch.stack([b @ g for (b, _), g in zip(factors, gauges, strict=True)])
+        right = torch.stack([torch.linalg.solve(g, a).mT for (_, a), g in zip(factors, gauges, strict=True)])
+        copies.append(total.factor(left, right))
+    quotient = QuotientManifold(total, Orthogonal(4))
+    solution = frechet_mean(quotient, copies, solver=solver)
+    assert set(solution.status) == {Status.CONVERGED}
+    dense = torch.stack([b @ a for b, a in factors])
+    assert relative(matrices(quotient, solution.point), dense) < 1e-10
+    # The log on SPD(r) of equal cores is eps * cond(B).
+    assert float(np.nanmax(solution.distances)) < 1e-14 * cond * 100
+
+
+def family_pair(m: int, n: int, r: int, cond: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return adapter_family("independent", 1, m, n, r, seed, cond=cond)[0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_starting_at_the_optimum_is_the_end(solver: str) -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
+    mean = frechet_mean(quotient, points, tol=1e-12, max_passes=60).point
+    again = frechet_mean(quotient, points, solver=solver, initial_point=mean, tol=1e-6)
+    assert set(again.status) == {Status.CONVERGED}
+    assert relative(matrices(quotient, again.point), matrices(quotient, mean)) < 1e-6
+    assert np.isfinite(again.cost).all()
+
+
+def test_one_point_is_its_own_mean_to_the_bit() -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 1, 20, 17, 3, seed=7)
+    solution = frechet_mean(quotient, points, reduce=False)
+    assert solution.ok
+    assert relative(matrices(quotient, solution.point), matrices(quotient, points[0])) < 1e-14
+
+
+# "Far": relative tolerance 1e-4, because there the mean is barely determined: many far-apart points cost nearly the same.
+GAUGE = [
+    ("close", 1.0, 1e-8),
+    ("close", 1e6, 1e-8),
+    ("mix", 10.0, 1e-8),
+    ("lora_like", 10.0, 1e-8),
+    ("independent", 10.0, 1e-4),
+]
+
+
+@pytest.mark.parametrize(("name", "cond", "tolerance"), GAUGE)
+def test_the_gauge_of_the_adapters_does_not_matter(name: str, cond: float, tolerance: float) -> None:
+    m, n, r = 40, 36, 4
+    generator = seeded(4)
+    adapters = adapter_family(name, 4, m, n, r, seed=11, cond=cond)
+    total = FixedRank(m, n, r)
+    quotient = QuotientManifold(total, Orthogonal(r))
+    means = []
+    for condition in (None, 1.0, 1e3):
+        points = []
+        for b, a in adapters:
+            gauge = (
+                torch.eye(r, dtype=torch.float64)
+                if condition is None
+                else random_gauge(r, condition, generator)
+            )
+            points.append(total.factor((b @ gauge)[None], torch.linalg.solve(gauge, a).mT[None]))
+        means.append(matrices(quotient, frechet_mean(quotient, points, tol=1e-9, max_passes=300).point))
+    assert max(relative(x, means[0]) for x in means[1:]) < tolerance
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("close", 1e-8), ("lora_like", 1e-8), ("independent", 1e-4)])
+def test_the_order_of_the_points_does_not_matter(name: str, tolerance: float) -> None:
+    quotient, points = updates(40, 36, 4), family(name, 4, 40, 36, 4, seed=11, k=1)
+    weights = [0.4, 0.3, 0.2, 0.1]
+    order = [2, 0, 3, 1]
+    one = frechet_mean(quotient, points, weights, tol=1e-9, max_passes=300)
+    two = frechet_mean(
+        quotient, [points[i] for i in order], [weights[i] for i in order], tol=1e-9, max_passes=300
+    )
+    assert relative(matrices(quotient, one.point), matrices(quotient, two.point)) < tolerance
+    np.testing.assert_allclose(
+        two.distances, one.distances[order], atol=1e-3 if name == "independent" else 1e-7
+    )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_weight_zero_is_absence(solver: str) -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
+    with_zero = frechet_mean(quotient, points, [0.6, 0, 0.4], solver=solver)
+    without = frechet_mean(quotient, [points[0], points[2]], [0.6, 0.4], solver=solver)
+    assert torch.equal(with_zero.point, without.point)
+    assert np.isnan(with_zero.distances[1]).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 0.5, 0.8])
+def test_two_points_divide_the_distance_as_their_weights(weight: float) -> None:
+    quotient, points = updates(30, 25, 4, k=2), family("close", 2, 30, 25, 4, seed=7, noise=0.5)
+    solution = frechet_mean(quotient, points, [1 - weight, weight])
+    apart = quotient.dists(*points).numpy()
+    if weight:
+        np.testing.assert_allclose(solution.distances[0], weight * apart, rtol=1e-7)
+    np.testing.assert_allclose(solution.distances[-2 if weight else 0], weight * apart, atol=1e-7)
+    np.testing.assert_allclose(solution.cost, weight * (1 - weight) * apart**2 / 2, rtol=1e-9, atol=1e-12)
+
+
+def test_rotating_the_inputs_rotates_the_merge() -> None:
+    m, n, r = 24, 20, 3
+    quotient, points = updates(m, n, r, k=2), family("lora_like", 3, m, n, r, seed=7)
+    left, right = Stiefel(m, m, seed=1).random_point()[0], Stiefel(n, n, seed=2).random_point()[0]
+    total = quotient.total
+    turned = []
+    for x in points:
+        u, b, v = total.split(x)
+        turned.append(total.join(left @ u, b, right @ v))
+    one, two = (frechet_mean(quotient, x, tol=1e-9).point for x in (points, turned))
+    assert relative(matrices(quotient, two), left @ matrices(quotient, one) @ right.mT) < 1e-8
+
+
+def test_scaling_the_inputs_scales_the_merge() -> None:
+    quotient, points = updates(24, 20, 3, k=2), family("lora_like", 3, 24, 20, 3, seed=7)
+    total = quotient.total
+    larger = [total.join(*(x * f for x, f in zip(total.split(p), (1, 1e4, 1), strict=True))) for p in points]
+    one, two = (frechet_mean(quotient, x, tol=1e-9).point for x in (points, larger))
+    assert relative(matrices(quotient, two), 1e4 * matrices(quotient, one)) < 1e-8
+
+
+def test_horizontal_logs_at_an_aligned_minimiser() -> None:
+    quotient, points = updates(40, 36, 4, k=2), family("mix", 4, 40, 36, 4, seed=11)
+    solution = frechet_mean(quotient, points, tol=1e-9, solver="trust_regions")
+    assert solution.ok
+    assert solution.horizontality.max() < 1e-8 * max(1, np.sqrt(2 * solution.cost.max()))
+    # The same, found anew: each point aligned to the mean from scratch.
+    for x in points:
+        log = quotient.total.logarithm(solution.point, quotient.align(x, to=solution.point)).tangent
+        vertical = log - quotient.horizontal(solution.point, log)
+        assert float(quotient.norm(solution.point, vertical)) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["close", "mix", "lora_like", "independent", "shared_subspace"])
+def test_alignment_is_near_the_best_of_many_starts(name: str) -> None:
+    quotient = updates(48, 40, 6, k=6)
+    a, b = family(name, 2, 48, 40, 6, seed=21, k=6)
+    found = quotient.dists(a, b) ** 2
+    action = quotient.action
+    assert isinstance(action, Orthogonal)
+    starts = action.random_element((48, 6), seeded(0))
+    _, squared = action._refine(quotient.total, b, a, starts, 1e-3)
+    best = squared.amin(dim=0)
+    defined = torch.isfinite(best) & torch.isfinite(found)
+    # Exactly shared subspaces can want two determinants at once: then there is no geodesic, which is flagged.
+    assert bool(defined.all()) or name == "shared_subspace"
+    assert float((found / best)[defined].max()) < 1.02
+
+
+# --- the paper's toy problem --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_toy_problem_has_its_closed_form(solver: str) -> None:
+    networks = QuotientManifold(TwoLayers(), Scaling())
+    points = [network(1, 2), network(-6, -0.5), network(0.1, 70)]
+    weights = [0.5, 0.3, 0.2]
+    solution = frechet_mean(networks, points, weights, solver=solver)
+    assert solution.ok
+    assert float(solution.point.prod()) == pytest.approx(0.5 * 2 + 0.3 * 3 + 0.2 * 7, rel=1e-9)
+    # d = |w - w'| / sqrt 2 (GeoMerge, eq. 17).
+    np.testing.assert_allclose(
+        solution.distances[:, 0], np.abs(np.array([2, 3, 7]) - 3.3) / np.sqrt(2), rtol=1e-8
+    )
+
+
+def test_two_gauges_of_one_network_merge_to_it() -> None:
+    networks = QuotientManifold(TwoLayers(), Scaling())
+    theta = network(1.5, -2)
+    solution = frechet_mean(networks, [theta, -theta])
+    assert float(solution.point.prod()) == pytest.approx(-3, rel=1e-12)
+    assert solution.cost.max() < 1e-24
+    # What averaging the parameters gives.
+    assert not (theta + -theta).any()
+
+
+def test_networks_of_opposite_sign_have_no_mean() -> None:
+    networks = QuotientManifold(TwoLayers(), Scaling())
+    solution = frechet_mean(networks, [network(1, 2), network(1, -5)])
+    assert solution.status == (Status.UNDEFINED,)
+
+
+# --- how a solve ends ---------------------------------------------------------------------------------------------------
+
+
+def test_budget_is_kept_and_named() -> None:
+    quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
+    for solver in SOLVERS:
+        solution = frechet_mean(quotient, points, solver=solver, max_passes=8)
+        assert solution.status == (Status.BUDGET,)
+        # One Hessian-vector product is two passes, and is not cut in half.
+        assert solution.passes <= 8 + 2 * 30
+        assert not solution.ok
+
+
+def test_flat_costs_end_the_solve() -> None:
+    quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
+    solution = frechet_mean(quotient, points, cost_tol=1e-3)
+    assert solution.status == (Status.FLAT,)
+    assert solution.ok
+    assert solution.gradient_norm.max() > 1e-8
+
+
+def test_impossible_tolerance_stalls_or_meets_the_budget() -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
+    for solver in SOLVERS:
+        solution = frechet_mean(quotient, points, solver=solver, tol=0.0, max_passes=120)
+        assert set(solution.status) <= {Status.STALLED, Status.BUDGET}
+        assert solution.gradient_norm.max() < 1e-8
+
+
+def test_modules_end_apart() -> None:
+    quotient = updates(40, 36, 4, k=2)
+    close, far = (family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "independent"))
+    points = [torch.cat(pair) for pair in zip(close, far, strict=True)]
+    solution = frechet_mean(quotient, points, max_passes=60, solver="steepest_descent")
+    assert solution.status == (Status.CONVERGED, Status.BUDGET)
+    assert solution.trace[-1].active == 1
+    alone = frechet_mean(updates(40, 36, 4), close)
+    assert relative(matrices(quotient, solution.point)[:1], matrices(quotient, alone.point)) < 1e-7
+
+
+def test_an_undefined_module_is_named_and_the_rest_solved() -> None:
+    manifold = Stiefel(12, 3, k=2, seed=0)
+    a = manifold.random_point()
+    b = manifold.exp(a, 0.5 * manifold.random_tangent_vector(a))
+    b[1] = -a[1]
+    for solver in SOLVERS:
+        solution = frechet_mean(manifold, [a, b], solver=solver, initial_point=a)
+        assert solution.status[1] is Status.UNDEFINED
+        assert solution.status[0] is Status.CONVERGED
+        assert solution.cost[1] == np.inf
+
+
+def test_same_input_same_bits() -> None:
+    quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
+    one, two = (frechet_mean(quotient, points, max_passes=30) for _ in range(2))
+    assert torch.equal(one.point, two.point)
+
+
+def test_callback_sees_the_trace() -> None:
+    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
+    seen: list[object] = []
+    solution = frechet_mean(quotient, points, callback=seen.append)
+    assert tuple(seen) == solution.trace
+    assert solution.trace[-1].active == 0
+
+
+REFUSED = {
+    "solver": ({"solver": "newton"}, "known are conjugate_gradient"),
+    "tol": ({"tol": -1.0}, "tol is -1.0"),
+    "tol nan": ({"tol": float("nan")}, "tol is nan"),
+    "cost_tol": ({"cost_tol": float("inf")}, "cost_tol is inf"),
+    "max_passes": ({"max_passes": 0}, "at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_options_are_refused(case: str) -> None:
+    options, words = REFUSED[case]
+    with pytest.raises(RecipeError, match=words):
+        frechet_mean(Stiefel(5, 2), [Stiefel(5, 2).random_point()], **options)
+
+
+# --- Pymanopt's own manifolds -------------------------------------------------------------------------------------------
+
+STOCK = {
+    "sphere": lambda: pymanopt.manifolds.Sphere(4),
+    "positive definite": lambda: pymanopt.manifolds.SymmetricPositiveDefinite(3),
+    "Grassmann": lambda: pymanopt.manifolds.Grassmann(6, 2),
+    "rotations": lambda: pymanopt.manifolds.SpecialOrthogonalGroup(3),
+    "Euclidean": lambda: pymanopt.manifolds.Euclidean(3, 2),
+    "oblique": lambda: pymanopt.manifolds.Oblique(3, 4),
+    "product": lambda: pymanopt.manifolds.Product(
+        [pymanopt.manifolds.Sphere(3), pymanopt.manifolds.Euclidean(2)]
+    ),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_manifolds(name: str, solver: str) -> None:
+    np.random.seed(1)  # noqa: NPY002 - Pymanopt draws from the global generator
+    manifold = STOCK[name]()
+    center = manifold.random_point()
+    points = [manifold.exp(center, 0.4 * manifold.random_tangent_vector(center)) for _ in range(4)]
+    weights = np.array([0.4, 0.3, 0.2, 0.1])
+    solution = frechet_mean(manifold, points, weights, solver=solver)
+    assert solution.status == (Status.CONVERGED,)
+    logs = [w * manifold.log(solution.point, y) for w, y in zip(weights, points, strict=True)]
+    residual = sum(logs[1:], logs[0])
+    assert float(manifold.norm(solution.point, residual)) < 2e-8
+
+
+def test_our_spd_mean_is_that_of_stock_spd() -> None:
+    generator = seeded(3)
+    cores = [random_core(3, 20.0, generator) for _ in range(4)]
+    ours = frechet_mean(SymmetricPositiveDefinite(3), [x[None] for x in cores])
+    theirs = frechet_mean(pymanopt.manifolds.SymmetricPositiveDefinite(3), [x.numpy() for x in cores])
+    np.testing.assert_allclose(ours.point[0], theirs.point, atol=1e-8)
+
+
+def test_antipodes_are_undefined_not_converged() -> None:
+    """Pymanopt's log of the antipode is silently zero, so the start, a maximum, has zero gradient."""
+    sphere = pymanopt.manifolds.Sphere(3)
+    pole = np.array([0.0, 0.0, 1.0])
+    solution = frechet_mean(sphere, [pole, -pole])
+    assert solution.status == (Status.UNDEFINED,)

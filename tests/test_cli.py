@@ -1,0 +1,298 @@
+"""The command line: results on stdout, everything else on stderr, exit codes by kind of fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import riemerge
+from riemerge import cli, errors
+from riemerge.cli import main
+from riemerge.methods import METHODS
+from riemerge.record import RunRecord
+from tests.folders import family, write_family
+from tests.helpers import ROOT
+
+TENSORS = "adapter_model.safetensors"
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return write_family(tmp_path, family("close", 2))
+
+
+# --- merge --------------------------------------------------------------------------------------------------
+
+
+def test_a_merge_prints_its_report_and_writes_its_folder(folders: list[Path], tmp_path: Path) -> None:
+    ran = run("merge", f"{folders[0]}:0.75", f"{folders[1]}:0.25", "-o", tmp_path / "out")
+    assert ran.exit_code == 0, ran.output
+    assert "Do these adapters determine their mean?" in ran.stdout
+    assert "merge: 3 of 3 modules" in ran.stderr
+    assert "modules: pass" not in ran.stdout
+    record = RunRecord.model_validate_json((tmp_path / "out" / "riemerge.json").read_text())
+    assert [row.share for row in record.inputs] == [0.75, 0.25]
+
+
+def test_every_option_reaches_the_record(folders: list[Path], tmp_path: Path) -> None:
+    options = {
+        "rank": 2,
+        "scale": 1.5,
+        "solver": "steepest_descent",
+        "tol": 1e-6,
+        "cost-tol": 1e-5,
+        "max-passes": 99,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    dtypes = ["--dtype", "float32", "--out-dtype", "bfloat16"]
+    ran = run("merge", *folders, "-o", tmp_path / "out", "--json", "--method", "geomerge", *words, *dtypes)
+    recipe = json.loads(ran.stdout)["record"]["recipe"]
+    assert recipe["parameters"] == {name.replace("-", "_"): value for name, value in options.items()}
+    assert (recipe["dtype"], recipe["out_dtype"]) == ("float32", "bfloat16")
+
+
+def test_a_recipe_and_the_same_words_write_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "merge_method: average\nparameters: {rank: 4}\n"
+        "models:\n- {model: a, parameters: {weight: 0.3}}\n- model: b\n"
+    )
+    assert run("merge", recipe, "-o", tmp_path / "one", "--rank", 2).exit_code == 0
+    words = (f"{folders[0]}:0.3", folders[1], "--method", "average", "--rank", 2)
+    assert run("merge", *words, "-o", tmp_path / "two").exit_code == 0
+    assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
+
+
+def test_json_is_one_document_that_equals_the_record_on_disk(folders: list[Path], tmp_path: Path) -> None:
+    ran = run("merge", *folders, "-o", tmp_path / "out", "--json")
+    document = json.loads(ran.stdout)
+    assert document["output"] == str(tmp_path / "out")
+    assert document["record"] == json.loads((tmp_path / "out" / "riemerge.json").read_text())
+    assert document["rounding"] <= 1e-15  # the inputs are float64, so the output is
+
+
+def test_quiet_says_only_where(folders: list[Path], tmp_path: Path) -> None:
+    ran = run("merge", *folders, "-o", tmp_path / "out", "--quiet")
+    assert ran.stdout == f"{tmp_path / 'out'}\n"
+    assert ran.stderr == ""
+
+
+def test_a_terminal_gets_a_bar_on_stderr_and_nothing_of_it_on_stdout(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True)
+    ran = run("merge", *folders, "-o", tmp_path / "out", "--json")
+    assert "━" in ran.stderr
+    assert "3/3" in ran.stderr
+    json.loads(ran.stdout)
+
+
+# --- faults -------------------------------------------------------------------------------------------------
+
+
+def below_zero(folders: list[Path], _: Path) -> list[object]:
+    return [f"{folders[0]}:-1", folders[1]]
+
+
+def pickles(folders: list[Path], _: Path) -> list[object]:
+    for folder in folders:
+        (folder / TENSORS).write_bytes(b"\x80 pickle")
+    return [*folders]
+
+
+def deficient(_: list[Path], root: Path) -> list[object]:
+    good, bad = family("close", 2)
+    bad["layers.0.q"][0][:, 0] = 0
+    bad["layers.1.q"][0][:] = 0
+    return [*write_family(root / "deficient", [good, bad])]
+
+
+def taken(folders: list[Path], root: Path) -> list[object]:
+    (root / "out").mkdir()
+    return [*folders]
+
+
+def no_device(folders: list[Path], _: Path) -> list[object]:
+    return [*folders, "--device", "cuda:77"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "code", "arrange", "says"),
+    [
+        ("RecipeError", 3, below_zero, ["weight -1 of"]),
+        (
+            "AdapterError",
+            4,
+            pickles,
+            ["a/adapter_model.safetensors: is a pickle", "b/adapter_model.safetensors"],
+        ),
+        ("NumericalError", 5, deficient, ["b: layers.0.q: its numerical rank is 2", "b: layers.1.q: its"]),
+        ("OutputError", 6, taken, ["exists already"]),
+        ("ResourceError", 7, no_device, ["cuda:77 was asked for"]),
+    ],
+)
+def test_each_kind_of_fault_has_its_code_and_says_every_problem(
+    folders: list[Path], tmp_path: Path, kind: str, code: int, arrange: Any, says: list[str], as_json: bool
+) -> None:
+    words = arrange(folders, tmp_path)
+    ran = run("merge", *words, "-o", tmp_path / "out", "-q", *(["--json"] if as_json else []))
+    assert ran.exit_code == code
+    lines = [
+        line for line in ran.stderr.splitlines() if not line.endswith(f"nothing was written (exit {code})")
+    ]
+    assert len(lines) == len(says)
+    for line, text in zip(lines, says, strict=True):
+        assert line.startswith("error: ")
+        assert text in line
+    if as_json:
+        problems = [line.removeprefix("error: ") for line in lines]
+        assert json.loads(ran.stdout) == {"error": {"kind": kind, "code": code, "problems": problems}}
+    else:
+        assert ran.stdout == ""
+    assert not (tmp_path / "out" / TENSORS).exists()
+
+
+def test_the_table_of_exit_codes_is_what_help_says() -> None:
+    text = " ".join(run("--help").stdout.split())
+    codes = {kind.exit_code for kind in errors.RiemergeError.__subclasses__()}
+    assert codes == {3, 4, 5, 6, 7}
+    for code, word in {1: "a bug", 3: "recipe", 4: "input", 5: "numbers", 6: "output", 7: "machine"}.items():
+        assert f"{code} {word}" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["merge"], ["merge", "a"], ["mrge"], ["merge", "a", "-o", "b", "--rnk", "2"], ["inspect"]]
+)
+def test_usage_faults_end_with_two(words: list[str]) -> None:
+    ran = run(*words)
+    assert ran.exit_code == 2
+    assert ran.stdout == ""
+    assert "Usage:" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+        (
+            ZeroDivisionError("division\nby zero"),
+            1,
+            "a bug: ZeroDivisionError: division by zero; please report it",
+        ),
+        (MemoryError(), 7, "out of memory"),
+    ],
+)
+def test_interruption_bugs_and_exhaustion_end_in_one_line(
+    folders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    code: int,
+    says: str,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("riemerge.merge.run_method", fail)
+    ran = run("merge", *folders, "-o", tmp_path / "out", "--json", "-q")
+    assert ran.exit_code == code
+    assert says in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert json.loads(ran.stdout)["error"]["code"] == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bug_shows_its_traceback_when_asked(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riemerge.merge.run_method", lambda *_: 1 / 0)
+    monkeypatch.setenv("RIEMERGE_TRACEBACK", "1")
+    assert isinstance(run("merge", *folders, "-o", tmp_path / "out").exception, ZeroDivisionError)
+
+
+def test_escapes_in_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    ran = run("inspect", tmp_path / "\x1b[31mred")
+    assert ran.exit_code == 4
+    assert "\x1b" not in ran.stderr
+    assert "\\x1b[31mred" in ran.stderr
+
+
+# --- inspect, methods, demo ---------------------------------------------------------------------------------
+
+
+def test_inspect_shows_and_dumps_the_same(folders: list[Path]) -> None:
+    shown, dumped = run("inspect", *folders), run("inspect", *folders, "--json")
+    assert shown.exit_code == dumped.exit_code == 0
+    document = json.loads(dumped.stdout)
+    assert [adapter["name"] for adapter in document["adapters"]] == ["a", "b"]
+    assert len(document["pairs"]) == 1
+    assert "a – b" in shown.stdout
+    assert dumped.stderr == ""
+
+
+def test_methods_lists_the_table() -> None:
+    shown, dumped = run("methods"), run("methods", "--json")
+    assert [row["name"] for row in json.loads(dumped.stdout)] == list(METHODS)
+    assert all(name in shown.stdout for name in METHODS)
+
+
+@pytest.mark.slow
+def test_demo_merges_the_real_adapters(tmp_path: Path) -> None:
+    ran = run("demo", "-o", tmp_path / "out", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    record = json.loads(ran.stdout)["record"]
+    assert [row["name"] for row in record["inputs"]] == ["snli", "mnli", "qnli", "scitail"]
+    assert record["totals"]["modules"] == 36
+    assert set(record["totals"]["statuses"]) <= {"CONVERGED", "FLAT"}
+    # They share their initialisation of A and little else.
+    assert record["totals"]["determined"] == "partly"
+    assert (tmp_path / "out" / TENSORS).exists()
+
+
+def test_demo_without_its_adapters_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "riemerge" / "cli.py"))
+    ran = run("demo")
+    assert ran.exit_code == 7
+    assert "the example adapters are missing" in ran.stderr
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+def call(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    script = "from riemerge.cli import main; main()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", script, *words], capture_output=True, check=False, env=env)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("--version").stdout.strip() == f"riemerge, version {riemerge.__version__}"
+
+
+def test_methods_needs_no_numerical_library() -> None:
+    script = (
+        "import sys\nsys.argv = ['riemerge', 'methods']\nfrom riemerge.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('loaded', *({'torch', 'numpy', 'pymanopt', 'scipy'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.splitlines()[-1] == "loaded"
+
+
+def test_a_terminal_without_unicode_gets_escapes() -> None:
+    ran = call("methods", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert ran.returncode == 0, ran.stderr
+    assert b"Fr\\xe9chet" in ran.stdout

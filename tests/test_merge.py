@@ -1,0 +1,604 @@
+"""Laws of merging folders; the oracles are dense numpy for the flat methods, and PEFT for what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from riemerge.adapters import read_adapter
+from riemerge.errors import AdapterError, NumericalError, OutputError, RecipeError, ResourceError
+from riemerge.inputs import display_names
+from riemerge.merge import MergeResult, Progress, merge_adapters
+from riemerge.methods import METHODS
+from riemerge.recipe import read_recipe
+from riemerge.record import RunRecord
+from tests.fake_cuda import fake_cuda
+from tests.folders import SHAPES, family, write_family, write_folder
+from tests.helpers import Factors, random_gauge, seeded
+
+TENSORS = "adapter_model.safetensors"
+EVERY_METHOD = pytest.mark.parametrize("method", list(METHODS))
+
+
+def dense(modules: Mapping[str, Factors]) -> dict[str, np.ndarray]:
+    return {module: b.numpy() @ a.numpy() for module, (b, a) in modules.items()}
+
+
+def merged(result: MergeResult) -> dict[str, np.ndarray]:
+    return {module: update.dense().numpy() for module, update in result.updates.items()}
+
+
+def apart(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
+    """The largest relative distance of any module."""
+    assert list(one) == list(other)
+    return max(float(np.linalg.norm(one[m] - other[m]) / np.linalg.norm(other[m])) for m in one)
+
+
+def stored(folder: Path) -> bytes:
+    return (folder / TENSORS).read_bytes()
+
+
+# --- laws of every method -----------------------------------------------------------------------------------
+
+
+@EVERY_METHOD
+def test_copies_of_one_adapter_merge_to_it(tmp_path: Path, method: str) -> None:
+    (one,) = family("independent", 1)
+    folders = [write_folder(tmp_path / name, one) for name in ("a", "b", "c")]
+    weights = [0.5, 0.3, 0.2]  # they sum to 1, for the method that does not normalise
+    result = merge_adapters(folders, weights, method=method)
+    # Round-off only: the copies are aligned to each other exactly.
+    assert apart(merged(result), dense(one)) <= 1e-10
+    assert "hold the same files" in result.record.warnings[0]
+
+
+@EVERY_METHOD
+def test_the_order_of_the_adapters_changes_no_bit(tmp_path: Path, method: str) -> None:
+    folders = write_family(tmp_path, family("mix", 3))
+    weights = [0.5, 0.3, 0.2]
+    first = merge_adapters(folders, weights, method=method)
+    other = merge_adapters([folders[i] for i in (2, 0, 1)], [weights[i] for i in (2, 0, 1)], method=method)
+    first.save_pretrained(tmp_path / "first")
+    other.save_pretrained(tmp_path / "other")
+    assert stored(tmp_path / "first") == stored(tmp_path / "other")
+    config = "adapter_config.json"
+    assert (tmp_path / "first" / config).read_bytes() == (tmp_path / "other" / config).read_bytes()
+    # The record names the inputs in the order they were given in, with what belongs to each.
+    assert [row.name for row in other.record.inputs] == ["c", "a", "b"]
+    for one, two in zip(first.record.modules, other.record.modules, strict=True):
+        assert [one.relative_distances[i] for i in (2, 0, 1)] == list(two.relative_distances)
+        assert [one.input_norms[i] for i in (2, 0, 1)] == list(two.input_norms)
+        if one.distances is not None:
+            assert two.distances is not None
+            assert [one.distances[i] for i in (2, 0, 1)] == list(two.distances)
+
+
+@EVERY_METHOD
+def test_weight_zero_is_absence(tmp_path: Path, method: str) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    without = merge_adapters(folders, [1, 2], method=method)
+    with_it = merge_adapters([folders[0], tmp_path / "not there", folders[1]], [1, 0, 2], method=method)
+    without.save_pretrained(tmp_path / "without")
+    with_it.save_pretrained(tmp_path / "with")
+    assert stored(tmp_path / "without") == stored(tmp_path / "with")
+    left_out = with_it.record.inputs[1]
+    assert (left_out.name, left_out.share, left_out.sha256) == ("not there", 0.0, None)
+    assert with_it.record.warnings == ("not there: its weight is 0: it was left out and not read",)
+
+
+@EVERY_METHOD
+def test_the_gauge_of_the_factors_does_not_matter(tmp_path: Path, method: str) -> None:
+    adapters = family("close", 3)
+    generator = seeded(1)
+    turned = [
+        {module: (b @ g, torch.linalg.solve(g, a)) for module, (b, a) in one.items() for g in [gauge()]}
+        for one in adapters
+        for gauge in [lambda: random_gauge(3, 1e3, generator)]
+    ]
+    plain = merge_adapters(write_family(tmp_path / "plain", adapters), [3, 2, 1], method=method)
+    other = merge_adapters(write_family(tmp_path / "turned", turned), [3, 2, 1], method=method)
+    assert (
+        apart(
+            {m: b.numpy() for m, (b, _) in turned[0].items()},
+            {m: b.numpy() for m, (b, _) in adapters[0].items()},
+        )
+        > 1
+    )
+    # Gauges of condition 1e3 cost three of sixteen digits; the mean of close adapters costs a few more.
+    assert apart(merged(other), merged(plain)) <= 1e-8
+
+
+def test_the_gauge_does_not_matter_to_barely_determined_means_either(tmp_path: Path) -> None:
+    generator = seeded(2)
+    adapters = family("independent", 3)
+    turned = [
+        {module: (b @ g, torch.linalg.solve(g, a)) for module, (b, a) in one.items()}
+        for one in adapters
+        for g in [random_gauge(3, 1e3, generator)]
+    ]
+    plain = merge_adapters(write_family(tmp_path / "plain", adapters))
+    other = merge_adapters(write_family(tmp_path / "turned", turned))
+    # Many points have nearly the same cost here, so round-off is carried far: 1e-4 is what can be promised.
+    assert apart(merged(other), merged(plain)) <= 1e-4
+
+
+@EVERY_METHOD
+def test_the_scale_multiplies_the_merged_update(tmp_path: Path, method: str) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    one = merge_adapters(folders, method=method)
+    three = merge_adapters(folders, method=method, scale=-3.0)
+    assert apart(merged(three), {m: -3.0 * w for m, w in merged(one).items()}) <= 1e-14
+    assert three.record.totals.norm == pytest.approx(3 * one.record.totals.norm)
+    assert three.record.modules[0].distances == one.record.modules[0].distances
+
+
+@EVERY_METHOD
+def test_an_adapter_alone_is_its_own_merge(tmp_path: Path, method: str) -> None:
+    (one,) = family("independent", 1)
+    result = merge_adapters([write_folder(tmp_path / "a", one)], method=method)
+    assert apart(merged(result), dense(one)) <= 1e-12
+    assert result.record.totals.determined is None
+    assert "nothing to merge it with" in result.record.warnings[0]
+
+
+@EVERY_METHOD
+def test_alpha_and_fan_in_enter_exactly(tmp_path: Path, method: str) -> None:
+    adapters = family("close", 2)
+    plain = merge_adapters(write_family(tmp_path / "plain", adapters), method=method)
+    scaled = merge_adapters(write_family(tmp_path / "scaled", adapters, lora_alpha=6), method=method)
+    assert apart(merged(scaled), {m: 2.0 * w for m, w in merged(plain).items()}) <= 1e-12
+
+
+# --- geomerge -----------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_two_divides_their_distance_as_the_weights_do(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    record = merge_adapters(folders, [3, 1], cost_tol=0).record
+    for row in record.modules:
+        assert row.status == "CONVERGED"
+        assert row.distances is not None
+        # d(x, a) = w_b d(a, b): three times as far from b; the gradient norm bounds the error by 1e-8 of d.
+        assert row.distances[1] == pytest.approx(3 * row.distances[0], rel=1e-6)
+        assert row.cost == pytest.approx((0.75 * row.distances[0] ** 2 + 0.25 * row.distances[1] ** 2) / 2)
+
+
+def test_modules_of_different_widths_are_solved_as_if_alone(tmp_path: Path) -> None:
+    shapes = {"q": (14, 12), "v": (20, 9), "o": (9, 30), "p": (14, 12)}
+    adapters = family("close", 2, shapes=shapes)
+    whole = merged(merge_adapters(write_family(tmp_path / "whole", adapters), cost_tol=0))
+    for module in shapes:
+        single = [{module: one[module]} for one in adapters]
+        alone = merged(merge_adapters(write_family(tmp_path / module, single), cost_tol=0))
+        assert apart({module: whole[module]}, alone) <= 1e-7  # both converge to a gradient of 1e-8
+
+
+def test_float32_factors_give_the_same_mean_to_their_precision(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 3))
+    exact = merge_adapters(folders)
+    single = merge_adapters(folders, dtype="float32")
+    assert {update.dtype for update in single.updates.values()} == {torch.float32}
+    assert 0 < apart(merged(single), merged(exact)) <= 1e-5
+
+
+@EVERY_METHOD
+def test_a_merge_on_another_device_stays_there_and_is_the_same(tmp_path: Path, method: str) -> None:
+    folders = write_family(tmp_path, family("mix", 3))
+    here = merge_adapters(folders, method=method)
+    with fake_cuda():
+        there = merge_adapters(folders, method=method, device="cuda")
+        assert {update.device.type for update in there.updates.values()} == {"cuda"}
+        there.save_pretrained(tmp_path / "there")
+    here.save_pretrained(tmp_path / "here")
+    assert there.record.device == "cuda"
+    assert stored(tmp_path / "there") == stored(tmp_path / "here")
+
+
+@pytest.mark.parametrize("solver", ["steepest_descent", "trust_regions", "fixed_point"])
+def test_any_solver_by_name_reaches_the_same_cost(tmp_path: Path, solver: str) -> None:
+    folders = write_family(tmp_path, family("close", 3))
+    reference = merge_adapters(folders, cost_tol=0).record
+    other = merge_adapters(folders, cost_tol=0, solver=solver).record
+    assert other.recipe["parameters"]["solver"] == solver
+    assert other.totals.cost == pytest.approx(reference.totals.cost, rel=1e-9)
+
+
+def test_an_optimizer_of_the_users_own_is_used(tmp_path: Path) -> None:
+    from pymanopt.optimizers import SteepestDescent
+
+    folders = write_family(tmp_path, family("close", 2))
+    result = merge_adapters(folders, solver=SteepestDescent(max_iterations=3, verbosity=0))
+    assert result.record.recipe["parameters"]["solver"] == "SteepestDescent"
+
+
+def test_rank_truncates_every_update_first(tmp_path: Path) -> None:
+    adapters = family("close", 2, rank=4)
+    folders = write_family(tmp_path / "whole", adapters)
+    result = merge_adapters(folders, rank=2)
+    cut = []
+    for one in adapters:
+        factors = {}
+        for module, w in dense(one).items():
+            u, s, vt = np.linalg.svd(w)
+            factors[module] = (torch.from_numpy(u[:, :2] * s[:2]), torch.from_numpy(vt[:2]).clone())
+        cut.append(factors)
+    by_hand = merge_adapters(write_family(tmp_path / "cut", cut))
+    assert apart(merged(result), merged(by_hand)) <= 1e-8
+    for row, one in zip(result.record.modules, by_hand.record.modules, strict=True):
+        kept = [
+            float(
+                (np.linalg.svd(dense(a)[row.module])[1][:2] ** 2).sum()
+                / np.linalg.norm(dense(a)[row.module]) ** 2
+            )
+            for a in adapters
+        ]
+        assert row.energy_kept == pytest.approx(min(kept), rel=1e-10)
+        assert one.energy_kept is None
+        assert (row.rank, row.input_ranks) == (2, (4, 4))
+
+
+def test_updates_of_different_rank_need_a_rank(tmp_path: Path) -> None:
+    (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2, seed=5)
+    folders = write_family(tmp_path, [a, b])
+    with pytest.raises(AdapterError) as caught:
+        merge_adapters(folders)
+    assert len(caught.value.problems) == len(SHAPES)
+    assert "layers.0.q: the ranks differ (" in caught.value.problems[0]
+    assert "--rank 2" in caught.value.problems[0]
+    assert {u.rank for u in merge_adapters(folders, rank=2).updates.values()} == {2}
+
+
+def test_every_rank_deficient_update_is_named(tmp_path: Path) -> None:
+    good, bad = family("close", 2)
+    bad["layers.0.q"][0][:, 2] = 0
+    bad["layers.0.v"][0][:] = 0
+    folders = write_family(tmp_path, [good, bad])
+    with pytest.raises(NumericalError) as caught:
+        merge_adapters(folders)
+    assert len(caught.value.problems) == 2
+    assert "b: layers.0.q: its numerical rank is 2, below its rank 3" in caught.value.problems[0]
+    assert "--rank 2" in caught.value.problems[0]
+    assert "b: layers.0.v: its numerical rank is 0" in caught.value.problems[1]
+    assert "use method average" in caught.value.problems[1]
+    for rank, count in ((2, 1), (3, 2), (5, 6)):
+        with pytest.raises(NumericalError) as caught:
+            merge_adapters(folders, rank=rank)
+        assert len(caught.value.problems) == count
+        assert f"below the rank {rank} asked for" in caught.value.problems[0]
+    row = merge_adapters(folders, method="average").record.modules[1]
+    assert (row.overlap, row.determined, row.relative_distances[1]) == (None, None, None)
+
+
+def test_a_budget_that_runs_out_is_written_with_a_warning(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("mix", 3))
+    result = merge_adapters(folders, max_passes=2, cost_tol=0)
+    assert result.record.totals.statuses == {"BUDGET": 3}
+    assert (
+        "3 of 3 modules ended as BUDGET (layers.0.q, layers.0.v, layers.1.q): " in result.record.warnings[0]
+    )
+    result.save_pretrained(tmp_path / "out")
+
+
+# --- flat methods, against dense numpy ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "total"), [("average", 6.0), ("task_arithmetic", 1.0)])
+def test_weighted_sums_are_exact(tmp_path: Path, method: str, total: float) -> None:
+    adapters = family("independent", 3)
+    weights = [3.0, 2.0, 1.0]
+    result = merge_adapters(write_family(tmp_path, adapters), weights, method=method)
+    expected = {
+        module: sum(w * dense(one)[module] for w, one in zip(weights, adapters, strict=True)) / total
+        for module in SHAPES
+    }
+    assert apart(merged(result), expected) <= 1e-14
+    assert {update.rank for update in result.updates.values()} == {9}
+    assert [row.share for row in result.record.inputs] == [w / total for w in weights]
+
+
+def test_adapters_of_different_rank_add_up(tmp_path: Path) -> None:
+    (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2, seed=5)
+    result = merge_adapters(write_family(tmp_path, [a, b]), method="average")
+    expected = {module: (dense(a)[module] + dense(b)[module]) / 2 for module in SHAPES}
+    assert apart(merged(result), expected) <= 1e-14
+    assert {update.rank for update in result.updates.values()} == {6}
+
+
+def test_a_sum_takes_weights_of_any_sign(tmp_path: Path) -> None:
+    a, b = family("independent", 2)
+    result = merge_adapters(write_family(tmp_path, [a, b]), [1, -0.5], method="task_arithmetic", scale=2)
+    assert apart(merged(result), {m: 2 * dense(a)[m] - dense(b)[m] for m in SHAPES}) <= 1e-14
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_truncation_is_the_best_of_that_rank(tmp_path: Path, rank: int) -> None:
+    adapters = family("independent", 2)
+    result = merge_adapters(write_family(tmp_path, adapters), method="average", rank=rank)
+    for module, row in zip(SHAPES, result.record.modules, strict=True):
+        mean = (dense(adapters[0])[module] + dense(adapters[1])[module]) / 2
+        u, s, vt = np.linalg.svd(mean)
+        best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+        assert np.linalg.norm(merged(result)[module] - best) <= 1e-12 * np.linalg.norm(mean)
+        assert row.rank == rank
+        # Six is the whole rank: nothing was cut, so nothing is said.
+        kept = float((s[:rank] ** 2).sum() / (s**2).sum()) if rank < 6 else None
+        assert row.energy_kept == (pytest.approx(kept, rel=1e-12) if kept else None)
+
+
+def test_a_rank_above_the_full_one_is_exact_and_said(tmp_path: Path) -> None:
+    adapters = family("independent", 3, shapes={"q": (4, 5)})
+    result = merge_adapters(write_family(tmp_path, adapters), method="average")
+    assert result.updates["q"].rank == 9
+    assert "rank above their full one" in result.record.warnings[0]
+
+
+# --- the record ---------------------------------------------------------------------------------------------
+
+
+def test_the_record_measures_what_a_dense_computation_does(tmp_path: Path) -> None:
+    adapters = family("mix", 3)
+    result = merge_adapters(write_family(tmp_path, adapters), [3, 2, 1])
+    squares = []
+    for row in result.record.modules:
+        w = merged(result)[row.module]
+        inputs = [dense(one)[row.module] for one in adapters]
+        assert row.norm == pytest.approx(np.linalg.norm(w))
+        assert row.input_norms == pytest.approx([np.linalg.norm(x) for x in inputs])
+        distances = [np.linalg.norm(w - x) for x in inputs]
+        squares.append(np.square(distances))
+        assert row.relative_distances == pytest.approx(
+            [d / np.linalg.norm(x) for d, x in zip(distances, inputs, strict=True)]
+        )
+        assert row.overlap is not None
+        frames = [np.linalg.svd(x) for x in inputs]
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        left = [np.linalg.norm(frames[i][0][:, :3].T @ frames[j][0][:, :3]) / 3**0.5 for i, j in pairs]
+        right = [np.linalg.norm(frames[i][2][:3] @ frames[j][2][:3].T) / 3**0.5 for i, j in pairs]
+        assert row.overlap.left == pytest.approx(np.mean(left))
+        assert row.overlap.right == pytest.approx(np.mean(right))
+        assert row.overlap.left_random == pytest.approx((3 / w.shape[0]) ** 0.5)
+        assert row.overlap.right_random == pytest.approx((3 / w.shape[1]) ** 0.5)
+        levels = [3 / w.shape[0]] * 3 + [3 / w.shape[1]] * 3
+        shares = [(c**2 - e) / (1 - e) for c, e in zip(left + right, levels, strict=True)]
+        assert row.overlap.share == pytest.approx(np.mean(shares))
+    total = result.record.totals
+    assert total.norm == pytest.approx(np.sqrt(sum(np.linalg.norm(w) ** 2 for w in merged(result).values())))
+    absolute = [
+        d * norm for d, norm in zip(total.relative_distances, total.input_norms, strict=True) if d is not None
+    ]
+    assert absolute == pytest.approx(np.sqrt(np.sum(squares, axis=0)))
+    assert total.cost == pytest.approx(sum(row.cost or 0.0 for row in result.record.modules))
+    assert total.parameters == sum(b.numel() + a.numel() for b, a in adapters[0].values())
+
+
+def test_subspaces_of_different_rank_overlap_by_the_smaller(tmp_path: Path) -> None:
+    (wide,) = family("close", 1, rank=4)
+    narrow = {module: (b[:, :2], a[:2]) for module, (b, a) in wide.items()}
+    found = merge_adapters(write_family(tmp_path, [wide, narrow]), method="average").record.modules[0].overlap
+    assert found is not None
+    # One lies inside the other; random ones would have a mean square cosine of 4 / n.
+    assert (found.left, found.right) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert (found.left_random, found.right_random) == (
+        pytest.approx((4 / 14) ** 0.5),
+        pytest.approx((4 / 12) ** 0.5),
+    )
+    assert found.share == pytest.approx(1.0)
+
+
+def test_random_subspaces_are_at_the_random_level_and_equal_ones_at_one(tmp_path: Path) -> None:
+    wide = {"q": (200, 200)}
+
+    def share(name: str) -> tuple[float, str | None]:
+        result = merge_adapters(write_family(tmp_path / name, family(name, 4, shapes=wide)), method="average")
+        assert result.record.totals.overlap is not None
+        return result.record.totals.overlap.share, result.record.totals.determined
+
+    independent, verdict = share("independent")
+    assert abs(independent) < 0.02  # sampling error of 12 mean squares of 9 cosines, each near 3 / 200
+    assert verdict == "no"
+    assert share("shared_subspace") == (pytest.approx(1.0, abs=1e-12), "yes")
+    assert share("lora_like")[1] in {"partly", "yes"}
+    assert 0.2 < share("mix")[0] < 0.5  # one of three directions shared
+
+
+def test_one_recipe_gives_one_record_but_for_its_timing(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    one, two = (merge_adapters(folders).record for _ in range(2))
+    assert one.model_copy(update={"timing": two.timing}) == two
+    assert set(one.timing.modules) == set(SHAPES)
+
+
+def test_the_record_reads_back_and_names_no_place_of_this_machine(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2), base_model_name_or_path=str(tmp_path / "my-base"))
+    result = merge_adapters(folders)
+    result.save_pretrained(tmp_path / "out")
+    for name in ("riemerge.json", "README.md"):
+        assert str(tmp_path.parent) not in (tmp_path / "out" / name).read_text()
+    text = (tmp_path / "out" / "riemerge.json").read_text()
+    assert RunRecord.model_validate_json(text) == result.record
+    assert result.record.base_model == "my-base"
+    content = json.loads(text)
+    assert set(content["versions"]) == {"riemerge", "python", "torch", "pymanopt", "numpy"}
+    assert set(content["inputs"][0]["sha256"]) == {TENSORS, "adapter_config.json"}
+
+
+def test_what_is_written_can_be_made_again_from_its_own_card(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("mix", 3))
+    merge_adapters(folders, [0.5, 0.25, 0.25], rank=2, scale=1.5).save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "recipe.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
+    from riemerge.merge import merge_recipe
+
+    merge_recipe(read_recipe([str(tmp_path / "recipe.yaml")])).save_pretrained(tmp_path / "again")
+    assert stored(tmp_path / "again") == stored(tmp_path / "out")
+
+
+def test_the_card_says_where_it_comes_from_and_escapes_every_name(tmp_path: Path) -> None:
+    adapters = family("close", 2)
+    folders = [
+        write_folder(tmp_path / "a|b_*c*<img src=x>", adapters[0]),
+        write_folder(tmp_path / "[d](http:x)\x1b[31m\n# e", adapters[1]),
+    ]
+    result = merge_adapters(folders, [1, 3])
+    result.save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front == {
+        "library_name": "peft",
+        "base_model": "somebody/base",
+        "tags": ["lora", "merge", "riemerge", "geomerge"],
+    }
+    prose = card.split("```yaml")[0] + card.split("```")[-1]
+    assert "| a\\|b\\_\\*c\\*\\<img src=x\\> | 1 | 0.25 | 3 |" in prose
+    assert "\\[d\\]\\(http:x\\)\\\\x1b\\[31m\\\\n\\# e" in prose
+    assert "\x1b" not in card
+    assert all(row.sha256 and row.sha256[TENSORS][:12] in card for row in result.record.inputs)
+    assert "PeftModel.from_pretrained" in card
+    assert "riemerge merge recipe.yaml" in card
+    assert "arXiv 2604.27155" in card
+    for module in SHAPES:
+        assert f"| {module.replace('_', chr(92) + '_')} | 14 × 12 |" in card or "10 × 12" in card
+
+
+def test_progress_goes_through_every_stage_to_its_end(tmp_path: Path) -> None:
+    events: list[Progress] = []
+    merge_adapters(write_family(tmp_path, family("close", 2)), progress=events.append)
+    for stage in ("read", "merge", "measure"):
+        last = [event for event in events if event.stage == stage][-1]
+        assert (last.done, last.total) == (3, 3)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        ({"weights": [1]}, RecipeError, "weights: 1 for 2 adapters"),
+        ({"weights": [1, -1]}, RecipeError, "no weight below zero"),
+        ({"weights": [0, 0]}, RecipeError, "every weight is 0"),
+        ({"weights": [1, float("nan")]}, RecipeError, "expected a finite number"),
+        ({"method": "karcher"}, RecipeError, "unknown method 'karcher'"),
+        ({"solver": "trust_region"}, RecipeError, "did you mean 'trust_regions'?"),
+        ({"method": "average", "solver": "fixed_point"}, RecipeError, "average takes no solver"),
+        ({"rank": 0}, RecipeError, "parameters.rank"),
+        ({"dtype": "float16"}, RecipeError, "dtype"),
+        ({"device": "tpu"}, RecipeError, "device: 'tpu' is not known"),
+        ({"device": "meta"}, RecipeError, "device: 'meta' is not supported"),
+        ({"device": "cuda:99"}, ResourceError, "device: cuda:99 was asked for"),
+    ],
+)
+def test_requests_that_make_no_sense(
+    tmp_path: Path, arguments: dict[str, Any], kind: type, says: str
+) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    with pytest.raises(kind) as caught:
+        merge_adapters(folders, **arguments)
+    assert says in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    result = merge_adapters(folders, np.array([1, 3], dtype=np.float32), rank=np.int64(2))  # type: ignore[arg-type]
+    assert [row.share for row in result.record.inputs] == [0.25, 0.75]
+    assert {update.rank for update in result.updates.values()} == {2}
+
+
+def test_every_broken_folder_is_reported_and_open_adapters_are_taken_as_they_are(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 3))
+    (folders[1] / TENSORS).unlink()
+    (folders[2] / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError) as caught:
+        merge_adapters(folders)
+    assert {str(folders[1]), str(folders[2])} <= {
+        str(folder) for folder in folders for problem in caught.value.problems if str(folder) in problem
+    }
+    alone = merge_adapters([read_adapter(folders[0])], [2.0])
+    assert alone.record.inputs[0].name == "a"
+
+
+def test_the_output_may_not_touch_an_input(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    result = merge_adapters(folders)
+    for target in (folders[0], folders[0] / "inside", tmp_path):
+        with pytest.raises(OutputError):
+            result.save_pretrained(target)
+
+
+def test_names_tell_folders_apart() -> None:
+    assert display_names(["x/a", "y/a", "y/b"]) == ("x/a", "y/a", "b")
+    assert display_names(["a"]) == ("a",)
+    assert display_names(["x/a/m", "y/a/m", "y/b/m"]) == ("x/a/m", "y/a/m", "b/m")
+
+
+# --- what is written ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked", "written"),
+    [
+        (torch.bfloat16, None, torch.bfloat16),
+        (torch.float32, None, torch.float32),
+        (torch.float32, "float16", torch.float16),
+    ],
+)
+def test_the_dtype_written_is_that_of_the_inputs_or_what_was_asked(
+    tmp_path: Path, inputs: torch.dtype, asked: str | None, written: torch.dtype
+) -> None:
+    folders = write_family(tmp_path, family("close", 2), dtype=inputs)
+    result = merge_adapters(folders, out_dtype=asked)
+    rounding = result.save_pretrained(tmp_path / "out")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / TENSORS).values()} == {written}
+    assert result.record.recipe["out_dtype"] == str(written).removeprefix("torch.")
+    assert 0 < max(rounding.values()) <= 2 * torch.finfo(written).eps
+
+
+@pytest.mark.oracle
+@EVERY_METHOD
+def test_peft_loads_what_is_written(tmp_path: Path, method: str) -> None:
+    from peft import PeftModel
+
+    base = torch.nn.Module()
+    base.layers = torch.nn.ModuleList(torch.nn.Module() for _ in range(2))
+    for module, (m, n) in SHAPES.items():
+        _, place, name = module.split(".")
+        setattr(base.layers[int(place)], name, torch.nn.Linear(n, m, bias=False))
+    folders = write_family(tmp_path, family("close", 2), dtype=torch.float32)
+    result = merge_adapters(folders, method=method)
+    result.save_pretrained(tmp_path / "out")
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    for module, w in merged(result).items():
+        layer = model.base_model.model.get_submodule(module)
+        delta = layer.get_delta_weight("default").double().numpy()
+        assert np.linalg.norm(delta - w) <= 1e-6 * np.linalg.norm(w)  # float32 factors
+
+
+def test_the_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_family(tmp_path / "in", family("close", 2))
+    result = merge_adapters(folders)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        result.save_pretrained(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    monkeypatch.undo()
+    result.save_pretrained(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        TENSORS,
+        "riemerge.json",
+    ]
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,191 @@
+"""Reports show what the record says, whatever the names hold and however narrow the terminal is."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console, RenderableType
+
+from riemerge.card import number, printable, verdict
+from riemerge.inspection import inspect_adapters
+from riemerge.merge import MergeResult, merge_adapters
+from riemerge.methods import METHODS
+from riemerge.report import inspection_report, merge_report, methods_report
+from tests.folders import SHAPES, family, write_family, write_folder
+
+
+def render(what: RenderableType, width: int = 100, *, terminal: bool = False) -> str:
+    out = StringIO()
+    Console(file=out, width=width, markup=False, highlight=False, force_terminal=terminal).print(what)
+    return out.getvalue()
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> MergeResult:
+    return merge_adapters(write_family(tmp_path, family("mix", 3)), [2, 1, 1])
+
+
+def test_every_module_has_its_row_and_the_total_its_own(result: MergeResult) -> None:
+    text = render(merge_report(result.record))
+    lines = text.splitlines()
+    for row in result.record.modules:
+        assert row.distances is not None
+        (line,) = (line for line in lines if line.startswith(row.module.removeprefix("layers.")))
+        shown = [number(row.cost), number(row.gradient_norm), row.status.lower(), number(row.norm)]
+        shown += [number(distance) for distance in row.distances] + [row.determined or "-"]
+        assert line.split()[2:] == [*shown, f"{result.record.timing.modules[row.module]:.2f}"]
+    (total,) = (line for line in lines if line.startswith("total"))
+    assert number(result.record.totals.cost) in total
+    assert "below layers" in text
+    assert f"{result.record.timing.solve:.2f}" in total
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 160])
+@pytest.mark.parametrize("count", [2, 7])
+def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, count: int) -> None:
+    shapes = {f"model.layers.{i}.self_attn.a_projection_with_a_long_name": (12, 12) for i in range(2)}
+    record = merge_adapters(write_family(tmp_path, family("mix", count, shapes=shapes))).record
+    text = render(merge_report(record), width)
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 100:
+        assert "0.self_attn." in text or "0.self_att" in text
+        assert "…" in text
+        assert all(number(row.cost) in text for row in record.modules)
+        if count > 5:
+            assert "–" in text
+
+
+@pytest.mark.parametrize(
+    ("family_name", "method", "begins", "holds"),
+    [
+        (
+            "close",
+            "geomerge",
+            "Do these adapters determine their mean? Yes.",
+            "hardly of the start",
+        ),
+        (
+            "lora_like",
+            "geomerge",
+            "Do these adapters determine their mean? Only in part.",
+            "--method average --rank 2",
+        ),
+        (
+            "independent",
+            "geomerge",
+            "Do these adapters determine their mean? No",
+            "measured worse than the average",
+        ),
+        ("independent", "average", "Do these adapters determine their mean? No", "exact and unique"),
+        ("shared_subspace", "average", "Do these adapters determine their mean? Yes.", "--method geomerge"),
+    ],
+)
+def test_the_verdict_follows_the_overlap(
+    tmp_path: Path, family_name: str, method: str, begins: str, holds: str
+) -> None:
+    adapters = family(family_name, 3, rank=2, shapes={"q": (150, 150)})
+    record = merge_adapters(write_family(tmp_path, adapters), method=method).record
+    first, second = verdict(record)
+    assert first.startswith(begins)
+    assert holds in second
+    assert record.totals.overlap is not None
+    assert f"RMS cosine of {record.totals.overlap.left:.2f} (random subspaces: 0.12)" in first
+    assert " ".join(first.split()) in " ".join(render(merge_report(record)).split())
+    if method == "geomerge" and record.totals.determined != "yes":
+        assert "(rank 6 here)" in second
+        assert "about 1/3" in second
+
+
+def test_names_are_shown_literally(tmp_path: Path) -> None:
+    adapters = family("close", 2)
+    name = "[red]a[bold]\x1b[31m\u202e"
+    folders = [write_folder(tmp_path / name, adapters[0]), write_folder(tmp_path / ":warning:", adapters[1])]
+    record = merge_adapters([*folders, "[bold]zero"], [1, 1, 0]).record
+    for text in (
+        render(merge_report(record), 200),
+        render(inspection_report(inspect_adapters(folders)), 200),
+    ):
+        assert "[red]a[bold]\\x1b[31m\\u202e" in text
+        assert ":warning:" in text
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "[bold]zero" in render(merge_report(record), 200)
+    assert "\x1b[31m" not in render(merge_report(record), 200, terminal=True).replace("\x1b[33m", "")
+
+
+def test_warnings_are_shown(tmp_path: Path) -> None:
+    record = merge_adapters(write_family(tmp_path, family("mix", 2)), max_passes=1, cost_tol=0).record
+    assert "warning: 3 of 3 modules ended as BUDGET" in render(merge_report(record))
+
+
+def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
+    adapters = family("close", 2, rank=6)
+    adapters[1]["layers.0.v"][0][:, 5] = 0
+    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12))
+    text = render(inspection_report(inspection))
+    for adapter, factors in zip(inspection.adapters, adapters, strict=True):
+        for row in adapter.modules:
+            b, a = factors[row.module]
+            values = torch.linalg.svdvals(2.0 * b @ a)[:6]
+            torch.testing.assert_close(torch.tensor(row.singular_values, dtype=torch.float64), values)
+            assert row.norm == pytest.approx(float(values.norm()))
+            assert row.scale == 2.0
+            assert " ".join(number(float(value)) for value in values[:3]) in text
+    assert "6 (5)" in text
+    (pair,) = inspection.pairs
+    assert pair.distance is None
+    assert pair.notes == ("layers.0.v: numerical rank 5 of 6: no quotient distance",)
+    assert set(pair.distances) == {"layers.0.q", "layers.1.q"}
+    assert "note: a – b: layers.0.v: numerical rank 5 of 6" in text
+
+
+def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    (pair,) = inspect_adapters(folders).pairs
+    totals = merge_adapters(folders, cost_tol=0).record.totals
+    assert totals.distances is not None
+    assert pair.distance == pytest.approx(sum(totals.distances), rel=1e-6)
+    assert pair.overlap == totals.overlap
+    assert pair.notes == ()
+
+
+def test_adapters_of_different_rank_have_an_overlap_but_no_distance(tmp_path: Path) -> None:
+    (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2)
+    (pair,) = inspect_adapters(write_family(tmp_path, [a, b])).pairs
+    assert pair.distance is None
+    assert pair.overlap is not None
+    assert len(pair.notes) == len(SHAPES)
+    assert "ranks 4 and 2 differ" in pair.notes[0]
+
+
+def test_the_table_of_methods_shows_every_row() -> None:
+    text = render(methods_report())
+    for row in METHODS.values():
+        assert row.name in text
+        assert row.source in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0"),
+        (4.2, "4.20"),
+        (123.4, "123"),
+        (0.0123, "0.0123"),
+        (1234.0, "1.2e+03"),
+        (1e-9, "1.0e-09"),
+        (float("inf"), "inf"),
+        (-2.5, "-2.50"),
+    ],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_printable_text_stays_and_anything_else_becomes_visible() -> None:
+    assert printable("Ω é 中 [x]") == "Ω é 中 [x]"
+    assert printable("a\tb\u2028\udcff") == "a\\tb\\u2028\\udcff"
