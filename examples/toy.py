@@ -1,7 +1,8 @@
 """The two-parameter network of GeoMerge's section 4, and how a metric and a symmetry of one's own plug in.
 
-f(x) = t2 t1 x does not change under (t1, t2) -> (a t1, t2 / a). With the metric t2^2 a1 b1 + t1^2 a2 b2 the mean of
-networks on the quotient is the network whose predictor w = t1 t2 is the mean of theirs. Run: python examples/toy.py
+f(x) = t2 t1 x does not change under (t1, t2) -> (a t1, t2 / a). With the metric t2^2 a1 b1 + t1^2 a2 b2 the
+mean of networks on the quotient is the network whose predictor w = t1 t2 is the mean of theirs. Run: python
+examples/toy.py
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from riemerge.manifolds import GeodesicManifold, GroupAction, Logarithm, Quotien
 class TwoLayers(GeodesicManifold):
     """K networks (t1, t2), both nonzero, as points (K, 2, 1).
 
-    In s = log|t1 t2| and u = log|t1 / t2| the metric is e^(2s) (ds^2 + du^2) / 2: a plane in polar coordinates, with
-    radius |t1 t2| / sqrt 2 and angle u (which may turn more than once around).
+    In s = log|t1 t2| and u = log|t1 / t2| the metric is e^(2s) (ds^2 + du^2) / 2: a plane in polar
+    coordinates, with radius |t1 t2| / sqrt 2 and angle u (which may turn more than once around).
     """
 
     def __init__(self, *, k: int = 1, seed: int = 0) -> None:
@@ -42,7 +43,8 @@ class TwoLayers(GeodesicManifold):
         return tangent_vector * point.flip(-2).square()
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """A straight line of the plane, seen from its start: radially by the first number, across by the second."""
+        """A straight line of the plane, seen from its start: radially by the first number, across by the
+        second."""
         radius, rates = _radius(point), tangent_vector / point
         along, across = (
             radius * (rates[..., 0, 0] + rates[..., 1, 0]),
@@ -80,7 +82,8 @@ class TwoLayers(GeodesicManifold):
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Christoffel symbols of the metric above: G^1_12 = 1/t2, G^2_12 = 1/t1, G^1_22 = -t1/t2^2, G^2_11 = -t2/t1^2."""
+        """Christoffel symbols of the metric above: G^1_12 = 1/t2, G^2_12 = 1/t1, G^1_22 = -t1/t2^2, G^2_11 =
+        -t2/t1^2."""
         a, b = direction / point, field / point
         cross = a * b.flip(-2) + a.flip(-2) * b
         return derivative + point * (cross - (a * b).flip(-2))

@@ -15,18 +15,21 @@ from riemerge.methods import Evidence
 from riemerge.record import Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
-# Shares of overlap (0 random, 1 equal) from which on inputs determine their mean. Measured: two starts of the
-# solver end in updates that differ by 60-100 % for independent subspaces (share 0), by 35 % where only the
-# start of A is shared, by 12 % where half of the subspace is shared, by 0 for close adapters.
-DETERMINED_FROM = 0.5
-PARTLY_FROM = 0.1
+# Agreement of inputs from which on they determine their mean. Measured (benchmarks/identifiability.py, six
+# adapters of rank 16): two starts of the solver end in updates that differ by 112 % for independent adapters
+# (agreement 0), by 38 % where only the start of A is shared (0), by 34 % where half of the directions are
+# (0.5), and by 1e-9 for close ones (0.98). Equal subspaces with independent cores (overlap 1, cosine 0.1) do
+# not determine it either.
+DETERMINED_FROM = 0.75
+PARTLY_FROM = 0.25
 
 
 class Frames(NamedTuple):
-    """Orthonormal bases of the column (m, r) and row space (n, r) of one update, r its numerical rank."""
+    """Singular frames (m, r), (n, r) and singular values (r,) of one update, r its numerical rank."""
 
     left: Tensor
     right: Tensor
+    values: Tensor
 
 
 def frames(update: LowRankUpdate) -> Frames:
@@ -34,14 +37,17 @@ def frames(update: LowRankUpdate) -> Frames:
     canonical = update.to(dtype=torch.float64).balance()
     rank = canonical.numerical_rank(update.dtype)
     left, right = canonical.B[:, :rank], canonical.A[:rank].mT
-    return Frames(left / left.norm(dim=0), right / right.norm(dim=0))
+    sides = left.norm(dim=0), right.norm(dim=0)
+    return Frames(left / sides[0], right / sides[1], sides[0] * sides[1])
 
 
 def overlap(inputs: Sequence[Frames]) -> Overlap | None:
     """Compare the subspaces of T inputs pair by pair, against the level of uniformly random subspaces.
 
     Law: invariant under rotations of both spaces; a function of the updates dW; share 1 for equal subspaces
-    and, in expectation, 0 for random ones (there the mean square cosine is max(rᵢ, rⱼ) / n in n dimensions).
+    and, in expectation, at most 0 for random ones (there the mean square cosine is max(rᵢ, rⱼ) / n in n
+    dimensions). Side by side, since a mean needs both: adapters that share the start of A alone share their
+    row spaces, and their mean is as free as that of independent ones.
 
     Returns:
         None for fewer than two inputs, or where one of them is all zero.
@@ -56,7 +62,8 @@ def overlap(inputs: Sequence[Frames]) -> Overlap | None:
         right=_mean([cosine for cosine, _ in right]),
         left_random=_mean([level for _, level in left]),
         right_random=_mean([level for _, level in right]),
-        share=_mean([_share(cosine, level) for cosine, level in left + right]),
+        share=_mean([min(_share(*x), _share(*y)) for x, y in zip(left, right, strict=True)]),
+        cosine=_mean([_angle(one, other) for one, other in pairs]),
     )
 
 
@@ -72,7 +79,8 @@ def determined(found: Overlap | None) -> Determined | None:
     """Say whether inputs with this overlap determine their Fréchet mean."""
     if found is None:
         return None
-    return "yes" if found.share >= DETERMINED_FROM else "partly" if found.share >= PARTLY_FROM else "no"
+    agreement = min(found.share, found.cosine)
+    return "yes" if agreement >= DETERMINED_FROM else "partly" if agreement >= PARTLY_FROM else "no"
 
 
 def module_row(
@@ -155,6 +163,12 @@ def _cosine(one: Tensor, other: Tensor) -> tuple[float, float]:
     """RMS cosine of the principal angles of two subspaces, and its level for random ones."""
     small, large = sorted((one.shape[1], other.shape[1]))
     return float((one.mT @ other).norm()) / math.sqrt(small), math.sqrt(large / one.shape[0])
+
+
+def _angle(one: Frames, other: Frames) -> float:
+    """Cosine between two updates as vectors, from their singular factors."""
+    crossed = (one.left.mT @ other.left) * (one.right.mT @ other.right)
+    return float(one.values @ crossed @ other.values / (one.values.norm() * other.values.norm()))
 
 
 def _share(cosine: float, level: float) -> float:

@@ -20,7 +20,9 @@ class Overlap(BaseModel):
         right: The same between the row spaces.
         left_random: The RMS cosine expected of uniformly random spaces: sqrt(max(rᵢ, rⱼ) / m).
         right_random: The same on the right: sqrt(max(rᵢ, rⱼ) / n).
-        share: 0 for random, 1 for equal subspaces: (c² - E²) / (1 - E²), mean over sides and pairs.
+        share: 0 for random, 1 for equal subspaces: (c² - E²) / (1 - E²) on the side that shares less.
+        cosine: Cosine of the angle between the updates as vectors: 1 for updates that are multiples of each
+            other.
     """
 
     model_config = _FROZEN
@@ -29,6 +31,7 @@ class Overlap(BaseModel):
     left_random: float
     right_random: float
     share: float
+    cosine: float
 
 
 @final

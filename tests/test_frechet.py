@@ -21,7 +21,7 @@ from riemerge.manifolds import (
     SymmetricPositiveDefinite,
     torch_function,
 )
-from riemerge.manifolds.checks import check_gradient, check_hessian, check_manifold, check_metric
+from riemerge.manifolds.checks import check_gradient, check_hessian, check_manifold
 from tests.manifolds.subjects import family, matrices, relative, updates
 
 FORMS = ["joint", "nested"]

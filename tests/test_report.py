@@ -68,19 +68,21 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, count: i
             "hardly of the start",
         ),
         (
-            "lora_like",
+            "mix",
             "geomerge",
             "Do these adapters determine their mean? Only in part.",
             "--method average --rank 2",
         ),
+        ("lora_like", "geomerge", "Do these adapters determine their mean? No", "where the start of A is"),
         (
             "independent",
             "geomerge",
             "Do these adapters determine their mean? No",
-            "measured worse than the average",
+            "farther from each input than the average",
         ),
         ("independent", "average", "Do these adapters determine their mean? No", "exact and unique"),
-        ("shared_subspace", "average", "Do these adapters determine their mean? Yes.", "--method geomerge"),
+        ("close", "average", "Do these adapters determine their mean? Yes.", "--method geomerge"),
+        ("shared_subspace", "average", "Do these adapters determine their mean? No", "exact and unique"),
     ],
 )
 def test_the_verdict_follows_the_overlap(

@@ -67,7 +67,9 @@ class Stock(Formulation):
         )
 
     def _log(self, point: Point, other: Point) -> tuple[Point, float]:
-        """Returns logarithm and distance; of a point to itself exactly, where Pymanopt's may be NaN (arccos of 1 + eps)."""
+        """Returns logarithm and distance; of a point to itself exactly, where Pymanopt's may be NaN (arccos
+        of 1 + eps).
+        """
         if isinstance(point, np.ndarray) and np.array_equal(point, other):
             return self.manifold.zero_vector(point), 0.0
         return self.manifold.log(point, other), float(self.manifold.dist(point, other))

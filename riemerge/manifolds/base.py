@@ -8,8 +8,8 @@ from typing import NamedTuple, Self, final
 
 import numpy as np
 import torch
-from pymanopt.manifolds.manifold import Manifold
 from numpy.typing import NDArray
+from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import NumericalError

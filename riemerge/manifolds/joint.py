@@ -77,7 +77,7 @@ class JointManifold(TorchManifold):
         """
         mean = scaled(weights, logs).sum(dim=0)
         momentum = self.action.momentum(self.total, x, logs)
-        turned = alignments @ momentum @ alignments.mT
+        turned = alignments.to(momentum) @ momentum @ alignments.mT.to(momentum)
         turned = torch.where((weights > 0)[..., None, None], turned, torch.zeros_like(turned))
         return self.join(-self.quotient.horizontal(x, mean), linalg.skew(turned / self._metric))
 

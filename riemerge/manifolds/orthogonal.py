@@ -14,9 +14,9 @@ from riemerge.manifolds.quotient import GroupAction
 from riemerge.manifolds.spd import spectral
 
 # Sweeps of the surrogate alignment from each start; it converges linearly and is only a start itself.
-_SWEEPS = 10
+_SWEEPS = 5
 # Sweeps of the extrinsic mean; it is a start, and settles in a few.
-_MEAN_SWEEPS = 6
+_MEAN_SWEEPS = 4
 # Candidates, half of either determinant, that are refined by the true distance.
 _REFINED = 4
 # Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d^2 errs

@@ -13,6 +13,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError, NumericalError
 from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.fixed_rank import FixedRank
+from riemerge.manifolds.linalg import single_threaded
 from riemerge.manifolds.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
 from riemerge.methods.stack import Evidence, Merged, Options, Stack
@@ -72,7 +73,8 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     """
     shape = (*updates[0].shape, updates[0].rank)
     reduction = _reduced(shape, list(zip(updates, others, strict=True)))
-    return QuotientManifold(reduction.manifold, Orthogonal(shape[2])).dists(*reduction.points.double())
+    with single_threaded():
+        return QuotientManifold(reduction.manifold, Orthogonal(shape[2])).dists(*reduction.points.double())
 
 
 def _check(stack: Stack) -> None:

@@ -69,8 +69,8 @@ class Monitor:
         return time.perf_counter() - self._began
 
     def cost(self, point: Point) -> float:
-        """The cost an optimizer sees: of all modules that had one at the start. Ends the solve when the budget is
-        spent.
+        """The cost an optimizer sees: of all modules that had one at the start. Ends the solve when the
+        budget is spent.
         """
         if self._problem.passes >= self._max_passes or self._rejections >= _MAX_REJECTIONS:
             # The evaluation of a point that is remembered costs nothing, but neither does ending here.

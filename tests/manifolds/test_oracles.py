@@ -75,7 +75,8 @@ def test_logarithm_of_a_half_turn_has_no_margin() -> None:
 
 
 def test_transport_on_spd_is_parallel() -> None:
-    # Schild's ladder: the parallelogram of geodesics approximates parallel transport to second order in its side.
+    # Schild's ladder: the parallelogram of geodesics approximates parallel transport to second order in its
+    # side.
     manifold = SymmetricPositiveDefinite(3, seed=2)
     a = manifold.random_point()
     v, w = (manifold.random_tangent_vector(a) for _ in range(2))

@@ -31,7 +31,7 @@ def certified(solution: Solution, tol: float = 1e-8) -> bool:
     )
 
 
-# --- the solvers ------------------------------------------------------------------------------------------------------
+# --- the solvers --------------------------------------------------------------------------------------------
 
 
 def test_solvers_agree_on_close_adapters() -> None:
@@ -103,7 +103,7 @@ def test_an_optimizer_that_stops_by_itself_is_not_converged() -> None:
     assert not solution.ok
 
 
-# --- the mean -----------------------------------------------------------------------------------------------------------
+# --- the mean -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -149,7 +149,8 @@ def test_one_point_is_its_own_mean_to_the_bit() -> None:
     assert relative(matrices(quotient, solution.point), matrices(quotient, points[0])) < 1e-14
 
 
-# "Far": relative tolerance 1e-4, because there the mean is barely determined: many far-apart points cost nearly the same.
+# "Far": relative tolerance 1e-4, because there the mean is barely determined: many far-apart points cost
+# nearly the same.
 GAUGE = [
     ("close", 1.0, 1e-8),
     ("close", 1e6, 1e-8),
@@ -264,7 +265,7 @@ def test_alignment_is_near_the_best_of_many_starts(name: str) -> None:
     assert float((found / best)[defined].max()) < 1.02
 
 
-# --- the paper's toy problem --------------------------------------------------------------------------------------------
+# --- the paper's toy problem --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -297,7 +298,7 @@ def test_networks_of_opposite_sign_have_no_mean() -> None:
     assert solution.status == (Status.UNDEFINED,)
 
 
-# --- how a solve ends ---------------------------------------------------------------------------------------------------
+# --- how a solve ends ---------------------------------------------------------------------------------------
 
 
 def test_budget_is_kept_and_named() -> None:
@@ -379,7 +380,7 @@ def test_bad_options_are_refused(case: str) -> None:
         frechet_mean(Stiefel(5, 2), [Stiefel(5, 2).random_point()], **options)
 
 
-# --- Pymanopt's own manifolds -------------------------------------------------------------------------------------------
+# --- Pymanopt's own manifolds -------------------------------------------------------------------------------
 
 STOCK = {
     "sphere": lambda: pymanopt.manifolds.Sphere(4),
