@@ -1,7 +1,7 @@
 """riemerge, PEFT's add_weighted_adapter and mergekit, measured side by side: `python benchmarks/peers.py`.
 
-Writes benchmarks/results/peers.json and prints the README's table of it. benchmarks/README.md says what each figure
-means. mergekit is measured where MERGEKIT_BIN names the `bin` folder of an environment that has it.
+Writes benchmarks/results/peers.json and prints the README's table; benchmarks/README.md explains every row.
+mergekit is measured if MERGEKIT_BIN names the `bin` folder of an environment that has it.
 """
 
 from __future__ import annotations
@@ -16,33 +16,40 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
+from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-STARTED = time.perf_counter()
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for the families of adapters in `tests`
+
+from tests.folders import family, write_folder  # noqa: E402
+from tests.helpers import random_gauge, seeded  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 SHIPPED = [ROOT / "examples" / "adapters" / name for name in ("snli", "mnli", "qnli", "scitail")]
-RANK, REPEATS = 4, 3
-TINY = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "vocab_size": 11,
-}
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-SHAPES = {
-    f"encoder.layer.{i}.{module}": shape
-    for i in range(2)
-    for module, shape in {"attention.self.query": (24, 24), "output.dense": (24, 40)}.items()
-}
-Folders = Sequence[Path]
-Updates = Mapping[str, Any]
+ONE_LAYER = {**MINILM, "num_hidden_layers": 1, "vocab_size": 11}
+TINY = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 1}
+SHAPES = {"encoder.layer.0.attention.self.query": (24, 24), "encoder.layer.0.output.dense": (24, 40)}
+RANK, REPEATS = 4, 3
+CASES = ("fine", "no base", "nan", "modules", "ranks")
 
-sys.path.insert(0, str(ROOT))  # for the families of adapters of the tests
+METHODS = [
+    *(f"riemerge {name}" for name in ("geomerge", "average", "average --rank r")),
+    *(f"PEFT {name}" for name in ("linear", "ties", "cat", "svd")),
+    *(f"mergekit {name}" for name in ("linear", "karcher") if "MERGEKIT_BIN" in os.environ),
+]
+NOT_A_SUM = {"riemerge geomerge", "PEFT ties", "mergekit karcher"}  # the others mean Σ wᵢ dWᵢ
+
+Base = Callable[[], Any]
+Updates = Mapping[str, Any]
 
 
 # --- one door for all: folders in, merged updates out -------------------------------------------------------
@@ -50,7 +57,6 @@ sys.path.insert(0, str(ROOT))  # for the families of adapters of the tests
 
 def make_base(config: Mapping[str, int], device: str = "cpu") -> Any:
     """A BERT with random weights, the same at each call: merging does not need their values."""
-    import torch
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -58,9 +64,7 @@ def make_base(config: Mapping[str, int], device: str = "cpu") -> Any:
         return BertModel(BertConfig(**config))
 
 
-def by_riemerge(
-    name: str, folders: Folders, weights: Sequence[float], base: Callable[[], Any], out: Path
-) -> Path:
+def by_riemerge(name: str, folders: Sequence[Path], weights: Sequence[float], base: Base, out: Path) -> Path:
     from riemerge import merge_adapters
 
     method, _, truncated = name.partition(" --rank ")
@@ -69,86 +73,58 @@ def by_riemerge(
     return out
 
 
-def by_peft(
-    name: str, folders: Folders, weights: Sequence[float], base: Callable[[], Any], out: Path
-) -> Path:
+def by_peft(name: str, folders: Sequence[Path], weights: Sequence[float], base: Base, out: Path) -> Path:
     from peft import PeftModel
 
     names = [f"input{i}" for i in range(len(folders))]
     model = PeftModel.from_pretrained(base(), folders[0], adapter_name=names[0])
     for adapter, folder in zip(names[1:], folders[1:], strict=True):
         model.load_adapter(folder, adapter)
-    more = {"density": 1.0} if name == "ties" else {}  # nothing trimmed: where copies have their best chance
-    model.add_weighted_adapter(names, list(weights), "merged", combination_type=name, **more)
+    density = 1.0 if name == "ties" else None  # nothing trimmed: copies have their best chance so
+    model.add_weighted_adapter(names, list(weights), "merged", combination_type=name, density=density)
     model.save_pretrained(out, selected_adapters=["merged"])
     return out / "merged"
 
 
-def by_mergekit(
-    name: str, folders: Folders, weights: Sequence[float], base: Callable[[], Any], out: Path
-) -> Path:
-    """Each adapter is merged into a checkpoint of its own first, by PEFT; the output is a full checkpoint."""
+def by_mergekit(name: str, folders: Sequence[Path], weights: Sequence[float], base: Base, out: Path) -> Path:
+    """PEFT merges each adapter into a checkpoint of its own first; the result is a checkpoint, too."""
     from peft import PeftModel
 
-    baked = [out / f"baked{i}" for i in range(len(folders))]
-    for folder, checkpoint in zip(folders, baked, strict=True):
-        PeftModel.from_pretrained(base(), folder).merge_and_unload().save_pretrained(checkpoint)
-    entries = [
-        {
-            "model": str(one / "model.safetensors"),
-            "parameters": {"weight": weight} if name == "linear" else {},
-        }
-        for one, weight in zip(baked, weights, strict=True)
-    ]
-    (out / "recipe.yml").write_text(json.dumps({"merge_method": name, "models": entries, "dtype": "float32"}))
-    command = [mergekit_bin() / "mergekit-pytorch", out / "recipe.yml", out / "merged"]
+    models = []
+    for i, (folder, weight) in enumerate(zip(folders, weights, strict=True)):
+        PeftModel.from_pretrained(base(), folder).merge_and_unload().save_pretrained(out / str(i))
+        parameters = {"weight": weight} if name == "linear" else {}  # karcher takes no weights
+        models.append({"model": str(out / str(i) / "model.safetensors"), "parameters": parameters})
+    (out / "recipe.yml").write_text(json.dumps({"merge_method": name, "models": models, "dtype": "float32"}))
+    command = [Path(os.environ["MERGEKIT_BIN"]) / "mergekit-pytorch", out / "recipe.yml", out / "merged"]
     subprocess.run(command, check=True, capture_output=True)
     return out / "merged"
 
 
-def mergekit_bin() -> Path:
-    return Path(os.environ["MERGEKIT_BIN"])
-
-
 TOOLS = {"riemerge": by_riemerge, "PEFT": by_peft, "mergekit": by_mergekit}
-METHODS = [
-    *(f"riemerge {name}" for name in ("geomerge", "average", "average --rank r")),
-    *(f"PEFT {name}" for name in ("linear", "ties", "cat", "svd")),
-    *(f"mergekit {name}" for name in ("linear", "karcher") if "MERGEKIT_BIN" in os.environ),
-]
-SUMS = [name for name in METHODS if name.split()[1] in {"average", "linear", "cat", "svd"}]
 
 
-def merge(
-    method: str, folders: Folders, weights: Sequence[float], base: Callable[[], Any], out: Path
-) -> Path:
-    """Merge folders by a method of METHODS, as its users do, and return what it wrote under `out`."""
+def merge(method: str, folders: Sequence[Path], weights: Sequence[float], base: Base, out: Path) -> Path:
+    """Merge folders by a method of METHODS, as its users do, and return the folder that it wrote."""
     tool, _, name = method.partition(" ")
     return TOOLS[tool](name, folders, weights, base, out)
 
 
-def updates(folder: Path, base: Callable[[], Any]) -> Updates:
-    """dW of every module of what a merge wrote, in float64: as PEFT loads it, or checkpoint minus base."""
-    import torch
+def updates(folder: Path, base: Base) -> Updates:
+    """DW of every module of what a merge wrote, in float64: as PEFT loads it, or checkpoint minus base."""
     from peft import PeftModel
-    from safetensors.torch import load_file
 
     if (folder / "adapter_config.json").exists():
-        model = PeftModel.from_pretrained(base(), folder).double()
-        layers = {k.removeprefix("base_model.model."): m for k, m in model.named_modules()}
-        return {k: m.get_delta_weight("default") for k, m in layers.items() if hasattr(m, "get_delta_weight")}
+        layers = PeftModel.from_pretrained(base(), folder).double().base_model.model.named_modules()
+        return {k: m.get_delta_weight("default") for k, m in layers if hasattr(m, "get_delta_weight")}
     merged, before = load_file(next(folder.glob("*.safetensors"))), base().state_dict()
-    change = {k.removesuffix(".weight"): merged[k].double() - before[k].double() for k in merged}
-    return {
-        module: delta for module, delta in change.items() if not torch.equal(delta, torch.zeros_like(delta))
-    }
+    return {k.removesuffix(".weight"): merged[k].double() - before[k].double() for k in merged}
 
 
 def apart(one: Updates, other: Updates) -> float:
-    """‖one - other‖ / ‖other‖ over the modules of `other` together; NaN counts as infinitely far."""
+    """‖one - other‖ / ‖other‖ over the modules of `other` together."""
     square = sum(float((one[module] - delta).norm() ** 2) for module, delta in other.items())
-    relative = (square / sum(float(delta.norm() ** 2) for delta in other.values())) ** 0.5
-    return relative if relative == relative else float("inf")  # noqa: PLR0124
+    return (square / sum(float(delta.norm() ** 2) for delta in other.values())) ** 0.5
 
 
 # --- the laws -----------------------------------------------------------------------------------------------
@@ -156,129 +132,108 @@ def apart(one: Updates, other: Updates) -> float:
 
 def tiny_adapters(name: str, count: int, rank: int = RANK) -> list[Any]:
     """A family of `tests.helpers`, its updates about a twentieth of the base weights, as real ones are."""
-    from tests.folders import family
-
     return [{m: (b / 50, a) for m, (b, a) in one.items()} for one in family(name, count, rank, 0, SHAPES)]
 
 
 def shipped_adapters() -> list[Any]:
-    """Layer 0 of the shipped adapters, as factors (B, A) in float32."""
+    """Layer 0 of the shipped adapters, as factors (B, A) in float64."""
     from riemerge import read_adapter
 
-    opened = [read_adapter(folder) for folder in SHIPPED]
-    names = [module for module in opened[0].modules if ".layer.0." in module]
-    return [
-        {m: (u.B.float() * u.scale, u.A.float()) for m in names for u in [one.update(m)]} for one in opened
-    ]
+    read = [read_adapter(folder) for folder in SHIPPED]
+    names = [module for module in read[0].modules if ".layer.0." in module]
+    return [{m: (u.B.double() * u.scale, u.A.double()) for m in names for u in [a.update(m)]} for a in read]
 
 
-def write(folder: Path, modules: Mapping[str, Any], **settings: Any) -> Path:
+def write(folder: Path, modules: Updates, **settings: Any) -> Path:
     """Factors as a PEFT folder in float32."""
-    import torch
-    from tests.folders import write_folder
-
     return write_folder(folder, modules, dtype=torch.float32, target_modules=list(modules), **settings)
 
 
-def rewritten(modules: Mapping[str, Any], condition: float, seed: int) -> dict[str, Any]:
+def rewritten(modules: Updates, condition: float) -> Updates:
     """The same updates by other factors (B G, G⁻¹ A), G of this condition number (1: orthogonal)."""
-    import torch
-    from tests.helpers import random_gauge, seeded
-
-    generator = seeded(seed)
-    gauges = [random_gauge(b.shape[1], condition, generator) for b, _ in modules.values()]
-    return {
-        module: (b.double() @ g, torch.linalg.solve(g, a.double()))
-        for (module, (b, a)), g in zip(modules.items(), gauges, strict=True)
-    }
+    generator = seeded(1)
+    gauges = {m: random_gauge(b.shape[1], condition, generator) for m, (b, _) in modules.items()}
+    return {m: (b @ gauges[m], torch.linalg.solve(gauges[m], a)) for m, (b, a) in modules.items()}
 
 
-def gauge_change(
-    method: str, adapters: list[Any], condition: float, config: Mapping[str, int], root: Path
-) -> float:
-    """How far the merged dW moves when the first adapter is rewritten; the weights are unequal."""
-    base = lambda: make_base(config)  # noqa: E731
-    weights = [i / sum(range(1, len(adapters) + 1)) for i in range(len(adapters), 0, -1)]
-    plain = [write(root / f"plain{i}", one) for i, one in enumerate(adapters)]
-    other = [write(root / "other", rewritten(adapters[0], condition, 1)), *plain[1:]]
-    before, after = (
-        updates(merge(method, given, weights, base, root / out), base)
-        for given, out in ((plain, "before"), (other, "after"))
-    )
-    return apart(after, before)
+def gauge_changes(
+    method: str, adapters: list[Any], config: Mapping[str, int], root: Path
+) -> dict[str, float]:
+    """How far the merged dW moves when the first adapter is rewritten, G of condition 1 and 100."""
+    base = partial(make_base, config)
+    weights = torch.arange(len(adapters), 0, -1).double().softmax(0).tolist()
+    plain = [write(root / f"input{i}", one) for i, one in enumerate(adapters)]
+    before = updates(merge(method, plain, weights, base, root / "before"), base)
+    before = {module: before[module] for module in adapters[0]}
+    changes = {}
+    for condition in (1, 100):
+        inputs = [write(root / f"rewritten{condition}", rewritten(adapters[0], condition)), *plain[1:]]
+        after = updates(merge(method, inputs, weights, base, root / f"after{condition}"), base)
+        changes[str(condition)] = apart(after, before)
+    return changes
 
 
 def copies_error(method: str, root: Path, **settings: Any) -> float:
     """Three copies of one adapter with weights 0.5, 0.3, 0.2: the relative error of the merge."""
-    base = lambda: make_base(TINY)  # noqa: E731
-    (one,) = tiny_adapters("independent", 1)
-    folders = [write(root / name, one, **settings) for name in "abc"]
-    return apart(
-        updates(merge(method, folders, [0.5, 0.3, 0.2], base, root / "out"), base), updates(folders[0], base)
-    )
+    base = partial(make_base, TINY)
+    folders = [write(root / name, tiny_adapters("independent", 1)[0], **settings) for name in "abc"]
+    merged = merge(method, folders, [0.5, 0.3, 0.2], base, root / "out")
+    return apart(updates(merged, base), updates(folders[0], base))
 
 
 def sum_error(method: str, root: Path) -> float:
     """Two unrelated adapters with weights 0.6, 0.4: the relative distance to Σ wᵢ dWᵢ."""
-    base = lambda: make_base(TINY)  # noqa: E731
-    adapters = tiny_adapters("independent", 2)
-    folders = [write(root / name, one) for name, one in zip("ab", adapters, strict=True)]
-    exact = {
-        m: sum(w * one[m][0] @ one[m][1] for w, one in zip((0.6, 0.4), adapters, strict=True)) for m in SHAPES
-    }
-    return apart(updates(merge(method, folders, [0.6, 0.4], base, root / "out"), base), exact)
+    base = partial(make_base, TINY)
+    one, two = tiny_adapters("independent", 2)
+    merged = merge(method, [write(root / "a", one), write(root / "b", two)], [0.6, 0.4], base, root / "out")
+    exact = {m: 0.6 * one[m][0] @ one[m][1] + 0.4 * two[m][0] @ two[m][1] for m in SHAPES}
+    return apart(updates(merged, base), exact)
 
 
 def outcome(method: str, case: str, root: Path) -> dict[str, Any]:
     """Whether a merge of two adapters is done or refused, with what error or warnings.
 
-    Cases: `nan` (one NaN in the second), `modules` (the second lacks one), `ranks` (RANK and half of it), `no base`
-    (the base model on torch's meta device: its architecture without its weights).
+    Cases: `fine` (nothing wrong), `nan` (one NaN in the second), `modules` (the second lacks one), `ranks`
+    (RANK and half of it), `no base` (on torch's meta device, where a model has shapes but no weights).
     """
-    import torch
-
     first, second = tiny_adapters("independent", 2)
     if case == "nan":
-        second[next(iter(second))][0][0, 0] = torch.nan
+        next(iter(second.values()))[0][0, 0] = torch.nan
     elif case == "modules":
         second.popitem()
     elif case == "ranks":
-        second = tiny_adapters("independent", 1, RANK // 2)[0]
+        (second,) = tiny_adapters("independent", 1, RANK // 2)
     folders = [write(root / "a", first), write(root / "b", second)]
-    base = lambda: make_base(TINY, "meta" if case == "no base" else "cpu")  # noqa: E731
+    base = partial(make_base, TINY, "meta" if case == "no base" else "cpu")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            merge(method, folders, [0.6, 0.4], base, root / "out")
+            written = merge(method, folders, [0.6, 0.4], base, root / "out")
         except Exception as error:  # noqa: BLE001 - whatever a tool does here is the figure
             return {"merged": False, "error": type(error).__name__, "text": str(error).replace(str(root), "")}
     said = sorted({str(one.message) for one in caught if issubclass(one.category, UserWarning)})
-    return {"merged": True, "warnings": said}
+    finite = all(bool(x.isfinite().all()) for x in updates(written, partial(make_base, TINY)).values())
+    return {"merged": True, "finite": finite, "warnings": said}
 
 
-def in_folder(measure: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+def in_folder(measured: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        return measure(*arguments, root=Path(folder), **settings)
+        return measured(*arguments, root=Path(folder), **settings)
 
 
 def laws(method: str) -> dict[str, Any]:
     """Every row of one method but its cost."""
-    sets = {
-        "related": (tiny_adapters("close", 2), TINY),
-        "unrelated": (tiny_adapters("independent", 2), TINY),
-        "shipped": (shipped_adapters(), {**MINILM, "num_hidden_layers": 1, "vocab_size": 11}),
+    return {
+        "gauge": {
+            "related": in_folder(gauge_changes, method, tiny_adapters("close", 2), TINY),
+            "unrelated": in_folder(gauge_changes, method, tiny_adapters("independent", 2), TINY),
+            "shipped": in_folder(gauge_changes, method, shipped_adapters(), ONE_LAYER),
+        },
+        "copies": in_folder(copies_error, method),
+        "copies rslora": in_folder(copies_error, method, use_rslora=True),
+        "sum": None if method in NOT_A_SUM else in_folder(sum_error, method),
+        **{case: in_folder(outcome, method, case) for case in CASES},
     }
-    row: dict[str, Any] = {
-        f"gauge {condition}": {
-            name: in_folder(gauge_change, method, adapters, condition, config)
-            for name, (adapters, config) in sets.items()
-        }
-        for condition in (1, 100)
-    }
-    row["copies"] = in_folder(copies_error, method)
-    row["copies rslora"] = in_folder(copies_error, method, use_rslora=True)
-    row["sum"] = in_folder(sum_error, method) if method in SUMS else None
-    return row | {case: in_folder(outcome, method, case) for case in ("no base", "nan", "modules", "ranks")}
 
 
 # --- the cost -----------------------------------------------------------------------------------------------
@@ -286,45 +241,125 @@ def laws(method: str) -> dict[str, Any]:
 
 def run_once(method: str) -> None:
     """In a process of its own: merge the four shipped adapters; print the seconds after the imports."""
-    import torch
-
-    import riemerge.merge  # noqa: F401
-
-    if not method.startswith("riemerge"):
-        import peft  # noqa: F401
-        from transformers import BertModel  # noqa: F401
-    torch.set_num_threads(1)
+    ours = method.startswith("riemerge")
+    for name in ("riemerge.merge",) if ours else ("peft", "transformers.models.bert.modeling_bert"):
+        import_module(name)
     ready = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        merge(method, SHIPPED, [0.25] * 4, lambda: make_base(MINILM), Path(folder) / "out")
+        merge(method, SHIPPED, [0.25] * 4, partial(make_base, MINILM), Path(folder) / "out")
     print(time.perf_counter() - ready)
 
 
-def peak(pid: int) -> int:
-    """The largest resident memory, in KiB, that this process or a child of it has had (Linux)."""
+def peak(pid: str) -> int:
+    """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    except OSError:  # it has just ended
         return 0
-    own = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
-    return max([own, *(peak(int(child)) for child in children)])
+    return max([0, *(int(x.split()[1]) for x in status if x.startswith("VmHWM")), *map(peak, children)])
 
 
 def cost(method: str) -> dict[str, float]:
-    one = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    """Seconds and peak memory of one merge of the four shipped adapters, with one thread."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [sys.executable, __file__, "--once", method]
     started, highest = time.perf_counter(), 0
-    command = [sys.executable, str(Path(__file__)), "--once", method]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | one
     ) as child:
         while child.poll() is None:
-            highest = max(highest, peak(child.pid))
+            highest = max(highest, peak(str(child.pid)))
             time.sleep(0.02)
         seconds = time.perf_counter() - started
-        assert child.returncode == 0 and child.stdout, method
-        return {
-            "seconds": seconds,
-            "after_imports": float(child.stdout.read().split()[-1]),
-            "mib": highest / 1024,
-        }
+        last_line = child.communicate()[0].split()[-1]
+    return {"seconds": seconds, "after_imports": float(last_line), "mib": highest / 1024}
+
+
+# --- the result ---------------------------------------------------------------------------------------------
+
+
+def measure() -> dict[str, Any]:
+    versions = {name: version(name) for name in ("riemerge", "torch", "peft", "transformers", "numpy")}
+    if "MERGEKIT_BIN" in os.environ:
+        ask = "import importlib.metadata as m; print(m.version('mergekit'))"
+        python = Path(os.environ["MERGEKIT_BIN"]) / "python"
+        versions["mergekit"] = subprocess.check_output([python, "-c", ask], text=True).strip()
+    found: dict[str, Any] = {}
+    for method in METHODS:
+        print(f"laws: {method}", file=sys.stderr, flush=True)
+        found[method] = laws(method)
+    load, costs = [os.getloadavg()[0]], {method: [] for method in METHODS}
+    for repeat in range(REPEATS):
+        for method in METHODS:  # interleaved: a busy minute of the machine hits all alike
+            print(f"cost {repeat + 1} of {REPEATS}: {method}", file=sys.stderr, flush=True)
+            costs[method].append(cost(method))
+            load.append(os.getloadavg()[0])
+    cpu = next(x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in x)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{cpu.partition(': ')[2]}, {os.cpu_count()} cores, {platform.system()}, one thread used",
+        "load": {"lowest": min(load), "highest": max(load)},
+        "versions": {"python": platform.python_version(), **versions},
+        "laws": found,
+        "cost": costs,
+    }
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0e}" if value < 1e-3 else f"{value:.2g}"
+
+
+def ended(case: Mapping[str, Any]) -> str:
+    return "merged" if case["merged"] else f"refused: `{case['error'].lstrip('_')}`"
+
+
+def spread(rows: list[dict[str, float]], name: str) -> str:
+    """The median, and the lowest and highest, of the repeats."""
+    values = sorted(row[name] for row in rows)
+    return f"{statistics.median(values):.3g} ({values[0]:.3g}–{values[-1]:.3g})"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The README's table of a result of `measure`, in Markdown."""
+    rows = [["", *(f"{tool}<br>{name}" for tool, _, name in (m.partition(" ") for m in result["laws"]))]]
+    rows.append(["---"] * len(rows[0]))
+    found, costs = result["laws"].values(), result["cost"].values()
+    for condition, name in (("1", "orthogonal"), ("100", "of condition 100")):
+        cells = [number(max(one[condition] for one in law["gauge"].values())) for law in found]
+        rows.append([f"dW moves when one input is given as (B G, G⁻¹ A), G {name}", *cells])
+    for key, name in (
+        ("copies", "three copies of one adapter: error"),
+        ("copies rslora", "three copies, rsLoRA: error"),
+        ("sum", "distance to Σ wᵢ dWᵢ, where that is meant"),
+    ):
+        rows.append([name, *(number(law[key]) for law in found)])
+    rows.append(
+        ["needs the base model's weights", *(["yes", "no"][law["no base"]["merged"]] for law in found)]
+    )
+    for key, name in (
+        ("nan", "one NaN in an adapter"),
+        ("modules", "a module missing"),
+        ("ranks", "ranks differ"),
+    ):
+        rows.append([name, *(ended(law[key]) for law in found)])
+    rows.append(["four real adapters: peak MiB", *(spread(one, "mib") for one in costs)])
+    rows.append(["four real adapters: seconds", *(spread(one, "seconds") for one in costs)])
+    rows.append(["of these, after imports", *(spread(one, "after_imports") for one in costs)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched, so that no network enters the seconds
+    if "--once" in sys.argv:
+        run_once(sys.argv[-1])
+        return
+    warnings.simplefilter("ignore")  # what third parties deprecate; outcome() listens by itself
+    result = measure()
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -47,9 +47,9 @@ def verdict(record: RunRecord) -> list[str]:
         f"Do these adapters determine their mean? {_VERDICT[total.determined]}. The principal angles between "
         f"their column spaces have an RMS cosine of {found.left:.2f} (random subspaces: "
         f"{found.left_random:.2f}), between their row spaces {found.right:.2f} (random: "
-        f"{found.right_random:.2f}). On the side that shares less that is {max(found.share, 0):.0%} of the way "
-        f"from random to equal subspaces; the updates themselves have a mean cosine of {found.cosine:.2f}. "
-        f"Modules by answer: {counts}."
+        f"{found.right_random:.2f}). On the side that shares less that is {max(found.share, 0):.0%} of the "
+        f"way from random to equal subspaces; the updates themselves have a mean cosine of "
+        f"{found.cosine:.2f}. Modules by answer: {counts}."
     )
     return [first, _consequence(record, len(inputs))]
 
@@ -72,8 +72,8 @@ def _consequence(record: RunRecord, count: int) -> str:
         "with cross terms between adapters that the data hardly fix: other starts end in other updates of "
         "nearly the same cost (measured on six adapters of rank 16: 34 % apart where half of the directions "
         "are shared, 38 % where the start of A is, 112 % where nothing is, at costs within 0.3 %). On "
-        "independent adapters the mean was also farther from each input than the average: cosine 0.17 against 0.40. Use "
-        f"--method average, which is exact (rank {rank} here), or --method average --rank "
+        "independent adapters the mean was also farther from each input than the average: cosine 0.17 "
+        f"against 0.41. Use --method average, which is exact (rank {rank} here), or --method average --rank "
         f"{max(rank // count, 1)} to truncate it; extra iterations buy nothing."
     )
 

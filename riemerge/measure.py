@@ -168,7 +168,8 @@ def _cosine(one: Tensor, other: Tensor) -> tuple[float, float]:
 def _angle(one: Frames, other: Frames) -> float:
     """Cosine between two updates as vectors, from their singular factors."""
     crossed = (one.left.mT @ other.left) * (one.right.mT @ other.right)
-    return float(one.values @ crossed @ other.values / (one.values.norm() * other.values.norm()))
+    inner = (one.values.unsqueeze(-1) * crossed * other.values).sum()
+    return float(inner / (one.values.norm() * other.values.norm()))
 
 
 def _share(cosine: float, level: float) -> float:

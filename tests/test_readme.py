@@ -1,0 +1,109 @@
+"""The README's examples run as written, and its tables are the code's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from riemerge.adapters import read_adapter
+from riemerge.methods import METHODS
+from tests.helpers import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+IDENTIFIABILITY = ROOT / "benchmarks" / "results" / "identifiability.json"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"<!-- run: {language} -->\n```\w+\n(.*?)```", README, flags=re.DOTALL)
+
+
+def between(marker: str) -> str:
+    found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->", README, flags=re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def methods_table() -> str:
+    """The table of methods in Markdown, from the code."""
+    lines = [
+        "| method | what it is | weights | rank of the result | moves with the gauge | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in METHODS.values():
+        weights = ("divided by their sum" if row.normalised else "as given") + (
+            ", any sign" if row.negative_weights else ", at least 0"
+        )
+        gauge = "no" if row.gauge_invariant else "yes"
+        lines.append(
+            f"| `{row.name}` | {row.summary} | {weights} | {row.output_rank} | {gauge} | {row.source} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """An empty folder with the examples in it, as the README's commands expect."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_shell_example(workplace: Path) -> None:
+    (script,) = blocks("shell")
+    assert len(script.splitlines()) == 5
+    command = f'"{sys.executable}" -c "from riemerge.cli import main; main()"'
+    program = f'riemerge() {{ {command} "$@"; }}\nset -e\n{script}'
+    run(["bash", "-c", program], workplace)
+    assert read_adapter(workplace / "merged").ranks == read_adapter(workplace / "average").ranks
+    assert len(json.loads((workplace / "compared.json").read_text(encoding="utf-8"))["adapters"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_python_examples(workplace: Path, index: int) -> None:
+    out = run([sys.executable, "-c", blocks("python")[index]], workplace)
+    assert ("CONVERGED" if "sphere" in blocks("python")[index] else "encoder.layer.0") in out
+
+
+def test_the_first_python_example_is_ten_lines() -> None:
+    assert len(blocks("python")[0].splitlines()) == 10
+
+
+def test_toy_example() -> None:
+    out = run([sys.executable, str(ROOT / "examples" / "toy.py")], ROOT)
+    assert "merged w = 4.000000" in out
+    assert "merged w = 2.000000, average of the parameters w = 0.000000" in out
+
+
+def test_the_table_of_methods_is_the_code_s() -> None:
+    assert between("methods") == methods_table()
+
+
+def test_figures_of_identifiability_are_the_benchmark_s() -> None:
+    families = json.loads(IDENTIFIABILITY.read_text(encoding="utf-8"))["families"]
+    independent = families["independent"]
+    assert f"updates that differ by {independent['update_apart']:.0%}".replace("%", " %") in README
+    assert independent["cost_apart"] < 0.001
+    words = " ".join(README.split())
+    assert f"cosine to each input is {independent['cosine']:.2f}" in words
+    assert f"the plain average's {independent['cosine_average']:.2f}" in words
+    card = " ".join((ROOT / "riemerge" / "card.py").read_text(encoding="utf-8").replace('"', " ").split())
+    for name in ("mix", "lora_like", "independent"):
+        assert f"{families[name]['update_apart']:.0%}".replace("%", " %") in card
+        assert families[name]["cost_apart"] < 0.003
+    # The verdict's thresholds lie between what was measured to be determined and what was not.
+    assert families["close"]["update_apart"] < 1e-6
