@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the families of adapters in `tests`
 
+import riemerge  # noqa: E402
 from tests.folders import family, write_folder  # noqa: E402
 from tests.helpers import random_gauge, seeded  # noqa: E402
 
@@ -145,8 +146,9 @@ def shipped_adapters() -> list[Any]:
 
 
 def write(folder: Path, modules: Updates, **settings: Any) -> Path:
-    """Factors as a PEFT folder in float32."""
-    return write_folder(folder, modules, dtype=torch.float32, target_modules=list(modules), **settings)
+    """Factors as a PEFT folder in float32; without the name of a base model, PEFT asks no hub for it."""
+    known = {"target_modules": list(modules), "base_model_name_or_path": None}
+    return write_folder(folder, modules, dtype=torch.float32, **known, **settings)
 
 
 def rewritten(modules: Updates, condition: float) -> Updates:
@@ -280,7 +282,7 @@ def cost(method: str) -> dict[str, float]:
 
 
 def measure() -> dict[str, Any]:
-    versions = {name: version(name) for name in ("riemerge", "torch", "peft", "transformers", "numpy")}
+    versions = {name: version(name) for name in ("torch", "peft", "transformers", "numpy")}
     if "MERGEKIT_BIN" in os.environ:
         ask = "import importlib.metadata as m; print(m.version('mergekit'))"
         python = Path(os.environ["MERGEKIT_BIN"]) / "python"
@@ -300,7 +302,7 @@ def measure() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{cpu.partition(': ')[2]}, {os.cpu_count()} cores, {platform.system()}, one thread used",
         "load": {"lowest": min(load), "highest": max(load)},
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "riemerge": riemerge.__version__, **versions},
         "laws": found,
         "cost": costs,
     }

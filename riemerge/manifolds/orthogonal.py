@@ -21,7 +21,7 @@ _MEAN_SWEEPS = 4
 _REFINED = 4
 # Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d^2 errs
 # by the square: the loose value ranks candidates, the tight one leaves logs horizontal.
-_LOOSE, _TIGHT = 1e-2, 1e-10
+_LOOSE, _TIGHT = 3e-2, 1e-10
 _MAX_REFINEMENTS = 200
 # Least second derivative assumed over the group: between orthogonal frames with equal cores d^2 is flat.
 _LEAST_CURVATURE = 0.1
@@ -74,8 +74,7 @@ class Orthogonal(GroupAction):
         The equation is GeoMerge's (sec. 2.2) for the canonical metric; its divisors are at least one, so it
         is well posed everywhere.
         """
-        values, basis, small = self._momentum(_fixed_rank(total), point, vector)
-        return linalg.skew(basis @ (small / orbit_metric(values)) @ basis.mT)
+        return self._gauge(_fixed_rank(total), point, vector)[0]
 
     def _momentum(self, total: FixedRank, point: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns B's eigenvalues and eigenvectors and the momentum in that basis."""
@@ -167,28 +166,34 @@ class Orthogonal(GroupAction):
         moving, fixed = (x.expand(count, *x.shape).reshape(-1, *x.shape[-2:]) for x in (moving, fixed))
         found = total.logarithm(fixed, self.act(total, moving, element))
         squared = torch.where(found.valid, found.squared, torch.inf)
-        tangent, damping = found.tangent, torch.ones_like(squared)
+        gauge, length = self._gauge(total, fixed, found.tangent)
+        damping = torch.ones_like(squared)
         for _ in range(_MAX_REFINEMENTS):
-            gauge = self.gauge_part(total, fixed, tangent)
-            length = total.norms(fixed, self.vertical(total, fixed, gauge))
             busy = (length > tolerance * (1 + squared.sqrt())) & (damping > 1e-3) & torch.isfinite(squared)
             active = torch.nonzero(busy).squeeze(-1)
             if active.numel() == 0:
                 break
-            step = _curvature_step(
-                total, fixed[active], self.act(total, moving[active], element[active]), gauge[active]
-            )
+            at, turning = fixed[active], moving[active]
+            step = _curvature_step(total, at, self.act(total, turning, element[active]), gauge[active])
             trial = element[active] @ linalg.exp_skew(damping[active][:, None, None] * step)
-            found = total.logarithm(fixed[active], self.act(total, moving[active], trial))
+            found = total.logarithm(at, self.act(total, turning, trial))
             value = torch.where(found.valid, found.squared, torch.inf)
-            # Round-off in d^2 hides decreases near the minimum; there a step is taken on trust if it does not
-            # increase.
-            noise = 1e-14 * (1 + squared[active])
-            better = value <= squared[active] + noise
+            turned, left = self._gauge(total, at, found.tangent)
+            # Round-off in d^2 (eps cond(B)) hides decreases near the minimum; there the gradient decides.
+            visible = (value - squared[active]).abs() > 1e-9 * (1 + squared[active])
+            better = torch.where(visible, value < squared[active], left < length[active])
             damping[active] = torch.where(better, (1.5 * damping[active]).clamp_max(1), damping[active] / 4)
             keep = active[better]
-            element[keep], tangent[keep], squared[keep] = trial[better], found.tangent[better], value[better]
+            element[keep], squared[keep] = trial[better], value[better]
+            gauge[keep], length[keep] = turned[better], left[better]
         return element.reshape(count, -1, self.r, self.r), squared.reshape(count, -1)
+
+    def _gauge(self, total: FixedRank, point: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gauge part of tangent vectors, and the length of what it stands for."""
+        values, basis, small = self._momentum(total, point, tangent)
+        solved = small / orbit_metric(values)
+        length = (solved * small).sum(dim=(-2, -1)).clamp_min(0).sqrt()
+        return linalg.skew(basis @ solved @ basis.mT), length
 
 
 def _fixed_rank(total: GeodesicManifold) -> FixedRank:

@@ -24,6 +24,7 @@ from riemerge.manifolds.checks import (
     check_metric,
     check_retraction,
 )
+from tests.helpers import random_core, seeded
 from tests.manifolds.subjects import QUOTIENTS, TOTAL
 
 # Round-off of a few hundred operations on numbers of order one; the Gauss lemma is measured by central
@@ -39,6 +40,38 @@ def test_manifold(name: str, scale: float) -> None:
     assert {"exp_log", "log_exp", "gauss", "isometry", "pair_mean", "dimension"} <= defects.keys()
     assert defects.pop("gauss") < DIFFERENCES
     assert max(defects.values()) < EXACT / min(scale, 1), defects
+
+
+@pytest.mark.parametrize("cond", [1e3, 1e6])
+@pytest.mark.parametrize("name", ["spd", "fixed rank", "updates"])
+def test_laws_at_ill_conditioned_points(name: str, cond: float) -> None:
+    manifold = (TOTAL | QUOTIENTS)[name]()
+    total = manifold.total if isinstance(manifold, QuotientManifold) else manifold
+    draw, generator = total.random_point, seeded(8)
+
+    def ill_conditioned() -> torch.Tensor:
+        r = total.r
+        core = torch.stack([random_core(r, cond, generator) for _ in range(2)])
+        if isinstance(total, SymmetricPositiveDefinite):
+            return core
+        u, _, v = total.split(draw())
+        return total.join(u, core, v)
+
+    broken(total, random_point=ill_conditioned)
+    defects = check_manifold(manifold, scale=0.4) | check_metric(manifold)
+    # Whitening by a core of this condition amplifies round-off by as much; differences divide it by their step.
+    assert defects.pop("gauss") < max(DIFFERENCES, 1e-11 * cond)
+    # Entrywise random gradients have nothing of the metric's scale: Riesz is relative to cond.
+    assert defects.pop("riesz") < 1e-15 * cond
+    if name == "updates":
+        assert defects.pop("isometry") < 0.1
+        assert defects.pop("log_exp") < 1e-8
+    assert max(defects.values()) < 1e-14 * cond, defects
+    if isinstance(manifold, QuotientManifold):
+        found = check_action(manifold, scale=0.4)
+        assert found.pop("vertical") < DIFFERENCES
+        assert found.pop("alignment") < 1e-8
+        assert max(found.values()) < 1e-14 * cond, found
 
 
 @pytest.mark.parametrize("name", QUOTIENTS)
