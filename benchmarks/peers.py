@@ -36,7 +36,6 @@ from tests.helpers import random_gauge, seeded  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 SHIPPED = [ROOT / "examples" / "adapters" / name for name in ("snli", "mnli", "qnli", "scitail")]
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-ONE_LAYER = {**MINILM, "num_hidden_layers": 1, "vocab_size": 11}
 TINY = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 1}
 SHAPES = {"encoder.layer.0.attention.self.query": (24, 24), "encoder.layer.0.output.dense": (24, 40)}
 RANK, REPEATS = 4, 3
@@ -63,6 +62,9 @@ def make_base(config: Mapping[str, int], device: str = "cpu") -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         return BertModel(BertConfig(**config))
+
+
+tiny = partial(make_base, TINY)
 
 
 def by_riemerge(name: str, folders: Sequence[Path], weights: Sequence[float], base: Base, out: Path) -> Path:
@@ -158,38 +160,38 @@ def rewritten(modules: Updates, condition: float) -> Updates:
     return {m: (b @ gauges[m], torch.linalg.solve(gauges[m], a)) for m, (b, a) in modules.items()}
 
 
-def gauge_changes(
-    method: str, adapters: list[Any], config: Mapping[str, int], root: Path
-) -> dict[str, float]:
+def merged(method: str, folders: Sequence[Path], weights: Sequence[float], out: Path, base: Base) -> Updates:
+    """DW of every module of a merge."""
+    return updates(merge(method, folders, weights, base, out), base)
+
+
+def gauge_changes(method: str, adapters: list[Any], base: Base, root: Path) -> dict[str, float]:
     """How far the merged dW moves when the first adapter is rewritten, G of condition 1 and 100."""
-    base = partial(make_base, config)
     weights = torch.arange(len(adapters), 0, -1).double().softmax(0).tolist()
-    plain = [write(root / f"input{i}", one) for i, one in enumerate(adapters)]
-    before = updates(merge(method, plain, weights, base, root / "before"), base)
+    first, *others = (write(root / f"input{i}", one) for i, one in enumerate(adapters))
+    before = merged(method, [first, *others], weights, root / "before", base)
     before = {module: before[module] for module in adapters[0]}
     changes = {}
     for condition in (1, 100):
-        inputs = [write(root / f"rewritten{condition}", rewritten(adapters[0], condition)), *plain[1:]]
-        after = updates(merge(method, inputs, weights, base, root / f"after{condition}"), base)
+        other = write(root / f"other{condition}", rewritten(adapters[0], condition))
+        after = merged(method, [other, *others], weights, root / f"after{condition}", base)
         changes[str(condition)] = apart(after, before)
     return changes
 
 
 def copies_error(method: str, root: Path, **settings: Any) -> float:
     """Three copies of one adapter with weights 0.5, 0.3, 0.2: the relative error of the merge."""
-    base = partial(make_base, TINY)
-    folders = [write(root / name, tiny_adapters("independent", 1)[0], **settings) for name in "abc"]
-    merged = merge(method, folders, [0.5, 0.3, 0.2], base, root / "out")
-    return apart(updates(merged, base), updates(folders[0], base))
+    (one,) = tiny_adapters("independent", 1)
+    folders = [write(root / name, one, **settings) for name in "abc"]
+    return apart(merged(method, folders, [0.5, 0.3, 0.2], root / "out", tiny), updates(folders[0], tiny))
 
 
 def sum_error(method: str, root: Path) -> float:
     """Two unrelated adapters with weights 0.6, 0.4: the relative distance to Σ wᵢ dWᵢ."""
-    base = partial(make_base, TINY)
     one, two = tiny_adapters("independent", 2)
-    merged = merge(method, [write(root / "a", one), write(root / "b", two)], [0.6, 0.4], base, root / "out")
     exact = {m: 0.6 * one[m][0] @ one[m][1] + 0.4 * two[m][0] @ two[m][1] for m in SHAPES}
-    return apart(updates(merged, base), exact)
+    folders = [write(root / "a", one), write(root / "b", two)]
+    return apart(merged(method, folders, [0.6, 0.4], root / "out", tiny), exact)
 
 
 def outcome(method: str, case: str, root: Path) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def outcome(method: str, case: str, root: Path) -> dict[str, Any]:
     elif case == "ranks":
         (second,) = tiny_adapters("independent", 1, RANK // 2)
     folders = [write(root / "a", first), write(root / "b", second)]
-    base = partial(make_base, TINY, "meta" if case == "no base" else "cpu")
+    base = partial(make_base, TINY, "meta") if case == "no base" else tiny
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -214,28 +216,25 @@ def outcome(method: str, case: str, root: Path) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - whatever a tool does here is the figure
             return {"merged": False, "error": type(error).__name__, "text": str(error).replace(str(root), "")}
     said = sorted({str(one.message) for one in caught if issubclass(one.category, UserWarning)})
-    finite = all(bool(x.isfinite().all()) for x in updates(written, partial(make_base, TINY)).values())
+    finite = all(bool(x.isfinite().all()) for x in updates(written, tiny).values())
     return {"merged": True, "finite": finite, "warnings": said}
-
-
-def in_folder(measured: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        return measured(*arguments, root=Path(folder), **settings)
 
 
 def laws(method: str) -> dict[str, Any]:
     """Every row of one method but its cost."""
-    return {
-        "gauge": {
-            "related": in_folder(gauge_changes, method, tiny_adapters("close", 2), TINY),
-            "unrelated": in_folder(gauge_changes, method, tiny_adapters("independent", 2), TINY),
-            "shipped": in_folder(gauge_changes, method, shipped_adapters(), ONE_LAYER),
-        },
-        "copies": in_folder(copies_error, method),
-        "copies rslora": in_folder(copies_error, method, use_rslora=True),
-        "sum": None if method in NOT_A_SUM else in_folder(sum_error, method),
-        **{case: in_folder(outcome, method, case) for case in CASES},
-    }
+    families = {"related": tiny_adapters("close", 2), "unrelated": tiny_adapters("independent", 2)}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        gauge = {name: gauge_changes(method, one, tiny, root / name) for name, one in families.items()}
+        base = partial(make_base, {**MINILM, "num_hidden_layers": 1, "vocab_size": 11})
+        gauge["shipped"] = gauge_changes(method, shipped_adapters(), base, root / "shipped")
+        return {
+            "gauge": gauge,
+            "copies": copies_error(method, root / "copies"),
+            "copies rslora": copies_error(method, root / "rslora", use_rslora=True),
+            "sum": None if method in NOT_A_SUM else sum_error(method, root / "sum"),
+            **{case: outcome(method, case, root / case) for case in CASES},
+        }
 
 
 # --- the cost -----------------------------------------------------------------------------------------------
@@ -312,6 +311,10 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.0e}" if value < 1e-3 else f"{value:.2g}"
 
 
+def worst(law: Mapping[str, Any], condition: str) -> str:
+    return number(max(one[condition] for one in law["gauge"].values()))
+
+
 def ended(case: Mapping[str, Any]) -> str:
     return "merged" if case["merged"] else f"refused: `{case['error'].lstrip('_')}`"
 
@@ -326,28 +329,24 @@ def table(result: Mapping[str, Any]) -> str:
     """The README's table of a result of `measure`, in Markdown."""
     rows = [["", *(f"{tool}<br>{name}" for tool, _, name in (m.partition(" ") for m in result["laws"]))]]
     rows.append(["---"] * len(rows[0]))
-    found, costs = result["laws"].values(), result["cost"].values()
-    for condition, name in (("1", "orthogonal"), ("100", "of condition 100")):
-        cells = [number(max(one[condition] for one in law["gauge"].values())) for law in found]
-        rows.append([f"dW moves when one input is given as (B G, G⁻¹ A), G {name}", *cells])
+    lines: dict[str, Callable[[Any], str]] = {
+        "dW moves when one input is given as (B G, G⁻¹ A), G orthogonal": partial(worst, condition="1"),
+        "the same, G of condition 100": partial(worst, condition="100"),
+        "three copies of one adapter: error": lambda law: number(law["copies"]),
+        "three copies, rsLoRA: error": lambda law: number(law["copies rslora"]),
+        "distance to Σ wᵢ dWᵢ, where that is meant": lambda law: number(law["sum"]),
+        "needs the base model's weights": lambda law: "no" if law["no base"]["merged"] else "yes",
+        "one NaN in an adapter": lambda law: ended(law["nan"]),
+        "a module missing": lambda law: ended(law["modules"]),
+        "ranks differ": lambda law: ended(law["ranks"]),
+    }
+    rows += [[name, *map(cell, result["laws"].values())] for name, cell in lines.items()]
     for key, name in (
-        ("copies", "three copies of one adapter: error"),
-        ("copies rslora", "three copies, rsLoRA: error"),
-        ("sum", "distance to Σ wᵢ dWᵢ, where that is meant"),
+        ("mib", "peak MiB"),
+        ("seconds", "seconds"),
+        ("after_imports", "seconds after imports"),
     ):
-        rows.append([name, *(number(law[key]) for law in found)])
-    rows.append(
-        ["needs the base model's weights", *(["yes", "no"][law["no base"]["merged"]] for law in found)]
-    )
-    for key, name in (
-        ("nan", "one NaN in an adapter"),
-        ("modules", "a module missing"),
-        ("ranks", "ranks differ"),
-    ):
-        rows.append([name, *(ended(law[key]) for law in found)])
-    rows.append(["four real adapters: peak MiB", *(spread(one, "mib") for one in costs)])
-    rows.append(["four real adapters: seconds", *(spread(one, "seconds") for one in costs)])
-    rows.append(["of these, after imports", *(spread(one, "after_imports") for one in costs)])
+        rows.append([f"four real adapters: {name}", *(spread(one, key) for one in result["cost"].values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

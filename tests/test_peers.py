@@ -72,7 +72,7 @@ GAUGE = of((*OURS, *PEFT_SUMS), exact) | of(FACTORWISE, wrong)
 def test_a_merge_moves_with_the_gauge_of_one_input_or_does_not(
     tmp_path: Path, method: str, kind: str
 ) -> None:
-    fresh = peers.gauge_changes(method, peers.tiny_adapters(kind, 2), peers.TINY, tmp_path)
+    fresh = peers.gauge_changes(method, peers.tiny_adapters(kind, 2), peers.tiny, tmp_path)
     committed = [x for one in RESULT["laws"][method]["gauge"].values() for x in one.values()]
     assert len(committed) == 6
     assert all(map(GAUGE[method], [*fresh.values(), *committed]))
@@ -195,9 +195,8 @@ def test_peft_takes_a_missing_module_for_zero(tmp_path: Path, method: str) -> No
     one, two = peers.tiny_adapters("independent", 2)
     last, (b, a) = list(one.items())[-1]
     two.pop(last)
-    base = lambda: peers.make_base(peers.TINY)  # noqa: E731
     folders = [peers.write(tmp_path / "a", one), peers.write(tmp_path / "b", two)]
-    merged = peers.updates(peers.merge(method, folders, [0.6, 0.4], base, tmp_path / "out"), base)
+    merged = peers.updates(peers.merge(method, folders, [0.6, 0.4], peers.tiny, tmp_path / "out"), peers.tiny)
     assert peers.apart({last: merged[last]}, {last: 0.6 * b @ a}) <= ROUNDED
 
 
@@ -223,7 +222,7 @@ def test_the_rulers_catch_a_planted_fault(tmp_path: Path, monkeypatch: pytest.Mo
     assert near(1.0)(peers.copies_error("planted fault", tmp_path / "copies"))
     assert wrong(peers.sum_error("planted fault", tmp_path / "sum"))
     changes = peers.gauge_changes(
-        "planted fault", peers.tiny_adapters("close", 2), peers.TINY, tmp_path / "gauge"
+        "planted fault", peers.tiny_adapters("close", 2), peers.tiny, tmp_path / "gauge"
     )
     assert all(map(exact, changes.values()))  # twice the first dW is a function of dW
     assert peers.outcome("planted fault", "nan", tmp_path / "nan")["merged"]

@@ -60,8 +60,8 @@ def frechet(stack: Stack, options: Options) -> dict[str, Merged]:
     return {module: merged[module] for module in stack.modules}
 
 
-# d^2 errs by the square of what is left of the gauge: a millionth here.
-_ALIGNED = 1e-3
+# d^2 errs by the square of what is left of the gauge.
+_ALIGNED = 1e-4
 
 
 def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate]) -> Tensor:
