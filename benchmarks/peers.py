@@ -321,8 +321,11 @@ def ended(case: Mapping[str, Any]) -> str:
 
 def spread(rows: list[dict[str, float]], name: str) -> str:
     """The median, and the lowest and highest, of the repeats."""
-    values = sorted(row[name] for row in rows)
-    return f"{statistics.median(values):.3g} ({values[0]:.3g}–{values[-1]:.3g})"
+    lowest, *_, highest = values = sorted(row[name] for row in rows)
+    middle, low, high = (
+        f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in (statistics.median(values), lowest, highest)
+    )
+    return f"{middle} ({low}–{high})"
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -27,6 +27,10 @@ class TwoLayers(GeodesicManifold):
     def __init__(self, *, k: int = 1, seed: int = 0) -> None:
         super().__init__("Two-layer scalar networks", 2, k=k, seed=seed)
 
+    @property
+    def point_shape(self) -> tuple[int, int]:
+        return 2, 1
+
     def with_modules(self, k: int) -> Self:
         return type(self)(k=k, seed=self.seed)
 

@@ -107,6 +107,74 @@ def test_squared_distance_is_differentiable_in_both_points() -> None:
         torch.testing.assert_close(gradient, -2 * log, rtol=0, atol=1e-12)
 
 
+def test_squared_distance_on_the_quotient_is_differentiable_in_both_points() -> None:
+    quotient = updates(12, 11, 3, k=1)
+    a, b = family("mix", 2, 12, 11, 3, seed=5, k=1)
+    v = quotient.random_tangent_vector(b)
+    leaf = b.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(quotient.squared_dists(a, leaf).sum(), leaf)
+    ahead, behind = (float(quotient.squared_dists(a, quotient.exp(b, t * v))) for t in (1e-4, -1e-4))
+    # Central differences, of distances aligned to 1e-10.
+    assert float((gradient * v).sum()) == pytest.approx((ahead - behind) / 2e-4, abs=1e-6)
+
+
+def test_a_pair_that_does_not_count_has_no_say_in_the_gradient() -> None:
+    """A point of weight zero in one module, and beyond its cut locus there."""
+    manifold = Stiefel(8, 2, k=2, seed=1)
+    x = manifold.random_point()
+    points = [manifold.exp(x, 0.3 * manifold.random_tangent_vector(x)) for _ in range(3)]
+    points[2][1] = -points[0][1]
+    weights = torch.tensor([[1.0, 1], [1, 1], [1, 0]])
+    means = [frechet_mean(manifold, points, weights, gradient=g) for g in ("analytic", "autograd")]
+    assert all(mean.ok for mean in means)
+    np.testing.assert_allclose(means[0].cost, means[1].cost, rtol=1e-10)
+    alone = frechet_mean(Stiefel(8, 2), [p[1:] for p in points[:2]])
+    np.testing.assert_allclose(means[0].cost[1], alone.cost[0], rtol=1e-10)
+
+
+def test_hessian_knows_the_connection_away_from_the_mean() -> None:
+    """In directions of x alone, with aligned data: there the joint manifold's connection is the metric's."""
+    quotient, points = updates(14, 12, 3, k=2), family("mix", 3, 14, 12, 3, seed=3)
+    problem = FrechetProblem(quotient, points)
+    search = problem.form.manifold
+    assert isinstance(search, JointManifold)
+    at, _ = search.split(away(problem, 1.0))
+    x = search.join(at, search.action.nearest(search.total, problem.form.points, at))
+    assert float(problem.evaluate(x).norms.min()) > 0.1
+    v, w = (search.random_tangent_vector(x) for _ in range(2))
+    v, w = (search.join(search.split(y)[0], torch.zeros_like(search.split(y)[1])) for y in (v, w))
+    one = search.inner_product(x, problem.hessian(x, v), w)
+    two = search.inner_product(x, v, problem.hessian(x, w))
+    assert float(one) == pytest.approx(float(two), abs=1e-7)
+
+
+def test_hessian_of_a_stack_is_that_of_its_modules() -> None:
+    quotient, points = updates(14, 12, 3, k=2), family("mix", 3, 14, 12, 3, seed=3)
+    problem = FrechetProblem(quotient, points)
+    search = problem.form.manifold
+    x = away(problem)
+    v = search.random_tangent_vector(x)
+    # A step for the stack would be a thousand times too long for one module.
+    v[1] *= 1e-6
+    together = problem.hessian(x, v)
+    for module in range(2):
+        alone = FrechetProblem(updates(14, 12, 3), [p[module : module + 1] for p in points])
+        expected = alone.hessian(x[module : module + 1], v[module : module + 1])
+        torch.testing.assert_close(
+            together[module : module + 1], expected, rtol=1e-5, atol=1e-7 * float(v[module].norm())
+        )
+
+
+def test_unaligned_data_are_seen_as_such() -> None:
+    quotient, points = updates(14, 12, 3, k=2), family("close", 3, 14, 12, 3, seed=3)
+    problem = FrechetProblem(quotient, points)
+    aligned = problem.start()
+    turned = away(problem)
+    assert float(problem.evaluate(turned).vertical.max()) > 10 * float(
+        problem.evaluate(aligned).vertical.max()
+    )
+
+
 def test_squared_distance_cannot_be_differentiated_twice() -> None:
     manifold = Stiefel(6, 2)
     a = manifold.random_point().requires_grad_()
@@ -194,6 +262,7 @@ def test_two_passes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     quotient, points = updates(12, 11, 3), family("close", 3, 12, 11, 3, seed=5, k=1)
     problem = FrechetProblem(quotient, points)
     x, y, z = problem.start(), away(problem), away(problem, 0.2)
+    problem = FrechetProblem(quotient, points)
     for point in (x, y, x, y):
         problem.evaluate(point)
     assert problem.passes == 2
@@ -213,6 +282,7 @@ BAD_WEIGHTS = {
     "all zero": ([0.0, 0.0, 0.0], "positive"),
     "too few": ([0.5, 0.5], "shape"),
     "of another module count": (torch.ones(3, 7), "shape"),
+    "too large and negative": ([1e308, 1e308, -1.0], "negative"),
     "zero in one module": (torch.tensor([[1.0, 0], [1, 0], [1, 0]]), "positive"),
 }
 
@@ -254,13 +324,32 @@ def test_bad_options_are_refused(case: str) -> None:
 def test_bad_points_are_refused() -> None:
     with pytest.raises(RecipeError, match="no points"):
         FrechetProblem(Stiefel(5, 2), [])
-    with pytest.raises(RecipeError, match=r"expected \(2, rows, columns\)"):
+    with pytest.raises(RecipeError, match=r"point 0 is of shape \(1, 5, 2\); expected \(2, 5, 2\)"):
         FrechetProblem(Stiefel(5, 2, k=2), [Stiefel(5, 2).random_point()])
+    with pytest.raises(RecipeError, match=r"initial_point is of shape \(1, 6, 2\)"):
+        FrechetProblem(
+            Stiefel(5, 2), [Stiefel(5, 2).random_point()], initial_point=Stiefel(6, 2).random_point()
+        )
     with pytest.raises(RecipeError, match="squared_dist"):
         FrechetProblem(pymanopt.manifolds.Sphere(3), [np.eye(3)[0]], gradient="autograd")
     joint = FrechetProblem(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)).form.manifold
     with pytest.raises(RecipeError, match="no logarithm"):
         FrechetProblem(joint, [joint.random_point()])
+
+
+@pytest.mark.parametrize("damage", ["nan", "indefinite core", "frame not orthonormal"])
+def test_data_off_the_manifold_is_refused_by_point_and_module(damage: str) -> None:
+    quotient, points = updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)
+    bad = points[1].clone()
+    u, b, _ = quotient.total.split(bad[1])
+    if damage == "nan":
+        u[0, 0] = torch.nan
+    elif damage == "indefinite core":
+        b.neg_()
+    else:
+        u.mul_(2)
+    with pytest.raises(RecipeError, match="point 1 is no point of the manifold in module 1"):
+        FrechetProblem(quotient, [points[0], bad, points[2]])
 
 
 def test_own_squared_distance_by_torch() -> None:

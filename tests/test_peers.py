@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -162,7 +164,7 @@ OUTCOMES = {
     "nan": of(OURS, "AdapterError") | of((*FACTORWISE, "PEFT cat"), MERGED) | {"PEFT svd": "_LinAlgError"},
     "modules": of(OURS, "AdapterError") | of((*FACTORWISE, *PEFT_SUMS), MERGED),
     "ranks": {
-        "riemerge geomerge": "NumericalError",
+        "riemerge geomerge": "AdapterError",
         **of(("riemerge average", "riemerge average --rank r", *PEFT_SUMS), MERGED),
         **of(FACTORWISE, "ValueError"),
     },
@@ -179,6 +181,18 @@ def test_what_is_merged_and_what_is_refused(tmp_path: Path, method: str, case: s
         assert found["finite"] == (case != "nan")
         # Merged without a word about what is wrong: nothing is said that is not said of good adapters, too.
         assert found["warnings"] == RESULT["laws"][method]["fine"]["warnings"]
+
+
+def test_our_merge_loads_neither_peft_nor_transformers(tmp_path: Path) -> None:
+    """So there is no base model that it could need."""
+    folders = [peers.write(tmp_path / str(i), one) for i, one in enumerate(peers.tiny_adapters("close", 2))]
+    code = (
+        "import sys, riemerge; riemerge.merge_adapters(sys.argv[1:3]).save_pretrained(sys.argv[3]);"
+        "sys.exit(bool({'peft', 'transformers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *map(str, folders), str(tmp_path / "out")]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", OURS)

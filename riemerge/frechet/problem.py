@@ -15,7 +15,7 @@ from riemerge.frechet.batched import Batched, Joint, Nested
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.stock import Stock
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Reduction, scaled, unreduced
+from riemerge.manifolds.base import Reduction, host, scaled, unreduced
 
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
 # and round-off eps/h balance between 1e-5 and 1e-4.
@@ -88,14 +88,10 @@ class FrechetProblem:
             self.form = Stock(manifold, points, self.weights[kept], autograd, squared_dist)
             self._lift: Callable[[Point], Point] = _same
             return
-        data = torch.stack([*points] if initial_point is None else [*points, initial_point])
-        if data.ndim != 4 or data.shape[1] != manifold.k:
-            raise RecipeError(
-                f"{manifold}: points are of shape {tuple(data.shape[1:])}; expected "
-                f"({manifold.k}, rows, columns)"
-            )
+        data = _checked(manifold, points if initial_point is None else [*points, initial_point], kept)
+        dtype = points[0].dtype
         small = manifold.reduce(data) if reduce else unreduced(manifold, data)
-        self._lift = small.lift
+        self._lift = lambda point: small.lift(point).to(dtype)
         reduced = small.points[: len(points)]
         self.initial_point = None if initial_point is None else small.points[-1]
         weight = self.weights[kept].to(data.device)
@@ -107,14 +103,33 @@ class FrechetProblem:
         return self.form.k
 
     def start(self) -> Point:
-        """Returns the point of the search manifold to begin at; the same for the same data."""
-        return self.form.start(self.initial_point)
+        """Returns the point of the search manifold to begin at; the same for the same data.
+
+        Module by module the best of: a cheap average of the data, and the data themselves. Where none has a
+        finite cost (the average of subspaces that are shared exactly may be at the cut locus of all of them),
+        the average is moved off by a seeded step.
+        """
+        form, point = self.form, self.form.start(self.initial_point)
+        if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
+            return point
+        cost = self.evaluate(point).cost
+        for other in (form.place(x) for x in form.points):
+            found = self.evaluate(other).cost
+            point, cost = form.choose(found < cost, other, point), torch.minimum(found, cost)
+        if bool(host(torch.isinf(cost).any())):
+            other = form.place(form.moved_off(form.solution(point)))
+            point = form.choose(torch.isinf(cost), other, point)
+        return point
 
     def solution(self, point: Point) -> Point:
         """Returns the mean that a point of the search manifold stands for, on the manifold that was asked
         for.
         """
         return self._lift(self.form.solution(point))
+
+    def remembers(self, point: Point) -> bool:
+        """Tells whether evaluating a point is free."""
+        return any(known is point for known, _ in self._memo)
 
     def evaluate(self, point: Point) -> Evaluation:
         """Computes cost and gradient, once per point: the last two passes are remembered."""
@@ -174,10 +189,34 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
             "that sums, like task_arithmetic"
         )
     tensor = tensor.reshape(count, -1).expand(count, k)
+    tensor = tensor / tensor.amax().clamp_min(torch.finfo(torch.float64).tiny)  # their sum may overflow
     total = tensor.sum(dim=0)
     if not (total > 0).all():
         raise RecipeError(f"weights are {tensor.tolist()}; at least one must be positive")
     return tensor / total
+
+
+def _checked(manifold: GeodesicManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Returns points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
+    manifold.
+    """
+    expected = (manifold.k, *manifold.point_shape)
+    names = [f"point {i}" for i in places] + ["initial_point"] * (len(points) - len(places))
+    problems = [
+        f"{manifold}: {name} is of shape {tuple(x.shape)}; expected {expected}"
+        for name, x in zip(names, points, strict=True)
+        if tuple(x.shape) != expected
+    ]
+    if not problems:
+        problems = [
+            f"{manifold}: {name} is no point of the manifold in module {module}: it is not finite, its "
+            "frames are not orthonormal or its core is not positive definite"
+            for name, x in zip(names, points, strict=True)
+            for module in torch.nonzero(~manifold.feasible(x)).squeeze(-1).tolist()
+        ]
+    if problems:
+        raise RecipeError(problems)
+    return torch.stack([x.double() for x in points])
 
 
 def _formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:

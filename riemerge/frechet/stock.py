@@ -27,7 +27,6 @@ class Stock(Formulation):
         self.k = 1
         self.points = list(points)
         self.weights = [float(w) for w in weights[:, 0]]
-        self.weight_tensor = weights
         self.problem: pymanopt.Problem | None = None
         if autograd:
 

@@ -54,6 +54,11 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         self.seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
+    @property
+    @abstractmethod
+    def point_shape(self) -> tuple[int, int]:
+        """Rows and columns of one module's point."""
+
     @abstractmethod
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Returns the metric of two tangent vectors, one float64 number per module (...)."""
@@ -285,7 +290,7 @@ class GeodesicManifold(TorchManifold):
 
 
 def host(scalar: Tensor) -> np.float64:
-    """Brings one number to the host: the only door through which a solve waits for its device."""
+    """Brings one number to the host, and waits for the device."""
     return np.float64(scalar.item())
 
 
@@ -322,12 +327,12 @@ class _SquaredDistance(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         manifold: GeodesicManifold = ctx.manifold
         point_a, point_b, tangent, valid = ctx.saved_tensors
-        factor = 2 * torch.where(valid, grad, torch.nan)
+        # A pair without a geodesic has no gradient, unless nothing depends on it.
+        factor = 2 * torch.where(valid | (grad == 0), grad, torch.nan)
         grad_a = grad_b = None
         if ctx.needs_input_grad[1]:
             grad_a = scaled(-factor, manifold.lower(point_a, tangent)).sum_to_size(point_a.shape)
         if ctx.needs_input_grad[2]:
-            # log_b(a) is minus the velocity with which the geodesic arrives at b.
-            velocity = manifold.geodesic(point_a, tangent)[1]
-            grad_b = scaled(factor, manifold.lower(point_b, velocity)).sum_to_size(point_b.shape)
+            back = manifold.logarithm(point_b, point_a).tangent
+            grad_b = scaled(-factor, manifold.lower(point_b, back)).sum_to_size(point_b.shape)
         return None, grad_a, grad_b

@@ -76,7 +76,7 @@ def _check_geodesics(
     if _offers(manifold, "log", x, y):
         back = manifold.log(x, y)
         record("log_exp", manifold.norm(x, back - u) / scale)
-        record("exp_log", manifold.norm(x, manifold.log(x, manifold.exp(x, back)) - back) / scale)
+        record("exp_log", manifold.norm(y, manifold.log(y, manifold.exp(x, back))) / scale)
     if _offers(manifold, "dist", x, y):
         record("length", _relative(manifold.dist(x, y), scale, scale))
         record("dist_symmetry", _relative(manifold.dist(x, y), manifold.dist(y, x), scale))
@@ -116,7 +116,7 @@ def check_metric(manifold: Manifold, *, draws: int = 4) -> dict[str, float]:
             # has.
             gradient = manifold.horizontal(x, gradient)
         size = max(float(manifold.norm(x, gradient)), 1e-300)
-        slope = float((euclidean * ambient).sum())
+        slope = sum(float((e * a).sum()) for e, a in zip(_parts(euclidean), _parts(ambient), strict=True))
         defects["riesz"] = max(
             defects["riesz"], abs(float(manifold.inner_product(x, gradient, v)) - slope) / size
         )
@@ -231,8 +231,9 @@ def check_retraction(manifold: Manifold, *, point: Any = None, tangent_vector: A
     x, v = _draw(manifold, point, tangent_vector)
     errors = []
     for t in _STEPS:
-        difference = manifold.retraction(x, t * v) - manifold.exp(x, t * v)
-        errors.append(float(np.sqrt(float((difference * difference).sum()))))
+        ends = manifold.retraction(x, t * v), manifold.exp(x, t * v)
+        apart = [float(((a - b) ** 2).sum()) for a, b in zip(*map(_parts, ends), strict=True)]
+        errors.append(float(np.sqrt(sum(apart))))
     return _slope(errors, 1.0)
 
 
@@ -269,16 +270,26 @@ def _embedded(manifold: Manifold, point: Any, vector: Any) -> Any:
 def _ambient_like(manifold: Manifold, like: Any) -> Any:
     if isinstance(manifold, TorchManifold):
         return manifold.random_ambient(like)
-    return np.random.default_rng(0).standard_normal(like.shape)
+    generator = np.random.default_rng(0)
+    draws = [generator.standard_normal(np.shape(part)) for part in _parts(like)]
+    return draws if isinstance(like, list | tuple) else draws[0]
+
+
+def _parts(point: Any) -> list[Any]:
+    """Returns the arrays of a point or vector: several on a product manifold."""
+    return list(point) if isinstance(point, list | tuple) else [point]
 
 
 def _rank(manifold: Manifold) -> int:
     x = manifold.random_point()
-    vectors = [manifold.random_tangent_vector(x) for _ in range(manifold.dim + 5)]
-    rows = [
-        v.flatten().double().cpu() if isinstance(v, Tensor) else torch.from_numpy(np.ravel(v))
-        for v in vectors
-    ]
+    rows = []
+    for _ in range(manifold.dim + 5):
+        parts = _parts(manifold.random_tangent_vector(x))
+        flat = [
+            v.flatten().double().cpu() if isinstance(v, Tensor) else torch.from_numpy(np.ravel(v))
+            for v in parts
+        ]
+        rows.append(torch.cat(flat))
     return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=1e-9))
 
 

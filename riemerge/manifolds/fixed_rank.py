@@ -59,6 +59,11 @@ class FixedRank(GeodesicManifold):
         self.n = n
         self.r = r
 
+    @property
+    def point_shape(self) -> tuple[int, int]:
+        """Rows and columns of one module's point."""
+        return self.m + self.r + self.n, self.r
+
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
         return type(self)(self.m, self.n, self.r, k=k, dtype=self.dtype, device=self.device, seed=self.seed)
@@ -87,6 +92,8 @@ class FixedRank(GeodesicManifold):
             NumericalError: Where an update has rank below r to working precision: it is no point of this
                 manifold.
         """
+        dtype = left.dtype
+        left, right = linalg.working(left), linalg.working(right)
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right)
         rows, values, columns = torch.linalg.svd(r_left.double() @ r_right.double().mT)
@@ -101,7 +108,7 @@ class FixedRank(GeodesicManifold):
         u = q_left @ rows.to(left.dtype)
         signs = linalg.canonical_signs(u).unsqueeze(-2)
         v = q_right @ columns.mT.to(right.dtype)
-        return self.join(u * signs, torch.diag_embed(values).to(left.dtype), v * signs)
+        return self.join(u * signs, torch.diag_embed(values).to(left.dtype), v * signs).to(dtype)
 
     def matrix(self, point: Tensor) -> Tensor:
         """Returns dW = U B V' (..., m, n), dense: for tests and small modules."""

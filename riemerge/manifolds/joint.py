@@ -57,6 +57,11 @@ class JointManifold(TorchManifold):
         self._metric = orbit_metric(values)
         self._weighted_metric = scaled(positive, self._metric)
 
+    @property
+    def point_shape(self) -> tuple[int, int]:
+        """Rows and columns of one module's point."""
+        return self.total.point_shape[0] + self.count * self.total.r, self.total.r
+
     def split(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Returns x (K, m + r + n, r) and the alignments (T, K, r, r) of a point or tangent vector, as
         views.

@@ -1,13 +1,12 @@
 """Batched matrix functions: all shapes are (..., r, r) or (..., n, r), any leading axes, any device.
 
-Everything here is free of data-dependent control flow, so nothing synchronises with a GPU.
+Nothing here branches on data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,9 +38,14 @@ def skew(matrix: Tensor) -> Tensor:
     return (matrix - matrix.mT) / 2
 
 
+def working(tensor: Tensor) -> Tensor:
+    """Returns half precision tensors as float32, in which torch decomposes, and others as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def frobenius(a: Tensor, b: Tensor) -> Tensor:
     """Returns the Frobenius inner products of (..., m, n) and (..., m, n): float64 of shape (...)."""
-    return (a * b).sum(dim=(-2, -1), dtype=torch.float64)
+    return (working(a) * working(b)).sum(dim=(-2, -1), dtype=torch.float64)
 
 
 def eye_like(matrix: Tensor) -> Tensor:
@@ -49,19 +53,7 @@ def eye_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
-class LogSO(NamedTuple):
-    """Logarithms of rotations.
-
-    Attributes:
-        log: The skew-symmetric principal logarithms (..., k, k).
-        margin: How far the largest angle stays from pi, in radians (...); 0 is the cut locus.
-    """
-
-    log: Tensor
-    margin: Tensor
-
-
-def log_so(rotation: Tensor) -> LogSO:
+def log_so(rotation: Tensor) -> Tensor:
     """Takes the principal logarithm of rotations in SO(k) by one symmetric eigendecomposition.
 
     Law: exp(log) = rotation while every angle is below pi. With V = c + s, c = sym V and s = skew V commute,
@@ -77,12 +69,11 @@ def log_so(rotation: Tensor) -> LogSO:
     rotated = antisymmetric @ vectors
     sine = torch.linalg.vector_norm(rotated, dim=-2)
     angle = torch.atan2(sine, cosine)
-    # t / sin t -> 1 as t -> 0. At sine 0 and cosine < 0 (a half turn) no logarithm is distinguished: the
-    # factor is finite there, and `margin` and the caller's forward check say so.
+    # t / sin t -> 1 as t -> 0. At sine 0 and cosine < 0 (a half turn) no logarithm is distinguished; the
+    # factor is finite there, and exp(log) is not the rotation, which callers check.
     tiny = torch.finfo(sine.dtype).tiny
     factor = torch.where(sine > tiny, angle / sine.clamp_min(tiny), torch.ones_like(sine))
-    log = skew((rotated * factor.unsqueeze(-2)) @ vectors.mT)
-    return LogSO(log, torch.pi - angle.amax(dim=-1))
+    return skew((rotated * factor.unsqueeze(-2)) @ vectors.mT)
 
 
 def exp_skew(matrix: Tensor) -> Tensor:
@@ -106,8 +97,8 @@ def polar(matrix: Tensor) -> Tensor:
 
     Where a matrix is rank deficient the factor is one of several nearest frames (the one LAPACK completes).
     """
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left @ right
+    left, _, right = torch.linalg.svd(working(matrix), full_matrices=False)
+    return (left @ right).to(matrix.dtype)
 
 
 def procrustes(matrix: Tensor, determinant: Tensor | None = None) -> Tensor:

@@ -103,14 +103,19 @@ class Orthogonal(GroupAction):
         total = _fixed_rank(total)
         reference = _truncated_sum(total, points, weights)
         for _ in range(_MEAN_SWEEPS):
-            candidates = _candidates(total, points, reference)
-            element = _best(candidates, _surrogate(total, points, reference, candidates), 1)[0]
+            element = self.guess(total, points, reference)
             reference = total.extrinsic_mean(self.act(total, points, element), weights)
         return reference
 
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Returns the nearest representative found by `nearest`."""
         return self.act(total, point, self.nearest(total, point, to))
+
+    def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
+        """Finds orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
+        total = _fixed_rank(total)
+        candidates = _candidates(total, point, to)
+        return _best(candidates, _surrogate(total, point, to, candidates), 1)[0]
 
     def diagonalised(self, total: GeodesicManifold, point: Tensor) -> Tensor:
         """Returns the representative whose core is diagonal, with falling entries."""
@@ -267,7 +272,9 @@ def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
     rows, values, columns = torch.linalg.svd(r_left @ r_right.mT)
     r = total.r
-    kept = torch.maximum(values[..., :r], 1e-3 * values[..., :1])
+    # The updates may cancel in the sum, wholly or in part, and a core must be positive.
+    size = scaled(weights, b).abs().amax(dim=(0, -2, -1)).unsqueeze(-1)
+    kept = torch.maximum(values[..., :r], 1e-3 * torch.maximum(values[..., :1], 1e-3 * size))
     point = total.join(q_left @ rows[..., :r], torch.diag_embed(kept), q_right @ columns[..., :r, :].mT)
     return point.to(points.dtype)
 

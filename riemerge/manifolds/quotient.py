@@ -91,6 +91,11 @@ class QuotientManifold(GeodesicManifold):
         self.total = total
         self.action = action
 
+    @property
+    def point_shape(self) -> tuple[int, int]:
+        """Rows and columns of one module's point."""
+        return self.total.point_shape
+
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
         return type(self)(self.total.with_modules(k), self.action)

@@ -45,6 +45,11 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         super().__init__(name, r * (r + 1) // 2, k=k, dtype=dtype, device=device, seed=seed)
         self.r = r
 
+    @property
+    def point_shape(self) -> tuple[int, int]:
+        """Rows and columns of one module's point."""
+        return self.r, self.r
+
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
         return type(self)(self.r, k=k, dtype=self.dtype, device=self.device, seed=self.seed)
@@ -60,7 +65,8 @@ class SymmetricPositiveDefinite(GeodesicManifold):
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         """Returns B sym(E) B."""
-        return linalg.sym(point @ linalg.sym(euclidean_gradient) @ point)
+        wide = point.double()
+        return linalg.sym(wide @ linalg.sym(euclidean_gradient.double()) @ wide).to(point.dtype)
 
     def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Returns B^-1 v B^-1."""
@@ -112,7 +118,8 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
         """Returns D - sym(direction B^-1 field)."""
-        return linalg.sym(derivative - direction @ torch.linalg.solve(point, field))
+        turned = direction.double() @ torch.linalg.solve(point.double(), field.double())
+        return linalg.sym(derivative.double() - turned).to(point.dtype)
 
     def feasible(self, point: Tensor) -> Tensor:
         """Tells per module whether a matrix is finite and positive definite."""

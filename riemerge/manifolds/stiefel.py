@@ -60,6 +60,11 @@ class Stiefel(GeodesicManifold):
         self.p = p
         self._retraction = retraction
 
+    @property
+    def point_shape(self) -> tuple[int, int]:
+        """Rows and columns of one module's point."""
+        return self.n, self.p
+
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
         return type(self)(
@@ -94,14 +99,15 @@ class Stiefel(GeodesicManifold):
             return self.exp(point, tangent_vector)
         if self._retraction == "polar":
             return linalg.polar(point + tangent_vector)
-        orthonormal, upper = torch.linalg.qr(point + tangent_vector)
+        orthonormal, upper = torch.linalg.qr(linalg.working(point + tangent_vector))
         signs = torch.diagonal(upper, dim1=-2, dim2=-1).sign()
-        return orthonormal * torch.where(signs == 0, torch.ones_like(signs), signs).unsqueeze(-2)
+        signed = orthonormal * torch.where(signs == 0, torch.ones_like(signs), signs).unsqueeze(-2)
+        return signed.to(point.dtype)
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follows a geodesic: [U Q] exp([[A, -R'], [R, 0]]) [I; 0] (Edelman et al. 1998, eq. 2.42)."""
         basis = _basis(point, tangent_vector)
-        small = (basis.mT @ tangent_vector).double()
+        small = (basis.mT @ tangent_vector.to(basis.dtype)).double()
         rotated = linalg.exp_skew(_generator(small)) @ torch.cat(
             (
                 torch.eye(basis.shape[-1], self.p, dtype=small.dtype, device=small.device).expand_as(small),
@@ -109,7 +115,7 @@ class Stiefel(GeodesicManifold):
             ),
             dim=-1,
         )
-        arrival, velocity = (basis @ rotated.to(basis.dtype)).split(self.p, dim=-1)
+        arrival, velocity = (basis @ rotated.to(basis.dtype)).to(point.dtype).split(self.p, dim=-1)
         return arrival, velocity
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
@@ -128,7 +134,7 @@ class Stiefel(GeodesicManifold):
         leading = torch.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         basis = _basis(u, y)
-        target = _orthonormalised((basis.mT @ y).double())
+        target = _orthonormalised((basis.mT @ y.to(basis.dtype)).double())
         rotation = _completed(target)
         log, residual = self._vanishing_block(rotation)
         columns = log[..., : self.p]
@@ -138,7 +144,7 @@ class Stiefel(GeodesicManifold):
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
         valid = (residual <= tolerance) & (error <= tolerance)
-        tangent = basis @ columns.to(basis.dtype)
+        tangent = (basis @ columns.to(basis.dtype)).to(point_a.dtype)
         upper, lower = columns[..., : self.p, :], columns[..., self.p :, :]
         squared = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
         return Logarithm(
@@ -150,7 +156,7 @@ class Stiefel(GeodesicManifold):
         log, |C|.
         """
         p, q = self.p, rotation.shape[-1] - self.p
-        log = linalg.log_so(rotation).log
+        log = linalg.log_so(rotation)
         residual = torch.linalg.matrix_norm(log[..., p:, p:]) if q else torch.zeros_like(log[..., 0, 0])
         goal = 100 * torch.finfo(torch.float64).eps * max(q, 1) ** 0.5
         rotation = rotation.clone()
@@ -161,7 +167,7 @@ class Stiefel(GeodesicManifold):
             current, block = rotation[active], log[active][..., p:, :]
             turn = _newton_turn(block[..., :p], block[..., p:])
             current[..., p:] = current[..., p:] @ turn
-            found = linalg.log_so(current).log
+            found = linalg.log_so(current)
             rotation[active], log[active] = current, found
             residual[active] = torch.linalg.matrix_norm(found[..., p:, p:])
         return log, residual
@@ -174,9 +180,10 @@ class Stiefel(GeodesicManifold):
         torsion term.
         """
         basis = _basis(point_a, point_b)
-        rotation = _completed(_orthonormalised((basis.mT @ point_b).double())).to(basis.dtype)
-        inside = basis.mT @ tangent_vector_a
-        return tangent_vector_a + basis @ (rotation @ inside - inside)
+        target = _orthonormalised((basis.mT @ point_b.to(basis.dtype)).double())
+        rotation = _completed(target).to(basis.dtype)
+        inside = basis.mT @ tangent_vector_a.to(basis.dtype)
+        return tangent_vector_a + (basis @ (rotation @ inside - inside)).to(tangent_vector_a.dtype)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
@@ -188,8 +195,10 @@ class Stiefel(GeodesicManifold):
         return self.projection(point, derivative + christoffel)
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether all entries are finite; retractions keep frames orthonormal."""
-        return torch.isfinite(point).all(dim=-1).all(dim=-1)
+        """Tells per module whether a frame is finite and orthonormal, to half the digits of its dtype."""
+        gram = point.mT @ point
+        error = (gram - linalg.eye_like(gram)).abs().amax(dim=-1).amax(dim=-1)
+        return error <= torch.finfo(point.dtype).eps ** 0.5  # false where it is NaN
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Returns the frame nearest to the weighted sum of frames."""
@@ -204,7 +213,7 @@ class Stiefel(GeodesicManifold):
         count = points.shape[0] * self.p
         if count >= self.n:
             return unreduced(self, points)
-        basis, _ = torch.linalg.qr(torch.cat(tuple(points), dim=-1))
+        basis = torch.linalg.qr(linalg.working(torch.cat(tuple(points), dim=-1))).Q.to(points.dtype)
         small = type(self)(
             count,
             self.p,
@@ -225,7 +234,7 @@ def _basis(point: Tensor, vector: Tensor) -> Tensor:
     """Returns [U Q]: Q orthonormal, orthogonal to U also where the normal part of the vector is rank
     deficient.
     """
-    point, vector = torch.broadcast_tensors(point, vector)
+    point, vector = torch.broadcast_tensors(linalg.working(point), linalg.working(vector))
     n, p = point.shape[-2:]
     normal = vector - point @ (point.mT @ vector)
     orthonormal, _ = torch.linalg.qr(torch.cat((point, normal), dim=-1))
@@ -243,9 +252,13 @@ def _generator(columns: Tensor) -> Tensor:
 
 
 def _orthonormalised(frame: Tensor) -> Tensor:
-    """One Newton step towards the nearest frame: takes float32 products to float64 orthonormality."""
-    gram = frame.mT @ frame
-    return frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
+    """Newton's iteration for the nearest frame: takes products of half precision frames, off by 1e-2, to
+    float64.
+    """
+    for _ in range(4):
+        gram = frame.mT @ frame
+        frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
+    return frame
 
 
 def _completed(frame: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from pymanopt.manifolds.manifold import Manifold
-from pymanopt.optimizers import ConjugateGradient, SteepestDescent, TrustRegions
+from pymanopt.optimizers import ConjugateGradient, NelderMead, ParticleSwarm, SteepestDescent, TrustRegions
 from pymanopt.optimizers.optimizer import Optimizer
 
 from riemerge.errors import RecipeError
@@ -69,7 +69,8 @@ def frechet_mean(
         manifold: One of ours, or any of Pymanopt's with `log` and `dist`.
         points: T points; on our manifolds tensors (K, ...).
         weights: T numbers or (T, K); equal by default; divided by their sum.
-        solver: A name in `SOLVERS`, or any Pymanopt optimizer (which then also stops by its own rules).
+        solver: A name in `SOLVERS`, or any gradient-based Pymanopt optimizer (which then also stops by its
+            own rules).
         form: See `FrechetProblem`.
         gradient: See `FrechetProblem`.
         reduce: See `FrechetProblem`.
@@ -99,8 +100,13 @@ def frechet_mean(
             raise RecipeError(f"{name} is {value}; expected a finite number >= 0")
     if max_passes < 1:
         raise RecipeError(f"max_passes is {max_passes}; at least 1 is needed")
-    if isinstance(solver, str) and solver not in SOLVERS:
-        raise RecipeError(f"solver is {solver!r}; known are {', '.join(SOLVERS)}")
+    if not isinstance(solver, Optimizer) and solver not in SOLVERS:
+        raise RecipeError(f"solver is {solver!r}; known are {', '.join(SOLVERS)}, or a Pymanopt optimizer")
+    if isinstance(solver, NelderMead | ParticleSwarm):
+        raise RecipeError(
+            f"solver is {solver}, which asks for no gradient and starts from a population: use one of "
+            f"{', '.join(SOLVERS)}, or another of Pymanopt's optimizers"
+        )
     with torch.no_grad(), single_threaded():
         problem = FrechetProblem(
             manifold,
@@ -133,7 +139,7 @@ class _Watched:
     """
 
     manifold: Manifold
-    cost: Callable[[Point], float]
+    cost: Callable[[Point], np.float64]
     riemannian_gradient: Callable[[Point], Point]
     riemannian_hessian: Callable[[Point, Point], Point]
     preconditioner: Callable[[Point, Point], Point]
@@ -155,7 +161,7 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
         # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by zero.
         radius = float(np.pi * np.sqrt(problem.k))
         options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
-    assert isinstance(solver, Optimizer)
+    assert not isinstance(solver, str)
     result = solver.run(watched, initial_point=start, **options)
     monitor.accept(result.point, problem.evaluate(result.point))
     monitor.finish(Status.STOPPED)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,16 +69,17 @@ class Monitor:
         """Wall time since the solve began."""
         return time.perf_counter() - self._began
 
-    def cost(self, point: Point) -> float:
+    def cost(self, point: Point) -> np.float64:
         """The cost an optimizer sees: of all modules that had one at the start. Ends the solve when the
         budget is spent.
         """
-        if self._problem.passes >= self._max_passes or self._rejections >= _MAX_REJECTIONS:
-            # The evaluation of a point that is remembered costs nothing, but neither does ending here.
-            self.finish(Status.BUDGET if self._problem.passes >= self._max_passes else Status.STALLED)
+        if self._problem.passes >= self._max_passes and not self._problem.remembers(point):
+            self.finish(Status.BUDGET)
+        if self._rejections >= _MAX_REJECTIONS:
+            self.finish(Status.STALLED)
         self._rejections += 1
         cost = self._problem.evaluate(point).cost
-        return float(host(torch.where(self._defined.to(cost.device), cost, 0.0).sum()))
+        return host(torch.where(self._defined.to(cost.device), cost, 0.0).sum())
 
     def gradient(self, point: Point) -> Point:
         """The gradient an optimizer sees: zero in frozen modules. Each new point here is an accepted
@@ -95,7 +97,8 @@ class Monitor:
         """Sets a tangent vector to zero in frozen modules."""
         if bool(self.active.all()):
             return vector
-        return self._problem.form.choose(self.active.to(_device(vector)), vector, 0 * vector)
+        zero = self._problem.form.manifold.zero_vector(point)
+        return self._problem.form.choose(self.active.to(_device(vector)), vector, zero)
 
     def accept(self, point: Point, evaluation: Evaluation) -> None:
         """Records an iterate, freezes the modules that it finishes, and ends the solve when none is left."""
@@ -105,9 +108,11 @@ class Monitor:
         self._rejections = 0
         cost, norms = evaluation.cost.cpu(), evaluation.norms.cpu()
         defined = torch.isfinite(cost)
+        # The tensor itself where it is whole: the problem remembers it.
+        whole = self.point is None or bool(defined.all())
         self.point = (
             point
-            if self.point is None
+            if whole
             else self._problem.form.choose(defined.to(evaluation.cost.device), point, self.point)
         )
         first = not self._costs

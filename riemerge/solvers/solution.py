@@ -31,8 +31,7 @@ class Status(enum.Enum):
         "tol."
     )
     UNDEFINED = (
-        "No finite cost: some data point has no geodesic to the start (they lie at or beyond the cut locus), "
-        "or is no point of the manifold."
+        "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus."
     )
 
     @property

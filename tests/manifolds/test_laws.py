@@ -59,7 +59,8 @@ def test_laws_at_ill_conditioned_points(name: str, cond: float) -> None:
 
     broken(total, random_point=ill_conditioned)
     defects = check_manifold(manifold, scale=0.4) | check_metric(manifold)
-    # Whitening by a core of this condition amplifies round-off by as much; differences divide it by their step.
+    # Whitening by a core of this condition amplifies round-off by as much; differences divide it by their
+    # step.
     assert defects.pop("gauss") < max(DIFFERENCES, 1e-11 * cond)
     # Entrywise random gradients have nothing of the metric's scale: Riesz is relative to cond.
     assert defects.pop("riesz") < 1e-15 * cond
@@ -156,12 +157,28 @@ def test_checks_run_on_stock_numpy_manifolds(name: str) -> None:
     # Pymanopt's transports are projections, not isometries (on SPD: the identity).
     assert defects.pop("isometry") < 0.3
     assert defects.pop("retraction") < 0.1
+    # Their distance of nearly equal points is an arccos near 1: the square root of round-off.
+    assert defects.pop("exp_log") < 1e-7
     assert defects.pop("gauss") < DIFFERENCES
     assert max(defects.values()) < EXACT
     assert max(check_metric(manifold).values()) < EXACT
 
 
 # --- planted faults -----------------------------------------------------------------------------------------
+
+
+def test_checks_run_on_products() -> None:
+    np.random.seed(0)  # noqa: NPY002 - Pymanopt draws from the global generator
+    parts = [pymanopt.manifolds.Sphere(4), pymanopt.manifolds.SymmetricPositiveDefinite(3)]
+    manifold = pymanopt.manifolds.Product(parts)
+    defects = check_manifold(manifold)
+    assert defects.pop("isometry") < 0.3
+    assert defects.pop("retraction") < 0.1
+    # Their distance of nearly equal points is an arccos near 1: the square root of round-off.
+    assert defects.pop("exp_log") < 1e-7
+    assert defects.pop("gauss") < DIFFERENCES
+    assert max(defects.values()) < EXACT
+    assert max(check_metric(manifold).values()) < EXACT
 
 
 def broken(base: object, **verbs: object) -> object:

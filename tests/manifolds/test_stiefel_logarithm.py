@@ -104,7 +104,7 @@ def test_failures_leave_other_pairs_alone() -> None:
     torch.testing.assert_close(alone[[0, 2]], together[[0, 2]], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtype_is_kept_and_small_matrices_are_double(dtype: torch.dtype) -> None:
     manifold = Stiefel(300, 8, k=2, dtype=dtype, seed=1)
     a, b = manifold.random_point(), manifold.random_point()
