@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from riemerge import LowRankUpdate, frechet_mean
+from riemerge import LowRankUpdate, Status, frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.measure import frames, mean_overlap, overlap
 from riemerge.updates import sum_updates
@@ -28,7 +28,7 @@ def cosine(one: LowRankUpdate, other: LowRankUpdate) -> float:
     return one.inner(other) / (one.norm() * other.norm())
 
 
-def measure(name: str) -> dict[str, float]:
+def measure(name: str) -> dict[str, float | None]:
     """Merges one family from two starts."""
     modules = [
         [LowRankUpdate(b, a) for b, a in adapter_family(name, COUNT, SIZE, SIZE, RANK, seed=17 + 1000 * i)]
@@ -61,11 +61,14 @@ def measure(name: str) -> dict[str, float]:
         cosine(mean, x) for mean, module in zip(truncated, modules, strict=True) for x in module
     ]
     costs = [solution.cost for solution in solutions]
+    # A datum may be at the cut locus of the others (equal subspaces of opposite orientation): no second
+    # start.
+    both = all(status is not Status.UNDEFINED for solution in solutions for status in solution.status)
     return {
         "share": common.share,
         "cost": float(costs[0].mean()),
-        "cost_apart": float(abs(costs[0] / costs[1] - 1).max()),
-        "update_apart": max(apart),
+        "cost_apart": float(abs(costs[0] / costs[1] - 1).max()) if both else None,
+        "update_apart": max(apart) if both else None,
         "cosine": sum(kept) / len(kept),
         "cosine_average": sum(kept_by_average) / len(kept_by_average),
         "cosine_truncated_average": sum(kept_by_truncated) / len(kept_by_truncated),
@@ -84,7 +87,7 @@ def main() -> None:
         json.dumps({"setting": setting, "families": results}, indent=2) + "\n", encoding="utf-8"
     )
     for name, row in results.items():
-        print(name, {key: float(f"{value:.3g}") for key, value in row.items()})
+        print(name, {key: value and float(f"{value:.3g}") for key, value in row.items()})
 
 
 if __name__ == "__main__":

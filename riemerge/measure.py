@@ -16,8 +16,8 @@ from riemerge.record import Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
 # Agreement of inputs from which on they determine their mean. Measured (benchmarks/identifiability.py, six
-# adapters of rank 16): two starts of the solver end in updates that differ by 112 % for independent adapters
-# (agreement 0), by 38 % where only the start of A is shared (0), by 34 % where half of the directions are
+# adapters of rank 16): two starts of the solver end in updates that differ by 113 % for independent adapters
+# (agreement 0), by 37 % where only the start of A is shared (0), by 38 % where half of the directions are
 # (0.5), and by 1e-9 for close ones (0.98). Equal subspaces with independent cores (overlap 1, cosine 0.1) do
 # not determine it either.
 DETERMINED_FROM = 0.75

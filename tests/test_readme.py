@@ -97,7 +97,7 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
     families = json.loads(IDENTIFIABILITY.read_text(encoding="utf-8"))["families"]
     independent = families["independent"]
     assert f"updates that differ by {independent['update_apart']:.0%}".replace("%", " %") in README
-    assert independent["cost_apart"] < 0.001
+    assert independent["cost_apart"] < 0.002
     words = " ".join(README.split())
     assert f"cosine to each input is {independent['cosine']:.2f}" in words
     assert f"the plain average's {independent['cosine_average']:.2f}" in words
