@@ -28,7 +28,9 @@ from riemerge.manifolds.quotient import QuotientManifold
 _STEPS = np.logspace(-3.5, -1.5, 9)
 
 
-def check_manifold(manifold: Manifold, *, scale: float = 0.5, pairs: int = 2) -> dict[str, float]:
+def check_manifold(
+    manifold: Manifold, *, scale: float = 0.5, pairs: int = 2, point: Any = None
+) -> dict[str, float]:
     """Measures the laws of points and geodesics; verbs that a manifold does not offer are left out.
 
     Keys, each the worst defect over a few random points and tangent vectors of length `scale`: `projection`
@@ -43,6 +45,7 @@ def check_manifold(manifold: Manifold, *, scale: float = 0.5, pairs: int = 2) ->
         manifold: Any Pymanopt manifold.
         scale: Length of the geodesics; inside the injectivity radius.
         pairs: How many draws.
+        point: Where, instead of at random points: an ill-conditioned one, say.
     """
     defects: dict[str, float] = {}
 
@@ -50,7 +53,7 @@ def check_manifold(manifold: Manifold, *, scale: float = 0.5, pairs: int = 2) ->
         defects[key] = max(defects.get(key, 0.0), float(value))
 
     for _ in range(pairs):
-        x = manifold.random_point()
+        x = manifold.random_point() if point is None else point
         u, v = (manifold.random_tangent_vector(x) for _ in range(2))
         u, v = (scale / manifold.norm(x, w) * w for w in (u, v))
         record("projection", manifold.norm(x, manifold.projection(x, _embedded(manifold, x, u)) - u) / scale)
@@ -98,7 +101,7 @@ def _check_geodesics(
         record("isometry", _relative(manifold.norm(y, moved), scale, scale))
 
 
-def check_metric(manifold: Manifold, *, draws: int = 4) -> dict[str, float]:
+def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> dict[str, float]:
     """Measures Riesz: <gradient(E), v> = sum(E * v) for random E and tangent v, and that the gradient is
     tangent.
 
@@ -106,7 +109,7 @@ def check_metric(manifold: Manifold, *, draws: int = 4) -> dict[str, float]:
     """
     defects = {"riesz": 0.0, "tangency": 0.0}
     for _ in range(draws):
-        x = manifold.random_point()
+        x = manifold.random_point() if point is None else point
         v = manifold.random_tangent_vector(x)
         ambient = _embedded(manifold, x, v)
         euclidean = _ambient_like(manifold, ambient)

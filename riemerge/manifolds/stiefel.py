@@ -195,10 +195,12 @@ class Stiefel(GeodesicManifold):
         return self.projection(point, derivative + christoffel)
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether a frame is finite and orthonormal, to half the digits of its dtype."""
+        """Tells per module whether a frame is finite and orthonormal: to half the digits of its dtype, or to those
+        of float32, where float64 points may come from.
+        """
         gram = point.mT @ point
         error = (gram - linalg.eye_like(gram)).abs().amax(dim=-1).amax(dim=-1)
-        return error <= torch.finfo(point.dtype).eps ** 0.5  # false where it is NaN
+        return error <= max(torch.finfo(point.dtype).eps ** 0.5, 1e-5)  # false where it is NaN
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Returns the frame nearest to the weighted sum of frames."""
