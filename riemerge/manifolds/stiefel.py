@@ -195,8 +195,8 @@ class Stiefel(GeodesicManifold):
         return self.projection(point, derivative + christoffel)
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether a frame is finite and orthonormal: to half the digits of its dtype, or to those
-        of float32, where float64 points may come from.
+        """Tells per module whether a frame is finite and orthonormal: to half the digits of its dtype, or to
+        those of float32, where float64 points may come from.
         """
         gram = point.mT @ point
         error = (gram - linalg.eye_like(gram)).abs().amax(dim=-1).amax(dim=-1)
