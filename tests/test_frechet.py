@@ -125,7 +125,11 @@ def test_a_pair_that_does_not_count_has_no_say_in_the_gradient() -> None:
     points = [manifold.exp(x, 0.3 * manifold.random_tangent_vector(x)) for _ in range(3)]
     points[2][1] = -points[0][1]
     weights = torch.tensor([[1.0, 1], [1, 1], [1, 0]])
-    means = [frechet_mean(manifold, points, weights, gradient=g) for g in ("analytic", "autograd")]
+    # Started where that point's log is undefined.
+    means = [
+        frechet_mean(manifold, points, weights, gradient=g, initial_point=points[0])
+        for g in ("analytic", "autograd")
+    ]
     assert all(mean.ok for mean in means)
     np.testing.assert_allclose(means[0].cost, means[1].cost, rtol=1e-10)
     alone = frechet_mean(Stiefel(8, 2), [p[1:] for p in points[:2]])
