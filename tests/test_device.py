@@ -34,6 +34,7 @@ def test_a_planted_numpy_conversion_is_caught(monkeypatch: pytest.MonkeyPatch) -
         frechet_mean(quotient, points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["joint", "nested"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_whole_path_stays_on_cuda_and_gives_the_same_numbers(solver: str, form: str) -> None:

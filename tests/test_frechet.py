@@ -45,6 +45,7 @@ def away(problem: FrechetProblem, length: float = 0.3) -> torch.Tensor:
     return search.retraction(start, length * search.random_tangent_vector(start))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["close", "lora_like"])
 def test_analytic_autograd_and_finite_differences_agree(form: str, name: str) -> None:

@@ -73,6 +73,7 @@ def test_gradient_by_autograd_gives_the_same_mean() -> None:
     assert relative(matrices(quotient, one.point), matrices(quotient, two.point)) < 1e-10
 
 
+@pytest.mark.slow
 def test_far_apart_adapters_descend() -> None:
     quotient, points = updates(32, 28, 4, k=2), family("independent", 3, 32, 28, 4, seed=7)
     for solver in ("conjugate_gradient", "steepest_descent", "trust_regions"):
@@ -163,6 +164,7 @@ GAUGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cond", "tolerance"), GAUGE)
 def test_the_gauge_of_the_adapters_does_not_matter(name: str, cond: float, tolerance: float) -> None:
     m, n, r = 40, 36, 4
@@ -184,6 +186,7 @@ def test_the_gauge_of_the_adapters_does_not_matter(name: str, cond: float, toler
     assert max(relative(x, means[0]) for x in means[1:]) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tolerance"), [("close", 1e-8), ("lora_like", 1e-8), ("independent", 1e-4)])
 def test_the_order_of_the_points_does_not_matter(name: str, tolerance: float) -> None:
     quotient, points = updates(40, 36, 4), family(name, 4, 40, 36, 4, seed=11, k=1)
@@ -272,6 +275,7 @@ def test_horizontal_logs_at_an_aligned_minimiser() -> None:
         assert float(quotient.norm(solution.point, vertical)) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["close", "mix", "lora_like", "independent", "shared_subspace"])
 def test_alignment_is_near_the_best_of_many_starts(name: str) -> None:
     quotient = updates(48, 40, 6, k=6)
