@@ -74,7 +74,8 @@ class Solution:
             data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.
         distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero, which were left
             out.
-        passes: Passes over all logarithms, those of Hessian-vector products included.
+        passes: Passes over all logarithms, those of Hessian-vector products and of candidate starts included;
+            logarithms inside an alignment (at the start, and in the nested form) are not counted.
         seconds: Wall time of the solve.
         trace: The accepted iterates.
     """
