@@ -26,15 +26,19 @@ class Batched(Formulation, ABC):
     """What formulations on torch manifolds share. Abstract."""
 
     manifold: TorchManifold
+    space: GeodesicManifold
     points: Tensor
 
     @abstractmethod
     def place(self, x: Tensor) -> Tensor:
         """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
 
-    @abstractmethod
+    @final
     def moved_off(self, x: Tensor) -> Tensor:
         """Returns x moved by a seeded step, the same for every module."""
+        space = self.space
+        vector = space.projection(x, space.random_ambient(x[:1]).expand_as(x))
+        return space.exp(x, scaled(_OFF / space.norms(x, vector), vector))
 
     @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -70,6 +74,7 @@ class Nested(Batched):
         self, manifold: GeodesicManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
     ) -> None:
         self.manifold: GeodesicManifold = manifold
+        self.space = manifold
         self.k = points.shape[1]
         self.total = manifold.total if isinstance(manifold, QuotientManifold) else manifold
         self.points = points
@@ -106,10 +111,6 @@ class Nested(Batched):
         """Returns x: alignment happens inside the cost."""
         return x
 
-    def moved_off(self, x: Tensor) -> Tensor:
-        """Returns x moved by a seeded step, the same for every module."""
-        return _moved_off(self.manifold, x)
-
     def solution(self, point: Tensor) -> Tensor:
         """Returns the mean."""
         return point
@@ -124,7 +125,7 @@ class Joint(Batched):
     ) -> None:
         assert isinstance(quotient.action, Orthogonal)
         assert isinstance(quotient.total, FixedRank)
-        self.quotient = quotient
+        self.space = quotient
         self.total, self.action = quotient.total, quotient.action
         self.k = points.shape[1]
         self.points = self.action.diagonalised(self.total, points)
@@ -152,22 +153,18 @@ class Joint(Batched):
             gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
         else:
             gradient = self.manifold.gradient(x, found.tangent, self.weights, alignments)
-        vertical = _vertical(self.quotient, x, found.tangent)
+        vertical = _vertical(self.space, x, found.tangent)
         return _evaluation(self, point, feasible, found, gradient, vertical, self.weights)
 
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Returns the extrinsic mean, or a user's point."""
-        x = _start(self.quotient, self.points, self.weights) if initial_point is None else initial_point
+        x = _start(self.space, self.points, self.weights) if initial_point is None else initial_point
         alignments = self.action.nearest(self.total, self.points, x, tolerance=_ROUGH)
         return self.manifold.join(x, alignments)
 
     def place(self, x: Tensor) -> Tensor:
         """Aligns the data to x by the surrogate alone."""
         return self.manifold.join(x, self.action.guess(self.total, self.points, x))
-
-    def moved_off(self, x: Tensor) -> Tensor:
-        """Returns x moved by a seeded step, the same for every module."""
-        return _moved_off(self.quotient, x)
 
     def solution(self, point: Tensor) -> Tensor:
         """Returns the mean."""
@@ -184,11 +181,6 @@ _ROUGH = 1e-2
 def _start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
     """Returns the extrinsic mean; a single point is its own mean, to the bit."""
     return points[0].clone() if points.shape[0] == 1 else manifold.extrinsic_mean(points, weights)
-
-
-def _moved_off(manifold: GeodesicManifold, x: Tensor) -> Tensor:
-    vector = manifold.projection(x, manifold.random_ambient(x[:1]).expand_as(x))
-    return manifold.exp(x, scaled(_OFF / manifold.norms(x, vector), vector))
 
 
 def _vertical(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 def single_threaded() -> Iterator[None]:
     """Runs torch on one CPU thread: batches of small decompositions lose more to threads than they gain.
 
-    LAPACK works through a batch one matrix at a time, and its threads wait for each other at every one: on
-    two busy cores a solve took 20 times longer with two threads than with one. It also makes results
-    independent of the number of threads.
+    LAPACK works through a batch one matrix at a time, and its threads wait for each other at every one. One
+    thread also makes results independent of their number. The number is a setting of the process: two
+    threads of a program must not be in here at once.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
