@@ -11,6 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+# Angles nearer to pi than this amplify round-off by more than its inverse.
+_HALF_TURN = 1e-4
+
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
@@ -53,7 +56,7 @@ def eye_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
-def log_so(rotation: Tensor) -> Tensor:
+def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
     """Takes the principal logarithm of rotations in SO(k) by one symmetric eigendecomposition.
 
     Law: exp(log) = rotation while every angle is below pi. With V = c + s, c = sym V and s = skew V commute,
@@ -63,17 +66,21 @@ def log_so(rotation: Tensor) -> Tensor:
 
     Args:
         rotation: (..., k, k) orthogonal matrices of determinant +1.
+
+    Returns:
+        The logarithms, and whether every angle is clear of a half turn, boolean (...). At a half turn no
+        logarithm is distinguished: exp of what is returned is not the rotation.
     """
     symmetric, antisymmetric = sym(rotation), skew(rotation)
     cosine, vectors = torch.linalg.eigh(symmetric)
     rotated = antisymmetric @ vectors
     sine = torch.linalg.vector_norm(rotated, dim=-2)
     angle = torch.atan2(sine, cosine)
-    # t / sin t -> 1 as t -> 0. At sine 0 and cosine < 0 (a half turn) no logarithm is distinguished; the
-    # factor is finite there, and exp(log) is not the rotation, which callers check.
+    # t / sin t -> 1 as t -> 0.
     tiny = torch.finfo(sine.dtype).tiny
     factor = torch.where(sine > tiny, angle / sine.clamp_min(tiny), torch.ones_like(sine))
-    return skew((rotated * factor.unsqueeze(-2)) @ vectors.mT)
+    clear = ((cosine > 0) | (sine > _HALF_TURN)).all(dim=-1)
+    return skew((rotated * factor.unsqueeze(-2)) @ vectors.mT), clear
 
 
 def exp_skew(matrix: Tensor) -> Tensor:

@@ -8,24 +8,32 @@ import torch
 from torch import Tensor
 
 from riemerge.manifolds import linalg
+from riemerge.manifolds.completion import (
+    completed,
+    fibre_log,
+    forward_error,
+    generator,
+    normal_factor,
+    orthonormalised,
+)
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 
-# Iterations of the logarithm. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured
-# at St(96, 16)); beyond 100 the remaining ones creep.
-_MAX_ITERATIONS = 100
-# Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
-_LEAST_CURVATURE = 0.05
+# Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
+# St(96, 16)); beyond 100 the remaining ones creep.
+_MAX_TURNS = 100
+# Of a Gram matrix, relative to its trace.
+_GRAM_ERROR = 8 * torch.finfo(torch.float64).eps
 
 
 @final
 class Stiefel(GeodesicManifold):
     """K copies of St(n, p), the n x p matrices with U'U = I, with the canonical metric tr(a'(I - UU'/2)b).
 
-    Geodesics are one-parameter rotations of the ambient space; a point and a tangent vector live in the 2p
-    columns [U Q], so everything beyond one QR happens in matrices of size p + q, q = min(p, n - p).
+    Geodesics are one-parameter rotations of the ambient space; a point and a tangent vector live in the
+    columns [U Q], so everything but a few products happens in matrices of size p + q, q = min(p, n - p).
 
     Source: Edelman, Arias, Smith 1998 (eq. 2.39-2.42); logarithm: Zimmermann 2017, with the entrywise Newton
-    factor described at `logarithm`.
+    factor described at `completion.fibre_log`.
 
     Args:
         n: Rows.
@@ -106,71 +114,41 @@ class Stiefel(GeodesicManifold):
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follows a geodesic: [U Q] exp([[A, -R'], [R, 0]]) [I; 0] (Edelman et al. 1998, eq. 2.42)."""
-        basis = _basis(point, tangent_vector)
-        small = (basis.mT @ tangent_vector.to(basis.dtype)).double()
-        rotated = linalg.exp_skew(_generator(small)) @ torch.cat(
+        span = _Span(point, tangent_vector)
+        rotated = linalg.exp_skew(generator(span.upper, span.lower)) @ torch.cat(
             (
-                torch.eye(basis.shape[-1], self.p, dtype=small.dtype, device=small.device).expand_as(small),
-                small,
+                torch.cat((linalg.eye_like(span.upper).expand_as(span.upper), span.upper), dim=-1),
+                torch.cat((torch.zeros_like(span.lower), span.lower), dim=-1),
             ),
-            dim=-1,
+            dim=-2,
         )
-        arrival, velocity = (basis @ rotated.to(basis.dtype)).to(point.dtype).split(self.p, dim=-1)
+        arrival, velocity = span.lift(rotated).to(point.dtype).split(self.p, dim=-1)
         return arrival, velocity
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Finds a geodesic from a to b.
 
-        In the basis [U Q] the end point is [M; N]; it is completed to a rotation V of p + q columns, and the
-        completion is turned until the lower right block C of log V vanishes. C is the gradient of |log V|^2
-        along the fibre; the turn is a Newton step with the Hessian's diagonal in the singular basis of the
-        block B = Z diag(b) P': H_jk = (h(b_j - b_k) + h(b_j + b_k)) / 2, h(x) = (x / 2) cot(x / 2), which is
-        exact where A = 0 and has the Sylvester step of Zimmermann and Hüper 2022 as its Taylor polynomial.
-
-        A pair is valid where C vanished and exp(log) was computed and reached b: U -> -U satisfies C = 0
-        alone. Cost: one QR of n x 2p, then about 4 symmetric eigendecompositions of size 2p for nearby
-        points, 7 to 10 for independent ones.
+        In the basis [U Q] the end point is a frame, whose completion to a rotation is turned until the
+        rotation's logarithm is the generator of a geodesic (`completion.fibre_log`). A pair is valid where
+        that was reached and exp(log) was computed and is b: U -> -U satisfies the former alone. Cost: for
+        nearby points about 4 symmetric eigendecompositions of size 2p, for independent ones 7 to 10.
         """
         leading = torch.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
-        basis = _basis(u, y)
-        target = _orthonormalised((basis.mT @ y.to(basis.dtype)).double())
-        rotation = _completed(target)
-        log, residual = self._vanishing_block(rotation)
-        columns = log[..., : self.p]
-        reached = linalg.exp_skew(_generator(columns))[..., : self.p]
-        error = torch.linalg.matrix_norm(reached - target)
+        span = _Span(u, y)
+        target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
+        goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
+        found = fibre_log(target, completed(target), goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
-        valid = (residual <= tolerance) & (error <= tolerance)
-        tangent = (basis @ columns.to(basis.dtype)).to(point_a.dtype)
-        upper, lower = columns[..., : self.p, :], columns[..., self.p :, :]
-        squared = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
+        valid = (found.residual <= tolerance) & (forward_error(target, found) <= tolerance)
+        valid = valid & (span.lost(found.lower) <= tolerance)
+        tangent = span.lift(torch.cat((found.upper, found.lower), dim=-2)).to(point_a.dtype)
+        squared = linalg.frobenius(found.upper, found.upper) / 2 + linalg.frobenius(found.lower, found.lower)
         return Logarithm(
             tangent.reshape(*leading, self.n, self.p), squared.reshape(leading), valid.reshape(leading)
         )
-
-    def _vanishing_block(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Turns the last q columns of rotations (P, s, s) until log has a zero lower right block; returns
-        log, |C|.
-        """
-        p, q = self.p, rotation.shape[-1] - self.p
-        log = linalg.log_so(rotation)
-        residual = torch.linalg.matrix_norm(log[..., p:, p:]) if q else torch.zeros_like(log[..., 0, 0])
-        goal = 100 * torch.finfo(torch.float64).eps * max(q, 1) ** 0.5
-        rotation = rotation.clone()
-        for _ in range(_MAX_ITERATIONS):
-            active = torch.nonzero(~(residual <= goal)).squeeze(-1)
-            if active.numel() == 0:
-                break
-            current, block = rotation[active], log[active][..., p:, :]
-            turn = _newton_turn(block[..., :p], block[..., p:])
-            current[..., p:] = current[..., p:] @ turn
-            found = linalg.log_so(current)
-            rotation[active], log[active] = current, found
-            residual[active] = torch.linalg.matrix_norm(found[..., p:, p:])
-        return log, residual
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Rotates the ambient space by the rotation that takes a to b and moves as little else as it can.
@@ -179,11 +157,11 @@ class Stiefel(GeodesicManifold):
         and tangent to the rotation of the geodesic at a; not the parallel transport, which differs by a
         torsion term.
         """
-        basis = _basis(point_a, point_b)
-        target = _orthonormalised((basis.mT @ point_b.to(basis.dtype)).double())
-        rotation = _completed(target).to(basis.dtype)
-        inside = basis.mT @ tangent_vector_a.to(basis.dtype)
-        return tangent_vector_a + (basis @ (rotation @ inside - inside)).to(tangent_vector_a.dtype)
+        span = _Span(point_a, point_b)
+        target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
+        turned = torch.cat((target, completed(target)), dim=-1) - linalg.eye_like(target @ target.mT)
+        # [U Q]'v, v = U A + (what is orthogonal to U).
+        return tangent_vector_a + span.lift(turned @ span.inside(tangent_vector_a)).to(tangent_vector_a.dtype)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
@@ -232,70 +210,58 @@ class Stiefel(GeodesicManifold):
         return linalg.polar(self._draw(self.k, self.n, self.p))
 
 
-def _basis(point: Tensor, vector: Tensor) -> Tensor:
-    """Returns [U Q]: Q orthonormal, orthogonal to U also where the normal part of the vector is rank
-    deficient.
+@final
+class _Span:
+    """The columns [U Q] that a frame U and a vector X need: X = U M + Q N, Q orthonormal and orthogonal to U.
+
+    Where there is room for p columns Q, N is the Cholesky factor of the normal part's Gram matrix and Q is
+    never formed: Q b = (normal part) N^-1 b. Otherwise Q is all that is left of the space, by QR.
+
+    Attributes:
+        upper: M = U'X, (..., p, p), float64.
+        lower: N, (..., q, p), float64, q = min(p, n - p).
     """
-    point, vector = torch.broadcast_tensors(linalg.working(point), linalg.working(vector))
-    n, p = point.shape[-2:]
-    normal = vector - point @ (point.mT @ vector)
-    orthonormal, _ = torch.linalg.qr(torch.cat((point, normal), dim=-1))
-    return torch.cat((point, orthonormal[..., p : min(2 * p, n)]), dim=-1)
 
+    def __init__(self, point: Tensor, vector: Tensor) -> None:
+        point, vector = torch.broadcast_tensors(point.double(), vector.double())
+        n, p = point.shape[-2:]
+        self._point = point
+        self.upper = point.mT @ vector
+        self._normal = vector - point @ self.upper
+        self._wide = n >= 2 * p
+        if self._wide:
+            gram = self._normal.mT @ self._normal
+            scale = torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1)
+            # The error of a Gram matrix is relative to its size; the other term is for vectors that vanish.
+            self.lower, _ = normal_factor(gram, _GRAM_ERROR * scale + torch.finfo(gram.dtype).tiny)
+        else:
+            complete, _ = torch.linalg.qr(point, mode="complete")
+            self._rest = complete[..., p:]
+            self.lower = self._rest.mT @ vector
 
-def _generator(columns: Tensor) -> Tensor:
-    """Returns the skew matrix [[A, -R'], [R, 0]] of its first p columns [A; R]."""
-    size, p = columns.shape[-2:]
-    upper, lower = columns[..., :p, :], columns[..., p:, :]
-    corner = torch.zeros((*lower.shape[:-1], size - p), dtype=columns.dtype, device=columns.device)
-    return torch.cat(
-        (torch.cat((linalg.skew(upper), lower), dim=-2), torch.cat((-lower.mT, corner), dim=-2)), dim=-1
-    )
+    def lift(self, small: Tensor) -> Tensor:
+        """Returns [U Q] small, (..., n, any)."""
+        p = self._point.shape[-1]
+        upper, lower = small[..., :p, :], small[..., p:, :]
+        if self._wide:
+            inside = torch.linalg.solve_triangular(self.lower, lower, upper=True)
+            return self._point @ upper + self._normal @ inside
+        return self._point @ upper + self._rest @ lower
 
+    def inside(self, vector: Tensor) -> Tensor:
+        """Returns [U Q]' vector, (..., p + q, any)."""
+        vector = vector.double()
+        if self._wide:
+            across = torch.linalg.solve_triangular(self.lower.mT, self._normal.mT @ vector, upper=False)
+        else:
+            across = self._rest.mT @ vector
+        return torch.cat((self._point.mT @ vector, across), dim=-2)
 
-def _orthonormalised(frame: Tensor) -> Tensor:
-    """Newton's iteration for the nearest frame: takes products of half precision frames, off by 1e-2, to
-    float64.
-    """
-    for _ in range(4):
-        gram = frame.mT @ frame
-        frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
-    return frame
-
-
-def _completed(frame: Tensor) -> Tensor:
-    """Completes frames (..., p + q, p) to rotations whose lower right block is as positive as a rotation
-    allows.
-    """
-    p = frame.shape[-1]
-    complete, _ = torch.linalg.qr(frame, mode="complete")
-    rest = complete[..., p:]
-    if rest.shape[-1] == 0:
-        return frame
-    left, _, right = torch.linalg.svd(rest[..., p:, :])
-    rotation = torch.cat((frame, rest @ (right.mT @ left.mT)), dim=-1)
-    sign = torch.linalg.det(rotation).sign()
-    # Reverse the least certain direction where the completion came out a reflection.
-    flip = (1 - sign)[..., None, None] * (rest @ right.mT[..., -1:]) @ left.mT[..., -1:, :]
-    return torch.cat((frame, rotation[..., p:] - flip), dim=-1)
-
-
-def _newton_turn(lower: Tensor, corner: Tensor) -> Tensor:
-    """Returns the rotation of the fibre that removes C = corner to second order, given the block B =
-    lower.
-    """
-    squared, vectors = torch.linalg.eigh(lower @ lower.mT)
-    b = squared.clamp_min(0).sqrt()
-    curvature = (_cot(b.unsqueeze(-1) - b.unsqueeze(-2)) + _cot(b.unsqueeze(-1) + b.unsqueeze(-2))) / 2
-    step = vectors @ ((vectors.mT @ corner @ vectors) / curvature.clamp_min(_LEAST_CURVATURE)) @ vectors.mT
-    half = linalg.skew(step) / 2
-    identity = linalg.eye_like(half)
-    # Cayley's map: a rotation that agrees with exp(-step) to third order.
-    return torch.linalg.solve(identity + half, identity - half)
-
-
-def _cot(x: Tensor) -> Tensor:
-    """Returns (x / 2) cot(x / 2), 1 at 0."""
-    half = x.abs() / 2
-    safe = half.clamp_min(1e-8)
-    return torch.where(half > 1e-8, safe / torch.tan(safe), torch.ones_like(half))
+    def lost(self, lower: Tensor) -> Tensor:
+        """Returns by how much |Q lower|^2 is short of |lower|^2 (...): components along columns of Q that the
+        vector does not have.
+        """
+        if not self._wide:
+            return torch.zeros_like(self.upper[..., 0, 0])
+        reached = self._normal @ torch.linalg.solve_triangular(self.lower, lower, upper=True)
+        return (linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)).abs()

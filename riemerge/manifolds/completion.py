@@ -1,0 +1,172 @@
+"""Logarithms of frames as rotations: a frame is completed to a rotation, and the completion is turned.
+
+In a basis [U Q] of the span of two frames U and Y, Y is a frame c = [M; N] of p columns. Every completion of c
+to a rotation V is a path from U to Y, and log V = [[A, -B'], [B, C]] is the path's generator; the geodesic of
+the canonical metric is the one with C = 0 (Zimmermann 2017). All shapes are (P, ...): one axis of pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemerge.manifolds import linalg
+
+# Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
+_LEAST_CURVATURE = 0.05
+# Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
+_SCHULZ = 7
+
+
+class FibreLog(NamedTuple):
+    """The generator of a path from U to Y, and how nearly it is a geodesic.
+
+    Attributes:
+        upper: A, (P, p, p), skew.
+        lower: B, (P, q, p).
+        rest: The completion it belongs to, (P, p + q, q).
+        residual: |C|, (P,).
+        regular: Whether no angle of the rotation is a half turn, where no logarithm is distinguished; (P,).
+    """
+
+    upper: Tensor
+    lower: Tensor
+    rest: Tensor
+    residual: Tensor
+    regular: Tensor
+
+
+def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int) -> FibreLog:
+    """Turns the completion of a frame until the lower right block C of the logarithm vanishes.
+
+    C is the gradient of |log V|^2 along the fibre; the turn is a Newton step with the Hessian's diagonal in
+    the singular basis of the block B = Z diag(b) P': H_jk = (h(b_j - b_k) + h(b_j + b_k)) / 2, h(x) = (x / 2)
+    cot(x / 2), which is exact where A = 0 and has the Sylvester step of Zimmermann and Hüper 2022 as its
+    Taylor polynomial. Cost: one symmetric eigendecomposition of size p + q, and for each turn one of size q and
+    another of size p + q.
+
+    Args:
+        frame: c, (P, p + q, p), orthonormal.
+        rest: A completion, (P, p + q, q): [c rest] is a rotation.
+        tolerance: Turn while |C| is above this, (P,) or one number.
+        turns: At most so often.
+    """
+    p, q = frame.shape[-1], rest.shape[-1]
+    rotation = torch.cat((frame, rest), dim=-1)
+    log, regular = linalg.log_so(rotation)
+    residual = _corner(log, p)
+    if q == 0:
+        return FibreLog(log, log[..., :0, :], rest, residual, regular)
+    goal = torch.as_tensor(tolerance, dtype=residual.dtype, device=residual.device).expand_as(residual)
+    for _ in range(turns):
+        active = torch.nonzero(~(residual <= goal)).squeeze(-1)
+        if active.numel() == 0:
+            break
+        whole = active.numel() == residual.numel()
+        current = rotation if whole else rotation[active]
+        block = (log if whole else log[active])[..., p:, :]
+        current = torch.cat(
+            (current[..., :p], current[..., p:] @ _newton_turn(block[..., :p], block[..., p:])), dim=-1
+        )
+        found, clear = linalg.log_so(current)
+        if whole:
+            rotation, log, residual, regular = current, found, _corner(found, p), clear
+        else:
+            rotation, log = rotation.index_copy(0, active, current), log.index_copy(0, active, found)
+            residual = residual.index_copy(0, active, _corner(found, p))
+            regular = regular.index_copy(0, active, clear)
+    return FibreLog(log[..., :p, :p], log[..., p:, :p], rotation[..., p:], residual, regular)
+
+
+def generator(upper: Tensor, lower: Tensor) -> Tensor:
+    """Returns the skew matrix [[A, -B'], [B, 0]]."""
+    corner = torch.zeros((*lower.shape[:-1], lower.shape[-2]), dtype=lower.dtype, device=lower.device)
+    return torch.cat(
+        (torch.cat((linalg.skew(upper), lower), dim=-2), torch.cat((-lower.mT, corner), dim=-2)), dim=-1
+    )
+
+
+def forward_error(frame: Tensor, found: FibreLog) -> Tensor:
+    """Returns |exp(log) - frame| (P,): zero for a logarithm, however it was found."""
+    p = frame.shape[-1]
+    reached = linalg.exp_skew(generator(found.upper, found.lower))[..., :p]
+    return torch.linalg.matrix_norm(reached - frame)
+
+
+def normal_factor(gram: Tensor, error: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Returns the upper triangular N with N'N = gram (..., p, p) up to an error, and where there is one (...).
+
+    A multiple of the identity is added, so that shared directions (a singular gram) are no obstacle. N is off
+    by the root of the error there; but N enters a logarithm or a geodesic through N^-1 B alone, B the lower
+    block, which is analytic in N'N.
+
+    Args:
+        gram: Gram matrices of what is normal to a frame.
+        error: Of their entries, (...) or one number.
+    """
+    shift = torch.as_tensor(error, dtype=gram.dtype, device=gram.device)[..., None, None]
+    factor, info = torch.linalg.cholesky_ex(gram + shift * linalg.eye_like(gram))
+    found = info == 0
+    return torch.where(found[..., None, None], factor, linalg.eye_like(gram)).mT, found
+
+
+def completed(frame: Tensor) -> Tensor:
+    """Completes frames (..., p + q, p) to rotations whose lower right block is as positive as a rotation
+    allows; returns the last q columns.
+    """
+    p = frame.shape[-1]
+    complete, _ = torch.linalg.qr(frame, mode="complete")
+    rest = complete[..., p:]
+    if rest.shape[-1] == 0:
+        return rest
+    left, _, right = torch.linalg.svd(rest[..., p:, :])
+    turned = rest @ (right.mT @ left.mT)
+    sign = torch.linalg.det(torch.cat((frame, turned), dim=-1)).sign()
+    # Reverse the least certain direction where the completion came out a reflection.
+    return turned - (1 - sign)[..., None, None] * (rest @ right.mT[..., -1:]) @ left.mT[..., -1:, :]
+
+
+def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the completion of a frame nearest to an earlier one, and whether it was near enough, (...).
+
+    Continuous in the frame, so its determinant is that of the earlier completion.
+    """
+    moved = rest - frame @ (frame.mT @ rest)
+    moved = orthonormalised(moved)
+    gram = moved.mT @ moved - linalg.eye_like(moved.mT @ moved)
+    return moved, gram.abs().amax(dim=(-2, -1)) <= 1e-12
+
+
+def orthonormalised(frame: Tensor) -> Tensor:
+    """Newton's iteration for the nearest frame: for frames whose singular values are near one."""
+    for _ in range(_SCHULZ):
+        gram = frame.mT @ frame
+        frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
+    return frame
+
+
+def _corner(log: Tensor, p: int) -> Tensor:
+    if log.shape[-1] == p:
+        return torch.zeros_like(log[..., 0, 0])
+    return torch.linalg.matrix_norm(log[..., p:, p:])
+
+
+def _newton_turn(lower: Tensor, corner: Tensor) -> Tensor:
+    """Returns the rotation of the fibre that removes C = corner to second order, given the block B = lower."""
+    squared, vectors = torch.linalg.eigh(lower @ lower.mT)
+    b = squared.clamp_min(0).sqrt()
+    curvature = (_cot(b.unsqueeze(-1) - b.unsqueeze(-2)) + _cot(b.unsqueeze(-1) + b.unsqueeze(-2))) / 2
+    step = vectors @ ((vectors.mT @ corner @ vectors) / curvature.clamp_min(_LEAST_CURVATURE)) @ vectors.mT
+    half = linalg.skew(step) / 2
+    identity = linalg.eye_like(half)
+    # Cayley's map: a rotation that agrees with exp(-step) to third order.
+    return torch.linalg.solve(identity + half, identity - half)
+
+
+def _cot(x: Tensor) -> Tensor:
+    """Returns (x / 2) cot(x / 2), 1 at 0."""
+    half = x.abs() / 2
+    safe = half.clamp_min(1e-8)
+    return torch.where(half > 1e-8, safe / torch.tan(safe), torch.ones_like(half))
