@@ -1,23 +1,17 @@
-"""The Fréchet problem on torch manifolds: nested, or jointly in the point and the alignments."""
+"""The Fréchet problem on torch manifolds, with data aligned anew at every point."""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Formulation
-from riemerge.manifolds import (
-    FixedRank,
-    GeodesicManifold,
-    JointManifold,
-    Orthogonal,
-    QuotientManifold,
-    TorchManifold,
-)
+from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm, scaled
 from riemerge.manifolds.linalg import frobenius
 
@@ -30,6 +24,10 @@ class Batched(Formulation, ABC):
     points: Tensor
 
     @abstractmethod
+    def narrowed(self, modules: Tensor) -> Self:
+        """Returns the same problem for some of the modules."""
+
+    @abstractmethod
     def place(self, x: Tensor) -> Tensor:
         """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
 
@@ -40,10 +38,22 @@ class Batched(Formulation, ABC):
         vector = space.projection(x, space.random_ambient(x[:1]).expand_as(x))
         return space.exp(x, scaled(_OFF / space.norms(x, vector), vector))
 
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keeps nothing."""
+
+    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:  # noqa: ARG002
+        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
+        return vector
+
     @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Returns the search manifold's metric per module."""
         return self.manifold.inner_products(point, a, b)
+
+    @final
+    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
+        """Multiplies each module's tangent vector by its own factor."""
+        return scaled(factor, vector)
 
     @final
     def move(self, point: Tensor, step: Tensor, direction: Tensor) -> Tensor:
@@ -82,8 +92,12 @@ class Nested(Batched):
         self.autograd = autograd
         self.squared = squared or self.total.squared_dists
 
-    def evaluate(self, point: Tensor) -> Evaluation:
+    def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:  # noqa: ARG002 - always tight
         """Computes one logarithm for each data point and module."""
+        return self.certify(point)[0]
+
+    def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
+        """Computes one logarithm for each data point and module, and checks it."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
         aligned = (
@@ -93,19 +107,30 @@ class Nested(Batched):
         )
         found = self.total.logarithm(x, aligned)
         if self.autograd:
-            euclidean, found = _autograd(lambda leaf: self.squared(leaf, aligned), x, found, self.weights)
+            euclidean, found = differentiated(lambda leaf: self.squared(leaf, aligned), x, found, self.weights)
             gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         else:
             gradient = -scaled(self.weights, found.tangent).sum(dim=0)
         if isinstance(self.manifold, QuotientManifold):
             gradient = self.manifold.horizontal(x, gradient)
-        return _evaluation(
-            self, x, feasible, found, gradient, _vertical(self.manifold, x, found.tangent), self.weights
+        vertical = vertical_parts(self.manifold, x, found.tangent)
+        evaluation = screened(self, x, feasible, found, gradient, vertical, self.weights)
+        return evaluation, missed(self.total, x, found.tangent, aligned)
+
+    def narrowed(self, modules: Tensor) -> Self:
+        """Returns the same problem for some of the modules."""
+        narrow = copy.copy(self)
+        narrow.k = modules.numel()
+        narrow.manifold = narrow.space = self.manifold.with_modules(narrow.k)
+        narrow.total = (
+            narrow.manifold.total if isinstance(narrow.manifold, QuotientManifold) else narrow.manifold
         )
+        narrow.points, narrow.weights = self.points[:, modules], self.weights[:, modules]
+        return narrow
 
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Returns the extrinsic mean, or a user's point."""
-        return _start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
+        return start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
 
     def place(self, x: Tensor) -> Tensor:
         """Returns x: alignment happens inside the cost."""
@@ -116,74 +141,16 @@ class Nested(Batched):
         return point
 
 
-@final
-class Joint(Batched):
-    """The smooth form: alignments are variables beside x, and a pass is one logarithm per data point."""
-
-    def __init__(
-        self, quotient: QuotientManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
-    ) -> None:
-        assert isinstance(quotient.action, Orthogonal)
-        assert isinstance(quotient.total, FixedRank)
-        self.space = quotient
-        self.total, self.action = quotient.total, quotient.action
-        self.k = points.shape[1]
-        self.points = self.action.diagonalised(self.total, points)
-        self.weights = weights
-        self.manifold: JointManifold = JointManifold(quotient, self.points, weights)
-        identity = torch.eye(self.action.r, dtype=points.dtype, device=points.device)
-        self.stand_in = self.manifold.join(self.points[0], identity.expand(*points.shape[:2], -1, -1))
-        self.autograd = autograd
-        self.squared = squared or self.total.squared_dists
-
-    def evaluate(self, point: Tensor) -> Evaluation:
-        """Computes one logarithm for each data point and module."""
-        feasible = self.manifold.feasible(point)
-        point = self.choose(feasible, point, self.stand_in)
-        x, alignments = self.manifold.split(point)
-        found = self.total.logarithm(x, self.action.act(self.total, self.points, alignments))
-        if self.autograd:
-
-            def squared(leaf: Tensor) -> Tensor:
-                at, turns = self.manifold.split(leaf)
-                result: Tensor = self.squared(at, self.action.act(self.total, self.points, turns))
-                return result
-
-            euclidean, found = _autograd(squared, point, found, self.weights)
-            gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
-        else:
-            gradient = self.manifold.gradient(x, found.tangent, self.weights, alignments)
-        vertical = _vertical(self.space, x, found.tangent)
-        return _evaluation(self, point, feasible, found, gradient, vertical, self.weights)
-
-    def start(self, initial_point: Tensor | None) -> Tensor:
-        """Returns the extrinsic mean, or a user's point."""
-        x = _start(self.space, self.points, self.weights) if initial_point is None else initial_point
-        alignments = self.action.nearest(self.total, self.points, x, tolerance=_ROUGH)
-        return self.manifold.join(x, alignments)
-
-    def place(self, x: Tensor) -> Tensor:
-        """Aligns the data to x by the surrogate alone."""
-        return self.manifold.join(x, self.action.guess(self.total, self.points, x))
-
-    def solution(self, point: Tensor) -> Tensor:
-        """Returns the mean."""
-        return self.manifold.split(point)[0]
-
-
 # Length of the step off a cut locus: 0.05 was sometimes still on it, 0.3 never.
 _OFF = 0.3
 
-# A joint start needs the right basin of each alignment, not its minimum.
-_ROUGH = 1e-2
 
-
-def _start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
+def start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
     """Returns the extrinsic mean; a single point is its own mean, to the bit."""
     return points[0].clone() if points.shape[0] == 1 else manifold.extrinsic_mean(points, weights)
 
 
-def _vertical(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
+def vertical_parts(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
     if not isinstance(manifold, QuotientManifold):
         return torch.zeros(logs.shape[:2], dtype=torch.float64, device=logs.device)
     total, action = manifold.total, manifold.action
@@ -191,7 +158,12 @@ def _vertical(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
     return frobenius(gauge, action.momentum(total, x, logs)).clamp_min(0).sqrt()
 
 
-def _evaluation(
+def missed(manifold: GeodesicManifold, x: Tensor, logs: Tensor, data: Tensor) -> Tensor:
+    """Returns the distances of exp(logs) from the data, (T, K), to first order."""
+    return manifold.norms(data, manifold.projection(data, manifold.exp(x, logs) - data))
+
+
+def screened(
     form: Batched,
     x: Tensor,
     feasible: Tensor,
@@ -216,7 +188,7 @@ def _evaluation(
     )
 
 
-def _autograd(
+def differentiated(
     squared: Callable[[Tensor], Tensor], point: Tensor, found: Logarithm, weights: Tensor
 ) -> tuple[Tensor, Logarithm]:
     """Differentiates 1/2 sum w squared(point) by torch; returns the entrywise gradient and the distances it

@@ -21,6 +21,7 @@ class Evaluation(NamedTuple):
         norms: Its length per module (K,).
         squared: Squared distances (T, K).
         vertical: Length of the part of each logarithm along the orbit (T, K): zero where data are aligned.
+        state: What the formulation wants back when an optimizer accepts this point.
     """
 
     cost: Tensor
@@ -28,6 +29,18 @@ class Evaluation(NamedTuple):
     norms: Tensor
     squared: Tensor
     vertical: Tensor
+    state: Any = None
+
+    def narrowed(self, modules: Tensor) -> Evaluation:
+        """Returns the same for some of the modules (of a formulation on tensors)."""
+        return Evaluation(
+            self.cost[modules],
+            self.gradient[modules],
+            self.norms[modules],
+            self.squared[:, modules],
+            self.vertical[:, modules],
+            None if self.state is None else self.state.narrowed(modules),
+        )
 
 
 class Formulation(ABC):
@@ -39,12 +52,32 @@ class Formulation(ABC):
     k: int
 
     @abstractmethod
-    def evaluate(self, point: Point) -> Evaluation:
-        """Computes cost and gradient of every module in one pass."""
+    def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:
+        """Computes cost and gradient of every module in one pass: to the precision that the last accepted
+        point calls for, or, tight, to round-off.
+        """
+
+    @abstractmethod
+    def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
+        """Computes the same by the manifold's own logarithms, from scratch; and the distances (T, K) between
+        exp(log) and the data, which are zero for a logarithm, however it was found.
+        """
+
+    @abstractmethod
+    def accept(self, evaluation: Evaluation) -> None:
+        """Takes note of the iterate that an optimizer moves on from."""
+
+    @abstractmethod
+    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
+        """Applies the inverse of a model of the Hessian, positive definite, to a tangent vector."""
 
     @abstractmethod
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
         """Returns the metric per module (K,)."""
+
+    @abstractmethod
+    def scaled(self, factor: Tensor, vector: Point) -> Point:
+        """Multiplies each module's tangent vector by its own factor (K,)."""
 
     @abstractmethod
     def move(self, point: Point, step: Tensor, direction: Point) -> Point:

@@ -11,8 +11,9 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Batched, Joint, Nested
+from riemerge.frechet.batched import Batched, Nested
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
+from riemerge.frechet.joint import Joint
 from riemerge.frechet.stock import Stock
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Reduction, host, scaled, unreduced
@@ -84,8 +85,9 @@ class FrechetProblem:
         self._memo: list[tuple[Point, Evaluation]] = []
         autograd = gradient == "autograd"
         self.form: Formulation
+        self._whole: Formulation
         if not isinstance(manifold, GeodesicManifold):
-            self.form = Stock(manifold, points, self.weights[kept], autograd, squared_dist)
+            self.form = self._whole = Stock(manifold, points, self.weights[kept], autograd, squared_dist)
             self._lift: Callable[[Point], Point] = _same
             return
         data = _checked(manifold, points if initial_point is None else [*points, initial_point], kept)
@@ -96,26 +98,31 @@ class FrechetProblem:
         self.initial_point = None if initial_point is None else small.points[-1]
         weight = self.weights[kept].to(data.device)
         self.form = _formulation(small, form)(small.manifold, reduced, weight, autograd, squared_dist)
+        self._whole = self.form
 
     @property
     def k(self) -> int:
-        """Number of modules."""
+        """Number of modules in the batch: all, until some leave it."""
         return self.form.k
 
     def start(self) -> Point:
         """Returns the point of the search manifold to begin at; the same for the same data.
 
-        Module by module the best of: a cheap average of the data, and the data themselves. Where none has a
-        finite cost (the average of subspaces that are shared exactly may be at the cut locus of all of them),
-        the average is moved off by a seeded step.
+        A cheap average of the data; in modules where it has no finite cost (the average of subspaces that are
+        shared exactly may be at the cut locus of all of them) the best of the data themselves; and where none
+        of them has one either, the average moved off by a seeded step.
         """
         form, point = self.form, self.form.start(self.initial_point)
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
             return point
         cost = self.evaluate(point).cost
+        stuck = torch.isinf(cost)
+        if not bool(host(stuck.any())):
+            return point
         for other in (form.place(x) for x in form.points):
             found = self.evaluate(other).cost
-            point, cost = form.choose(found < cost, other, point), torch.minimum(found, cost)
+            better = stuck & (found < cost)
+            point, cost = form.choose(better, other, point), torch.where(better, found, cost)
         if bool(host(torch.isinf(cost).any())):
             other = form.place(form.moved_off(form.solution(point)))
             point = form.choose(torch.isinf(cost), other, point)
@@ -125,7 +132,7 @@ class FrechetProblem:
         """Returns the mean that a point of the search manifold stands for, on the manifold that was asked
         for.
         """
-        return self._lift(self.form.solution(point))
+        return self._lift(self._whole.solution(point))
 
     def remembers(self, point: Point) -> bool:
         """Tells whether evaluating a point is free."""
@@ -139,8 +146,39 @@ class FrechetProblem:
                 return evaluation
         self.passes += 1
         evaluation = self.form.evaluate(point)
-        self._memo = [(point, evaluation), *self._memo[:1]]
+        self.memorise(point, evaluation)
         return evaluation
+
+    def memorise(self, point: Point, evaluation: Evaluation) -> None:
+        """Keeps what is known of a point, at the cost of no pass."""
+        self._memo = [(point, evaluation), *self._memo[:1]]
+
+    @property
+    def counted(self) -> Tensor:
+        """Which of the data that were kept count in which module, boolean (T, K)."""
+        return (self.weights[list(self.kept)] > 0).to(
+            self._whole.points.device if isinstance(self._whole, Batched) else "cpu"
+        )
+
+    @property
+    def divisible(self) -> bool:
+        """Whether modules can leave the batch."""
+        return isinstance(self.form, Batched) and self.form.k > 1
+
+    def narrow(self, modules: Tensor) -> None:
+        """Goes on with some of the modules; `solution` and `certify` stay those of all."""
+        assert isinstance(self.form, Batched)
+        self.form = self.form.narrowed(modules.to(self.form.points.device))
+        self._memo = []
+
+    def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
+        """Computes cost and gradient of all modules anew, with logarithms that are followed to their ends.
+
+        Returns:
+            The evaluation, and the distances (T, K) between exp(log) and the data.
+        """
+        self.passes += 1
+        return self._whole.certify(point)
 
     def hessian(self, point: Point, vector: Point) -> Point:
         """Returns the Hessian-vector product by central differences along geodesics: two passes.
@@ -149,8 +187,8 @@ class FrechetProblem:
         """
         lengths = self.form.inner_products(point, vector, vector).clamp_min(0).sqrt()
         step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), torch.zeros_like(lengths))
-        ahead = self.form.evaluate(self.form.move(point, step, vector)).gradient
-        behind = self.form.evaluate(self.form.move(point, -step, vector)).gradient
+        ahead = self.form.evaluate(self.form.move(point, step, vector), tight=True).gradient
+        behind = self.form.evaluate(self.form.move(point, -step, vector), tight=True).gradient
         self.passes += 2
         field = self.evaluate(point).gradient
         if isinstance(self.form, Batched):

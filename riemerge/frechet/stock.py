@@ -38,7 +38,7 @@ class Stock(Formulation):
             self.problem = pymanopt.Problem(manifold, cost)
         self.squared = squared
 
-    def evaluate(self, point: Point) -> Evaluation:
+    def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:  # noqa: ARG002 - always tight
         """Computes one logarithm and distance for each data point."""
         if self.problem is not None:
             squared = [float(self.squared(point, y)) for y in self.points]
@@ -65,6 +65,24 @@ class Stock(Formulation):
             torch.zeros((len(squared), 1), dtype=torch.float64),
         )
 
+    def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
+        """Computes the same, and follows the logarithms; NaN where the manifold has no exp or no log."""
+        try:
+            missed = [
+                float(self.manifold.dist(self.manifold.exp(point, self._log(point, y)[0]), y))
+                for y in self.points
+            ]
+        except NotImplementedError:
+            missed = [np.nan] * len(self.points)
+        return self.evaluate(point), torch.tensor(missed, dtype=torch.float64).unsqueeze(-1)
+
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keeps nothing."""
+
+    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:  # noqa: ARG002
+        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
+        return vector
+
     def _log(self, point: Point, other: Point) -> tuple[Point, float]:
         """Returns logarithm and distance; of a point to itself exactly, where Pymanopt's may be NaN (arccos
         of 1 + eps).
@@ -76,6 +94,10 @@ class Stock(Formulation):
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
         """Returns the metric (1,)."""
         return torch.tensor([float(self.manifold.inner_product(point, a, b))], dtype=torch.float64)
+
+    def scaled(self, factor: Tensor, vector: Point) -> Point:
+        """Multiplies a tangent vector."""
+        return float(factor[0]) * vector
 
     def move(self, point: Point, step: Tensor, direction: Point) -> Point:
         """Follows the geodesic where there is one, else retracts."""

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from riemerge.manifolds import linalg
+from riemerge.manifolds.aligned import Pass
 from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.manifolds.curvature import group_curvature
 from riemerge.manifolds.fixed_rank import FixedRank
 from riemerge.manifolds.orthogonal import Orthogonal, orbit_metric
 from riemerge.manifolds.quotient import QuotientManifold
@@ -54,6 +56,7 @@ class JointManifold(TorchManifold):
         values = torch.diagonal(total.split(points)[1], dim1=-2, dim2=-1).double()
         # A weight of zero takes the alignment out of the problem; its metric must stay definite.
         positive = torch.where(weights > 0, weights, torch.ones_like(weights))
+        self._values = values
         self._metric = orbit_metric(values)
         self._weighted_metric = scaled(positive, self._metric)
 
@@ -85,6 +88,36 @@ class JointManifold(TorchManifold):
         turned = alignments.to(momentum) @ momentum @ alignments.mT.to(momentum)
         turned = torch.where((weights > 0)[..., None, None], turned, torch.zeros_like(turned))
         return self.join(-self.quotient.horizontal(x, mean), linalg.skew(turned / self._metric))
+
+    def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, found: Pass) -> Tensor:
+        """Returns the same gradient from what one pass of `AlignedLogarithms` found."""
+        basis, momentum = found.basis, found.momentum
+        gauge = scaled(weights, momentum).sum(dim=0) / orbit_metric(found.values)
+        vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
+        frame = alignments @ basis
+        turned = frame @ momentum @ frame.mT
+        turned = torch.where((weights > 0)[..., None, None], turned, torch.zeros_like(turned))
+        return self.join(vertical - found.mean, linalg.skew(turned / self._metric))
+
+    def vertical_lengths(self, found: Pass) -> Tensor:
+        """Returns the length of the part of each logarithm along the orbit, (T, K)."""
+        return (found.momentum.square() / orbit_metric(found.values)).sum(dim=(-2, -1)).sqrt()
+
+    def precondition(self, point: Tensor, vector: Tensor, found: Pass) -> Tensor:
+        """Divides the turns by a model of the cost's second derivative over the group, at a point whose pass
+        is known.
+
+        Law: self-adjoint and positive definite in the metric; the identity where the data coincide, for which
+        the metric is made.
+        """
+        _, alignments = self.split(point)
+        at_x, turns = self.split(vector)
+        frame = alignments @ found.basis
+        cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
+        products = found.basis.mT @ found.products @ found.basis
+        curvature = group_curvature(found.values, products[0], products[1], cores)
+        small = frame.mT @ (self._metric * turns) @ frame / curvature
+        return self.join(at_x, linalg.skew(frame @ small @ frame.mT))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Returns the metric described above, per module."""

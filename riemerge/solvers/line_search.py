@@ -16,7 +16,6 @@ _MAX_TRIALS = 25
 _SUFFICIENT_DECREASE = 1e-4
 # Below this many units of round-off of F a decrease cannot be seen, and the gradient decides instead.
 _NOISE = 10
-_LONGEST = 4.0
 
 
 @final
@@ -33,21 +32,32 @@ class ModulewiseLineSearcher:
     Args:
         problem: What is solved; its memo makes the accepted trial the optimizer's next iterate at no cost.
         monitor: What freezes modules.
+        longest: Longest first step. Above one, the minimum of the parabola through the last step's costs is
+            tried first: conjugate gradients need that, and directions that know the curvature do not.
     """
 
-    def __init__(self, problem: FrechetProblem, monitor: Monitor) -> None:
+    def __init__(self, problem: FrechetProblem, monitor: Monitor, *, longest: float = 1.0) -> None:
         self._problem = problem
         self._monitor = monitor
-        self._first = torch.ones(problem.k, dtype=torch.float64)
+        self._longest = longest
+        self._first = torch.ones(1, dtype=torch.float64)
+        self.moved: Point = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Pymanopt copies line searchers at every run; this one is a view of its problem, not data."""
         return self
 
     def search(
-        self, objective: Any, manifold: Manifold, x: Point, d: Point, f0: float, df0: float
+        self,
+        objective: Any,  # noqa: ARG002 - Pymanopt's protocol
+        manifold: Manifold,  # noqa: ARG002
+        x: Point,
+        d: Point,
+        f0: float,  # noqa: ARG002
+        df0: float,  # noqa: ARG002
     ) -> tuple[float, Point]:
-        """Returns the length of the step and the new point (Pymanopt's protocol)."""
+        """Returns the length of the step and the new point (Pymanopt's protocol); `moved` is the step."""
+        self._monitor.narrow()
         problem, form = self._problem, self._problem.form
         before = problem.evaluate(x)
         d = self._monitor.masked(x, d)
@@ -62,8 +72,7 @@ class ModulewiseLineSearcher:
         point, after = x, before
         for _ in range(_MAX_TRIALS):
             point = form.move(x, step, d)
-            objective(point)
-            after = problem.evaluate(point)
+            after = self._monitor.evaluate(point)
             noise = _NOISE * torch.finfo(torch.float64).eps * before.cost.abs().clamp_min(1)
             visible = -_SUFFICIENT_DECREASE * step * slope > noise
             armijo = after.cost <= before.cost + _SUFFICIENT_DECREASE * step * slope
@@ -76,9 +85,10 @@ class ModulewiseLineSearcher:
             step = torch.where(pending, torch.zeros_like(step), step)
             self._monitor.stall(pending)
             point = form.move(x, step, d)
-        self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, _LONGEST).cpu()
-        length = form.inner_products(x, d, d) * step.square()
-        return float(np.sqrt(host(length.sum()))), point
+        if self._longest > 1:
+            self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, self._longest)
+        self.moved = form.scaled(step, d)
+        return float(np.sqrt(host((form.inner_products(x, d, d) * step.square()).sum()))), point
 
 
 def _minimum(

@@ -18,8 +18,9 @@ from riemerge.frechet import FrechetProblem, Point
 from riemerge.manifolds.base import host_array
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.solvers.fixed_point import FixedPoint
+from riemerge.solvers.lbfgs import LBFGS
 from riemerge.solvers.line_search import ModulewiseLineSearcher
-from riemerge.solvers.monitor import Monitor, Stop
+from riemerge.solvers.monitor import Monitor, Narrow, Stop
 from riemerge.solvers.solution import Solution, Status, TracePoint
 
 # Optimizers get no stopping rule of their own: the monitor stops them. Pymanopt takes log10 of the
@@ -35,10 +36,14 @@ _ENDLESS: dict[str, Any] = {
 # Inner iterations of the trust-region subproblem; each costs two passes.
 _MAX_INNER = 30
 
+# Longest first step of methods that do not know the curvature along their direction.
+_LONGEST = 4.0
+
 SOLVERS: dict[str, str] = {
-    "conjugate_gradient": "Pymanopt's conjugate gradients with steps per module",
+    "lbfgs": "limited-memory BFGS with a step and a Hessian per module",
+    "conjugate_gradient": "Pymanopt's conjugate gradients, preconditioned, with steps per module",
     "steepest_descent": "Pymanopt's steepest descent with steps per module",
-    "trust_regions": "Pymanopt's trust regions with finite-difference Hessians",
+    "trust_regions": "Pymanopt's trust regions, preconditioned, with finite-difference Hessians and steps per module",
     "fixed_point": "GeoMerge's iteration: unit steps, no line search",
 }
 """The solvers by name, the default first."""
@@ -49,7 +54,7 @@ def frechet_mean(
     points: Sequence[Point],
     weights: Sequence[float] | np.ndarray | torch.Tensor | None = None,
     *,
-    solver: str | Optimizer = "conjugate_gradient",
+    solver: str | Optimizer = "lbfgs",
     form: Literal["joint", "nested"] = "joint",
     gradient: Literal["analytic", "autograd"] = "analytic",
     reduce: bool = True,
@@ -58,6 +63,7 @@ def frechet_mean(
     tol: float = 1e-8,
     cost_tol: float = 0.0,
     max_passes: int = 1000,
+    max_seconds: float | None = None,
     callback: Callable[[TracePoint], None] | None = None,
 ) -> Solution:
     """Finds the weighted Fréchet mean of points on a manifold, module by module.
@@ -79,6 +85,7 @@ def frechet_mean(
         tol: Converged where |gradient| <= tol * max(1, sqrt(2 F)).
         cost_tol: Flat where a few iterates lower F by at most this share; 0 to switch off.
         max_passes: Budget of passes over all logarithms.
+        max_seconds: Budget of wall time; none by default. Results that ran out of it are not reproducible.
         callback: Called with each accepted iterate.
 
     Returns:
@@ -98,6 +105,9 @@ def frechet_mean(
     for name, value in (("tol", tol), ("cost_tol", cost_tol)):
         if not (np.isfinite(value) and value >= 0):
             raise RecipeError(f"{name} is {value}; expected a finite number >= 0")
+    seconds = np.inf if max_seconds is None else max_seconds
+    if not seconds > 0:
+        raise RecipeError(f"max_seconds is {max_seconds}; expected a positive number")
     if max_passes < 1:
         raise RecipeError(f"max_passes is {max_passes}; at least 1 is needed")
     if not isinstance(solver, Optimizer) and solver not in SOLVERS:
@@ -118,7 +128,14 @@ def frechet_mean(
             squared_dist=squared_dist,
             initial_point=initial_point,
         )
-        monitor = Monitor(problem, tol=tol, cost_tol=cost_tol, max_passes=max_passes, callback=callback)
+        monitor = Monitor(
+            problem,
+            tol=tol,
+            cost_tol=cost_tol,
+            max_passes=max_passes,
+            max_seconds=seconds,
+            callback=callback,
+        )
         start = problem.start()
         try:
             # Before the optimizer: started at a minimum, Pymanopt's divide zero by zero.
@@ -146,43 +163,79 @@ class _Watched:
 
 
 def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, start: Point) -> None:
-    """Runs an unmodified optimizer until the monitor, or a rule of its own, ends it."""
-    manifold = problem.form.manifold
-    watched = _Watched(manifold, monitor.cost, monitor.gradient, monitor.hessian, _unconditioned)
-    options: dict[str, Any] = {}
-    if solver == "steepest_descent":
-        solver = SteepestDescent(ModulewiseLineSearcher(problem, monitor), **_ENDLESS)
-    elif solver == "conjugate_gradient":
-        solver = ConjugateGradient(line_searcher=ModulewiseLineSearcher(problem, monitor), **_ENDLESS)
-    elif solver == "fixed_point":
-        solver = FixedPoint(**_ENDLESS)
-    elif solver == "trust_regions":
-        solver = TrustRegions(**_ENDLESS)
-        # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by zero.
-        radius = float(np.pi * np.sqrt(problem.k))
-        options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
-    assert not isinstance(solver, str)
-    result = solver.run(watched, initial_point=start, **options)
+    """Runs an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules that
+    are left whenever enough have left.
+    """
+    named = solver if isinstance(solver, str) else None
+    optimizer = _optimizer(solver, problem, monitor) if isinstance(solver, str) else solver
+    while True:
+        manifold, options = problem.form.manifold, {}
+        if named == "trust_regions":
+            manifold = _Stepped(manifold, ModulewiseLineSearcher(problem, monitor))
+            # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by
+            # zero.
+            radius = float(np.pi * np.sqrt(problem.k))
+            options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
+        watched = _Watched(
+            manifold, monitor.cost, monitor.gradient, monitor.hessian, monitor.preconditioned
+        )
+        try:
+            result = optimizer.run(watched, initial_point=start, **options)
+            break
+        except Narrow as narrow:
+            start = monitor.resume(narrow.modules)
+            if isinstance(optimizer, LBFGS):
+                optimizer.narrow(narrow.modules)
+            elif named is not None:
+                optimizer = _optimizer(named, problem, monitor)
     monitor.accept(result.point, problem.evaluate(result.point))
     monitor.finish(Status.STOPPED)
 
 
-def _unconditioned(point: Point, vector: Point) -> Point:  # noqa: ARG001 - Pymanopt's protocol
-    return vector
+def _optimizer(name: str, problem: FrechetProblem, monitor: Monitor) -> Optimizer:
+    if name == "lbfgs":
+        return LBFGS(line_searcher=ModulewiseLineSearcher(problem, monitor), **_ENDLESS)
+    if name == "steepest_descent":
+        return SteepestDescent(ModulewiseLineSearcher(problem, monitor, longest=_LONGEST), **_ENDLESS)
+    if name == "conjugate_gradient":
+        searcher = ModulewiseLineSearcher(problem, monitor, longest=_LONGEST)
+        return ConjugateGradient(line_searcher=searcher, **_ENDLESS)
+    return {"trust_regions": TrustRegions, "fixed_point": FixedPoint}[name](**_ENDLESS)
+
+
+@final
+class _Stepped:
+    """A manifold whose retraction shortens the step of each module until its cost decreases.
+
+    Trust regions accept or reject the step of a whole stack; in this way a module in which the model is poor
+    does not hold up the others.
+    """
+
+    def __init__(self, manifold: Manifold, searcher: ModulewiseLineSearcher) -> None:
+        self._manifold = manifold
+        self._searcher = searcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manifold, name)
+
+    def retraction(self, point: Point, tangent_vector: Point) -> Point:
+        """Moves along a tangent vector, in each module as far as its cost allows."""
+        return self._searcher.search(None, self._manifold, point, tangent_vector, 0.0, 0.0)[1]
 
 
 def _solution(problem: FrechetProblem, monitor: Monitor, count: int) -> Solution:
-    evaluation = problem.evaluate(monitor.point)
-    distances = np.full((count, problem.k), np.nan)
+    evaluation, missed = problem.certify(monitor.point)
+    distances = np.full((count, evaluation.cost.numel()), np.nan)
     distances[list(problem.kept)] = host_array(evaluation.squared.clamp_min(0).sqrt())
     status = tuple(x for x in monitor.status if x is not None)
-    assert len(status) == problem.k
+    assert len(status) == evaluation.cost.numel()
     return Solution(
         point=problem.solution(monitor.point),
         status=status,
         cost=host_array(evaluation.cost),
         gradient_norm=host_array(evaluation.norms),
         horizontality=host_array(evaluation.vertical.amax(dim=0)),
+        forward_error=host_array(torch.where(problem.counted, missed, 0.0).amax(dim=0)),
         distances=distances,
         passes=problem.passes,
         seconds=monitor.seconds,

@@ -18,10 +18,24 @@ from riemerge.solvers.solution import Status, TracePoint
 _WINDOW = 5
 # Rejected trials in a row after which an optimizer without a line search of ours is taken to be stuck.
 _MAX_REJECTIONS = 40
+# Finished modules leave the batch when no more than this share of it goes on.
+_GOING_ON = 0.75
 
 
 class Stop(Exception):  # noqa: N818 - not an error: the way out of an unmodified optimizer
     """Raised inside an optimizer's callback to end it; the monitor holds the point."""
+
+
+class Narrow(Exception):  # noqa: N818 - not an error
+    """Raised inside an optimizer's callback when finished modules should leave the batch.
+
+    Attributes:
+        modules: Which of the batch go on, indices.
+    """
+
+    def __init__(self, modules: Tensor) -> None:
+        super().__init__()
+        self.modules = modules
 
 
 @final
@@ -30,6 +44,7 @@ class Monitor:
 
     Pymanopt's optimizers stop on the norm of the whole stack, do not count evaluations, and report success on
     NaN. So they are given no stopping rule: this decides per module, and raises `Stop` when none is left.
+    Everything public is of all K modules; the problem and the optimizer see the batch, those that are left.
 
     Args:
         problem: What is solved.
@@ -37,6 +52,7 @@ class Monitor:
         cost_tol: A module is flat where the relative decrease of F over a few iterates is at most this; 0 for
             never.
         max_passes: Budget of passes.
+        max_seconds: Budget of wall time.
         callback: Called with each accepted iterate.
     """
 
@@ -47,39 +63,62 @@ class Monitor:
         tol: float,
         cost_tol: float,
         max_passes: int,
+        max_seconds: float,
         callback: Callable[[TracePoint], None] | None,
     ) -> None:
         self._problem = problem
         self._tol = tol
         self._cost_tol = cost_tol
         self._max_passes = max_passes
+        self._max_seconds = max_seconds
         self._callback = callback
         self._began = time.perf_counter()
         self._costs: list[Tensor] = []
+        self._norms = torch.zeros(problem.k, dtype=torch.float64)
         self._rejections = 0
         self._seen: Evaluation | None = None
         self._defined: Tensor = torch.ones(problem.k, dtype=torch.bool)
+        self._batch = torch.arange(problem.k)
+        self._whole: Point = None
+        self._point: Point = None
+        self._going_on: Tensor = torch.ones(problem.k, dtype=torch.bool)
         self.trace: list[TracePoint] = []
-        self.point: Point = None
         self.status: list[Status | None] = [None] * problem.k
-        self.active: Tensor = torch.ones(problem.k, dtype=torch.bool)
 
     @property
     def seconds(self) -> float:
         """Wall time since the solve began."""
         return time.perf_counter() - self._began
 
-    def cost(self, point: Point) -> np.float64:
-        """The cost an optimizer sees: of all modules that had one at the start. Ends the solve when the
-        budget is spent.
+    @property
+    def active(self) -> Tensor:
+        """Which modules of the batch are still being solved."""
+        return self._going_on[self._batch]
+
+    @property
+    def point(self) -> Point:
+        """The last iterate, of all modules."""
+        if self._batch.numel() < len(self.status):
+            self._whole[self._batch.to(self._whole.device)] = self._point
+            return self._whole
+        return self._point
+
+    def evaluate(self, point: Point) -> Evaluation:
+        """A pass at a trial point. Ends the solve when the budget is spent, or when trial after trial is
+        rejected.
         """
-        if self._problem.passes >= self._max_passes and not self._problem.remembers(point):
-            self.finish(Status.BUDGET)
-        if self._rejections >= _MAX_REJECTIONS:
-            self.finish(Status.STALLED)
-        self._rejections += 1
-        cost = self._problem.evaluate(point).cost
-        return host(torch.where(self._defined.to(cost.device), cost, 0.0).sum())
+        if not self._problem.remembers(point):
+            if self._problem.passes >= self._max_passes or self.seconds >= self._max_seconds:
+                self.finish(Status.BUDGET)
+            if self._rejections >= _MAX_REJECTIONS:
+                self.finish(Status.STALLED)
+            self._rejections += 1
+        return self._problem.evaluate(point)
+
+    def cost(self, point: Point) -> np.float64:
+        """The cost an optimizer sees: of all modules that had one at the start."""
+        cost = self.evaluate(point).cost
+        return host(torch.where(self._defined[self._batch].to(cost.device), cost, 0.0).sum())
 
     def gradient(self, point: Point) -> Point:
         """The gradient an optimizer sees: zero in frozen modules. Each new point here is an accepted
@@ -91,14 +130,21 @@ class Monitor:
 
     def hessian(self, point: Point, vector: Point) -> Point:
         """The Hessian-vector product an optimizer sees: zero in frozen modules."""
+        self.narrow()
         return self.masked(point, self._problem.hessian(point, vector))
+
+    def preconditioned(self, point: Point, vector: Point) -> Point:
+        """The inverse of a model of the Hessian that an optimizer sees."""
+        evaluation = self._problem.evaluate(point)
+        return self._problem.form.precondition(point, vector, evaluation)
 
     def masked(self, point: Point, vector: Point) -> Point:
         """Sets a tangent vector to zero in frozen modules."""
-        if bool(self.active.all()):
+        active = self.active
+        if bool(active.all()):
             return vector
         zero = self._problem.form.manifold.zero_vector(point)
-        return self._problem.form.choose(self.active.to(_device(vector)), vector, zero)
+        return self._problem.form.choose(active.to(_device(vector)), vector, zero)
 
     def accept(self, point: Point, evaluation: Evaluation) -> None:
         """Records an iterate, freezes the modules that it finishes, and ends the solve when none is left."""
@@ -106,25 +152,30 @@ class Monitor:
             return
         self._seen = evaluation
         self._rejections = 0
-        cost, norms = evaluation.cost.cpu(), evaluation.norms.cpu()
-        defined = torch.isfinite(cost)
+        self._problem.form.accept(evaluation)
+        # One transfer, and one wait for the device.
+        numbers = torch.stack((evaluation.cost, evaluation.norms)).cpu()
+        defined = torch.isfinite(numbers[0])
         # The tensor itself where it is whole: the problem remembers it.
-        whole = self.point is None or bool(defined.all())
-        self.point = (
+        whole = self._point is None or bool(defined.all())
+        self._point = (
             point
             if whole
-            else self._problem.form.choose(defined.to(evaluation.cost.device), point, self.point)
+            else self._problem.form.choose(defined.to(evaluation.cost.device), point, self._point)
         )
         first = not self._costs
+        cost = numbers[0] if first else self._costs[-1].index_copy(0, self._batch, numbers[0])
+        norms = self._norms.index_copy(0, self._batch, numbers[1])
+        self._norms = norms
         if first:
             self._defined = defined
         self._costs.append(cost)
-        self._freeze(~defined, Status.UNDEFINED if first else Status.STALLED)
+        self._freeze(~torch.isfinite(cost), Status.UNDEFINED if first else Status.STALLED)
         self._freeze(norms <= self._tol * (2 * cost).sqrt().clamp_min(1), Status.CONVERGED)
         if self._cost_tol > 0 and len(self._costs) > _WINDOW:
             decrease = self._costs[-1 - _WINDOW] - cost
             self._freeze(decrease <= self._cost_tol * cost, Status.FLAT)
-        active = int(self.active.sum())
+        active = int(self._going_on.sum())
         self.trace.append(
             TracePoint(self._problem.passes, self.seconds, host_array(cost), host_array(norms), active)
         )
@@ -132,21 +183,43 @@ class Monitor:
             self._callback(self.trace[-1])
         if active == 0:
             raise Stop
-        if self._problem.passes >= self._max_passes:
+        if self._problem.passes >= self._max_passes or self.seconds >= self._max_seconds:
             self.finish(Status.BUDGET)
 
+    def narrow(self) -> None:
+        """Lets finished modules leave the batch, once they are many enough to pay for it.
+
+        Raises:
+            Narrow: With those that go on; the optimizer is to be started anew at `resume`.
+        """
+        active = self.active
+        if self._problem.divisible and int(active.sum()) <= _GOING_ON * active.numel():
+            raise Narrow(torch.nonzero(active).squeeze(-1))
+
+    def resume(self, modules: Tensor) -> Point:
+        """Narrows the batch and the problem to these modules of it; returns the iterate to go on from."""
+        self._whole = self.point.clone()
+        self._batch = self._batch[modules]
+        self._problem.narrow(modules)
+        self._point = self._point[modules.to(self._point.device)]
+        self._problem.memorise(self._point, self._seen.narrowed(modules))
+        self._seen = self._problem.evaluate(self._point)
+        return self._point
+
     def stall(self, mask: Tensor) -> None:
-        """Freezes modules in which a line search found no step."""
-        self._freeze(mask.cpu(), Status.STALLED)
+        """Freezes modules of the batch in which a line search found no step."""
+        whole = torch.zeros_like(self._going_on)
+        whole[self._batch] = mask.cpu()
+        self._freeze(whole, Status.STALLED)
 
     def _freeze(self, mask: Tensor, status: Status) -> None:
-        for index in torch.nonzero(mask & self.active).squeeze(-1).tolist():
+        for index in torch.nonzero(mask & self._going_on).squeeze(-1).tolist():
             self.status[index] = status
-        self.active = self.active & ~mask
+        self._going_on = self._going_on & ~mask
 
     def finish(self, status: Status) -> None:
         """Gives what is still active this status, and ends the solve."""
-        self._freeze(torch.ones_like(self.active), status)
+        self._freeze(torch.ones_like(self._going_on), status)
         raise Stop
 
 

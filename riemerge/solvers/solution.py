@@ -72,6 +72,8 @@ class Solution:
         gradient_norm: Length of F's gradient in the metric (K,), alignments included.
         horizontality: Largest component of any logarithm along its orbit (K,), as a length: zero where all
             data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.
+        forward_error: Largest distance between exp(log) and a data point (K,): zero to round-off, however the
+            logarithms were found. NaN on Pymanopt's manifolds without `exp`.
         distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero, which were left
             out.
         passes: Passes over all logarithms, those of Hessian-vector products and of candidate starts included;
@@ -85,6 +87,7 @@ class Solution:
     cost: NDArray[np.float64]
     gradient_norm: NDArray[np.float64]
     horizontality: NDArray[np.float64]
+    forward_error: NDArray[np.float64]
     distances: NDArray[np.float64]
     passes: int
     seconds: float

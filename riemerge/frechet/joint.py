@@ -1,0 +1,143 @@
+"""The Fréchet problem of updates, jointly in the mean and the alignments of the data to it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from riemerge.frechet.batched import Batched, differentiated, missed, screened, vertical_parts
+from riemerge.frechet.formulation import Evaluation
+from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold
+from riemerge.manifolds.aligned import AlignedLogarithms, Pass
+from riemerge.manifolds.base import Logarithm
+
+# What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the next
+# one is off by this share, the cost by its square.
+_LOOSE = 0.03
+
+
+@final
+class Joint(Batched):
+    """The smooth form: alignments are variables beside x, and a pass is one logarithm per data point.
+
+    Logarithms are completed from those of the last accepted iterate and turned until they are as good as its
+    gradient calls for (`AlignedLogarithms`); so the cost at a point depends, within that precision, on where
+    the optimizer stands, but never on trial points.
+    """
+
+    def __init__(
+        self, quotient: QuotientManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
+    ) -> None:
+        assert isinstance(quotient.action, Orthogonal)
+        assert isinstance(quotient.total, FixedRank)
+        self.space = quotient
+        self.total, self.action = quotient.total, quotient.action
+        self.k = points.shape[1]
+        self.points = self.action.diagonalised(self.total, points)
+        self.weights = weights
+        self.manifold: JointManifold = JointManifold(quotient, self.points, weights)
+        identity = torch.eye(self.action.r, dtype=points.dtype, device=points.device)
+        self.stand_in = self.manifold.join(self.points[0], identity.expand(*points.shape[:2], -1, -1))
+        self.autograd = autograd
+        self.squared = squared or self.total.squared_dists
+        self._logarithms = (
+            None
+            if autograd or not AlignedLogarithms.applies(self.total)
+            else AlignedLogarithms(self.total, self.points, weights)
+        )
+        self._anchor: Evaluation | None = None
+
+    def narrowed(self, modules: Tensor) -> Self:
+        """Returns the same problem for some of the modules."""
+        narrow = copy.copy(self)
+        narrow.k = modules.numel()
+        narrow.space = self.space.with_modules(narrow.k)
+        assert isinstance(narrow.space.total, FixedRank)
+        narrow.total = narrow.space.total
+        narrow.points, narrow.weights = self.points[:, modules], self.weights[:, modules]
+        narrow.stand_in = self.stand_in[modules]
+        narrow.manifold = JointManifold(narrow.space, narrow.points, narrow.weights)
+        if self._logarithms is not None:
+            narrow._logarithms = self._logarithms.narrowed(modules)
+        if self._anchor is not None:
+            narrow._anchor = self._anchor.narrowed(modules)
+        return narrow
+
+    def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
+        """Computes one logarithm for each data point and module."""
+        if self._logarithms is None:
+            return self.certify(point)[0]
+        point, feasible = self._screened(point)
+        x, alignments = self.manifold.split(point)
+        anchor = self._anchor
+        if anchor is None:
+            found = self._logarithms.at(x, alignments)
+        else:
+            tolerance = None if tight else _LOOSE * anchor.norms
+            found = self._logarithms.at(x, alignments, anchor.state.completion, tolerance)
+        gradient = self.manifold.gradient_of(x, alignments, self.weights, found)
+        logs = Logarithm(found.mean, found.squared, found.valid)
+        return screened(
+            self, point, feasible, logs, gradient, self.manifold.vertical_lengths(found), self.weights
+        )._replace(state=found)
+
+    def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
+        """Computes one logarithm for each data point and module, from scratch, and checks it."""
+        point, feasible = self._screened(point)
+        x, alignments = self.manifold.split(point)
+        aligned = self.action.act(self.total, self.points, alignments)
+        found = self.total.logarithm(x, aligned)
+        tangent = found.tangent
+        if self.autograd:
+
+            def squared(leaf: Tensor) -> Tensor:
+                at, turns = self.manifold.split(leaf)
+                result: Tensor = self.squared(at, self.action.act(self.total, self.points, turns))
+                return result
+
+            euclidean, found = differentiated(squared, point, found, self.weights)
+            gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
+        else:
+            gradient = self.manifold.gradient(x, tangent, self.weights, alignments)
+        vertical = vertical_parts(self.space, x, tangent)
+        evaluation = screened(self, point, feasible, found, gradient, vertical, self.weights)
+        return evaluation, missed(self.total, x, tangent, aligned)
+
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keeps the completions of the iterate's logarithms, to start those of the next from."""
+        if isinstance(evaluation.state, Pass):
+            self._anchor = evaluation
+
+    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
+        """Divides the alignments' part by the curvature of the cost over the group, a diagonal model."""
+        if not isinstance(evaluation.state, Pass):
+            return vector
+        return self.manifold.precondition(point, vector, evaluation.state)
+
+    def start(self, initial_point: Tensor | None) -> Tensor:
+        """Returns the extrinsic mean, or a user's point, with the data aligned to it."""
+        if initial_point is not None:
+            alignments = self.action.nearest(self.total, self.points, initial_point, tolerance=_ROUGH)
+            return self.manifold.join(initial_point, alignments)
+        if self.points.shape[0] == 1:  # its own mean, to the bit
+            return self.stand_in
+        return self.place(self.space.extrinsic_mean(self.points, self.weights))
+
+    def place(self, x: Tensor) -> Tensor:
+        """Aligns the data to x by the surrogate alone."""
+        return self.manifold.join(x, self.action.guess(self.total, self.points, x))
+
+    def solution(self, point: Tensor) -> Tensor:
+        """Returns the mean."""
+        return self.manifold.split(point)[0]
+
+    def _screened(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        feasible = self.manifold.feasible(point)
+        return self.choose(feasible, point, self.stand_in), feasible
+
+
+# A joint start needs the right basin of each alignment, not its minimum.
+_ROUGH = 1e-2

@@ -1,0 +1,176 @@
+"""All logarithms of one pass of a Fréchet mean at once: from a point to data that carry their alignments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+from riemerge.manifolds import linalg
+from riemerge.manifolds.base import scaled
+from riemerge.manifolds.completion import completed, fibre_log, normal_factor, recompleted
+from riemerge.manifolds.fixed_rank import FixedRank
+
+# Of the entries of I - M'M, M a product of orthonormal frames.
+_GRAM_ERROR = 1e-14
+# Turns of a completion that started from that of a point nearby, before it is started from scratch.
+_WARM_TURNS = 8
+_TURNS = 60
+
+
+class Pass(NamedTuple):
+    """What one pass over T data and K modules finds at a point x = (U, B, V).
+
+    Attributes:
+        squared: Squared lengths of the logarithms, (T, K).
+        valid: Whether each was found, boolean (T, K).
+        mean: sum_i w_i log_x(y_i O_i), (K, m + r + n, r).
+        momentum: Of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
+        values: Eigenvalues of B, (K, r).
+        basis: Eigenvectors of B, (K, r, r).
+        products: U'U_i O_i and V'V_i O_i, (2, T, K, r, r).
+        completion: What the logarithms of the frames were completed with; a start for a point nearby.
+    """
+
+    squared: Tensor
+    valid: Tensor
+    mean: Tensor
+    momentum: Tensor
+    values: Tensor
+    basis: Tensor
+    products: Tensor
+    completion: Tensor
+
+    def narrowed(self, modules: Tensor) -> Pass:
+        """Returns the same for some of the modules."""
+        axes = (1, 1, 0, 1, 0, 0, 2, 2)
+        return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, axes, strict=True)))
+
+
+@final
+class AlignedLogarithms:
+    """Data y_i = (U_i, diag(l_i), V_i) of a Fréchet problem, prepared for many passes.
+
+    A logarithm between frames needs only M = U'U_i O_i: with N'N = I - M'M it is (U A + (U_i O_i - U M) N^-1
+    B), so all that is tall are two products with all data side by side, and everything else happens in one
+    batch of both sides, all data and all modules. The results are those of `FixedRank.logarithm` for frames
+    with n >= 2r rows, to about 1e-14 in d^2.
+
+    Args:
+        total: The FixedRank manifold; its frames have at least 2r rows.
+        points: (T, K, m + r + n, r), float64, with diagonal cores.
+        weights: (T, K).
+    """
+
+    def __init__(self, total: FixedRank, points: Tensor, weights: Tensor) -> None:
+        u, b, v = total.split(points)
+        self._total = total
+        self._weights = weights
+        self._frames = tuple(torch.cat(tuple(side), dim=-1) for side in (u, v))
+        self._cores = torch.diagonal(b, dim1=-2, dim2=-1)
+
+    @staticmethod
+    def applies(total: FixedRank) -> bool:
+        """Tells whether the frames of a manifold have room for geodesics in general position."""
+        return min(total.m, total.n) >= 2 * total.r
+
+    def narrowed(self, modules: Tensor) -> Self:
+        """Returns the same for some of the modules."""
+        narrow = object.__new__(type(self))
+        narrow._total = self._total.with_modules(modules.numel())
+        narrow._weights = self._weights[:, modules]
+        narrow._frames = tuple(side[modules] for side in self._frames)
+        narrow._cores = self._cores[:, modules]
+        return narrow
+
+    def at(
+        self, x: Tensor, alignments: Tensor, completion: Tensor | None = None, tolerance: Tensor | None = None
+    ) -> Pass:
+        """Computes all logarithms at one point.
+
+        Args:
+            x: (K, m + r + n, r), feasible.
+            alignments: O_i, (T, K, r, r).
+            completion: That of a pass at a point nearby; from scratch without it.
+            tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
+                off by that much, their squares by its square. To round-off without it.
+        """
+        r, (count, k) = self._total.r, self._weights.shape
+        u, b, v = self._total.split(x)
+        products = torch.stack(
+            [
+                (point.mT @ data).unflatten(-1, (count, r)).movedim(-2, 0)
+                for point, data in zip((u, v), self._frames, strict=True)
+            ]
+        )
+        products = products @ alignments
+        flat = products.reshape(-1, r, r)
+        normal, found = normal_factor(linalg.eye_like(flat) - flat.mT @ flat, _GRAM_ERROR)
+        frame = torch.cat((flat, normal), dim=-2)
+        goal = torch.full_like(flat[:, 0, 0], 1e-13)
+        if tolerance is not None:
+            goal = torch.maximum(goal, tolerance.expand(2, count, k).reshape(-1))
+        upper, lower, rest, settled = self._settled(frame, completion, goal)
+        inside = torch.linalg.solve_triangular(normal, lower, upper=True)
+        squares = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
+        squares = squares.reshape(2, count, k)
+        settled = (settled & found).reshape(2, count, k)
+        shape = (2, count, k, r, r)
+        upper, inside = upper.reshape(shape), inside.reshape(shape)
+
+        values, basis = torch.linalg.eigh(b)
+        core, cross, core_squares = self._cores_at(values, basis, alignments)
+        frames = basis.mT @ linalg.skew(upper[0] + upper[1]) @ basis / 2
+        weights = self._weights
+        sides = []
+        for point, data, a, w, m in zip((u, v), self._frames, upper, inside, products, strict=True):
+            along = scaled(weights, a - m @ w).sum(dim=0)
+            across = scaled(weights, alignments @ w).movedim(0, -3).flatten(-3, -2)
+            sides.append(point @ along + data @ across)
+        return Pass(
+            squared=squares[0] + squares[1] + core_squares,
+            valid=settled[0] & settled[1] & torch.isfinite(core_squares),
+            mean=self._total.join(sides[0], core, sides[1]),
+            momentum=frames - cross,
+            values=values,
+            basis=basis,
+            products=products,
+            completion=rest.reshape(2, count, k, 2 * r, r),
+        )
+
+    def _settled(
+        self, frame: Tensor, completion: Tensor | None, goal: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns A, B, the completion and whether it is one of a logarithm, pair by pair."""
+        if completion is None:
+            found = fibre_log(frame, completed(frame), goal, _TURNS)
+            return found.upper, found.lower, found.rest, (found.residual <= goal) & found.regular
+        rest, near = recompleted(frame, completion.reshape(-1, *completion.shape[-2:]))
+        rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
+        found = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
+        settled = near & (found.residual <= goal) & found.regular
+        upper, lower, rest = found.upper, found.lower, found.rest
+        cold = torch.nonzero(~settled).squeeze(-1)
+        if cold.numel():
+            again = fibre_log(frame[cold], completed(frame[cold]), goal[cold], _TURNS)
+            upper, lower = upper.index_copy(0, cold, again.upper), lower.index_copy(0, cold, again.lower)
+            rest = rest.index_copy(0, cold, again.rest)
+            settled = settled.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
+        return upper, lower, rest, settled
+
+    def _cores_at(self, values: Tensor, basis: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's
+        eigenbasis, (T, K, r, r); and squared distances (T, K).
+        """
+        turned = alignments @ basis
+        root = values.sqrt()
+        white = (turned.mT * self._cores.unsqueeze(-2)) @ turned / (root.unsqueeze(-1) * root.unsqueeze(-2))
+        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(white))
+        logs = eigenvalues.clamp_min(0).log()
+        small = (vectors * torch.nan_to_num(logs, neginf=0).unsqueeze(-2)) @ vectors.mT
+        ratio = root.unsqueeze(-2) / root.unsqueeze(-1)
+        mean = scaled(self._weights, small).sum(dim=0) * (root.unsqueeze(-1) * root.unsqueeze(-2))
+        # B^-1 D - D B^-1 for D = B^(1/2) S B^(1/2).
+        cross = small * (ratio - ratio.mT)
+        return linalg.sym(basis @ mean @ basis.mT), cross, logs.square().sum(dim=-1)

@@ -1,0 +1,189 @@
+"""Limited-memory BFGS as a Pymanopt optimizer, with a step and a Hessian of its own for every module."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from pymanopt import Problem
+from pymanopt.manifolds.manifold import Manifold
+from pymanopt.optimizers.line_search import BackTrackingLineSearcher
+from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
+from torch import Tensor
+
+from riemerge.manifolds.base import TorchManifold, scaled
+
+# A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
+_LEAST_COSINE = 1e-6
+
+
+class _Pair(NamedTuple):
+    """A step, the change of the gradient along it, and 1 / <step, change>, or 0 where that is no curvature."""
+
+    step: Any
+    change: Any
+    inverse: Any
+
+
+@final
+class LBFGS(Optimizer):  # type: ignore[misc]
+    """Limited-memory BFGS for any Pymanopt problem.
+
+    Minimises with the direction -H grad, H the BFGS approximation of the inverse Hessian from the last few
+    steps, started from the problem's preconditioner. Steps and changes of the gradient are carried along by the
+    manifold's transport. On the torch manifolds of this package all inner products, and so H, are of each
+    module by itself: a stack of problems runs as if each ran alone.
+
+    Args:
+        memory: How many pairs of steps and changes are kept.
+        line_searcher: Pymanopt's protocol; backtracking by default. One that gives each module its own step
+            says in `moved` along which tangent vector it went.
+        kwargs: Of Pymanopt's `Optimizer`.
+
+    Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
+    where <s, y> is not positive.
+    """
+
+    def __init__(self, *, memory: int = 20, line_searcher: Any = None, **kwargs: Any) -> None:
+        if memory < 1:
+            raise ValueError(f"LBFGS: memory is {memory}; at least 1 is needed")
+        super().__init__(**kwargs)
+        self._size = memory
+        self._line_searcher = BackTrackingLineSearcher() if line_searcher is None else line_searcher
+        self._pairs: list[_Pair] = []
+
+    def narrow(self, modules: Tensor) -> None:
+        """Goes on with some of the modules of a stack: the next `run` starts with what is known of them."""
+        self._pairs = [_Pair(*(part[modules] for part in pair)) for pair in self._pairs]
+
+    def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:  # noqa: ARG002
+        """Iterates until one of the optimizer's own stopping rules holds."""
+        manifold = problem.manifold
+        algebra: _Algebra = _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
+        searcher = copy.deepcopy(self._line_searcher)
+        point = manifold.random_point() if initial_point is None else initial_point
+        began = time.time()
+        self._initialize_log(optimizer_parameters={"memory": self._size})
+        cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
+        step_size, iteration = np.inf, 0
+        while True:
+            norm = manifold.norm(point, gradient)
+            iteration += 1
+            reason = self._check_stopping_criterion(
+                start_time=began, step_size=step_size, gradient_norm=norm, iteration=iteration
+            )
+            if reason:
+                break
+            direction = -self._applied(problem, algebra, point, gradient)
+            slope = manifold.inner_product(point, gradient, direction)
+            if not slope < 0:
+                self._pairs = []
+                direction, slope = -gradient, -(norm**2)
+            step_size, arrival = searcher.search(problem.cost, manifold, point, direction, cost, slope)
+            length = manifold.norm(point, direction)
+            moved = getattr(searcher, "moved", step_size / length * direction if length > 0 else direction)
+            cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
+            self._carry(algebra, point, arrival, (moved, gradient), after)
+            point, gradient = arrival, after
+        self._pairs = []
+        return self._return_result(
+            start_time=began,
+            point=point,
+            cost=cost,
+            iterations=iteration,
+            stopping_criterion=reason,
+            cost_evaluations=iteration,
+            step_size=step_size,
+            gradient_norm=norm,
+        )
+
+    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, gradient: Any) -> Any:
+        """Returns H gradient by the two-loop recursion."""
+        vector, shares = gradient, []
+        for pair in reversed(self._pairs):
+            share = pair.inverse * algebra.inner(point, pair.step, vector)
+            vector = vector - algebra.scaled(share, pair.change)
+            shares.append(share)
+        vector = problem.preconditioner(point, vector)
+        for pair, share in zip(self._pairs, reversed(shares), strict=True):
+            back = pair.inverse * algebra.inner(point, pair.change, vector)
+            vector = vector + algebra.scaled(share - back, pair.step)
+        return problem.manifold.projection(point, vector)
+
+    def _carry(
+        self, algebra: _Algebra, point: Any, arrival: Any, vectors: tuple[Any, Any], gradient: Any
+    ) -> None:
+        """Transports the pairs to the new point and adds the newest: (step, gradient) before, gradient after."""
+        old = [part for pair in self._pairs[1 - self._size :] for part in (pair.step, pair.change)]
+        step, before, *parts = algebra.transported(point, arrival, [*vectors, *old])
+        self._pairs = [
+            _Pair(s, y, pair.inverse)
+            for s, y, pair in zip(parts[::2], parts[1::2], self._pairs[1 - self._size :], strict=True)
+        ]
+        change = gradient - before
+        self._pairs.append(_Pair(step, change, algebra.inverse_curvature(arrival, step, change)))
+
+
+class _Algebra(ABC):
+    """Inner products and multiples, of whole points or module by module. Abstract."""
+
+    @abstractmethod
+    def inner(self, point: Any, a: Any, b: Any) -> Any:
+        """Returns the metric of two tangent vectors."""
+
+    @abstractmethod
+    def scaled(self, factor: Any, vector: Any) -> Any:
+        """Multiplies a tangent vector."""
+
+    @abstractmethod
+    def transported(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+        """Carries tangent vectors from one point to another."""
+
+    @abstractmethod
+    def inverse_curvature(self, point: Any, step: Any, change: Any) -> Any:
+        """Returns 1 / <step, change>, or 0 where that is not clearly positive."""
+
+
+@final
+class _Whole(_Algebra):
+    def __init__(self, manifold: Manifold) -> None:
+        self._manifold = manifold
+
+    def inner(self, point: Any, a: Any, b: Any) -> Any:
+        return self._manifold.inner_product(point, a, b)
+
+    def scaled(self, factor: Any, vector: Any) -> Any:
+        return factor * vector
+
+    def transported(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+        return [self._manifold.transport(point, arrival, vector) for vector in vectors]
+
+    def inverse_curvature(self, point: Any, step: Any, change: Any) -> Any:
+        curved = self.inner(point, step, change)
+        lengths = self._manifold.norm(point, step) * self._manifold.norm(point, change)
+        return 1 / curved if curved > _LEAST_COSINE * lengths else 0.0
+
+
+@final
+class _Modulewise(_Algebra):
+    def __init__(self, manifold: TorchManifold) -> None:
+        self._manifold = manifold
+
+    def inner(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return self._manifold.inner_products(point, a, b)
+
+    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
+        return scaled(factor, vector)
+
+    def transported(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        return list(self._manifold.transport(point, arrival, torch.stack(vectors)))
+
+    def inverse_curvature(self, point: Tensor, step: Tensor, change: Tensor) -> Tensor:
+        curved = self.inner(point, step, change)
+        lengths = self._manifold.norms(point, step) * self._manifold.norms(point, change)
+        shown = curved > _LEAST_COSINE * lengths
+        return torch.where(shown, 1 / torch.where(shown, curved, 1.0), 0.0)
