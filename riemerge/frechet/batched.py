@@ -38,13 +38,6 @@ class Batched(Formulation, ABC):
         vector = space.projection(x, space.random_ambient(x[:1]).expand_as(x))
         return space.exp(x, scaled(_OFF / space.norms(x, vector), vector))
 
-    def accept(self, evaluation: Evaluation) -> None:
-        """Keeps nothing."""
-
-    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:  # noqa: ARG002
-        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
-        return vector
-
     @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Returns the search manifold's metric per module."""
@@ -117,6 +110,13 @@ class Nested(Batched):
         evaluation = screened(self, x, feasible, found, gradient, vertical, self.weights)
         return evaluation, missed(self.total, x, found.tangent, aligned)
 
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keeps nothing."""
+
+    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:  # noqa: ARG002
+        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
+        return vector
+
     def narrowed(self, modules: Tensor) -> Self:
         """Returns the same problem for some of the modules."""
         narrow = copy.copy(self)
@@ -151,6 +151,7 @@ def start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor
 
 
 def vertical_parts(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
+    """Returns the length of the part of each logarithm along the orbit, (T, K); zero without a symmetry."""
     if not isinstance(manifold, QuotientManifold):
         return torch.zeros(logs.shape[:2], dtype=torch.float64, device=logs.device)
     total, action = manifold.total, manifold.action

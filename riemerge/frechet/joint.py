@@ -13,6 +13,7 @@ from riemerge.frechet.formulation import Evaluation
 from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold
 from riemerge.manifolds.aligned import AlignedLogarithms, Pass
 from riemerge.manifolds.base import Logarithm
+from riemerge.manifolds.completion import orthonormalised
 
 # What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the next
 # one is off by this share, the cost by its square.
@@ -36,7 +37,7 @@ class Joint(Batched):
         self.space = quotient
         self.total, self.action = quotient.total, quotient.action
         self.k = points.shape[1]
-        self.points = self.action.diagonalised(self.total, points)
+        self.points = self.action.diagonalised(self.total, _polished(self.total, points))
         self.weights = weights
         self.manifold: JointManifold = JointManifold(quotient, self.points, weights)
         identity = torch.eye(self.action.r, dtype=points.dtype, device=points.device)
@@ -120,8 +121,8 @@ class Joint(Batched):
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Returns the extrinsic mean, or a user's point, with the data aligned to it."""
         if initial_point is not None:
-            alignments = self.action.nearest(self.total, self.points, initial_point, tolerance=_ROUGH)
-            return self.manifold.join(initial_point, alignments)
+            x = _polished(self.total, initial_point)
+            return self.manifold.join(x, self.action.nearest(self.total, self.points, x, tolerance=_ROUGH))
         if self.points.shape[0] == 1:  # its own mean, to the bit
             return self.stand_in
         return self.place(self.space.extrinsic_mean(self.points, self.weights))
@@ -141,3 +142,18 @@ class Joint(Batched):
 
 # A joint start needs the right basin of each alignment, not its minimum.
 _ROUGH = 1e-2
+
+
+def _polished(total: FixedRank, points: Tensor) -> Tensor:
+    """Makes frames orthonormal that were so to the digits of a narrower dtype only; leaves others to the bit."""
+    u, core, v = total.split(points)
+    return total.join(_frames(u), core, _frames(v))
+
+
+def _frames(frame: Tensor) -> Tensor:
+    gram = frame.mT @ frame
+    error = (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs().amax(dim=(-2, -1))
+    return torch.where((error > _ORTHONORMAL)[..., None, None], orthonormalised(frame), frame)
+
+
+_ORTHONORMAL = 1e-13

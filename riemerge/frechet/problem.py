@@ -168,7 +168,7 @@ class FrechetProblem:
     def narrow(self, modules: Tensor) -> None:
         """Goes on with some of the modules; `solution` and `certify` stay those of all."""
         assert isinstance(self.form, Batched)
-        self.form = self.form.narrowed(modules.to(self.form.points.device))
+        self.form = self.form.narrowed(modules)
         self._memo = []
 
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
@@ -177,7 +177,6 @@ class FrechetProblem:
         Returns:
             The evaluation, and the distances (T, K) between exp(log) and the data.
         """
-        self.passes += 1
         return self._whole.certify(point)
 
     def hessian(self, point: Point, vector: Point) -> Point:

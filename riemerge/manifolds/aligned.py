@@ -9,11 +9,9 @@ from torch import Tensor
 
 from riemerge.manifolds import linalg
 from riemerge.manifolds.base import scaled
-from riemerge.manifolds.completion import completed, fibre_log, normal_factor, recompleted
+from riemerge.manifolds.completion import GRAM_ERROR, completed, fibre_log, normal_factor, recompleted
 from riemerge.manifolds.fixed_rank import FixedRank
 
-# Of the entries of I - M'M, M a product of orthonormal frames.
-_GRAM_ERROR = 1e-14
 # Turns of a completion that started from that of a point nearby, before it is started from scratch.
 _WARM_TURNS = 8
 _TURNS = 60
@@ -52,10 +50,10 @@ class Pass(NamedTuple):
 class AlignedLogarithms:
     """Data y_i = (U_i, diag(l_i), V_i) of a Fréchet problem, prepared for many passes.
 
-    A logarithm between frames needs only M = U'U_i O_i: with N'N = I - M'M it is (U A + (U_i O_i - U M) N^-1
-    B), so all that is tall are two products with all data side by side, and everything else happens in one
-    batch of both sides, all data and all modules. The results are those of `FixedRank.logarithm` for frames
-    with n >= 2r rows, to about 1e-14 in d^2.
+    A logarithm between frames needs only M = U'U_i O_i and N'N, the Gram matrix of what is normal to U: it is
+    U A + (U_i O_i - U M) N^-1 B. So all that is tall are a few products with all data side by side, and
+    everything else happens in one batch of both sides, all data and all modules. The results are those of
+    `FixedRank.logarithm` for frames with n >= 2r rows.
 
     Args:
         total: The FixedRank manifold; its frames have at least 2r rows.
@@ -98,15 +96,18 @@ class AlignedLogarithms:
         """
         r, (count, k) = self._total.r, self._weights.shape
         u, b, v = self._total.split(x)
-        products = torch.stack(
-            [
-                (point.mT @ data).unflatten(-1, (count, r)).movedim(-2, 0)
-                for point, data in zip((u, v), self._frames, strict=True)
-            ]
-        )
-        products = products @ alignments
+        products, grams = [], []
+        for point, data in zip((u, v), self._frames, strict=True):
+            product = point.mT @ data
+            # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
+            normal = (data - point @ product).unflatten(-1, (count, r)).movedim(-2, 0)
+            grams.append(normal.mT @ normal)
+            products.append(product.unflatten(-1, (count, r)).movedim(-2, 0))
+        products = torch.stack(products) @ alignments
+        gram = (alignments.mT @ torch.stack(grams) @ alignments).reshape(-1, r, r)
         flat = products.reshape(-1, r, r)
-        normal, found = normal_factor(linalg.eye_like(flat) - flat.mT @ flat, _GRAM_ERROR)
+        size = torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1)
+        normal, found = normal_factor(linalg.sym(gram), GRAM_ERROR * size + torch.finfo(gram.dtype).tiny)
         frame = torch.cat((flat, normal), dim=-2)
         goal = torch.full_like(flat[:, 0, 0], 1e-13)
         if tolerance is not None:

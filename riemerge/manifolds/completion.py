@@ -16,6 +16,8 @@ from riemerge.manifolds import linalg
 
 # Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
 _LEAST_CURVATURE = 0.05
+# Error of a Gram matrix, relative to its trace.
+GRAM_ERROR = 8 * torch.finfo(torch.float64).eps
 # Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
 _SCHULZ = 7
 

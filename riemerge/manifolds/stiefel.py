@@ -9,6 +9,7 @@ from torch import Tensor
 
 from riemerge.manifolds import linalg
 from riemerge.manifolds.completion import (
+    GRAM_ERROR,
     completed,
     fibre_log,
     forward_error,
@@ -21,8 +22,6 @@ from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scal
 # Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
 # St(96, 16)); beyond 100 the remaining ones creep.
 _MAX_TURNS = 100
-# Of a Gram matrix, relative to its trace.
-_GRAM_ERROR = 8 * torch.finfo(torch.float64).eps
 
 
 @final
@@ -233,7 +232,7 @@ class _Span:
             gram = self._normal.mT @ self._normal
             scale = torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1)
             # The error of a Gram matrix is relative to its size; the other term is for vectors that vanish.
-            self.lower, _ = normal_factor(gram, _GRAM_ERROR * scale + torch.finfo(gram.dtype).tiny)
+            self.lower, _ = normal_factor(gram, GRAM_ERROR * scale + torch.finfo(gram.dtype).tiny)
         else:
             complete, _ = torch.linalg.qr(point, mode="complete")
             self._rest = complete[..., p:]

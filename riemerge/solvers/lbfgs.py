@@ -58,7 +58,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
 
     def narrow(self, modules: Tensor) -> None:
         """Goes on with some of the modules of a stack: the next `run` starts with what is known of them."""
-        self._pairs = [_Pair(*(part[modules] for part in pair)) for pair in self._pairs]
+        self._pairs = [_Pair(*(part[modules.to(part.device)] for part in pair)) for pair in self._pairs]
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:  # noqa: ARG002
         """Iterates until one of the optimizer's own stopping rules holds."""

@@ -200,8 +200,10 @@ class Monitor:
         """Narrows the batch and the problem to these modules of it; returns the iterate to go on from."""
         self._whole = self.point.clone()
         self._batch = self._batch[modules]
+        modules = modules.to(self._point.device)
         self._problem.narrow(modules)
-        self._point = self._point[modules.to(self._point.device)]
+        self._point = self._point[modules]
+        assert self._seen is not None
         self._problem.memorise(self._point, self._seen.narrowed(modules))
         self._seen = self._problem.evaluate(self._point)
         return self._point

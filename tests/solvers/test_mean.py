@@ -13,7 +13,7 @@ from pymanopt.optimizers import ConjugateGradient, NelderMead, SteepestDescent
 from examples.toy import Scaling, TwoLayers, network
 from riemerge import FrechetProblem, Status, frechet_mean
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Joint
+from riemerge.frechet.joint import Joint
 from riemerge.manifolds import (
     FixedRank,
     Orthogonal,
@@ -69,7 +69,7 @@ def test_forms_agree() -> None:
 
 def test_gradient_by_autograd_gives_the_same_mean() -> None:
     quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
-    one, two = (frechet_mean(quotient, points, gradient=x) for x in ("analytic", "autograd"))
+    one, two = (frechet_mean(quotient, points, gradient=x, tol=1e-11) for x in ("analytic", "autograd"))
     assert relative(matrices(quotient, one.point), matrices(quotient, two.point)) < 1e-10
 
 
@@ -410,7 +410,7 @@ def test_passes_are_counted_and_used(solver: str, monkeypatch: pytest.MonkeyPatc
     quotient, points = updates(24, 20, 3), family("independent", 4, 24, 20, 3, seed=11, k=1)
     calls = []
     evaluate = Joint.evaluate
-    monkeypatch.setattr(Joint, "evaluate", lambda self, x: calls.append(0) or evaluate(self, x))
+    monkeypatch.setattr(Joint, "evaluate", lambda self, x, **kw: calls.append(0) or evaluate(self, x, **kw))
     for budget in (10, 11, 12):
         calls.clear()
         solution = frechet_mean(quotient, points, solver=solver, max_passes=budget)
@@ -421,14 +421,14 @@ def test_passes_of_hessians_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     quotient, points = updates(24, 20, 3), family("close", 4, 24, 20, 3, seed=11, k=1)
     calls = []
     evaluate = Joint.evaluate
-    monkeypatch.setattr(Joint, "evaluate", lambda self, x: calls.append(0) or evaluate(self, x))
+    monkeypatch.setattr(Joint, "evaluate", lambda self, x, **kw: calls.append(0) or evaluate(self, x, **kw))
     assert frechet_mean(quotient, points, solver="trust_regions").passes == len(calls)
 
 
 def test_line_searcher_is_not_copied() -> None:
     quotient, points = updates(14, 12, 3), family("close", 3, 14, 12, 3, seed=3, k=1)
     problem = FrechetProblem(quotient, points)
-    monitor = Monitor(problem, tol=1e-8, cost_tol=0, max_passes=10, callback=None)
+    monitor = Monitor(problem, tol=1e-8, cost_tol=0, max_passes=10, max_seconds=60.0, callback=None)
     searcher = ModulewiseLineSearcher(problem, monitor)
     assert copy.deepcopy(searcher) is searcher
 
@@ -473,7 +473,7 @@ def test_points_of_any_float_dtype(dtype: torch.dtype) -> None:
 REFUSED = {
     "no solver": ({"solver": None}, "solver is None"),
     "no gradient": ({"solver": NelderMead()}, "asks for no gradient"),
-    "solver": ({"solver": "newton"}, "known are conjugate_gradient"),
+    "solver": ({"solver": "newton"}, "known are lbfgs"),
     "tol": ({"tol": -1.0}, "tol is -1.0"),
     "tol nan": ({"tol": float("nan")}, "tol is nan"),
     "cost_tol": ({"cost_tol": float("inf")}, "cost_tol is inf"),
