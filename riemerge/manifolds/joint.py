@@ -142,9 +142,11 @@ class JointManifold(TorchManifold):
         return self.join(self.total.exp(x, at_x), linalg.exp_skew(linalg.skew(turns)) @ alignments)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carries the part at x as the quotient does, and keeps the turns."""
+        """Carries the part at x as the total space does, and keeps the turns: an isometry, horizontal up to
+        what turns vertical.
+        """
         (a, _), (b, _), (at_x, turns) = self.split(point_a), self.split(point_b), self.split(tangent_vector_a)
-        return self.join(self.quotient.transport(a, b, at_x), turns)
+        return self.join(self.total.transport(a, b, at_x), turns)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor

@@ -159,8 +159,15 @@ class Stiefel(GeodesicManifold):
         span = _Span(point_a, point_b)
         target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
         turned = torch.cat((target, completed(target)), dim=-1) - linalg.eye_like(target @ target.mT)
-        # [U Q]'v, v = U A + (what is orthogonal to U).
-        return tangent_vector_a + span.lift(turned @ span.inside(tangent_vector_a)).to(tangent_vector_a.dtype)
+        # Stacks of vectors at one point lie side by side as columns: two products, whatever their number.
+        vectors = tangent_vector_a.double()
+        over = vectors.ndim - span.upper.ndim
+        if over > 0:
+            vectors = vectors.flatten(0, over - 1).movedim(0, -2).flatten(-2)
+        moved = vectors + span.lift(turned @ span.inside(vectors))
+        if over > 0:
+            moved = moved.unflatten(-1, (-1, self.p)).movedim(-2, 0).reshape(tangent_vector_a.shape)
+        return moved.to(tangent_vector_a.dtype)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor

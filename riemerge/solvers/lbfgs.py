@@ -48,7 +48,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     where <s, y> is not positive.
     """
 
-    def __init__(self, *, memory: int = 20, line_searcher: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *, memory: int = 8, line_searcher: Any = None, **kwargs: Any) -> None:
         if memory < 1:
             raise ValueError(f"LBFGS: memory is {memory}; at least 1 is needed")
         super().__init__(**kwargs)
