@@ -100,7 +100,9 @@ class Nested(Batched):
         )
         found = self.total.logarithm(x, aligned)
         if self.autograd:
-            euclidean, found = differentiated(lambda leaf: self.squared(leaf, aligned), x, found, self.weights)
+            euclidean, found = differentiated(
+                lambda leaf: self.squared(leaf, aligned), x, found, self.weights
+            )
             gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         else:
             gradient = -scaled(self.weights, found.tangent).sum(dim=0)

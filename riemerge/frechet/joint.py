@@ -17,7 +17,7 @@ from riemerge.manifolds.completion import orthonormalised
 
 # What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the next
 # one is off by this share, the cost by its square.
-_LOOSE = 0.03
+_LOOSE = 0.06
 
 
 @final

@@ -137,8 +137,8 @@ def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """
     moved = rest - frame @ (frame.mT @ rest)
     moved = orthonormalised(moved)
-    gram = moved.mT @ moved - linalg.eye_like(moved.mT @ moved)
-    return moved, gram.abs().amax(dim=(-2, -1)) <= 1e-12
+    gram = moved.mT @ moved
+    return moved, (gram - linalg.eye_like(gram)).abs().amax(dim=(-2, -1)) <= 1e-12
 
 
 def orthonormalised(frame: Tensor) -> Tensor:
@@ -164,7 +164,8 @@ def _newton_turn(lower: Tensor, corner: Tensor) -> Tensor:
     half = linalg.skew(step) / 2
     identity = linalg.eye_like(half)
     # Cayley's map: a rotation that agrees with exp(-step) to third order.
-    return torch.linalg.solve(identity + half, identity - half)
+    turn: Tensor = torch.linalg.solve_ex(identity + half, identity - half).result
+    return turn
 
 
 def _cot(x: Tensor) -> Tensor:

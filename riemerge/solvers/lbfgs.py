@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from pymanopt import Problem
 from pymanopt.manifolds.manifold import Manifold
-from pymanopt.optimizers.line_search import BackTrackingLineSearcher
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor
 
@@ -19,14 +18,19 @@ from riemerge.manifolds.base import TorchManifold, scaled
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
 _LEAST_COSINE = 1e-6
+_SUFFICIENT_DECREASE = 1e-4
+_SHORTEST = 1e-12
 
 
 class _Pair(NamedTuple):
-    """A step, the change of the gradient along it, and 1 / <step, change>, or 0 where that is no curvature."""
+    """A step s, the change y of the gradient along it, 1 / <s, y>, or 0 where that is no curvature, and the size
+    <s, y> / <y, y> of the inverse Hessian that it shows.
+    """
 
     step: Any
     change: Any
     inverse: Any
+    size: Any
 
 
 @final
@@ -40,20 +44,25 @@ class LBFGS(Optimizer):  # type: ignore[misc]
 
     Args:
         memory: How many pairs of steps and changes are kept.
-        line_searcher: Pymanopt's protocol; backtracking by default. One that gives each module its own step
-            says in `moved` along which tangent vector it went.
+        line_searcher: Pymanopt's protocol; by default backtracking from a step of one, which Pymanopt's own do
+            not try. One that gives each module its own step says in `moved` along which vector it went.
+        rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows. Not
+            for a preconditioner that is of the Hessian's size already.
         kwargs: Of Pymanopt's `Optimizer`.
 
     Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
     where <s, y> is not positive.
     """
 
-    def __init__(self, *, memory: int = 8, line_searcher: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, memory: int = 20, line_searcher: Any = None, rescale: bool = True, **kwargs: Any
+    ) -> None:
         if memory < 1:
             raise ValueError(f"LBFGS: memory is {memory}; at least 1 is needed")
         super().__init__(**kwargs)
-        self._size = memory
-        self._line_searcher = BackTrackingLineSearcher() if line_searcher is None else line_searcher
+        self._memory = memory
+        self._rescale = rescale
+        self._line_searcher = _Backtracking() if line_searcher is None else line_searcher
         self._pairs: list[_Pair] = []
 
     def narrow(self, modules: Tensor) -> None:
@@ -67,7 +76,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         searcher = copy.deepcopy(self._line_searcher)
         point = manifold.random_point() if initial_point is None else initial_point
         began = time.time()
-        self._initialize_log(optimizer_parameters={"memory": self._size})
+        self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
         step_size, iteration = np.inf, 0
         while True:
@@ -84,10 +93,12 @@ class LBFGS(Optimizer):  # type: ignore[misc]
                 self._pairs = []
                 direction, slope = -gradient, -(norm**2)
             step_size, arrival = searcher.search(problem.cost, manifold, point, direction, cost, slope)
-            length = manifold.norm(point, direction)
-            moved = getattr(searcher, "moved", step_size / length * direction if length > 0 else direction)
+            moved = getattr(searcher, "moved", None)
+            if moved is None:
+                length = manifold.norm(point, direction)
+                moved = step_size / length * direction if length > 0 else direction
             cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
-            self._carry(algebra, point, arrival, (moved, gradient), after)
+            self._carry(problem, algebra, point, arrival, (moved, gradient), after)
             point, gradient = arrival, after
         self._pairs = []
         return self._return_result(
@@ -109,23 +120,35 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             vector = vector - algebra.scaled(share, pair.change)
             shares.append(share)
         vector = problem.preconditioner(point, vector)
+        if self._pairs and self._rescale:
+            vector = algebra.scaled(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
             back = pair.inverse * algebra.inner(point, pair.change, vector)
             vector = vector + algebra.scaled(share - back, pair.step)
         return problem.manifold.projection(point, vector)
 
     def _carry(
-        self, algebra: _Algebra, point: Any, arrival: Any, vectors: tuple[Any, Any], gradient: Any
+        self,
+        problem: Problem,
+        algebra: _Algebra,
+        point: Any,
+        arrival: Any,
+        vectors: tuple[Any, Any],
+        after: Any,
     ) -> None:
         """Transports the pairs to the new point and adds the newest: (step, gradient) before, gradient after."""
-        old = [part for pair in self._pairs[1 - self._size :] for part in (pair.step, pair.change)]
+        kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
+        old = [part for pair in kept for part in (pair.step, pair.change)]
         step, before, *parts = algebra.transported(point, arrival, [*vectors, *old])
+        change = after - before
+        inverse = algebra.inverse_curvature(arrival, step, change)
+        conditioned = problem.preconditioner(arrival, change)
+        size = algebra.size(arrival, inverse, change, conditioned, kept[-1].size if kept else None)
         self._pairs = [
-            _Pair(s, y, pair.inverse)
-            for s, y, pair in zip(parts[::2], parts[1::2], self._pairs[1 - self._size :], strict=True)
+            _Pair(s, y, pair.inverse, pair.size)
+            for s, y, pair in zip(parts[::2], parts[1::2], kept, strict=True)
         ]
-        change = gradient - before
-        self._pairs.append(_Pair(step, change, algebra.inverse_curvature(arrival, step, change)))
+        self._pairs.append(_Pair(step, change, inverse, size))
 
 
 class _Algebra(ABC):
@@ -147,6 +170,10 @@ class _Algebra(ABC):
     def inverse_curvature(self, point: Any, step: Any, change: Any) -> Any:
         """Returns 1 / <step, change>, or 0 where that is not clearly positive."""
 
+    @abstractmethod
+    def size(self, point: Any, inverse: Any, change: Any, conditioned: Any, before: Any) -> Any:
+        """Returns <s, y> / <y, P y>, P the preconditioner; where the pair is not used, what it was before, or 1."""
+
 
 @final
 class _Whole(_Algebra):
@@ -166,6 +193,11 @@ class _Whole(_Algebra):
         curved = self.inner(point, step, change)
         lengths = self._manifold.norm(point, step) * self._manifold.norm(point, change)
         return 1 / curved if curved > _LEAST_COSINE * lengths else 0.0
+
+    def size(self, point: Any, inverse: Any, change: Any, conditioned: Any, before: Any) -> Any:
+        if not inverse:
+            return 1.0 if before is None else before
+        return 1 / (inverse * self.inner(point, change, conditioned))
 
 
 @final
@@ -187,3 +219,28 @@ class _Modulewise(_Algebra):
         lengths = self._manifold.norms(point, step) * self._manifold.norms(point, change)
         shown = curved > _LEAST_COSINE * lengths
         return torch.where(shown, 1 / torch.where(shown, curved, 1.0), 0.0)
+
+    def size(
+        self, point: Tensor, inverse: Tensor, change: Tensor, conditioned: Tensor, before: Any
+    ) -> Tensor:
+        used = inverse > 0
+        scale = torch.where(used, inverse * self.inner(point, change, conditioned), 1.0)
+        return torch.where(used, 1 / scale, 1.0 if before is None else before)
+
+
+@final
+class _Backtracking:
+    """Halves a step of one until Armijo's rule holds."""
+
+    def search(
+        self, objective: Any, manifold: Manifold, x: Any, d: Any, f0: float, df0: float
+    ) -> tuple[float, Any]:
+        """Returns the length of the step and the new point (Pymanopt's protocol)."""
+        step = 1.0
+        arrival = manifold.retraction(x, d)
+        while not objective(arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
+            step /= 2
+            if step < _SHORTEST:
+                return 0.0, x
+            arrival = manifold.retraction(x, step * d)
+        return step * manifold.norm(x, d), arrival

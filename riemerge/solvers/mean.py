@@ -176,9 +176,7 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
             # zero.
             radius = float(np.pi * np.sqrt(problem.k))
             options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
-        watched = _Watched(
-            manifold, monitor.cost, monitor.gradient, monitor.hessian, monitor.preconditioned
-        )
+        watched = _Watched(manifold, monitor.cost, monitor.gradient, monitor.hessian, monitor.preconditioned)
         try:
             result = optimizer.run(watched, initial_point=start, **options)
             break
@@ -194,7 +192,8 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
 
 def _optimizer(name: str, problem: FrechetProblem, monitor: Monitor) -> Optimizer:
     if name == "lbfgs":
-        return LBFGS(line_searcher=ModulewiseLineSearcher(problem, monitor), **_ENDLESS)
+        searcher = ModulewiseLineSearcher(problem, monitor)
+        return LBFGS(line_searcher=searcher, rescale=False, **_ENDLESS)
     if name == "steepest_descent":
         return SteepestDescent(ModulewiseLineSearcher(problem, monitor, longest=_LONGEST), **_ENDLESS)
     if name == "conjugate_gradient":

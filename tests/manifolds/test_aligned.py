@@ -1,0 +1,161 @@
+"""All logarithms of a pass at once, against the manifold's own, pair by pair."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from riemerge import FrechetProblem, frechet_mean
+from riemerge.frechet.joint import Joint
+from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold, aligned, completion
+from tests.helpers import FAMILIES
+from tests.manifolds.subjects import family, updates
+
+M, N, R, T, K = 30, 26, 4, 3, 2
+
+
+def problem(name: str, weights: Tensor | None = None, **options: float) -> FrechetProblem:
+    """The reduced problem of one family."""
+    return FrechetProblem(updates(M, N, R, k=K), family(name, T, M, N, R, 7, **options), weights)
+
+
+def off(subject: FrechetProblem, point: Tensor, length: float) -> Tensor:
+    """A point at this distance from another one."""
+    search = subject.form.manifold
+    return search.retraction(point, length * search.random_tangent_vector(point))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pass_is_what_the_manifold_says(name: str) -> None:
+    """Cold, warm and loose: the same logarithms as `FixedRank.logarithm`, which knows none of this."""
+    for length in (0.01, 0.3):
+        subject = problem(name, torch.tensor([0.5, 0.3, 0.2]))
+        start = subject.start()
+        point = off(subject, start, length)
+        truth, missed = subject.certify(point)
+        # Two roundings of the same numbers; cores have condition 10.
+        assert float(missed.max()) < 1e-12
+        cold = subject.form.evaluate(point)
+        subject.form.accept(subject.form.evaluate(start))
+        warm = subject.form.evaluate(point, tight=True)
+        for found in (cold, warm):
+            torch.testing.assert_close(found.cost, truth.cost, rtol=1e-12, atol=0)
+            torch.testing.assert_close(found.squared, truth.squared, rtol=1e-12, atol=0)
+            torch.testing.assert_close(found.gradient, truth.gradient, rtol=0, atol=1e-11)
+            torch.testing.assert_close(found.vertical, truth.vertical, rtol=0, atol=1e-11)
+        loose = subject.form.evaluate(point)
+        at_start = subject.evaluate(start).norms
+        error = subject.form.manifold.norms(point, loose.gradient - truth.gradient)
+        assert bool((error <= 0.1 * at_start).all())
+        assert bool(((loose.cost - truth.cost).abs() <= 0.1 * at_start.square()).all())
+
+
+def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion that is never turned is not a logarithm: the pass says so, by an infinite cost."""
+    monkeypatch.setattr(aligned, "_TURNS", 0)
+    subject = problem("independent")
+    assert bool(torch.isinf(subject.evaluate(off(subject, subject.form.start(None), 0.3)).cost).all())
+
+
+def test_a_lost_completion_is_found_again() -> None:
+    """An anchor that is no completion at all costs time, not correctness."""
+    subject = problem("mix")
+    point = off(subject, subject.start(), 0.3)
+    truth = subject.form.evaluate(point)
+    subject.form.accept(truth._replace(state=truth.state._replace(completion=0 * truth.state.completion)))
+    torch.testing.assert_close(subject.form.evaluate(point, tight=True).cost, truth.cost, rtol=1e-13, atol=0)
+
+
+def test_weights_of_zero_take_data_out() -> None:
+    weights = torch.tensor([[0.5, 1.0], [0.5, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    points = family("close", T, M, N, R, 7)
+    subject = FrechetProblem(updates(M, N, R, k=K), points, weights)
+    point = off(subject, subject.start(), 0.2)
+    truth, _ = subject.certify(point)
+    found = subject.form.evaluate(point)
+    torch.testing.assert_close(found.cost, truth.cost, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.gradient, truth.gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["close", "shared_subspace", "independent"])
+def test_the_model_of_the_hessian_is_symmetric_and_positive(name: str) -> None:
+    subject = problem(name, cond=1e3)
+    form = subject.form
+    assert isinstance(form, Joint)
+    assert isinstance(form.manifold, JointManifold)
+    point = off(subject, subject.start(), 0.2)
+    pass_ = form.evaluate(point).state
+    a, b = (form.manifold.projection(point, form.manifold.random_ambient(point)) for _ in range(2))
+    inner = form.manifold.inner_products
+    pa, pb = (form.manifold.precondition(point, x, pass_) for x in (a, b))
+    torch.testing.assert_close(inner(point, a, pb), inner(point, pa, b), rtol=1e-11, atol=1e-11)
+    assert bool((inner(point, a, pa) > 0).all())
+    # Where the data are the point itself the metric is the Hessian.
+    same = FrechetProblem(updates(M, N, R, k=K), [family(name, 1, M, N, R, 7)[0]] * 2, reduce=False)
+    x = same.start()
+    v = same.form.manifold.projection(x, same.form.manifold.random_ambient(x))
+    assert isinstance(same.form, Joint)
+    kept = same.form.precondition(x, v, same.evaluate(x))
+    torch.testing.assert_close(kept, v, rtol=0, atol=1e-6 * float(v.abs().max()))
+
+
+def test_frames_too_short_for_geodesics_in_general_position() -> None:
+    """Below 2r rows the manifold's own logarithms are used, and the mean is as good."""
+    quotient, points = updates(7, 9, 4, k=2), family("close", 3, 7, 9, 4, 3)
+    solution = frechet_mean(quotient, points)
+    assert solution.ok
+    assert float(solution.gradient_norm.max()) < 1e-8
+
+
+def test_shared_directions_have_a_normal_factor() -> None:
+    gram = torch.zeros(1, 3, 3, dtype=torch.float64)
+    gram[0, 0, 0] = 0.25
+    factor, found = completion.normal_factor(gram, 1e-15)
+    assert bool(found.all())
+    torch.testing.assert_close(factor.mT @ factor, gram, rtol=0, atol=1e-14)
+    assert not bool(completion.normal_factor(-gram, 1e-15)[1].any())
+
+
+def test_a_completion_that_is_too_far_is_not_taken() -> None:
+    frame = torch.eye(4, dtype=torch.float64)[None, :, :2]
+    rest = torch.eye(4, dtype=torch.float64)[None, :, 2:]
+    moved, near = completion.recompleted(frame, rest)
+    assert bool(near.all())
+    torch.testing.assert_close(moved, rest)
+    assert not bool(completion.recompleted(frame, frame)[1].any())
+
+
+@pytest.mark.parametrize("name", ["close", "lora_like", "independent"])
+def test_a_logarithm_of_the_loop_needs_three_small_eigendecompositions(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On average over a solve: of size 2r for each side and pair, and of size r for each turn."""
+    counts: Counter[str] = Counter()
+    eigh, evaluate = torch.linalg.eigh, Joint.evaluate
+    loop = False
+
+    def counted(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if (
+            loop and matrix.ndim == 3 and matrix.shape[0] > K
+        ):  # pairs in one axis: frames, not cores or modules
+            counts["eigh"] += matrix.shape[0]
+        return eigh(matrix)
+
+    def passed(self: Joint, point: Tensor, *, tight: bool = False):
+        nonlocal loop
+        loop = self._anchor is not None
+        counts["logs"] += 2 * T * self.k if loop else 0
+        try:
+            return evaluate(self, point, tight=tight)
+        finally:
+            loop = False
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
+    monkeypatch.setattr(Joint, "evaluate", passed)
+    quotient = QuotientManifold(FixedRank(60, 50, 8, k=K), Orthogonal(8))
+    frechet_mean(quotient, family(name, T, 60, 50, 8, 3, k=K), max_passes=60)
+    # Every pair and side has one at least.
+    assert counts["logs"] < counts["eigh"] <= 3 * counts["logs"]

@@ -1,0 +1,156 @@
+"""L-BFGS: on Pymanopt's own manifolds, and module by module on stacks."""
+
+from __future__ import annotations
+
+import autograd.numpy as anp
+import numpy as np
+import pymanopt
+import pytest
+import torch
+from pymanopt.optimizers import SteepestDescent
+
+from riemerge import FrechetProblem, Status, frechet_mean
+from riemerge.manifolds import SymmetricPositiveDefinite
+from riemerge.solvers import LBFGS, lbfgs
+from tests.manifolds.subjects import family, matrices, relative, updates
+
+R, T, M, N = 8, 6, 120, 100
+
+
+def rayleigh(manifold: pymanopt.manifolds.manifold.Manifold, matrix: np.ndarray) -> pymanopt.Problem:
+    """Minus the sum of the leading eigenvalues, as a problem."""
+
+    @pymanopt.function.autograd(manifold)
+    def cost(x: np.ndarray) -> float:
+        return -anp.trace(anp.dot(x.T, anp.dot(matrix, x)))
+
+    return pymanopt.Problem(manifold, cost)
+
+
+@pytest.mark.parametrize("space", [pymanopt.manifolds.Stiefel(20, 3), pymanopt.manifolds.Grassmann(20, 3)])
+def test_finds_leading_eigenspaces_on_stock_manifolds(space: pymanopt.manifolds.manifold.Manifold) -> None:
+    generator = np.random.default_rng(1)
+    root = generator.standard_normal((20, 20))
+    matrix = root @ root.T
+    start = np.linalg.qr(generator.standard_normal((20, 3)))[0]
+    result = LBFGS(min_gradient_norm=1e-7, max_iterations=400, verbosity=0).run(
+        rayleigh(space, matrix), initial_point=start
+    )
+    best = -np.sort(np.linalg.eigvalsh(matrix))[-3:].sum()
+    assert result.cost == pytest.approx(best, rel=1e-10)
+    plain = SteepestDescent(min_gradient_norm=1e-7, max_iterations=4000, verbosity=0).run(
+        rayleigh(space, matrix), initial_point=start
+    )
+    # What it is for.
+    assert result.iterations < plain.iterations / 2
+
+
+def test_needs_about_as_many_steps_as_dimensions_on_a_quadratic() -> None:
+    """Without curvature pairs this takes hundreds: the condition is 1e4."""
+    space = pymanopt.manifolds.Euclidean(12)
+    scales = np.logspace(0, 4, 12)
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return anp.sum(scales * x**2) / 2
+
+    found = LBFGS(min_gradient_norm=1e-8, max_iterations=200, verbosity=0).run(
+        pymanopt.Problem(space, cost), initial_point=np.ones(12)
+    )
+    assert np.abs(found.point).max() < 1e-7
+    assert found.iterations < 120
+
+
+def test_stops_at_once_at_a_minimum_and_by_its_own_rules() -> None:
+    space = pymanopt.manifolds.Sphere(4)
+    scales = np.array([3.0, 2, 1, 0])
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return -anp.sum(scales * x**2)
+
+    problem = pymanopt.Problem(space, cost)
+    found = LBFGS(verbosity=0).run(problem, initial_point=np.eye(4)[0])
+    assert found.iterations == 1
+    found = LBFGS(max_iterations=3, min_gradient_norm=0, verbosity=0).run(
+        problem, initial_point=np.ones(4) / 2
+    )
+    assert "max iterations" in found.stopping_criterion
+    with pytest.raises(ValueError, match="memory is 0"):
+        LBFGS(memory=0)
+
+
+def test_each_module_runs_as_if_alone() -> None:
+    """A stack of an easy and a hard module takes the iterates that each takes by itself."""
+    quotient = updates(40, 36, 4, k=2)
+    close, far = (family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "independent"))
+    points = [torch.cat(pair) for pair in zip(close, far, strict=True)]
+    together = frechet_mean(quotient, points, max_passes=25, tol=1e-6)
+    for index, alone in enumerate((close, far)):
+        single = frechet_mean(updates(40, 36, 4), alone, max_passes=25, tol=1e-6)
+        assert single.status[0] is together.status[index]
+        assert relative(
+            matrices(quotient, together.point)[index : index + 1],
+            matrices(updates(40, 36, 4), single.point),
+        ) < (1e-9 if index == 0 else 1e-5)  # round-off grows along the flat directions of the far one
+
+
+def test_finished_modules_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    evaluate = FrechetProblem.evaluate
+    monkeypatch.setattr(
+        FrechetProblem, "evaluate", lambda self, x: (sizes.append(self.k), evaluate(self, x))[1]
+    )
+    parts = [family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "lora_like", "close", "mix")]
+    points = [torch.cat(pair) for pair in zip(*parts, strict=True)]
+    for solver in ("lbfgs", "conjugate_gradient", "steepest_descent", "trust_regions"):
+        sizes.clear()
+        solution = frechet_mean(updates(40, 36, 4, k=4), points, solver=solver, max_passes=600, tol=1e-6)
+        assert solution.status == (Status.CONVERGED,) * 4
+        assert sizes[0] == 4
+        assert sizes[-1] < 4
+        for index, part in enumerate(parts):
+            alone = frechet_mean(updates(40, 36, 4), part, max_passes=600, tol=1e-6)
+            # The gradient's square, over a curvature that is a tenth at least; several minima are one F apart.
+            if index in (0, 2):
+                assert solution.cost[index] == pytest.approx(alone.cost[0], abs=1e-10)
+        # The certificate is of all modules, whenever they left.
+        assert float(solution.gradient_norm.max()) < 1.1e-6 * np.sqrt(2 * solution.cost.max()).clip(1)
+        assert solution.trace[-1].cost == pytest.approx(solution.cost, rel=1e-9)
+
+
+def test_a_step_without_curvature_is_not_used() -> None:
+    manifold = SymmetricPositiveDefinite(2, k=3)
+    algebra = lbfgs._Modulewise(manifold)
+    point = torch.eye(2, dtype=torch.float64).expand(3, 2, 2)
+    step = torch.stack([torch.eye(2, dtype=torch.float64)] * 3)
+    change = torch.stack([step[0], -step[0], 0 * step[0]])
+    torch.testing.assert_close(
+        algebra.inverse_curvature(point, step, change), torch.tensor([0.5, 0, 0], dtype=torch.float64)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "most"), [("close", 15), ("lora_like", 150), ("shared_subspace", 150)])
+def test_passes_to_eight_digits(name: str, most: int) -> None:
+    """Rank 8, six adapters: the gradient norm 1e-8."""
+    for seed in (2001, 2002):
+        points = family(name, T, M, N, R, seed, k=2)
+        solution = frechet_mean(updates(M, N, R, k=2), points, tol=1e-9, max_passes=most)
+        assert float(solution.gradient_norm.max()) < 1e-8
+        assert float(solution.forward_error.max()) < 1e-11
+        assert float(solution.horizontality.max()) < 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["close", "lora_like", "shared_subspace"])
+def test_trust_regions_find_the_same_cost(name: str) -> None:
+    """From one start in the basin of a minimum: from far away the two may end in different ones."""
+    points = family(name, T, M, N, R, 2001, k=1)
+    near = frechet_mean(updates(M, N, R), points, tol=1e-2, max_passes=150).point
+    one, two = (
+        frechet_mean(updates(M, N, R), points, solver=solver, tol=1e-7, max_passes=1500, initial_point=near)
+        for solver in ("lbfgs", "trust_regions")
+    )
+    assert one.status == two.status == (Status.CONVERGED,)
+    assert one.cost == pytest.approx(two.cost, rel=1e-9)
