@@ -123,9 +123,7 @@ class Joint(Batched):
         if initial_point is not None:
             x = _polished(self.total, initial_point)
             return self.manifold.join(x, self.action.nearest(self.total, self.points, x, tolerance=_ROUGH))
-        if self.points.shape[0] == 1:  # its own mean, to the bit
-            return self.stand_in
-        return self.place(self.space.extrinsic_mean(self.points, self.weights))
+        return self.manifold.join(*self.action.aligned_mean(self.total, self.points, self.weights))
 
     def place(self, x: Tensor) -> Tensor:
         """Aligns the data to x by the surrogate alone."""

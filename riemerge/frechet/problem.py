@@ -109,23 +109,23 @@ class FrechetProblem:
         """Returns the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; in modules where it has no finite cost (the average of subspaces that are
-        shared exactly may be at the cut locus of all of them) the best of the data themselves; and where none
-        of them has one either, the average moved off by a seeded step.
+        shared exactly may be at the cut locus of all of them) that average moved off by a seeded step, or
+        else the first data point that has one.
         """
         form, point = self.form, self.form.start(self.initial_point)
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
             return point
         cost = self.evaluate(point).cost
-        stuck = torch.isinf(cost)
-        if not bool(host(stuck.any())):
-            return point
-        for other in (form.place(x) for x in form.points):
-            found = self.evaluate(other).cost
-            better = stuck & (found < cost)
-            point, cost = form.choose(better, other, point), torch.where(better, found, cost)
-        if bool(host(torch.isinf(cost).any())):
-            other = form.place(form.moved_off(form.solution(point)))
-            point = form.choose(torch.isinf(cost), other, point)
+        for place in range(len(self.kept) + 1):
+            stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
+            if stuck.numel() == 0:
+                break
+            few = form.narrowed(stuck)
+            x = few.points[place - 1] if place else few.moved_off(few.solution(point[stuck]))
+            other = few.place(x)
+            self.passes += 1
+            point = point.index_copy(0, stuck, other)
+            cost = cost.index_copy(0, stuck, few.evaluate(other).cost)
         return point
 
     def solution(self, point: Point) -> Point:

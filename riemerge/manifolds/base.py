@@ -74,6 +74,10 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         """Riesz: the tangent g with <g, v> = tr(E'v) for every tangent v, E the gradient of the entries."""
 
     @abstractmethod
+    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Inverse of Riesz: an ambient E with tr(E'v) = <tangent_vector, v> for every tangent v."""
+
+    @abstractmethod
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Moves along a tangent vector. Law: agrees with the geodesic to first order."""
 
@@ -207,10 +211,6 @@ class GeodesicManifold(TorchManifold):
     @abstractmethod
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
-
-    @abstractmethod
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Inverse of Riesz: an ambient E with tr(E'v) = <tangent_vector, v> for every tangent v."""
 
     @abstractmethod
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,6 +136,13 @@ class JointManifold(TorchManifold):
         riemannian = self.quotient.horizontal(x, self.total.euclidean_to_riemannian_gradient(x, at_x))
         return self.join(riemannian, linalg.skew(at_o @ alignments.mT) / self._weighted_metric)
 
+    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Lowers the part at x in the total space, and the turns by their own metric."""
+        (x, _), (at_x, turns) = self.split(point), self.split(tangent_vector)
+        metric = self._weighted_metric
+        metric = metric.reshape(self.count, *(1,) * (turns.ndim - metric.ndim), *metric.shape[1:])
+        return self.join(self.total.lower(x, at_x), metric * turns)
+
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Follows the geodesic of x and turns each alignment."""
         (x, alignments), (at_x, turns) = self.split(point), self.split(tangent_vector)

@@ -7,24 +7,20 @@ from typing import final
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge.manifolds import linalg, surrogate
 from riemerge.manifolds.base import GeodesicManifold, scaled
+from riemerge.manifolds.curvature import group_curvature
 from riemerge.manifolds.fixed_rank import FixedRank
 from riemerge.manifolds.quotient import GroupAction
-from riemerge.manifolds.spd import spectral
 
-# Sweeps of the surrogate alignment from each start; it converges linearly and is only a start itself.
-_SWEEPS = 5
-# Sweeps of the extrinsic mean; it is a start, and settles in a few.
+# Steps of the extrinsic mean; it is a start, and settles in a few.
 _MEAN_SWEEPS = 4
-# Candidates, half of either determinant, that are refined by the true distance.
-_REFINED = 4
+# Candidates, the nearest of all, that are refined by the true distance.
+_REFINED = 8
 # Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d^2 errs
 # by the square: the loose value ranks candidates, the tight one leaves logs horizontal.
 _LOOSE, _TIGHT = 3e-2, 1e-10
 _MAX_REFINEMENTS = 200
-# Least second derivative assumed over the group: between orthogonal frames with equal cores d^2 is flat.
-_LEAST_CURVATURE = 0.1
 
 
 @final
@@ -94,18 +90,36 @@ class Orthogonal(GroupAction):
         return linalg.polar(torch.randn(*leading, self.r, self.r, generator=generator, dtype=torch.float64))
 
     def extrinsic_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages by generalised Procrustes: align all to a reference, average in the total space, repeat.
+        """Averages by generalised Procrustes: the mean of `aligned_mean`."""
+        return self.aligned_mean(total, points, weights)[0]
+
+    def aligned_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Averages orbits by generalised Procrustes: align all to a reference, average in the total space,
+        repeat.
 
         The first reference is the truncated SVD of the weighted sum of the updates, so the order of the
-        points does not matter; alignments are those of the surrogate, so only matrices of size r are
-        decomposed.
+        points does not matter. Alignments are those of the surrogate, so only matrices of size r are
+        decomposed; they are searched for once, and then follow the reference in both components of O(r). A
+        single point is its own mean, to the bit.
+
+        Args:
+            total: The FixedRank manifold of the points.
+            points: (T, K, m + r + n, r).
+            weights: (T, K), of sum one in each module.
+
+        Returns:
+            The mean (K, m + r + n, r), and the elements (T, K, r, r), float64, that align the points to it.
         """
         total = _fixed_rank(total)
-        reference = _truncated_sum(total, points, weights)
+        if points.shape[0] == 1:
+            identity = linalg.eye_like(points[..., : self.r, :]).double()
+            return points[0].clone(), identity.expand(*points.shape[:2], -1, -1)
+        data, reference = surrogate.spectrum(total, points), _truncated_sum(total, points, weights)
+        both = None
         for _ in range(_MEAN_SWEEPS):
-            element = self.guess(total, points, reference)
+            both, element = surrogate.followed(data, surrogate.spectrum(total, reference), both)
             reference = total.extrinsic_mean(self.act(total, points, element), weights)
-        return reference
+        return reference, surrogate.followed(data, surrogate.spectrum(total, reference), both)[1]
 
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Returns the nearest representative found by `nearest`."""
@@ -114,8 +128,7 @@ class Orthogonal(GroupAction):
     def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Finds orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
         total = _fixed_rank(total)
-        candidates = _candidates(total, point, to)
-        return _best(candidates, _surrogate(total, point, to, candidates), 1)[0]
+        return surrogate.followed(surrogate.spectrum(total, point), surrogate.spectrum(total, to))[1]
 
     def diagonalised(self, total: GeodesicManifold, point: Tensor) -> Tensor:
         """Returns the representative whose core is diagonal, with falling entries."""
@@ -128,11 +141,10 @@ class Orthogonal(GroupAction):
         """Finds the orthogonal matrices (..., r, r) that bring points nearest to others, in the true
         distance.
 
-        The function is smooth with many minima (about 2^r sign patterns), so: sixteen candidates (Procrustes
-        on both frames, on either, and matched eigenbases; each with both determinants, raw and after a
-        surrogate ascent), of which the surrogate's two best of either determinant are refined in the true
-        distance, by safeguarded Newton steps with a diagonal model. The result depends only on the two
-        arguments, never on earlier calls, and is no certificate of a global minimum.
+        The function is smooth with many minima (about 2^r sign patterns), so the nearest few of about thirty
+        candidates of the surrogate, of either determinant, are refined in the true distance, by safeguarded
+        Newton steps with a diagonal model. The result depends only on the two arguments, never on earlier
+        calls, and is no certificate of a global minimum.
 
         Args:
             total: The FixedRank manifold of both points.
@@ -143,17 +155,13 @@ class Orthogonal(GroupAction):
         total = _fixed_rank(total)
         leading = torch.broadcast_shapes(point.shape[:-2], to.shape[:-2])
         rows = total.m + total.r + total.n
-        flat = (x.expand(*leading, rows, self.r).reshape(-1, rows, self.r) for x in (point, to))
+        flat = [x.expand(*leading, rows, self.r).reshape(-1, rows, self.r) for x in (point, to)]
         moving, fixed = flat
-        candidates = _candidates(total, moving, fixed)
-        scores = _surrogate(total, moving, fixed, candidates)
-        positive = torch.linalg.det(candidates) > 0
-        chosen = torch.cat(
-            [
-                _best(candidates, torch.where(side, scores, -torch.inf), _REFINED // 2)
-                for side in (positive, ~positive)
-            ]
-        )
+        candidates = surrogate.candidates(*(surrogate.spectrum(total, x) for x in flat))
+        found = total.logarithm(fixed, self.act(total, moving, candidates))
+        squared = torch.where(found.valid, found.squared, torch.inf)
+        nearest = torch.argsort(squared, dim=0, stable=True)[:_REFINED, :, None, None]
+        chosen = torch.take_along_dim(candidates, nearest, dim=0)
         chosen, squared = self._refine(total, moving, fixed, chosen, _LOOSE)
         best = torch.argmin(squared, dim=0)
         picked = chosen[best, torch.arange(best.shape[0], device=best.device)]
@@ -215,53 +223,6 @@ def orbit_metric(values: Tensor) -> Tensor:
     return ratio + ratio.mT - 1
 
 
-def _candidates(total: FixedRank, moving: Tensor, fixed: Tensor) -> Tensor:
-    """Returns 16 orthogonal matrices for each pair of points, (16, ..., r, r)."""
-    left, right, c, b = _overlaps(total, moving, fixed)
-    both = left + right
-    c_basis, b_basis = torch.linalg.eigh(c).eigenvectors, torch.linalg.eigh(b).eigenvectors
-    agreement = torch.diagonal(c_basis.mT @ both @ b_basis, dim1=-2, dim2=-1)
-    signs = torch.where(agreement < 0, -1.0, 1.0).to(agreement)
-    weakest = torch.nn.functional.one_hot(agreement.abs().argmin(dim=-1), total.r).to(signs)
-    plus = torch.ones_like(agreement[..., 0])
-    raw = torch.stack(
-        [linalg.procrustes(x, sign) for x in (both, left, right) for sign in (plus, -plus)]
-        + [(c_basis * x.unsqueeze(-2)) @ b_basis.mT for x in (signs, signs * (1 - 2 * weakest))]
-    )
-    # The surrogate of `_surrogate`, with logarithms shifted to be positive, is a convex function of O to be
-    # maximised, so each sweep of Procrustes on its linearisation climbs.
-    determinant = torch.linalg.det(raw).sign()
-    p, q = spectral(c, _shifted_log), spectral(b, _shifted_log)
-    climbed = raw
-    for _ in range(_SWEEPS):
-        climbed = linalg.procrustes(torch.pi * both + 4 * p @ climbed @ q, determinant)
-    return torch.cat((raw, climbed))
-
-
-def _surrogate(total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor) -> Tensor:
-    """Returns pi tr(O'(M'U + W'V)) + 2 tr(O' log C O log B): const - d^2 for frames far apart and commuting
-    cores.
-    """
-    left, right, c, b = _overlaps(total, moving, fixed)
-    cores = element.mT @ spectral(c, torch.log) @ element
-    return torch.pi * linalg.frobenius(element, left + right) + 2 * linalg.frobenius(
-        cores, spectral(b, torch.log)
-    )
-
-
-def _best(candidates: Tensor, scores: Tensor, count: int) -> Tensor:
-    """Takes the highest scored of candidates (c, ..., r, r), pair by pair: (count, ..., r, r)."""
-    order = torch.argsort(scores, dim=0, descending=True, stable=True)[:count]
-    return torch.gather(candidates, 0, order[..., None, None].expand(*order.shape, *candidates.shape[-2:]))
-
-
-def _overlaps(total: FixedRank, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns M'U, W'V and the cores C, B of points (M, C, W) and (U, B, V), of equal leading axes."""
-    (m, c, w), (u, b, v) = ([x.double() for x in total.split(point)] for point in (moving, fixed))
-    left, right, c, b = torch.broadcast_tensors(m.mT @ u, w.mT @ v, c, b)
-    return left, right, c, b
-
-
 def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
     """Returns the best rank-r approximation of sum_i w_i dW_i as a point; its spectrum is floored to stay
     positive.
@@ -279,42 +240,13 @@ def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
     return point.to(points.dtype)
 
 
-def _shifted_log(values: Tensor) -> Tensor:
-    logs = values.log()
-    return logs - logs.amin(dim=-1, keepdim=True)
-
-
 def _curvature_step(total: FixedRank, fixed: Tensor, moving: Tensor, gauge: Tensor) -> Tensor:
-    """Turns the gauge part of a log into a Newton step over the group.
-
-    In B's eigenbasis d^2 has the diagonal second derivative 2 h_jk, h_jk = c_U + c_V + 4 (b / sinh b) sinh(g
-    / 2) sinh(l / 2): l and g are the log ratios of the two cores' diagonals, b = (g - l) / 2, and c = x / (1
-    + x), x = t cot t, is one half for aligned frames and zero for orthogonal ones. The gauge part assumes h
-    of coinciding points.
-    """
+    """Turns the gauge part of a log, which assumes coinciding points, into a Newton step over the group."""
     u, b, v = (x.double() for x in total.split(fixed))
     m, c, w = (x.double() for x in total.split(moving))
     values, basis = torch.linalg.eigh(b)
-    stiefel = _frame_curvature(basis.mT @ (u.mT @ m) @ basis) + _frame_curvature(
-        basis.mT @ (v.mT @ w) @ basis
-    )
+    left, right = (basis.mT @ (x.mT @ y) @ basis for x, y in ((u, m), (v, w)))
     core = torch.diagonal(basis.mT @ c @ basis, dim1=-2, dim2=-1)
-    ratio, other = _log_ratio(values), _log_ratio(core)
-    half = (other - ratio).abs() / 2
-    bent = torch.where(half > 1e-6, half / torch.sinh(half.clamp_min(1e-6)), torch.ones_like(half))
-    curvature = stiefel + (4 * bent * torch.sinh(other / 2) * torch.sinh(ratio / 2)).clamp_min(0)
     small = basis.mT @ gauge @ basis
-    step = small * orbit_metric(values) / curvature.clamp_min(_LEAST_CURVATURE)
+    step = small * orbit_metric(values) / group_curvature(values, left, right, core)
     return -linalg.skew(basis @ step @ basis.mT)
-
-
-def _frame_curvature(product: Tensor) -> Tensor:
-    angle = torch.diagonal(product, dim1=-2, dim2=-1).clamp(0, 1).arccos()
-    x = torch.where(angle > 1e-6, angle / torch.tan(angle.clamp_min(1e-6)), torch.ones_like(angle))
-    c = x / (1 + x)
-    return (c.unsqueeze(-1) + c.unsqueeze(-2)) / 2
-
-
-def _log_ratio(values: Tensor) -> Tensor:
-    logs = values.log()
-    return logs.unsqueeze(-1) - logs.unsqueeze(-2)

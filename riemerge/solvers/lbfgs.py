@@ -15,6 +15,7 @@ from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor
 
 from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.manifolds.linalg import frobenius
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
 _LEAST_COSINE = 1e-6
@@ -23,12 +24,13 @@ _SHORTEST = 1e-12
 
 
 class _Pair(NamedTuple):
-    """A step s, the change y of the gradient along it, 1 / <s, y>, or 0 where that is no curvature, and the size
-    <s, y> / <y, y> of the inverse Hessian that it shows.
+    """A step s, the change y of the gradient along it, y as a functional, 1 / <s, y>, or 0 where that is no
+    curvature, and the size <s, y> / <y, P y> of the inverse Hessian that it shows.
     """
 
     step: Any
     change: Any
+    functional: Any
     inverse: Any
     size: Any
 
@@ -115,15 +117,17 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     def _applied(self, problem: Problem, algebra: _Algebra, point: Any, gradient: Any) -> Any:
         """Returns H gradient by the two-loop recursion."""
         vector, shares = gradient, []
+        (functional,) = algebra.functionals(point, [gradient])
         for pair in reversed(self._pairs):
-            share = pair.inverse * algebra.inner(point, pair.step, vector)
+            share = pair.inverse * algebra.applied(point, functional, pair.step)
             vector = vector - algebra.scaled(share, pair.change)
+            functional = functional - algebra.scaled(share, pair.functional)
             shares.append(share)
         vector = problem.preconditioner(point, vector)
         if self._pairs and self._rescale:
             vector = algebra.scaled(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
-            back = pair.inverse * algebra.inner(point, pair.change, vector)
+            back = pair.inverse * algebra.applied(point, pair.functional, vector)
             vector = vector + algebra.scaled(share - back, pair.step)
         return problem.manifold.projection(point, vector)
 
@@ -140,39 +144,46 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
         old = [part for pair in kept for part in (pair.step, pair.change)]
         step, before, *parts = algebra.transported(point, arrival, [*vectors, *old])
-        change = after - before
-        inverse = algebra.inverse_curvature(arrival, step, change)
-        conditioned = problem.preconditioner(arrival, change)
-        size = algebra.size(arrival, inverse, change, conditioned, kept[-1].size if kept else None)
+        steps, changes = [*parts[::2], step], [*parts[1::2], after - before]
+        functionals = algebra.functionals(arrival, changes)
+        conditioned = problem.preconditioner(arrival, changes[-1])
+        curved, length, size = (
+            algebra.applied(arrival, functionals[-1], vector) for vector in (step, changes[-1], conditioned)
+        )
+        (step_functional,) = algebra.functionals(arrival, [step])
+        lengths = (algebra.applied(arrival, step_functional, step) * length) ** 0.5
+        inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths, 0.0)
+        known = kept[-1].size if kept else 1.0
+        known_pairs = [(pair.inverse, pair.size) for pair in kept]
+        known_pairs.append((inverse, algebra.inverse(inverse * size, inverse > 0, known)))
         self._pairs = [
-            _Pair(s, y, pair.inverse, pair.size)
-            for s, y, pair in zip(parts[::2], parts[1::2], kept, strict=True)
+            _Pair(*vectors, *numbers)
+            for *vectors, numbers in zip(steps, changes, functionals, known_pairs, strict=True)
         ]
-        self._pairs.append(_Pair(step, change, inverse, size))
 
 
 class _Algebra(ABC):
-    """Inner products and multiples, of whole points or module by module. Abstract."""
+    """Functionals, transport and multiples: of whole points, or module by module. Abstract."""
 
     @abstractmethod
-    def inner(self, point: Any, a: Any, b: Any) -> Any:
-        """Returns the metric of two tangent vectors."""
+    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
+        """Returns <v, .> for tangent vectors v, as something that can be added and multiplied."""
+
+    @abstractmethod
+    def applied(self, point: Any, functional: Any, vector: Any) -> Any:
+        """Returns the number, or one for each module, that a functional gives for a tangent vector."""
 
     @abstractmethod
     def scaled(self, factor: Any, vector: Any) -> Any:
-        """Multiplies a tangent vector."""
+        """Multiplies a tangent vector or a functional."""
 
     @abstractmethod
     def transported(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
         """Carries tangent vectors from one point to another."""
 
     @abstractmethod
-    def inverse_curvature(self, point: Any, step: Any, change: Any) -> Any:
-        """Returns 1 / <step, change>, or 0 where that is not clearly positive."""
-
-    @abstractmethod
-    def size(self, point: Any, inverse: Any, change: Any, conditioned: Any, before: Any) -> Any:
-        """Returns <s, y> / <y, P y>, P the preconditioner; where the pair is not used, what it was before, or 1."""
+    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+        """Returns 1 / number where a condition holds, and another number elsewhere."""
 
 
 @final
@@ -180,8 +191,11 @@ class _Whole(_Algebra):
     def __init__(self, manifold: Manifold) -> None:
         self._manifold = manifold
 
-    def inner(self, point: Any, a: Any, b: Any) -> Any:
-        return self._manifold.inner_product(point, a, b)
+    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:  # noqa: ARG002
+        return vectors
+
+    def applied(self, point: Any, functional: Any, vector: Any) -> Any:
+        return self._manifold.inner_product(point, functional, vector)
 
     def scaled(self, factor: Any, vector: Any) -> Any:
         return factor * vector
@@ -189,15 +203,8 @@ class _Whole(_Algebra):
     def transported(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
         return [self._manifold.transport(point, arrival, vector) for vector in vectors]
 
-    def inverse_curvature(self, point: Any, step: Any, change: Any) -> Any:
-        curved = self.inner(point, step, change)
-        lengths = self._manifold.norm(point, step) * self._manifold.norm(point, change)
-        return 1 / curved if curved > _LEAST_COSINE * lengths else 0.0
-
-    def size(self, point: Any, inverse: Any, change: Any, conditioned: Any, before: Any) -> Any:
-        if not inverse:
-            return 1.0 if before is None else before
-        return 1 / (inverse * self.inner(point, change, conditioned))
+    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+        return 1 / number if where else other
 
 
 @final
@@ -205,8 +212,11 @@ class _Modulewise(_Algebra):
     def __init__(self, manifold: TorchManifold) -> None:
         self._manifold = manifold
 
-    def inner(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return self._manifold.inner_products(point, a, b)
+    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        return list(self._manifold.lower(point, torch.stack(vectors)))
+
+    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:  # noqa: ARG002
+        return frobenius(functional, vector)
 
     def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
         return scaled(factor, vector)
@@ -214,18 +224,8 @@ class _Modulewise(_Algebra):
     def transported(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         return list(self._manifold.transport(point, arrival, torch.stack(vectors)))
 
-    def inverse_curvature(self, point: Tensor, step: Tensor, change: Tensor) -> Tensor:
-        curved = self.inner(point, step, change)
-        lengths = self._manifold.norms(point, step) * self._manifold.norms(point, change)
-        shown = curved > _LEAST_COSINE * lengths
-        return torch.where(shown, 1 / torch.where(shown, curved, 1.0), 0.0)
-
-    def size(
-        self, point: Tensor, inverse: Tensor, change: Tensor, conditioned: Tensor, before: Any
-    ) -> Tensor:
-        used = inverse > 0
-        scale = torch.where(used, inverse * self.inner(point, change, conditioned), 1.0)
-        return torch.where(used, 1 / scale, 1.0 if before is None else before)
+    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
+        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
 
 
 @final

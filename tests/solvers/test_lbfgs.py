@@ -119,15 +119,32 @@ def test_finished_modules_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> No
         assert solution.trace[-1].cost == pytest.approx(solution.cost, rel=1e-9)
 
 
-def test_a_step_without_curvature_is_not_used() -> None:
-    manifold = SymmetricPositiveDefinite(2, k=3)
-    algebra = lbfgs._Modulewise(manifold)
-    point = torch.eye(2, dtype=torch.float64).expand(3, 2, 2)
-    step = torch.stack([torch.eye(2, dtype=torch.float64)] * 3)
-    change = torch.stack([step[0], -step[0], 0 * step[0]])
-    torch.testing.assert_close(
-        algebra.inverse_curvature(point, step, change), torch.tensor([0.5, 0, 0], dtype=torch.float64)
-    )
+def test_steps_without_curvature_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a concave stretch <s, y> is negative; taken in, such a pair would turn the direction uphill."""
+    space = pymanopt.manifolds.Euclidean(1)
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return anp.sum(1 - anp.exp(-((x / 4) ** 2)))
+
+    def slopes() -> list[float]:
+        seen: list[float] = []
+        search = lbfgs._Backtracking.search
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                lbfgs._Backtracking,
+                "search",
+                lambda self, f, m, x, d, f0, df0: (
+                    seen.append(df0 / np.abs(d).max()),
+                    search(self, f, m, x, d, f0, df0),
+                )[1],
+            )
+            LBFGS(max_iterations=12, verbosity=0).run(
+                pymanopt.Problem(space, cost), initial_point=np.array([12.0])
+            )
+        return seen
+
+    assert max(slopes()) < 0
 
 
 @pytest.mark.slow
