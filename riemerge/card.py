@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from riemerge.methods import METHODS
-from riemerge.record import RunRecord
+from riemerge.record import SPREAD_PARTLY, SPREAD_YES, RunRecord
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _VERDICT = {
@@ -42,16 +42,56 @@ def verdict(record: RunRecord) -> list[str]:
     if total.overlap is None or total.determined is None:
         return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
     found = total.overlap
-    counts = ", ".join(f"{answer} {count}" for answer, count in total.determined_modules.items())
     first = (
         f"Do these adapters determine their mean? {_VERDICT[total.determined]}. The principal angles between "
         f"their column spaces have an RMS cosine of {found.left:.2f} (random subspaces: "
         f"{found.left_random:.2f}), between their row spaces {found.right:.2f} (random: "
         f"{found.right_random:.2f}). On the side that shares less that is {max(found.share, 0):.0%} of the "
         f"way from random to equal subspaces; the updates themselves have a mean cosine of "
-        f"{found.cosine:.2f}. Modules by answer: {counts}."
+        f"{found.cosine:.2f}."
     )
-    return [first, _consequence(record, len(inputs))]
+    return [f"{first} {_measured(record)} {_modules(record)}", _consequence(record, len(inputs))]
+
+
+def _measured(record: RunRecord) -> str:
+    """How the answer was found: by several starts, or by the overlap alone."""
+    spread = record.totals.update_spread
+    if spread is None:
+        more = "; --starts 5 measures it" if record.recipe["merge_method"] == "geomerge" else ""
+        return f"The answer is judged by this overlap{more}."
+    starts = max(row.starts or 0 for row in record.modules)
+    costs = max(row.cost_spread or 0.0 for row in record.modules)
+    return (
+        f"The answer was measured: solved from {starts} starts, of which the best counts, the merged updates "
+        f"end up to {_share(spread)} apart, at costs within {_share(costs)} in every module (a module is "
+        f"determined up to {SPREAD_YES:.0%}, in part up to {SPREAD_PARTLY:.0%})."
+    )
+
+
+def _modules(record: RunRecord) -> str:
+    """Which modules are well determined, compactly."""
+    there = {answer: [row.module for row in record.modules if row.determined == answer] for answer in _ANSWER}
+    there = {answer: names for answer, names in there.items() if names}
+    total = sum(map(len, there.values()))
+    if len(there) == 1:
+        ((answer, _),) = there.items()
+        return f"{_ANSWER[answer]} {'is the one module' if total == 1 else f'are all {total} modules'}."
+    parts = (f"{_ANSWER[answer]}: {len(names)} ({_listed(names)})" for answer, names in there.items())
+    return f"Of {total} modules are {'; '.join(parts)}."
+
+
+_LISTED = 3
+_ANSWER = {"yes": "well determined", "partly": "determined in part", "no": "not determined"}
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}" if value >= 1e-3 else f"{value:.0e} of it"
 
 
 def _consequence(record: RunRecord, count: int) -> str:
@@ -62,9 +102,15 @@ def _consequence(record: RunRecord, count: int) -> str:
             + ("--method geomerge would be well determined here too." if answer == "yes" else "")
         ).strip()
     if answer == "yes":
+        rest = [row.module for row in record.modules if row.determined != "yes"]
+        fallback = (
+            f" For the {len(rest)} modules that are not well determined compare with --method average."
+            if rest
+            else ""
+        )
         return (
             "So the mean is a property of the adapters, hardly of the start or the solver: for such adapters "
-            "different starts were measured to end in the same update."
+            f"different starts were measured to end in the same update.{fallback}"
         )
     rank = sum(max(row.ranks, default=0) for row in record.inputs)
     return (

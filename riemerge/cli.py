@@ -61,6 +61,11 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
 _HOW_TO_REPORT = "please report it with what the same command prints under RIEMERGE_TRACEBACK=1"
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Working at once; they change no bit. All CPUs if not given.",
+)
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, and only the path of the result.")
 
 
@@ -87,14 +92,26 @@ def main() -> None:
 @click.option("--tol", type=float, help="Bound on each module's gradient norm.")
 @click.option("--cost-tol", type=float, help="Bound on the relative decrease of the cost.")
 @click.option("--max-passes", type=int, help="Budget of the solver.")
+@click.option("--max-seconds", type=float, help="Budget of the solver in seconds; none if not given.")
+@click.option(
+    "--starts", type=int, help="Starts to solve from, to see how far they end apart; 1 if not given."
+)
+@click.option("--seed", type=int, help="Of the starts; 0 if not given.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option("--dtype", help="Of the computation: float64 (if not given) or float32.")
 @click.option("--out-dtype", help="Of the written weights; that of the inputs if not given.")
+@_threads
 @_json
 @_quiet
 @_answering
 def merge(
-    sources: tuple[str, ...], output: str, device: str, as_json: bool, quiet: bool, **asked: Any
+    sources: tuple[str, ...],
+    output: str,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    **asked: Any,
 ) -> None:
     """Merge adapters into one: folders with weights (a:0.5 b:0.5), or a recipe.
 
@@ -104,7 +121,7 @@ def merge(
     from riemerge.recipe import read_recipe
 
     recipe = read_recipe(sources, {"merge_method": asked.pop("method"), **asked})
-    _merge_into(recipe, Path(output), device, as_json, quiet)
+    _merge_into(recipe, Path(output), device, threads, as_json, quiet)
 
 
 @main.command()
@@ -143,27 +160,30 @@ def methods(as_json: bool) -> None:
 
 @main.command()
 @click.option("-o", "--output", type=click.Path(), help="Folder to make; a temporary one if not given.")
+@_threads
 @_json
 @_quiet
 @_answering
-def demo(output: str | None, as_json: bool, quiet: bool) -> None:
+def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Merge the four real adapters that come with riemerge, and explain the result."""
     from riemerge.recipe import read_recipe
 
     folder = _demo_folder()
     recipe = read_recipe([str(folder / name) for name in DEMO])
     target = Path(output) if output else Path(tempfile.mkdtemp(prefix="riemerge-demo-")) / "merged"
-    _merge_into(recipe, target, "cpu", as_json, quiet)
+    _merge_into(recipe, target, "cpu", threads, as_json, quiet)
 
 
-def _merge_into(recipe: Recipe, target: Path, device: str, as_json: bool, quiet: bool) -> None:
+def _merge_into(
+    recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
+) -> None:
     """Check the target, merge, write, and show."""
     from riemerge.adapters import check_output
     from riemerge.merge import merge_recipe
 
     check_output(target, [entry.model for entry in recipe.models])
     with _progress(quiet) as listener:
-        result = merge_recipe(recipe, device=device, progress=listener)
+        result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=listener)
     rounding = max(result.save_pretrained(target).values())
     if as_json:
         _dump({"output": str(target), "rounding": rounding, "record": json.loads(result.record.to_json())})

@@ -11,17 +11,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.methods import Evidence
-from riemerge.record import Determined, ModuleRow, Overlap, Totals
+from riemerge.methods import Evidence, Small
+from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
-# Agreement of inputs from which on they determine their mean. Measured (benchmarks/identifiability.py, six
-# adapters of rank 16): two starts of the solver end in updates that differ by 113 % for independent adapters
-# (agreement 0), by 37 % where only the start of A is shared (0), by 38 % where half of the directions are
-# (0.5), and by 1e-9 for close ones (0.98). Equal subspaces with independent cores (overlap 1, cosine 0.1) do
-# not determine it either.
-DETERMINED_FROM = 0.75
-PARTLY_FROM = 0.25
+# From where on inputs determine their mean, judged by their overlap: fitted to how far ten starts ended
+# apart. Synthetic families are of three and six adapters of rank 8 and 16; the real ones are of rank 16: six
+# trained on tasks of one kind, and the four of the demo. `paired` is the cosine of the updates over the
+# product of those of their subspaces: how far directions that are shared belong to each other.
+#
+#     inputs                            weakest       paired        ‖dWₐ - dW‖ / ‖dW‖     so the mean is
+#     close, noise 0.1                  0.97          1.0           < 1e-8                determined
+#     close, noise 0.3                  0.8           0.9           < 1e-5                determined
+#     close, noise 0.6                  0.45          0.8           2e-5 to 6e-4          determined
+#     close, noise 1.0                  0.14          0.5 to 0.7    4e-4 to 1.0           in part
+#     real, one start of A, six         0.44          0.27 to 0.6   1e-3 to 1.2e-2        determined
+#     real, one start of A, demo        0.3           0.27 to 0.5   4e-3                  determined
+#                                       0.54          0.18          1.1e-2                in part
+#                                       0.25          0.09          0.40                  not determined
+#     real, starts of their own         < 0           < 0.2         0.47 to 0.67          not determined
+#     lora_like (one start of A)        0.97          0.0           3e-3 to 0.71          not determined
+#     mix (half of the directions)      < 0           1.8           0.26 to 0.47          not determined
+#     shared_subspace                   1             0.0           1.1                   not determined
+#     independent                       < 0           0.0           0.6 to 1.1            not determined
+#
+# So every direction must be shared on one side at least, and be paired with the same one on the other side.
+YES = (0.25, 0.25)
+PARTLY = (0.06, 0.15)
 
 
 class Frames(NamedTuple):
@@ -32,37 +48,51 @@ class Frames(NamedTuple):
     values: Tensor
 
 
-def frames(update: LowRankUpdate) -> Frames:
-    """Return the singular frames of an update, without the directions that are zero to round-off."""
+def frames(update: LowRankUpdate, storage: torch.dtype | None = None) -> Frames:
+    """Return the singular frames of an update, without the directions that are zero to round-off.
+
+    Args:
+        update: Any update.
+        storage: The dtype in which it was stored, as in `LowRankUpdate.numerical_rank`.
+    """
     canonical = update.to(dtype=torch.float64).balance()
-    rank = canonical.numerical_rank(update.dtype)
+    rank = canonical.numerical_rank(storage or update.dtype)
     left, right = canonical.B[:, :rank], canonical.A[:rank].mT
     sides = left.norm(dim=0), right.norm(dim=0)
     return Frames(left / sides[0], right / sides[1], sides[0] * sides[1])
 
 
-def overlap(inputs: Sequence[Frames]) -> Overlap | None:
+def overlap(inputs: Sequence[Frames], shape: tuple[int, int] | None = None) -> Overlap | None:
     """Compare the subspaces of T inputs pair by pair, against the level of uniformly random subspaces.
+
+    Inputs that are all zero have no subspaces and are left out.
 
     Law: invariant under rotations of both spaces; a function of the updates dW; share 1 for equal subspaces
     and, in expectation, at most 0 for random ones (there the mean square cosine is max(rᵢ, rⱼ) / n in n
     dimensions). Side by side, since a mean needs both: adapters that share the start of A alone share their
-    row spaces, and their mean is as free as that of independent ones.
+    row spaces, and their mean is as free as that of independent ones where they share nothing else.
+
+    Args:
+        inputs: Frames of the T inputs, in any common orthonormal bases.
+        shape: (m, n) of the module, where the frames are given in bases of a smaller space.
 
     Returns:
-        None for fewer than two inputs, or where one of them is all zero.
+        None for fewer than two inputs that are not all zero.
     """
-    pairs = list(itertools.combinations(inputs, 2))
-    if not pairs or any(frame.left.shape[1] == 0 for frame in inputs):
+    pairs = list(itertools.combinations([frame for frame in inputs if frame.left.shape[1] > 0], 2))
+    if not pairs:
         return None
-    left = [_cosine(one.left, other.left) for one, other in pairs]
-    right = [_cosine(one.right, other.right) for one, other in pairs]
+    m, n = shape or (inputs[0].left.shape[0], inputs[0].right.shape[0])
+    left = [_angles(one.left, other.left, m) for one, other in pairs]
+    right = [_angles(one.right, other.right, n) for one, other in pairs]
+    sides = list(zip(left, right, strict=True))
     return Overlap(
-        left=_mean([cosine for cosine, _ in left]),
-        right=_mean([cosine for cosine, _ in right]),
-        left_random=_mean([level for _, level in left]),
-        right_random=_mean([level for _, level in right]),
-        share=_mean([min(_share(*x), _share(*y)) for x, y in zip(left, right, strict=True)]),
+        left=_mean([side.mean for side in left]),
+        right=_mean([side.mean for side in right]),
+        left_random=_mean([side.level for side in left]),
+        right_random=_mean([side.level for side in right]),
+        share=_mean([min(_share(x.mean, x.level), _share(y.mean, y.level)) for x, y in sides]),
+        weakest=_mean([max(_share(x.least, x.level), _share(y.least, y.level)) for x, y in sides]),
         cosine=_mean([_angle(one, other) for one, other in pairs]),
     )
 
@@ -75,42 +105,73 @@ def mean_overlap(overlaps: Sequence[Overlap | None]) -> Overlap | None:
     return Overlap(**{name: _mean([getattr(one, name) for one in known]) for name in Overlap.model_fields})
 
 
-def determined(found: Overlap | None) -> Determined | None:
-    """Say whether inputs with this overlap determine their Fréchet mean."""
+def determined(found: Overlap | None, spread: float | None = None) -> Determined | None:
+    """Say whether inputs determine their Fréchet mean.
+
+    Args:
+        found: Their overlap, by which to judge where nothing better is known.
+        spread: How far apart several starts ended, relative to the mean: that decides where it was measured.
+    """
     if found is None:
         return None
-    agreement = min(found.share, found.cosine)
-    return "yes" if agreement >= DETERMINED_FROM else "partly" if agreement >= PARTLY_FROM else "no"
+    if spread is not None:
+        return "yes" if spread <= SPREAD_YES else "partly" if spread <= SPREAD_PARTLY else "no"
+    if _reaches(found, YES):
+        return "yes"
+    return "partly" if _reaches(found, PARTLY) else "no"
+
+
+def determined_together(answers: Sequence[Determined | None]) -> Determined | None:
+    """Put the answers of modules together: that of at least nine tenths of them, "partly" without one."""
+    known = [answer for answer in answers if answer is not None]
+    if not known:
+        return None
+    counts = Counter(known)
+    if counts["yes"] >= 0.9 * len(known):
+        return "yes"
+    return "no" if counts["no"] >= 0.9 * len(known) else "partly"
+
+
+def _reaches(found: Overlap, least: tuple[float, float]) -> bool:
+    weakest, paired = least
+    return found.weakest >= weakest and found.cosine >= paired * found.left * found.right
 
 
 def module_row(
     module: str,
-    merged: LowRankUpdate,
-    inputs: Sequence[LowRankUpdate],
+    shape: tuple[int, int],
+    small: Small,
     evidence: Evidence,
+    storage: Sequence[torch.dtype],
     order: Sequence[int],
 ) -> ModuleRow:
     """Measure one merged module.
 
     Args:
         module: Its name.
-        merged: The merged update as written.
-        inputs: The T updates that were merged, in the order of the stack.
+        shape: (m, n) of the module.
+        small: The merged update with its scale, and the T updates that were merged in the order of the stack,
+            all in bases of their joint span.
         evidence: What the method says.
+        storage: T dtypes, as in the stack.
         order: Places in the stack, in the order in which the record names the inputs.
     """
+    merged, inputs = small
     norms = [update.norm() for update in inputs]
     apart = [_relative(merged, update, norm) for update, norm in zip(inputs, norms, strict=True)]
-    found = overlap([frames(update) for update in inputs])
+    found = overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
+    numerical = evidence.numerical_ranks
     return ModuleRow(
         module=module,
-        shape=merged.shape,
+        shape=shape,
         input_ranks=tuple(inputs[i].rank for i in order),
+        numerical_ranks=None if numerical is None else tuple(numerical[i] for i in order),
         rank=merged.rank,
         status=evidence.status,
         cost=evidence.cost,
         gradient_norm=evidence.gradient_norm,
         horizontality=evidence.horizontality,
+        forward_error=evidence.forward_error,
         passes=evidence.passes,
         distances=None if evidence.distances is None else tuple(evidence.distances[i] for i in order),
         norm=merged.norm(),
@@ -118,7 +179,10 @@ def module_row(
         relative_distances=tuple(apart[i] for i in order),
         energy_kept=evidence.energy_kept,
         overlap=found,
-        determined=determined(found),
+        starts=evidence.starts,
+        cost_spread=evidence.cost_spread,
+        update_spread=evidence.update_spread,
+        determined=determined(found, evidence.update_spread),
     )
 
 
@@ -137,12 +201,13 @@ def totals(rows: Sequence[ModuleRow]) -> Totals:
         )
     ]
     common = mean_overlap([row.overlap for row in rows])
+    spread = _common_spread(rows)
     return Totals(
         modules=len(rows),
         parameters=sum(sum(row.shape) * row.rank for row in rows),
         cost=math.fsum(costs) if costs else None,
         gradient_norm=math.hypot(*gradients) if gradients else None,
-        distances=tuple(math.hypot(*column) for column in zip(*apart, strict=True)) if apart else None,
+        distances=tuple(_together(column) for column in zip(*apart, strict=True)) if apart else None,
         norm=math.hypot(*(row.norm for row in rows)),
         input_norms=tuple(norms),
         relative_distances=tuple(
@@ -150,19 +215,44 @@ def totals(rows: Sequence[ModuleRow]) -> Totals:
         ),
         statuses=dict(sorted(Counter(row.status for row in rows).items())),
         overlap=common,
-        determined=determined(common),
+        update_spread=spread,
+        determined=determined_together([row.determined for row in rows]),
         determined_modules=dict(sorted(Counter(row.determined for row in rows if row.determined).items())),
     )
+
+
+def _together(values: Sequence[float | None]) -> float | None:
+    """Root of the sum of squares of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return math.hypot(*known) if known else None
+
+
+def _common_spread(rows: Sequence[ModuleRow]) -> float | None:
+    """The spread of all modules as one: each start's updates apart, as a share of the norm of them all."""
+    known = [(row.update_spread * row.norm, row.norm) for row in rows if row.update_spread is not None]
+    if not known:
+        return None
+    apart, norms = zip(*known, strict=True)
+    whole = math.hypot(*norms)
+    return math.hypot(*apart) / whole if whole > 0 else 0.0
 
 
 def _relative(merged: LowRankUpdate, update: LowRankUpdate, norm: float) -> float | None:
     return sum_updates([merged, update], [1.0, -1.0]).norm() / norm if norm > 0 else None
 
 
-def _cosine(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """RMS cosine of the principal angles of two subspaces, and its level for random ones."""
+class _Angles(NamedTuple):
+    """Cosines of the principal angles of two subspaces: RMS, the least, and the RMS of random subspaces."""
+
+    mean: float
+    least: float
+    level: float
+
+
+def _angles(one: Tensor, other: Tensor, width: int) -> _Angles:
     small, large = sorted((one.shape[1], other.shape[1]))
-    return float((one.mT @ other).norm()) / math.sqrt(small), math.sqrt(large / one.shape[0])
+    cosines = torch.linalg.svdvals(one.mT @ other)
+    return _Angles(float(cosines.norm()) / math.sqrt(small), float(cosines[-1]), math.sqrt(large / width))
 
 
 def _angle(one: Frames, other: Frames) -> float:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import platform
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from importlib.metadata import version
 from numbers import Integral, Real
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 
-from riemerge import __version__
-from riemerge.adapters import Adapter, check_output, write_adapter
+from riemerge.adapters import Adapter, check_output, round_update, write_adapter
+from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
 from riemerge.card import model_card
-from riemerge.errors import RecipeError, ResourceError
-from riemerge.inputs import Input, display_names, open_inputs
+from riemerge.errors import NumericalError, RecipeError, ResourceError
+from riemerge.inputs import Input, open_inputs
+from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import module_row, totals
 from riemerge.methods import (
     DEFAULT_METHOD,
     Evidence,
     Method,
     Options,
+    Small,
     Stack,
     did_you_mean,
     find_method,
     run_method,
 )
 from riemerge.recipe import Recipe, make_recipe
-from riemerge.record import InputRow, ModuleRow, RunRecord, Timing
+from riemerge.record import ModuleRow, RunRecord, Timing
 from riemerge.solvers import SOLVERS
 from riemerge.updates import LowRankUpdate
 
@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     """How far a merge is.
 
     Attributes:
-        stage: `read`, `merge` or `measure`.
+        stage: `read`, `merge` or `measure`; a method that needs one pass only has no `read`.
         done: Modules that are through this stage.
         total: All modules.
         text: More, for a person.
@@ -56,6 +56,50 @@ class Progress(NamedTuple):
     text: str
 
 
+@final
+class _Rounded:
+    """Updates in the dtype in which they are written, rounded one at a time, all faults at once."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._problems: list[str] = []
+        self.updates: dict[str, LowRankUpdate] = {}
+        self.errors: dict[str, float] = {}
+
+    def add(self, module: str, update: LowRankUpdate) -> None:
+        """Round one update, given in its canonical gauge."""
+        try:
+            self.updates[module], self.errors[module] = round_update(update, self._dtype)
+        except NumericalError as fault:
+            self._problems += [f"{module}: {problem}" for problem in fault.problems]
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self._problems:
+            raise NumericalError(self._problems)
+
+
+@final
+class _Modules(Mapping[str, tuple[LowRankUpdate, ...]]):
+    """The T updates of each module, read from disk at each access, so that none is kept."""
+
+    def __init__(self, inputs: Sequence[Input], dtype: torch.dtype, device: torch.device) -> None:
+        self._inputs = inputs
+        self._dtype = dtype
+        self._device = device
+
+    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...]:
+        return tuple(
+            one.adapter.update(module, dtype=self._dtype, device=self._device) for one in self._inputs
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._inputs[0].adapter.modules))
+
+    def __len__(self) -> int:
+        return len(self._inputs[0].adapter.modules)
+
+
 Listener: TypeAlias = Callable[[Progress], None]
 
 
@@ -65,7 +109,8 @@ class MergeResult:
     """A merged adapter and the record of how it came about.
 
     Attributes:
-        updates: Module name to merged update, scale λ included, in the dtype of the computation.
+        updates: Module name to merged update, scale λ included, in its canonical gauge; in the dtype of the
+            computation, or in the dtype that is written where that was asked for.
         record: What was asked and done.
     """
 
@@ -73,6 +118,7 @@ class MergeResult:
     record: RunRecord
     _inputs: tuple[Adapter, ...] = field(repr=False)
     _out_dtype: torch.dtype = field(repr=False)
+    _rounding: Mapping[str, float] | None = field(repr=False)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, float]:
         """Write the merged adapter as a PEFT folder, with `riemerge.json` and a model card in it.
@@ -83,14 +129,21 @@ class MergeResult:
             For each module the relative error of rounding its dW to the dtype that is written.
 
         Raises:
+            NumericalError: Factors that are not finite, or not in the dtype; all such modules are named.
             OutputError: The folder exists, overlaps an input, or cannot be written.
         """
         check_output(folder, [adapter.path for adapter in self._inputs])
+        rounded = _Rounded(self._out_dtype)
+        if self._rounding is None:
+            for module, update in self.updates.items():
+                rounded.add(module, update)
+            rounded.check()
         return write_adapter(
             folder,
-            self.updates,
+            rounded.updates if self._rounding is None else self.updates,
             like=self._inputs,
             dtype=self._out_dtype,
+            rounding=rounded.errors if self._rounding is None else self._rounding,
             extra_files={RECORD_FILE: self.record.to_json(), CARD_FILE: model_card(self.record)},
         )
 
@@ -106,7 +159,11 @@ def merge_adapters(
     tol: float | None = None,
     cost_tol: float | None = None,
     max_passes: int | None = None,
+    max_seconds: float | None = None,
+    starts: int | None = None,
+    seed: int | None = None,
     device: str = "cpu",
+    threads: int | None = None,
     dtype: str = "float64",
     out_dtype: str | None = None,
     progress: Listener | None = None,
@@ -127,7 +184,14 @@ def merge_adapters(
         tol: Bound on the gradient norm of each module.
         cost_tol: Bound on the relative decrease of the cost.
         max_passes: Budget of the solver.
+        max_seconds: Budget of all solves together; none if not given. What runs out of it is not
+            reproducible.
+        starts: How many starts to solve each module from, 1 if not given; the best counts, and how far the
+            others end from it tells whether the inputs determine their mean.
+        seed: Of the starts after the first; 0 if not given.
         device: `cpu`, `cuda` (also `cuda:1`), or `auto` for cuda where there is one.
+        threads: How many work at once on a CPU; they change no bit. As many as the CPUs that this process may
+            use if not given.
         dtype: `float64` or `float32`, of the tall factors; the reduced problem is always float64.
         out_dtype: What is written: `float16`, `bfloat16`, `float32`, `float64`; None keeps that of the
             inputs.
@@ -156,6 +220,9 @@ def merge_adapters(
         "tol": tol,
         "cost_tol": cost_tol,
         "max_passes": max_passes,
+        "max_seconds": max_seconds,
+        "starts": starts,
+        "seed": seed,
     }
     paths = [one.path if isinstance(one, Adapter) else one for one in adapters]
     recipe = make_recipe(
@@ -172,7 +239,9 @@ def merge_adapters(
     )
     opened = {place: one for place, one in enumerate(adapters) if isinstance(one, Adapter)}
     optimizer = None if isinstance(solver, str) else solver
-    return merge_recipe(recipe, opened=opened, optimizer=optimizer, device=device, progress=progress)
+    return merge_recipe(
+        recipe, opened=opened, optimizer=optimizer, device=device, threads=threads, progress=progress
+    )
 
 
 def merge_recipe(
@@ -181,6 +250,8 @@ def merge_recipe(
     opened: Mapping[int, Adapter] | None = None,
     optimizer: Any = None,
     device: str = "cpu",
+    threads: int | None = None,
+    round_at_once: bool = False,
     progress: Listener | None = None,
 ) -> MergeResult:
     """Merge what a recipe asks for: `merge_adapters` with its values, the same laws and errors.
@@ -190,6 +261,9 @@ def merge_recipe(
         opened: Place to adapter, of those models of the recipe that are open already.
         optimizer: What the recipe's `solver` names, where that is no solver of ours: a Pymanopt optimizer.
         device: As in `merge_adapters`.
+        threads: As in `merge_adapters`.
+        round_at_once: Keep each update only as it will be written, so that the whole merge takes no more
+            memory than that: then what cannot be written in its dtype is a NumericalError here.
         progress: As in `merge_adapters`.
     """
     started = perf_counter()
@@ -200,10 +274,13 @@ def merge_recipe(
         known = did_you_mean(asked.solver, SOLVERS)
         raise RecipeError(f"parameters.solver: unknown solver {asked.solver!r}: {known}")
     where = _find_device(device)
+    workers = _find_threads(threads, where)
     tell = progress or _ignore
     paths = [Path(entry.model) for entry in recipe.models]
     inputs = open_inputs(paths, recipe.weights, method, opened or {})
-    stack = _read(inputs, getattr(torch, recipe.dtype), where, tell)
+    stack = _stack(inputs, getattr(torch, recipe.dtype), where)
+    dtypes = [one.adapter.dtype for one in inputs]
+    out_dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else reduce(torch.promote_types, dtypes)
 
     read = perf_counter()
     options = Options(
@@ -212,38 +289,53 @@ def merge_recipe(
         tol=asked.tol,
         cost_tol=asked.cost_tol,
         max_passes=asked.max_passes,
-        progress=lambda done, total, text: tell(Progress("merge", done, total, text)),
+        max_seconds=asked.max_seconds,
+        starts=asked.starts,
+        seed=asked.seed,
+        threads=workers,
+        progress=lambda stage, done, total, text: tell(Progress(stage, done, total, text)),
     )
-    merged = run_method(method, stack, options)
-    solved = perf_counter()
-
-    evidence = {module: one.evidence for module, one in merged.items()}
-    updates = {module: one.update.scaled(asked.scale) for module, one in merged.items()}
     order = sorted(range(len(inputs)), key=lambda i: inputs[i].place)
+    rounded = _Rounded(out_dtype)
+    updates: dict[str, LowRankUpdate] = {}
+    evidence: dict[str, Evidence] = {}
     rows: list[ModuleRow] = []
-    for module, update in updates.items():
-        rows.append(module_row(module, update, stack.modules[module], evidence[module], order))
-        tell(Progress("measure", len(rows), len(updates), ""))
+    with single_threaded():
+        for module, one in run_method(method, stack, options):
+            update = one.update.scaled(asked.scale).absorbed()
+            small = Small(one.small.merged.scaled(asked.scale), one.small.inputs)
+            rows.append(module_row(module, update.shape, small, one.evidence, stack.storage, order))
+            evidence[module] = one.evidence
+            if round_at_once:
+                rounded.add(module, update)
+            else:
+                updates[module] = update
+            tell(Progress("measure", len(rows), len(stack.modules), ""))
+    rounded.check()
 
-    dtypes = [one.adapter.dtype for one in inputs]
-    out_dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else reduce(torch.promote_types, dtypes)
     record = RunRecord(
-        recipe=_resolved(recipe, out_dtype),
-        versions=_versions(),
+        recipe=resolved_recipe(recipe, out_dtype),
+        versions=versions(),
         device=where.type,
-        base_model=_base_model(inputs),
-        inputs=_input_rows(recipe, inputs),
+        base_model=base_model(inputs),
+        inputs=input_rows(recipe, inputs),
         modules=tuple(rows),
         totals=totals(rows),
         advice={one.status: one.advice for one in evidence.values() if one.advice},
-        warnings=tuple(_warnings(recipe, inputs, evidence, rows)),
+        warnings=tuple(warnings(recipe, inputs, evidence, rows)),
         timing=Timing(
             read=read - started,
-            solve=solved - read,
+            solve=perf_counter() - read,
             modules={module: one.seconds for module, one in evidence.items()},
         ),
     )
-    return MergeResult(updates, record, tuple(one.adapter for one in inputs), out_dtype)
+    return MergeResult(
+        rounded.updates if round_at_once else updates,
+        record,
+        tuple(one.adapter for one in inputs),
+        out_dtype,
+        rounded.errors if round_at_once else None,
+    )
 
 
 def _completed(recipe: Recipe, method: Method) -> Recipe:
@@ -253,13 +345,26 @@ def _completed(recipe: Recipe, method: Method) -> Recipe:
     return recipe.model_copy(update={"parameters": asked.model_copy(update=missing)})
 
 
-def _read(inputs: Sequence[Input], dtype: torch.dtype, where: torch.device, tell: Listener) -> Stack:
-    modules: dict[str, tuple[LowRankUpdate, ...]] = {}
-    names = sorted(inputs[0].adapter.modules)
-    for module in names:
-        modules[module] = tuple(one.adapter.update(module, dtype=dtype, device=where) for one in inputs)
-        tell(Progress("read", len(modules), len(names), ""))
-    return Stack(tuple(one.name for one in inputs), tuple(one.weight for one in inputs), modules)
+def _stack(inputs: Sequence[Input], dtype: torch.dtype, where: torch.device) -> Stack:
+    # What the stored factors say is the update, whatever their dtype: real adapters in half precision have
+    # singular values below its round-off that count. But no adapter was trained to more than float32, and
+    # what stands below that is noise, unless float64 was stored and is computed with.
+    exact = {torch.float64}
+    storage = tuple(torch.float64 if {one.adapter.dtype, dtype} == exact else torch.float32 for one in inputs)
+    names = tuple(one.name for one in inputs)
+    return Stack(names, tuple(one.weight for one in inputs), _Modules(inputs, dtype, where), storage)
+
+
+def _find_threads(asked: int | None, where: torch.device) -> int:
+    """How many threads to use: a GPU is kept busy by one."""
+    if asked is not None and asked < 1:
+        raise RecipeError(f"threads: {asked}: expected at least 1")
+    if where.type != "cpu":
+        return 1
+    if asked is not None:
+        return asked
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 1
 
 
 def _find_device(name: str) -> torch.device:
@@ -278,97 +383,6 @@ def _find_device(name: str) -> torch.device:
             "devices: use --device cpu, or install a CUDA build of torch and a driver"
         )
     return device
-
-
-# --- the record ---------------------------------------------------------------------------------------------
-
-
-def _resolved(recipe: Recipe, out_dtype: torch.dtype) -> dict[str, Any]:
-    """A completed recipe as it can be written down, with names in place of paths."""
-    names = display_names([entry.model for entry in recipe.models])
-    return {
-        "merge_method": recipe.merge_method,
-        "models": [
-            {"model": name, "parameters": entry.parameters.model_dump()}
-            for name, entry in zip(names, recipe.models, strict=True)
-        ],
-        "parameters": recipe.parameters.model_dump(exclude_none=True),
-        "dtype": recipe.dtype,
-        "out_dtype": _name(out_dtype),
-    }
-
-
-def _input_rows(recipe: Recipe, inputs: Sequence[Input]) -> tuple[InputRow, ...]:
-    names = display_names([entry.model for entry in recipe.models])
-    rows = [
-        InputRow(name=name, weight=weight, share=0.0)
-        for name, weight in zip(names, recipe.weights, strict=True)
-    ]
-    for one in inputs:
-        rows[one.place] = InputRow(
-            name=one.name,
-            weight=recipe.weights[one.place],
-            share=one.weight,
-            sha256=dict(one.adapter.sha256),
-            ranks=tuple(sorted(set(one.adapter.ranks.values()))),
-            dtype=_name(one.adapter.dtype),
-        )
-    return tuple(rows)
-
-
-def _warnings(
-    recipe: Recipe, inputs: Sequence[Input], evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]
-) -> list[str]:
-    names = display_names([entry.model for entry in recipe.models])
-    found = [
-        f"{name}: its weight is 0: it was left out and not read"
-        for name, weight in zip(names, recipe.weights, strict=True)
-        if weight == 0
-    ]
-    if len(inputs) == 1:
-        found.append(f"{inputs[0].name}: is the only adapter that counts: there is nothing to merge it with")
-    same: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for one in inputs:
-        same[tuple(one.adapter.sha256.values())].append(one.name)
-    found += [
-        f"{', '.join(sorted(twins))}: hold the same files: each is counted with its weight"
-        for twins in same.values()
-        if len(twins) > 1
-    ]
-    for status in sorted({one.status for one in evidence.values() if not one.ok}):
-        there = [module for module, one in evidence.items() if one.status == status]
-        advice = evidence[there[0]].advice
-        count = f"{len(there)} of {len(evidence)} modules"
-        found.append(f"{count} ended as {status} ({', '.join(there)}): {advice}")
-    over = [row.module for row in rows if row.rank > min(row.shape)]
-    if over:
-        found.append(
-            f"{len(over)} modules have a rank above their full one (first {over[0]}): exact, but larger than "
-            "needed: "
-            "--rank truncates"
-        )
-    return found
-
-
-def _base_model(inputs: Sequence[Input]) -> str | None:
-    """The base model's public name; of a path of this machine, the last part only."""
-    bases = {one.adapter.config.base_model_name_or_path for one in inputs} - {None, ""}
-    for base in sorted(str(base) for base in bases):
-        local = PurePosixPath(base).is_absolute() or PureWindowsPath(base).drive or base[0] in "~."
-        return PureWindowsPath(base).name if local else base
-    return None
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "riemerge": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "pymanopt", "numpy")},
-    }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _plain(value: Any) -> Any:

@@ -47,6 +47,9 @@ class Parameters(BaseModel):
     tol: float | None = Field(default=None, gt=0)
     cost_tol: float | None = Field(default=None, ge=0)
     max_passes: int | None = Field(default=None, gt=0)
+    max_seconds: float | None = Field(default=None, gt=0)
+    starts: int | None = Field(default=None, gt=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
 
 
 @final
@@ -215,6 +218,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "greater_than": "more than ",
     "greater_than_equal": "at least ",
+    "less_than": "less than ",
     "string_too_short": "a text that is not empty; its least length is ",
 }
 

@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 Determined: TypeAlias = Literal["yes", "partly", "no"]
 
+# Up to how far apart several starts may end, as a share of the merged update, where inputs determine their
+# mean (yes), and where they do so in part.
+SPREAD_YES = 0.01
+SPREAD_PARTLY = 0.1
+
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -21,6 +26,8 @@ class Overlap(BaseModel):
         left_random: The RMS cosine expected of uniformly random spaces: sqrt(max(rᵢ, rⱼ) / m).
         right_random: The same on the right: sqrt(max(rᵢ, rⱼ) / n).
         share: 0 for random, 1 for equal subspaces: (c² - E²) / (1 - E²) on the side that shares less.
+        weakest: The same of the smallest cosine in place of the RMS, on the side where it is larger: at most
+            0 where some direction of the inputs is private on both sides.
         cosine: Cosine of the angle between the updates as vectors: 1 for updates that are multiples of each
             other.
     """
@@ -31,6 +38,7 @@ class Overlap(BaseModel):
     left_random: float
     right_random: float
     share: float
+    weakest: float
     cosine: float
 
 
@@ -64,55 +72,71 @@ class ModuleRow(BaseModel):
         module: Its name in the base model.
         shape: (m, n), outputs by inputs.
         input_ranks: Ranks of the T updates as stored.
+        numerical_ranks: Their numerical ranks as merged, where the method depends on them: an update of 0 is
+            all zero and was left out here, the others were all truncated to the least.
         rank: Rank of the merged update.
         status: Name of the outcome; EXACT for a closed form.
         cost: F = 1/2 Σ wᵢ dᵢ² in the geometry of the method; None for a closed form.
         gradient_norm: Of F, in the metric.
         horizontality: Defect of the logs to the inputs; 0 when horizontal.
+        forward_error: Largest relative error of exp(log) at the inputs; 0 when the logs are exact.
         passes: Iterations of the solver.
-        distances: T distances to the inputs in the geometry of the method.
+        distances: T distances to the inputs in the geometry of the method; None to those left out.
         norm: ‖dW‖ of the merged update, as written.
         input_norms: ‖dWᵢ‖ of the T inputs.
         relative_distances: ‖dW - dWᵢ‖ / ‖dWᵢ‖; None for an input that is all zero.
         energy_kept: Least share of a squared norm that truncation kept; None without truncation.
-        overlap: Of the inputs' subspaces; None for a single input or where an input is all zero.
-        determined: Whether inputs with this overlap determine their Fréchet mean.
+        overlap: Of the inputs' subspaces; None where fewer than two inputs are not all zero.
+        starts: How many starts had a finite cost and were solved from; None where one was asked for.
+        cost_spread: Largest relative excess of the cost of any start over the best, which was taken.
+        update_spread: Largest ‖dWₐ - dW‖ / ‖dW‖ over the starts, against the best.
+        determined: Whether the inputs determine their Fréchet mean: by the spread where it was measured, by
+            the overlap where not.
     """
 
     model_config = _FROZEN
     module: str
     shape: tuple[int, int]
     input_ranks: tuple[int, ...]
+    numerical_ranks: tuple[int, ...] | None
     rank: int
     status: str
     cost: float | None
     gradient_norm: float | None
     horizontality: float | None
+    forward_error: float | None
     passes: int
-    distances: tuple[float, ...] | None
+    distances: tuple[float | None, ...] | None
     norm: float
     input_norms: tuple[float, ...]
     relative_distances: tuple[float | None, ...]
     energy_kept: float | None
     overlap: Overlap | None
+    starts: int | None
+    cost_spread: float | None
+    update_spread: float | None
     determined: Determined | None
 
 
 @final
 class Totals(BaseModel):
-    """All modules together: sum of costs, roots of sums of squares of norms and distances, mean overlap."""
+    """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
+    starts, mean overlap; `determined` is the answer of nine tenths of the modules, "partly" where there is
+    none.
+    """
 
     model_config = _FROZEN
     modules: int
     parameters: int
     cost: float | None
     gradient_norm: float | None
-    distances: tuple[float, ...] | None
+    distances: tuple[float | None, ...] | None
     norm: float
     input_norms: tuple[float, ...]
     relative_distances: tuple[float | None, ...]
     statuses: dict[str, int]
     overlap: Overlap | None
+    update_spread: float | None
     determined: Determined | None
     determined_modules: dict[str, int]
 
@@ -122,10 +146,10 @@ class Timing(BaseModel):
     """Wall seconds: the only part of a record that differs between two equal runs.
 
     Attributes:
-        read: Checking and reading the inputs.
-        solve: Merging, all modules.
-        modules: Share of `solve` that fell to each module; modules solved in one batch share its time
-            equally.
+        read: Checking and hashing the inputs.
+        solve: Merging all modules: reading, reducing, solving, lifting and measuring.
+        modules: Solver's time that fell to each module; modules solved in one batch share its time equally.
+            Several batches are solved at once where there are threads.
     """
 
     model_config = _FROZEN
@@ -197,7 +221,7 @@ class InspectedPair(BaseModel):
         distance: Quotient distance, root of the sum of squares over modules; None where some module has none.
         distances: Module to quotient distance.
         overlap: Mean over modules; None where no module has one.
-        determined: Whether two adapters with this overlap determine their Fréchet mean.
+        determined: Whether the two determine their Fréchet mean, judged by the overlap of each module.
         notes: Why a distance is missing.
     """
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from riemerge.card import number, printable, verdict
 from riemerge.methods import METHODS
-from riemerge.record import Inspection, Overlap, RunRecord
+from riemerge.record import Inspection, ModuleRow, Overlap, RunRecord, Totals
 
 # Above so many inputs, their distances are shown as a range.
 MAX_DISTANCES = 5
@@ -155,7 +155,7 @@ def _modules(record: RunRecord) -> Table:
             row.status.lower(),
             number(row.norm),
             _distances(row.distances if row.distances is not None else row.relative_distances, wide),
-            row.determined or "-",
+            _determined(row),
             f"{seconds[row.module]:.2f}",
         )
     table.add_section()
@@ -167,10 +167,17 @@ def _modules(record: RunRecord) -> Table:
         "\n".join(f"{count} {status.lower()}" for status, count in total.statuses.items()),
         number(total.norm),
         _distances(total.distances if total.distances is not None else total.relative_distances, wide),
-        total.determined or "-",
+        _determined(total),
         f"{record.timing.solve:.2f}",
     )
     return table
+
+
+def _determined(row: ModuleRow | Totals) -> str:
+    """Whether the mean is determined, and by which spread where that was measured."""
+    if row.determined is None or row.update_spread is None:
+        return row.determined or "-"
+    return f"{row.determined} ({row.update_spread:.0%})"
 
 
 def _distances(values: Sequence[float | None], wide: bool) -> str:

@@ -129,9 +129,8 @@ class LowRankUpdate:
         left, core, right = self._reduced()
         u, sigma, vt = torch.linalg.svd(core, full_matrices=False)
         u, sigma, vt = left @ u[:, :rank], sigma[:rank], vt[:rank] @ right
-        largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True))
-        root = torch.where(largest < 0, -1.0, 1.0) * sigma.sqrt()
-        return LowRankUpdate((u * root).to(self.dtype), (root.T * vt).to(self.dtype))
+        root = _signs(u) * sigma.sqrt()
+        return LowRankUpdate((u * root).to(self.dtype), (root.mT * vt).to(self.dtype))
 
     def energy_kept(self, rank: int) -> float:
         """The share of ‖dW‖² that `truncate(rank)` keeps, in [0, 1]; 1 for the zero update."""
@@ -162,6 +161,14 @@ class LowRankUpdate:
         """The update factor · dW, with the same factors."""
         return replace(self, scale=factor * self.scale)
 
+    def absorbed(self) -> LowRankUpdate:
+        """The same dW with scale 1: the scale goes into both factors alike, its sign into A.
+
+        Law: a scale times canonical factors (see `balance`) becomes canonical factors.
+        """
+        root = math.sqrt(abs(self.scale))
+        return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
+
     def __neg__(self) -> LowRankUpdate:
         return self.scaled(-1.0)
 
@@ -191,3 +198,69 @@ def sum_updates(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> L
         raise ValueError(f"updates of different shapes: {sorted({update.shape for update in updates})}")
     left = [(weight * update.scale) * update.B for update, weight in zip(updates, weights, strict=True)]
     return LowRankUpdate(torch.cat(left, dim=1), torch.cat([update.A for update in updates], dim=0))
+
+
+@final
+class JointSpan:
+    """Updates of one module in orthonormal bases of their joint column space and of their joint row space.
+
+    Law: dWᵢ = L sᵢ Rᵀ with one L (m, p) and one R (n, q), both of orthonormal columns, and small updates sᵢ
+    (p, q). So every norm, inner product, singular value, rank and sum of the small updates is that of the
+    updates themselves, to round-off. p = min(m, Σ rᵢ), q = min(n, Σ rᵢ). One Householder QR a side, in the
+    dtype of the factors (float32 at least): Gram matrices would lose half of the digits, and factors may have
+    a gauge of any condition. The small updates are float64.
+
+    Args:
+        updates: At least one, all of one shape and device; their dtypes are promoted to a common one.
+
+    Raises:
+        ValueError: No update, or shapes that differ.
+    """
+
+    def __init__(self, updates: Sequence[LowRankUpdate]) -> None:
+        shapes = sorted({update.shape for update in updates})
+        if len(shapes) != 1:
+            raise ValueError(f"updates of shapes {shapes}: expected at least one, all of one shape")
+        dtype = torch.float32
+        for update in updates:
+            dtype = torch.promote_types(dtype, update.dtype)
+        # The bases stay in LAPACK's product form: lifting needs no more, and it costs half of forming them.
+        self._left = torch.geqrf(torch.cat([update.B.to(dtype).mT for update in updates]).mT)
+        self._right = torch.geqrf(torch.cat([update.A.to(dtype) for update in updates]).mT)
+        widths = [update.rank for update in updates]
+        small = zip(
+            updates,
+            _triangle(self._left[0]).split(widths, dim=1),
+            _triangle(self._right[0]).split(widths, dim=1),
+            strict=True,
+        )
+        self.updates = tuple(LowRankUpdate(b, a.mT, update.scale) for update, b, a in small)
+
+    def lift(self, small: LowRankUpdate) -> LowRankUpdate:
+        """The update L s Rᵀ, (m, n), of a small one (p, q), in the dtype of the factors that span it.
+
+        Law: an isometry; columns are signed so that canonical factors (see `LowRankUpdate.balance`) stay
+        canonical.
+        """
+        left, right = _times_basis(self._left, small.B), _times_basis(self._right, small.A.mT)
+        signs = _signs(left)
+        return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
+
+
+def _triangle(factored: Tensor) -> Tensor:
+    return factored[: min(factored.shape)].triu().to(torch.float64)
+
+
+def _times_basis(factored: tuple[Tensor, Tensor], small: Tensor) -> Tensor:
+    """The product (rows, k) of the orthonormal (rows, p) behind a `geqrf` with a (p, k)."""
+    reflectors, tau = factored
+    padding = small.new_zeros(reflectors.shape[0] - small.shape[0], small.shape[1])
+    padded = torch.cat([small, padding]).to(reflectors.dtype)
+    product: Tensor = torch.ormqr(reflectors[:, : tau.shape[-1]], tau, padded)
+    return product
+
+
+def _signs(frame: Tensor) -> Tensor:
+    """Signs (1, r) that make the entry of largest magnitude in each column of (m, r) positive."""
+    largest = frame.gather(0, frame.abs().argmax(dim=0, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0).to(frame.dtype)

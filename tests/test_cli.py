@@ -53,9 +53,13 @@ def test_every_option_reaches_the_record(folders: list[Path], tmp_path: Path) ->
         "tol": 1e-6,
         "cost-tol": 1e-5,
         "max-passes": 99,
+        "max-seconds": 1e6,
+        "starts": 2,
+        "seed": 7,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     dtypes = ["--dtype", "float32", "--out-dtype", "bfloat16"]
+    words += ["--threads", 2]
     ran = run("merge", *folders, "-o", tmp_path / "out", "--json", "--method", "geomerge", *words, *dtypes)
     recipe = json.loads(ran.stdout)["record"]["recipe"]
     assert recipe["parameters"] == {name.replace("-", "_"): value for name, value in options.items()}
@@ -112,11 +116,8 @@ def pickles(folders: list[Path], _: Path) -> list[object]:
     return [*folders]
 
 
-def deficient(_: list[Path], root: Path) -> list[object]:
-    good, bad = family("close", 2)
-    bad["layers.0.q"][0][:, 0] = 0
-    bad["layers.1.q"][0][:] = 0
-    return [*write_family(root / "deficient", [good, bad])]
+def too_large(folders: list[Path], _: Path) -> list[object]:
+    return [*folders, "--out-dtype", "float16", "--scale", 1e12]
 
 
 def taken(folders: list[Path], root: Path) -> list[object]:
@@ -139,7 +140,12 @@ def no_device(folders: list[Path], _: Path) -> list[object]:
             pickles,
             ["a/adapter_model.safetensors: is a pickle", "b/adapter_model.safetensors"],
         ),
-        ("NumericalError", 5, deficient, ["b: layers.0.q: its numerical rank is 2", "b: layers.1.q: its"]),
+        (
+            "NumericalError",
+            5,
+            too_large,
+            [f"{module}: the factors reach" for module in ("layers.0.q", "layers.0.v", "layers.1.q")],
+        ),
         ("OutputError", 6, taken, ["exists already"]),
         ("ResourceError", 7, no_device, ["cuda:77 was asked for"]),
     ],
@@ -257,8 +263,8 @@ def test_demo_merges_the_real_adapters(tmp_path: Path) -> None:
     assert [row["name"] for row in record["inputs"]] == ["snli", "mnli", "qnli", "scitail"]
     assert record["totals"]["modules"] == 36
     assert set(record["totals"]["statuses"]) <= {"CONVERGED", "FLAT"}
-    # They share their initialisation of A and little else.
-    assert record["totals"]["determined"] == "no"
+    # They share their initialisation of A, and in some modules more than that.
+    assert record["totals"]["determined"] == "partly"
     assert (tmp_path / "out" / TENSORS).exists()
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import weakref
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from riemerge.adapters import read_adapter
+from riemerge.adapters import Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError, RecipeError, ResourceError
 from riemerge.inputs import display_names
+from riemerge.manifolds import FixedRank
 from riemerge.merge import MergeResult, Progress, merge_adapters
-from riemerge.methods import METHODS
+from riemerge.methods import METHODS, Options, batches
+from riemerge.methods.reduction import in_order
 from riemerge.recipe import read_recipe
 from riemerge.record import RunRecord
+from riemerge.updates import LowRankUpdate
 from tests.fake_cuda import fake_cuda
 from tests.folders import SHAPES, family, write_family, write_folder
 from tests.helpers import Factors, random_gauge, seeded
@@ -257,25 +263,270 @@ def test_updates_of_different_rank_need_a_rank(tmp_path: Path) -> None:
     assert {u.rank for u in merge_adapters(folders, rank=2).updates.values()} == {2}
 
 
-def test_every_rank_deficient_update_is_named(tmp_path: Path) -> None:
-    good, bad = family("close", 2)
-    bad["layers.0.q"][0][:, 2] = 0
-    bad["layers.0.v"][0][:] = 0
-    folders = write_family(tmp_path, [good, bad])
+# --- updates that are no point of the manifold --------------------------------------------------------------
+
+
+def deficient_family(rank: int = 2) -> tuple[list[dict[str, Factors]], list[dict[str, Factors]]]:
+    """Close adapters, b of lower rank in one module (hidden by a gauge); and the same, all truncated."""
+    adapters = family("close", 3)
+    cut = [dict(one) for one in adapters]
+    module = "layers.0.q"
+    b, a = adapters[1][module]
+    gauge = random_gauge(3, 10.0, seeded(3))
+    narrow = LowRankUpdate(b, a).truncate(rank)
+    zero = torch.zeros(len(b), 3 - rank, dtype=torch.float64)
+    adapters[1][module] = (
+        torch.cat([narrow.B, zero], dim=1) @ gauge,
+        torch.linalg.solve(gauge, torch.cat([narrow.A, a[: 3 - rank]])),
+    )
+    for one, other in zip(adapters, cut, strict=True):
+        best = LowRankUpdate(*one[module]).truncate(rank)
+        other[module] = (best.B, best.A)
+    return adapters, cut
+
+
+def test_an_update_that_is_all_zero_is_left_out_of_its_module(tmp_path: Path) -> None:
+    adapters = family("close", 3)
+    adapters[1]["layers.0.q"][0][:] = 0
+    folders = write_family(tmp_path, adapters)
+    result = merge_adapters(folders, [3, 2, 1])
+    without = merged(merge_adapters([folders[0], folders[2]], [3, 1]))
+    module = "layers.0.q"
+    assert apart({module: merged(result)[module]}, {module: without[module]}) <= 1e-12
+    # In the other modules it counts as ever.
+    assert apart({"layers.0.v": merged(result)["layers.0.v"]}, {"layers.0.v": without["layers.0.v"]}) > 1e-3
+    row = result.record.modules[0]
+    assert row.numerical_ranks == (3, 0, 3)
+    assert row.distances is not None
+    assert row.distances[1] is None
+    assert row.relative_distances[1] is None
+    assert row.distances[2] == pytest.approx(3 * (row.distances[0] or 0.0), rel=1e-4)
+    assert row.energy_kept is None
+    assert row.determined == "yes"
+    assert result.record.totals.distances is not None
+    assert None not in result.record.totals.distances
+    (warning,) = result.record.warnings
+    assert warning.startswith("b: its update is all zero in 1 of 3 modules (layers.0.q)")
+    assert "left out" in warning
+    result.save_pretrained(tmp_path / "out")
+    assert warning in json.loads((tmp_path / "out" / "riemerge.json").read_text())["warnings"]
+
+
+def test_one_update_left_is_the_result_and_none_is_zero(tmp_path: Path) -> None:
+    adapters = family("close", 3)
+    for i in (0, 1, 2):
+        adapters[i]["layers.0.v"][0][:] = 0
+    for i in (0, 2):
+        adapters[i]["layers.1.q"][1][:] = 0
+    result = merge_adapters(write_family(tmp_path, adapters), scale=2.0)
+    rows = {row.module: row for row in result.record.modules}
+    assert not result.updates["layers.0.v"].dense().any()
+    assert (rows["layers.0.v"].status, rows["layers.0.v"].cost) == ("EXACT", None)
+    assert rows["layers.0.v"].numerical_ranks == (0, 0, 0)
+    assert rows["layers.0.v"].norm == 0
+    only = {m: 2 * w for m, w in dense(adapters[1]).items() if m == "layers.1.q"}
+    assert apart({m: w for m, w in merged(result).items() if m in only}, only) <= 1e-12
+    assert (rows["layers.1.q"].status, rows["layers.1.q"].distances) == ("EXACT", (None, 0.0, None))
+    assert result.record.totals.statuses["EXACT"] == 2
+    assert len(result.record.warnings) == 3
+    assert max(result.save_pretrained(tmp_path / "out").values()) <= 1e-12
+    written = read_adapter(tmp_path / "out")
+    assert not written.update("layers.0.v").dense().any()
+
+
+def test_a_rank_deficient_update_truncates_its_module_to_its_rank(tmp_path: Path) -> None:
+    adapters, cut = deficient_family()
+    folders = write_family(tmp_path / "whole", adapters)
+    result = merge_adapters(folders, [3, 2, 1], cost_tol=0)
+    by_hand = {
+        module: merged(
+            merge_adapters(
+                write_family(tmp_path / module, [{module: one[module]} for one in cut]), [3, 2, 1], cost_tol=0
+            )
+        )[module]
+        for module in SHAPES
+    }
+    assert apart(merged(result), by_hand) <= 1e-7
+    row, *others = result.record.modules
+    assert (row.rank, row.input_ranks, row.numerical_ranks) == (2, (3, 3, 3), (3, 2, 3))
+    kept = [
+        float((np.linalg.svd(dense(one)["layers.0.q"])[1][:2] ** 2).sum())
+        / float(np.linalg.norm(dense(one)["layers.0.q"]) ** 2)
+        for one in adapters
+    ]
+    assert row.energy_kept == pytest.approx(min(kept), rel=1e-9)
+    assert {one.rank for one in others} == {3}
+    assert {one.energy_kept for one in others} == {None}
+    (warning,) = result.record.warnings
+    assert warning.startswith("b: its update is rank deficient in 1 of 3 modules (layers.0.q: 2 of 3)")
+    result.save_pretrained(tmp_path / "out")
+    assert read_adapter(tmp_path / "out").ranks["layers.0.q"] == 2
+
+
+def test_float32_factors_hide_no_rank_below_their_round_off(tmp_path: Path) -> None:
+    adapters, _ = deficient_family()
+    folders = write_family(tmp_path, adapters, dtype=torch.float32)
+    for dtype in ("float64", "float32"):
+        assert merge_adapters(folders, dtype=dtype).record.modules[0].numerical_ranks == (3, 2, 3)
+
+
+def test_a_rank_asked_for_cuts_what_is_deficient_too(tmp_path: Path) -> None:
+    adapters, _ = deficient_family(rank=1)
+    result = merge_adapters(write_family(tmp_path, adapters), rank=2)
+    assert [row.rank for row in result.record.modules] == [1, 2, 2]
+    assert "(layers.0.q: 1 of 2)" in result.record.warnings[0]
     with pytest.raises(NumericalError) as caught:
-        merge_adapters(folders)
-    assert len(caught.value.problems) == 2
-    assert "b: layers.0.q: its numerical rank is 2, below its rank 3" in caught.value.problems[0]
-    assert "--rank 2" in caught.value.problems[0]
-    assert "b: layers.0.v: its numerical rank is 0" in caught.value.problems[1]
-    assert "use method average" in caught.value.problems[1]
-    for rank, count in ((2, 1), (3, 2), (5, 6)):
-        with pytest.raises(NumericalError) as caught:
-            merge_adapters(folders, rank=rank)
-        assert len(caught.value.problems) == count
-        assert f"below the rank {rank} asked for" in caught.value.problems[0]
-    row = merge_adapters(folders, method="average").record.modules[1]
-    assert (row.overlap, row.determined, row.relative_distances[1]) == (None, None, None)
+        merge_adapters(write_family(tmp_path / "again", adapters), rank=4)
+    assert len(caught.value.problems) == 9
+    assert "a: layers.0.q: its rank is at most 3, below the rank 4 asked for" in caught.value.problems
+
+
+def test_a_sum_takes_updates_of_any_rank(tmp_path: Path) -> None:
+    adapters, _ = deficient_family()
+    adapters[0]["layers.0.v"][0][:] = 0
+    record = merge_adapters(write_family(tmp_path, adapters[:2]), method="average").record
+    assert record.warnings == ()
+    row = record.modules[1]
+    assert (row.overlap, row.determined, row.relative_distances[0]) == (None, None, None)
+    assert row.numerical_ranks is None
+
+
+# --- threads and seconds ------------------------------------------------------------------------------------
+
+
+@EVERY_METHOD
+def test_threads_and_the_order_of_the_file_change_no_bit(tmp_path: Path, method: str) -> None:
+    # More modules than are solved in one block, of several sizes.
+    sizes = list(zip("qvo", SHAPES.values(), strict=True))
+    shapes = {f"layers.{i}.{name}": size for i in range(7) for name, size in sizes}
+    shapes["narrow"] = (5, 14)
+    adapters = family("close", 3, shapes=shapes)
+    backward = [dict(reversed(one.items())) for one in adapters]
+    options: dict[str, Any] = {"method": method, "rank": 2}
+    files = []
+    for name, one, threads in (("one", adapters, 1), ("two", adapters, 2), ("back", backward, 3)):
+        result = merge_adapters(write_family(tmp_path / name, one), [3, 2, 1], threads=threads, **options)
+        result.save_pretrained(tmp_path / f"{name}-out")
+        files.append(stored(tmp_path / f"{name}-out"))
+        assert list(result.updates) == sorted(shapes)
+    assert files[0] == files[1] == files[2]
+
+
+def test_torch_has_one_thread_within_a_merge_and_as_many_as_before_after_it(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        merge_adapters(folders, threads=2, progress=lambda _: seen.append(torch.get_num_threads()))
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_fault_in_a_thread_ends_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    adapter = read_adapter(folders[0])
+    with (folders[0] / TENSORS).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(AdapterError, match="changed while it was in use"):
+        merge_adapters([adapter, folders[1]], threads=2)
+
+
+def test_a_fault_comes_out_in_its_turn_and_tells_the_others() -> None:
+    cancelled, ended = threading.Event(), []
+
+    def work(item: int) -> int:
+        if item == 1:
+            raise ZeroDivisionError
+        if item == 2:
+            ended.append(cancelled.wait(60))
+        return item
+
+    results = in_order(work, range(9), 2, cancelled)
+    assert next(results) == 0
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert cancelled.is_set()
+    assert all(ended)  # had it not been told, it would have waited in vain
+
+
+def test_a_solve_that_no_one_waits_for_ends_at_its_next_iterate() -> None:
+    total = FixedRank(14, 12, 3, k=2)
+    points = {name: total.random_point() for name in "ab"}
+    block = batches._Block(
+        tuple(points), batches.Size(14, 12, 3), torch.stack([*points.values()]), torch.ones(2, 2)
+    )
+    run = batches._Run(Options(), [block], done=0)
+    assert len(run.solve(0)) == 2
+    run.cancelled.set()
+    with pytest.raises(CancelledError):
+        run.solve(0)
+
+
+def test_a_budget_of_seconds_ends_every_block(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("mix", 3))
+    record = merge_adapters(folders, max_seconds=1e-9, cost_tol=0).record
+    assert record.totals.statuses == {"BUDGET": 3}  # so small that any clock has passed it
+    assert record.recipe["parameters"]["max_seconds"] == 1e-9
+
+
+def test_no_module_is_kept_while_others_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tall of a module is dropped before the next but a few is read."""
+    shapes = {f"m{i:02}": (40, 30) for i in range(12)}
+    folders = write_family(tmp_path, family("close", 2, shapes=shapes))
+    alive: set[int] = set()
+    most = 0
+    read = Adapter.update
+
+    def counted(self: Adapter, *args: Any, **kwargs: Any) -> LowRankUpdate:
+        nonlocal most
+        update = read(self, *args, **kwargs)
+        alive.add(id(update.B))
+        weakref.finalize(update.B, alive.discard, id(update.B))
+        most = max(most, len(alive))
+        return update
+
+    monkeypatch.setattr(Adapter, "update", counted)
+    for method in METHODS:
+        merge_adapters(folders, method=method, threads=1)
+    assert 2 <= most <= 4  # of two modules: one is let go when the next has been read
+
+
+# --- several starts -----------------------------------------------------------------------------------------
+
+
+def test_several_starts_agree_where_the_mean_is_determined(tmp_path: Path) -> None:
+    close = merge_adapters(write_family(tmp_path / "close", family("close", 3)), starts=3).record
+    for row in close.modules:
+        assert row.starts == 3
+        assert row.update_spread is not None
+        assert row.cost_spread is not None
+        assert row.update_spread <= 1e-3
+        assert 0 <= row.cost_spread <= 1e-5
+        assert row.determined == "yes"
+    assert close.totals.update_spread is not None
+    assert close.totals.determined == "yes"
+
+
+def test_the_best_of_several_starts_is_taken_and_seeded(tmp_path: Path) -> None:
+    wide = {"q": (60, 60), "v": (60, 50)}
+    folders = write_family(tmp_path, family("independent", 4, shapes=wide))
+    one = merge_adapters(folders).record
+    three = merge_adapters(folders, starts=3, seed=5)
+    again = merge_adapters(folders, starts=3, seed=5, threads=1)
+    other = merge_adapters(folders, starts=3, seed=6)
+    assert all(torch.equal(three.updates[m].B, again.updates[m].B) for m in wide)
+    assert three.record.totals.update_spread != other.record.totals.update_spread
+    for first, row in zip(one.modules, three.record.modules, strict=True):
+        assert first.starts is None
+        assert first.update_spread is None
+        assert row.cost is not None
+        assert first.cost is not None
+        assert row.cost <= first.cost
+        assert row.update_spread is not None
+        assert row.update_spread > 0.1
+        assert row.determined == "no"
 
 
 def test_a_budget_that_runs_out_is_written_with_a_warning(tmp_path: Path) -> None:
@@ -334,11 +585,11 @@ def test_truncation_is_the_best_of_that_rank(tmp_path: Path, rank: int) -> None:
         assert row.energy_kept == (pytest.approx(kept, rel=1e-12) if kept else None)
 
 
-def test_a_rank_above_the_full_one_is_exact_and_said(tmp_path: Path) -> None:
+def test_a_sum_has_no_more_columns_than_the_module_has_rank(tmp_path: Path) -> None:
     adapters = family("independent", 3, shapes={"q": (4, 5)})
     result = merge_adapters(write_family(tmp_path, adapters), method="average")
-    assert result.updates["q"].rank == 9
-    assert "rank above their full one" in result.record.warnings[0]
+    assert result.updates["q"].rank == 4
+    assert apart(merged(result), {"q": sum(dense(one)["q"] for one in adapters) / 3}) <= 1e-14
 
 
 # --- the record ---------------------------------------------------------------------------------------------
@@ -376,6 +627,15 @@ def test_the_record_measures_what_a_dense_computation_does(tmp_path: Path) -> No
         angles = [np.sum(inputs[i] * inputs[j]) for i, j in pairs]
         lengths = [np.linalg.norm(inputs[i]) * np.linalg.norm(inputs[j]) for i, j in pairs]
         assert row.overlap.cosine == pytest.approx(np.mean(np.divide(angles, lengths)))
+        bases = [(u[:, :3], vt[:3].T) for u, _, vt in frames]
+        least = [
+            max(
+                (np.linalg.svd(bases[i][side].T @ bases[j][side])[1][-1] ** 2 - e) / (1 - e)
+                for side, e in enumerate(levels)
+            )
+            for i, j in pairs
+        ]
+        assert row.overlap.weakest == pytest.approx(np.mean(least))
     total = result.record.totals
     assert total.norm == pytest.approx(np.sqrt(sum(np.linalg.norm(w) ** 2 for w in merged(result).values())))
     absolute = [
@@ -500,6 +760,11 @@ def test_progress_goes_through_every_stage_to_its_end(tmp_path: Path) -> None:
         ({"solver": "trust_region"}, RecipeError, "did you mean 'trust_regions'?"),
         ({"method": "average", "solver": "fixed_point"}, RecipeError, "average takes no solver"),
         ({"rank": 0}, RecipeError, "parameters.rank"),
+        ({"starts": 0}, RecipeError, "parameters.starts"),
+        ({"seed": -1}, RecipeError, "parameters.seed"),
+        ({"max_seconds": 0}, RecipeError, "parameters.max_seconds"),
+        ({"method": "average", "starts": 2}, RecipeError, "average takes no starts"),
+        ({"threads": 0}, RecipeError, "threads: 0: expected at least 1"),
         ({"dtype": "float16"}, RecipeError, "dtype"),
         ({"device": "tpu"}, RecipeError, "device: 'tpu' is not known"),
         ({"device": "meta"}, RecipeError, "device: 'meta' is not supported"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import StringIO
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from rich.console import Console, RenderableType
 
 from riemerge.card import number, printable, verdict
 from riemerge.inspection import inspect_adapters
+from riemerge.measure import determined, determined_together, totals
 from riemerge.merge import MergeResult, merge_adapters
 from riemerge.methods import METHODS
+from riemerge.record import Determined, Overlap
 from riemerge.report import inspection_report, merge_report, methods_report
 from tests.folders import SHAPES, family, write_family, write_folder
 
@@ -70,7 +73,7 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, count: i
         (
             "mix",
             "geomerge",
-            "Do these adapters determine their mean? Only in part.",
+            "Do these adapters determine their mean? No",
             "--method average --rank 2",
         ),
         ("lora_like", "geomerge", "Do these adapters determine their mean? No", "where the start of A is"),
@@ -99,6 +102,98 @@ def test_the_verdict_follows_the_overlap(
     if method == "geomerge" and record.totals.determined != "yes":
         assert "(rank 6 here)" in second
         assert "about 1/3" in second
+
+
+def test_a_measured_spread_decides_and_is_shown(tmp_path: Path) -> None:
+    shapes = {"q": (60, 60), "v": (60, 50)}
+    close, far = (family(name, 4, shapes=shapes) for name in ("close", "independent"))
+    adapters = [{"q": one["q"], "v": other["v"]} for one, other in zip(close, far, strict=True)]
+    folders = write_family(tmp_path, adapters)
+    judged, measured = (merge_adapters(folders, starts=starts).record for starts in (None, 3))
+    first, _ = verdict(judged)
+    assert "judged by this overlap; --starts 5 measures it" in first
+    assert "Of 2 modules are well determined: 1 (q); not determined: 1 (v)." in first
+    first, _ = verdict(measured)
+    assert "solved from 3 starts" in first
+    assert "up to 1%, in part up to 10%" in first
+    (row,) = (row for row in measured.modules if row.module == "v")
+    assert row.update_spread is not None
+    assert row.determined == "no"
+    text = render(merge_report(measured), 120)
+    assert f"no ({row.update_spread:.0%})" in text
+    assert "yes (0%)" in text
+    assert "None" not in text
+    # The spread has the last word, whatever the overlap says.
+    turned = [
+        one.model_copy(update={"update_spread": spread, "determined": determined(one.overlap, spread)})
+        for one, spread in zip(measured.modules, (0.05, 0.001), strict=True)
+    ]
+    assert [one.determined for one in turned] == ["partly", "yes"]
+    assert (judged.totals.determined, measured.totals.determined) == ("partly", "partly")
+    total = totals(turned)
+    expected = math.hypot(0.05 * turned[0].norm, 0.001 * turned[1].norm)
+    assert total.update_spread == pytest.approx(expected / math.hypot(turned[0].norm, turned[1].norm))
+    first, _ = verdict(measured.model_copy(update={"modules": tuple(turned), "totals": total}))
+    assert "well determined: 1 (v); determined in part: 1 (q)" in first
+
+
+@pytest.mark.parametrize(
+    ("yes", "partly", "no", "together"),
+    [
+        (9, 1, 0, "yes"),
+        (9, 0, 1, "yes"),
+        (8, 1, 1, "partly"),
+        (0, 10, 0, "partly"),
+        (1, 0, 9, "no"),
+        (0, 2, 8, "partly"),
+        (0, 0, 0, None),
+    ],
+)
+def test_the_modules_answer_together(yes: int, partly: int, no: int, together: str | None) -> None:
+    answers: list[Determined | None] = [*["yes"] * yes, *["partly"] * partly, *["no"] * no, None]
+    assert determined_together(answers) == together
+
+
+def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
+    known = {"left": 0.5, "right": 0.8, "left_random": 0.1, "right_random": 0.1, "share": 0.5}
+    for weakest, cosine, answer in (
+        (0.9, 0.9, "yes"),
+        (0.3, 0.11, "yes"),
+        (0.1, 0.9, "partly"),
+        (0.9, 0.08, "partly"),
+        (0.0, 0.9, "no"),
+        (0.9, 0.0, "no"),
+        (0.9, -0.5, "no"),
+    ):
+        found = Overlap(**known, weakest=weakest, cosine=cosine)
+        assert determined(found) == answer
+        assert [determined(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
+    assert determined(None) is None
+
+
+def test_left_out_updates_have_no_distance_in_the_report(tmp_path: Path) -> None:
+    adapters = family("close", 3)
+    for i in (0, 1, 2):
+        adapters[i]["layers.0.v"][0][:] = 0
+    adapters[1]["layers.0.q"][0][:] = 0
+    folders = write_family(tmp_path, adapters)
+    record = merge_adapters(folders).record
+    text = render(merge_report(record), 120)
+    (line,) = (line for line in text.splitlines() if line.startswith("0.v"))
+    assert "exact" in line
+    (line,) = (line for line in text.splitlines() if line.startswith("0.q"))
+    assert record.modules[0].distances is not None
+    shown = [number(distance) for distance in record.modules[0].distances]
+    assert shown[1] == "-"
+    assert " ".join(shown) in " ".join(line.split())
+    assert "warning: b: its update is all zero in 2 of 3 modules" in " ".join(text.split())
+    inspected = inspect_adapters(folders)
+    assert [row.numerical_rank for row in inspected.adapters[1].modules] == [0, 0, 3]
+    assert inspected.pairs[0].notes == (
+        "layers.0.q: numerical rank 0 of 3: no quotient distance",
+        "layers.0.v: numerical rank 0 of 3: no quotient distance",
+    )
+    render(inspection_report(inspected))
 
 
 def test_names_are_shown_literally(tmp_path: Path) -> None:
@@ -150,7 +245,10 @@ def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Pa
     totals = merge_adapters(folders, cost_tol=0).record.totals
     assert totals.distances is not None
     assert pair.distance == pytest.approx(sum(totals.distances), rel=1e-6)
-    assert pair.overlap == totals.overlap
+    assert pair.overlap is not None
+    assert totals.overlap is not None
+    # One is measured beside other adapters than the other, in other bases.
+    assert pair.overlap.model_dump() == pytest.approx(totals.overlap.model_dump(), rel=1e-12)
     assert pair.notes == ()
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riemerge.updates import LowRankUpdate, sum_updates
+from riemerge.updates import JointSpan, LowRankUpdate, sum_updates
 from tests.fake_cuda import fake_cuda
 
 EPS = float(np.finfo(np.float64).eps)
@@ -187,6 +187,89 @@ def test_dw_is_never_formed() -> None:
     assert wide.truncate(1).norm() < wide.norm()
 
 
+# --- joint spans --------------------------------------------------------------------------------------------
+
+
+@laws
+@given(any_update, st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6))
+def test_small_updates_have_the_geometry_of_the_updates(
+    update: LowRankUpdate, seed: int, r: int, q: int
+) -> None:
+    others = [random_update(seed, *update.shape, r, decades=4.0), random_update(seed + 1, *update.shape, q)]
+    updates = [update, *others]
+    small = JointSpan(updates).updates
+    total = sum(x.rank for x in updates)
+    m, n = update.shape
+    assert {x.shape for x in small} == {(min(m, total), min(n, total))}
+    for one, x in zip(updates, small, strict=True):
+        for other, y in zip(updates, small, strict=True):
+            expected = np.sum(dense(one) * dense(other))
+            assert x.inner(y) == pytest.approx(expected, abs=10 * bound(one, other))
+        sigma = np.linalg.svd(dense(one), compute_uv=False)
+        found = x.singular_values().numpy()[: len(sigma)]
+        np.testing.assert_allclose(found, sigma[: len(found)], rtol=0, atol=10 * bound(one))
+
+
+@laws
+@given(any_update, st.integers(0, 10_000), st.integers(1, 6))
+def test_lifting_returns_what_was_reduced(update: LowRankUpdate, seed: int, r: int) -> None:
+    other = random_update(seed, *update.shape, r, decades=4.0, scale=-2.0)
+    span = JointSpan([update, other])
+    for whole, small in zip((update, other), span.updates, strict=True):
+        lifted = span.lift(small)
+        assert (lifted.shape, lifted.rank) == (whole.shape, whole.rank)
+        np.testing.assert_allclose(dense(lifted), dense(whole), rtol=0, atol=bound(whole))
+    mean = sum_updates(span.updates, [0.25, 0.75])
+    expected = 0.25 * dense(update) + 0.75 * dense(other)
+    np.testing.assert_allclose(dense(span.lift(mean)), expected, rtol=0, atol=bound(update) + bound(other))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gauge_of_any_condition_costs_its_round_off_only(seed: int) -> None:
+    plain = [random_update(10 * seed + i, 50, 40, 5, decades=1.0) for i in range(3)]
+    rng = np.random.default_rng(seed)
+    p, q = (np.linalg.qr(rng.standard_normal((5, 5)))[0] for _ in range(2))
+    gauge = p @ np.diag(np.logspace(0, 6, 5)) @ q
+    turned = LowRankUpdate(
+        plain[0].B @ torch.from_numpy(gauge), torch.from_numpy(np.linalg.inv(gauge)) @ plain[0].A
+    )
+    span = JointSpan([turned, *plain[1:]])
+    # 1e6 eps of the gauge; a Gram matrix would see the square of its condition and lose everything.
+    assert np.linalg.norm(dense(span.lift(span.updates[0])) - dense(turned)) <= 1e-9 * turned.norm()
+    assert span.updates[0].inner(span.updates[1]) == pytest.approx(
+        plain[0].inner(plain[1]), abs=1e-8 * plain[0].norm() * plain[1].norm()
+    )
+
+
+def test_canonical_factors_stay_canonical_when_lifted() -> None:
+    updates = [random_update(i, 60, 50, 4) for i in range(3)]
+    span = JointSpan(updates)
+    lifted = span.lift(span.updates[1].balance())
+    torch.testing.assert_close(lifted.B, updates[1].balance().B, rtol=0, atol=1e-12)
+    torch.testing.assert_close(lifted.A, updates[1].balance().A, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_span_computes_in_the_dtype_of_its_factors(dtype: torch.dtype) -> None:
+    updates = [random_update(i, 60, 50, 4).to(dtype) for i in range(2)]
+    span = JointSpan(updates)
+    assert {small.dtype for small in span.updates} == {torch.float64}
+    lifted = span.lift(span.updates[0])
+    assert lifted.dtype is torch.float32
+    assert 0 < np.linalg.norm(dense(lifted) - dense(updates[0])) <= 1e-5 * updates[0].norm()
+    assert JointSpan([updates[0], updates[1].to(torch.float64)]).lift(span.updates[0]).dtype is torch.float64
+
+
+def test_absorbing_a_scale_keeps_the_canonical_gauge() -> None:
+    balanced = random_update(0, 9, 8, 3).balance()
+    for factor in (2.0, -0.3, 0.0):
+        absorbed = balanced.scaled(factor).absorbed()
+        again = balanced.scaled(factor).balance()
+        assert absorbed.scale == 1.0
+        torch.testing.assert_close(absorbed.B, again.B, rtol=0, atol=1e-13)
+        torch.testing.assert_close(absorbed.A, again.A, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -199,6 +282,8 @@ def test_dw_is_never_formed() -> None:
         (lambda: random_update(0, 3, 3, 1).truncate(0), "rank 0"),
         (lambda: random_update(0, 3, 3, 1).inner(random_update(0, 3, 4, 1)), "no inner product"),
         (lambda: sum_updates([], []), "0 updates and 0 weights"),
+        (lambda: JointSpan([]), "expected at least one"),
+        (lambda: JointSpan([random_update(0, 3, 3, 1), random_update(0, 4, 3, 1)]), "all of one shape"),
         (lambda: sum_updates([random_update(0, 3, 3, 1)], [1.0, 2.0]), "1 updates and 2 weights"),
         (
             lambda: sum_updates([random_update(0, 3, 3, 1), random_update(0, 3, 4, 1)], [1, 1]),
@@ -221,3 +306,5 @@ def test_everything_happens_on_the_device_of_the_factors() -> None:
         assert there.norm() == pytest.approx(update.norm(), rel=1e-12)
         assert there.inner(there) == pytest.approx(update.norm() ** 2, rel=1e-12)
         assert there.numerical_rank() == 2
+        span = JointSpan([there, -there])
+        assert span.updates[0].device.type == span.lift(span.updates[1]).device.type == "cuda"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import stat
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from types import MappingProxyType
-from typing import final
+from typing import BinaryIO, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,6 +70,7 @@ class _Stored:
     key: str
     dtype: str
     shape: tuple[int, ...]
+    start: int  # of its bytes, from the start of the file
 
 
 @final
@@ -137,9 +139,9 @@ class Adapter:
             KeyError: The adapter has no such module.
         """
         stored = self._factors[module]
-        with self._reading(), safe_open(self._tensor_path, framework="pt") as file:
-            # A copy, because the tensors of safetensors are windows on the file.
-            b, a = (file.get_tensor(factor.key).clone() for factor in stored)
+        # By its place in the file: opening a file as safetensors reads its whole header, each time.
+        with self._reading(), self._tensor_path.open("rb") as file:
+            b, a = (_read_tensor(file, factor) for factor in stored)
         problems = [
             f"{self.path}: {shown(module)}: {side} holds {count} NaN or Inf, the first at {first}; "
             "export the adapter again or leave it out"
@@ -274,11 +276,18 @@ def _read_header(path: Path) -> tuple[dict[str, _Stored], tuple[int, ...]]:
         raise ValueError(f"is {size} bytes long, too short for its own header: download it again")
     if length > MAX_JSON_BYTES:
         raise ValueError(f"has a header of {length} bytes: expected at most {MAX_JSON_BYTES}")
-    strict_json(_read_start(path, 8 + length)[8:])  # safetensors would let one of two tensors of a name win
+    # safetensors would let one of two tensors of a name win
+    header = strict_json(_read_start(path, 8 + length)[8:])
     try:
+        # What safetensors accepts is a sound header: no gap, no overlap, sizes as shapes and dtypes say.
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-            stored = {key: _Stored(key, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
+            stored = {
+                key: _Stored(
+                    key, s.get_dtype(), tuple(s.get_shape()), 8 + length + header[key]["data_offsets"][0]
+                )
+                for key, s in slices.items()
+            }
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"is {size} bytes long and not a whole safetensors file ({error}): download or export it again"
@@ -346,8 +355,24 @@ def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:
     return None
 
 
+def _read_tensor(file: BinaryIO, stored: _Stored) -> Tensor:
+    """The tensor at its place in the file, in memory of its own.
+
+    Raises:
+        OSError: The file ends before it.
+    """
+    dtype = _DTYPES[stored.dtype]
+    content = bytearray(math.prod(stored.shape) * dtype.itemsize)
+    file.seek(stored.start)
+    if (count := file.readinto(content)) != len(content):  # type: ignore[attr-defined]
+        raise OSError(f"{stored.key} has {count} bytes of {len(content)}")
+    return torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
+
+
 def _not_finite(tensor: Tensor) -> tuple[int, list[int]]:
     """How many values are NaN or Inf, and the index of the first."""
+    if math.isfinite(tensor.sum(dtype=torch.float64)):  # one pass, and any of them would have come through
+        return 0, []
     bad = ~torch.isfinite(tensor)
     count = int(bad.sum())
     return count, (bad.nonzero()[0].tolist() if count else [])

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from riemerge.adapters.config import shown
 from riemerge.adapters.reader import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError
-from riemerge.updates import LowRankUpdate, sum_updates
+from riemerge.updates import LowRankUpdate
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
@@ -55,6 +55,7 @@ def write_adapter(
     *,
     like: Sequence[Adapter] = (),
     dtype: torch.dtype = torch.float32,
+    rounding: Mapping[str, float] | None = None,
     extra_files: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Write updates as a PEFT adapter, all or nothing.
@@ -71,6 +72,8 @@ def write_adapter(
         like: The adapters that were merged; what they agree in (base model, `fan_in_fan_out`, task type) is
             carried on.
         dtype: The dtype of the stored factors.
+        rounding: The errors of `round_update`, where that made the updates: they are then written as they
+            are.
         extra_files: Texts to lie beside the adapter, by file name.
 
     Returns:
@@ -89,7 +92,10 @@ def write_adapter(
         if name in {"", ".", "..", CONFIG_FILE, TENSOR_FILE} or Path(name).name != name:
             raise ValueError(f"{name!r} cannot be the name of an extra file")
     check_output(target, [])
-    stored, errors = _rounded(updates, dtype)
+    if rounding is None:
+        stored, errors = _rounded(updates, dtype)
+    else:
+        stored, errors = dict(sorted(updates.items())), dict(sorted(rounding.items()))
     files = {name: text.encode() for name, text in extra_files.items()}
     files[TENSOR_FILE] = save(
         {
@@ -105,6 +111,37 @@ def write_adapter(
     return errors
 
 
+def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, float]:
+    """Round an update in its canonical gauge (see `LowRankUpdate.balance`) to the dtype that is stored.
+
+    Law: the error is that of the rounding, to about six digits, from one product of the factors a side. What
+    is rounded away is E = δB A + B' δA, whose terms do not cancel, so Gram matrices lose nothing here.
+
+    Returns:
+        The update with scale 1 in `dtype` on the CPU, and ‖stored − given‖ / ‖given‖ (0 for a zero update).
+
+    Raises:
+        NumericalError: The factors are not finite, or not in `dtype`; the text is the bare fact.
+    """
+    exact = update.absorbed().to(torch.float64)
+    left, right = exact.B, exact.A.mT
+    square = float(((left.mT @ left) * (right.mT @ right)).sum())
+    if not math.isfinite(square):
+        raise NumericalError("the update holds NaN or Inf, or its norm overflows; nothing was written")
+    rounded = exact.to(dtype)
+    if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
+        largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
+        raise NumericalError(
+            f"the factors reach {largest:.3g} but the largest {dtype} is "
+            f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
+        )
+    near_left, near_right = rounded.B.to(torch.float64), rounded.A.to(torch.float64).mT
+    lefts = torch.cat([near_left - left, near_left], dim=1)
+    rights = torch.cat([right, near_right - right], dim=1)
+    error = float(((lefts.mT @ lefts) * (rights.mT @ rights)).sum())
+    return rounded.to(device="cpu"), math.sqrt(max(error, 0.0) / square) if square > 0.0 else 0.0
+
+
 def _rounded(
     updates: Mapping[str, LowRankUpdate], dtype: torch.dtype
 ) -> tuple[dict[str, LowRankUpdate], dict[str, float]]:
@@ -112,22 +149,12 @@ def _rounded(
     stored, errors, problems = {}, {}, []
     for module, update in sorted(updates.items()):
         exact = update.to(torch.float64)
-        if not math.isfinite(norm := exact.norm()):
-            problems.append(
-                f"{shown(module)}: the update holds NaN or Inf, or its norm overflows; nothing was written"
-            )
-            continue
-        exact = exact.balance()
-        rounded = exact.to(dtype, "cpu")
-        if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
-            largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
-            problems.append(
-                f"{shown(module)}: the factors reach {largest:.3g} but the largest {dtype} is "
-                f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
-            )
-            continue
-        difference = sum_updates([rounded.to(torch.float64), exact.to(device="cpu")], [1.0, -1.0])
-        stored[module], errors[module] = rounded, (difference.norm() / norm if norm > 0.0 else 0.0)
+        # Factors that hold NaN or Inf have no singular values: they are refused as they are.
+        exact = exact.balance() if math.isfinite(exact.norm()) else exact
+        try:
+            stored[module], errors[module] = round_update(exact, dtype)
+        except NumericalError as fault:
+            problems += [f"{shown(module)}: {problem}" for problem in fault.problems]
     if problems:
         raise NumericalError(problems)
     return stored, errors
@@ -200,19 +227,18 @@ def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:
     """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
     try:
         adapter = read_adapter(folder)
-        read = {module: adapter.update(module, dtype=adapter.dtype) for module in adapter.modules}
+        wrong = sorted({*adapter.modules} ^ {*stored}) or [
+            module for module, update in stored.items() if not _equal(adapter, module, update)
+        ]
     except AdapterError as error:
         raise OutputError(
             f"what was written cannot be read back: {text}" for text in error.problems
         ) from error
-    wrong = sorted(set(read) ^ set(stored)) or [
-        module
-        for module, update in stored.items()
-        if not (
-            torch.equal(read[module].B, update.B)
-            and torch.equal(read[module].A, update.A)
-            and read[module].scale == update.scale
-        )
-    ]
     if wrong:
         raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")
+
+
+def _equal(adapter: Adapter, module: str, update: LowRankUpdate) -> bool:
+    read = adapter.update(module, dtype=adapter.dtype)
+    same = read.dtype == update.dtype and read.scale == update.scale
+    return same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)

@@ -14,11 +14,11 @@ def truncate(update: LowRankUpdate, options: Options) -> LowRankUpdate:
     that already has that many columns is returned unchanged.
 
     Raises:
-        NumericalError: The rank asked for is above the numerical rank.
+        NumericalError: The rank asked for is above that of the update.
     """
-    if options.rank is None:
+    if options.rank is None or options.rank == update.rank:
         return update
-    numerical = update.numerical_rank()
-    if options.rank > numerical:
-        raise NumericalError(f"its numerical rank is {numerical}, below the rank {options.rank} asked for")
-    return update if update.rank == options.rank else update.truncate(options.rank)
+    if options.rank > min(update.rank, *update.shape):
+        most = min(update.rank, *update.shape)
+        raise NumericalError(f"its rank is at most {most}, below the rank {options.rank} asked for")
+    return update.truncate(options.rank)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from time import perf_counter
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,51 +14,95 @@ from torch import Tensor
 from riemerge.errors import AdapterError, NumericalError
 from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.fixed_rank import FixedRank
-from riemerge.manifolds.linalg import single_threaded
 from riemerge.manifolds.orthogonal import Orthogonal
-from riemerge.manifolds.quotient import QuotientManifold
-from riemerge.methods.stack import Evidence, Merged, Options, Stack
-from riemerge.solvers import Solution, frechet_mean
+from riemerge.methods.batches import Size, Solved, solve
+from riemerge.methods.reduction import in_order, reduced
+from riemerge.methods.stack import Evidence, Merged, Options, Small, Stack
 from riemerge.updates import LowRankUpdate
 
 
-class _Part(NamedTuple):
-    """Modules of one shape, and their points on the reduced manifold of their joint span."""
+@final
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What the first stream keeps of a module.
 
-    modules: tuple[str, ...]
-    shape: tuple[int, int, int]
+    Attributes:
+        name: The module.
+        ranks: The T ranks as edited.
+        numerical: The T numerical ranks.
+        kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
+        problems: Why it cannot be merged.
+        placed: Its points; None where there is nothing to solve.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    numerical: tuple[int, ...]
+    kept: float | None
+    problems: tuple[str, ...]
+    placed: _Placed | None
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The places of the updates that are not all zero."""
+        return tuple(place for place, rank in enumerate(self.numerical) if rank > 0)
+
+    @property
+    def rank(self) -> int:
+        """The rank at which it is merged."""
+        return min((self.numerical[place] for place in self.used), default=0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The points of a module on the manifold on which it is solved.
+
+    Attributes:
+        points: (T, rows, r); those of left-out updates are copies of another.
+        size: Of that manifold.
+        total: The manifold of the span of all factors.
+        reduction: From that to the span of the updates that are merged, before it was padded.
+    """
+
+    points: Tensor
+    size: Size
+    total: FixedRank
     reduction: Reduction
 
 
-def frechet(stack: Stack, options: Options) -> dict[str, Merged]:
+def frechet(stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
     """Return the weighted Fréchet mean of each module: the minimiser of F = 1/2 Σ wᵢ d(x, yᵢ)².
 
-    Law: a function of the dW alone; modules of one shape are factored together, reduced to the span of their
-    factors (exact: it is totally geodesic), and every module of one reduced shape is solved in one batch, in
-    float64.
+    Law: a function of the dW alone. A module is read, reduced to the span of its factors (exact: it is
+    totally geodesic) and dropped; all are solved there, in float64, in batches of one size whatever their
+    widths; each is then read again and the mean lifted. An update that is all zero has no place on the
+    manifold: it is left out of its module, and the weights of the others count in proportion. Where an update
+    has a numerical rank below its rank, all of that module are truncated to the least numerical rank: no
+    floor stands in for directions that are not there.
 
     Raises:
         AdapterError: The updates of a module do not have one rank.
-        NumericalError: An update has a numerical rank below its rank, or a distance was undefined.
+        NumericalError: An edit has no answer, or a distance was undefined.
 
     Source: arXiv 2604.27155, section 3.
     """
-    _check(stack)
-    by_shape: dict[tuple[int, int, int], list[str]] = defaultdict(list)
-    for module, updates in stack.modules.items():
-        by_shape[*updates[0].shape, updates[0].rank].append(module)
-    by_size: dict[tuple[int, int, int], list[_Part]] = defaultdict(list)
-    for shape, modules in by_shape.items():
-        part = _Part(tuple(modules), shape, _reduced(shape, [stack.modules[module] for module in modules]))
-        small = part.reduction.manifold
-        by_size[small.m, small.n, small.r].append(part)
+    names = sorted(stack.modules)
+    modules: dict[str, _Module] = {}
+    for module in in_order(partial(_prepared, stack, options), names, options.threads):
+        modules[module.name] = module
+        _report(options, "read", len(modules), len(names))
+    if problems := [problem for module in modules.values() for problem in module.problems]:
+        raise NumericalError(problems)
+    if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
+        raise AdapterError(mixed)
 
-    merged: dict[str, Merged] = {}
-    for parts in by_size.values():
-        merged |= _solve(parts, stack, options, len(merged))
-    if undefined := [module for module, one in merged.items() if one.evidence.status == "UNDEFINED"]:
-        raise NumericalError([f"{module}: {merged[module].evidence.advice}" for module in undefined])
-    return {module: merged[module] for module in stack.modules}
+    solved = _solved(stack, options, modules)
+    undefined = [name for name, one in solved.items() if one.evidence.status == "UNDEFINED"]
+    if undefined:
+        raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
+    lifted = in_order(partial(_lifted, stack, options, modules, solved), names, options.threads)
+    yield from zip(names, lifted, strict=True)
 
 
 # d^2 errs by the square of what is left of the gauge.
@@ -67,7 +112,8 @@ _ALIGNED = 1e-4
 def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate]) -> Tensor:
     """Return the quotient distance of each update to its partner: K modules of one shape and one common rank.
 
-    Law: a metric on updates of that rank; computed in the joint span of both, in float64.
+    Law: a metric on updates of that rank; computed in the joint span of both, in float64, on one thread (the
+    caller sees to that).
 
     Returns:
         (K,) float64; NaN where no geodesic was found.
@@ -75,124 +121,145 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     Raises:
         NumericalError: An update has a numerical rank below its rank.
     """
-    shape = (*updates[0].shape, updates[0].rank)
-    reduction = _reduced(shape, list(zip(updates, others, strict=True)))
-    total, action = reduction.manifold, Orthogonal(shape[2])
+    total = FixedRank(*updates[0].shape, updates[0].rank, k=len(updates), device=updates[0].device)
+    reduction = total.reduce(torch.stack([_factored(total, updates), _factored(total, others)]))
+    small, action = reduction.manifold, Orthogonal(total.r)
     to, point = reduction.points.double()
-    with single_threaded():
-        element = action.nearest(total, point, to, tolerance=_ALIGNED)
-        return total.dists(to, action.act(total, point, element))
+    element = action.nearest(small, point, to, tolerance=_ALIGNED)
+    return small.dists(to, action.act(small, point, element))
 
 
-def _check(stack: Stack) -> None:
-    """Refuse what is no point of the manifold, every case by name."""
-    ranks: list[str] = []
-    deficient: list[str] = []
-    for module, updates in stack.modules.items():
-        found = [update.rank for update in updates]
-        numerical = [update.numerical_rank() for update in updates]
-        if min(found) < max(found):
-            each = ", ".join(f"{name} {rank}" for name, rank in zip(stack.names, found, strict=True))
-            ranks.append(
-                f"{module}: the ranks differ ({each}): geomerge needs one rank: "
-                f"truncate all with --rank {max(min(numerical), 1)}, or use method average"
-            )
-        deficient += [
-            f"{name}: {module}: its numerical rank is {actual}, below its rank {rank}: geomerge needs full "
-            "rank: "
-            + (f"truncate all with --rank {actual} or less, or use method average" if actual else _ALL_ZERO)
-            for name, rank, actual in zip(stack.names, found, numerical, strict=True)
-            if actual < rank
-        ]
-    if deficient:
-        raise NumericalError(deficient)
-    if ranks:
-        raise AdapterError(ranks)
-
-
-_ALL_ZERO = "the update is all zero, which has no place on this manifold: use method average"
-
-
-def _reduced(shape: tuple[int, int, int], stacks: Sequence[Sequence[LowRankUpdate]]) -> Reduction:
-    """The points (T, K, ...) of K modules of one shape, in the span of their factors."""
-    first = stacks[0][0]
-    total = FixedRank(*shape, k=len(stacks), dtype=first.dtype, device=first.device)
-    points = [
-        total.factor(
-            torch.stack([update.B * update.scale for update in column]),
-            torch.stack([update.A.mT for update in column]),
-        )
-        for column in zip(*stacks, strict=True)
+def _prepared(stack: Stack, options: Options, name: str) -> _Module:
+    """First stream: read a module and keep its points."""
+    one = reduced(stack, options, name)
+    numerical = tuple(
+        update.numerical_rank(storage) for update, storage in zip(one.edited, stack.storage, strict=True)
+    )
+    ranks = tuple(update.rank for update in one.edited)
+    module = _Module(name, ranks, numerical, None, one.problems, None)
+    if one.problems or _mixed(stack, module) or not module.used:
+        return module
+    cut = [_cut(one.edited[place], module.rank) for place in module.used]
+    kept = [
+        (after.norm() / before.norm()) ** 2
+        for before, after in zip((one.inputs[place] for place in module.used), cut, strict=True)
+        if after is not before
     ]
-    return total.reduce(torch.stack(points))
+    placed = _placed(cut, module.used, len(ranks)) if len(module.used) > 1 else None
+    return _Module(name, ranks, numerical, min([*kept, 1.0]) if kept else None, (), placed)
 
 
-def _solve(parts: Sequence[_Part], stack: Stack, options: Options, before: int) -> dict[str, Merged]:
-    """Solve all modules of one reduced shape in one batch, and bring each part back to its own width."""
-    started = perf_counter()
-    modules = [module for part in parts for module in part.modules]
-    small = parts[0].reduction.manifold
-    points = torch.cat([part.reduction.points.double() for part in parts], dim=1)
-    manifold = QuotientManifold(
-        FixedRank(small.m, small.n, small.r, k=len(modules), device=points.device), Orthogonal(small.r)
-    )
-    asked = {
-        "solver": options.solver,
-        "tol": options.tol,
-        "cost_tol": options.cost_tol,
-        "max_passes": options.max_passes,
-    }
-    solution = frechet_mean(
-        manifold,
-        list(points),
-        stack.weights,
-        reduce=False,
-        callback=_reporter(options, before, len(modules), len(stack.modules)),
-        **{name: value for name, value in asked.items() if value is not None},
-    )
-    updates: list[LowRankUpdate] = []
-    for part, point in zip(parts, solution.point.split([len(part.modules) for part in parts]), strict=True):
-        updates += _lifted(part, point)
-    seconds = (perf_counter() - started) / len(modules)
-    return {
-        module: Merged(update, _evidence(solution, index, seconds))
-        for index, (module, update) in enumerate(zip(modules, updates, strict=True))
-    }
+def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
+    return update if update.rank == rank else update.truncate(rank)
 
 
-def _lifted(part: _Part, point: Tensor) -> list[LowRankUpdate]:
-    m, n, r = part.shape
-    dtype = part.reduction.points.dtype
-    lifted = part.reduction.lift(point.to(dtype))
-    total = FixedRank(m, n, r, k=len(part.modules), dtype=dtype, device=lifted.device)
-    return [
-        LowRankUpdate(u @ core, v.mT.contiguous()).balance()
-        for u, core, v in zip(*total.split(lifted), strict=True)
-    ]
+def _mixed(stack: Stack, module: _Module) -> list[str]:
+    """Refuse updates of several ranks, by name."""
+    ranks = {module.ranks[place] for place in module.used}
+    if len(ranks) < 2:
+        return []
+    named = (f"{stack.names[place]} {module.ranks[place]}" for place in module.used)
+    advice = f"geomerge needs one rank: truncate all with --rank {module.rank}, or use method average"
+    return [f"{module.name}: the ranks differ ({', '.join(named)}): {advice}"]
 
 
-def _evidence(solution: Solution, index: int, seconds: float) -> Evidence:
-    status = solution.status[index]
-    return Evidence(
-        status=status.name,
-        advice=status.value,
-        ok=status.ok,
-        cost=float(solution.cost[index]),
-        gradient_norm=float(solution.gradient_norm[index]),
-        horizontality=float(solution.horizontality[index]),
-        distances=tuple(float(distance) for distance in solution.distances[:, index]),
-        passes=int(solution.passes),
-        seconds=seconds,
+def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
+    """The points (K, rows, r) of K updates of one shape and rank."""
+    return total.factor(
+        torch.stack([update.B * update.scale for update in updates]),
+        torch.stack([update.A.mT for update in updates]),
     )
 
 
-def _reporter(options: Options, before: int, here: int, total: int) -> Callable[..., None]:
-    """A callback of the solver that says how many modules are done."""
+def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Placed:
+    """The points of a module's updates that are not all zero, on a manifold that other modules share.
 
-    def report(trace) -> None:  # type: ignore[no-untyped-def]
-        if options.progress is not None:
-            worst = max(trace.gradient_norm.tolist(), default=0.0)
-            done = before + here - trace.active
-            options.progress(done, total, f"pass {trace.passes}, largest gradient norm {worst:.1e}")
+    Frames padded with zero rows stay frames, and frames without the further rows are totally geodesic, being
+    the fixed points of a reflection; so means agree. Below 2r rows, where a log has no room of its own beside
+    the frame, a padded one could be shorter, and the module keeps its size.
+    """
+    r = updates[0].rank
+    total = FixedRank(*updates[0].shape, r, k=len(updates), device=updates[0].device)
+    points = _factored(total, updates).unsqueeze(1)
+    total = total.with_modules(1)
+    reduction = total.reduce(points)
+    own = reduction.manifold
+    assert isinstance(own, FixedRank)
+    u, core, v = own.split(reduction.points.squeeze(1))
+    size = Size(own.m, own.n, r)
+    if min(own.m, own.n) >= 2 * r:
+        size = Size(count * r, count * r, r)
+    padded = torch.cat([_padded(u, size.m), core, _padded(v, size.n)], dim=1)
+    place = [used.index(one) if one in used else 0 for one in range(count)]
+    return _Placed(padded[place], size, total, reduction)
 
-    return report
+
+def _padded(frames: Tensor, rows: int) -> Tensor:
+    return torch.nn.functional.pad(frames, (0, 0, 0, rows - frames.shape[1]))
+
+
+def _solved(stack: Stack, options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
+    """Solve all modules that have something to solve, those of one size together."""
+    by_size: dict[Size, list[_Module]] = defaultdict(list)
+    for module in modules.values():
+        if module.placed is not None:
+            by_size[module.placed.size].append(module)
+    total = sum(map(len, by_size.values()))
+    return solve(
+        {
+            size: {
+                one.name: (one.placed.points, _weights(stack, one)) for one in group if one.placed is not None
+            }
+            for size, group in sorted(by_size.items())
+        },
+        options,
+        done=len(modules) - total,
+    )
+
+
+def _weights(stack: Stack, module: _Module) -> list[float]:
+    return [weight if rank > 0 else 0.0 for weight, rank in zip(stack.weights, module.numerical, strict=True)]
+
+
+def _lifted(
+    stack: Stack, options: Options, modules: Mapping[str, _Module], solved: dict[str, Solved], name: str
+) -> Merged:
+    """Second stream: read a module again and give the mean its width."""
+    one, module = reduced(stack, options, name), modules[name]
+    if module.placed is not None:
+        small, evidence = _returned(module.placed, solved[name].point), solved[name].evidence
+    elif module.used:
+        (place,) = module.used
+        small = one.edited[place].truncate(module.rank)
+        apart = tuple(0.0 if i == place else None for i in range(len(module.ranks)))
+        evidence = Evidence("EXACT", cost=0.0, gradient_norm=0.0, distances=apart)
+    else:
+        zero = one.inputs[0].truncate(min(module.ranks)).scaled(0.0)
+        small, evidence = zero.absorbed(), Evidence("EXACT")
+    evidence = replace(
+        evidence,
+        # A left-out update stood in as a copy of another.
+        distances=evidence.distances
+        and tuple(
+            apart if rank > 0 else None
+            for apart, rank in zip(evidence.distances, module.numerical, strict=True)
+        ),
+        numerical_ranks=module.numerical,
+        energy_kept=module.kept,
+    )
+    return Merged(one.span.lift(small), evidence, Small(small, one.inputs))
+
+
+def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
+    """The update of a mean (rows, r), in the bases of its module's span."""
+    (m, n, r), own = placed.size, placed.reduction.manifold
+    assert isinstance(own, FixedRank)
+    u, core, v = point.split((m, r, n))
+    lifted = placed.reduction.lift(torch.cat([u[: own.m], core, v[: own.n]]).unsqueeze(0))
+    u, core, v = placed.total.split(lifted.squeeze(0))
+    return LowRankUpdate(u @ core, v.mT.contiguous()).balance()
+
+
+def _report(options: Options, stage: str, done: int, total: int) -> None:
+    if options.progress is not None:
+        options.progress(stage, done, total, "")

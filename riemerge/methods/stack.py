@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 if TYPE_CHECKING:
+    import torch
+
     from riemerge.updates import LowRankUpdate
 
 
@@ -18,18 +20,23 @@ class Stack:
     Attributes:
         names: T names of the adapters, for messages.
         weights: T weights, already normalised where the method asks for it.
-        modules: Module name to its T updates, all (m, n) of that module, on one device.
+        modules: Module name to its T updates, all (m, n) of that module, on one device. They are read from
+            disk at each access, so that only what a method keeps takes memory.
+        storage: T dtypes, below whose round-off a singular value counts as zero.
+        edits: What is done to each update before the mean, in order.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     modules: Mapping[str, tuple[LowRankUpdate, ...]]
+    storage: tuple[torch.dtype, ...]
+    edits: tuple[Edit, ...] = ()
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the recipe asks of a method; None means that the method decides.
+    """What the recipe asks of a method, and what the machine offers; None means that the method decides.
 
     Attributes:
         rank: Rank R to truncate to (of the inputs or of the result: the method's row says).
@@ -37,7 +44,11 @@ class Options:
         tol: Bound on the gradient norm of each module.
         cost_tol: Bound on the relative decrease of the cost.
         max_passes: Budget of the solver.
-        progress: Called as `progress(done, total, text)` with numbers of modules.
+        max_seconds: Budget of all solves together, in wall seconds.
+        starts: How many starts to solve from.
+        seed: Of the starts.
+        threads: How many threads may work at once; they change no bit.
+        progress: Called as `progress(stage, done, total, text)` with numbers of modules.
     """
 
     rank: int | None = None
@@ -45,7 +56,11 @@ class Options:
     tol: float | None = None
     cost_tol: float | None = None
     max_passes: int | None = None
-    progress: Callable[[int, int, str], None] | None = None
+    max_seconds: float | None = None
+    starts: int | None = None
+    seed: int | None = None
+    threads: int = 1
+    progress: Callable[[str, int, int, str], None] | None = None
 
 
 @final
@@ -60,9 +75,16 @@ class Evidence:
         cost: F = 1/2 Σ wᵢ dᵢ² at the result; None where nothing was minimised.
         gradient_norm: Norm of the gradient of F at the result.
         horizontality: How far the logs to the inputs are from horizontal.
-        distances: T distances dᵢ from the result to the inputs; None where the geometry has none.
+        forward_error: Largest relative error of exp(log) at the inputs, from the result.
+        distances: T distances dᵢ from the result to the inputs, None to those that were left out; None where
+            the geometry has none.
         energy_kept: Share of the squared norm that truncation kept (the least over the inputs); None without
             truncation.
+        numerical_ranks: T numerical ranks of the updates as merged, where the geometry depends on them: 0 was
+            left out, and all others were truncated to the least. None where it does not.
+        starts: How many starts had a finite cost and were solved from; None where one was asked for.
+        cost_spread: Largest relative excess of the cost of any start over the best.
+        update_spread: Largest ‖dWₐ - dW‖ / ‖dW‖ over the starts, against the best.
         passes: Iterations of the solver.
         seconds: Solve time that falls to this module.
     """
@@ -73,34 +95,61 @@ class Evidence:
     cost: float | None = None
     gradient_norm: float | None = None
     horizontality: float | None = None
-    distances: tuple[float, ...] | None = None
+    forward_error: float | None = None
+    distances: tuple[float | None, ...] | None = None
     energy_kept: float | None = None
+    numerical_ranks: tuple[int, ...] | None = None
+    starts: int | None = None
+    cost_spread: float | None = None
+    update_spread: float | None = None
     passes: int = 0
     seconds: float = 0.0
+
+
+class Small(NamedTuple):
+    """A merged update and its T inputs (before any edit), in orthonormal bases of one joint span.
+
+    Everything measured is an invariant of such isometries, and costs nothing of the module's width here.
+    """
+
+    merged: LowRankUpdate
+    inputs: tuple[LowRankUpdate, ...]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """One merged module: its update, before the scale λ, and the evidence for it."""
+    """One merged module, before the scale λ.
+
+    Attributes:
+        update: The merged update, (m, n) of its module, in the canonical gauge of `LowRankUpdate.balance`.
+        evidence: How well it was merged.
+        small: The same update beside its inputs, reduced.
+    """
 
     update: LowRankUpdate
     evidence: Evidence
+    small: Small
 
 
 class Geometry(Protocol):
     """Says what *near* means and returns the mean: one `Merged` for each module of the stack.
 
-    Law: a function of the updates' dW and the weights; the order of the adapters does not matter.
+    Law: a function of the updates' dW and the weights; the order of the adapters does not matter. Modules
+    come in the order of their names, each as soon as it is done, and none is kept: what is tall of a module
+    lives until the next ones are asked for. What cannot be merged is refused before the first one comes.
     """
 
-    def __call__(self, stack: Stack, options: Options, /) -> dict[str, Merged]:
+    def __call__(self, stack: Stack, options: Options, /) -> Iterator[tuple[str, Merged]]:
         """Merge every module of the stack."""
         ...
 
 
 class Edit(Protocol):
-    """Changes one update before the mean; raises a NumericalError with the bare fact when it cannot."""
+    """Changes one update before the mean; raises a NumericalError with the bare fact when it cannot.
+
+    Law: commutes with orthogonal maps of both spaces, since it sees updates in bases of their joint span.
+    """
 
     def __call__(self, update: LowRankUpdate, options: Options, /) -> LowRankUpdate:
         """Return the changed update."""

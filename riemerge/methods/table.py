@@ -56,10 +56,13 @@ METHODS: dict[str, Method] = {
             summary="weighted Fréchet mean of the updates U B Vᵀ on (Stiefel × SPD × Stiefel)/O(r)",
             geometry="riemerge.methods.quotient:frechet",
             edits=("riemerge.methods.edits:truncate",),
-            parameters=("rank", "scale", "solver", "tol", "cost_tol", "max_passes"),
+            parameters=(
+                *("rank", "scale", "solver", "tol", "cost_tol", "max_passes", "max_seconds"),
+                *("starts", "seed"),
+            ),
             # Real adapters overlap in part: their cost settles long before the gradient is below tol, and the
             # passes in between move the update by less than another start would.
-            defaults={"solver": "conjugate_gradient", "tol": 1e-8, "cost_tol": 1e-5, "max_passes": 500},
+            defaults={"solver": "lbfgs", "tol": 1e-8, "cost_tol": 1e-5, "max_passes": 500},
             output_rank="the inputs' common rank, or --rank",
             source="GeoMerge, arXiv 2604.27155",
         ),

@@ -1,0 +1,142 @@
+"""Bookkeeping: what of a merge goes into its run record, beside what was measured."""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+
+from riemerge import __version__
+from riemerge.adapters.config import listed
+from riemerge.inputs import Input, display_names
+from riemerge.methods import Evidence
+from riemerge.recipe import Recipe
+from riemerge.record import InputRow, ModuleRow
+
+
+def resolved_recipe(recipe: Recipe, out_dtype: torch.dtype) -> dict[str, Any]:
+    """A completed recipe as it can be written down, with names in place of paths."""
+    names = display_names([entry.model for entry in recipe.models])
+    return {
+        "merge_method": recipe.merge_method,
+        "models": [
+            {"model": name, "parameters": entry.parameters.model_dump()}
+            for name, entry in zip(names, recipe.models, strict=True)
+        ],
+        "parameters": recipe.parameters.model_dump(exclude_none=True),
+        "dtype": recipe.dtype,
+        "out_dtype": dtype_name(out_dtype),
+    }
+
+
+def input_rows(recipe: Recipe, inputs: Sequence[Input]) -> tuple[InputRow, ...]:
+    """Return the inputs as recorded, in the order asked for."""
+    names = display_names([entry.model for entry in recipe.models])
+    rows = [
+        InputRow(name=name, weight=weight, share=0.0)
+        for name, weight in zip(names, recipe.weights, strict=True)
+    ]
+    for one in inputs:
+        rows[one.place] = InputRow(
+            name=one.name,
+            weight=recipe.weights[one.place],
+            share=one.weight,
+            sha256=dict(one.adapter.sha256),
+            ranks=tuple(sorted(set(one.adapter.ranks.values()))),
+            dtype=dtype_name(one.adapter.dtype),
+        )
+    return tuple(rows)
+
+
+def warnings(
+    recipe: Recipe, inputs: Sequence[Input], evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]
+) -> list[str]:
+    """Return what a person should know before using the result, one text for each kind of thing.
+
+    Args:
+        recipe: What was asked.
+        inputs: The T inputs, in the order of the stack.
+        evidence: Of each module, from the method.
+        rows: Of each module, as measured.
+    """
+    names = display_names([entry.model for entry in recipe.models])
+    found = [
+        f"{name}: its weight is 0: it was left out and not read"
+        for name, weight in zip(names, recipe.weights, strict=True)
+        if weight == 0
+    ]
+    if len(inputs) == 1:
+        found.append(f"{inputs[0].name}: is the only adapter that counts: there is nothing to merge it with")
+    same: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for one in inputs:
+        same[tuple(one.adapter.sha256.values())].append(one.name)
+    found += [
+        f"{', '.join(sorted(twins))}: hold the same files: each is counted with its weight"
+        for twins in same.values()
+        if len(twins) > 1
+    ]
+    ranked = [row for row in rows if row.numerical_ranks is not None]
+    for place, one in enumerate(sorted(inputs, key=lambda one: one.place)):
+        found += _of_rank(one.name, ranked, place, recipe.parameters.rank)
+    for status in sorted({one.status for one in evidence.values() if not one.ok}):
+        there = [module for module, one in evidence.items() if one.status == status]
+        advice = evidence[there[0]].advice
+        count = f"{len(there)} of {len(evidence)} modules"
+        found.append(f"{count} ended as {status} ({', '.join(there)}): {advice}")
+    return found
+
+
+def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | None) -> list[str]:
+    """What is wrong with the ranks of one input, where the method depends on them."""
+    zero: list[str] = []
+    deficient: list[str] = []
+    for row in rows:
+        assert row.numerical_ranks is not None
+        stored, actual = row.input_ranks[place], row.numerical_ranks[place]
+        rank = stored if asked is None else min(stored, asked)
+        if actual == 0:
+            zero.append(row.module)
+        elif actual < rank:
+            deficient.append(f"{row.module}: {actual} of {rank}")
+    found = []
+    if zero:
+        count = f"{len(zero)} of {len(rows)} modules ({listed(zero)})"
+        found.append(
+            f"{name}: its update is all zero in {count}, like that of an adapter that was not trained there: "
+            "it was left out of them, and the weights of the others count in proportion"
+        )
+    if deficient:
+        found.append(
+            f"{name}: its update is rank deficient in {len(deficient)} of {len(rows)} modules "
+            f"({listed(deficient)}): all updates of such a module were truncated to the least numerical rank "
+            "before the mean; energy_kept says what that kept"
+        )
+    return found
+
+
+def base_model(inputs: Sequence[Input]) -> str | None:
+    """The base model's public name; of a path of this machine, the last part only."""
+    bases = {one.adapter.config.base_model_name_or_path for one in inputs} - {None, ""}
+    for base in sorted(str(base) for base in bases):
+        local = PurePosixPath(base).is_absolute() or PureWindowsPath(base).drive or base[0] in "~."
+        return PureWindowsPath(base).name if local else base
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed."""
+    return {
+        "riemerge": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "pymanopt", "numpy")},
+    }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as recipes write it."""
+    return str(dtype).removeprefix("torch.")
