@@ -34,18 +34,6 @@ NOT_YET = "Not measured yet."
 # --- the commands -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the results of all three commands, run as a user runs them but quick."""
-    folder = tmp_path_factory.mktemp("results")
-    for name in BENCHMARKS:
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(folder)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "| --- |" in done.stdout
-    return folder
-
-
 KEYS = {
     "merge_llama": {"setting", "riemerge", "floor", "rivals", "ended", "noise", "ratios", "growth"},
     "primitives": {"setting", "logs", "alignment", "width", "growth", "decompositions"},
@@ -54,18 +42,23 @@ KEYS = {
 MACHINE = {"cpu", "cores", "system", "threads", "load", "versions"}
 
 
-@pytest.mark.slow
-@pytest.mark.oracle
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_quick_run_writes_a_result_with_its_keys_and_a_picture(quick: Path, name: str) -> None:
-    result = json.loads((quick / f"{name}.json").read_text(encoding="utf-8"))
+def quick(name: str, folder: Path) -> dict[str, Any]:
+    """The result of a command, run as a user runs it but quick; it has its keys, its tables and a picture."""
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert done.stdout.strip() == BENCHMARKS[name].tables(result)
     assert set(result) == KEYS[name] | {"date", "quick", "machine", "goals"}
     assert result["quick"] is True
     assert set(result["machine"]) == MACHINE
     assert set(result["machine"]["load"]) == {"before", "after"}
-    assert all({"goal", "bound", "found", "met"} == set(goal) for goal in result["goals"])
+    assert result["goals"]
+    assert all(set(goal) == {"goal", "bound", "found", "met"} for goal in result["goals"])
     assert not any(key.startswith("_") for key in keys(result))
-    assert (quick / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return result
 
 
 def keys(value: Any) -> set[str]:
@@ -77,12 +70,13 @@ def keys(value: Any) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.oracle
-def test_a_quick_merge_says_what_was_sampled_and_that_all_compute_what_they_mean(quick: Path) -> None:
-    result = json.loads((quick / "merge_llama.json").read_text(encoding="utf-8"))
+def test_merge_llama_says_what_was_sampled_and_all_compute_what_they_mean(tmp_path: Path) -> None:
+    result = quick("merge_llama", tmp_path)
     size = merge_llama.QUICK
     counts = sorted(layers * len(size.shapes) for layers in size.layers)
     assert sorted(map(int, result["riemerge"])) == sorted(map(int, result["floor"])) == counts
     assert sum(sum(one["statuses"].values()) for one in result["ended"].values()) == counts[-1]
+    assert set(result["ended"]) == set(merge_llama.FAMILIES)
     assert set(result["rivals"]) == set(merge_llama.RIVALS)
     for name, one in result["rivals"].items():
         assert one["extrapolated"] is True
@@ -91,27 +85,43 @@ def test_a_quick_merge_says_what_was_sampled_and_that_all_compute_what_they_mean
         # float32 (6e-8) where the result is kept in it; PEFT keeps that of `cat` in the base's bfloat16.
         bound = 4e-3 if name == "PEFT cat" else 1e-5
         assert all(row["error"] < bound for row in measured)
-    assert result["rivals"]["KnOTS"]["sampled"] == [[64, 64]]
-    assert [row["shape"] for row in result["rivals"]["KnOTS"]["rows"] if "from" in row] == [[64, 96]]
+    assert result["rivals"]["PEFT svd"]["sampled"] == [[24, 24], [24, 40]]
+    assert result["rivals"]["KnOTS"]["sampled"] == [[24, 24]]
+    assert [row["shape"] for row in result["rivals"]["KnOTS"]["rows"] if "from" in row] == [[24, 40]]
 
 
 @pytest.mark.slow
 @pytest.mark.oracle
-def test_a_quick_convergence_covers_every_solver_and_the_stock_line_search(quick: Path) -> None:
-    result = json.loads((quick / "convergence.json").read_text(encoding="utf-8"))
-    assert {run["solver"] for run in result["runs"]} == {*SOLVERS, *convergence.STOCK}
-    assert {run["problem"] for run in result["runs"]} == {*convergence.QUICK.families, convergence.REAL}
-    for run in result["runs"]:
+def test_primitives_measures_every_piece(tmp_path: Path) -> None:
+    result = quick("primitives", tmp_path)
+    assert [one["pairs"] for one in result["logs"]] == ["near", "independent"]
+    # Both are logarithms: exp reaches the other point, to the tolerance each has (geomstats' is 1e-8).
+    assert all(one["error"] < 1e-12 and one["geomstats_error"] < 1e-7 for one in result["logs"])
+    assert all(one["geomstats_length_over_ours"] > 1 - 1e-8 for one in result["logs"])
+    assert set(result["growth"]) == {"adapters", "rank", "modules"}
+    for one in result["decompositions"]:
+        assert set(one["phases"]) == {"start", "pass", "step", "certificate"}
+        assert one["logs"]["needed"] <= one["logs"]["computed"]
+        assert one["eigh_per_log"]["size 2r"] >= 1  # a logarithm without one is none
+
+
+@pytest.mark.slow
+def test_convergence_covers_every_solver_and_the_stock_line_search(tmp_path: Path) -> None:
+    result = quick("convergence", tmp_path)
+    runs = result["runs"]
+    assert {run["solver"] for run in runs} == {*SOLVERS, *convergence.STOCK}
+    assert {run["problem"] for run in runs} == {*convergence.QUICK.families, convergence.REAL}
+    for run in runs:
         passes = [run["levels"][level]["passes"] for level in result["setting"]["levels"]]
         for module in zip(*passes, strict=True):
             found = [x for x in module if x is not None]
             assert found == sorted(found)  # a lower gradient is not met earlier
-            assert module[: len(found)] == tuple(found)
-    starts = {(run["problem"], run["seed"], run["start_passes"]) for run in result["runs"]}
-    assert len(starts) == len({(problem, seed) for problem, seed, _ in starts})  # one start for all solvers
-    best = {run["problem"]: 0.0 for run in result["runs"]}
-    assert all(min(run["excess"]) >= 0 for run in result["runs"])
-    assert {run["problem"] for run in result["runs"] if min(run["excess"]) == 0} == set(best)
+            assert list(module[: len(found)]) == found
+        assert min(run["excess"]) >= 0
+    starts = {(run["problem"], run["start_passes"]) for run in runs}
+    assert len(starts) == len({problem for problem, _ in starts})  # one start for all solvers
+    assert [row["cost_tol"] for row in result["defaults"]["rows"]][-2:] == ["0", "0, from the first adapter"]
+    assert result["defaults"]["rows"][-2]["update_apart"] == 0
 
 
 def test_no_result_of_a_quick_run_is_committed() -> None:

@@ -20,7 +20,7 @@ from tests.manifolds.subjects import family, updates
 def test_no_numpy_conversion_happens_inside_a_solve(solver: str, gradient: str, form: str) -> None:
     quotient, points = updates(16, 14, 2, k=2), family("close", 3, 16, 14, 2, seed=5)
     with forbid_numpy():
-        solution = frechet_mean(quotient, points, solver=solver, gradient=gradient, form=form, max_passes=40)
+        solution = frechet_mean(quotient, points, solver=solver, gradient=gradient, form=form, max_passes=80)
     assert solution.ok
 
 

@@ -109,24 +109,24 @@ class FrechetProblem:
         """Returns the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; in modules where it has no finite cost (the average of subspaces that are
-        shared exactly may be at the cut locus of all of them) that average moved off by a seeded step, or
-        else the first data point that has one.
+        shared exactly may be at the cut locus of all of them) the best of that average moved off by a seeded
+        step and of the data themselves.
         """
         form, point = self.form, self.form.start(self.initial_point)
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
             return point
         cost = self.evaluate(point).cost
-        for place in range(len(self.kept) + 1):
-            stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
-            if stuck.numel() == 0:
-                break
-            few = form.narrowed(stuck)
-            x = few.points[place - 1] if place else few.moved_off(few.solution(point[stuck]))
+        stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
+        if stuck.numel() == 0:
+            return point
+        few = form.narrowed(stuck)
+        best, least = point[stuck], cost[stuck]
+        for x in (few.moved_off(few.solution(best)), *few.points):
             other = few.place(x)
+            found = few.evaluate(other).cost
             self.passes += 1
-            point = point.index_copy(0, stuck, other)
-            cost = cost.index_copy(0, stuck, few.evaluate(other).cost)
-        return point
+            best, least = few.choose(found < least, other, best), torch.minimum(found, least)
+        return point.index_copy(0, stuck, best)
 
     def solution(self, point: Point) -> Point:
         """Returns the mean that a point of the search manifold stands for, on the manifold that was asked

@@ -14,7 +14,7 @@ from riemerge.manifolds.fixed_rank import FixedRank
 
 # Turns of a completion that started from that of a point nearby, before it is started from scratch.
 _WARM_TURNS = 8
-_TURNS = 60
+_TURNS = 100
 
 
 class Pass(NamedTuple):

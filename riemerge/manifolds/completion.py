@@ -18,6 +18,8 @@ from riemerge.manifolds import linalg
 _LEAST_CURVATURE = 0.05
 # Error of a Gram matrix, relative to its trace.
 GRAM_ERROR = 8 * torch.finfo(torch.float64).eps
+# Least pivot of an earlier completion made orthogonal to a frame: its condition, which multiplies round-off.
+_NEAR = 0.1
 # Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
 _SCHULZ = 7
 
@@ -131,14 +133,15 @@ def completed(frame: Tensor) -> Tensor:
 
 
 def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the completion of a frame nearest to an earlier one, and whether it was near enough, (...).
+    """Returns a completion of a frame near an earlier one, and whether that was near enough, (...).
 
     Continuous in the frame, so its determinant is that of the earlier completion.
     """
     moved = rest - frame @ (frame.mT @ rest)
-    moved = orthonormalised(moved)
-    gram = moved.mT @ moved
-    return moved, (gram - linalg.eye_like(gram)).abs().amax(dim=(-2, -1)) <= 1e-12
+    factor, info = torch.linalg.cholesky_ex(moved.mT @ moved)
+    near = (info == 0) & (torch.diagonal(factor, dim1=-2, dim2=-1) > _NEAR).all(dim=-1)
+    factor = torch.where(near[..., None, None], factor, linalg.eye_like(factor))
+    return torch.linalg.solve_triangular(factor.mT, moved, upper=True, left=False), near
 
 
 def orthonormalised(frame: Tensor) -> Tensor:

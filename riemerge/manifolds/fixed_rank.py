@@ -48,10 +48,10 @@ class FixedRank(GeodesicManifold):
     ) -> None:
         if not 1 <= r <= min(m, n):
             raise ValueError(f"FixedRank: m, n, r are {m}, {n}, {r}; 1 <= r <= min(m, n) is needed")
-        self._left = Stiefel(m, r, k=k, dtype=dtype, device=device, seed=seed)
-        self._core = SymmetricPositiveDefinite(r, k=k, dtype=dtype, device=device, seed=seed + 1)
-        self._right = Stiefel(n, r, k=k, dtype=dtype, device=device, seed=seed + 2)
-        self._parts: tuple[GeodesicManifold, ...] = (self._left, self._core, self._right)
+        self.left = Stiefel(m, r, k=k, dtype=dtype, device=device, seed=seed)
+        self.core = SymmetricPositiveDefinite(r, k=k, dtype=dtype, device=device, seed=seed + 1)
+        self.right = Stiefel(n, r, k=k, dtype=dtype, device=device, seed=seed + 2)
+        self._parts: tuple[GeodesicManifold, ...] = (self.left, self.core, self.right)
         dimension = sum(part.dim for part in self._parts) // k
         name = f"Factored {m}x{n} matrices of rank {r}"
         super().__init__(name, dimension, k=k, dtype=dtype, device=device, seed=seed)
@@ -176,7 +176,7 @@ class FixedRank(GeodesicManifold):
         exactly.
         """
         u, b, v = self.split(points)
-        left, right = self._left.reduce(u), self._right.reduce(v)
+        left, right = self.left.reduce(u), self.right.reduce(v)
         m, n = left.points.shape[-2], right.points.shape[-2]
         if (m, n) == (self.m, self.n):
             return unreduced(self, points)

@@ -71,16 +71,17 @@ def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
         The logarithms, and whether every angle is clear of a half turn, boolean (...). At a half turn no
         logarithm is distinguished: exp of what is returned is not the rotation.
     """
-    symmetric, antisymmetric = sym(rotation), skew(rotation)
-    cosine, vectors = torch.linalg.eigh(symmetric)
-    rotated = antisymmetric @ vectors
-    sine = torch.linalg.vector_norm(rotated, dim=-2)
-    angle = torch.atan2(sine, cosine)
+    # Twice the symmetric and the skew part: the factors cancel, and passes over memory are what costs.
+    twice_cosine, vectors = torch.linalg.eigh(rotation + rotation.mT)
+    rotated = (rotation - rotation.mT) @ vectors
+    twice_sine = torch.linalg.vector_norm(rotated, dim=-2)
+    angle = torch.atan2(twice_sine, twice_cosine)
     # t / sin t -> 1 as t -> 0.
-    tiny = torch.finfo(sine.dtype).tiny
-    factor = torch.where(sine > tiny, angle / sine.clamp_min(tiny), torch.ones_like(sine))
-    clear = ((cosine > 0) | (sine > _HALF_TURN)).all(dim=-1)
-    return skew((rotated * factor.unsqueeze(-2)) @ vectors.mT), clear
+    tiny = torch.finfo(twice_sine.dtype).tiny
+    factor = torch.where(twice_sine > tiny, angle / (2 * twice_sine.clamp_min(tiny)), 0.25)
+    clear = ((twice_cosine > 0) | (twice_sine > 2 * _HALF_TURN)).all(dim=-1)
+    half = (rotated * factor.unsqueeze(-2)) @ vectors.mT
+    return half - half.mT, clear
 
 
 def exp_skew(matrix: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -15,6 +16,8 @@ from riemerge.manifolds.quotient import GroupAction
 
 # Steps of the extrinsic mean; it is a start, and settles in a few.
 _MEAN_SWEEPS = 4
+# Of the spectra in the sum that the extrinsic mean starts from.
+_CONDITION = 4.0
 # Candidates, the nearest of all, that are refined by the true distance.
 _REFINED = 8
 # Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d^2 errs
@@ -224,10 +227,18 @@ def orbit_metric(values: Tensor) -> Tensor:
 
 
 def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
-    """Returns the best rank-r approximation of sum_i w_i dW_i as a point; its spectrum is floored to stay
-    positive.
+    """Returns the best rank-r approximation of sum_i w_i U_i B_i^p V_i' as a point; its spectrum is floored to
+    stay positive.
+
+    A power p below one draws the spectrum together, so that the noise in the largest directions does not drown
+    the smallest: to a condition of `_CONDITION` at most.
     """
     u, b, v = (x.double() for x in total.split(points))
+    values, basis = torch.linalg.eigh(b)
+    logs = values.clamp_min(torch.finfo(values.dtype).tiny).log()
+    condition = (logs[..., -1] - logs[..., 0]).amax(dim=0)
+    power = (math.log(_CONDITION) / condition.clamp_min(1e-300)).clamp_max(1)[..., None]
+    b = (basis * (power * logs).exp().unsqueeze(-2)) @ basis.mT
     left = torch.cat(tuple(scaled(weights, u @ b)), dim=-1)
     right = torch.cat(tuple(v), dim=-1)
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
@@ -236,8 +247,8 @@ def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
     # The updates may cancel in the sum, wholly or in part, and a core must be positive.
     size = scaled(weights, b).abs().amax(dim=(0, -2, -1)).unsqueeze(-1)
     kept = torch.maximum(values[..., :r], 1e-3 * torch.maximum(values[..., :1], 1e-3 * size))
-    point = total.join(q_left @ rows[..., :r], torch.diag_embed(kept), q_right @ columns[..., :r, :].mT)
-    return point.to(points.dtype)
+    core = torch.diag_embed(kept ** (1 / power))
+    return total.join(q_left @ rows[..., :r], core, q_right @ columns[..., :r, :].mT).to(points.dtype)
 
 
 def _curvature_step(total: FixedRank, fixed: Tensor, moving: Tensor, gauge: Tensor) -> Tensor:

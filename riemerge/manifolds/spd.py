@@ -106,13 +106,17 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         """Carries a vector from a to b by parallel transport along the geodesic: E v E', E = (b
         a^-1)^(1/2).
         """
+        forth, _ = self.congruence(point_a, point_b)
+        return linalg.sym(forth @ tangent_vector_a.double() @ forth.mT).to(point_a.dtype)
+
+    def congruence(self, point_a: Tensor, point_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns E = (b a^-1)^(1/2), which transports from a to b by E v E', and its inverse; float64."""
         factor = _cholesky(point_a)
         eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whitened(factor, point_b)))
+        root = eigenvalues.clamp_min(torch.finfo(eigenvalues.dtype).tiny).sqrt().unsqueeze(-2)
         frame = factor @ vectors
-        white = vectors.mT @ _whitened(factor, tangent_vector_a) @ vectors
-        root = eigenvalues.clamp_min(0).sqrt()
-        moved = root.unsqueeze(-1) * white * root.unsqueeze(-2)
-        return linalg.sym(frame @ moved @ frame.mT).to(point_a.dtype)
+        coframe = torch.linalg.solve_triangular(factor.mT, vectors, upper=True)
+        return (frame * root) @ coframe.mT, (frame / root) @ coframe.mT
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor

@@ -62,7 +62,7 @@ METHODS: dict[str, Method] = {
             ),
             # Real adapters overlap in part: their cost settles long before the gradient is below tol, and the
             # passes in between move the update by less than another start would.
-            defaults={"solver": "lbfgs", "tol": 1e-8, "cost_tol": 1e-5, "max_passes": 500},
+            defaults={"solver": "lbfgs", "tol": 1e-8, "cost_tol": 3e-4, "max_passes": 500},
             output_rank="the inputs' common rank, or --rank",
             source="GeoMerge, arXiv 2604.27155",
         ),

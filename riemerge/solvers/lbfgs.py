@@ -15,6 +15,8 @@ from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor
 
 from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.manifolds.carrier import Carrier
+from riemerge.manifolds.joint import JointManifold
 from riemerge.manifolds.linalg import frobenius
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
@@ -66,17 +68,24 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         self._rescale = rescale
         self._line_searcher = _Backtracking() if line_searcher is None else line_searcher
         self._pairs: list[_Pair] = []
+        self._algebra: _Algebra | None = None
 
-    def narrow(self, modules: Tensor) -> None:
-        """Goes on with some of the modules of a stack: the next `run` starts with what is known of them."""
+    def narrow(self, modules: Tensor, manifold: TorchManifold) -> None:
+        """Goes on with some of the modules of a stack, on the manifold that is theirs: the next `run` starts
+        with what is known of them.
+        """
         self._pairs = [_Pair(*(part[modules.to(part.device)] for part in pair)) for pair in self._pairs]
+        if self._algebra is not None:
+            self._algebra.narrow(modules, manifold)
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:  # noqa: ARG002
         """Iterates until one of the optimizer's own stopping rules holds."""
         manifold = problem.manifold
-        algebra: _Algebra = _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
         searcher = copy.deepcopy(self._line_searcher)
         point = manifold.random_point() if initial_point is None else initial_point
+        if self._algebra is None:
+            self._algebra = _algebra(manifold, point)
+        algebra = self._algebra
         began = time.time()
         self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
@@ -95,14 +104,14 @@ class LBFGS(Optimizer):  # type: ignore[misc]
                 self._pairs = []
                 direction, slope = -gradient, -(norm**2)
             step_size, arrival = searcher.search(problem.cost, manifold, point, direction, cost, slope)
-            moved = getattr(searcher, "moved", None)
-            if moved is None:
+            step = getattr(searcher, "moved", None)
+            if step is None:
                 length = manifold.norm(point, direction)
-                moved = step_size / length * direction if length > 0 else direction
+                step = step_size / length * direction if length > 0 else direction
             cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
-            self._carry(problem, algebra, point, arrival, (moved, gradient), after)
+            self._carry(problem, algebra, (point, step, gradient), (arrival, after))
             point, gradient = arrival, after
-        self._pairs = []
+        self._pairs, self._algebra = [], None
         return self._return_result(
             start_time=began,
             point=point,
@@ -116,104 +125,145 @@ class LBFGS(Optimizer):  # type: ignore[misc]
 
     def _applied(self, problem: Problem, algebra: _Algebra, point: Any, gradient: Any) -> Any:
         """Returns H gradient by the two-loop recursion."""
-        vector, shares = gradient, []
-        (functional,) = algebra.functionals(point, [gradient])
+        vector, shares = algebra.pulled(gradient), []
+        (functional,) = algebra.functionals(point, [vector])
         for pair in reversed(self._pairs):
             share = pair.inverse * algebra.applied(point, functional, pair.step)
             vector = vector - algebra.scaled(share, pair.change)
             functional = functional - algebra.scaled(share, pair.functional)
             shares.append(share)
-        vector = problem.preconditioner(point, vector)
+        vector = algebra.pulled(problem.preconditioner(point, algebra.pushed(vector)))
         if self._pairs and self._rescale:
             vector = algebra.scaled(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
             back = pair.inverse * algebra.applied(point, pair.functional, vector)
             vector = vector + algebra.scaled(share - back, pair.step)
-        return problem.manifold.projection(point, vector)
+        return problem.manifold.projection(point, algebra.pushed(vector))
 
     def _carry(
-        self,
-        problem: Problem,
-        algebra: _Algebra,
-        point: Any,
-        arrival: Any,
-        vectors: tuple[Any, Any],
-        after: Any,
+        self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
     ) -> None:
-        """Transports the pairs to the new point and adds the newest: (step, gradient) before, gradient after."""
+        """Carries the pairs to a new point and adds the newest: (point, step, gradient), (arrival, gradient)."""
+        (point, step, gradient), (arrival, new) = before, after
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
         old = [part for pair in kept for part in (pair.step, pair.change)]
-        step, before, *parts = algebra.transported(point, arrival, [*vectors, *old])
-        steps, changes = [*parts[::2], step], [*parts[1::2], after - before]
-        functionals = algebra.functionals(arrival, changes)
-        conditioned = problem.preconditioner(arrival, changes[-1])
-        curved, length, size = (
-            algebra.applied(arrival, functionals[-1], vector) for vector in (step, changes[-1], conditioned)
+        newest = [algebra.pulled(step), algebra.pulled(gradient)]
+        step, gradient, *old = algebra.advanced(point, arrival, [*newest, *old])
+        change = algebra.pulled(new) - gradient
+        functionals = algebra.kept(arrival, [pair.functional for pair in kept], old[1::2])
+        functional, step_functional = algebra.functionals(arrival, [change, step])
+        conditioned = algebra.pulled(problem.preconditioner(arrival, algebra.pushed(change)))
+        curved, size = (algebra.applied(arrival, functional, vector) for vector in (step, conditioned))
+        lengths = algebra.applied(arrival, functional, change) * algebra.applied(
+            arrival, step_functional, step
         )
-        (step_functional,) = algebra.functionals(arrival, [step])
-        lengths = (algebra.applied(arrival, step_functional, step) * length) ** 0.5
-        inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths, 0.0)
-        known = kept[-1].size if kept else 1.0
-        known_pairs = [(pair.inverse, pair.size) for pair in kept]
-        known_pairs.append((inverse, algebra.inverse(inverse * size, inverse > 0, known)))
+        inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
+        size = algebra.inverse(inverse * size, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
-            _Pair(*vectors, *numbers)
-            for *vectors, numbers in zip(steps, changes, functionals, known_pairs, strict=True)
+            _Pair(s, y, f, pair.inverse, pair.size)
+            for s, y, f, pair in zip(old[::2], old[1::2], functionals, kept, strict=True)
         ]
+        self._pairs.append(_Pair(step, change, functional, inverse, size))
 
 
 class _Algebra(ABC):
-    """Functionals, transport and multiples: of whole points, or module by module. Abstract."""
+    """Vectors, functionals and numbers of the recursion: of whole points, or module by module. Abstract.
+
+    Args:
+        manifold: Where the points are.
+    """
+
+    def __init__(self, manifold: Manifold) -> None:
+        self.manifold = manifold
+
+    @abstractmethod
+    def pulled(self, vector: Any) -> Any:
+        """Returns a tangent vector at the current point as it is kept."""
+
+    @abstractmethod
+    def pushed(self, vector: Any) -> Any:
+        """Returns a kept vector as a tangent vector at the current point."""
+
+    @abstractmethod
+    def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+        """Makes another point the current one; returns kept vectors as they are kept from now on."""
 
     @abstractmethod
     def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
-        """Returns <v, .> for tangent vectors v, as something that can be added and multiplied."""
+        """Returns <v, .> for kept vectors v, as something that can be added and multiplied."""
+
+    @abstractmethod
+    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+        """Returns the functionals of kept vectors at a new point, given those at the last."""
 
     @abstractmethod
     def applied(self, point: Any, functional: Any, vector: Any) -> Any:
-        """Returns the number, or one for each module, that a functional gives for a tangent vector."""
+        """Returns the number, or one for each module, that a functional gives for a kept vector."""
 
     @abstractmethod
     def scaled(self, factor: Any, vector: Any) -> Any:
-        """Multiplies a tangent vector or a functional."""
-
-    @abstractmethod
-    def transported(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
-        """Carries tangent vectors from one point to another."""
+        """Multiplies a kept vector or a functional."""
 
     @abstractmethod
     def inverse(self, number: Any, where: Any, other: Any) -> Any:
         """Returns 1 / number where a condition holds, and another number elsewhere."""
 
+    @abstractmethod
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
+        """Goes on with some of the modules, on the manifold that is theirs."""
+
+
+def _algebra(manifold: Manifold, point: Any) -> _Algebra:
+    if isinstance(manifold, JointManifold):
+        return _Carried(manifold, point)
+    return _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
+
+
+class _Transported(_Algebra, ABC):
+    """Keeps vectors at the current point. Abstract."""
+
+    @final
+    def pulled(self, vector: Any) -> Any:
+        return vector
+
+    @final
+    def pushed(self, vector: Any) -> Any:
+        return vector
+
+    @final
+    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:  # noqa: ARG002
+        return self.functionals(point, vectors) if vectors else []
+
+    @final
+    def narrow(self, modules: Tensor, manifold: Any) -> None:  # noqa: ARG002
+        self.manifold = manifold
+
 
 @final
-class _Whole(_Algebra):
-    def __init__(self, manifold: Manifold) -> None:
-        self._manifold = manifold
+class _Whole(_Transported):
+    def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+        return [self.manifold.transport(point, arrival, vector) for vector in vectors]
 
     def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:  # noqa: ARG002
         return vectors
 
     def applied(self, point: Any, functional: Any, vector: Any) -> Any:
-        return self._manifold.inner_product(point, functional, vector)
+        return self.manifold.inner_product(point, functional, vector)
 
     def scaled(self, factor: Any, vector: Any) -> Any:
         return factor * vector
-
-    def transported(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
-        return [self._manifold.transport(point, arrival, vector) for vector in vectors]
 
     def inverse(self, number: Any, where: Any, other: Any) -> Any:
         return 1 / number if where else other
 
 
 @final
-class _Modulewise(_Algebra):
-    def __init__(self, manifold: TorchManifold) -> None:
-        self._manifold = manifold
+class _Modulewise(_Transported):
+    def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        return list(self.manifold.transport(point, arrival, torch.stack(vectors)))
 
     def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return list(self._manifold.lower(point, torch.stack(vectors)))
+        return list(self.manifold.lower(point, torch.stack(vectors)))
 
     def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:  # noqa: ARG002
         return frobenius(functional, vector)
@@ -221,11 +271,46 @@ class _Modulewise(_Algebra):
     def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
         return scaled(factor, vector)
 
-    def transported(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return list(self._manifold.transport(point, arrival, torch.stack(vectors)))
+    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
+        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
+
+
+@final
+class _Carried(_Algebra):
+    """Keeps vectors at the first point, as a `Carrier` does."""
+
+    def __init__(self, manifold: JointManifold, point: Tensor) -> None:
+        super().__init__(manifold)
+        self._carrier = Carrier(manifold, point)
+
+    def pulled(self, vector: Tensor) -> Tensor:
+        return self._carrier.pull(vector)
+
+    def pushed(self, vector: Tensor) -> Tensor:
+        return self._carrier.push(vector)
+
+    def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        self._carrier.advance(point, arrival)
+        return vectors
+
+    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:  # noqa: ARG002
+        return [self._carrier.lower(vector) for vector in vectors]
+
+    def kept(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:  # noqa: ARG002
+        return functionals
+
+    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:  # noqa: ARG002
+        return frobenius(functional, vector)
+
+    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
+        return scaled(factor, vector)
 
     def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
         return torch.where(where, 1 / torch.where(where, number, 1.0), other)
+
+    def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
+        self.manifold = manifold
+        self._carrier.narrow(modules, manifold)
 
 
 @final

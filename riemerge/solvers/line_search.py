@@ -34,12 +34,17 @@ class ModulewiseLineSearcher:
         monitor: What freezes modules.
         longest: Longest first step. Above one, the minimum of the parabola through the last step's costs is
             tried first: conjugate gradients need that, and directions that know the curvature do not.
+        freeze: Freeze a module in which nothing is accepted. Without it the module waits for a better
+            direction.
     """
 
-    def __init__(self, problem: FrechetProblem, monitor: Monitor, *, longest: float = 1.0) -> None:
+    def __init__(
+        self, problem: FrechetProblem, monitor: Monitor, *, longest: float = 1.0, freeze: bool = True
+    ) -> None:
         self._problem = problem
         self._monitor = monitor
         self._longest = longest
+        self._freeze = freeze
         self._first = torch.ones(1, dtype=torch.float64)
         self.moved: Point = None
 
@@ -83,7 +88,8 @@ class ModulewiseLineSearcher:
             step = torch.where(pending, step * _shrink(before.cost, after.cost, step * slope), step)
         else:
             step = torch.where(pending, torch.zeros_like(step), step)
-            self._monitor.stall(pending)
+            if self._freeze:
+                self._monitor.stall(pending)
             point = form.move(x, step, d)
         if self._longest > 1:
             self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, self._longest)

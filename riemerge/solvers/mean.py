@@ -171,7 +171,7 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
     while True:
         manifold, options = problem.form.manifold, {}
         if named == "trust_regions":
-            manifold = _Stepped(manifold, ModulewiseLineSearcher(problem, monitor))
+            manifold = _Stepped(manifold, ModulewiseLineSearcher(problem, monitor, freeze=False))
             # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by
             # zero.
             radius = float(np.pi * np.sqrt(problem.k))
@@ -183,7 +183,7 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
         except Narrow as narrow:
             start = monitor.resume(narrow.modules)
             if isinstance(optimizer, LBFGS):
-                optimizer.narrow(narrow.modules)
+                optimizer.narrow(narrow.modules, problem.form.manifold)
             elif named is not None:
                 optimizer = _optimizer(named, problem, monitor)
     monitor.accept(result.point, problem.evaluate(result.point))
