@@ -14,8 +14,9 @@ from riemerge.solvers.monitor import Monitor
 
 _MAX_TRIALS = 25
 _SUFFICIENT_DECREASE = 1e-4
-# Below this many units of round-off of F a decrease cannot be seen, and the gradient decides instead.
-_NOISE = 10
+# A decrease of F can be seen where this share of what the slope promises is above so many units of round-off of
+# F; below, the gradient decides.
+_VISIBLE, _NOISE = 0.1, 10
 
 
 @final
@@ -26,8 +27,9 @@ class ModulewiseLineSearcher:
     Weights sum to one, so the Hessian is near the identity and one is the right first step; Pymanopt's own
     searches start at 1/|d| with one step for the whole stack, and stall at a gradient of sqrt(eps F). A step
     is accepted by Armijo's rule while the decrease it predicts is visible in F, and below that if the
-    gradient does not grow. A module in which nothing is accepted is frozen. A module whose direction does not
-    descend takes its negative gradient instead (the conjugate gradient's beta is one number for all modules).
+    gradient does not grow. A module whose direction does not descend (the conjugate gradient's beta is one
+    number for all modules), or along whose last direction nothing was accepted, takes its negative gradient
+    instead; one in which nothing is accepted along that either is frozen.
 
     Args:
         problem: What is solved; its memo makes the accepted trial the optimizer's next iterate at no cost.
@@ -46,6 +48,7 @@ class ModulewiseLineSearcher:
         self._longest = longest
         self._freeze = freeze
         self._first = torch.ones(1, dtype=torch.float64)
+        self._failed = torch.zeros(0, dtype=torch.bool)
         self.moved: Point = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -68,7 +71,8 @@ class ModulewiseLineSearcher:
         d = self._monitor.masked(x, d)
         slope = form.inner_products(x, before.gradient, d)
         active = self._monitor.active.to(slope.device)
-        ascending = active & ~(slope < 0)
+        failed = self._failed if self._failed.shape == active.shape else torch.zeros_like(active)
+        ascending = active & (~(slope < 0) | failed)
         if bool(host(ascending.any())):
             d = form.choose(ascending, -before.gradient, d)
             slope = torch.where(ascending, -before.norms.square(), slope)
@@ -79,7 +83,7 @@ class ModulewiseLineSearcher:
             point = form.move(x, step, d)
             after = self._monitor.evaluate(point)
             noise = _NOISE * torch.finfo(torch.float64).eps * before.cost.abs().clamp_min(1)
-            visible = -_SUFFICIENT_DECREASE * step * slope > noise
+            visible = -_VISIBLE * step * slope > noise
             armijo = after.cost <= before.cost + _SUFFICIENT_DECREASE * step * slope
             calm = (after.norms <= before.norms) & (after.cost <= before.cost + noise)
             pending = active & ~torch.where(visible, armijo, calm)
@@ -89,8 +93,9 @@ class ModulewiseLineSearcher:
         else:
             step = torch.where(pending, torch.zeros_like(step), step)
             if self._freeze:
-                self._monitor.stall(pending)
+                self._monitor.stall(pending & failed)
             point = form.move(x, step, d)
+        self._failed = pending
         if self._longest > 1:
             self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, self._longest)
         self.moved = form.scaled(step, d)
