@@ -85,7 +85,7 @@ class Nested(Batched):
         self.autograd = autograd
         self.squared = squared or self.total.squared_dists
 
-    def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:  # noqa: ARG002 - always tight
+    def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Computes one logarithm for each data point and module."""
         return self.certify(point)[0]
 
@@ -115,7 +115,7 @@ class Nested(Batched):
     def accept(self, evaluation: Evaluation) -> None:
         """Keeps nothing."""
 
-    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:  # noqa: ARG002
+    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
         """Returns the vector: weights sum to one, so the Hessian is near the identity."""
         return vector
 

@@ -15,8 +15,8 @@ from riemerge.manifolds.aligned import AlignedLogarithms, Pass
 from riemerge.manifolds.base import Logarithm
 from riemerge.manifolds.completion import orthonormalised
 
-# What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the next
-# one is off by this share, the cost by its square.
+# What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the
+# next one is off by this share, the cost by its square.
 _LOOSE = 0.06
 
 
@@ -143,7 +143,9 @@ _ROUGH = 1e-2
 
 
 def _polished(total: FixedRank, points: Tensor) -> Tensor:
-    """Makes frames orthonormal that were so to the digits of a narrower dtype only; leaves others to the bit."""
+    """Makes frames orthonormal that were so to the digits of a narrower dtype only; leaves others to the
+    bit.
+    """
     u, core, v = total.split(points)
     return total.join(_frames(u), core, _frames(v))
 

@@ -16,7 +16,7 @@ from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.joint import Joint
 from riemerge.frechet.stock import Stock
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Reduction, host, scaled, unreduced
+from riemerge.manifolds.base import Reduction, scaled, unreduced
 
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
 # and round-off eps/h balance between 1e-5 and 1e-4.

@@ -38,7 +38,7 @@ class Stock(Formulation):
             self.problem = pymanopt.Problem(manifold, cost)
         self.squared = squared
 
-    def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:  # noqa: ARG002 - always tight
+    def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:
         """Computes one logarithm and distance for each data point."""
         if self.problem is not None:
             squared = [float(self.squared(point, y)) for y in self.points]
@@ -79,7 +79,7 @@ class Stock(Formulation):
     def accept(self, evaluation: Evaluation) -> None:
         """Keeps nothing."""
 
-    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:  # noqa: ARG002
+    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
         """Returns the vector: weights sum to one, so the Hessian is near the identity."""
         return vector
 

@@ -96,14 +96,14 @@ class AlignedLogarithms:
         """
         r, (count, k) = self._total.r, self._weights.shape
         u, b, v = self._total.split(x)
-        products, grams = [], []
+        sides, grams = [], []
         for point, data in zip((u, v), self._frames, strict=True):
             product = point.mT @ data
             # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
             normal = (data - point @ product).unflatten(-1, (count, r)).movedim(-2, 0)
             grams.append(normal.mT @ normal)
-            products.append(product.unflatten(-1, (count, r)).movedim(-2, 0))
-        products = torch.stack(products) @ alignments
+            sides.append(product.unflatten(-1, (count, r)).movedim(-2, 0))
+        products = torch.stack(sides) @ alignments
         gram = (alignments.mT @ torch.stack(grams) @ alignments).reshape(-1, r, r)
         flat = products.reshape(-1, r, r)
         size = torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1)
@@ -124,15 +124,15 @@ class AlignedLogarithms:
         core, cross, core_squares = self._cores_at(values, basis, alignments)
         frames = basis.mT @ linalg.skew(upper[0] + upper[1]) @ basis / 2
         weights = self._weights
-        sides = []
+        means = []
         for point, data, a, w, m in zip((u, v), self._frames, upper, inside, products, strict=True):
             along = scaled(weights, a - m @ w).sum(dim=0)
             across = scaled(weights, alignments @ w).movedim(0, -3).flatten(-3, -2)
-            sides.append(point @ along + data @ across)
+            means.append(point @ along + data @ across)
         return Pass(
             squared=squares[0] + squares[1] + core_squares,
             valid=settled[0] & settled[1] & torch.isfinite(core_squares),
-            mean=self._total.join(sides[0], core, sides[1]),
+            mean=self._total.join(means[0], core, means[1]),
             momentum=frames - cross,
             values=values,
             basis=basis,

@@ -19,8 +19,8 @@ class Carrier:
     there while the path goes on: transporting a memory of vectors costs nothing. Functionals are those at the
     first point.
 
-    Law: `push(pull(v))` is v; pull and push are isometries; after `advance(a, b)` pushing what was pulled at a
-    is `transport(a, b, .)`.
+    Law: `push(pull(v))` is v; pull and push are isometries; after `advance(a, b)` pushing what was pulled
+    at a is `transport(a, b, .)`.
 
     Args:
         manifold: Of points (K, ..., r); meant for frames of few rows, a reduced problem.
@@ -31,16 +31,16 @@ class Carrier:
         self.manifold = manifold
         self._first = point
         total = manifold.total
-        k, options = point.shape[0], {"dtype": point.dtype, "device": point.device}
-        self._frames = tuple(torch.eye(rows, **options).expand(k, rows, rows) for rows in (total.m, total.n))
-        self._core = self._back = torch.eye(total.r, **options).expand(k, total.r, total.r)
+        self._frames = _identities(point, total.m), _identities(point, total.n)
+        self._core = self._back = _identities(point, total.r)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
         """Goes on with some of the modules, on the manifold that is theirs."""
         modules = modules.to(self._first.device)
         self.manifold = manifold
         self._first = self._first[modules]
-        self._frames = tuple(frame[modules] for frame in self._frames)
+        left, right = self._frames
+        self._frames = left[modules], right[modules]
         self._core, self._back = self._core[modules], self._back[modules]
 
     def advance(self, point: Tensor, arrival: Tensor) -> None:
@@ -72,3 +72,8 @@ class Carrier:
         at_x, turns = self.manifold.split(vector)
         u, b, v = self.manifold.total.split(at_x)
         return self.manifold.join(self.manifold.total.join(left @ u, core @ b @ core.mT, right @ v), turns)
+
+
+def _identities(point: Tensor, size: int) -> Tensor:
+    identity = torch.eye(size, dtype=point.dtype, device=point.device)
+    return identity.expand(point.shape[0], size, size)

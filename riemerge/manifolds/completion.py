@@ -1,8 +1,9 @@
 """Logarithms of frames as rotations: a frame is completed to a rotation, and the completion is turned.
 
-In a basis [U Q] of the span of two frames U and Y, Y is a frame c = [M; N] of p columns. Every completion of c
-to a rotation V is a path from U to Y, and log V = [[A, -B'], [B, C]] is the path's generator; the geodesic of
-the canonical metric is the one with C = 0 (Zimmermann 2017). All shapes are (P, ...): one axis of pairs.
+In a basis [U Q] of the span of two frames U and Y, Y is a frame c = [M; N] of p columns. Every completion
+of c to a rotation V is a path from U to Y, and log V = [[A, -B'], [B, C]] is the path's generator; the
+geodesic of the canonical metric is the one with C = 0 (Zimmermann 2017). All shapes are (P, ...): one axis
+of pairs.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
     C is the gradient of |log V|^2 along the fibre; the turn is a Newton step with the Hessian's diagonal in
     the singular basis of the block B = Z diag(b) P': H_jk = (h(b_j - b_k) + h(b_j + b_k)) / 2, h(x) = (x / 2)
     cot(x / 2), which is exact where A = 0 and has the Sylvester step of Zimmermann and Hüper 2022 as its
-    Taylor polynomial. Cost: one symmetric eigendecomposition of size p + q, and for each turn one of size q and
-    another of size p + q.
+    Taylor polynomial. Cost: one symmetric eigendecomposition of size p + q, and for each turn one of size q
+    and another of size p + q.
 
     Args:
         frame: c, (P, p + q, p), orthonormal.
@@ -100,7 +101,8 @@ def forward_error(frame: Tensor, found: FibreLog) -> Tensor:
 
 
 def normal_factor(gram: Tensor, error: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Returns the upper triangular N with N'N = gram (..., p, p) up to an error, and where there is one (...).
+    """Returns the upper triangular N with N'N = gram (..., p, p) up to an error, and where there is one
+    (...).
 
     A multiple of the identity is added, so that shared directions (a singular gram) are no obstacle. N is off
     by the root of the error there; but N enters a logarithm or a geodesic through N^-1 B alone, B the lower
@@ -159,7 +161,7 @@ def _corner(log: Tensor, p: int) -> Tensor:
 
 
 def _newton_turn(lower: Tensor, corner: Tensor) -> Tensor:
-    """Returns the rotation of the fibre that removes C = corner to second order, given the block B = lower."""
+    """Returns the rotation of the fibre that removes C = corner to second order; B = lower."""
     squared, vectors = torch.linalg.eigh(lower @ lower.mT)
     b = squared.clamp_min(0).sqrt()
     curvature = (_cot(b.unsqueeze(-1) - b.unsqueeze(-2)) + _cot(b.unsqueeze(-1) + b.unsqueeze(-2))) / 2

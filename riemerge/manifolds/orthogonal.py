@@ -227,11 +227,11 @@ def orbit_metric(values: Tensor) -> Tensor:
 
 
 def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
-    """Returns the best rank-r approximation of sum_i w_i U_i B_i^p V_i' as a point; its spectrum is floored to
-    stay positive.
+    """Returns the best rank-r approximation of sum_i w_i U_i B_i^p V_i' as a point; its spectrum is floored
+    to stay positive.
 
-    A power p below one draws the spectrum together, so that the noise in the largest directions does not drown
-    the smallest: to a condition of `_CONDITION` at most.
+    A power p below one draws the spectrum together, so that the noise in the largest directions does not
+    drown the smallest: to a condition of `_CONDITION` at most.
     """
     u, b, v = (x.double() for x in total.split(points))
     values, basis = torch.linalg.eigh(b)

@@ -153,7 +153,9 @@ def spectral(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _cholesky(point: Tensor) -> Tensor:
-    """Returns Cholesky factors, NaN where there is none: to ask for an error would be to wait for the device."""
+    """Returns Cholesky factors, NaN where there is none: to ask for an error would be to wait for the
+    device.
+    """
     factor, info = torch.linalg.cholesky_ex(point.double())
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from riemerge.manifolds import linalg
+from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 from riemerge.manifolds.completion import (
     GRAM_ERROR,
     completed,
@@ -17,7 +18,6 @@ from riemerge.manifolds.completion import (
     normal_factor,
     orthonormalised,
 )
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 
 # Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
 # St(96, 16)); beyond 100 the remaining ones creep.

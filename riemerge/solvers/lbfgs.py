@@ -42,16 +42,16 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     """Limited-memory BFGS for any Pymanopt problem.
 
     Minimises with the direction -H grad, H the BFGS approximation of the inverse Hessian from the last few
-    steps, started from the problem's preconditioner. Steps and changes of the gradient are carried along by the
-    manifold's transport. On the torch manifolds of this package all inner products, and so H, are of each
-    module by itself: a stack of problems runs as if each ran alone.
+    steps, started from the problem's preconditioner. Steps and changes of the gradient are carried along by
+    the manifold's transport. On the torch manifolds of this package all inner products, and so H, are of
+    each module by itself: a stack of problems runs as if each ran alone.
 
     Args:
         memory: How many pairs of steps and changes are kept.
-        line_searcher: Pymanopt's protocol; by default backtracking from a step of one, which Pymanopt's own do
-            not try. One that gives each module its own step says in `moved` along which vector it went.
-        rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows. Not
-            for a preconditioner that is of the Hessian's size already.
+        line_searcher: Pymanopt's protocol; by default backtracking from a step of one, which Pymanopt's own
+            do not try. One that gives each module its own step says in `moved` along which vector it went.
+        rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
+            Not for a preconditioner that is of the Hessian's size already.
         kwargs: Of Pymanopt's `Optimizer`.
 
     Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
@@ -78,7 +78,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         if self._algebra is not None:
             self._algebra.narrow(modules, manifold)
 
-    def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:  # noqa: ARG002
+    def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterates until one of the optimizer's own stopping rules holds."""
         manifold = problem.manifold
         searcher = copy.deepcopy(self._line_searcher)
@@ -143,7 +143,9 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
     ) -> None:
-        """Carries the pairs to a new point and adds the newest: (point, step, gradient), (arrival, gradient)."""
+        """Carries the pairs to a new point and adds the newest: (point, step, gradient), (arrival,
+        gradient).
+        """
         (point, step, gradient), (arrival, new) = before, after
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
         old = [part for pair in kept for part in (pair.step, pair.change)]
@@ -231,11 +233,11 @@ class _Transported(_Algebra, ABC):
         return vector
 
     @final
-    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:  # noqa: ARG002
+    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
         return self.functionals(point, vectors) if vectors else []
 
     @final
-    def narrow(self, modules: Tensor, manifold: Any) -> None:  # noqa: ARG002
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
         self.manifold = manifold
 
 
@@ -244,7 +246,7 @@ class _Whole(_Transported):
     def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
         return [self.manifold.transport(point, arrival, vector) for vector in vectors]
 
-    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:  # noqa: ARG002
+    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
         return vectors
 
     def applied(self, point: Any, functional: Any, vector: Any) -> Any:
@@ -257,26 +259,33 @@ class _Whole(_Transported):
         return 1 / number if where else other
 
 
+class _PerModule(_Algebra, ABC):
+    """Has a number for each module. Abstract."""
+
+    @final
+    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:
+        return frobenius(functional, vector)
+
+    @final
+    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
+        return scaled(factor, vector)
+
+    @final
+    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
+        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
+
+
 @final
-class _Modulewise(_Transported):
+class _Modulewise(_Transported, _PerModule):
     def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         return list(self.manifold.transport(point, arrival, torch.stack(vectors)))
 
     def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         return list(self.manifold.lower(point, torch.stack(vectors)))
 
-    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:  # noqa: ARG002
-        return frobenius(functional, vector)
-
-    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
-        return scaled(factor, vector)
-
-    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
-        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
-
 
 @final
-class _Carried(_Algebra):
+class _Carried(_PerModule):
     """Keeps vectors at the first point, as a `Carrier` does."""
 
     def __init__(self, manifold: JointManifold, point: Tensor) -> None:
@@ -293,20 +302,11 @@ class _Carried(_Algebra):
         self._carrier.advance(point, arrival)
         return vectors
 
-    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:  # noqa: ARG002
+    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         return [self._carrier.lower(vector) for vector in vectors]
 
-    def kept(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:  # noqa: ARG002
+    def kept(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
         return functionals
-
-    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:  # noqa: ARG002
-        return frobenius(functional, vector)
-
-    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
-        return scaled(factor, vector)
-
-    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
-        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
         self.manifold = manifold

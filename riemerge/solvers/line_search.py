@@ -14,8 +14,8 @@ from riemerge.solvers.monitor import Monitor
 
 _MAX_TRIALS = 25
 _SUFFICIENT_DECREASE = 1e-4
-# A decrease of F can be seen where this share of what the slope promises is above so many units of round-off of
-# F; below, the gradient decides.
+# A decrease of F can be seen where this share of what the slope promises is above so many units of
+# round-off of F; below, the gradient decides.
 _VISIBLE, _NOISE = 0.1, 10
 
 
@@ -57,12 +57,12 @@ class ModulewiseLineSearcher:
 
     def search(
         self,
-        objective: Any,  # noqa: ARG002 - Pymanopt's protocol
-        manifold: Manifold,  # noqa: ARG002
+        objective: Any,
+        manifold: Manifold,
         x: Point,
         d: Point,
-        f0: float,  # noqa: ARG002
-        df0: float,  # noqa: ARG002
+        f0: float,
+        df0: float,
     ) -> tuple[float, Point]:
         """Returns the length of the step and the new point (Pymanopt's protocol); `moved` is the step."""
         self._monitor.narrow()

@@ -43,7 +43,7 @@ SOLVERS: dict[str, str] = {
     "lbfgs": "limited-memory BFGS with a step and a Hessian per module",
     "conjugate_gradient": "Pymanopt's conjugate gradients, preconditioned, with steps per module",
     "steepest_descent": "Pymanopt's steepest descent with steps per module",
-    "trust_regions": "Pymanopt's trust regions, preconditioned, with finite-difference Hessians and steps per module",
+    "trust_regions": "Pymanopt's trust regions, preconditioned, by finite differences, with steps per module",
     "fixed_point": "GeoMerge's iteration: unit steps, no line search",
 }
 """The solvers by name, the default first."""
@@ -163,8 +163,8 @@ class _Watched:
 
 
 def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, start: Point) -> None:
-    """Runs an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules that
-    are left whenever enough have left.
+    """Runs an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules
+    that are left whenever enough have left.
     """
     named = solver if isinstance(solver, str) else None
     optimizer = _optimizer(solver, problem, monitor) if isinstance(solver, str) else solver
@@ -179,15 +179,14 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
         watched = _Watched(manifold, monitor.cost, monitor.gradient, monitor.hessian, monitor.preconditioned)
         try:
             result = optimizer.run(watched, initial_point=start, **options)
-            break
+            monitor.accept(result.point, problem.evaluate(result.point))
+            monitor.finish(Status.STOPPED)
         except Narrow as narrow:
             start = monitor.resume(narrow.modules)
             if isinstance(optimizer, LBFGS):
                 optimizer.narrow(narrow.modules, problem.form.manifold)
             elif named is not None:
                 optimizer = _optimizer(named, problem, monitor)
-    monitor.accept(result.point, problem.evaluate(result.point))
-    monitor.finish(Status.STOPPED)
 
 
 def _optimizer(name: str, problem: FrechetProblem, monitor: Monitor) -> Optimizer:

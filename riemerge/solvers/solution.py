@@ -77,8 +77,8 @@ class Solution:
         distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero, which were left
             out.
         passes: Passes over all logarithms, those of Hessian-vector products and of candidate starts included;
-            logarithms inside an alignment (at the start, and in the nested form) and the certificate's are not
-            counted.
+            logarithms inside an alignment (at the start, and in the nested form) and the certificate's are
+            not counted.
         seconds: Wall time of the solve.
         trace: The accepted iterates.
     """

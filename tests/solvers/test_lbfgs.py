@@ -10,7 +10,6 @@ import torch
 from pymanopt.optimizers import SteepestDescent
 
 from riemerge import FrechetProblem, Status, frechet_mean
-from riemerge.manifolds import SymmetricPositiveDefinite
 from riemerge.solvers import LBFGS, lbfgs
 from tests.manifolds.subjects import family, matrices, relative, updates
 
@@ -111,7 +110,8 @@ def test_finished_modules_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> No
         assert sizes[-1] < 4
         for index, part in enumerate(parts):
             alone = frechet_mean(updates(40, 36, 4), part, max_passes=600, tol=1e-6)
-            # The gradient's square, over a curvature that is a tenth at least; several minima are one F apart.
+            # The gradient's square, over a curvature that is a tenth at least; several minima are one F
+            # apart.
             if index in (0, 2):
                 assert solution.cost[index] == pytest.approx(alone.cost[0], abs=1e-10)
         # The certificate is of all modules, whenever they left.
