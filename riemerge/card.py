@@ -116,8 +116,8 @@ def _consequence(record: RunRecord, count: int) -> str:
     return (
         f"Where they do not, a mean of fixed rank keeps each adapter at about 1/{count} and fills the rest "
         "with cross terms between adapters that the data hardly fix: other starts end in other updates of "
-        "nearly the same cost (measured on six adapters of rank 16: 38 % apart where half of the directions "
-        "are shared, 37 % where the start of A is, 113 % where nothing is, at costs within 0.3 %). On "
+        "nearly the same cost (measured on six adapters of rank 16: 35 % apart where half of the directions "
+        "are shared, 50 % where the start of A is, 111 % where nothing is, at costs within 0.5 %). On "
         "independent adapters the mean was also farther from each input than the average: cosine 0.17 "
         f"against 0.41. Use --method average, which is exact (rank {rank} here), or --method average --rank "
         f"{max(rank // count, 1)} to truncate it; extra iterations buy nothing."

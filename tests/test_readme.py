@@ -104,6 +104,6 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
     card = " ".join((ROOT / "riemerge" / "card.py").read_text(encoding="utf-8").replace('"', " ").split())
     for name in ("mix", "lora_like", "independent"):
         assert f"{families[name]['update_apart']:.0%}".replace("%", " %") in card
-        assert families[name]["cost_apart"] < 0.003
+        assert families[name]["cost_apart"] < 0.005
     # The verdict's thresholds lie between what was measured to be determined and what was not.
     assert families["close"]["update_apart"] < 1e-6

@@ -1,0 +1,251 @@
+"""What the benchmarks share: the machine in words, noise, fits, processes watched from outside, results on
+disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import riemerge
+from benchmarks.peers import peak
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+# What the thread pools of torch, of numpy's BLAS and of MKL read when they are loaded.
+POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+# --- the machine and its noise ------------------------------------------------------------------------------
+
+
+def one_thread() -> None:
+    """Start this process again with one thread in every pool, unless it runs so already."""
+    if any(os.environ.get(pool) != "1" for pool in POOLS):
+        command = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, os.environ | dict.fromkeys(POOLS, "1"))
+
+
+def machine(threads: int, *packages: str) -> dict[str, Any]:
+    """The machine and the versions, for a result; `save` adds the load that it has by then."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "threads": threads,
+        "load": {"before": os.getloadavg()[0]},
+        "versions": {
+            "python": platform.python_version(),
+            "riemerge": riemerge.__version__,
+            "torch": torch.__version__,
+            **{package: version(package) for package in packages},
+        },
+    }
+
+
+def noise(values: Sequence[float]) -> dict[str, float]:
+    """Median of repeats, and how far they lie apart: spread is (highest - lowest) / median."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    spread = (high - low) / middle if middle else 0.0
+    return {"median": middle, "lowest": low, "highest": high, "spread": spread, "repeats": len(values)}
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The slope of log cost over log size, by least squares on the larger half of the sizes (two at least).
+
+    The smaller half is mostly the price of a call.
+    """
+    pairs = sorted(zip(sizes, costs, strict=True))[-max(2, (len(sizes) + 1) // 2) :]
+    x, y = ([math.log(one[i]) for one in pairs] for i in (0, 1))
+    return statistics.linear_regression(x, y).slope
+
+
+def interleaved(tasks: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """CPU seconds of each task, its repeats in turn with those of the others: a busy minute hits all alike.
+
+    One unmeasured call of each comes first, since first calls allocate and load.
+    """
+    for task in tasks.values():
+        task()
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            began = time.process_time()
+            task()
+            seconds[name].append(time.process_time() - began)
+    return {name: noise(found) for name, found in seconds.items()}
+
+
+# --- processes ----------------------------------------------------------------------------------------------
+
+
+class Watched(NamedTuple):
+    """A process that has ended: wall seconds, CPU seconds (user and system), largest resident memory, what
+    it printed.
+    """
+
+    seconds: float
+    cpu: float
+    mib: float
+    printed: str
+
+    def row(self) -> dict[str, float]:
+        """The figures, without what was printed."""
+        return {"seconds": self.seconds, "cpu": self.cpu, "mib": self.mib}
+
+
+def watch(command: Sequence[str], threads: int | None = None) -> Watched:
+    """Run a command from the repository's root and measure it from outside.
+
+    Memory is VmHWM of the largest of its processes, asked for every 20 ms (Linux). The machine's own number
+    of threads is used unless one is given.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in POOLS}
+    if threads is not None:
+        environment |= dict.fromkeys(POOLS, str(threads))
+    before, highest = _cpu(), 0
+    # Files, not pipes: a pipe that nobody empties stops the process that is being measured.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=ROOT) as child:
+            while child.poll() is None:
+                highest = max(highest, peak(str(child.pid)))
+                time.sleep(0.02)
+            seconds = time.perf_counter() - began
+        out.seek(0), err.seek(0)
+        if child.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{err.read()[-4000:]}")
+        return Watched(seconds, _cpu() - before, highest / 1024, out.read())
+
+
+def _cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+# --- the command and its result -----------------------------------------------------------------------------
+
+
+def options(name: str, text: str) -> argparse.Namespace:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=text)
+    parser.add_argument("--quick", action="store_true", help="a tiny size, in seconds: shows that it works")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the result; benchmarks/results if not given (of --quick: a temporary one)",
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="measure nothing; print the tables of the result"
+    )
+    asked = parser.parse_args()
+    if asked.out is None:
+        asked.out = Path(tempfile.mkdtemp(prefix=f"{name}-")) if asked.quick and not asked.table else RESULTS
+    return asked
+
+
+def execute(
+    name: str,
+    text: str,
+    measure: Callable[[bool], dict[str, Any]],
+    picture: Callable[[Mapping[str, Any]], Any],
+    tables: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """The body of a benchmark: measure, write NAME.json and NAME.png, and print the tables for the README.
+
+    Args:
+        name: Of the benchmark and its files.
+        text: What it asks, for --help.
+        measure: Takes whether to be quick, returns the result; its key `machine` is `machine(...)`. Keys that
+            begin with _ are for the picture alone.
+        picture: Makes a figure of matplotlib from a result.
+        tables: Makes Markdown from a result.
+    """
+    asked = options(name, text)
+    path = asked.out / f"{name}.json"
+    if not asked.table:
+        result = measure(asked.quick)
+        result["machine"]["load"]["after"] = os.getloadavg()[0]
+        result = {"date": datetime.now(UTC).date().isoformat(), "quick": asked.quick, **result}
+        asked.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        picture(result).savefig(path.with_suffix(".png"), dpi=110)
+        tell(f"wrote {path} and {path.with_suffix('.png').name}")
+    print(tables(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def tell(text: str) -> None:
+    """Say on stderr how far a benchmark is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def goal(
+    text: str, found: float | None, *, at_least: float = -math.inf, at_most: float = math.inf
+) -> dict[str, Any]:
+    """One thing that is asked of a benchmark, and whether it was found; None found is not met."""
+    bound = at_most if at_least == -math.inf else at_least
+    met = found is not None and at_least <= found <= at_most
+    return {
+        "goal": text,
+        "found": found,
+        "bound": f"{'at most' if bound == at_most else 'at least'} {bound:g}",
+        "met": met,
+    }
+
+
+def goals_table(goals: Sequence[Mapping[str, Any]]) -> str:
+    """Goals as Markdown."""
+    rows = [[x["goal"], x["bound"], number(x["found"]), "yes" if x["met"] else "**no**"] for x in goals]
+    return markdown(["asked", "bound", "found", "met"], rows)
+
+
+def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes (an array of rows x columns), drawn without a screen."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """A figure in a table: three digits, in powers of ten where it is far from one."""
+    if value is None:
+        return "–"
+    return f"{value:.1e}" if value and not 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits of every float, in whatever containers; without keys that begin with _."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(one) for name, one in value.items() if not str(name).startswith("_")}
+    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
