@@ -197,7 +197,7 @@ def knots(factors: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Ten
 def peft(folders: Sequence[Path], method: str) -> tuple[float, Tensor]:
     """Seconds of PEFT's add_weighted_adapter on a model of this one module, without loading and saving.
 
-    Once for `svd`. `cat` is a matter of milliseconds: the median of three with one thread or with all, whichever
+    Once for `svd`. `cat` is a matter of milliseconds: median of three with one thread, or with all if that
     is less.
     """
     from peft import PeftModel
