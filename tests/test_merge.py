@@ -26,10 +26,11 @@ from riemerge.methods import METHODS, Options, batches
 from riemerge.methods.reduction import in_order
 from riemerge.recipe import read_recipe
 from riemerge.record import RunRecord
-from riemerge.updates import LowRankUpdate
+from riemerge.solvers import LBFGS
+from riemerge.updates import LowRankUpdate, sum_updates
 from tests.fake_cuda import fake_cuda
 from tests.folders import SHAPES, family, write_family, write_folder
-from tests.helpers import Factors, random_gauge, seeded
+from tests.helpers import Factors, random_gauge, random_orthonormal, seeded
 
 TENSORS = "adapter_model.safetensors"
 EVERY_METHOD = pytest.mark.parametrize("method", list(METHODS))
@@ -389,6 +390,33 @@ def test_a_sum_takes_updates_of_any_rank(tmp_path: Path) -> None:
     row = record.modules[1]
     assert (row.overlap, row.determined, row.relative_distances[0]) == (None, None, None)
     assert row.numerical_ranks is None
+
+
+def test_an_optimizer_object_serves_every_block(tmp_path: Path) -> None:
+    """Each block has a copy: on two threads the blocks would otherwise share one run's state."""
+    shapes = {f"m{i:02}": (14, 12) for i in range(18)}
+    folders = write_family(tmp_path, family("close", 3, rank=2, shapes=shapes))
+    named = merge_adapters(folders, solver="lbfgs", threads=1)
+    given = merge_adapters(folders, solver=LBFGS(rescale=False, verbosity=0), threads=2)
+    for module, update in named.updates.items():
+        assert sum_updates([update, given.updates[module]], [1, -1]).norm() < 1e-4 * update.norm()
+
+
+def test_a_mean_stays_in_the_rows_of_its_module(tmp_path: Path) -> None:
+    """Beside an all-zero update, with a start at a cut locus: what is written is what is reported."""
+    generator = seeded(213)
+
+    def normal(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+    right, left, other = normal(2, 36), normal(40, 2), normal(40, 2)
+    turns = [random_orthonormal(2, 2, generator) for _ in range(3)]
+    factors = [*((left @ turn, right) for turn in turns), (other, right), (0 * left, right)]
+    with_zero = merge_adapters(write_family(tmp_path / "zero", [{"m": one} for one in factors]))
+    without = merge_adapters(write_family(tmp_path / "none", [{"m": one} for one in factors[:4]]))
+    one, two = (result.updates["m"] for result in (with_zero, without))
+    assert sum_updates([one, two], [1, -1]).norm() < 1e-6 * two.norm()
+    assert with_zero.record.modules[0].cost == pytest.approx(without.record.modules[0].cost, rel=1e-9)
 
 
 # --- threads and seconds ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemerge.frechet.batched import Batched, differentiated, missed, screened, vertical_parts
 from riemerge.frechet.formulation import Evaluation
-from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold
+from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold, linalg
 from riemerge.manifolds.aligned import AlignedLogarithms, Pass
 from riemerge.manifolds.base import Logarithm
 from riemerge.manifolds.completion import orthonormalised
@@ -152,7 +152,7 @@ def _polished(total: FixedRank, points: Tensor) -> Tensor:
 
 def _frames(frame: Tensor) -> Tensor:
     gram = frame.mT @ frame
-    error = (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs().amax(dim=(-2, -1))
+    error = (gram - linalg.eye_like(gram)).abs().amax(dim=(-2, -1))
     return torch.where((error > _ORTHONORMAL)[..., None, None], orthonormalised(frame), frame)
 
 

@@ -16,7 +16,7 @@ from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.joint import Joint
 from riemerge.frechet.stock import Stock
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Reduction, scaled, unreduced
+from riemerge.manifolds.base import Reduction, same, scaled, unreduced
 
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
 # and round-off eps/h balance between 1e-5 and 1e-4.
@@ -82,13 +82,14 @@ class FrechetProblem:
         points = [points[i] for i in kept]
         self.initial_point = initial_point
         self.passes = 0
+        self._custom = squared_dist is not None  # and so may know of single modules
         self._memo: list[tuple[Point, Evaluation]] = []
         autograd = gradient == "autograd"
         self.form: Formulation
         self._whole: Formulation
         if not isinstance(manifold, GeodesicManifold):
             self.form = self._whole = Stock(manifold, points, self.weights[kept], autograd, squared_dist)
-            self._lift: Callable[[Point], Point] = _same
+            self._lift: Callable[[Point], Point] = same
             return
         data = _checked(manifold, points if initial_point is None else [*points, initial_point], kept)
         dtype = points[0].dtype
@@ -163,7 +164,7 @@ class FrechetProblem:
     @property
     def divisible(self) -> bool:
         """Whether modules can leave the batch."""
-        return isinstance(self.form, Batched) and self.form.k > 1
+        return isinstance(self.form, Batched) and self.form.k > 1 and not self._custom
 
     def narrow(self, modules: Tensor) -> None:
         """Goes on with some of the modules; `solution` and `certify` stay those of all."""
@@ -208,7 +209,7 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
     if count == 0:
         raise RecipeError("there are no points to take a mean of")
     given = (
-        torch.ones(count, dtype=torch.float64)
+        torch.ones(count, dtype=torch.float64, device="cpu")
         if weights is None
         else torch.as_tensor(weights, dtype=torch.float64)
     )
@@ -226,7 +227,7 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
             "that sums, like task_arithmetic"
         )
     tensor = tensor.reshape(count, -1).expand(count, k)
-    tensor = tensor / tensor.amax().clamp_min(torch.finfo(torch.float64).tiny)  # their sum may overflow
+    tensor = tensor / tensor.amax(dim=0).clamp_min(torch.finfo(torch.float64).tiny)  # their sum may overflow
     total = tensor.sum(dim=0)
     if not (total > 0).all():
         raise RecipeError(f"weights are {tensor.tolist()}; at least one must be positive")
@@ -260,7 +261,3 @@ def _formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:
     manifold = small.manifold
     symmetric = isinstance(manifold, QuotientManifold) and isinstance(manifold.action, Orthogonal)
     return Joint if form == "joint" and symmetric else Nested
-
-
-def _same(point: Point) -> Point:
-    return point

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 import torch
@@ -306,10 +306,11 @@ def scaled(factor: Tensor, vector: Tensor) -> Tensor:
 
 def unreduced(manifold: GeodesicManifold, points: Tensor) -> Reduction:
     """The trivial reduction: the problem itself."""
-    return Reduction(manifold, points, _same)
+    return Reduction(manifold, points, same)
 
 
-def _same(point: Tensor) -> Tensor:
+def same(point: Any) -> Any:
+    """Returns its argument: the lift of what was not reduced."""
     return point
 
 

@@ -29,10 +29,17 @@ def group_curvature(values: Tensor, left: Tensor, right: Tensor, core: Tensor) -
     return (_frame_curvature(left) + _frame_curvature(right) + cores).clamp_min(_LEAST_CURVATURE)
 
 
-def _frame_curvature(product: Tensor) -> Tensor:
-    angle = torch.diagonal(product, dim1=-2, dim2=-1).clamp(0, 1).arccos()
+def stiffness(angle: Tensor) -> Tensor:
+    """Returns x / (1 + x), x = t cot t, of principal angles t: how d^2 of frames bends with the gauge.
+
+    One half for equal frames, zero for orthogonal ones.
+    """
     x = torch.where(angle > 1e-6, angle / torch.tan(angle.clamp_min(1e-6)), torch.ones_like(angle))
-    c = x / (1 + x)
+    return x / (1 + x)
+
+
+def _frame_curvature(product: Tensor) -> Tensor:
+    c = stiffness(torch.diagonal(product, dim1=-2, dim2=-1).clamp(0, 1).arccos())
     return (c.unsqueeze(-1) + c.unsqueeze(-2)) / 2
 
 

@@ -20,8 +20,8 @@ def single_threaded() -> Iterator[None]:
     """Runs torch on one CPU thread: batches of small decompositions lose more to threads than they gain.
 
     LAPACK works through a batch one matrix at a time, and its threads wait for each other at every one. One
-    thread also makes results independent of their number. The number is a setting of the process: two
-    threads of a program must not be in here at once.
+    thread also makes results independent of their number. The number is a setting of the process: threads of
+    a program that are in here at once must be within one that is.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

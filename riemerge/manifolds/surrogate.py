@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from riemerge.manifolds import linalg
+from riemerge.manifolds.curvature import stiffness
 from riemerge.manifolds.fixed_rank import FixedRank
 
 # Newton steps on the surrogate: for each of `candidates`; in `followed` for all starts, then for the best of
@@ -99,15 +100,6 @@ def followed(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) 
     scores = pair.values(turned, linear) - left.excess(turned) - right.excess(turned)
     elements = moving.basis @ turned @ fixed.basis.mT
     return elements, torch.where((scores[0] >= scores[1])[..., None, None], elements[0], elements[1])
-
-
-def stiffness(angle: Tensor) -> Tensor:
-    """Returns x / (1 + x), x = t cot t, of principal angles t: how d^2 of frames bends with the gauge.
-
-    One half for equal frames, zero for orthogonal ones.
-    """
-    x = torch.where(angle > 1e-6, angle / torch.tan(angle.clamp_min(1e-6)), torch.ones_like(angle))
-    return x / (1 + x)
 
 
 class _Pair(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -115,7 +116,8 @@ class _Run:
                 reduce=False,
                 initial_point=_start(manifold, block, options.seed or 0, start) if start else None,
                 callback=self._reporter(index, last=start == starts - 1),
-                **{name: value for name, value in asked.items() if value is not None},
+                # A copy each: an optimizer holds the state of its run.
+                **{name: copy.deepcopy(value) for name, value in asked.items() if value is not None},
                 **self._budget(),
             )
             for start in range(starts)

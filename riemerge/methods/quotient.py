@@ -62,7 +62,7 @@ class _Placed:
         points: (T, rows, r); those of left-out updates are copies of another.
         size: Of that manifold.
         total: The manifold of the span of all factors.
-        reduction: From that to the span of the updates that are merged, before it was padded.
+        reduction: From that to the span of the updates that are merged.
     """
 
     points: Tensor
@@ -172,11 +172,10 @@ def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
 
 
 def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Placed:
-    """The points of a module's updates that are not all zero, on a manifold that other modules share.
+    """The points of a module's updates that are not all zero, on the manifold of their span.
 
-    Frames padded with zero rows stay frames, and frames without the further rows are totally geodesic, being
-    the fixed points of a reflection; so means agree. Below 2r rows, where a log has no room of its own beside
-    the frame, a padded one could be shorter, and the module keeps its size.
+    It is that of every other module of as many updates, whatever its width, unless the module is smaller than
+    the span: its frames are not padded, since nothing would keep a mean in the module's own rows.
     """
     r = updates[0].rank
     total = FixedRank(*updates[0].shape, r, k=len(updates), device=updates[0].device)
@@ -185,17 +184,8 @@ def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -
     reduction = total.reduce(points)
     own = reduction.manifold
     assert isinstance(own, FixedRank)
-    u, core, v = own.split(reduction.points.squeeze(1))
-    size = Size(own.m, own.n, r)
-    if min(own.m, own.n) >= 2 * r:
-        size = Size(count * r, count * r, r)
-    padded = torch.cat([_padded(u, size.m), core, _padded(v, size.n)], dim=1)
     place = [used.index(one) if one in used else 0 for one in range(count)]
-    return _Placed(padded[place], size, total, reduction)
-
-
-def _padded(frames: Tensor, rows: int) -> Tensor:
-    return torch.nn.functional.pad(frames, (0, 0, 0, rows - frames.shape[1]))
+    return _Placed(reduction.points.squeeze(1)[place], Size(own.m, own.n, r), total, reduction)
 
 
 def _solved(stack: Stack, options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
@@ -252,10 +242,7 @@ def _lifted(
 
 def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
     """The update of a mean (rows, r), in the bases of its module's span."""
-    (m, n, r), own = placed.size, placed.reduction.manifold
-    assert isinstance(own, FixedRank)
-    u, core, v = point.split((m, r, n))
-    lifted = placed.reduction.lift(torch.cat([u[: own.m], core, v[: own.n]]).unsqueeze(0))
+    lifted = placed.reduction.lift(point.unsqueeze(0))
     u, core, v = placed.total.split(lifted.squeeze(0))
     return LowRankUpdate(u @ core, v.mT.contiguous()).balance()
 

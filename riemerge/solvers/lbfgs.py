@@ -69,23 +69,28 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         self._line_searcher = _Backtracking() if line_searcher is None else line_searcher
         self._pairs: list[_Pair] = []
         self._algebra: _Algebra | None = None
+        self._resumed = False
 
     def narrow(self, modules: Tensor, manifold: TorchManifold) -> None:
         """Goes on with some of the modules of a stack, on the manifold that is theirs: the next `run` starts
         with what is known of them.
         """
-        self._pairs = [_Pair(*(part[modules.to(part.device)] for part in pair)) for pair in self._pairs]
+        self._pairs = [
+            _Pair(*(None if part is None else part[modules.to(part.device)] for part in pair))
+            for pair in self._pairs
+        ]
         if self._algebra is not None:
             self._algebra.narrow(modules, manifold)
+        self._resumed = True
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterates until one of the optimizer's own stopping rules holds."""
         manifold = problem.manifold
         searcher = copy.deepcopy(self._line_searcher)
         point = manifold.random_point() if initial_point is None else initial_point
-        if self._algebra is None:
-            self._algebra = _algebra(manifold, point)
-        algebra = self._algebra
+        if self._algebra is None or not self._resumed:
+            self._pairs, self._algebra = [], _algebra(manifold, point, self._memory)
+        algebra, self._resumed = self._algebra, False
         began = time.time()
         self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
@@ -154,13 +159,16 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         change = algebra.pulled(new) - gradient
         functionals = algebra.kept(arrival, [pair.functional for pair in kept], old[1::2])
         functional, step_functional = algebra.functionals(arrival, [change, step])
-        conditioned = algebra.pulled(problem.preconditioner(arrival, algebra.pushed(change)))
-        curved, size = (algebra.applied(arrival, functional, vector) for vector in (step, conditioned))
+        curved = algebra.applied(arrival, functional, step)
         lengths = algebra.applied(arrival, functional, change) * algebra.applied(
             arrival, step_functional, step
         )
         inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
-        size = algebra.inverse(inverse * size, inverse > 0, kept[-1].size if kept else 1.0)
+        size = None
+        if self._rescale:
+            conditioned = algebra.pulled(problem.preconditioner(arrival, algebra.pushed(change)))
+            shown = inverse * algebra.applied(arrival, functional, conditioned)
+            size = algebra.inverse(shown, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
             _Pair(s, y, f, pair.inverse, pair.size)
             for s, y, f, pair in zip(old[::2], old[1::2], functionals, kept, strict=True)
@@ -215,8 +223,10 @@ class _Algebra(ABC):
         """Goes on with some of the modules, on the manifold that is theirs."""
 
 
-def _algebra(manifold: Manifold, point: Any) -> _Algebra:
-    if isinstance(manifold, JointManifold):
+def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
+    # To carry costs by the square of the rows, to transport a memory by their product with it.
+    rows = memory * point.shape[-1] if isinstance(point, Tensor) else 0
+    if isinstance(manifold, JointManifold) and max(manifold.total.m, manifold.total.n) <= rows:
         return _Carried(manifold, point)
     return _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
 

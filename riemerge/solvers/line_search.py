@@ -21,8 +21,7 @@ _VISIBLE, _NOISE = 0.1, 10
 
 @final
 class ModulewiseLineSearcher:
-    """Backtracks from a step of one, module by module, for Pymanopt's steepest descent and conjugate
-    gradients.
+    """Backtracks from a step of one, module by module, for L-BFGS and for Pymanopt's optimizers.
 
     Weights sum to one, so the Hessian is near the identity and one is the right first step; Pymanopt's own
     searches start at 1/|d| with one step for the whole stack, and stall at a gradient of sqrt(eps F). A step
@@ -47,8 +46,8 @@ class ModulewiseLineSearcher:
         self._monitor = monitor
         self._longest = longest
         self._freeze = freeze
-        self._first = torch.ones(1, dtype=torch.float64)
-        self._failed = torch.zeros(0, dtype=torch.bool)
+        self._first = torch.ones(1, dtype=torch.float64, device="cpu")
+        self._failed = torch.zeros(0, dtype=torch.bool, device="cpu")
         self.moved: Point = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -224,8 +224,15 @@ class _Stepped:
 def _solution(problem: FrechetProblem, monitor: Monitor, count: int) -> Solution:
     evaluation, missed = problem.certify(monitor.point)
     distances = np.full((count, evaluation.cost.numel()), np.nan)
-    distances[list(problem.kept)] = host_array(evaluation.squared.clamp_min(0).sqrt())
-    status = tuple(x for x in monitor.status if x is not None)
+    found = problem.counted & torch.isfinite(evaluation.cost)
+    lengths = torch.where(found, evaluation.squared.clamp_min(0).sqrt(), torch.nan)
+    distances[list(problem.kept)] = host_array(lengths)
+    defined = torch.isfinite(evaluation.cost).tolist()
+    status = tuple(
+        Status.STALLED if x.ok and not there else x
+        for x, there in zip(monitor.status, defined, strict=True)
+        if x is not None
+    )
     assert len(status) == evaluation.cost.numel()
     return Solution(
         point=problem.solution(monitor.point),

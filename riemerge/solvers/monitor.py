@@ -74,14 +74,14 @@ class Monitor:
         self._callback = callback
         self._began = time.perf_counter()
         self._costs: list[Tensor] = []
-        self._norms = torch.zeros(problem.k, dtype=torch.float64)
+        self._norms = torch.zeros(problem.k, dtype=torch.float64, device="cpu")
         self._rejections = 0
         self._seen: Evaluation | None = None
-        self._defined: Tensor = torch.ones(problem.k, dtype=torch.bool)
-        self._batch = torch.arange(problem.k)
+        self._defined: Tensor = torch.ones(problem.k, dtype=torch.bool, device="cpu")
+        self._batch = torch.arange(problem.k, device="cpu")
         self._whole: Point = None
         self._point: Point = None
-        self._going_on: Tensor = torch.ones(problem.k, dtype=torch.bool)
+        self._going_on: Tensor = torch.ones(problem.k, dtype=torch.bool, device="cpu")
         self.trace: list[TracePoint] = []
         self.status: list[Status | None] = [None] * problem.k
 
@@ -108,8 +108,7 @@ class Monitor:
         rejected.
         """
         if not self._problem.remembers(point):
-            if self._problem.passes >= self._max_passes or self.seconds >= self._max_seconds:
-                self.finish(Status.BUDGET)
+            self._spend()
             if self._rejections >= _MAX_REJECTIONS:
                 self.finish(Status.STALLED)
             self._rejections += 1
@@ -131,6 +130,7 @@ class Monitor:
     def hessian(self, point: Point, vector: Point) -> Point:
         """The Hessian-vector product an optimizer sees: zero in frozen modules."""
         self.narrow()
+        self._spend()
         return self.masked(point, self._problem.hessian(point, vector))
 
     def preconditioned(self, point: Point, vector: Point) -> Point:
@@ -174,7 +174,9 @@ class Monitor:
         self._freeze(norms <= self._tol * (2 * cost).sqrt().clamp_min(1), Status.CONVERGED)
         if self._cost_tol > 0 and len(self._costs) > _WINDOW:
             decrease = self._costs[-1 - _WINDOW] - cost
-            self._freeze(decrease <= self._cost_tol * cost, Status.FLAT)
+            # A module that waits for a better direction has not moved, and is not flat.
+            moved = self._costs[-2] != cost
+            self._freeze(moved & (decrease <= self._cost_tol * cost), Status.FLAT)
         active = int(self._going_on.sum())
         self.trace.append(
             TracePoint(self._problem.passes, self.seconds, host_array(cost), host_array(norms), active)
@@ -183,8 +185,7 @@ class Monitor:
             self._callback(self.trace[-1])
         if active == 0:
             raise Stop
-        if self._problem.passes >= self._max_passes or self.seconds >= self._max_seconds:
-            self.finish(Status.BUDGET)
+        self._spend()
 
     def narrow(self) -> None:
         """Lets finished modules leave the batch, once they are many enough to pay for it.
@@ -207,6 +208,11 @@ class Monitor:
         self._problem.memorise(self._point, self._seen.narrowed(modules))
         self._seen = self._problem.evaluate(self._point)
         return self._point
+
+    def _spend(self) -> None:
+        """Ends the solve when the budget is spent."""
+        if self._problem.passes >= self._max_passes or self.seconds >= self._max_seconds:
+            self.finish(Status.BUDGET)
 
     def stall(self, mask: Tensor) -> None:
         """Freezes modules of the batch in which a line search found no step."""

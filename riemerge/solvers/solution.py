@@ -74,8 +74,8 @@ class Solution:
             data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.
         forward_error: Largest distance between exp(log) and a data point (K,): zero to round-off, however the
             logarithms were found. NaN on Pymanopt's manifolds without `exp`.
-        distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero, which were left
-            out.
+        distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero in the
+            module, and where the cost is not finite.
         passes: Passes over all logarithms, those of Hessian-vector products and of candidate starts included;
             logarithms inside an alignment (at the start, and in the nested form) and the certificate's are
             not counted.

@@ -10,6 +10,8 @@ import torch
 from pymanopt.optimizers import SteepestDescent
 
 from riemerge import FrechetProblem, Status, frechet_mean
+from riemerge.manifolds import JointManifold
+from riemerge.manifolds.carrier import Carrier
 from riemerge.solvers import LBFGS, lbfgs
 from tests.manifolds.subjects import family, matrices, relative, updates
 
@@ -145,6 +147,71 @@ def test_steps_without_curvature_are_not_used(monkeypatch: pytest.MonkeyPatch) -
         return seen
 
     assert max(slopes()) < 0
+
+
+def test_an_optimizer_used_again_knows_nothing_of_its_last_run() -> None:
+    """The way out of a solve is an exception: what it leaves on the object must not enter the next run."""
+    quotient = updates(24, 20, 3, k=2)
+    first, second = (family(name, 3, 24, 20, 3, seed=5, k=2) for name in ("lora_like", "close"))
+    fresh = frechet_mean(quotient, second, solver=LBFGS(verbosity=0), max_passes=40)
+    used = LBFGS(verbosity=0)
+    frechet_mean(quotient, first, solver=used, max_passes=20)
+    again = frechet_mean(quotient, second, solver=used, max_passes=40)
+    assert torch.equal(fresh.point, again.point)
+    single = frechet_mean(updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1), solver=used)
+    assert single.point.shape[0] == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_carrier_is_the_transport(steps: int) -> None:
+    points = family("independent", 3, 24, 20, 4, seed=5, k=2, cond=1e3)
+    problem = FrechetProblem(updates(24, 20, 4, k=2), points)
+    search, point = problem.form.manifold, problem.start()
+    assert isinstance(search, JointManifold)
+    carrier = Carrier(search, point)
+    a, b = (search.projection(point, search.random_ambient(point)) for _ in range(2))
+    moved, kept, length = a, a, search.inner_products(point, a, b)
+    for _ in range(steps):
+        arrival = search.retraction(point, 0.4 * search.random_tangent_vector(point))
+        moved = search.transport(point, arrival, moved)
+        carrier.advance(point, arrival)
+        point = arrival
+    # Round-off times the condition of the cores.
+    near = {"rtol": 0, "atol": 1e-10 * float(moved.abs().max())}
+    torch.testing.assert_close(carrier.push(kept), moved, **near)
+    torch.testing.assert_close(carrier.pull(carrier.push(b)), b, **near)
+    torch.testing.assert_close(
+        search.inner_products(point, moved, carrier.push(b)), length, rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(
+        (carrier.lower(a) * carrier.pull(moved)).sum(dim=(-2, -1)),
+        search.inner_products(point, moved, moved),
+        rtol=1e-9,
+        atol=1e-9,
+    )
+
+
+def test_a_bad_direction_is_given_up_before_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along one direction nothing is accepted; the gradient then goes on, and the solve converges."""
+    quotient, points = updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1)
+    applied, calls = LBFGS._applied, []
+
+    def spoiled(self, problem, algebra, point, gradient):
+        calls.append(0)
+        direction = applied(self, problem, algebra, point, gradient)
+        if len(calls) != 2:
+            return direction
+        # Downhill by next to nothing, and far across.
+        across = problem.manifold.random_tangent_vector(point)
+        share = (
+            problem.manifold.inner_product(point, across, gradient)
+            / problem.manifold.norm(point, gradient) ** 2
+        )
+        return 1e9 * (across - share * gradient) + 1e-12 * gradient
+
+    monkeypatch.setattr(LBFGS, "_applied", spoiled)
+    assert frechet_mean(quotient, points, max_passes=200).status == (Status.CONVERGED,)
+    assert len(calls) > 2
 
 
 @pytest.mark.slow
