@@ -28,6 +28,10 @@ class Batched(Formulation, ABC):
         """Returns the same problem for some of the modules."""
 
     @abstractmethod
+    def glance(self, point: Tensor) -> Tensor:
+        """Returns the cost of every module (K,); +inf also where a logarithm takes long to find."""
+
+    @abstractmethod
     def place(self, x: Tensor) -> Tensor:
         """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
 
@@ -133,6 +137,10 @@ class Nested(Batched):
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Returns the extrinsic mean, or a user's point."""
         return start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
+
+    def glance(self, point: Tensor) -> Tensor:
+        """Returns the cost of every module, as `evaluate` does."""
+        return self.evaluate(point).cost
 
     def place(self, x: Tensor) -> Tensor:
         """Returns x: alignment happens inside the cost."""

@@ -18,6 +18,8 @@ from riemerge.manifolds.completion import orthonormalised
 # What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the
 # next one is off by this share, the cost by its square.
 _LOOSE = 0.06
+# Turns of a completion, from scratch, within which most logarithms are found.
+_FEW_TURNS = 12
 
 
 @final
@@ -71,19 +73,29 @@ class Joint(Batched):
         """Computes one logarithm for each data point and module."""
         if self._logarithms is None:
             return self.certify(point)[0]
-        point, feasible = self._screened(point)
-        x, alignments = self.manifold.split(point)
         anchor = self._anchor
         if anchor is None:
-            found = self._logarithms.at(x, alignments)
-        else:
-            tolerance = None if tight else _LOOSE * anchor.norms
-            found = self._logarithms.at(x, alignments, anchor.state.completion, tolerance)
+            return self._passed(point)
+        tolerance = None if tight else _LOOSE * anchor.norms
+        return self._passed(point, completion=anchor.state.completion, tolerance=tolerance)
+
+    def glance(self, point: Tensor) -> Tensor:
+        """Returns the cost of every module; +inf also where a logarithm takes long to find."""
+        if self._logarithms is None:
+            return self.certify(point)[0].cost
+        return self._passed(point, turns=_FEW_TURNS).cost
+
+    def _passed(self, point: Tensor, **options: Any) -> Evaluation:
+        """One pass of `AlignedLogarithms`."""
+        assert self._logarithms is not None
+        point, feasible = self._screened(point)
+        x, alignments = self.manifold.split(point)
+        found = self._logarithms.at(x, alignments, **options)
         gradient = self.manifold.gradient_of(x, alignments, self.weights, found)
         logs = Logarithm(found.mean, found.squared, found.valid)
-        return screened(
-            self, point, feasible, logs, gradient, self.manifold.vertical_lengths(found), self.weights
-        )._replace(state=found)
+        vertical = self.manifold.vertical_lengths(found)
+        evaluation = screened(self, point, feasible, logs, gradient, vertical, self.weights)
+        return evaluation._replace(state=found)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
         """Computes one logarithm for each data point and module, from scratch, and checks it."""
@@ -121,8 +133,7 @@ class Joint(Batched):
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Returns the extrinsic mean, or a user's point, with the data aligned to it."""
         if initial_point is not None:
-            x = _polished(self.total, initial_point)
-            return self.manifold.join(x, self.action.nearest(self.total, self.points, x, tolerance=_ROUGH))
+            return self.place(_polished(self.total, initial_point))
         return self.manifold.join(*self.action.aligned_mean(self.total, self.points, self.weights))
 
     def place(self, x: Tensor) -> Tensor:
@@ -136,10 +147,6 @@ class Joint(Batched):
     def _screened(self, point: Tensor) -> tuple[Tensor, Tensor]:
         feasible = self.manifold.feasible(point)
         return self.choose(feasible, point, self.stand_in), feasible
-
-
-# A joint start needs the right basin of each alignment, not its minimum.
-_ROUGH = 1e-2
 
 
 def _polished(total: FixedRank, points: Tensor) -> Tensor:

@@ -117,17 +117,21 @@ class FrechetProblem:
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
             return point
         cost = self.evaluate(point).cost
-        stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
-        if stuck.numel() == 0:
-            return point
-        few = form.narrowed(stuck)
-        best, least = point[stuck], cost[stuck]
-        for x in (few.moved_off(few.solution(best)), *few.points):
-            other = few.place(x)
-            found = few.evaluate(other).cost
-            self.passes += 1
-            best, least = few.choose(found < least, other, best), torch.minimum(found, least)
-        return point.index_copy(0, stuck, best)
+        # Data at each other's cut locus are told from good starts by a glance; a second look is for modules
+        # that nothing else helps.
+        for patient in (False, True):
+            stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
+            if stuck.numel() == 0:
+                break
+            few = form.narrowed(stuck)
+            best, least = point[stuck], cost[stuck]
+            for place, x in enumerate((few.moved_off(few.solution(best)), *few.points)):
+                other = few.place(x)
+                found = few.evaluate(other).cost if patient or place == 0 else few.glance(other)
+                self.passes += 1
+                best, least = few.choose(found < least, other, best), torch.minimum(found, least)
+            point, cost = point.index_copy(0, stuck, best), cost.index_copy(0, stuck, least)
+        return point
 
     def solution(self, point: Point) -> Point:
         """Returns the mean that a point of the search manifold stands for, on the manifold that was asked

@@ -83,7 +83,13 @@ class AlignedLogarithms:
         return narrow
 
     def at(
-        self, x: Tensor, alignments: Tensor, completion: Tensor | None = None, tolerance: Tensor | None = None
+        self,
+        x: Tensor,
+        alignments: Tensor,
+        *,
+        completion: Tensor | None = None,
+        tolerance: Tensor | None = None,
+        turns: int | None = None,
     ) -> Pass:
         """Computes all logarithms at one point.
 
@@ -93,6 +99,7 @@ class AlignedLogarithms:
             completion: That of a pass at a point nearby; from scratch without it.
             tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
                 off by that much, their squares by its square. To round-off without it.
+            turns: Of a completion that starts from scratch, at most.
         """
         r, (count, k) = self._total.r, self._weights.shape
         u, b, v = self._total.split(x)
@@ -112,7 +119,9 @@ class AlignedLogarithms:
         goal = torch.full_like(flat[:, 0, 0], 1e-13)
         if tolerance is not None:
             goal = torch.maximum(goal, tolerance.expand(2, count, k).reshape(-1))
-        upper, lower, rest, settled = self._settled(frame, completion, goal)
+        upper, lower, rest, settled = self._settled(
+            frame, completion, goal, _TURNS if turns is None else turns
+        )
         inside = torch.linalg.solve_triangular(normal, lower, upper=True)
         squares = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
         squares = squares.reshape(2, count, k)
@@ -141,11 +150,11 @@ class AlignedLogarithms:
         )
 
     def _settled(
-        self, frame: Tensor, completion: Tensor | None, goal: Tensor
+        self, frame: Tensor, completion: Tensor | None, goal: Tensor, turns: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns A, B, the completion and whether it is one of a logarithm, pair by pair."""
         if completion is None:
-            found = fibre_log(frame, completed(frame), goal, _TURNS)
+            found = fibre_log(frame, completed(frame), goal, turns)
             return found.upper, found.lower, found.rest, (found.residual <= goal) & found.regular
         rest, near = recompleted(frame, completion.reshape(-1, *completion.shape[-2:]))
         rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
@@ -154,7 +163,7 @@ class AlignedLogarithms:
         upper, lower, rest = found.upper, found.lower, found.rest
         cold = torch.nonzero(~settled).squeeze(-1)
         if cold.numel():
-            again = fibre_log(frame[cold], completed(frame[cold]), goal[cold], _TURNS)
+            again = fibre_log(frame[cold], completed(frame[cold]), goal[cold], turns)
             upper, lower = upper.index_copy(0, cold, again.upper), lower.index_copy(0, cold, again.lower)
             rest = rest.index_copy(0, cold, again.rest)
             settled = settled.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
