@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemerge.manifolds.base import scaled
 from riemerge.manifolds.fixed_rank import FixedRank
 from riemerge.manifolds.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
@@ -24,6 +25,8 @@ from riemerge.solvers import Solution, frechet_mean
 # must not depend on the number of threads. Larger blocks spread the cost of Python over more modules, smaller
 # ones spread the work over more threads.
 _BLOCK = 16
+# Length of the step off a mean: a small part of the distances between adapters, which are one and more.
+_OFF = 0.3
 
 
 class Size(NamedTuple):
@@ -157,12 +160,15 @@ class _Run:
 
 def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> Tensor:
     """A start for each module: the cheap mean of its points under other weights, Dirichlet(1) over the points
-    that count.
+    that count, and a step off it, since that mean may lie at the cut locus of points that share a subspace.
     """
     generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + start)
     draw = torch.empty(len(block.points), 1, dtype=torch.float64, device="cpu")
     weights = draw.exponential_(generator=generator) * (block.weights > 0)
-    return manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
+    mean = manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
+    noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
+    step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
+    return manifold.exp(mean, scaled(_OFF / manifold.norms(mean, step), step))
 
 
 def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[Solved]:
