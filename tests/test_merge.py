@@ -701,7 +701,7 @@ def test_random_subspaces_are_at_the_random_level_and_equal_ones_at_one(tmp_path
     assert abs(independent) < 0.02  # sampling error of 12 mean squares of 9 cosines, each near 3 / 200
     assert verdict == "no"
     assert share("close")[1] == "yes"
-    # Equal subspaces, but independent cores: the mean is not determined. (In few dimensions chance pairs them.)
+    # Equal subspaces, but independent cores: not determined. (In few dimensions chance pairs directions.)
     assert share("shared_subspace", 16) == (pytest.approx(1.0, abs=1e-12), "no")
     # The row spaces are shared, the column spaces are not.
     assert share("lora_like")[1] == "no"
