@@ -691,9 +691,8 @@ def test_subspaces_of_different_rank_overlap_by_the_smaller(tmp_path: Path) -> N
 def test_random_subspaces_are_at_the_random_level_and_equal_ones_at_one(tmp_path: Path) -> None:
     wide = {"q": (200, 200)}
 
-    def share(name: str, rank: int = 3) -> tuple[float, str | None]:
-        adapters = family(name, 4, rank, shapes=wide)
-        result = merge_adapters(write_family(tmp_path / name, adapters), method="average")
+    def share(name: str) -> tuple[float, str | None]:
+        result = merge_adapters(write_family(tmp_path / name, family(name, 4, shapes=wide)), method="average")
         assert result.record.totals.overlap is not None
         return result.record.totals.overlap.share, result.record.totals.determined
 
@@ -701,8 +700,8 @@ def test_random_subspaces_are_at_the_random_level_and_equal_ones_at_one(tmp_path
     assert abs(independent) < 0.02  # sampling error of 12 mean squares of 9 cosines, each near 3 / 200
     assert verdict == "no"
     assert share("close")[1] == "yes"
-    # Equal subspaces, but independent cores: not determined. (In few dimensions chance pairs directions.)
-    assert share("shared_subspace", 16) == (pytest.approx(1.0, abs=1e-12), "no")
+    # Equal subspaces, but independent cores: the mean is not determined.
+    assert share("shared_subspace") == (pytest.approx(1.0, abs=1e-12), "no")
     # The row spaces are shared, the column spaces are not.
     assert share("lora_like")[1] == "no"
     assert 0.2 < share("mix")[0] < 0.5  # one of three directions shared
