@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.methods import Evidence, Small
+from riemerge.methods import Merged
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
@@ -140,8 +140,8 @@ def _reaches(found: Overlap, least: tuple[float, float]) -> bool:
 def module_row(
     module: str,
     shape: tuple[int, int],
-    small: Small,
-    evidence: Evidence,
+    merged: Merged,
+    scale: float,
     storage: Sequence[torch.dtype],
     order: Sequence[int],
 ) -> ModuleRow:
@@ -150,15 +150,14 @@ def module_row(
     Args:
         module: Its name.
         shape: (m, n) of the module.
-        small: The merged update with its scale, and the T updates that were merged in the order of the stack,
-            all in bases of their joint span.
-        evidence: What the method says.
+        merged: What a method made of it.
+        scale: The factor λ on it.
         storage: T dtypes, as in the stack.
         order: Places in the stack, in the order in which the record names the inputs.
     """
-    merged, inputs = small
+    inputs, evidence = merged.inputs, merged.evidence
     norms = [update.norm() for update in inputs]
-    apart = [_relative(merged, update, norm) for update, norm in zip(inputs, norms, strict=True)]
+    norm, apart = _beside(merged, scale, norms)
     found = overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
     numerical = evidence.numerical_ranks
     return ModuleRow(
@@ -166,7 +165,7 @@ def module_row(
         shape=shape,
         input_ranks=tuple(inputs[i].rank for i in order),
         numerical_ranks=None if numerical is None else tuple(numerical[i] for i in order),
-        rank=merged.rank,
+        rank=None if merged.small is None else merged.small.rank,
         status=evidence.status,
         cost=evidence.cost,
         gradient_norm=evidence.gradient_norm,
@@ -174,7 +173,7 @@ def module_row(
         forward_error=evidence.forward_error,
         passes=evidence.passes,
         distances=None if evidence.distances is None else tuple(evidence.distances[i] for i in order),
-        norm=merged.norm(),
+        norm=norm,
         input_norms=tuple(norms[i] for i in order),
         relative_distances=tuple(apart[i] for i in order),
         energy_kept=evidence.energy_kept,
@@ -204,7 +203,9 @@ def totals(rows: Sequence[ModuleRow]) -> Totals:
     spread = _common_spread(rows)
     return Totals(
         modules=len(rows),
-        parameters=sum(sum(row.shape) * row.rank for row in rows),
+        parameters=sum(
+            math.prod(row.shape) if row.rank is None else sum(row.shape) * row.rank for row in rows
+        ),
         cost=math.fsum(costs) if costs else None,
         gradient_norm=math.hypot(*gradients) if gradients else None,
         distances=tuple(_together(column) for column in zip(*apart, strict=True)) if apart else None,
@@ -237,8 +238,20 @@ def _common_spread(rows: Sequence[ModuleRow]) -> float | None:
     return math.hypot(*apart) / whole if whole > 0 else 0.0
 
 
-def _relative(merged: LowRankUpdate, update: LowRankUpdate, norm: float) -> float | None:
-    return sum_updates([merged, update], [1.0, -1.0]).norm() / norm if norm > 0 else None
+def _beside(merged: Merged, scale: float, norms: Sequence[float]) -> tuple[float, list[float | None]]:
+    """The norm of a merged update with its scale, and how far it is from its inputs relative to their norms."""
+    if merged.small is not None:
+        small = merged.small.scaled(scale)
+        gaps = [sum_updates([small, update], [1.0, -1.0]).norm() for update in merged.inputs]
+        norm = small.norm()
+    else:
+        assert merged.inner is not None
+        *inner, size = merged.inner
+        norm = abs(scale) * size
+        # From inner products, so good to half of the digits: enough to be read.
+        squares = (norm**2 - 2 * scale * i + own**2 for i, own in zip(inner, norms, strict=True))
+        gaps = [math.sqrt(max(square, 0.0)) for square in squares]
+    return norm, [gap / own if own > 0 else None for gap, own in zip(gaps, norms, strict=True)]
 
 
 class _Angles(NamedTuple):

@@ -246,6 +246,12 @@ class JointSpan:
         signs = _signs(left)
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
+    def lift_left(self, half: LowRankUpdate) -> LowRankUpdate:
+        """The update L s, (m, n), of one (p, n) that is reduced on the left alone; otherwise as `lift`."""
+        left = _times_basis(self._left, half.B)
+        signs = _signs(left)
+        return LowRankUpdate(left * signs, (half.A * signs.mT).to(left.dtype), half.scale)
+
 
 def _triangle(factored: Tensor) -> Tensor:
     return factored[: min(factored.shape)].triu().to(torch.float64)

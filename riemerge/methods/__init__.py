@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from importlib import import_module
+from collections.abc import Iterator
 from typing import cast
 
-from riemerge.methods.stack import Edit, Evidence, Geometry, Merged, Options, Small, Stack
-from riemerge.methods.table import DEFAULT_METHOD, METHODS, Method, did_you_mean, find_method
+from riemerge.methods.method import Method
+from riemerge.methods.parameters import Parameter
+from riemerge.methods.stack import Edit, Evidence, Geometry, Merged, Options, Stack, resolve
+from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, did_you_mean, find_method
 
 __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
+    "PARAMETERS",
     "Edit",
     "Evidence",
     "Geometry",
     "Merged",
     "Method",
     "Options",
-    "Small",
+    "Parameter",
     "Stack",
     "did_you_mean",
     "find_method",
@@ -39,12 +40,5 @@ def run_method(method: Method, stack: Stack, options: Options) -> Iterator[tuple
         NumericalError: An edit or the geometry has no answer for some updates; every one of them is named.
         AdapterError: The updates do not fit each other in this geometry.
     """
-    geometry = cast("Geometry", _resolve(method.geometry))
-    edits = tuple(cast("Edit", _resolve(edit)) for edit in method.edits)
-    return geometry(replace(stack, edits=edits), options)
-
-
-def _resolve(dotted: str) -> Callable[..., object]:
-    """Return what `package.module:name` names."""
-    module, _, name = dotted.partition(":")
-    return cast("Callable[..., object]", getattr(import_module(module), name))
+    geometry = cast("Geometry", resolve(method.geometry))
+    return geometry(method, stack, options)

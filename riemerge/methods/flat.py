@@ -1,40 +1,269 @@
-"""The flat geometry: updates as matrices of one vector space, where a mean is a weighted sum."""
+"""The flat geometry: updates as vectors of one space, where a mean is a formula for each module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.reduction import in_order, reduced
-from riemerge.methods.stack import Evidence, Merged, Options, Small, Stack
-from riemerge.updates import LowRankUpdate, sum_updates
+from riemerge.lowrank import nearest
+from riemerge.methods.method import Method
+from riemerge.methods.reduction import in_order
+from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Survey
+from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
+from riemerge.updates import JointSpan, LowRankUpdate, sum_updates
 
 
-def weighted_sum(stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
-    """Return Σ wᵢ dWᵢ for each module: exactly at rank Σ rᵢ, or cut to `options.rank` after summing.
+@final
+@dataclass(frozen=True, slots=True)
+class FlatRow:
+    """A flat row of the table with its functions found: edits of all updates of a module, then a mean."""
 
-    Law: linear in the updates and in the weights; truncation gives the nearest update of that rank in the
-    Frobenius norm, and the share of the squared norm that it kept is recorded.
+    domain: str
+    edits: tuple[FlatEdit, ...]
+    mean: Mean
+    survey: Survey | None
+
+    @classmethod
+    def of(cls, method: Method) -> FlatRow:
+        """Find the functions that a row names."""
+        assert method.domain is not None
+        edits = tuple(cast("FlatEdit", resolve(edit)) for edit in method.edits)
+        survey = cast("Survey", resolve(method.survey)) if method.survey else None
+        return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey)
+
+    def __call__(self, x: Tensor, at: Setting) -> Answer:
+        """Return the mean of a module's updates, given in the row's domain (see `Mean`)."""
+        for edit in self.edits:
+            x = edit(x, at)
+        found = self.mean(x, at)
+        return found if isinstance(found, Answer) else Answer(found, "EXACT")
+
+
+def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
+    """Return the row's mean of each module, cut to `options.rank` (the inputs' largest if None).
+
+    Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
+    share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
+    Rows of the domains `gram`, `span` and `half` never form a dense dW; `entries` has all T of one module at a
+    time.
+
+    Raises:
+        NumericalError: The row has no answer for some modules; all of them are named.
     """
+    row = FlatRow.of(method)
     names = sorted(stack.modules)
-    merged = in_order(partial(_summed, stack, options), names, options.threads)
+    facts: Mapping[str, Any] = {}
+    if row.survey is not None:
+        facts = row.survey(lambda: (_of(row, stack, options, name, {}).seen for name in names))
+    problems: list[str] = []
+    merged = in_order(partial(_tried, row, stack, options, facts), names, options.threads)
     for done, (module, one) in enumerate(zip(names, merged, strict=True), 1):
         if options.progress is not None:
-            options.progress("merge", done, len(names), "summed")
-        yield module, one
+            options.progress("merge", done, len(names), method.name)
+        if isinstance(one, Merged):
+            if not problems:
+                yield module, one
+        else:
+            problems += [f"{module}: {problem}" for problem in one.problems]
+    if problems:
+        raise NumericalError(problems)
 
 
-def _summed(stack: Stack, options: Options, module: str) -> Merged:
-    one = reduced(stack, options, module)
-    if one.problems:
-        raise NumericalError(one.problems)
-    total = sum_updates(one.edited, stack.weights)
-    small, evidence = _truncated(total, options.rank)
-    return Merged(one.span.lift(small), evidence, Small(small, one.inputs))
+def _tried(
+    row: FlatRow, stack: Stack, options: Options, facts: Mapping[str, Any], module: str
+) -> Merged | NumericalError:
+    """Merge one module, or say why not, so that the faults of all modules can be told at once."""
+    try:
+        return _of(row, stack, options, module, facts).merged(row, options)
+    except NumericalError as fault:
+        return fault
 
 
-def _truncated(total: LowRankUpdate, rank: int | None) -> tuple[LowRankUpdate, Evidence]:
+def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mapping[str, Any]) -> _Module:
+    """Read one module, and keep those of its updates that count."""
+    weights = stack.weights(module)
+    used = [place for place, weight in enumerate(weights) if weight != 0.0]
+    if not used:
+        raise NumericalError("every weight is 0 here: at least one adapter must count")
+    read = stack.modules[module]
+    span = JointSpan(read)
+    # Balanced: inner products of factors would lose digits to their gauge.
+    small = tuple(span.updates[place].balance() for place in used)
+    at = Setting(
+        module=module,
+        weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
+        values=_counting(stack.values(module), used),
+        shape=read[0].shape,
+        ranks=tuple(read[place].rank for place in used),
+        seeds=seeds(module, [update.norm() for update in small], options.seed or 0),
+        statistics=tuple(stack.statistics[place](module) for place in used) if stack.statistics else (),
+        base_statistics=stack.base_statistics(module),
+        facts=facts,
+    )
+    return _DOMAINS[row.domain](span, read, small, tuple(read[place] for place in used), at)
+
+
+def seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
+    """Return a seed for the draws of each of T updates of a module.
+
+    Law: the k-th smallest in norm has the k-th seed: a function of the updates, of neither files nor gauges.
+    """
+    order = sorted(range(len(norms)), key=lambda place: norms[place])
+    drawn = [
+        int.from_bytes(hashlib.sha256(f"{seed}:{k}:{module}".encode()).digest()[:7], "big")
+        for k in range(len(norms))
+    ]
+    return tuple(drawn[order.index(place)] for place in range(len(norms)))
+
+
+def _counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
+    """The parameters of a module, those per model as tensors of the models that count."""
+    return {
+        name: torch.tensor([value[place] for place in used], dtype=torch.float64)
+        if isinstance(value, tuple)
+        else value
+        for name, value in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Module(ABC):
+    """One module as the rows of one domain see it, and the way back from their answer.
+
+    Attributes:
+        span: Of all its updates.
+        read: All its updates, as read.
+        small: Those that count, in the bases of `span`, balanced.
+        tall: The same as read.
+        at: What else the row sees.
+    """
+
+    span: JointSpan
+    read: Sequence[LowRankUpdate]
+    small: tuple[LowRankUpdate, ...]
+    tall: tuple[LowRankUpdate, ...]
+    at: Setting
+
+    @property
+    @abstractmethod
+    def x(self) -> Tensor:
+        """The updates in the domain of the row."""
+
+    @abstractmethod
+    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+        """Give an answer its factors, cut to a rank if there is one."""
+
+    @property
+    def seen(self) -> tuple[Tensor, Setting]:
+        """What a survey sees."""
+        return self.x, self.at
+
+    def merged(self, row: FlatRow, options: Options) -> Merged:
+        """Merge the module by one row."""
+        found = row(self.x, self.at)
+        if not bool(torch.isfinite(found.value).all()):
+            raise NumericalError("the merged update is not finite: the inputs are too large for this method")
+        largest = max(update.rank for update in self.tall)
+        rank = largest if options.rank is None else options.rank if options.rank != "sum" else None
+        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
+        return self._returned(found.value, None if options.dense else rank, evidence)
+
+    def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
+        small, evidence = _cut(total, rank, evidence)
+        return Merged(self.span.lift(small), evidence, self.span.updates, small)
+
+
+@final
+class _Gram(_Module):
+    """Inner products in, coefficients out."""
+
+    @property
+    def x(self) -> Tensor:
+        ranks = [update.rank for update in self.small]
+        left = torch.cat([update.B * update.scale for update in self.small], dim=1)
+        right = torch.cat([update.A.mT for update in self.small], dim=1)
+        products = (left.mT @ left) * (right.mT @ right)
+        rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
+        return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
+
+    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+        return self._in_span(sum_updates(self.small, value.tolist()), rank, evidence)
+
+
+@final
+class _Span(_Module):
+    """Cores in bases of the joint span in, a core out."""
+
+    @property
+    def x(self) -> Tensor:
+        return torch.stack([update.dense() for update in self.small])
+
+    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+        return self._in_span(factored(value), rank, evidence)
+
+
+@final
+class _Half(_Module):
+    """Updates in a basis of the joint column space in, such an update out."""
+
+    @property
+    def x(self) -> Tensor:
+        return torch.stack([update.dense() for update in self._halves(self.tall)])
+
+    def _halves(self, updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+        """Updates (p, n), of factors of their own."""
+        place = {id(update): i for i, update in enumerate(self.read)}
+        return [
+            LowRankUpdate(small.B, update.A.to(torch.float64), update.scale)
+            for update in updates
+            for small in [self.span.updates[place[id(update)]]]
+        ]
+
+    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+        half, evidence = _cut(factored(value), rank, evidence)
+        small, *inputs = JointSpan([half, *self._halves(self.read)]).updates
+        return Merged(self.span.lift_left(half), evidence, tuple(inputs), small)
+
+
+@final
+class _Entries(_Module):
+    """Dense updates in, a dense update out."""
+
+    @property
+    def x(self) -> Tensor:
+        return torch.stack([update.dense() for update in self.tall])
+
+    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+        if rank is None:
+            inner = [float((update.B.mT @ value.to(update.B.dtype) @ update.A.mT).trace()) for update in self.read]
+            scaled = (i * update.scale for i, update in zip(inner, self.read, strict=True))
+            norm = float(torch.linalg.vector_norm(value))
+            return Merged(value, evidence, self.span.updates, None, (*scaled, norm))
+        update, kept = nearest(value, rank)
+        update = update.to(self.read[0].dtype)
+        small, *inputs = JointSpan([update, *self.read]).updates
+        return Merged(update, replace(evidence, energy_kept=kept), tuple(inputs), small)
+
+
+_DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}
+
+
+def factored(matrix: Tensor) -> LowRankUpdate:
+    """Return a (p, q) matrix as an update of min(p, q) columns, by no arithmetic."""
+    p, q = matrix.shape
+    eye = torch.eye(min(p, q), dtype=matrix.dtype, device=matrix.device)
+    return LowRankUpdate(eye, matrix) if p <= q else LowRankUpdate(matrix, eye)
+
+
+def _cut(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:
     if rank is None or rank >= total.rank:
-        return total.balance(), Evidence("EXACT")
-    return total.truncate(rank), Evidence("EXACT", energy_kept=total.energy_kept(rank))
+        return total.balance(), evidence
+    return total.truncate(rank), replace(evidence, energy_kept=total.energy_kept(rank))

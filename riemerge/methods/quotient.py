@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.fixed_rank import FixedRank
 from riemerge.manifolds.orthogonal import Orthogonal
 from riemerge.methods.batches import Size, Solved, solve
-from riemerge.methods.reduction import in_order, reduced
-from riemerge.methods.stack import Evidence, Merged, Options, Small, Stack
+from riemerge.methods.method import Method
+from riemerge.methods.reduction import Reduced, in_order, reduced
+from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, resolve
 from riemerge.updates import LowRankUpdate
 
 
@@ -28,6 +29,7 @@ class _Module:
 
     Attributes:
         name: The module.
+        weights: The T weights.
         ranks: The T ranks as edited.
         numerical: The T numerical ranks.
         kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
@@ -36,6 +38,7 @@ class _Module:
     """
 
     name: str
+    weights: tuple[float, ...]
     ranks: tuple[int, ...]
     numerical: tuple[int, ...]
     kept: float | None
@@ -44,8 +47,9 @@ class _Module:
 
     @property
     def used(self) -> tuple[int, ...]:
-        """The places of the updates that are not all zero."""
-        return tuple(place for place, rank in enumerate(self.numerical) if rank > 0)
+        """The places of the updates that count: neither all zero nor of weight 0."""
+        counts = zip(self.numerical, self.weights, strict=True)
+        return tuple(place for place, (rank, weight) in enumerate(counts) if rank > 0 and weight > 0)
 
     @property
     def rank(self) -> int:
@@ -71,7 +75,7 @@ class _Placed:
     reduction: Reduction
 
 
-def frechet(stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
+def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
     """Return the weighted Fréchet mean of each module: the minimiser of F = 1/2 Σ wᵢ d(x, yᵢ)².
 
     Law: a function of the dW alone. A module is read, reduced to the span of its factors (exact: it is
@@ -88,8 +92,9 @@ def frechet(stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
     Source: arXiv 2604.27155, section 3.
     """
     names = sorted(stack.modules)
+    read = partial(reduced, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
     modules: dict[str, _Module] = {}
-    for module in in_order(partial(_prepared, stack, options), names, options.threads):
+    for module in in_order(partial(_prepared, read, stack), names, options.threads):
         modules[module.name] = module
         _report(options, "read", len(modules), len(names))
     if problems := [problem for module in modules.values() for problem in module.problems]:
@@ -97,11 +102,11 @@ def frechet(stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
     if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
         raise AdapterError(mixed)
 
-    solved = _solved(stack, options, modules)
+    solved = _solved(options, modules)
     undefined = [name for name, one in solved.items() if one.evidence.status == "UNDEFINED"]
     if undefined:
         raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
-    lifted = in_order(partial(_lifted, stack, options, modules, solved), names, options.threads)
+    lifted = in_order(partial(_lifted, read, modules, solved), names, options.threads)
     yield from zip(names, lifted, strict=True)
 
 
@@ -129,14 +134,15 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     return small.dists(to, action.act(small, point, element))
 
 
-def _prepared(stack: Stack, options: Options, name: str) -> _Module:
+def _prepared(read: Callable[[str], Reduced], stack: Stack, name: str) -> _Module:
     """First stream: read a module and keep its points."""
-    one = reduced(stack, options, name)
+    one = read(name)
     numerical = tuple(
         update.numerical_rank(storage) for update, storage in zip(one.edited, stack.storage, strict=True)
     )
     ranks = tuple(update.rank for update in one.edited)
-    module = _Module(name, ranks, numerical, None, one.problems, None)
+    weights = stack.weights(name)
+    module = _Module(name, weights, ranks, numerical, None, one.problems, None)
     if one.problems or _mixed(stack, module) or not module.used:
         return module
     cut = [_cut(one.edited[place], module.rank) for place in module.used]
@@ -146,7 +152,7 @@ def _prepared(stack: Stack, options: Options, name: str) -> _Module:
         if after is not before
     ]
     placed = _placed(cut, module.used, len(ranks)) if len(module.used) > 1 else None
-    return _Module(name, ranks, numerical, min([*kept, 1.0]) if kept else None, (), placed)
+    return _Module(name, weights, ranks, numerical, min([*kept, 1.0]) if kept else None, (), placed)
 
 
 def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
@@ -188,7 +194,7 @@ def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -
     return _Placed(reduction.points.squeeze(1)[place], Size(own.m, own.n, r), total, reduction)
 
 
-def _solved(stack: Stack, options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
+def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
     """Solve all modules that have something to solve, those of one size together."""
     by_size: dict[Size, list[_Module]] = defaultdict(list)
     for module in modules.values():
@@ -198,7 +204,7 @@ def _solved(stack: Stack, options: Options, modules: Mapping[str, _Module]) -> d
     return solve(
         {
             size: {
-                one.name: (one.placed.points, _weights(stack, one)) for one in group if one.placed is not None
+                one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None
             }
             for size, group in sorted(by_size.items())
         },
@@ -207,15 +213,15 @@ def _solved(stack: Stack, options: Options, modules: Mapping[str, _Module]) -> d
     )
 
 
-def _weights(stack: Stack, module: _Module) -> list[float]:
-    return [weight if rank > 0 else 0.0 for weight, rank in zip(stack.weights, module.numerical, strict=True)]
+def _weights(module: _Module) -> list[float]:
+    return [weight if place in module.used else 0.0 for place, weight in enumerate(module.weights)]
 
 
 def _lifted(
-    stack: Stack, options: Options, modules: Mapping[str, _Module], solved: dict[str, Solved], name: str
+    read: Callable[[str], Reduced], modules: Mapping[str, _Module], solved: dict[str, Solved], name: str
 ) -> Merged:
     """Second stream: read a module again and give the mean its width."""
-    one, module = reduced(stack, options, name), modules[name]
+    one, module = read(name), modules[name]
     if module.placed is not None:
         small, evidence = _returned(module.placed, solved[name].point), solved[name].evidence
     elif module.used:
@@ -231,13 +237,12 @@ def _lifted(
         # A left-out update stood in as a copy of another.
         distances=evidence.distances
         and tuple(
-            apart if rank > 0 else None
-            for apart, rank in zip(evidence.distances, module.numerical, strict=True)
+            apart if place in module.used else None for place, apart in enumerate(evidence.distances)
         ),
         numerical_ranks=module.numerical,
         energy_kept=module.kept,
     )
-    return Merged(one.span.lift(small), evidence, Small(small, one.inputs))
+    return Merged(one.span.lift(small), evidence, one.inputs, small)
 
 
 def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:

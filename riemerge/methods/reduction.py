@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from riemerge.errors import NumericalError
-from riemerge.methods.stack import Options, Stack
+from riemerge.methods.stack import Edit, Options, Stack
 from riemerge.updates import JointSpan, LowRankUpdate
 
 _In = TypeVar("_In")
@@ -34,7 +34,7 @@ class Reduced(NamedTuple):
     problems: tuple[str, ...]
 
 
-def reduced(stack: Stack, options: Options, module: str) -> Reduced:
+def reduced(stack: Stack, edits: Sequence[Edit], options: Options, module: str) -> Reduced:
     """Read one module, reduce it to its joint span, and edit its updates there."""
     span = JointSpan(stack.modules[module])
     edited: list[LowRankUpdate] = []
@@ -42,7 +42,7 @@ def reduced(stack: Stack, options: Options, module: str) -> Reduced:
     for name, update in zip(stack.names, span.updates, strict=True):
         result = update
         try:
-            for edit in stack.edits:
+            for edit in edits:
                 result = edit(result, options)
         except NumericalError as fault:
             problems += [f"{name}: {module}: {problem}" for problem in fault.problems]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, final
 
 if TYPE_CHECKING:
     import torch
 
+    from riemerge.methods.method import Method
     from riemerge.updates import LowRankUpdate
+
+
+def _nothing(_: str) -> Mapping[str, Any]:
+    """What a module has where nothing was given."""
+    return {}
 
 
 @final
@@ -19,18 +26,22 @@ class Stack:
 
     Attributes:
         names: T names of the adapters, for messages.
-        weights: T weights, already normalised where the method asks for it.
         modules: Module name to its T updates, all (m, n) of that module, on one device. They are read from
             disk at each access, so that only what a method keeps takes memory.
+        weights: Module name to T weights, already normalised where the method asks for it; 0 is absence.
         storage: T dtypes, below whose round-off a singular value counts as zero.
-        edits: What is done to each update before the mean, in order.
+        values: Module name to the method's own parameters there; one that may differ between models has T.
+        statistics: T times module name to the statistics of that model there, by kind.
+        base_statistics: Module name to those of the base model.
     """
 
     names: tuple[str, ...]
-    weights: tuple[float, ...]
     modules: Mapping[str, tuple[LowRankUpdate, ...]]
+    weights: Callable[[str], tuple[float, ...]]
     storage: tuple[torch.dtype, ...]
-    edits: tuple[Edit, ...] = ()
+    values: Callable[[str], Mapping[str, Any]] = _nothing
+    statistics: tuple[Callable[[str], Mapping[str, torch.Tensor]], ...] = ()
+    base_statistics: Callable[[str], Mapping[str, torch.Tensor]] = _nothing
 
 
 @final
@@ -39,19 +50,22 @@ class Options:
     """What the recipe asks of a method, and what the machine offers; None means that the method decides.
 
     Attributes:
-        rank: Rank R to truncate to (of the inputs or of the result: the method's row says).
+        rank: Rank R to truncate to (of the inputs or of the result: the method's row says); `sum` keeps all
+            of an exact result.
+        dense: Whether the whole result is wanted, as a dense matrix where it has no factors, and not cut.
         solver: Name of a solver, or a Pymanopt Optimizer.
         tol: Bound on the gradient norm of each module.
         cost_tol: Bound on the relative decrease of the cost.
         max_passes: Budget of the solver.
         max_seconds: Budget of all solves together, in wall seconds.
         starts: How many starts to solve from.
-        seed: Of the starts.
+        seed: Of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
         progress: Called as `progress(stage, done, total, text)` with numbers of modules.
     """
 
-    rank: int | None = None
+    rank: int | Literal["sum"] | None = None
+    dense: bool = False
     solver: Any = None
     tol: float | None = None
     cost_tol: float | None = None
@@ -106,30 +120,28 @@ class Evidence:
     seconds: float = 0.0
 
 
-class Small(NamedTuple):
-    """A merged update and its T inputs (before any edit), in orthonormal bases of one joint span.
-
-    Everything measured is an invariant of such isometries, and costs nothing of the module's width here.
-    """
-
-    merged: LowRankUpdate
-    inputs: tuple[LowRankUpdate, ...]
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Merged:
     """One merged module, before the scale λ.
 
     Attributes:
-        update: The merged update, (m, n) of its module, in the canonical gauge of `LowRankUpdate.balance`.
+        update: The merged update, (m, n) of its module, in the canonical gauge of `LowRankUpdate.balance`; a
+            dense (m, n) matrix where `Options.dense` asked for a result that has no factors.
         evidence: How well it was merged.
-        small: The same update beside its inputs, reduced.
+        inputs: The T updates before any edit, in orthonormal bases of their joint span or of one that holds
+            the merged update too: everything measured is an invariant of such isometries, and costs nothing
+            of the module's width there.
+        small: The merged update in the same bases; None where it is dense.
+        inner: T Frobenius inner products of a dense update with the inputs, and its norm last; None where
+            `small` says it.
     """
 
-    update: LowRankUpdate
+    update: LowRankUpdate | torch.Tensor
     evidence: Evidence
-    small: Small
+    inputs: tuple[LowRankUpdate, ...]
+    small: LowRankUpdate | None
+    inner: tuple[float, ...] | None = None
 
 
 class Geometry(Protocol):
@@ -137,16 +149,16 @@ class Geometry(Protocol):
 
     Law: a function of the updates' dW and the weights; the order of the adapters does not matter. Modules
     come in the order of their names, each as soon as it is done, and none is kept: what is tall of a module
-    lives until the next ones are asked for. What cannot be merged is refused before the first one comes.
+    lives until the next ones are asked for. What cannot be merged is refused, all of it at once.
     """
 
-    def __call__(self, stack: Stack, options: Options, /) -> Iterator[tuple[str, Merged]]:
+    def __call__(self, method: Method, stack: Stack, options: Options, /) -> Iterator[tuple[str, Merged]]:
         """Merge every module of the stack."""
         ...
 
 
 class Edit(Protocol):
-    """Changes one update before the mean; raises a NumericalError with the bare fact when it cannot.
+    """Changes one update before a quotient mean; raises a NumericalError with the bare fact when it cannot.
 
     Law: commutes with orthogonal maps of both spaces, since it sees updates in bases of their joint span.
     """
@@ -154,3 +166,9 @@ class Edit(Protocol):
     def __call__(self, update: LowRankUpdate, options: Options, /) -> LowRankUpdate:
         """Return the changed update."""
         ...
+
+
+def resolve(dotted: str) -> Callable[..., Any]:
+    """Return what `package.module:name` names."""
+    module, _, name = dotted.partition(":")
+    return cast("Callable[..., Any]", getattr(import_module(module), name))

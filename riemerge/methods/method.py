@@ -1,0 +1,62 @@
+"""What a row of the table of methods says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to merge: what to do to each update first, what *near* means, and how the mean is found.
+
+    A row holds names, not objects, so the table can be printed without loading any numerical library.
+
+    Attributes:
+        name: What a recipe's `merge_method` says.
+        summary: One line for a person choosing.
+        source: Where the method comes from: author, year.
+        geometry: `package.module:function` of the geometry (see `riemerge.methods.stack.Geometry`).
+        domain: What a flat mean sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner
+            products, `span` cores in the joint span, `half` cores on the left and full width on the right,
+            `entries` the dense updates. None where the geometry is not flat.
+        edits: `package.module:function` of each edit, in order (see `riemerge.methods.setting.FlatEdit`; of
+            the quotient geometry, `riemerge.methods.stack.Edit`).
+        mean: `package.module:function` of the flat mean (see `riemerge.methods.setting.Mean`).
+        survey: `package.module:function` of what looks at all modules first; empty for none.
+        parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside `weight`.
+        defaults: Values of those parameters where the recipe has none.
+        normalised: Whether the weights are divided by their sum.
+        negative_weights: Whether a weight below zero has a meaning.
+        gauge_invariant: Whether the result depends on the updates dW alone, not on the factors A and B.
+        idempotent: Whether copies of one model, with weights of sum 1 and no scale, merge to it, at the default
+            parameters.
+        ordered: Whether the models are a sequence, whose order matters.
+        models: Least and greatest number of models that count; None for any.
+        statistics: Kinds of statistics that every model must come with.
+        checkpoints: Of full checkpoints: `weights` merges them as they are, or their differences from a base
+            model where one is given; `updates` needs the base model; `no` takes adapters only.
+        output_rank: The rank of a merged update, in words.
+    """
+
+    name: str
+    summary: str
+    source: str
+    geometry: str = "riemerge.methods.flat:flat"
+    domain: Literal["gram", "span", "half", "entries"] | None = None
+    edits: tuple[str, ...] = ()
+    mean: str = ""
+    survey: str = ""
+    parameters: tuple[str, ...] = ("rank", "scale")
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    normalised: bool = True
+    negative_weights: bool = False
+    gauge_invariant: bool = True
+    idempotent: bool = True
+    ordered: bool = False
+    models: tuple[int, int | None] = (1, None)
+    statistics: tuple[str, ...] = ()
+    checkpoints: Literal["weights", "updates", "no"] = "updates"
+    output_rank: str = "the largest of the inputs', or --rank (`sum`: all of it)"

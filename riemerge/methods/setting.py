@@ -1,0 +1,107 @@
+"""What a flat row sees of one module, and what it answers: the contract of every edit and every flat mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+Domain: TypeAlias = Literal["gram", "span", "half", "entries"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One module as a flat row sees it, beside the T updates themselves.
+
+    Attributes:
+        module: Its name.
+        weights: (T,) float64 on the CPU, already normalised where the row asks for it.
+        values: The row's parameters by name, as resolved for this module; those that may differ between
+            models are (T,) float64 tensors on the CPU.
+        shape: The module's own shape, (m, n) of an update.
+        ranks: T ranks of the updates; None where they are full tensors.
+        seeds: T seeds for the draws of each update: they depend on the user's seed, the module and the place
+            of the update in order of norm, so draws are a function of the dW and not of files or gauges.
+        statistics: T mappings of this module's statistics by kind (see `riemerge.statistics`), for rows that
+            need data.
+        base_statistics: The same of the base model; empty where there are none.
+        facts: What the row's survey found over all modules.
+    """
+
+    module: str
+    weights: Tensor
+    values: Mapping[str, Any]
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] = ()
+    statistics: tuple[Mapping[str, Tensor], ...] = ()
+    base_statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def generator(self, place: int) -> torch.Generator:
+        """Return a fresh CPU generator for the draws of one update of this module."""
+        return torch.Generator().manual_seed(self.seeds[place])
+
+
+class Answer(NamedTuple):
+    """The answer of a row that iterates; one in closed form answers with the tensor alone.
+
+    Attributes:
+        value: The mean.
+        status: Name of the outcome, `CONVERGED` or what stopped it.
+        advice: What a person should do about it; empty when nothing.
+        ok: Whether the value is what the row promises.
+        passes: Iterations.
+    """
+
+    value: Tensor
+    status: str
+    advice: str = ""
+    ok: bool = True
+    passes: int = 0
+
+
+class Mean(Protocol):
+    """A flat mean of T updates of one module. What `x` is, the row's domain says.
+
+    `gram`: (T, T) Frobenius inner products; the answer is (T,) coefficients cᵢ of Σ cᵢ dWᵢ. The result is
+    exact in factors and works for tensors of any shape.
+    `span`: (T, p, q) updates in orthonormal bases of their joint column and row spaces; the answer is (p, q).
+    Law: f(L x Rᵀ) = L f(x) Rᵀ for L, R of orthonormal columns (square or tall).
+    `half`: (T, p, n), reduced on the left alone; the answer is (p, n). Law: f(L x) = L f(x).
+    `entries`: (T, ...) dense, of any shape; the answer has the shape of one.
+
+    `x` is float64 on any device, and the answer lives there; no numpy. Raises a NumericalError with the bare
+    fact (no module's name) when there is no answer.
+    """
+
+    def __call__(self, x: Tensor, at: Setting, /) -> Tensor | Answer:
+        """Return the mean."""
+        ...
+
+
+class FlatEdit(Protocol):
+    """Changes the T updates of one module before the mean, in the row's domain: (T, ...) to (T, ...)."""
+
+    def __call__(self, x: Tensor, at: Setting, /) -> Tensor:
+        """Return the changed updates."""
+        ...
+
+
+Stream: TypeAlias = Callable[[], Iterator[tuple[Tensor, Setting]]]
+
+
+class Survey(Protocol):
+    """Looks at all modules before the first is merged, for rows whose decisions are global.
+
+    Called with a function that starts a stream of (x, setting) over all modules, in the order of their names,
+    as often as it is called; nothing of it should be kept but numbers.
+    """
+
+    def __call__(self, stream: Stream, /) -> Mapping[str, Any]:
+        """Return the facts that `Setting.facts` will hold in every module."""
+        ...
