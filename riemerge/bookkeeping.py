@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from riemerge import __version__
 from riemerge.adapters.config import listed
 from riemerge.inputs import Input, display_names
-from riemerge.methods import Evidence
+from riemerge.methods import Evidence, Method, Stack
 from riemerge.recipe import Recipe
 from riemerge.record import InputRow, ModuleRow
 
 
-def resolved_recipe(recipe: Recipe, out_dtype: torch.dtype) -> dict[str, Any]:
+def resolved_recipe(recipe: Recipe, method: Method, out_dtype: torch.dtype) -> dict[str, Any]:
     """A completed recipe as it can be written down, with names in place of paths."""
     names = display_names([entry.model for entry in recipe.models])
     return {
         "merge_method": recipe.merge_method,
         "models": [
-            {"model": name, "parameters": entry.parameters.model_dump()}
+            {"model": name, "parameters": {"weight": 1.0, **entry.parameters}}
             for name, entry in zip(names, recipe.models, strict=True)
         ],
-        "parameters": recipe.parameters.model_dump(exclude_none=True),
+        "parameters": {"scale": 1.0, **method.defaults, **recipe.parameters},
         "dtype": recipe.dtype,
         "out_dtype": dtype_name(out_dtype),
     }
 
 
-def input_rows(recipe: Recipe, inputs: Sequence[Input]) -> tuple[InputRow, ...]:
+def input_rows(recipe: Recipe, inputs: Sequence[Input], stack: Stack) -> tuple[InputRow, ...]:
     """Return the inputs as recorded, in the order asked for."""
     names = display_names([entry.model for entry in recipe.models])
     rows = [
         InputRow(name=name, weight=weight, share=0.0)
         for name, weight in zip(names, recipe.weights, strict=True)
     ]
-    for one in inputs:
+    shares = zip(*(stack.weights(module) for module in stack.modules), strict=True)
+    for one, share in zip(inputs, shares, strict=True):
         rows[one.place] = InputRow(
             name=one.name,
             weight=recipe.weights[one.place],
-            share=one.weight,
+            # Exactly that of every module, where they have one.
+            share=share[0] if len(set(share)) == 1 else math.fsum(share) / len(share),
             sha256=dict(one.adapter.sha256),
             ranks=tuple(sorted(set(one.adapter.ranks.values()))),
             dtype=dtype_name(one.adapter.dtype),
@@ -82,7 +85,7 @@ def warnings(
     ]
     ranked = [row for row in rows if row.numerical_ranks is not None]
     for place, one in enumerate(sorted(inputs, key=lambda one: one.place)):
-        found += _of_rank(one.name, ranked, place, recipe.parameters.rank)
+        found += _of_rank(one.name, ranked, place, recipe.parameters.get("rank"))
     for status in sorted({one.status for one in evidence.values() if not one.ok}):
         there = [module for module, one in evidence.items() if one.status == status]
         advice = evidence[there[0]].advice
@@ -91,14 +94,14 @@ def warnings(
     return found
 
 
-def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | None) -> list[str]:
+def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | Literal["sum"] | None) -> list[str]:
     """What is wrong with the ranks of one input, where the method depends on them."""
     zero: list[str] = []
     deficient: list[str] = []
     for row in rows:
         assert row.numerical_ranks is not None
         stored, actual = row.input_ranks[place], row.numerical_ranks[place]
-        rank = stored if asked is None else min(stored, asked)
+        rank = min(stored, asked) if isinstance(asked, int) else stored
         if actual == 0:
             zero.append(row.module)
         elif actual < rank:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from riemerge.methods import METHODS
-from riemerge.record import SPREAD_PARTLY, SPREAD_YES, RunRecord
+from riemerge.record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
 
 _WEIGHTS_FILE = "adapter_model.safetensors"
 _VERDICT = {
@@ -98,7 +98,7 @@ def _consequence(record: RunRecord, count: int) -> str:
     method, answer = record.recipe["merge_method"], record.totals.determined
     if method != "geomerge":
         return (
-            f"{method} is a weighted sum of the updates: it is exact and unique whatever the overlap. "
+            f"That is asked of geomerge; {method} has one answer whatever the overlap. "
             + ("--method geomerge would be well determined here too." if answer == "yes" else "")
         ).strip()
     if answer == "yes":
@@ -119,8 +119,8 @@ def _consequence(record: RunRecord, count: int) -> str:
         "nearly the same cost (measured on six adapters of rank 16: 35 % apart where half of the directions "
         "are shared, 50 % where the start of A is, 111 % where nothing is, at costs within 0.5 %). On "
         "independent adapters the mean was also farther from each input than the average: cosine 0.17 "
-        f"against 0.41. Use --method average, which is exact (rank {rank} here), or --method average --rank "
-        f"{max(rank // count, 1)} to truncate it; extra iterations buy nothing."
+        f"against 0.41. Use --method average --rank sum, which is exact (rank {rank} here), or --method average "
+        "to truncate it to their rank; extra iterations buy nothing."
     )
 
 
@@ -138,7 +138,7 @@ def model_card(record: RunRecord) -> str:
     inputs = [
         (
             _escaped(row.name),
-            f"{row.weight:g}",
+            weight_text(row),
             f"{row.share:.4g}",
             ", ".join(map(str, row.ranks)) or "not read",
             f"`{(row.sha256 or {}).get(_WEIGHTS_FILE, '-')[:12]}`",
@@ -149,7 +149,7 @@ def model_card(record: RunRecord) -> str:
         (
             _escaped(row.module),
             "{} × {}".format(*row.shape),
-            str(row.rank),
+            "dense" if row.rank is None else str(row.rank),
             row.status,
             number(row.cost),
             number(row.gradient_norm),
@@ -193,6 +193,11 @@ With the folders of the inputs beside a file `recipe.yaml`, run `riemerge merge 
 {recipe}```
 
 `riemerge.json` holds the full record."""
+
+
+def weight_text(row: InputRow) -> str:
+    """Return the weight of an input as asked for."""
+    return "varies" if row.weight is None else f"{row.weight:g}"
 
 
 def number(value: float | None) -> str:

@@ -17,6 +17,7 @@ import click
 
 from riemerge import __version__
 from riemerge.errors import ResourceError, RiemergeError
+from riemerge.methods import PARAMETERS, Parameter
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -69,6 +70,20 @@ _threads = click.option(
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, and only the path of the result.")
 
 
+def _parameters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each parameter of the methods."""
+    for spec in reversed(PARAMETERS.values()):
+        if spec.name != "weight":
+            option = click.option(f"--{spec.name.replace('_', '-')}", spec.name, help=_sentence(spec))
+            command = option(command)
+    return command
+
+
+def _sentence(spec: Parameter) -> str:
+    words = f": {', '.join(spec.choices)}" if spec.choices else ""
+    return f"{spec.summary[0].upper()}{spec.summary[1:]}{words}."
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PLAIN_WIDTH})
 @click.version_option(__version__, prog_name="riemerge")
 def main() -> None:
@@ -86,17 +101,16 @@ def main() -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="ADAPTER[:WEIGHT]... | RECIPE.yaml")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
 @click.option("--method", help="See `riemerge methods`; geomerge if not given.")
-@click.option("--rank", type=int, help="Rank to truncate to.")
-@click.option("--scale", type=float, help="Factor on the merged update; 1 if not given.")
-@click.option("--solver", help="How the Fréchet mean is found, by name.")
-@click.option("--tol", type=float, help="Bound on each module's gradient norm.")
-@click.option("--cost-tol", type=float, help="Bound on the relative decrease of the cost.")
-@click.option("--max-passes", type=int, help="Budget of the solver.")
-@click.option("--max-seconds", type=float, help="Budget of the solver in seconds; none if not given.")
+@_parameters
 @click.option(
-    "--starts", type=int, help="Starts to solve from, to see how far they end apart; 1 if not given."
+    "--statistics",
+    multiple=True,
+    type=click.Path(),
+    help="Folder of `riemerge.collect_statistics`, once for each adapter in their order.",
 )
-@click.option("--seed", type=int, help="Of the starts; 0 if not given.")
+@click.option("--base-statistics", type=click.Path(), help="The same of the base model.")
+@click.option("--base-model", type=click.Path(), help="Full checkpoint from which others differ.")
+@click.option("--out-type", help="adapter, delta or checkpoint; as the inputs if not given.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option("--dtype", help="Of the computation: float64 (if not given) or float32.")
 @click.option("--out-dtype", help="Of the written weights; that of the inputs if not given.")
@@ -113,14 +127,20 @@ def merge(
     quiet: bool,
     **asked: Any,
 ) -> None:
-    """Merge adapters into one: folders with weights (a:0.5 b:0.5), or a recipe.
+    """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
 
     A weight is what stands behind the last colon, if that is a number; 1 otherwise. Options win over the
-    recipe.
+    recipe. Which method takes which parameter, `riemerge methods` says; a value may also be a list over depth:
+    --density "[0.3, 0.7]".
     """
-    from riemerge.recipe import read_recipe
+    from riemerge.recipe import parse_value, read_recipe
 
-    recipe = read_recipe(sources, {"merge_method": asked.pop("method"), **asked})
+    given = {
+        name: parse_value(PARAMETERS[name], value) if name in PARAMETERS else value
+        for name, value in asked.items()
+        if value is not None
+    }
+    recipe = read_recipe(sources, {"merge_method": given.pop("method", None), **given})
     _merge_into(recipe, Path(output), device, threads, as_json, quiet)
 
 

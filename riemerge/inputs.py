@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import final
 from riemerge.adapters import Adapter, check_collection, read_adapter
 from riemerge.errors import AdapterError
 from riemerge.methods import Method
+from riemerge.recipe import Recipe
 
 
 @final
@@ -21,43 +22,44 @@ class Input:
     Attributes:
         place: Its place among the adapters asked for.
         name: Its name in messages and records.
-        weight: Its weight as used.
         adapter: The open folder.
     """
 
     place: int
     name: str
-    weight: float
     adapter: Adapter
 
 
-def open_inputs(
-    paths: Sequence[Path], weights: Sequence[float], method: Method, opened: Mapping[int, Adapter]
-) -> tuple[Input, ...]:
-    """Open the adapters that have a weight, and put them in an order that depends on their content alone.
+def open_inputs(recipe: Recipe, method: Method, opened: Mapping[int, Adapter]) -> tuple[Input, ...]:
+    """Open the adapters that count somewhere, and put them in an order that depends on their content alone.
 
-    Law: an adapter of weight 0 is not touched; the order asked for changes nothing but `place`. Weights are
-    divided by their sum where the method does so.
+    Law: an adapter of weight 0 is not touched; the order asked for changes nothing but `place`, except for a
+    method whose models are a sequence.
 
     Args:
-        paths: T folders.
-        weights: T finite weights, not all zero.
+        recipe: What names them.
         method: The row of the table.
         opened: Place to adapter, of those that are open already.
 
     Raises:
         AdapterError: Every problem of every folder; or the adapters do not fit each other.
     """
+    paths = [Path(entry.model) for entry in recipe.models]
     names = display_names(paths)
-    used = [place for place, weight in enumerate(weights) if weight != 0]
+    used = counting(recipe)
     adapters = read_all([opened.get(place, paths[place]) for place in used])
     check_collection(adapters)
-    total = math.fsum(weights) if method.normalised else 1.0
-    inputs = [
-        Input(place, names[place], weights[place] / total, adapter)
-        for place, adapter in zip(used, adapters, strict=True)
-    ]
-    return tuple(sorted(inputs, key=lambda one: (*one.adapter.sha256.values(), one.weight)))
+    inputs = [Input(place, names[place], adapter) for place, adapter in zip(used, adapters, strict=True)]
+    if method.ordered:
+        return tuple(inputs)
+    # Copies of one file may differ in what is asked of them.
+    said = {place: json.dumps(dict(recipe.models[place].parameters), sort_keys=True) for place in used}
+    return tuple(sorted(inputs, key=lambda one: (*one.adapter.sha256.values(), said[one.place])))
+
+
+def counting(recipe: Recipe) -> tuple[int, ...]:
+    """Return the places of the models whose weight is not 0 everywhere."""
+    return tuple(place for place, weight in enumerate(recipe.weights) if weight is None or weight != 0)
 
 
 def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from numbers import Integral, Real
@@ -16,25 +15,20 @@ import torch
 from riemerge.adapters import Adapter, check_output, round_update, write_adapter
 from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
 from riemerge.card import model_card
-from riemerge.errors import NumericalError, RecipeError, ResourceError
-from riemerge.inputs import Input, open_inputs
+from riemerge.errors import NumericalError, RecipeError
+from riemerge.inputs import open_inputs
+from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import module_row, totals
-from riemerge.methods import (
-    DEFAULT_METHOD,
-    Evidence,
-    Method,
-    Options,
-    Small,
-    Stack,
-    did_you_mean,
-    find_method,
-    run_method,
-)
+from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.recipe import Recipe, make_recipe
 from riemerge.record import ModuleRow, RunRecord, Timing
+from riemerge.resolve import Resolver
 from riemerge.solvers import SOLVERS
+from riemerge.stacking import stack
 from riemerge.updates import LowRankUpdate
+
+_OPTIONS = ("rank", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
 
 RECORD_FILE = "riemerge.json"
 CARD_FILE = "README.md"
@@ -77,27 +71,6 @@ class _Rounded:
         """Raise what went wrong, if anything did."""
         if self._problems:
             raise NumericalError(self._problems)
-
-
-@final
-class _Modules(Mapping[str, tuple[LowRankUpdate, ...]]):
-    """The T updates of each module, read from disk at each access, so that none is kept."""
-
-    def __init__(self, inputs: Sequence[Input], dtype: torch.dtype, device: torch.device) -> None:
-        self._inputs = inputs
-        self._dtype = dtype
-        self._device = device
-
-    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...]:
-        return tuple(
-            one.adapter.update(module, dtype=self._dtype, device=self._device) for one in self._inputs
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._inputs[0].adapter.modules))
-
-    def __len__(self) -> int:
-        return len(self._inputs[0].adapter.modules)
 
 
 Listener: TypeAlias = Callable[[Progress], None]
@@ -153,42 +126,29 @@ def merge_adapters(
     weights: Sequence[float] | None = None,
     *,
     method: str = DEFAULT_METHOD,
-    rank: int | None = None,
-    scale: float = 1.0,
     solver: Any = None,
-    tol: float | None = None,
-    cost_tol: float | None = None,
-    max_passes: int | None = None,
-    max_seconds: float | None = None,
-    starts: int | None = None,
-    seed: int | None = None,
+    statistics: Sequence[str | Path] | None = None,
+    base_statistics: str | Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
     dtype: str = "float64",
     out_dtype: str | None = None,
     progress: Listener | None = None,
+    **parameters: Any,
 ) -> MergeResult:
     """Merge PEFT LoRA adapters of one base model into one, without the base model.
 
     Law: a function of the updates dW and the weights. The order of the adapters changes no bit of the
-    updates, an adapter of weight 0 is not even read, and k copies of one adapter merge to it. Nothing is
-    written.
+    updates (but of trajectories, where it is the point), an adapter of weight 0 is not even read, and k
+    copies of one adapter merge to it where the method's row claims so. Nothing is written.
 
     Args:
         adapters: Folders, or adapters already read; at least one that has a weight.
         weights: One finite number each; all 1 if not given.
         method: A name of `riemerge.methods.METHODS`.
-        rank: Rank R; whether the inputs or the result are truncated to it, the method's row says.
-        scale: Factor λ on the merged update.
-        solver: Name of a solver or a Pymanopt optimizer, for a method that iterates.
-        tol: Bound on the gradient norm of each module.
-        cost_tol: Bound on the relative decrease of the cost.
-        max_passes: Budget of the solver.
-        max_seconds: Budget of all solves together; none if not given. What runs out of it is not
-            reproducible.
-        starts: How many starts to solve each module from, 1 if not given; the best counts, and how far the
-            others end from it tells whether the inputs determine their mean.
-        seed: Of the starts after the first; 0 if not given.
+        solver: Name of a solver or a Pymanopt optimizer, for a method that takes one.
+        statistics: A folder of `riemerge.collect_statistics` for each adapter, for a method that needs them.
+        base_statistics: The same of the base model.
         device: `cpu`, `cuda` (also `cuda:1`), or `auto` for cuda where there is one.
         threads: How many work at once on a CPU; they change no bit. As many as the CPUs that this process may
             use if not given.
@@ -196,6 +156,9 @@ def merge_adapters(
         out_dtype: What is written: `float16`, `bfloat16`, `float32`, `float64`; None keeps that of the
             inputs.
         progress: Called now and then.
+        parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, or `sum` for all
+            of an exact result), `scale` (the factor λ on the merged update), `density`, `tol`, `seed`, ...;
+            each a value, or what a recipe may say: a gradient over depth, a list of filters.
 
     Returns:
         The merged updates with their record; `save_pretrained` writes them.
@@ -213,26 +176,25 @@ def merge_adapters(
     given = [1.0] * len(adapters) if weights is None else list(weights)
     if len(given) != len(adapters):
         raise RecipeError(f"weights: {len(given)} for {len(adapters)} adapters: give one weight for each")
-    parameters = {
-        "rank": rank,
-        "scale": scale,
-        "solver": solver if solver is None or isinstance(solver, str) else type(solver).__name__,
-        "tol": tol,
-        "cost_tol": cost_tol,
-        "max_passes": max_passes,
-        "max_seconds": max_seconds,
-        "starts": starts,
-        "seed": seed,
-    }
+    folders: list[str | Path | None] = list(statistics) if statistics else [None] * len(adapters)
+    if len(folders) != len(adapters):
+        raise RecipeError(f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each")
+    named = solver if solver is None or isinstance(solver, str) else type(solver).__name__
+    said = {"solver": named, **parameters}
     paths = [one.path if isinstance(one, Adapter) else one for one in adapters]
     recipe = make_recipe(
         {
             "merge_method": method,
             "models": [
-                {"model": str(path), "parameters": {"weight": _plain(weight)}}
-                for path, weight in zip(paths, given, strict=True)
+                {
+                    "model": str(path),
+                    "parameters": {"weight": _plain(weight)},
+                    "statistics": folder and str(folder),
+                }
+                for path, weight, folder in zip(paths, given, folders, strict=True)
             ],
-            "parameters": {name: _plain(value) for name, value in parameters.items() if value is not None},
+            "base_statistics": base_statistics and str(base_statistics),
+            "parameters": {name: _plain(value) for name, value in said.items() if value is not None},
             "dtype": dtype,
             "out_dtype": out_dtype,
         }
@@ -268,32 +230,26 @@ def merge_recipe(
     """
     started = perf_counter()
     method = find_method(recipe.merge_method)
-    recipe = _completed(recipe, method)
-    asked = recipe.parameters
-    if optimizer is None and asked.solver is not None and asked.solver not in SOLVERS:
-        known = did_you_mean(asked.solver, SOLVERS)
-        raise RecipeError(f"parameters.solver: unknown solver {asked.solver!r}: {known}")
-    where = _find_device(device)
-    workers = _find_threads(threads, where)
+    asked = {**method.defaults, **recipe.parameters}
+    if optimizer is None and (named := asked.get("solver")) is not None and named not in SOLVERS:
+        raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
+    if asked.get("rank") == "sum" and method.domain is None:
+        raise RecipeError(f"parameters.rank: sum: {method.name} has one rank: give a number, or leave it out")
+    where = find_device(device)
+    workers = find_threads(threads, where)
     tell = progress or _ignore
-    paths = [Path(entry.model) for entry in recipe.models]
-    inputs = open_inputs(paths, recipe.weights, method, opened or {})
-    stack = _stack(inputs, getattr(torch, recipe.dtype), where)
+    inputs = open_inputs(recipe, method, opened or {})
+    resolver = Resolver(recipe, method, sorted(inputs[0].adapter.modules))
+    stacked = stack(recipe, inputs, resolver, method, getattr(torch, recipe.dtype), where)
     dtypes = [one.adapter.dtype for one in inputs]
     out_dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else reduce(torch.promote_types, dtypes)
 
     read = perf_counter()
     options = Options(
-        rank=asked.rank,
-        solver=optimizer or asked.solver,
-        tol=asked.tol,
-        cost_tol=asked.cost_tol,
-        max_passes=asked.max_passes,
-        max_seconds=asked.max_seconds,
-        starts=asked.starts,
-        seed=asked.seed,
+        solver=optimizer or asked.pop("solver", None),
         threads=workers,
         progress=lambda stage, done, total, text: tell(Progress(stage, done, total, text)),
+        **{name: asked[name] for name in _OPTIONS if name in asked},
     )
     order = sorted(range(len(inputs)), key=lambda i: inputs[i].place)
     rounded = _Rounded(out_dtype)
@@ -301,24 +257,25 @@ def merge_recipe(
     evidence: dict[str, Evidence] = {}
     rows: list[ModuleRow] = []
     with single_threaded():
-        for module, one in run_method(method, stack, options):
-            update = one.update.scaled(asked.scale).absorbed()
-            small = Small(one.small.merged.scaled(asked.scale), one.small.inputs)
-            rows.append(module_row(module, update.shape, small, one.evidence, stack.storage, order))
+        for module, one in run_method(method, stacked, options):
+            assert isinstance(one.update, LowRankUpdate)
+            scale = resolver.scale(module)
+            update = one.update.scaled(scale).absorbed()
+            rows.append(module_row(module, update.shape, one, scale, stacked.storage, order))
             evidence[module] = one.evidence
             if round_at_once:
                 rounded.add(module, update)
             else:
                 updates[module] = update
-            tell(Progress("measure", len(rows), len(stack.modules), ""))
+            tell(Progress("measure", len(rows), len(stacked.modules), ""))
     rounded.check()
 
     record = RunRecord(
-        recipe=resolved_recipe(recipe, out_dtype),
+        recipe=resolved_recipe(recipe, method, out_dtype),
         versions=versions(),
         device=where.type,
         base_model=base_model(inputs),
-        inputs=input_rows(recipe, inputs),
+        inputs=input_rows(recipe, inputs, stacked),
         modules=tuple(rows),
         totals=totals(rows),
         advice={one.status: one.advice for one in evidence.values() if one.advice},
@@ -336,53 +293,6 @@ def merge_recipe(
         out_dtype,
         rounded.errors if round_at_once else None,
     )
-
-
-def _completed(recipe: Recipe, method: Method) -> Recipe:
-    """The recipe with the method's defaults where it says nothing."""
-    asked = recipe.parameters
-    missing = {name: value for name, value in method.defaults.items() if getattr(asked, name) is None}
-    return recipe.model_copy(update={"parameters": asked.model_copy(update=missing)})
-
-
-def _stack(inputs: Sequence[Input], dtype: torch.dtype, where: torch.device) -> Stack:
-    # What the stored factors say is the update, whatever their dtype: real adapters in half precision have
-    # singular values below its round-off that count. But no adapter was trained to more than float32, and
-    # what stands below that is noise, unless float64 was stored and is computed with.
-    exact = {torch.float64}
-    storage = tuple(torch.float64 if {one.adapter.dtype, dtype} == exact else torch.float32 for one in inputs)
-    names = tuple(one.name for one in inputs)
-    return Stack(names, tuple(one.weight for one in inputs), _Modules(inputs, dtype, where), storage)
-
-
-def _find_threads(asked: int | None, where: torch.device) -> int:
-    """How many threads to use: a GPU is kept busy by one."""
-    if asked is not None and asked < 1:
-        raise RecipeError(f"threads: {asked}: expected at least 1")
-    if where.type != "cpu":
-        return 1
-    if asked is not None:
-        return asked
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RecipeError(f"device: {name!r} is not known: expected cpu, cuda, cuda:N or auto") from None
-    if device.type not in {"cpu", "cuda"}:
-        raise RecipeError(f"device: {name!r} is not supported: expected cpu, cuda, cuda:N or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(
-            f"device: {name} was asked for, but torch {torch.__version__} finds {torch.cuda.device_count()} "
-            "CUDA "
-            "devices: use --device cpu, or install a CUDA build of torch and a driver"
-        )
-    return device
 
 
 def _plain(value: Any) -> Any:

@@ -1,80 +1,73 @@
-"""Recipes: what was asked for, in YAML or on the command line, checked before any adapter is read."""
+"""Recipes: what was asked for, in YAML or on the command line, checked before any input is read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
-from riemerge.methods import DEFAULT_METHOD, METHODS, did_you_mean, find_method
+from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, did_you_mean, find_method
+from riemerge.methods.parameters import Parameter, check_value, described, scalars
+from riemerge.yaml12 import parse_yaml
 
 MAX_RECIPE_BYTES = 1 << 20
-MAX_DEPTH = 16
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@final
-class ModelParameters(BaseModel):
-    """What a recipe says about one adapter."""
-
-    model_config = _STRICT
-    weight: float = 1.0
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 @final
 class ModelEntry(BaseModel):
-    """One adapter of a recipe: its folder and its parameters."""
+    """One input of a recipe.
+
+    Attributes:
+        model: Its folder.
+        parameters: What was said of it alone, by name: `weight`, and what else may differ between models.
+        statistics: Where its statistics are, for a method that needs data.
+    """
 
     model_config = _STRICT
     model: str = Field(min_length=1)
-    parameters: ModelParameters = ModelParameters()
-
-
-@final
-class Parameters(BaseModel):
-    """What a recipe asks of the method; None means that the method decides."""
-
-    model_config = _STRICT
-    rank: int | None = Field(default=None, gt=0)
-    scale: float = 1.0
-    solver: str | None = None
-    tol: float | None = Field(default=None, gt=0)
-    cost_tol: float | None = Field(default=None, ge=0)
-    max_passes: int | None = Field(default=None, gt=0)
-    max_seconds: float | None = Field(default=None, gt=0)
-    starts: int | None = Field(default=None, gt=0)
-    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+    statistics: str | None = Field(default=None, min_length=1)
 
 
 @final
 class Recipe(BaseModel):
     """A merge as asked for, in mergekit's vocabulary; every unknown key is an error.
 
+    A value in `parameters` is plain data: a scalar; a list of scalars, a *gradient* over depth; or a list of
+    `{filter, value}` by part of a module's name. `riemerge.resolve.Resolver` says what it is in one module.
+
     Attributes:
         merge_method: A name of `riemerge.methods.METHODS`.
-        models: The adapters with their weights, at least one.
-        parameters: What is asked of the method.
+        models: The inputs, at least one.
+        base_model: Folder of the model that they were all trained from, where it is needed.
+        base_statistics: Where its statistics are.
+        parameters: What was said of all models or of the method, by name; nothing that was not said.
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
         out_dtype: The dtype written; None keeps that of the inputs.
+        out_type: What is written; None is what the inputs are.
     """
 
     model_config = _STRICT
     merge_method: str
     models: tuple[ModelEntry, ...] = Field(strict=False)
-    parameters: Parameters = Parameters()
+    base_model: str | None = Field(default=None, min_length=1)
+    base_statistics: str | None = Field(default=None, min_length=1)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    out_type: Literal["adapter", "delta", "checkpoint"] | None = None
 
     @property
-    def weights(self) -> tuple[float, ...]:
-        """The weights as given, one for each model."""
-        return tuple(entry.parameters.weight for entry in self.models)
+    def weights(self) -> tuple[float | None, ...]:
+        """The weights as given, one for each model; None where a weight is not the same in all modules."""
+        every = self.parameters.get("weight", 1.0)
+        given = (entry.parameters.get("weight", every) for entry in self.models)
+        return tuple(None if isinstance(weight, list) else weight for weight in given)
 
 
 def make_recipe(raw: object, *, where: str = "") -> Recipe:
@@ -90,36 +83,46 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     """
     before = f"{where}: " if where else ""
     if not isinstance(raw, Mapping):
-        raise RecipeError(f"{before}a recipe is a mapping with merge_method and models; found {_kind(raw)}")
+        raise RecipeError(
+            f"{before}a recipe is a mapping with merge_method and models; found {described(raw)}"
+        )
+    problems: list[str] = []
+    method = _find_method(raw.get("merge_method"), problems)
+    checked = _check_parameters(raw, method, problems)
     try:
-        recipe = Recipe.model_validate(dict(raw))
+        recipe = Recipe.model_validate(checked)
     except ValidationError as fault:
-        errors = [error for error in fault.errors() if error["type"] != "too_short"]
-        raise RecipeError([before + _explain(dict(error)) for error in errors]) from None
-    problems = _contradictions(recipe)
+        texts = [*map(_explain, fault.errors()), *problems]
+        raise RecipeError([before + text for text in texts]) from None
+    if method and not problems:
+        problems = _contradictions(recipe, method)
     if problems:
         raise RecipeError([before + problem for problem in problems])
     return recipe
 
 
+_TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type")
+
+
 def read_recipe(sources: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read what to merge: one YAML file, or folders with weights such as `a:0.5 b:0.5`.
 
-    Law: an override wins over the file; everything else is as in the file or at its default.
+    Law: an override wins over the file, also over what the file says of one model; everything else is as in
+    the file or at its default.
 
     Args:
-        sources: A single path that ends in .yaml or .yml, or one `folder[:weight]` for each adapter.
-        overrides: Values for `merge_method`, `dtype`, `out_dtype` or any of `parameters`; None is no
-            override.
+        sources: A single path that ends in .yaml or .yml, or one `folder[:weight]` for each model.
+        overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
+            `out_type` or any of `parameters`; None is no override.
 
     Raises:
         RecipeError: The file cannot be read as plain YAML 1.2, or the recipe makes no sense.
     """
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    top = {key: given.pop(key) for key in ("merge_method", "dtype", "out_dtype") if key in given}
+    top = {key: given.pop(key) for key in _TOP if key in given}
     recipes = [source for source in sources if Path(source).suffix.lower() in {".yaml", ".yml"}]
     if recipes and len(sources) > 1:
-        raise RecipeError(f"{recipes[0]}: a recipe stands alone: it names its adapters itself")
+        raise RecipeError(f"{recipes[0]}: a recipe stands alone: it names its models itself")
     if recipes:
         path = Path(recipes[0])
         raw, where = _read_file(path), path.name
@@ -131,6 +134,9 @@ def read_recipe(sources: Sequence[str], overrides: Mapping[str, Any] | None = No
         raw |= top
         if given and isinstance(raw.get("parameters", {}), dict):
             raw["parameters"] = raw.get("parameters", {}) | given
+            for _, said in _said_of_models(raw):
+                for name in given:
+                    said.pop(name, None)
     return make_recipe(raw, where=where)
 
 
@@ -151,100 +157,201 @@ def parse_spec(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def _contradictions(recipe: Recipe) -> list[str]:
-    """What is wrong between the fields of a recipe whose fields are each right."""
+def parse_value(spec: Parameter, text: str) -> Any:
+    """Read a parameter's value as a command line has it: `0.5`, `sum`, `[0, 0.5, 1]`.
+
+    Law: the value is that of the same text in a recipe, but that words need no quotes.
+
+    Raises:
+        RecipeError: No value of this parameter.
+    """
+    option = "--" + spec.name.replace("_", "-")
+    worded = spec.kind in {"choice", "text"} and not text.lstrip().startswith("[")
+    problems: list[str] = []
+    value = check_value(spec, text if worded else parse_yaml(text, where=option), option, problems)
+    if problems:
+        raise RecipeError(problems)
+    return value
+
+
+# --- the method and its parameters --------------------------------------------------------------------------
+
+_METHODS_ELSEWHERE = {"linear": "average"}
+_PARAMETERS_ELSEWHERE = {"lambda": "scale"}
+
+
+def _find_method(name: object, problems: list[str]) -> Method | None:
+    """The row of the table; None where the recipe names none, which is a problem."""
+    if not isinstance(name, str):
+        return None
+    if name not in METHODS and (ours := _METHODS_ELSEWHERE.get(name)):
+        problems.append(f"merge_method: unknown method {name!r}: it is called {ours!r} here")
+        return None
     try:
-        method = find_method(recipe.merge_method)
+        return find_method(name)
     except RecipeError as fault:
-        return list(fault.problems)
-    problems = []
+        problems += fault.problems
+        return None
+
+
+def _check_parameters(raw: Mapping[str, Any], method: Method | None, problems: list[str]) -> dict[str, Any]:
+    """The recipe with all parameters checked, as far as it has the shape of one."""
+    checked = dict(raw)
+    if isinstance(said := raw.get("parameters"), Mapping):
+        checked["parameters"] = _check_level(said, method, "parameters", problems, of_model=False)
+    if isinstance(models := raw.get("models"), list | tuple):
+        checked["models"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in models]
+    for place, said in _said_of_models(checked):
+        path = f"models[{place}].parameters"
+        checked["models"][place]["parameters"] = _check_level(said, method, path, problems, of_model=True)
+    return checked
+
+
+def _said_of_models(raw: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
+    """The parameters of each model that has some, with its place."""
+    models = raw.get("models")
+    for place, entry in enumerate(models if isinstance(models, list) else ()):
+        if isinstance(entry, dict) and isinstance(said := entry.get("parameters"), Mapping):
+            yield place, said
+
+
+def _check_level(
+    said: Mapping[Any, Any], method: Method | None, path: str, problems: list[str], *, of_model: bool
+) -> dict[str, Any]:
+    """The parameters of one level: the recipe's own, or those of one model."""
+    takes = ("weight", *(method.parameters if method else PARAMETERS))
+    known = [name for name in takes if PARAMETERS[name].per_model] if of_model else [*takes]
+    checked: dict[str, Any] = {}
+    for name, value in said.items():
+        if name not in PARAMETERS:
+            ours = _PARAMETERS_ELSEWHERE.get(name)
+            advice = f"it is called {ours!r} here" if ours else did_you_mean(str(name), dict.fromkeys(known))
+            problems.append(f"{path}: unknown key {str(name)!r}: {advice}")
+        elif method and name not in takes:
+            listed = ", ".join(method.parameters)
+            problems.append(
+                f"{path}: {method.name} takes no {name}: leave it out ({method.name} takes {listed})"
+            )
+        elif name not in known:
+            problems.append(
+                f"{path}: {name} is the same for all models: put it under the recipe's own parameters"
+            )
+        else:
+            checked[name] = check_value(PARAMETERS[name], value, f"{path}.{name}", problems)
+    return checked
+
+
+# --- between the fields -------------------------------------------------------------------------------------
+
+
+def _contradictions(recipe: Recipe, method: Method) -> list[str]:
+    """What is wrong between the fields of a recipe whose fields are each right."""
     if not recipe.models:
-        problems.append("models: no adapter to merge: name at least one folder")
-    elif all(weight == 0 for weight in recipe.weights):
-        problems.append("models: every weight is 0: at least one adapter must count")
-    if not method.negative_weights:
-        allowing = ", ".join(row.name for row in METHODS.values() if row.negative_weights)
-        problems += [
-            f"models[{index}]: weight {entry.parameters.weight:g} of {entry.model}: {method.name} is a mean "
-            "and takes "
-            f"no weight below zero: use a weight of at least 0, or merge_method {allowing}"
-            for index, entry in enumerate(recipe.models)
-            if entry.parameters.weight < 0
-        ]
-    asked = recipe.parameters.model_dump(exclude_defaults=True)
-    takes = ", ".join(method.parameters)
-    problems += [
-        f"parameters: {method.name} takes no {name}: leave it out ({method.name} takes {takes})"
-        for name in asked
-        if name not in method.parameters
+        return ["models: no adapter to merge: name at least one folder"]
+    counting = [place for place, weight in enumerate(recipe.weights) if weight != 0]
+    if not counting:
+        return ["models: every weight is 0: at least one adapter must count"]
+    return [
+        *_wrong_count(method, len(counting)),
+        *_negative_weights(recipe, method),
+        *_wrong_statistics(recipe, method, counting),
+        *_base_among_models(recipe, method),
     ]
-    return problems
+
+
+def _wrong_count(method: Method, count: int) -> Iterator[str]:
+    least, most = method.models
+    if least <= count <= (most or count):
+        return
+    expected = (
+        f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
+    )
+    yield f"models: {method.name} merges {expected} of weight other than 0: found {count}"
+
+
+def _negative_weights(recipe: Recipe, method: Method) -> Iterator[str]:
+    if method.negative_weights:
+        return
+    allowing = ", ".join([row.name for row in METHODS.values() if row.negative_weights][:3])
+    levels = [("parameters", recipe.parameters, "all models")]
+    levels += [(f"models[{i}].parameters", one.parameters, one.model) for i, one in enumerate(recipe.models)]
+    for path, said, whose in levels:
+        for place, weight in scalars(said.get("weight", 1.0), f"{path}.weight"):
+            if weight < 0:
+                yield (
+                    f"{place}: {described(weight)} of {whose}: {method.name} is a mean and takes no weight "
+                    f"below zero: use a weight of at least 0, or a merge_method such as {allowing}"
+                )
+
+
+def _wrong_statistics(recipe: Recipe, method: Method, counting: Sequence[int]) -> Iterator[str]:
+    given = [f"models[{place}]" for place, entry in enumerate(recipe.models) if entry.statistics]
+    given += ["base_statistics"] if recipe.base_statistics else []
+    if given and not method.statistics:
+        yield f"{', '.join(given)}: {method.name} uses no statistics: leave them out"
+    without = [place for place in counting if not recipe.models[place].statistics]
+    if without and method.statistics:
+        lacking = (f"models[{place}] ({recipe.models[place].model})" for place in without)
+        yield (
+            f"{', '.join(lacking)}: no statistics: {method.name} needs those of every model "
+            f"({', '.join(method.statistics)}): collect them with riemerge.statistics.collect_statistics and "
+            "name what it wrote under statistics, beside model"
+        )
+
+
+def _base_among_models(recipe: Recipe, method: Method) -> Iterator[str]:
+    if method.checkpoints == "weights":
+        return
+    for place, entry in enumerate(recipe.models):
+        if entry.model == recipe.base_model:
+            yield (
+                f"models[{place}]: {entry.model} is the base_model itself, and its update is zero: "
+                "leave it out of models"
+            )
 
 
 # --- what pydantic found, in our words ----------------------------------------------------------------------
 
 _ADVICE = {
-    "base_model": "the base model is not needed to merge adapters: leave it out",
-    "slices": "only whole adapters are merged: list them under models",
-    "modules": "list the adapters under models",
+    "slices": "layers are not put together from several models: list whole models under models",
+    "modules": "list the models under models; parameters may differ between modules by filter",
+    "tokenizer": "tokenizers are not merged: all models must share one vocabulary",
+    "tokenizer_source": "tokenizers are not merged: all models must share one vocabulary",
+    "chat_template": "tokenizers are not merged: copy the template beside the result",
 }
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: Any) -> str:
     *path, last = error["loc"]
     found, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
         where = _path(path)
-        known = _fields(path)
-        advice = _ADVICE.get(str(last)) if not path else None
-        before = f"{where}: " if where else ""
-        return f"{before}unknown key {str(last)!r}: {advice or did_you_mean(str(last), known)}"
+        return f"{f'{where}: ' if where else ''}unknown key {str(last)!r}: {_advice(path, str(last))}"
     where = _path(error["loc"])
     if kind == "missing":
         return f"{where}: missing: a recipe must say it"
     if kind == "literal_error":
         return f"{where}: {found!r} is not known: expected {error['ctx']['expected']}"
-    expected = _EXPECTED.get(kind, str(error["msg"]))
-    bound = next((value for value in error.get("ctx", {}).values() if isinstance(value, int | float)), "")
-    return f"{where}: {_kind(found)}: expected {expected}{bound}{_hint(kind, found)}"
+    return f"{where}: {described(found)}: expected {_EXPECTED.get(kind, str(error['msg']))}"
 
 
 _EXPECTED = {
-    "float_type": "a number",
-    "int_type": "a whole number",
     "string_type": "a text",
     "tuple_type": "a list",
+    "mapping_type": "a mapping",
+    "dict_type": "a mapping",
     "model_type": "a mapping",
-    "finite_number": "a finite number",
-    "greater_than": "more than ",
-    "greater_than_equal": "at least ",
-    "less_than": "less than ",
-    "string_too_short": "a text that is not empty; its least length is ",
+    "string_too_short": "a text that is not empty",
 }
 
 
-def _hint(kind: str, found: object) -> str:
-    if kind in {"float_type", "int_type"} and isinstance(found, str):
-        try:
-            float(found)
-        except ValueError:
-            return ""
-        return f": write {found} without quotes"
-    return ""
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return f"the truth value {str(value).lower()}"
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    if isinstance(value, int | float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else repr(value)
+def _advice(path: Sequence[str | int], key: str) -> str:
+    """What to do about an unknown key of the recipe, or of one of its models."""
+    if not path and key in _ADVICE:
+        return _ADVICE[key]
+    if key in PARAMETERS:
+        return "it belongs under parameters"
+    return did_you_mean(key, (ModelEntry if path else Recipe).model_fields)
 
 
 def _path(parts: Sequence[str | int]) -> str:
@@ -252,20 +359,11 @@ def _path(parts: Sequence[str | int]) -> str:
     return text.removeprefix(".")
 
 
-def _fields(path: Sequence[str | int]) -> list[str]:
-    owner: type[BaseModel] = Recipe
-    if path and path[0] == "models":
-        owner = ModelParameters if path[-1] == "parameters" else ModelEntry
-    elif path and path[0] == "parameters":
-        owner = Parameters
-    return list(owner.model_fields)
-
-
-# --- YAML: 1.2 scalars, no aliases, no tags, no duplicate keys ----------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def _read_file(path: Path) -> Any:
-    """Read a recipe file, with the folders of its models taken relative to it."""
+    """Read a recipe file, with the folders it names taken relative to it."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_RECIPE_BYTES + 1)
@@ -276,86 +374,15 @@ def _read_file(path: Path) -> Any:
         raise RecipeError(f"{path}: cannot be read: {fault.strerror}") from None
     except UnicodeDecodeError as fault:
         raise RecipeError(f"{path.name}: is not UTF-8 (byte {fault.start}): save it as UTF-8") from None
-    models = raw.get("models") if isinstance(raw, dict) else None
-    for entry in models if isinstance(models, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("model"), str) and entry["model"]:
-            entry["model"] = str(path.parent / entry["model"])
+    if isinstance(raw, dict):
+        models = raw.get("models")
+        for one in [raw, *(models if isinstance(models, list) else ())]:
+            _relate(one, path.parent)
     return raw
 
 
-def parse_yaml(text: str, *, where: str = "recipe") -> Any:
-    """Read plain data from YAML with the scalars of YAML 1.2: `1e-3` is a number, `no` and `12:30` are not.
-
-    Raises:
-        RecipeError: Broken YAML, more than one document, a key twice in one mapping, an alias, an anchor or a
-            tag, nesting beyond MAX_DEPTH: each with its line.
-    """
-    try:
-        problems: list[str] = []
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.BaseLoader):
-            line = f"{where}: line {event.start_mark.line + 1 if event.start_mark else 1}"
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise RecipeError([*problems, f"{line}: nested deeper than {MAX_DEPTH} levels"])
-            if getattr(event, "anchor", None) is not None:
-                problems.append(f"{line}: anchors and aliases are refused: write the value out")
-            if (tag := getattr(event, "tag", None)) is not None:
-                problems.append(f"{line}: the tag {tag!r} is refused: recipes hold plain data only")
-        if problems:
-            raise RecipeError(problems)
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        what = getattr(fault, "problem", None) or getattr(fault, "reason", None) or str(fault)
-        raise RecipeError(f"{where}: {place}{what}") from None
-    if node is None:
-        raise RecipeError(f"{where}: is empty: a recipe is a mapping with merge_method and models")
-    data = _plain(node, where, problems)
-    if problems:
-        raise RecipeError(problems)
-    return data
-
-
-def _plain(node: yaml.Node, where: str, problems: list[str]) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, where, problems) for item in node.value]
-    if isinstance(node, yaml.MappingNode):
-        mapping: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                problems.append(f"{where}: line {line}: a key must be a word")
-            elif key.value in lines:
-                before = lines[key.value]
-                problems.append(f"{where}: line {line}: {key.value!r} stands already on line {before}")
-            else:
-                lines[key.value] = line
-                mapping[key.value] = _plain(value, where, problems)
-        return mapping
-    text: str = node.value
-    return _scalar(text) if getattr(node, "style", None) is None else text
-
-
-_NULL = {"", "~", "null", "Null", "NULL"}
-_TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INTEGER = re.compile(r"[-+]?[0-9]+\Z")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
-_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)\Z")
-
-
-def _scalar(text: str) -> Any:
-    """The value of a plain scalar by YAML 1.2's core schema (10.3.2), without octal and hexadecimal."""
-    if text in _NULL:
-        return None
-    if text in _TRUTH:
-        return _TRUTH[text]
-    if _INTEGER.match(text):
-        return int(text) if len(text) <= 19 else float(text)
-    if _FLOAT.match(text):
-        return float(text)
-    if special := _SPECIAL.match(text):
-        return float(special[1] + special[2])
-    return text
+def _relate(said: Any, folder: Path) -> None:
+    """Take the paths in one mapping of a recipe relative to a folder."""
+    for key in ("model", "statistics", "base_model", "base_statistics"):
+        if isinstance(said, dict) and isinstance(said.get(key), str) and said[key]:
+            said[key] = str(folder / said[key])

@@ -48,8 +48,9 @@ class InputRow(BaseModel):
 
     Attributes:
         name: The name of its folder; never a path of the machine.
-        weight: As asked for.
-        share: As used: divided by the sum where the method does so; 0 where it was left out unread.
+        weight: As asked for; None where it differs between modules.
+        share: As used, mean over modules: divided by the sum where the method does so; 0 where it was left
+            out unread.
         sha256: Of each file that enters the updates, by its name; None where it was not read.
         ranks: The ranks of its modules, each once, ascending.
         dtype: As stored.
@@ -57,7 +58,7 @@ class InputRow(BaseModel):
 
     model_config = _FROZEN
     name: str
-    weight: float
+    weight: float | None
     share: float
     sha256: dict[str, str] | None = None
     ranks: tuple[int, ...] = ()

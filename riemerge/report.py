@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.card import number, printable, verdict
-from riemerge.methods import METHODS
+from riemerge.card import number, printable, verdict, weight_text
+from riemerge.methods import METHODS, Method
 from riemerge.record import Inspection, ModuleRow, Overlap, RunRecord, Totals
 
 # Above so many inputs, their distances are shown as a range.
@@ -80,20 +80,48 @@ def methods_report() -> RenderableType:
     """Show the table of methods."""
     parts: list[RenderableType] = []
     for row in METHODS.values():
-        parts += [
-            Text(row.name, style="bold"),
-            Text(f"  {row.summary}"),
-            Text(f"  rank of the result: {row.output_rank}"),
-            Text(f"  weights: {_weights(row.normalised, row.negative_weights)}"),
-            Text(f"  parameters: {', '.join(row.parameters)}"),
-            Text(f"  source: {row.source}\n"),
-        ]
+        parts.append(Text(row.name, style="bold"))
+        parts += [Text(f"  {title}: {text}" if title else f"  {text}") for title, text in described(row)]
+        parts.append(Text(""))
     return Group(*parts)
 
 
-def _weights(normalised: bool, negative: bool) -> str:
-    return ("divided by their sum" if normalised else "used as given") + (
-        ", any sign" if negative else ", at least 0"
+def described(row: Method) -> list[tuple[str, str]]:
+    """Return what there is to say of a method, each under its title; the summary, under none, comes first."""
+    takes = (
+        f"{name} ({row.defaults[name]})" if name in row.defaults else name for name in row.parameters
+    )
+    return [
+        ("", row.summary),
+        ("weights", weights(row)),
+        ("parameters (defaults)", ", ".join(takes)),
+        ("needs", needs(row)),
+        ("rank of the result", row.output_rank),
+        ("moves with the gauge", "no" if row.gauge_invariant else "yes"),
+        ("copies of one merge to it", "yes" if row.idempotent else "no"),
+        ("source", row.source),
+    ]
+
+
+def needs(row: Method) -> str:
+    """Return what a method cannot do without, in words."""
+    least, most = row.models
+    count = [f"{least} models" if least == most else f"at least {least} models"] if least > 1 else []
+    order = ["the models in the order of their run"] if row.ordered else []
+    data = [f"statistics of each model: {kind}" for kind in row.statistics]
+    ranks = ["one rank"] if row.domain is None else []
+    takes = {
+        "weights": "also merges full checkpoints",
+        "updates": "also merges full checkpoints with their base model",
+        "no": "adapters only",
+    }[row.checkpoints]
+    return "; ".join([*count, *order, *data, *ranks, takes])
+
+
+def weights(row: Method) -> str:
+    """Return what a method does with the weights, in words."""
+    return ("divided by their sum" if row.normalised else "used as given") + (
+        ", any sign" if row.negative_weights else ", at least 0"
     )
 
 
@@ -109,12 +137,12 @@ def _inputs(record: RunRecord) -> Table:
     total, used = record.totals, 0
     for place, row in enumerate(record.inputs, 1):
         if row.share == 0:
-            table.add_row(str(place), Text(printable(row.name)), f"{row.weight:g}", "0", *["-"] * 4)
+            table.add_row(str(place), Text(printable(row.name)), weight_text(row), "0", *["-"] * 4)
             continue
         table.add_row(
             str(place),
             Text(printable(row.name)),
-            f"{row.weight:g}",
+            weight_text(row),
             f"{row.share:.4g}",
             ",".join(map(str, row.ranks)),
             number(total.input_norms[used]),
@@ -149,7 +177,7 @@ def _modules(record: RunRecord) -> Table:
     for name, row in zip(names, record.modules, strict=True):
         table.add_row(
             name,
-            str(row.rank),
+            "dense" if row.rank is None else str(row.rank),
             number(row.cost),
             number(row.gradient_norm),
             row.status.lower(),

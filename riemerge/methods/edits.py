@@ -16,7 +16,7 @@ def truncate(update: LowRankUpdate, options: Options) -> LowRankUpdate:
     Raises:
         NumericalError: The rank asked for is above that of the update.
     """
-    if options.rank is None or options.rank == update.rank:
+    if not isinstance(options.rank, int) or options.rank == update.rank:
         return update
     if options.rank > min(update.rank, *update.shape):
         most = min(update.rank, *update.shape)

@@ -1,9 +1,11 @@
-"""The parameters of all methods, as data: what a recipe and the command line may say, and within what bounds."""
+"""Parameters as data: what a recipe and the command line may say, within what bounds, and the check of it."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 
 @final
@@ -39,10 +41,10 @@ class Parameter:
 PARAMETERS: dict[str, Parameter] = {
     one.name: one
     for one in (
+        Parameter("weight", "number", "share of a model; 1 if not given", per_module=True, per_model=True),
         Parameter(
-            "weight", "number", "share of a model; 1 if not given", per_module=True, per_model=True
+            "rank", "rank", "rank of the result (or of the inputs: see the method): a number, or `sum`", low=1
         ),
-        Parameter("rank", "rank", "rank of the result (or of the inputs: see the method): a number, or `sum`", low=1),
         Parameter("scale", "number", "factor on the merged update", per_module=True),
         Parameter("solver", "text", "how the Fréchet mean is found, by name"),
         Parameter("tol", "number", "bound on each module's gradient norm", low=0, open_low=True),
@@ -63,3 +65,163 @@ PARAMETERS: dict[str, Parameter] = {
         ),
     )
 }
+
+# --- values: a scalar, a gradient over depth, or a list of filters ------------------------------------------
+
+EVERY_MODULE = "*"  # as a filter, the same as none
+
+
+def check_value(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
+    """Return a value as plain data of its own; what is wrong with it is added to `problems`.
+
+    Law: the answer is a scalar, a list of scalars, or a list of mappings with `value` (a scalar or a list of
+    scalars) and perhaps `filter`; numbers of kind `number` are floats; it shares nothing with what was given.
+
+    Args:
+        spec: What is allowed.
+        value: What was said.
+        path: Where it was said, put before every problem.
+        problems: Is added to; then the answer means nothing.
+    """
+    parts = [value] if isinstance(value, Mapping) else value
+    if isinstance(parts, list | tuple) and not spec.per_module:
+        problems.append(f"{path}: {described(value)}: expected {_expected(spec)}, the same for all modules")
+        return None
+    if not isinstance(parts, list | tuple) or not any(isinstance(part, Mapping) for part in parts):
+        return _check_depth(spec, value, path, problems)
+    checked = [_check_item(spec, item, f"{path}[{i}]", problems) for i, item in enumerate(parts)]
+    if any(item and is_last(item) for item in checked[:-1]):
+        problems.append(f"{path}: the items after the first that is for every module are never reached")
+    return checked
+
+
+def scalars(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every scalar of a checked value, each with its path."""
+    if isinstance(value, list):
+        for place, part in enumerate(value):
+            yield from scalars(part, f"{path}[{place}]")
+    elif isinstance(value, Mapping):
+        yield from scalars(value["value"], f"{path}.value")
+    else:
+        yield path, value
+
+
+def is_last(item: Mapping[str, Any]) -> bool:
+    """Whether an item of a list of filters is for every module."""
+    return bool(item.get("filter", EVERY_MODULE) == EVERY_MODULE)
+
+
+def _check_item(spec: Parameter, item: Any, path: str, problems: list[str]) -> dict[str, Any]:
+    """One `{filter: part of a module's name, value: ...}`."""
+    if not isinstance(item, Mapping):
+        problems.append(
+            f"{path}: {described(item)}: expected a mapping with filter and value, like the rest of the list"
+        )
+        return {}
+    problems += [
+        f"{path}: unknown key {str(key)!r}: known: filter, value"
+        for key in item
+        if key not in {"filter", "value"}
+    ]
+    checked: dict[str, Any] = {}
+    if "filter" in item:
+        checked["filter"] = item["filter"]
+        if not isinstance(item["filter"], str) or not item["filter"]:
+            problems.append(
+                f"{path}.filter: {described(item['filter'])}: expected a part of the names of some modules, "
+                "or no filter for all"
+            )
+    if "value" not in item:
+        problems.append(f"{path}.value: missing: a filter needs a value")
+    else:
+        checked["value"] = _check_depth(spec, item["value"], f"{path}.value", problems)
+    return checked
+
+
+def _check_depth(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
+    """A scalar, or a list of them over depth."""
+    if not isinstance(value, list | tuple):
+        return _check_scalar(spec, value, path, problems)
+    if spec.kind in {"integer", "rank"}:
+        problems.append(f"{path}: a list goes over depth through numbers that are not whole: use filters")
+    elif not value:
+        problems.append(f"{path}: an empty list: expected at least one value")
+    return [_check_scalar(spec, one, f"{path}[{i}]", problems) for i, one in enumerate(value)]
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "number": (int, float),
+    "integer": (int,),
+    "rank": (int,),
+    "flag": (bool,),
+    "choice": (str,),
+    "text": (str,),
+}
+
+
+def _check_scalar(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
+    if spec.kind == "rank" and value == "sum":
+        return value
+    fits = isinstance(value, _TYPES[spec.kind]) and isinstance(value, bool) == (spec.kind == "flag")
+    if not fits or value == "":
+        problems.append(f"{path}: {described(value)}: expected {_expected(spec)}{_unquoted(spec, value)}")
+        return None
+    if spec.kind == "choice" and value not in spec.choices:
+        problems.append(f"{path}: {value!r} is not known: expected {_expected(spec)}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if fault := _out_of_bounds(spec, value):
+        problems.append(f"{path}: {described(value)}: expected {fault}")
+        return None
+    return float(value) if spec.kind == "number" else value
+
+
+def _out_of_bounds(spec: Parameter, value: float) -> str:
+    """What was expected of a number that is not finite or not within the bounds; nothing of others."""
+    if not abs(value) <= sys.float_info.max:
+        return "a finite number"
+    if spec.low is not None and (value < spec.low or (spec.open_low and value == spec.low)):
+        return f"{'more than' if spec.open_low else 'at least'} {described(spec.low)}"
+    if spec.high is not None and (value > spec.high or (spec.open_high and value == spec.high)):
+        return f"{'less than' if spec.open_high else 'at most'} {described(spec.high)}"
+    return ""
+
+
+def _expected(spec: Parameter) -> str:
+    words = {
+        "number": "a number",
+        "integer": "a whole number",
+        "rank": "a whole number, or the word 'sum'",
+        "flag": "true or false",
+        "text": "a text that is not empty",
+        "choice": " or ".join(repr(word) for word in spec.choices),
+    }
+    return words[spec.kind]
+
+
+def _unquoted(spec: Parameter, value: object) -> str:
+    """The remedy for a number or a truth value between quotes."""
+    if not isinstance(value, str) or spec.kind in {"choice", "text"}:
+        return ""
+    if spec.kind == "flag":
+        return f": write {value} without quotes" if value.lower() in {"true", "false"} else ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return f": write {value} without quotes"
+
+
+def described(value: object) -> str:
+    """Return what a value is, in words for a problem."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"the truth value {str(value).lower()}"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, int | float):
+        return str(value).removesuffix(".0")
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else repr(value)

@@ -1,0 +1,258 @@
+"""A full checkpoint: all headers checked when it is opened, its tensors read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+import torch
+from torch import Tensor
+
+from riemerge.adapters.config import MAX_JSON_BYTES, listed, shown, strict_json
+from riemerge.checkpoints.tensor_file import (
+    TensorFile,
+    folder_files,
+    is_plain_name,
+    open_tensors,
+    read_start,
+)
+from riemerge.errors import AdapterError
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+TENSOR_FILE = f"model{SUFFIX}"
+INDEX_FILE = f"model{INDEX_SUFFIX}"
+
+# What a model needs beside its weights: settings, tokenizer, chat template, its own code. Not weights in
+# other formats, not what a trainer or an earlier merge recorded.
+_OTHER_SUFFIXES = {".jinja", ".json", ".model", ".py", ".tiktoken", ".txt"}
+_RECORDS = re.compile(r".*\.index\.json|(trainer_state|.*_results?|adapter_config|riemerge)\.json|\..*")
+
+_SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A full checkpoint: a tensor for each name, spread over files in any way. Made by `read_checkpoint`.
+
+    No file stays open; each read fails loudly if its file is no longer the one that was checked.
+
+    Attributes:
+        path: The folder or file that was given.
+        shapes: The shape of each tensor, by name, in the order of the names.
+        dtypes: The dtype in which each is stored.
+        other_files: What else the model needs (settings, tokenizer), where a folder was given.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    other_files: tuple[Path, ...]
+    _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
+    _index: tuple[str, str] | None = field(repr=False)  # the index's file name and sha256
+
+    @property
+    def name(self) -> str:
+        """The name of the folder or file."""
+        return self.path.absolute().name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors, sorted."""
+        return tuple(self.shapes)
+
+    @cached_property
+    def not_float(self) -> tuple[str, ...]:
+        """The names of the tensors that are integers or bools: they have no mean."""
+        return tuple(name for name, dtype in self.dtypes.items() if not dtype.is_floating_point)
+
+    @cached_property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file that enters the tensors, by file name.
+
+        Raises:
+            AdapterError: A file is no longer the one that was checked.
+        """
+        files = {file.path.name: file for file in self._files.values()}
+        sums = {name: file.sha256() for name, file in sorted(files.items())}
+        return MappingProxyType(sums if self._index is None else dict([self._index]) | sums)
+
+    def tensor(
+        self,
+        name: str,
+        dtype: torch.dtype | None = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Read one tensor.
+
+        Law: with `dtype` None the stored values bit for bit; otherwise their conversion, exact to float64.
+
+        Args:
+            name: One of `names`.
+            dtype: The dtype of the result, a float; None for that of the file, the only one that integers
+                and bools are read in.
+            device: Its device.
+
+        Raises:
+            AdapterError: It holds NaN or Inf, is no float where one is asked for, or its file is no longer
+                the one that was checked.
+            KeyError: The checkpoint has no such tensor.
+        """
+        file, stored = self._files[name], self.dtypes[name]
+        if dtype is not None and not stored.is_floating_point:
+            raise AdapterError(
+                f"{file.path}: {shown(name)}: is stored as {stored}: expected a float; "
+                "integers and bools have no mean and are only copied"
+            )
+        return file.read(name).to(device, dtype or stored)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a full checkpoint and check all that its index and headers can tell.
+
+    Law: a checkpoint that opens is read exactly, each tensor from one place. Only the index and the headers
+    of the shards it names are read, in its own folder; nothing is executed, nothing is downloaded. The values
+    are checked when they are read (`Checkpoint.tensor`). Floats narrower than 16 bits are refused by name:
+    they mean nothing without their scales.
+
+    Args:
+        path: A folder with `model.safetensors`, or with `model.safetensors.index.json` and its shards; such
+            an index of any name; or a single `.safetensors` file.
+
+    Raises:
+        AdapterError: With every problem found.
+
+    Source: the format as safetensors and transformers 4 and 5 write it.
+    """
+    path = Path(path)
+    start = _locate(path)
+    index, problems = None, []
+    if start.name.endswith(INDEX_SUFFIX):
+        placed, index = _read_index(start)
+        files: dict[str, TensorFile] = {}
+        for shard in sorted({*placed.values()}):
+            names = {name for name, place in placed.items() if place == shard}
+            try:
+                files[shard] = open_tensors(start.parent / shard)
+            except ValueError as error:
+                problems.append(f"{start.parent / shard}: {error}")
+            else:
+                problems += _misplaced(start, files[shard], names, placed)
+    else:
+        try:
+            files = {start.name: open_tensors(start)}
+        except ValueError as error:
+            problems.append(f"{start}: {error}")
+        else:
+            if not files[start.name].entries:
+                problems.append(f"{start}: holds no tensors")
+    if problems:
+        raise AdapterError(problems)
+    found = sorted((name, file) for file in files.values() for name in file.entries)
+    entries = {name: file.entries[name] for name, file in found}
+    return Checkpoint(
+        path=path,
+        shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
+        dtypes=MappingProxyType({name: entry.dtype for name, entry in entries.items()}),
+        other_files=_other_files(start.parent) if path.is_dir() else (),
+        _files=MappingProxyType(dict(found)),
+        _index=index,
+    )
+
+
+def _locate(path: Path) -> Path:
+    """The file to start from: the index, or the only file."""
+    if not os.path.lexists(path):
+        raise AdapterError(
+            f"{path}: no such folder or file; nothing is downloaded, so fetch the model first (hf download)"
+        )
+    if not path.is_dir():
+        shard = _SHARD.fullmatch(path.name)
+        if shard and int(shard["count"]) > 1:
+            raise AdapterError(f"{path}: is one shard of {int(shard['count'])}: give its folder")
+        if path.name.endswith((SUFFIX, INDEX_SUFFIX)):
+            return path
+        raise AdapterError(
+            f"{path}: is no {SUFFIX} file; a pickle is never opened: convert it to safetensors"
+        )
+    candidates = [path / name for name in (TENSOR_FILE, INDEX_FILE) if os.path.lexists(path / name)]
+    if len(candidates) > 1:
+        raise AdapterError(f"{path}: has both {TENSOR_FILE} and {INDEX_FILE}: give the one that is meant")
+    if not candidates:
+        raise AdapterError(f"{path}: has neither {TENSOR_FILE} nor {INDEX_FILE}{_hint(folder_files(path))}")
+    return candidates[0]
+
+
+def _hint(inside: list[str]) -> str:
+    if "adapter_config.json" in inside:
+        return "; it is an adapter, not a full checkpoint"
+    if tensors := [name for name in inside if name.endswith((SUFFIX, INDEX_SUFFIX))]:
+        return f"; did you mean one of its files: {listed(tensors)}?"
+    if pickles := [name for name in inside if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
+        return f"; a pickle is never opened ({listed(pickles)}): convert it to safetensors"
+    return ""
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], tuple[str, str]]:
+    """Where the index places each tensor, and its own file name and sha256."""
+    try:
+        content = read_start(path, MAX_JSON_BYTES + 1)
+        placed = _weight_map(strict_json(content))
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}") from error
+    unsafe = sorted({place for place in placed.values() if not is_plain_name(place)})
+    wrong = [place for place in {*placed.values()} - {*unsafe} if not place.endswith(SUFFIX)]
+    problems = [
+        f"{path}: places tensors in {shown(place)}: expected a file of its folder" for place in unsafe
+    ]
+    problems += [
+        f"{path}: places tensors in {shown(place)}: expected a {SUFFIX} file" for place in sorted(wrong)
+    ]
+    if problems:
+        raise AdapterError(problems)
+    return placed, (path.name, hashlib.sha256(content).hexdigest())
+
+
+def _weight_map(index: object) -> dict[str, str]:
+    """The places of the tensors, from the index's content; ValueError says what it is instead."""
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(place, str) for place in placed.values()):
+        raise ValueError("has no weight_map: expected an object of tensor names and their files")
+    if not placed:
+        raise ValueError("has an empty weight_map: expected the name of each tensor and its file")
+    return placed
+
+
+def _misplaced(index: Path, file: TensorFile, names: set[str], placed: Mapping[str, str]) -> list[str]:
+    problems = []
+    if lacking := sorted(names - {*file.entries}):
+        problems.append(
+            f"{file.path}: lacks {len(lacking)} tensors that {index.name} places there: {listed(lacking)}"
+        )
+    others = sorted({*file.entries} - names)
+    if twice := [name for name in others if name in placed]:
+        problems.append(
+            f"{file.path}: holds {len(twice)} tensors that {index.name} places in other files: "
+            f"{listed(twice)}"
+        )
+    if unnamed := [name for name in others if name not in placed]:
+        problems.append(
+            f"{file.path}: holds {len(unnamed)} tensors that {index.name} does not name: {listed(unnamed)}"
+        )
+    return problems
+
+
+def _other_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(
+        folder / name
+        for name in folder_files(folder)
+        if Path(name).suffix in _OTHER_SUFFIXES and not _RECORDS.fullmatch(name)
+    )

@@ -1,0 +1,183 @@
+"""Tensors as a full checkpoint that appears whole or not at all, with one shard in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self, final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from riemerge.adapters import check_output
+from riemerge.adapters.config import MAX_NAME, shown
+from riemerge.checkpoints.reader import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
+from riemerge.checkpoints.staging import publish, stage_beside, sync, writing
+from riemerge.checkpoints.tensor_file import DTYPES, is_plain_name
+from riemerge.errors import AdapterError, NumericalError, OutputError
+
+
+@final
+class DenseWriter:
+    """Write a full checkpoint as transformers does, a tensor at a time, all or nothing.
+
+        with DenseWriter("merged", dtype=torch.bfloat16) as writer:
+            for name in checkpoint.names:
+                writer.add(name, ...)
+            for path in checkpoint.other_files:
+                writer.add_file(path.name, path)
+
+    Law: at the end of the block the folder holds `model.safetensors`, or shards of at most `shard_bytes` of
+    tensors and their index; a tensor that is larger has a shard of its own. The same calls give the same
+    bytes. Files are written and synced in a hidden folder beside the target, their headers are read back, and
+    the folder is then given its name by one rename; an exception in the block or in the writing leaves
+    nothing behind, a killed process only the hidden folder. Memory: the tensors of one shard.
+
+    Args:
+        folder: The new folder; it must not exist, its parent must.
+        dtype: The float dtype to store floats in; None for that of each tensor. Integers and bools keep
+            theirs.
+        shard_bytes: At least 1.
+
+    Raises:
+        OutputError: The folder exists, cannot be written, or does not read back as it was written.
+        ValueError: No tensor was added, a dtype that is no float of 16 bits or more, or `shard_bytes` below
+            1.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        shard_bytes: int = 5_000_000_000,
+    ) -> None:
+        _check_float(dtype)
+        if shard_bytes < 1:
+            raise ValueError(f"shards of {shard_bytes} bytes: expected at least 1")
+        self._target, self._dtype, self._shard_bytes = Path(folder), dtype, shard_bytes
+        self._errors: dict[str, float] = {}
+        self._shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._shards: list[tuple[str, ...]] = []  # the names in each that is written
+        self._pending: dict[str, Tensor] = {}
+        self._bytes = 0  # of all tensors
+        self._stage: Path | None = None
+
+    @property
+    def errors(self) -> Mapping[str, float]:
+        """For each tensor the error of its rounding, ‖stored − given‖ / ‖given‖ (0 for a zero tensor)."""
+        return MappingProxyType(self._errors)
+
+    def __enter__(self) -> Self:
+        check_output(self._target, [])
+        with writing(self._target):
+            self._stage = stage_beside(self._target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stage, self._stage = self._opened(), None
+        try:
+            if kind is None:
+                with writing(self._target):
+                    self._finish(stage)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def add(self, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None) -> float:
+        """Round a tensor to the dtype that is stored, and write it when its shard is full.
+
+        Args:
+            name: Its name in the model, not used before.
+            tensor: Of any shape, on any device; it is copied.
+            dtype: A float dtype for this tensor instead of the writer's.
+
+        Returns:
+            The error of the rounding, as in `errors`.
+
+        Raises:
+            NumericalError: It holds NaN or Inf, or what `dtype` cannot hold.
+            OutputError: The disk is full, or the folder cannot be written.
+            ValueError: The name was used before or cannot be one, or the dtype cannot be stored.
+        """
+        stage = self._opened()
+        _check_float(dtype)
+        if name in self._errors:
+            raise ValueError(f"the tensor {shown(name)} was added already")
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME or name == "__metadata__":
+            raise ValueError(f"{shown(name)!r} cannot be the name of a tensor")
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"the tensor {shown(name)} is {tensor.dtype}, which is not stored")
+        try:
+            stored, error = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
+        except NumericalError as fault:
+            raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
+        if sum(pending.nbytes for pending in self._pending.values()) + stored.nbytes > self._shard_bytes:
+            self._flush(stage)
+        self._pending[name] = stored
+        self._bytes += stored.nbytes
+        self._errors[name], self._shapes[name] = error, (tuple(stored.shape), stored.dtype)
+        return error
+
+    def add_file(self, name: str, content: str | Path) -> None:
+        """Put a file beside the tensors.
+
+        Args:
+            name: Its name, not used before.
+            content: Its text, or the path of a file to copy.
+
+        Raises:
+            OutputError: It cannot be copied or written.
+            ValueError: The name was used before, belongs to the tensors, or is no plain file name.
+        """
+        target = self._opened() / name
+        if not is_plain_name(name) or name == INDEX_FILE or name.endswith(SUFFIX) or target.exists():
+            raise ValueError(f"{name!r} cannot be the name of an extra file")
+        with writing(self._target):
+            if isinstance(content, Path):
+                shutil.copyfile(content, target)
+            else:
+                target.write_bytes(content.encode())
+            sync(target)
+
+    def _opened(self) -> Path:
+        if self._stage is None:
+            raise ValueError("the writer is not open: use it in a with statement, once")
+        return self._stage
+
+    def _flush(self, stage: Path) -> None:
+        """Write the pending shard, under a name that does not depend on how many follow."""
+        if not self._pending:
+            return
+        path = stage / _staged(len(self._shards))
+        with writing(self._target):
+            save_file(self._pending, path, metadata={"format": "pt"})
+            sync(path)
+        self._shards.append(tuple(self._pending))
+        self._pending = {}
+
+    def _finish(self, stage: Path) -> None:
+        self._flush(stage)
+        count = len(self._shards)
+        if not count:
+            raise ValueError("no tensor to write")
+        places = [f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}" for i in range(count)]
+        places = places if count > 1 else [TENSOR_FILE]
+        for i, place in enumerate(places):
+            (stage / _staged(i)).rename(stage / place)
+        if count > 1:
+            shards = zip(places, self._shards, strict=True)
+            index = {
+                "metadata": {"total_size": self._bytes},
+                "weight_map": {name: place for place, names in shards for name in names},
+            }
+            self.add_index(stage, index)
+        _check_written(stage, self._shapes)
+        publish(stage, self._target)

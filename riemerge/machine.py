@@ -1,0 +1,39 @@
+"""The machine: which device computes, and how many threads work at once."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from riemerge.errors import RecipeError, ResourceError
+
+
+def find_threads(asked: int | None, where: torch.device) -> int:
+    """How many threads to use: a GPU is kept busy by one."""
+    if asked is not None and asked < 1:
+        raise RecipeError(f"threads: {asked}: expected at least 1")
+    if where.type != "cpu":
+        return 1
+    if asked is not None:
+        return asked
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 1
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(f"device: {name!r} is not known: expected cpu, cuda, cuda:N or auto") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise RecipeError(f"device: {name!r} is not supported: expected cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device: {name} was asked for, but torch {torch.__version__} finds {torch.cuda.device_count()} "
+            "CUDA "
+            "devices: use --device cpu, or install a CUDA build of torch and a driver"
+        )
+    return device

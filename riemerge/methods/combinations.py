@@ -1,0 +1,274 @@
+"""Means that are linear combinations Σ cᵢ xᵢ: the coefficients, from the inner products of the models alone.
+
+A direction is u = x/‖x‖, a point of the unit sphere. A model that is zero has none: as published, its cosine
+with every other is 0, and it counts by its norm alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.methods.setting import Answer, Setting
+
+# What cancels to below this is round-off of the inner products: a few eps of float64 for each of the terms.
+_ROUND_OFF = 1e-14
+
+
+def weighted_sum(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return c = w: the sum Σ wᵢ xᵢ, with the weights as the row has them.
+
+    Law: linear in the models and in the weights; for weights of sum 1 it minimises Σ wᵢ ‖x − xᵢ‖².
+
+    Source: Wortsman et al. 2022 (model soups); Ilharco et al. 2023, eq. 1 (task arithmetic).
+    """
+    return at.weights.to(gram)
+
+
+def slerp(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the point at `t` of the way from the first of two models to the second, along an arc.
+
+    Law: c = (sin((1 − t)θ), sin(tθ))/sin θ, θ the angle between the two; for equal norms the arc is that of
+    the sphere and the norm is kept. Without `t` the shares are the weights, and the result does not depend on
+    the order. Where |cos θ| > 0.9995 the chord takes the place of the arc, c = (1 − t, t): for models that
+    point the same way a change of at most 1.3e-4 of the norm; opposite ones have no shortest arc.
+
+    Source: Shoemake 1985, eq. 6; threshold and un-normalised ends as in mergekit's `slerp`.
+    """
+    _, cosines = _directions(gram)
+    cosine = cosines[0, 1]
+    t = at.values.get("t")
+    shares = at.weights / at.weights.sum() if t is None else torch.tensor([1.0 - t, t], dtype=torch.float64)
+    return _arc(cosine, shares.to(gram), cosine.abs() > 0.9995)
+
+
+def nuslerp(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the point of the arc between two models that their weights say, also where they are close.
+
+    Law: `slerp` with t = w₂/(w₁ + w₂) and no threshold: a smooth function of the two. Only where they are
+    parallel to round-off, in the same or in opposite directions, is it c = w.
+
+    Source: mergekit's `nuslerp` (flattened).
+    """
+    _, cosines = _directions(gram)
+    return _arc(cosines[0, 1], at.weights.to(gram), 1.0 - cosines[0, 1].square() <= _ROUND_OFF)
+
+
+def nuslerp_rows(x: Tensor, at: Setting, /) -> Tensor:
+    """Return `nuslerp` of each vector along the last axis by itself: of a matrix, the weights of each output.
+
+    Law: rows are independent; turning all inputs, x -> x R with Rᵀ = R⁻¹, turns the result. *Cost*:
+    entrywise, it needs the dense dW: a few passes over 2 m n numbers.
+
+    Source: mergekit's `nuslerp` with `nuslerp_flatten: false`.
+    """
+    first, second = torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+    cosine = (first * second).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0)
+    shares = at.weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return (_arc(cosine, shares, 1.0 - cosine.square() <= _ROUND_OFF) * x).sum(dim=0)
+
+
+def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the normalised mean of the directions, at the mean of the norms.
+
+    Law: m · Σ wᵢ ‖xᵢ‖ with m = Σ wᵢ uᵢ / ‖Σ wᵢ uᵢ‖. The published step in the tangent space at m is
+    identically zero, as Σ wᵢ uᵢ is a multiple of m. Two models whose directions cancel are averaged.
+
+    Raises:
+        NumericalError: The directions of three or more models cancel.
+
+    Source: Goddard, multislerp; in closed form here.
+    """
+    weights = at.weights.to(gram)
+    norms, cosines = _directions(gram)
+    square = weights @ cosines @ weights
+    if square > _ROUND_OFF:
+        return weights * _inverse(norms) * ((weights @ norms) / square.sqrt())
+    if len(weights) == 2 or not norms.any():
+        return weights
+    raise _cancelled(square)
+
+
+def karcher(gram: Tensor, at: Setting, /) -> Answer:
+    """Return the weighted Fréchet mean of the directions on the unit sphere, at the mean of the norms.
+
+    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` (1e-12) in radians; of two
+    models it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the
+    sphere, and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close
+    models lose no digit. *Cost*: O(T²) for each of at most `max_passes` (1000) passes, on the CPU.
+
+    Raises:
+        NumericalError: Directions that cancel, an antipodal pair, or a mean that may not be unique.
+
+    Source: Karcher 1977; uniqueness Afsari 2011; step length Afsari, Tron and Vidal 2013.
+    """
+    norms, cosines = _directions(gram.cpu())
+    present = norms > 0.0
+    if not present.any():
+        return Answer(at.weights.to(gram), "CONVERGED")
+    shares = at.weights * present
+    budget = int(at.values.get("max_passes", 1000))
+    point, gradient, passes = _sphere_mean(
+        cosines, shares / shares.sum(), float(at.values.get("tol", 1e-12)), budget
+    )
+    _refuse_ambiguous(cosines[present][:, present], point[present])
+    value = (point * _inverse(norms) * (at.weights @ norms)).to(gram)
+    if passes <= budget:
+        return Answer(value, "CONVERGED", passes=passes)
+    advice = f"The gradient is {gradient:.1e} after {budget} passes. Raise max_passes, or loosen tol."
+    return Answer(value, "BUDGET", advice, ok=False, passes=budget)
+
+
+def model_stock(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the mean of the updates, pulled to the base as far as their angles call for.
+
+    Law: c = ρ w with ρ = T cos θ / (1 + (T − 1) cos θ), cos θ the mean cosine of all pairs: 1 for copies and
+    for one update, 0 for orthogonal updates, below 0 where they oppose each other. As published the estimate
+    of ρ takes all updates alike, and the mean is uniform; here the weights are the shares of that mean.
+
+    Raises:
+        NumericalError: The directions cancel, where ρ has no finite value (mergekit answers with the base).
+
+    Source: Jang et al. 2024 (Model Stock), eq. 5.
+    """
+    weights = at.weights.to(gram)
+    count = len(weights)
+    if count == 1:
+        return weights
+    _, cosines = _directions(gram)
+    cosine = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
+    denominator = 1.0 + (count - 1) * cosine
+    if denominator < 1e-6:
+        raise NumericalError(
+            f"the mean cosine of the updates is {float(cosine):.6f}: model_stock has no finite ratio there; "
+            "leave out an update that opposes the others, or use average"
+        )
+    return weights * (count * cosine / denominator)
+
+
+def ema(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the exponential moving average of a run's checkpoints, in the order given.
+
+    Law: θ̄ = θ₁, then θ̄ <- β θ̄ + (1 − β) θᵢ with β = `decay`; the coefficients sum to 1.
+
+    Raises:
+        NumericalError: Weights that are not all equal: the order gives the shares.
+
+    Source: Polyak and Juditsky 1992; `torch.optim.swa_utils.get_ema_multi_avg_fn`.
+    """
+    count, decay = _run(at, "ema"), float(at.values.get("decay", 0.999))
+    ages = torch.arange(count - 1, -1, -1, dtype=torch.float64)
+    shares = (1.0 - decay) * decay**ages
+    shares[0] = decay ** (count - 1)
+    return shares.to(gram)
+
+
+def swa(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the running mean of a run's checkpoints: all alike.
+
+    Raises:
+        NumericalError: Weights that are not all equal.
+
+    Source: Izmailov et al. 2018 (SWA), algorithm 1.
+    """
+    return _tail(gram, _run(at, "swa"))
+
+
+def lawa(gram: Tensor, at: Setting, /) -> Tensor:
+    """Return the mean of the `last` checkpoints of a run; of all, where there are fewer.
+
+    Raises:
+        NumericalError: Weights that are not all equal.
+
+    Source: Kaddour 2022 (LAWA), section 2.
+    """
+    _run(at, "lawa")
+    return _tail(gram, int(at.values.get("last", 5)))
+
+
+def _directions(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms (T,) and cosines (T, T); a zero model has cosine 0 with all."""
+    norms = gram.diagonal().clamp(min=0.0).sqrt()
+    inverse = _inverse(norms)
+    return norms, (inverse[:, None] * gram * inverse).clamp(-1.0, 1.0)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    return torch.where(norms > 0.0, 1.0 / norms, 0.0)
+
+
+def _arc(cosine: Tensor, shares: Tensor, straight: Tensor) -> Tensor:
+    """Coefficients of two models on their arc; the shares themselves where it is `straight`."""
+    angle = torch.where(straight, 0.0, cosine).acos()
+    return torch.where(straight, shares, torch.sin(shares * angle) / torch.sin(angle))
+
+
+def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tuple[Tensor, float, int]:
+    """Coefficients of the mean direction, a bound of the gradient norm, and passes: budget + 1 if it ran out.
+
+    With m = Σ aᵢ uᵢ and pᵢ = wᵢ θᵢ/sin θᵢ the gradient is Σ pᵢ uᵢ − κ m, κ = Σ wᵢ θᵢ cot θᵢ. Its
+    coefficients, p − κ a, vanish at the mean together with it, and the sum of their magnitudes bounds it
+    without any difference of nearly equal vectors. The Hessian lies between κ and 1: the step is 2/(1 + κ).
+    Iterates have coefficients above zero, so they stay in the cone of the directions.
+    """
+    point = _unit(shares, cosines)
+    bound = 0.0
+    for passes in range(budget + 1):
+        dots = (cosines @ point).clamp(-1.0, 1.0)
+        if bool((dots[shares > 0.0] < _ROUND_OFF - 1.0).any()):
+            raise NumericalError(
+                "an update points against the mean of all (cosine -1 to round-off), and the sphere has no "
+                "shortest arc between opposite points; leave one out, or use average"
+            )
+        angles = dots.acos()
+        pull = shares * torch.where(angles > 0.0, angles / angles.sin(), 1.0)
+        curvature = pull @ dots
+        gradient = pull - curvature * point
+        bound = float(gradient.abs().sum())
+        if bound <= tol:
+            return point, bound, passes
+        point = _unit(point + 2.0 / (1.0 + curvature.clamp(min=0.0)) * gradient, cosines)
+    return point, bound, budget + 1
+
+
+def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
+    square = coefficients @ cosines @ coefficients
+    if square <= _ROUND_OFF:
+        raise _cancelled(square)
+    return coefficients / square.sqrt()
+
+
+def _refuse_ambiguous(cosines: Tensor, point: Tensor) -> None:
+    """Raise unless all directions lie within 90 degrees of the mean, or of the middle of them."""
+    if bool((cosines @ point > 0.0).all()) or bool((cosines.sum(dim=1) > 0.0).all()):
+        return
+    raise NumericalError(
+        "the updates point into more than half of all directions, where their mean on the sphere may not be "
+        "unique; merge fewer or closer updates, or use average"
+    )
+
+
+def _cancelled(square: Tensor) -> NumericalError:
+    return NumericalError(
+        f"the weighted directions of the updates cancel (their sum has squared length {float(square):.1e}): "
+        "their mean has no direction; change the weights, or use average"
+    )
+
+
+def _run(at: Setting, row: str) -> int:
+    """Number of checkpoints of a run, whose shares only the row decides."""
+    if bool((at.weights != at.weights[0]).any()):
+        raise NumericalError(
+            f"the weights {[round(weight, 6) for weight in at.weights.tolist()]} differ, and in {row} the "
+            "order of the checkpoints gives the shares; give no weights, or use average"
+        )
+    return len(at.weights)
+
+
+def _tail(gram: Tensor, last: int) -> Tensor:
+    count = len(gram)
+    kept = min(last, count)
+    shares = gram.new_zeros(count)
+    shares[count - kept :] = 1.0 / kept
+    return shares

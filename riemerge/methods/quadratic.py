@@ -1,0 +1,262 @@
+"""Means under one quadratic form per model: Fisher, gradient matching, RegMean, MaTS.
+
+All of them are one problem. Model t has the update xₜ, the weight wₜ and a positive semidefinite form Gₜ that
+says how much each direction matters to it, and the mean is the minimiser of
+
+    Σₜ wₜ ⟨x − xₜ, Gₜ (x − xₜ)⟩,    which solves    (Σₜ wₜ Gₜ) x = Σₜ wₜ Gₜ xₜ.
+
+The rows differ in Gₜ alone: a diagonal (`fisher`; with the base model's added, `gradient_matching`), a Gram
+matrix of inputs on the right (`regmean`, `mats_forward`), a Kronecker product (`mats`). With updates
+xₜ = Wₜ − W₀ the answer is that for the weights Wₜ, less W₀: no row needs the base weights. Preconditioners
+are forms too: descent preconditioned by P measures distances with P⁻¹. Where the forms leave directions free,
+the rows that solve a system stay at the weighted average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.methods.setting import Answer, Setting, Stream
+
+
+def fisher(x: Tensor, at: Setting) -> Tensor:
+    """Weigh each entry of each model by its Fisher information.
+
+    **Law:** Σ cₜ (Fₜ + floor) xₜ / Σ cₜ (Fₜ + floor), entry by entry, with cₜ = wₜ; with `normalize_fisher`
+    cₜ = wₜ / (‖Fₜ‖ + floor), the norm over all modules. One factor on all Fₜ and the floor changes nothing.
+    With all Fₜ equal it is the weighted average.
+
+    Args:
+        x: (T, ...) dense updates.
+        at: With `statistics[t]["fisher"]` of the shape of one update, the values `floor` and
+            `normalize_fisher`, and the fact `fisher_norms` (T,) where that is true.
+
+    Raises:
+        NumericalError: An entry without positive information in any model: only when the floor is 0.
+
+    **Source:** Matena and Raffel 2022 (Fisher merging); floor and norm as in FusionBench. *Cost:* needs the
+    dense dW, and as many numbers of statistics.
+    """
+    floor, shares = at.values["floor"], at.weights
+    if at.values["normalize_fisher"]:
+        shares = shares / (at.facts["fisher_norms"] + floor)
+    forms = (share * (_statistic(at, t, "fisher", x) + floor) for t, share in enumerate(shares.tolist()))
+    return _diagonal_minimiser(x, forms)
+
+
+def fisher_norms(stream: Stream) -> Mapping[str, Any]:
+    """Find the norm of each model's Fisher information over all modules, where `fisher` asks for it.
+
+    Returns:
+        `fisher_norms`, (T,) float64 on the CPU; nothing when no norms are asked for.
+    """
+    squares: list[Tensor] = []
+    for x, at in stream():
+        if not at.values["normalize_fisher"]:
+            return {}
+        norms = [_statistic(at, t, "fisher", x).square().sum() for t in range(len(x))]
+        squares.append(torch.stack(norms).cpu())
+    return {"fisher_norms": torch.stack(squares).sum(dim=0).sqrt()} if squares else {}
+
+
+def gradient_matching(x: Tensor, at: Setting) -> Tensor:
+    """Weigh entries so that the gradients of all models' losses cancel, with the base model's curvature H₀.
+
+    **Law:** Σ wₜ (Hₜ + H₀) xₜ / (H₀ + Σ wₜ Hₜ), entry by entry, where H₀ has the floor added. It is the
+    minimiser of Σ wₜ ⟨x − xₜ, (Hₜ + H₀)(x − xₜ)⟩ + (1 − Σ wₜ) ⟨x, H₀ x⟩; so with Σ wₜ = 1 it is `fisher` with
+    Hₜ + H₀, and with all Hₜ = 0 it is Σ wₜ xₜ. A negative weight takes a model's task away.
+
+    Args:
+        x: (T, ...) dense updates.
+        at: With `statistics[t]["fisher"]` and `base_statistics["fisher"]`, of the shape of one update, and
+            the value `floor` (δ₀ of the paper).
+
+    Raises:
+        NumericalError: No statistics of the base model, or H₀ + Σ wₜ Hₜ is not positive in some entry.
+
+    **Source:** Daheim et al. 2023 (uncertainty-based gradient matching), with squared gradients for Hessians.
+    *Cost:* needs the dense dW.
+    """
+    if "fisher" not in at.base_statistics:
+        raise NumericalError(
+            "no Fisher information of the base model was given; expected statistics of it, too: collect them "
+            "on data of its own, or merge by fisher"
+        )
+    base = at.base_statistics["fisher"].to(x) + at.values["floor"]
+    numerator, denominator = torch.zeros_like(x[0]), base.clone()
+    for t, weight in enumerate(at.weights.tolist()):
+        curvature = _statistic(at, t, "fisher", x)
+        numerator += weight * (curvature + base) * x[t]
+        denominator += weight * curvature
+    return _quotient(numerator, denominator)
+
+
+def regmean(x: Tensor, at: Setting) -> Tensor:
+    """Find the linear map whose outputs are nearest to every model's on that model's own inputs.
+
+    **Law:** Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, with Gₜ the input Gram matrix per token, XₜᵀXₜ / tokens (as it is where
+    `tokens` is not given), its off-diagonal entries multiplied by `off_diagonal`. With `off_diagonal` 1 it is
+    the minimiser of Σ wₜ ‖Xₜ (x − xₜ)ᵀ‖² / tokensₜ. Inputs that are zero in all data are free; there the
+    answer is the weighted average.
+
+    Args:
+        x: (T, p, n) updates, reduced on the left.
+        at: With `statistics[t]["gram"]` (n, n) and `tokens`, and the value `off_diagonal` in [0, 1].
+
+    Raises:
+        NumericalError: Σ wₜ Gₜ is singular to working precision, beyond inputs that are zero: only when
+            `off_diagonal` is 1 or near it.
+
+    **Source:** Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
+    """
+    average = _average(x, at)
+    total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(average)
+    for t, weight in enumerate(at.weights.tolist()):
+        gram = _shrunk(_per_token(at, t, "gram", x), at.values["off_diagonal"])
+        total += weight * gram
+        difference += weight * (x[t] - average) @ gram
+    return average + _solve_right(difference, total)
+
+
+def mats(x: Tensor, at: Setting) -> Answer:
+    """Match models in the task subspaces that their Kronecker-factored Fisher information spans.
+
+    **Law:** Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, with Lₜ the covariance of output gradients and Rₜ the Gram matrix
+    of inputs, both per token; by conjugate gradients with a diagonal preconditioner, from the weighted
+    average, until the residual is `tol` of the right-hand side.
+
+    Args:
+        x: (T, m, n) dense updates.
+        at: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values `tol` and
+            `max_passes`.
+
+    **Source:** Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and
+    have no preconditioner. *Cost:* needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
+    """
+    return _matched(x, at, [_per_token(at, t, "covariance", x) for t in range(len(x))])
+
+
+def mats_forward(x: Tensor, at: Setting) -> Answer:
+    """Match models in the task subspaces that their inputs alone span: `mats` with the identity for each Lₜ.
+
+    **Law:** x Σ wₜ Rₜ = Σ wₜ xₜ Rₜ: `regmean` with `off_diagonal` 1, but also where the sum is singular;
+    solved and started as `mats` is.
+
+    Args:
+        x: (T, p, n) updates, reduced on the left.
+        at: With `statistics[t]["gram"]` (n, n) and `tokens`; the values `tol` and `max_passes`.
+
+    **Source:** Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
+    """
+    return _matched(x, at, None)
+
+
+def _statistic(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
+    return at.statistics[t][kind].to(like)
+
+
+def _per_token(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
+    """A sum over tokens as a mean, so that a weight is a model's share, whatever the number of tokens."""
+    return _statistic(at, t, kind, like) / float(at.statistics[t].get("tokens", torch.ones(())))
+
+
+def _average(x: Tensor, at: Setting) -> Tensor:
+    return torch.einsum("t,t...->...", (at.weights / at.weights.sum()).to(x), x)
+
+
+def _diagonal_minimiser(x: Tensor, forms: Iterable[Tensor]) -> Tensor:
+    numerator, denominator = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    for one, form in zip(x, forms, strict=True):
+        numerator += form * one
+        denominator += form
+    return _quotient(numerator, denominator)
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    if not bool((positive := denominator > 0).all()):
+        raise NumericalError(
+            f"the sum of the forms is not positive in {int((~positive).sum())} of {positive.numel()} "
+            "entries; expected a positive one in each: raise floor, or leave out negative weights"
+        )
+    return numerator / denominator
+
+
+def _shrunk(gram: Tensor, factor: float) -> Tensor:
+    return factor * gram + torch.diag_embed((1.0 - factor) * gram.diagonal())
+
+
+def _solve_right(rhs: Tensor, total: Tensor) -> Tensor:
+    """The solution y of y · total = rhs that is zero for inputs that are zero in all data."""
+    size = total.diagonal()
+    live = size > 0
+    root = torch.where(live, size, 1.0).sqrt()
+    # Inputs of any scale: with a diagonal of ones the pivots say how near to singular the matrix is.
+    scaled = total / root / root.unsqueeze(-1) + torch.diag_embed((~live).to(total))
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    least = factor.diagonal().square().min()
+    precision = 10 * len(total) * torch.finfo(total.dtype).eps
+    if bool(info != 0) or not bool(least > precision):
+        raise NumericalError(
+            f"the sum of the Gram matrices ({len(total)} x {len(total)}) is singular to working precision; "
+            "expected a positive definite one: collect more examples, or set off_diagonal below 1"
+        )
+    return torch.cholesky_solve((rhs / root).mT, factor).mT / root
+
+
+def _matched(x: Tensor, at: Setting, lefts: list[Tensor] | None) -> Answer:
+    weights = at.weights.tolist()
+    rights = [weight * _per_token(at, t, "gram", x) for t, weight in enumerate(weights)]
+
+    def apply(updates: Iterable[Tensor]) -> Tensor:
+        terms = (update @ right for update, right in zip(updates, rights, strict=True))
+        return sum(
+            terms if lefts is None else (left @ term for left, term in zip(lefts, terms, strict=True)),
+            start=torch.zeros_like(x[0]),
+        )
+
+    columns = torch.stack([right.diagonal() for right in rights])
+    rows = x.new_ones(len(x), 1) if lefts is None else torch.stack([left.diagonal() for left in lefts])
+    diagonal = torch.einsum("tm,tn->mn", rows, columns)
+    return _conjugate_gradients(
+        lambda one: apply([one] * len(x)),
+        apply(x),
+        _average(x, at),
+        torch.where(diagonal > 0, diagonal, 1.0),
+        at.values["tol"],
+        at.values["max_passes"],
+    )
+
+
+def _conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], rhs: Tensor, start: Tensor, diagonal: Tensor, tol: float, budget: int
+) -> Answer:
+    """Solve apply(x) = rhs, a consistent positive semidefinite system, from `start`."""
+    value, residual = start, rhs - apply(start)
+    bound = tol * torch.linalg.vector_norm(rhs)
+    direction, slope, passes = torch.zeros_like(rhs), rhs.new_ones(()), 0
+    while bool(torch.linalg.vector_norm(residual) > bound):
+        preconditioned = residual / diagonal
+        fresh = (residual * preconditioned).sum()
+        direction = preconditioned + fresh / slope * direction
+        image = apply(direction)
+        curvature = (direction * image).sum()
+        if passes == budget or not bool(curvature > 0):
+            break
+        value, residual = value + fresh / curvature * direction, residual - fresh / curvature * image
+        slope, passes = fresh, passes + 1
+    # The recursion's residual runs away from the true one by round-off: what counts is the true one.
+    left = torch.linalg.vector_norm(rhs - apply(value))
+    if bool(left <= 2 * bound):
+        return Answer(value, "CONVERGED", passes=passes)
+    relative = float(left / torch.linalg.vector_norm(rhs))
+    found = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
+    if passes == budget:
+        return Answer(value, "BUDGET", f"{found}: raise max_passes or tol.", ok=False, passes=passes)
+    return Answer(
+        value, "STALLED", f"{found}, at the limit of round-off: raise tol.", ok=False, passes=passes
+    )

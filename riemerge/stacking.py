@@ -1,0 +1,109 @@
+"""Stacking: adapters that are open, with what their recipe says of each, as a method sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import torch
+
+from riemerge.errors import RecipeError
+from riemerge.inputs import Input
+from riemerge.methods import Method, Stack
+from riemerge.recipe import Recipe
+from riemerge.resolve import Resolver
+from riemerge.statistics import read_statistics
+from riemerge.updates import LowRankUpdate
+
+
+def stack(
+    recipe: Recipe,
+    inputs: Sequence[Input],
+    resolver: Resolver,
+    method: Method,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Stack:
+    """Stack the inputs: their updates read lazily, their weights and parameters as the recipe has them.
+
+    Args:
+        recipe: What names the statistics.
+        inputs: The T inputs that count, in the order of the stack.
+        resolver: What the recipe says of each model and module.
+        method: The row of the table.
+        dtype: Of the tall factors.
+        device: Where they go.
+    """
+    # What the stored factors say is the update, whatever their dtype: real adapters in half precision have
+    # singular values below its round-off that count. But no adapter was trained to more than float32, and
+    # what stands below that is noise, unless float64 was stored and is computed with.
+    exact = {torch.float64}
+    storage = tuple(torch.float64 if {one.adapter.dtype, dtype} == exact else torch.float32 for one in inputs)
+    places = [one.place for one in inputs]
+    return Stack(
+        names=tuple(one.name for one in inputs),
+        modules=_Modules(inputs, dtype, device),
+        weights=weights_of(resolver, method, places),
+        storage=storage,
+        values=values_of(resolver, places),
+        statistics=tuple(_statistics(recipe.models[place].statistics) for place in places)
+        if method.statistics
+        else (),
+        base_statistics=_statistics(recipe.base_statistics),
+    )
+
+
+def weights_of(
+    resolver: Resolver, method: Method, places: Sequence[int]
+) -> Callable[[str], tuple[float, ...]]:
+    """Return what gives the weights of a module, of the models at some places, divided by their sum if need be."""
+
+    def weights(module: str) -> tuple[float, ...]:
+        every = resolver.weights(module)
+        given = [every[place] for place in places]
+        total = math.fsum(given) if method.normalised else 1.0
+        # Below zero only where a method divides weights of any sign.
+        if total == 0.0 and any(given):
+            raise RecipeError(f"models: the weights of {module} sum to 0 and cannot be divided by their sum")
+        return tuple(weight / total if total else 0.0 for weight in given)
+
+    return weights
+
+
+def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapping[str, Any]]:
+    """Return what gives the parameters of a module; those per model are of the models at some places."""
+
+    def values(module: str) -> Mapping[str, Any]:
+        return {
+            name: tuple(value[place] for place in places) if isinstance(value, tuple) else value
+            for name, value in resolver.values(module).items()
+        }
+
+    return values
+
+
+@final
+class _Modules(Mapping[str, tuple[LowRankUpdate, ...]]):
+    """The T updates of each module, read from disk at each access, so that none is kept."""
+
+    def __init__(self, inputs: Sequence[Input], dtype: torch.dtype, device: torch.device) -> None:
+        self._inputs = inputs
+        self._dtype = dtype
+        self._device = device
+
+    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...]:
+        return tuple(
+            one.adapter.update(module, dtype=self._dtype, device=self._device) for one in self._inputs
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._inputs[0].adapter.modules))
+
+    def __len__(self) -> int:
+        return len(self._inputs[0].adapter.modules)
+
+
+def _statistics(folder: str | None) -> Callable[[str], Mapping[str, torch.Tensor]]:
+    """What gives the statistics of a module, from the folder of a model."""
+    return read_statistics(folder).of if folder else lambda _: {}

@@ -1,0 +1,90 @@
+"""YAML as recipes hold it: the scalars of YAML 1.2, and no aliases, no tags, no duplicate keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from riemerge.errors import RecipeError
+
+MAX_DEPTH = 16
+
+
+def parse_yaml(text: str, *, where: str = "recipe") -> Any:
+    """Read plain data from YAML with the scalars of YAML 1.2: `1e-3` is a number, `no` and `12:30` are not.
+
+    Raises:
+        RecipeError: Broken YAML, more than one document, a key twice in one mapping, an alias, an anchor or a
+            tag, nesting beyond MAX_DEPTH: each with its line.
+    """
+    try:
+        problems: list[str] = []
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            line = f"{where}: line {event.start_mark.line + 1 if event.start_mark else 1}"
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise RecipeError([*problems, f"{line}: nested deeper than {MAX_DEPTH} levels"])
+            if getattr(event, "anchor", None) is not None:
+                problems.append(f"{line}: anchors and aliases are refused: write the value out")
+            if (tag := getattr(event, "tag", None)) is not None:
+                problems.append(f"{line}: the tag {tag!r} is refused: recipes hold plain data only")
+        if problems:
+            raise RecipeError(problems)
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        what = getattr(fault, "problem", None) or getattr(fault, "reason", None) or str(fault)
+        raise RecipeError(f"{where}: {place}{what}") from None
+    if node is None:
+        raise RecipeError(f"{where}: is empty: a recipe is a mapping with merge_method and models")
+    data = _plain(node, where, problems)
+    if problems:
+        raise RecipeError(problems)
+    return data
+
+
+def _plain(node: yaml.Node, where: str, problems: list[str]) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, where, problems) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                problems.append(f"{where}: line {line}: a key must be a word")
+            elif key.value in lines:
+                before = lines[key.value]
+                problems.append(f"{where}: line {line}: {key.value!r} stands already on line {before}")
+            else:
+                lines[key.value] = line
+                mapping[key.value] = _plain(value, where, problems)
+        return mapping
+    text: str = node.value
+    return _scalar(text) if getattr(node, "style", None) is None else text
+
+
+_NULL = {"", "~", "null", "Null", "NULL"}
+_TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)\Z")
+
+
+def _scalar(text: str) -> Any:
+    """The value of a plain scalar by YAML 1.2's core schema (10.3.2), without octal and hexadecimal."""
+    if text in _NULL:
+        return None
+    if text in _TRUTH:
+        return _TRUTH[text]
+    if _INTEGER.match(text):
+        return int(text) if len(text) <= 19 else float(text)
+    if _FLOAT.match(text):
+        return float(text)
+    if special := _SPECIAL.match(text):
+        return float(special[1] + special[2])
+    return text

@@ -1,0 +1,69 @@
+"""What the tests of entrywise rows share: settings, rows run as the table says, updates of several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemerge.methods.rows.edited import PARAMETERS, ROWS
+from riemerge.methods.setting import Setting
+from tests.helpers import seeded
+
+SHAPES = ((3, 9, 4), (2, 4, 9), (2, 1, 3), (4, 11), (3, 4, 3, 2, 2), (1, 5, 5))
+ROW = {row.name: row for row in ROWS}
+PER_MODEL = {"density"} | {one.name for one in PARAMETERS if one.per_model}
+
+
+def random_updates(shape: Sequence[int], seed: int = 0, zeros: float = 0.1) -> Tensor:
+    """Updates with some entries at zero."""
+    generator = seeded(seed)
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return x * (torch.rand(*shape, generator=generator) >= zeros)
+
+
+def random_weights(count: int, seed: int = 0) -> Tensor:
+    return 0.1 + torch.rand(count, generator=seeded(seed), dtype=torch.float64)
+
+
+def setting(x: Tensor, weights: Any = None, seed: int = 0, module: str = "m", **values: Any) -> Setting:
+    """A setting for these updates: weights 1 without any, per-model values from one number or T."""
+    count = len(x)
+    given = torch.ones(count, dtype=torch.float64) if weights is None else torch.as_tensor(weights)
+    for name in PER_MODEL & values.keys():
+        one = torch.as_tensor(values[name], dtype=torch.float64)
+        values[name] = one.expand(count).clone() if one.ndim == 0 else one
+    seeds = tuple(1000 * seed + place for place in range(count))
+    return Setting(module, given.double(), values, tuple(x.shape[1:]), seeds=seeds)
+
+
+def find(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def run(name: str, x: Tensor, weights: Any = None, seed: int = 0, **values: Any) -> Tensor:
+    """One module through a row, at its defaults where no value is given."""
+    return run_all(name, {"m": x}, weights, seed, **values)["m"]
+
+
+def run_all(
+    name: str, modules: Mapping[str, Tensor], weights: Any = None, seed: int = 0, **values: Any
+) -> dict[str, Tensor]:
+    """All modules of the models through a row: its survey, then edits and mean of each."""
+    row = ROW[name]
+    values = {key: value for key, value in row.defaults.items() if key != "scale"} | values
+    stream = [(x, setting(x, weights, seed, module, **values)) for module, x in modules.items()]
+    facts = find(row.survey)(lambda: iter(stream)) if row.survey else {}
+    merged = {}
+    for x, at in stream:
+        seen = replace(at, facts=facts)
+        y = x
+        for edit in row.edits:
+            y = find(edit)(y, seen)
+        merged[at.module] = find(row.mean)(y, seen)
+    return merged
