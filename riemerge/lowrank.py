@@ -99,7 +99,7 @@ class _Triples(NamedTuple):
 
 def _tolerance(sigma: Tensor) -> float:
     """How far Aᵀu may be from σv, in the units of the matrix."""
-    return max(1e-9 * float(sigma[-1]), 1e-13 * float(sigma[0]))
+    return max(1e-9 * float(sigma[-1]), 1e-6 * float(sigma[0]))
 
 
 def _verified(matrix: Tensor, triples: _Triples) -> LowRankUpdate | None:

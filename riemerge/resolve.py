@@ -30,9 +30,6 @@ class Resolver:
         method: Its method.
         modules: Names of all modules.
 
-    Attributes:
-        parameters: What was said of all models or of the method, over the defaults; not yet resolved.
-
     Raises:
         RecipeError: A filter that is part of no module's name; a parameter with a value in some modules or
             models but not in others; a module in which no weight counts: all of them at once.
@@ -41,13 +38,14 @@ class Resolver:
     """
 
     def __init__(self, recipe: Recipe, method: Method, modules: Sequence[str]) -> None:
-        self.parameters: Mapping[str, Any] = {"scale": 1.0, **method.defaults, **recipe.parameters}
-        self._fallback: Mapping[str, Any] = {"weight": 1.0, "scale": 1.0, **method.defaults}
         self._own = tuple(entry.parameters for entry in recipe.models)
+        self._all = recipe.parameters
+        self._default: Mapping[str, Any] = {"weight": 1.0, "scale": 1.0, **method.defaults}
         self._models = tuple(entry.model for entry in recipe.models)
+        self._counting = tuple(weight != 0 for weight in recipe.weights)
         self._names = tuple(name for name in method.parameters if name not in {"weight", "scale"})
         self._depth = depths(modules)
-        problems = [*self._unmatched(recipe), *self._unsaid(), *self._weightless(method)]
+        problems = [*self._unmatched(), *self._unsaid(), *self._weightless(method)]
         if problems:
             raise RecipeError(problems)
 
@@ -81,8 +79,8 @@ class Resolver:
             yield self._of_all(name, module) if value is None else value
 
     def _of_all(self, name: str, module: str) -> Any:
-        value = self._at(self.parameters.get(name), module)
-        return self._at(self._fallback.get(name), module) if value is None else value
+        value = self._at(self._all.get(name), module)
+        return self._at(self._default.get(name), module) if value is None else value
 
     def _at(self, setting: Any, module: str) -> Any:
         """A setting in one module; None where it says nothing there."""
@@ -93,9 +91,9 @@ class Resolver:
 
     # --- what only the names of the modules show ------------------------------------------------------------
 
-    def _unmatched(self, recipe: Recipe) -> Iterator[str]:
+    def _unmatched(self) -> Iterator[str]:
         """Filters that are part of no module's name."""
-        levels = [("parameters", recipe.parameters)]
+        levels = [("parameters", self._all)]
         levels += [(f"models[{place}].parameters", own) for place, own in enumerate(self._own)]
         settings = ((f"{path}.{name}", said) for path, level in levels for name, said in level.items())
         for path, setting in settings:
@@ -105,13 +103,13 @@ class Resolver:
                     yield f"{path}[{place}].filter: {item['filter']!r} is part of no module's name: {near}"
 
     def _unsaid(self) -> Iterator[str]:
-        """Parameters that have a value somewhere, but not everywhere."""
-        said = {*self.parameters, *(name for own in self._own for name in own)}
-        for name in (name for name in self._names if name in said and name not in self._fallback):
+        """Parameters that have a value in some modules or models that count, but not in all."""
+        said = {*self._all, *(name for own in self._own for name in own)}
+        for name in (name for name in self._names if name in said and name not in self._default):
             lacking = [
-                f"{module} of {self._models[place]}" if PARAMETERS[name].per_model else module
+                where
                 for module in self._depth
-                for place, value in enumerate(self._everywhere(name, module))
+                for where, value in self._everywhere(name, module)
                 if value is None
             ]
             if lacking:
@@ -120,8 +118,13 @@ class Resolver:
                     "list with an item without filter, or give a value for all"
                 )
 
-    def _everywhere(self, name: str, module: str) -> Iterable[Any]:
-        return self._of_models(name, module) if PARAMETERS[name].per_model else [self._of_all(name, module)]
+    def _everywhere(self, name: str, module: str) -> Iterator[tuple[str, Any]]:
+        """A parameter's values in one module, each with the words for its place."""
+        if not PARAMETERS[name].per_model:
+            yield module, self._of_all(name, module)
+            return
+        values = zip(self._models, self._of_models(name, module), self._counting, strict=True)
+        yield from ((f"{module} of {model}", value) for model, value, counts in values if counts)
 
     def _weightless(self, method: Method) -> Iterator[str]:
         """Modules whose weights leave nothing to merge, or nothing to divide by."""

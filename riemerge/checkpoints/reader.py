@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,36 +134,23 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     start = _locate(path)
-    index, problems = None, []
+    index: tuple[str, str] | None = None
     if start.name.endswith(INDEX_SUFFIX):
         placed, index = _read_index(start)
-        files: dict[str, TensorFile] = {}
-        for shard in sorted({*placed.values()}):
-            names = {name for name, place in placed.items() if place == shard}
-            try:
-                files[shard] = open_tensors(start.parent / shard)
-            except ValueError as error:
-                problems.append(f"{start.parent / shard}: {error}")
-            else:
-                problems += _misplaced(start, files[shard], names, placed)
+        files, problems = _open_shards(start, placed)
     else:
-        try:
-            files = {start.name: open_tensors(start)}
-        except ValueError as error:
-            problems.append(f"{start}: {error}")
-        else:
-            if not files[start.name].entries:
-                problems.append(f"{start}: holds no tensors")
+        files, problems = _open_all([start])
+        problems += [f"{file.path}: holds no tensors" for file in files if not file.entries]
     if problems:
         raise AdapterError(problems)
-    found = sorted((name, file) for file in files.values() for name in file.entries)
-    entries = {name: file.entries[name] for name, file in found}
+    holders = {name: file for file in files for name in file.entries}
+    entries = {name: holders[name].entries[name] for name in sorted(holders)}
     return Checkpoint(
         path=path,
         shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
         dtypes=MappingProxyType({name: entry.dtype for name, entry in entries.items()}),
         other_files=_other_files(start.parent) if path.is_dir() else (),
-        _files=MappingProxyType(dict(found)),
+        _files=MappingProxyType(holders),
         _index=index,
     )
 
@@ -229,6 +216,27 @@ def _weight_map(index: object) -> dict[str, str]:
     if not placed:
         raise ValueError("has an empty weight_map: expected the name of each tensor and its file")
     return placed
+
+
+def _open_all(paths: Iterable[Path]) -> tuple[list[TensorFile], list[str]]:
+    files, problems = [], []
+    for path in paths:
+        try:
+            files.append(open_tensors(path))
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    return files, problems
+
+
+def _open_shards(index: Path, placed: Mapping[str, str]) -> tuple[list[TensorFile], list[str]]:
+    """The shards that the index names, and everything in which they differ from what it says."""
+    shards: dict[str, set[str]] = {}
+    for name, place in placed.items():
+        shards.setdefault(place, set()).add(name)
+    files, problems = _open_all(index.parent / shard for shard in sorted(shards))
+    for file in files:
+        problems += _misplaced(index, file, shards[file.path.name], placed)
+    return files, problems
 
 
 def _misplaced(index: Path, file: TensorFile, names: set[str], placed: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, final
+from typing import Any, BinaryIO, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -156,13 +156,13 @@ def read_start(path: Path, size: int) -> bytes:
         raise ValueError(f"cannot be read: {error.strerror}") from error
 
 
-def _entries(header: Mapping[str, dict[str, list[int]]], names: list[str], offset: int) -> dict[str, Entry]:
+def _entries(header: Mapping[str, Mapping[str, Any]], names: list[str], offset: int) -> dict[str, Entry]:
     if unfit := [name for name in names if not name.isprintable() or len(name) > MAX_NAME]:
         raise ValueError(
             f"has {len(unfit)} tensors whose names are not printable or over {MAX_NAME} characters: "
             f"{listed(unfit)}"
         )
-    unknown = {name: str(header[name]["dtype"]) for name in names if header[name]["dtype"] not in DTYPES}
+    unknown = {name: header[name]["dtype"] for name in names if header[name]["dtype"] not in DTYPES}
     if unknown:
         raise ValueError(
             f"stores {len(unknown)} of {len(names)} tensors as {listed(sorted({*unknown.values()}))} "
@@ -171,9 +171,9 @@ def _entries(header: Mapping[str, dict[str, list[int]]], names: list[str], offse
         )
     return {
         name: Entry(
-            DTYPES[str(header[name]["dtype"])],
-            tuple(header[name]["shape"]),
-            offset + header[name]["data_offsets"][0],
+            dtype=DTYPES[header[name]["dtype"]],
+            shape=tuple(header[name]["shape"]),
+            start=offset + header[name]["data_offsets"][0],
         )
         for name in names
     }

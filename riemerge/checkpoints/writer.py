@@ -63,10 +63,10 @@ class DenseWriter:
             raise ValueError(f"shards of {shard_bytes} bytes: expected at least 1")
         self._target, self._dtype, self._shard_bytes = Path(folder), dtype, shard_bytes
         self._errors: dict[str, float] = {}
-        self._shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._shards: list[tuple[str, ...]] = []  # the names in each that is written
         self._pending: dict[str, Tensor] = {}
-        self._bytes = 0  # of all tensors
+        self._pending_bytes = self._total_bytes = 0
         self._stage: Path | None = None
 
     @property
@@ -119,11 +119,12 @@ class DenseWriter:
             stored, error = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
         except NumericalError as fault:
             raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
-        if sum(pending.nbytes for pending in self._pending.values()) + stored.nbytes > self._shard_bytes:
+        if self._pending_bytes + stored.nbytes > self._shard_bytes:
             self._flush(stage)
         self._pending[name] = stored
-        self._bytes += stored.nbytes
-        self._errors[name], self._shapes[name] = error, (tuple(stored.shape), stored.dtype)
+        self._pending_bytes += stored.nbytes
+        self._total_bytes += stored.nbytes
+        self._errors[name], self._entries[name] = error, (tuple(stored.shape), stored.dtype)
         return error
 
     def add_file(self, name: str, content: str | Path) -> None:
@@ -161,7 +162,7 @@ class DenseWriter:
             save_file(self._pending, path, metadata={"format": "pt"})
             sync(path)
         self._shards.append(tuple(self._pending))
-        self._pending = {}
+        self._pending, self._pending_bytes = {}, 0
 
     def _finish(self, stage: Path) -> None:
         self._flush(stage)
@@ -175,9 +176,61 @@ class DenseWriter:
         if count > 1:
             shards = zip(places, self._shards, strict=True)
             index = {
-                "metadata": {"total_size": self._bytes},
+                "metadata": {"total_size": self._total_bytes},
                 "weight_map": {name: place for place, names in shards for name in names},
             }
-            self.add_index(stage, index)
-        _check_written(stage, self._shapes)
+            (stage / INDEX_FILE).write_bytes((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+            sync(stage / INDEX_FILE)
+        _check_written(stage, self._entries)
         publish(stage, self._target)
+
+
+def _staged(shard: int) -> str:
+    return f"shard-{shard}{SUFFIX}"
+
+
+def _check_float(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (dtype in DTYPES.values() and dtype.is_floating_point):
+        raise ValueError(f"{dtype} is not stored: expected a float dtype of 16 bits or more")
+
+
+def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """A contiguous copy on the CPU, floats in the dtype, and the relative error of the rounding.
+
+    Raises:
+        NumericalError: The bare fact: NaN or Inf, or more than the dtype can hold.
+    """
+    if not given.is_floating_point():
+        return _copied(given), 0.0
+    norm = float(torch.linalg.vector_norm(given, dtype=torch.float64))
+    if not math.isfinite(norm):
+        raise NumericalError("the tensor holds NaN or Inf, or its norm overflows; nothing was written")
+    rounded = given.to(dtype)
+    if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
+        raise NumericalError(
+            f"the tensor reaches {float(given.abs().max()):.3g} but the largest {dtype} is "
+            f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
+        )
+    if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
+        return _copied(rounded), 0.0
+    apart = float(torch.linalg.vector_norm(rounded.to(torch.float64).sub_(given)))
+    return _copied(rounded), apart / norm if norm > 0.0 else 0.0
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """The values in contiguous CPU memory that nobody else holds."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
+
+
+def _check_written(folder: Path, entries: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+    """Open the folder as a user would, and compare all that its headers say."""
+    try:
+        read = read_checkpoint(folder)
+    except AdapterError as error:
+        raise OutputError(
+            f"what was written cannot be read back: {text}" for text in error.problems
+        ) from error
+    found = {name: (read.shapes[name], read.dtypes[name]) for name in read.names}
+    wrong = sorted(name for name in {*found, *entries} if found.get(name) != entries.get(name))
+    if wrong:
+        raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")

@@ -82,7 +82,7 @@ def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
     """
     weights = at.weights.to(gram)
     norms, cosines = _directions(gram)
-    square = weights @ cosines @ weights
+    square = weights @ (cosines @ weights)
     if square > _ROUND_OFF:
         return weights * _inverse(norms) * ((weights @ norms) / square.sqrt())
     if len(weights) == 2 or not norms.any():
@@ -101,7 +101,7 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     Raises:
         NumericalError: Directions that cancel, an antipodal pair, or a mean that may not be unique.
 
-    Source: Karcher 1977; uniqueness Afsari 2011; step length Afsari, Tron and Vidal 2013.
+    Source: Karcher 1977; uniqueness Afsari 2011; unit steps Afsari, Tron and Vidal 2013.
     """
     norms, cosines = _directions(gram.cpu())
     present = norms > 0.0
@@ -112,7 +112,11 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     point, gradient, passes = _sphere_mean(
         cosines, shares / shares.sum(), float(at.values.get("tol", 1e-12)), budget
     )
-    _refuse_ambiguous(cosines[present][:, present], point[present])
+    if not _in_one_half(cosines[present][:, present]):
+        raise NumericalError(
+            "the updates point into more than half of all directions, where their mean on the sphere may not be "
+            "unique; merge fewer or closer updates, or use average"
+        )
     value = (point * _inverse(norms) * (at.weights @ norms)).to(gram)
     if passes <= budget:
         return Answer(value, "CONVERGED", passes=passes)
@@ -209,8 +213,9 @@ def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tu
 
     With m = Σ aᵢ uᵢ and pᵢ = wᵢ θᵢ/sin θᵢ the gradient is Σ pᵢ uᵢ − κ m, κ = Σ wᵢ θᵢ cot θᵢ. Its
     coefficients, p − κ a, vanish at the mean together with it, and the sum of their magnitudes bounds it
-    without any difference of nearly equal vectors. The Hessian lies between κ and 1: the step is 2/(1 + κ).
-    Iterates have coefficients above zero, so they stay in the cone of the directions.
+    without any difference of nearly equal vectors. The Hessian is at most 1, so a step of length 1 never
+    raises the cost, and it is at least κ, so the rate is 1 − κ. As κ <= 1 no coefficient goes below zero: all
+    iterates lie in the cone of the directions.
     """
     point = _unit(shares, cosines)
     bound = 0.0
@@ -223,30 +228,36 @@ def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tu
             )
         angles = dots.acos()
         pull = shares * torch.where(angles > 0.0, angles / angles.sin(), 1.0)
-        curvature = pull @ dots
-        gradient = pull - curvature * point
+        gradient = pull - (pull @ dots) * point
         bound = float(gradient.abs().sum())
         if bound <= tol:
             return point, bound, passes
-        point = _unit(point + 2.0 / (1.0 + curvature.clamp(min=0.0)) * gradient, cosines)
+        point = _unit(point + gradient, cosines)
     return point, bound, budget + 1
 
 
 def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
-    square = coefficients @ cosines @ coefficients
+    square = coefficients @ (cosines @ coefficients)
     if square <= _ROUND_OFF:
         raise _cancelled(square)
     return coefficients / square.sqrt()
 
 
-def _refuse_ambiguous(cosines: Tensor, point: Tensor) -> None:
-    """Raise unless all directions lie within 90 degrees of the mean, or of the middle of them."""
-    if bool((cosines @ point > 0.0).all()) or bool((cosines.sum(dim=1) > 0.0).all()):
-        return
-    raise NumericalError(
-        "the updates point into more than half of all directions, where their mean on the sphere may not be "
-        "unique; merge fewer or closer updates, or use average"
-    )
+def _in_one_half(cosines: Tensor) -> bool:
+    """Whether all directions are seen to lie in one open half of the sphere.
+
+    Law: the perceptron finds the middle of a half in 1/sin² passes of the margin; 1000 see one of 2 degrees.
+
+    Source: Novikoff 1962.
+    """
+    middle = torch.ones_like(cosines[0])
+    for _ in range(1000):
+        dots = cosines @ middle
+        worst = dots.argmin()
+        if dots[worst] > 0.0:
+            return True
+        middle[worst] += 1.0
+    return False
 
 
 def _cancelled(square: Tensor) -> NumericalError:

@@ -174,7 +174,13 @@ class _Module(ABC):
         largest = max(update.rank for update in self.tall)
         rank = largest if options.rank is None else options.rank if options.rank != "sum" else None
         evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
-        return self._returned(found.value, None if options.dense else rank, evidence)
+        if options.dense:
+            return self._whole(found.value, evidence)
+        return self._returned(found.value, rank, evidence)
+
+    def _whole(self, value: Tensor, evidence: Evidence) -> Merged:
+        """Give an answer its factors if it has any; else as it is."""
+        return self._returned(value, None, evidence)
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
         small, evidence = _cut(total, rank, evidence)
@@ -242,15 +248,19 @@ class _Entries(_Module):
         return torch.stack([update.dense() for update in self.tall])
 
     def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
-        if rank is None:
-            inner = [float((update.B.mT @ value.to(update.B.dtype) @ update.A.mT).trace()) for update in self.read]
-            scaled = (i * update.scale for i, update in zip(inner, self.read, strict=True))
-            norm = float(torch.linalg.vector_norm(value))
-            return Merged(value, evidence, self.span.updates, None, (*scaled, norm))
-        update, kept = nearest(value, rank)
+        update, kept = nearest(value, rank or min(value.shape))
         update = update.to(self.read[0].dtype)
         small, *inputs = JointSpan([update, *self.read]).updates
-        return Merged(update, replace(evidence, energy_kept=kept), tuple(inputs), small)
+        cut = None if rank is None else kept
+        return Merged(update, replace(evidence, energy_kept=cut), tuple(inputs), small)
+
+    def _whole(self, value: Tensor, evidence: Evidence) -> Merged:
+        inner = (
+            update.scale * float(((value.mT @ update.B.to(value)) * update.A.mT.to(value)).sum())
+            for update in self.read
+        )
+        norm = float(torch.linalg.vector_norm(value))
+        return Merged(value, evidence, self.span.updates, None, (*inner, norm))
 
 
 _DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from riemerge.adapters.config import listed, shown
+from riemerge.adapters.config import shown
 from riemerge.errors import AdapterError, OutputError
 from riemerge.statistics.files import (
     INDEX,
@@ -25,6 +25,7 @@ from riemerge.statistics.files import (
     write_atomically,
     write_module,
 )
+from riemerge.statistics.sums import Sums
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
@@ -49,32 +50,34 @@ def collect_statistics(
     """Measure what data say about each linear module of a model, and write it to a folder.
 
     Law: the numbers are those of the package's docstring (`riemerge.statistics`), of the first `examples`
-    examples, whatever the batches and `modules_per_pass` (to the round-off of the model's own batching). The
-    model is left as it was; it is in eval mode meanwhile. An interrupted collection, run again, skips the modules
-    that are finished and ends with the same files, bit for bit: every pass starts from `seed` and the data's
-    start.
+    examples, whatever the batches and `modules_per_pass` (to the round-off of the model's own batching).
+    The model is left as it was; it is in eval mode meanwhile. An interrupted collection, run again, skips
+    the modules that are finished and ends with the same files, bit for bit: every pass starts from `seed`
+    and the data's start.
 
-    Modules are `torch.nn.Linear`, by their names in the base model. Of a PEFT model only those that LoRA wraps are
-    measured by default, as they act with the adapter; the names are those of `read_adapter(folder).modules`.
+    Modules are `torch.nn.Linear`, by their names in the base model. Of a PEFT model only those that LoRA
+    wraps are measured by default, as they act with the adapter; the names are those of
+    `read_adapter(folder).modules`.
 
     Args:
-        model: Any torch model, PEFT's included. What one example gives must not depend on the others (no batch
-            normalisation in training mode), and inputs of a module have examples as their first axis.
+        model: Any torch model, PEFT's included. What one example gives must not depend on the others (no
+            batch normalisation in training mode), and inputs of a module have examples as their first axis.
         batches: Gives the same batches each time it is iterated (given `seed`), such as a data loader.
         loss: Called with the model and a batch; returns the loss of each example (b,), or the mean over the
-            examples of the batch as one number, as models of transformers do for one label an example. Where that
-            is a mean over tokens, return the losses of the examples instead. Labels make the information
-            empirical; labels drawn from the model make it the Fisher information itself. Needs no meaning where
-            `gram` alone is asked for.
+            examples of the batch as one number, as models of transformers do for one label an example.
+            Where that is a mean over tokens, return the losses of the examples instead. Labels make the
+            information empirical; labels drawn from the model make it the Fisher information itself. Needs
+            no meaning where `gram` alone is asked for.
         out: The folder; it may exist from an interrupted collection of the same.
         kinds: Some of `fisher`, `gram`, `covariance`.
         modules: Names of the modules; see above if None.
         examples: How many to look at, at least 1; all there are if there are fewer.
-        mask: Called with a batch; returns which tokens count, (b, s), for the Gram matrices and covariances of
-            modules whose inputs are (b, s, n). Without one padding counts.
+        mask: Called with a batch; returns which tokens count, (b, s), for the Gram matrices and covariances
+            of modules whose inputs are (b, s, n). Without one padding counts.
         seed: Of torch's generators at the start of every pass, for losses that draw and loaders that shuffle.
         dtype: float32 or float64, of the sums and of the files.
-        modules_per_pass: How many modules to measure in one pass over the data; by default as many as fit 4 GiB.
+        modules_per_pass: How many modules to measure in one pass over the data; by default as many as fit 4
+            GiB.
 
     Raises:
         AdapterError: A module cannot be measured: no linear layer of that name, inputs without an axis of
@@ -82,9 +85,9 @@ def collect_statistics(
         OutputError: The folder holds something else, or cannot be written.
         ValueError: An argument out of its range, or batches that can be iterated only once.
 
-    **Source:** Matena and Raffel 2022 (Fisher information), Jin et al. 2023 (Gram matrices), Martens and Grosse
-    2015 (Kronecker factors). *Cost:* a forward and a backward pass of the model per example and group of modules;
-    b tokens (m + n) numbers for the group beside its statistics.
+    **Source:** Matena and Raffel 2022 (Fisher information), Jin et al. 2023 (Gram matrices), Martens and
+    Grosse 2015 (Kronecker factors). *Cost:* a forward and a backward pass of the model per example and
+    group of modules; b tokens (m + n) numbers for the group beside its statistics.
     """
     folder = Path(out)
     _check_arguments(kinds, examples, dtype, modules_per_pass)
@@ -102,7 +105,7 @@ def collect_statistics(
     if len(groups) > 1 and iter(batches) is batches:
         raise ValueError("batches can be iterated only once: expected a list or a data loader")
     for group in groups:
-        sums = {name: _Sums(request.kinds, request.modules[name], dtype) for name in group}
+        sums = {name: Sums(request.kinds, request.modules[name], dtype) for name in group}
         with _collecting(model, seed):
             _one_pass(model, batches, loss, {name: chosen[name] for name in group}, sums, examples, mask)
         results = {name: one.result(name) for name, one in sums.items()}
@@ -110,66 +113,6 @@ def collect_statistics(
         for name, tensors in results.items():
             write_module(folder, name, tensors)
     return read_statistics(folder)
-
-
-@final
-class _Sums:
-    """The running sums of one module."""
-
-    def __init__(self, kinds: Sequence[str], shape: tuple[int, int], dtype: torch.dtype) -> None:
-        m, n = shape
-        sizes = {"fisher": (m, n), "gram": (n, n), "covariance": (m, m)}
-        self._sums = {kind: torch.zeros(sizes[kind], dtype=dtype) for kind in kinds}
-        self._tokens, self._examples, self._loss = 0, 0, torch.zeros((), dtype=torch.float64)
-
-    def add(self, x: Tensor, gradient: Tensor | None, keep: Tensor | None, losses: Tensor) -> None:
-        """Take in k examples: inputs (k, s, n), output gradients (k, s, m), which tokens count (k, s), losses."""
-        self._sums = {kind: one.to(x.device) for kind, one in self._sums.items()}
-        dtype = next(iter(self._sums.values())).dtype
-        x = x.to(dtype)
-        self._examples += len(x)
-        self._tokens += int(keep.sum()) if keep is not None else x.shape[0] * x.shape[1]
-        self._loss += losses.to(self._loss)
-        if gradient is not None:
-            gradient = gradient.to(dtype)
-            if "fisher" in self._sums:
-                for one, other in zip(gradient, x, strict=True):
-                    self._sums["fisher"] += (one.mT @ other).square_()
-            if "covariance" in self._sums:
-                self._sums["covariance"] += _outer(gradient, keep)
-        if "gram" in self._sums:
-            self._sums["gram"] += _outer(x, keep)
-
-    def result(self, module: str) -> dict[str, Tensor]:
-        """The statistics as they are stored.
-
-        Raises:
-            AdapterError: The module was never used, or a sum is not finite.
-        """
-        if not self._examples:
-            raise AdapterError(f"{shown(module)}: no batch uses this module: expected inputs; leave it out")
-        tensors = dict(self._sums)
-        if "fisher" in tensors:
-            tensors["fisher"] = tensors["fisher"] / self._examples
-        for kind, one in tensors.items():
-            if not bool(torch.isfinite(one).all()):
-                raise AdapterError(
-                    f"{shown(module)}: {kind} holds NaN or Inf: expected finite inputs and gradients; run the "
-                    "model in a wider dtype, or look at its loss"
-                )
-        return {
-            **tensors,
-            "tokens": torch.tensor(self._tokens),
-            "examples": torch.tensor(self._examples),
-            "loss": self._loss.cpu() / self._examples,
-        }
-
-
-def _outer(rows: Tensor, keep: Tensor | None) -> Tensor:
-    """Σ r rᵀ over all rows that count, symmetric to the bit."""
-    flat = rows.flatten(0, 1) if keep is None else rows[keep]
-    product = flat.mT @ flat
-    return (product + product.mT) / 2
 
 
 def _check_arguments(
@@ -190,10 +133,8 @@ def _linear_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str, 
         AdapterError: One is no linear layer, or there is none.
     """
     everything = dict(model.named_modules())
-    wrappers = {name for name, one in everything.items() if isinstance(getattr(one, "base_layer", None), nn.Module)}
-    inside = {
-        name for name in everything for wrapper in wrappers if name.startswith(f"{wrapper}.")
-    }
+    wrappers = {name for name, one in everything.items() if "base_layer" in dict(one.named_children())}
+    inside = {name for name in everything for wrapper in wrappers if name.startswith(f"{wrapper}.")}
     wrapped = {name.removeprefix(_PREFIX): everything[f"{name}.base_layer"] for name in wrappers}
     plain = {
         name.removeprefix(_PREFIX): one
@@ -206,8 +147,8 @@ def _linear_modules(model: nn.Module, names: Iterable[str] | None) -> dict[str, 
     else:
         chosen = {name: wrapped.get(name, plain.get(name)) for name in names}
     problems = [
-        f"{shown(name)}: is {'not in the model' if one is None else type(one).__name__}: expected a torch.nn.Linear; "
-        "leave it out of modules"
+        f"{shown(name)}: is {'not in the model' if one is None else type(one).__name__}: expected a "
+        "torch.nn.Linear; leave it out of modules"
         for name, one in sorted(chosen.items())
         if not isinstance(one, nn.Linear)
     ]
@@ -224,8 +165,8 @@ def _begin(folder: Path, request: Request) -> None:
     if found is not None:
         if found != request:
             raise OutputError(
-                f"{folder}: was begun with other kinds, modules, examples, seed or dtype ({INDEX}); expected the "
-                "same: choose another folder or remove it"
+                f"{folder}: was begun with other kinds, modules, examples, seed or dtype ({INDEX}); expected "
+                "the same: choose another folder or remove it"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -259,7 +200,8 @@ def _groups(
 def _collecting(model: nn.Module, seed: int) -> Iterator[None]:
     """Eval mode and the generators from their seed; both as they were afterwards."""
     training = [one for one in model.modules() if one.training]
-    with torch.random.fork_rng():
+    devices = sorted({one.device.index for one in model.parameters() if one.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         try:
             model.eval()
@@ -274,11 +216,11 @@ def _one_pass(
     batches: Iterable[Any],
     loss: Loss,
     group: Mapping[str, nn.Linear],
-    sums: Mapping[str, _Sums],
+    sums: Mapping[str, Sums],
     examples: int,
     mask: Callable[[Any], Tensor] | None,
 ) -> None:
-    probing = any(one.needs_gradients for one in sums.values())
+    probing = any(one.need_gradients for one in sums.values())
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in group}
     done = 0
     with ExitStack() as stack:
@@ -293,7 +235,9 @@ def _one_pass(
             keep = None if mask is None else mask(batch).bool()
             take = min(len(losses), examples - done)
             for name, used in calls.items():
-                _take(name, used, gradients.get(name), keep, losses.detach(), take, sums[name])
+                sums[name].count(losses.detach()[:take])
+                if used:
+                    _take(name, used, gradients.get(name), keep, (len(losses), take), sums[name])
             done += take
             if done >= examples:
                 break
@@ -305,7 +249,7 @@ def _watched(module: nn.Linear, calls: list[tuple[Tensor, Tensor]], probing: boo
     So gradients reach every module, whether its weights, or those before it, are frozen or not.
     """
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         probe = torch.zeros_like(output, requires_grad=probing)
         calls.append((inputs[0].detach(), probe))
         return output + probe
@@ -316,7 +260,9 @@ def _watched(module: nn.Linear, calls: list[tuple[Tensor, Tensor]], probing: boo
 def _losses(value: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
     """The losses of the examples (for one mean of all, that for each), and their sum."""
     if value.ndim > 1:
-        raise ValueError(f"the loss is {tuple(value.shape)}: expected one number for each example, or one mean")
+        raise ValueError(
+            f"the loss is {tuple(value.shape)}: expected one number for each example, or one mean"
+        )
     if value.ndim == 0:
         value = value.expand(_length(batch))
     return value, value.sum()
@@ -325,17 +271,21 @@ def _losses(value: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
 def _length(batch: Any) -> int:
     """The number of examples of a batch: the first axis of its first tensor."""
     parts = list(batch.values()) if isinstance(batch, Mapping) else batch
-    first = parts if isinstance(parts, Tensor) else next((one for one in parts if isinstance(one, Tensor)), None)
-    if first is None or not first.ndim:
-        raise ValueError("a batch without tensors: expected the loss of each example, as its length is not known")
-    return len(first)
+    first = (
+        parts if isinstance(parts, Tensor) else next((one for one in parts if isinstance(one, Tensor)), None)
+    )
+    if not parts.ndim:
+        raise ValueError(
+            "a batch without tensors: expected the loss of each example, as its length is not known"
+        )
+    return len(parts)
 
 
-def _gradients(
-    total: Tensor, calls: Mapping[str, list[tuple[Tensor, Tensor]]]
-) -> dict[str, list[Tensor]]:
+def _gradients(total: Tensor, calls: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, list[Tensor]]:
     if not total.requires_grad:
-        raise ValueError("the loss has no gradient with respect to any module: expected no detach, no no_grad")
+        raise ValueError(
+            "the loss has no gradient with respect to any module: expected no detach, no no_grad"
+        )
     probes = [probe for used in calls.values() for _, probe in used]
     found = iter(torch.autograd.grad(total, probes, allow_unused=True, materialize_grads=True))
     return {name: [next(found) for _ in used] for name, used in calls.items()}
@@ -346,26 +296,26 @@ def _take(
     used: list[tuple[Tensor, Tensor]],
     gradients: list[Tensor] | None,
     keep: Tensor | None,
-    losses: Tensor,
-    take: int,
-    sums: _Sums,
+    sizes: tuple[int, int],
+    sums: Sums,
 ) -> None:
-    """Add the first examples of a batch, all calls of the module side by side as tokens."""
-    if not used:
-        return
-    size = len(losses)
+    """Add the first so many of a batch of examples, all calls of the module side by side as tokens."""
+    size, take = sizes
     if wrong := [tuple(x.shape) for x, _ in used if x.ndim < 2 or len(x) != size]:
         raise AdapterError(
             f"{shown(name)}: an input is {wrong[0]} in a batch of {size} examples: expected examples as the first "
             "axis; leave it out of modules"
         )
-    x = torch.cat([x.reshape(size, -1, x.shape[-1]) for x, _ in used], dim=1)[:take]
-    if gradients is not None:
-        gradient = torch.cat([g.reshape(size, -1, g.shape[-1]) for g in gradients], dim=1)[:take]
+    inputs = _as_tokens([x for x, _ in used])[:take]
     counted = None
     if keep is not None and all(one.shape[:-1] == keep.shape for one, _ in used):
-        counted = torch.cat([keep] * len(used), dim=1)[:take].to(x.device)
-    sums.add(x, gradient if gradients is not None else None, counted, losses[:take].sum())
+        counted = torch.cat([keep] * len(used), dim=1)[:take].to(inputs.device)
+    sums.add(inputs, None if gradients is None else _as_tokens(gradients)[:take], counted)
+
+
+def _as_tokens(calls: Sequence[Tensor]) -> Tensor:
+    """Tensors (b, ..., n) as one of shape (b, s, n)."""
+    return torch.cat([one.reshape(len(one), -1, one.shape[-1]) for one in calls], dim=1)
 
 
 def _check_same(folder: Path, request: Request, results: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -379,6 +329,6 @@ def _check_same(folder: Path, request: Request, results: Mapping[str, Mapping[st
     if not bool(same) or before["examples"] != now["examples"]:
         raise AdapterError(
             f"{folder}: the finished modules saw {int(before['examples'])} examples with a mean loss of "
-            f"{float(before['loss']):.6g}, these {int(now['examples'])} with {float(now['loss']):.6g}: expected the "
-            "same model and data: choose another folder"
+            f"{float(before['loss']):.6g}, these {int(now['examples'])} with {float(now['loss']):.6g}: expected "
+            "the same model and data: choose another folder"
         )

@@ -167,7 +167,7 @@ def read_request(folder: Path) -> Request | None:
         return _parsed(content)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise AdapterError(
-            f"{path}: is not understood ({error!r}); expected version {VERSION}, as collect_statistics writes it"
+            f"{path}: is not understood ({error!r}); expected version {VERSION}, as collect_statistics writes"
         ) from error
 
 
@@ -203,8 +203,8 @@ def file_name(module: str) -> str:
     """
     if not module.isprintable() or "/" in module or "\\" in module or not 0 < len(module.encode()) <= 200:
         raise AdapterError(
-            f"the module {shown(module)} has a name that cannot be that of a file; expected a printable one of at "
-            "most 200 bytes without slashes: leave it out"
+            f"the module {shown(module)} has a name that cannot be that of a file; expected a printable one of "
+            "at most 200 bytes without slashes: leave it out"
         )
     return f"{module}.safetensors"
 

@@ -1,7 +1,7 @@
 """Local-model substitution: what a merge of θ and θ − ηv does as η goes to zero.
 
-A smooth merge M with M(θ, θ) = θ recovers preconditioned gradient descent, M(θ, θ − ηv) = θ − η J v + O(η²), with
-the Jacobian J = ∂₂M(θ, θ) as preconditioner (lemma 1 of "Merging and the geometry of optimization").
+A smooth merge M with M(θ, θ) = θ recovers preconditioned gradient descent, M(θ, θ − ηv) = θ − η J v + O(η²),
+with the Jacobian J = ∂₂M(θ, θ) as preconditioner (lemma 1 of "Merging and the geometry of optimization").
 """
 
 from __future__ import annotations

@@ -108,9 +108,8 @@ ROWS: tuple[Method, ...] = (
         domain="half",
         mean=_KNOTS + "knots_dare_ties",
         parameters=("rank", "scale", "density", "merge_func", "seed"),
-        defaults={"density": 0.2, "merge_func": "mean"},
+        defaults={"density": 1.0, "merge_func": "mean"},
         normalised=False,
-        idempotent=False,
     ),
     Method(
         name="core_ties",
@@ -130,8 +129,7 @@ ROWS: tuple[Method, ...] = (
         domain="span",
         mean=_CORE + "core_dare_ties",
         parameters=("rank", "scale", "density", "merge_func", "seed"),
-        defaults={"density": 0.2, "merge_func": "mean"},
+        defaults={"density": 1.0, "merge_func": "mean"},
         normalised=False,
-        idempotent=False,
     ),
 )

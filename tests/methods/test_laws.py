@@ -1,0 +1,131 @@
+"""Laws of every row of the table: each holds where the row claims it, and fails where the row denies it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from riemerge.methods import METHODS, Method
+from tests.helpers import Factors, adapter_family, random_gauge, random_orthonormal, seeded
+from tests.methods.stacks import SHAPE, merged
+
+EVERY = pytest.mark.parametrize("name", list(METHODS))
+WEIGHTS = (0.5, 0.3, 0.2)
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def count(method: Method) -> int:
+    return 3 if method.models[1] is None else method.models[1]
+
+
+def shares(method: Method) -> list[float]:
+    """Weights that sum to 1; equal ones for a sequence, which takes no others."""
+    number = count(method)
+    if method.ordered:
+        return [1.0] * number
+    kept = WEIGHTS[:number]
+    return [weight / sum(kept) for weight in kept]
+
+
+def adapters(method: Method, family: str = "independent", seed: int = 7) -> list[Factors]:
+    return adapter_family(family, count(method), *SHAPE, 3, seed)
+
+
+def family_of(method: Method) -> str:
+    # The mean of independent adapters is hardly determined: there round-off moves it far.
+    return "close" if method.domain is None else "independent"
+
+
+@EVERY
+def test_copies_merge_to_the_one(name: str) -> None:
+    method = METHODS[name]
+    (one, *_) = adapters(method)
+    number = count(method)
+    # A sequence has no weights to sum to one, and divides by their number itself.
+    weights = [1.0] * number if method.ordered else shares(method)
+    found = merged(name, [one] * number, weights, data=[3] * number)
+    moved = relative(found, one[0] @ one[1])
+    if method.idempotent:
+        assert moved <= 1e-9  # MaTS stops at a tolerance of 1e-10
+    else:
+        assert moved >= 1e-3
+
+
+@EVERY
+def test_the_order_does_not_matter(name: str) -> None:
+    method = METHODS[name]
+    given, weights = adapters(method, family_of(method)), shares(method)
+    turned = [1, 0] if len(given) == 2 else [2, 0, 1]
+    data = [10 * i for i in range(len(given))]
+    # What makes a place count, where a default leaves all alike.
+    said = {"t": 0.3} if "t" in method.parameters else {"last": 2} if name == "lawa" else {}
+    first = merged(name, given, weights, data, **said)
+    turn = [[of[i] for i in turned] for of in (given, weights, data)]
+    other = merged(name, *turn, **said)
+    if method.ordered and name != "swa":
+        assert relative(other, first) >= 1e-3
+    else:
+        assert relative(other, first) <= 1e-8
+
+
+@EVERY
+def test_weight_zero_is_absence(name: str) -> None:
+    method = METHODS[name]
+    if method.models[1] is not None or method.ordered:
+        pytest.skip("its number of models is fixed, or it takes no weights")
+    given = adapters(method, family_of(method))
+    with_it = merged(name, given, [1.0, 0.0, 2.0])
+    without = merged(name, [given[0], given[2]], [1.0, 2.0], data=[0, 20])
+    assert torch.equal(with_it, without)
+
+
+@EVERY
+def test_the_gauge_does_not_matter(name: str) -> None:
+    method = METHODS[name]
+    given, weights = adapters(method, family_of(method)), shares(method)
+    generator = seeded(5)
+    turned = [
+        (b @ gauge, torch.linalg.solve(gauge, a))
+        for b, a in given
+        for gauge in [random_gauge(3, 1e3, generator)]
+    ]
+    moved = relative(merged(name, turned, weights), merged(name, given, weights))
+    # A gauge of condition 1e3 in float64; entries that meet a threshold to round-off are not among these.
+    assert moved <= 1e-8
+    assert method.gauge_invariant
+
+
+@EVERY
+def test_orthogonal_maps_move_the_mean_with_the_updates(name: str) -> None:
+    method = METHODS[name]
+    if method.domain == "entries" or method.statistics and method.domain != "half":
+        pytest.skip("sees entries, which no orthogonal map keeps")
+    given, weights = adapters(method, family_of(method)), shares(method)
+    generator = seeded(11)
+    left = random_orthonormal(SHAPE[0], SHAPE[0], generator)
+    right = random_orthonormal(SHAPE[1], SHAPE[1], generator)
+    if method.domain == "half":
+        right = torch.eye(SHAPE[1], dtype=torch.float64)
+    mapped = [(left @ b, a @ right.mT) for b, a in given]
+    expected = left @ merged(name, given, weights) @ right.mT
+    assert relative(merged(name, mapped, weights), expected) <= 1e-7
+
+
+@EVERY
+def test_rank_cuts_to_the_nearest(name: str) -> None:
+    method = METHODS[name]
+    if method.domain is None:
+        pytest.skip("its mean has the rank of its inputs")
+    given, weights = adapters(method), shares(method)
+    whole = merged(name, given, weights)
+    cut = merged(name, given, weights, rank=2)
+    assert torch.linalg.matrix_rank(cut, rtol=1e-9) <= 2
+    # By its distance: a flat spectrum has many nearest matrices.
+    least = torch.linalg.svdvals(whole)[2:].norm()
+    assert float((cut - whole).norm()) == pytest.approx(float(least), rel=1e-8, abs=1e-8 * float(whole.norm()))
+    usual = merged(name, given, weights, rank=None)
+    assert torch.linalg.matrix_rank(usual, rtol=1e-9) <= 3 or name == "cat"
