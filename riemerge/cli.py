@@ -125,6 +125,7 @@ def merge(
     threads: int | None,
     as_json: bool,
     quiet: bool,
+    statistics: tuple[str, ...],
     **asked: Any,
 ) -> None:
     """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
@@ -140,7 +141,7 @@ def merge(
         for name, value in asked.items()
         if value is not None
     }
-    recipe = read_recipe(sources, {"merge_method": given.pop("method", None), **given})
+    recipe = read_recipe(sources, {"merge_method": given.pop("method", None), **given}, statistics)
     _merge_into(recipe, Path(output), device, threads, as_json, quiet)
 
 

@@ -10,7 +10,11 @@ from riemerge.errors import RecipeError, ResourceError
 
 
 def find_threads(asked: int | None, where: torch.device) -> int:
-    """How many threads to use: a GPU is kept busy by one."""
+    """Return how many threads to use: as many as asked for, or as the process may; one keeps a GPU busy.
+
+    Raises:
+        RecipeError: Fewer than one were asked for.
+    """
     if asked is not None and asked < 1:
         raise RecipeError(f"threads: {asked}: expected at least 1")
     if where.type != "cpu":
@@ -22,6 +26,12 @@ def find_threads(asked: int | None, where: torch.device) -> int:
 
 
 def find_device(name: str) -> torch.device:
+    """Return the device of a name: `cpu`, `cuda`, `cuda:N`, or `auto` for cuda where there is one.
+
+    Raises:
+        RecipeError: No such name.
+        ResourceError: The device is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

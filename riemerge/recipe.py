@@ -104,7 +104,9 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
 _TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type")
 
 
-def read_recipe(sources: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    sources: Sequence[str], overrides: Mapping[str, Any] | None = None, statistics: Sequence[str] = ()
+) -> Recipe:
     """Read what to merge: one YAML file, or folders with weights such as `a:0.5 b:0.5`.
 
     Law: an override wins over the file, also over what the file says of one model; everything else is as in
@@ -123,12 +125,19 @@ def read_recipe(sources: Sequence[str], overrides: Mapping[str, Any] | None = No
     recipes = [source for source in sources if Path(source).suffix.lower() in {".yaml", ".yml"}]
     if recipes and len(sources) > 1:
         raise RecipeError(f"{recipes[0]}: a recipe stands alone: it names its models itself")
+    if statistics and (recipes or len(statistics) != len(sources)):
+        expected = "named in the recipe itself" if recipes else f"one for each of {len(sources)} models"
+        raise RecipeError(f"--statistics: {len(statistics)} folders: expected them {expected}")
     if recipes:
         path = Path(recipes[0])
         raw, where = _read_file(path), path.name
     else:
         specs = [parse_spec(source) for source in sources]
         models = [{"model": folder, "parameters": {"weight": weight}} for folder, weight in specs]
+        models = [
+            {**model, "statistics": folder}
+            for model, folder in zip(models, statistics or [None] * len(models), strict=True)
+        ]
         raw, where = {"merge_method": DEFAULT_METHOD, "models": models}, ""
     if isinstance(raw, dict):
         raw |= top

@@ -8,7 +8,6 @@ from typing import Any, final
 
 import torch
 
-from riemerge.errors import RecipeError
 from riemerge.inputs import Input
 from riemerge.methods import Method, Stack
 from riemerge.recipe import Recipe
@@ -62,11 +61,8 @@ def weights_of(
     def weights(module: str) -> tuple[float, ...]:
         every = resolver.weights(module)
         given = [every[place] for place in places]
-        total = math.fsum(given) if method.normalised else 1.0
-        # Below zero only where a method divides weights of any sign.
-        if total == 0.0 and any(given):
-            raise RecipeError(f"models: the weights of {module} sum to 0 and cannot be divided by their sum")
-        return tuple(weight / total if total else 0.0 for weight in given)
+        total = math.fsum(given) if method.normalised else 1.0  # not 0: the resolver has seen to that
+        return tuple(weight / total for weight in given)
 
     return weights
 

@@ -133,7 +133,7 @@ def no_device(folders: list[Path], _: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("kind", "code", "arrange", "says"),
     [
-        ("RecipeError", 3, below_zero, ["weight -1 of"]),
+        ("RecipeError", 3, below_zero, ["weight: -1 of"]),
         (
             "AdapterError",
             4,

@@ -70,6 +70,11 @@ def test_any_rank_will_do(rank: int) -> None:
 
 
 @pytest.mark.oracle
+def test_no_copy_of_a_singular_value_is_missed() -> None:
+    assert_nearest(with_spectrum(SPECTRA["many equal ones"], 620, 610), 30)
+
+
+@pytest.mark.oracle
 def test_a_random_matrix_has_no_gap_and_is_no_harder() -> None:
     draw = torch.Generator().manual_seed(3)
     assert_nearest(torch.randn(600, 450, generator=draw, dtype=torch.float64), 8)
@@ -98,6 +103,23 @@ def test_which_way_is_taken() -> None:
     assert lowrank._krylov(decaying, 40) is None
     assert lowrank._krylov(decaying[:300], 8) is None
     assert lowrank._krylov(flat_edge, 8) is None
+
+
+@pytest.mark.parametrize("spectrum", ["halves", "harmonic", "linear"])
+def test_the_space_keeps_its_law(spectrum: str) -> None:
+    """Orthonormal to round-off, also when the Krylov space is long exhausted; both images are as stated."""
+    matrix = with_spectrum(SPECTRA[spectrum], 120, 140)
+    space = lowrank._Space(matrix, 8, 100)
+    while space.grow():
+        k = space.dimension
+        u, v, core = space._left[:, :k], space._right[:, :k], space._core[:k, :k]
+        for basis in (u, v):
+            assert float((basis.mT @ basis - torch.eye(k)).abs().max()) < 1e-13
+        remainder = torch.zeros(k, 140, dtype=torch.float64)
+        remainder[-8:] = (space._next @ space._remainder).mT
+        torch.testing.assert_close(matrix @ v, u @ core, rtol=0, atol=1e-13)
+        torch.testing.assert_close(u.mT @ matrix, core @ v.mT + remainder, rtol=0, atol=1e-13)
+    assert space.dimension == 96
 
 
 @pytest.mark.parametrize("spectrum", ["halves", "squares"])

@@ -208,7 +208,7 @@ def test_every_duplicate_key_is_reported() -> None:
             recipe(out_type="lora"),
             "out_type: 'lora' is not known: expected 'adapter', 'delta' or 'checkpoint'",
         ),
-        (recipe(merge_method="karchr"), "merge_method: unknown method 'karchr': known: geomerge"),
+        (recipe(merge_method="zzz"), "merge_method: unknown method 'zzz': known: geomerge"),
         (recipe(merge_method="geomerg"), "did you mean 'geomerge'?"),
         ({"models": [{"model": "a"}]}, "merge_method: missing"),
         ({"merge_method": "average"}, "models: missing"),
@@ -298,7 +298,8 @@ def test_all_problems_come_at_once() -> None:
 
 def test_a_sum_takes_weights_below_zero_and_a_mean_none() -> None:
     for name, method in METHODS.items():
-        raw = recipe(merge_method=name, models=weighted(1, -0.25))
+        models = [one | ({"statistics": "s"} if method.statistics else {}) for one in weighted(1, -0.25)]
+        raw = recipe(merge_method=name, models=models)
         if method.negative_weights:
             assert make_recipe(raw).weights == (1.0, -0.25)
         else:
@@ -478,7 +479,8 @@ def test_paths_in_a_file_are_relative_to_it_and_an_override_wins_over_every_leve
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "merge_method: trial\nbase_model: base\nbase_statistics: /b.stats\nparameters: {density: 0.5, scale: 2}\n"
+        "merge_method: trial\nbase_model: base\nbase_statistics: /b.stats\n"
+        "parameters: {density: 0.5, scale: 2}\n"
         "models:\n- {model: a, statistics: a.stats, parameters: {density: [0.1, 0.2], weight: 3}}\n"
         "- {model: b, statistics: b.stats}\n"
     )
@@ -565,7 +567,13 @@ def test_words_make_the_same_recipe_as_a_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD)
     options = {"rank": 8, "tol": 1e-3, "dtype": "float32", "out_dtype": "bfloat16"}
-    assert read_recipe([f"{tmp_path}/law:0.5", f"{tmp_path}/../med"], options) == read_recipe([str(path)])
+    words, file = (
+        read_recipe([f"{tmp_path}/law:0.5", f"{tmp_path}/../med"], options),
+        read_recipe([str(path)]),
+    )
+    assert words.weights == file.weights
+    assert [entry.model for entry in words.models] == [entry.model for entry in file.models]
+    assert words.model_dump(exclude={"models"}) == file.model_dump(exclude={"models"})
 
 
 def test_a_weight_that_is_no_finite_number_is_refused() -> None:

@@ -74,7 +74,7 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, count: i
             "mix",
             "geomerge",
             "Do these adapters determine their mean? No",
-            "--method average --rank 2",
+            "--method average --rank sum",
         ),
         ("lora_like", "geomerge", "Do these adapters determine their mean? No", "where the start of A is"),
         (
@@ -83,9 +83,9 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, count: i
             "Do these adapters determine their mean? No",
             "farther from each input than the average",
         ),
-        ("independent", "average", "Do these adapters determine their mean? No", "exact and unique"),
+        ("independent", "average", "Do these adapters determine their mean? No", "has one answer"),
         ("close", "average", "Do these adapters determine their mean? Yes.", "--method geomerge"),
-        ("shared_subspace", "average", "Do these adapters determine their mean? No", "exact and unique"),
+        ("shared_subspace", "average", "Do these adapters determine their mean? No", "has one answer"),
     ],
 )
 def test_the_verdict_follows_the_overlap(
@@ -262,10 +262,10 @@ def test_adapters_of_different_rank_have_an_overlap_but_no_distance(tmp_path: Pa
 
 
 def test_the_table_of_methods_shows_every_row() -> None:
-    text = render(methods_report())
+    text = " ".join(render(methods_report()).split())  # lines are wrapped
     for row in METHODS.values():
         assert row.name in text
-        assert row.source in text
+        assert " ".join(row.source.split()) in text
 
 
 @pytest.mark.parametrize(

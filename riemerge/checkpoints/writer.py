@@ -89,7 +89,7 @@ class DenseWriter:
                 with writing(self._target):
                     self._finish(stage)
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            pass
 
     def add(self, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None) -> float:
         """Round a tensor to the dtype that is stored, and write it when its shard is full.
@@ -159,7 +159,12 @@ class DenseWriter:
             return
         path = stage / _staged(len(self._shards))
         with writing(self._target):
+            path.touch()
+            mode = (
+                path.stat().st_mode
+            )  # as the user's umask has it: safetensors makes files for one's own eyes
             save_file(self._pending, path, metadata={"format": "pt"})
+            path.chmod(mode)
             sync(path)
         self._shards.append(tuple(self._pending))
         self._pending, self._pending_bytes = {}, 0

@@ -87,7 +87,10 @@ def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
         return weights * _inverse(norms) * ((weights @ norms) / square.sqrt())
     if len(weights) == 2 or not norms.any():
         return weights
-    raise _cancelled(square)
+    raise NumericalError(
+        f"the weighted directions of the updates cancel (their sum has squared length {float(square):.1e}): "
+        "their mean has no direction; change the weights, or use average"
+    )
 
 
 def karcher(gram: Tensor, at: Setting, /) -> Answer:
@@ -99,7 +102,7 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     models lose no digit. *Cost*: O(T²) for each of at most `max_passes` (1000) passes, on the CPU.
 
     Raises:
-        NumericalError: Directions that cancel, an antipodal pair, or a mean that may not be unique.
+        NumericalError: The directions are not in one half: opposite ones, or ones that cancel.
 
     Source: Karcher 1977; uniqueness Afsari 2011; unit steps Afsari, Tron and Vidal 2013.
     """
@@ -107,16 +110,16 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     present = norms > 0.0
     if not present.any():
         return Answer(at.weights.to(gram), "CONVERGED")
+    if not _in_one_half(cosines[present][:, present]):
+        raise NumericalError(
+            "the updates point into more than half of all directions, where their mean on the sphere may not "
+            "be unique; merge fewer or closer updates, or use average"
+        )
     shares = at.weights * present
     budget = int(at.values.get("max_passes", 1000))
     point, gradient, passes = _sphere_mean(
         cosines, shares / shares.sum(), float(at.values.get("tol", 1e-12)), budget
     )
-    if not _in_one_half(cosines[present][:, present]):
-        raise NumericalError(
-            "the updates point into more than half of all directions, where their mean on the sphere may not be "
-            "unique; merge fewer or closer updates, or use average"
-        )
     value = (point * _inverse(norms) * (at.weights @ norms)).to(gram)
     if passes <= budget:
         return Answer(value, "CONVERGED", passes=passes)
@@ -215,17 +218,12 @@ def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tu
     coefficients, p − κ a, vanish at the mean together with it, and the sum of their magnitudes bounds it
     without any difference of nearly equal vectors. The Hessian is at most 1, so a step of length 1 never
     raises the cost, and it is at least κ, so the rate is 1 − κ. As κ <= 1 no coefficient goes below zero: all
-    iterates lie in the cone of the directions.
+    iterates lie in the cone of the directions, which in one half of the sphere cannot cancel.
     """
     point = _unit(shares, cosines)
     bound = 0.0
     for passes in range(budget + 1):
         dots = (cosines @ point).clamp(-1.0, 1.0)
-        if bool((dots[shares > 0.0] < _ROUND_OFF - 1.0).any()):
-            raise NumericalError(
-                "an update points against the mean of all (cosine -1 to round-off), and the sphere has no "
-                "shortest arc between opposite points; leave one out, or use average"
-            )
         angles = dots.acos()
         pull = shares * torch.where(angles > 0.0, angles / angles.sin(), 1.0)
         gradient = pull - (pull @ dots) * point
@@ -237,10 +235,7 @@ def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tu
 
 
 def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
-    square = coefficients @ (cosines @ coefficients)
-    if square <= _ROUND_OFF:
-        raise _cancelled(square)
-    return coefficients / square.sqrt()
+    return coefficients / (coefficients @ (cosines @ coefficients)).sqrt()
 
 
 def _in_one_half(cosines: Tensor) -> bool:
@@ -254,17 +249,10 @@ def _in_one_half(cosines: Tensor) -> bool:
     for _ in range(1000):
         dots = cosines @ middle
         worst = dots.argmin()
-        if dots[worst] > 0.0:
+        if dots[worst] > _ROUND_OFF * middle.sum():
             return True
         middle[worst] += 1.0
     return False
-
-
-def _cancelled(square: Tensor) -> NumericalError:
-    return NumericalError(
-        f"the weighted directions of the updates cancel (their sum has squared length {float(square):.1e}): "
-        "their mean has no direction; change the weights, or use average"
-    )
 
 
 def _run(at: Setting, row: str) -> int:

@@ -158,8 +158,8 @@ class _Module(ABC):
         """The updates in the domain of the row."""
 
     @abstractmethod
-    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
-        """Give an answer its factors, cut to a rank if there is one."""
+    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+        """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
     @property
     def seen(self) -> tuple[Tensor, Setting]:
@@ -174,13 +174,7 @@ class _Module(ABC):
         largest = max(update.rank for update in self.tall)
         rank = largest if options.rank is None else options.rank if options.rank != "sum" else None
         evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
-        if options.dense:
-            return self._whole(found.value, evidence)
-        return self._returned(found.value, rank, evidence)
-
-    def _whole(self, value: Tensor, evidence: Evidence) -> Merged:
-        """Give an answer its factors if it has any; else as it is."""
-        return self._returned(value, None, evidence)
+        return self._returned(found.value, None if options.dense else rank, options.dense, evidence)
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
         small, evidence = _cut(total, rank, evidence)
@@ -200,7 +194,7 @@ class _Gram(_Module):
         rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
         return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
 
-    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         return self._in_span(sum_updates(self.small, value.tolist()), rank, evidence)
 
 
@@ -212,7 +206,7 @@ class _Span(_Module):
     def x(self) -> Tensor:
         return torch.stack([update.dense() for update in self.small])
 
-    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         return self._in_span(factored(value), rank, evidence)
 
 
@@ -233,7 +227,7 @@ class _Half(_Module):
             for small in [self.span.updates[place[id(update)]]]
         ]
 
-    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         half, evidence = _cut(factored(value), rank, evidence)
         small, *inputs = JointSpan([half, *self._halves(self.read)]).updates
         return Merged(self.span.lift_left(half), evidence, tuple(inputs), small)
@@ -247,20 +241,19 @@ class _Entries(_Module):
     def x(self) -> Tensor:
         return torch.stack([update.dense() for update in self.tall])
 
-    def _returned(self, value: Tensor, rank: int | None, evidence: Evidence) -> Merged:
+    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+        if dense:
+            inner = (
+                update.scale * float(((value.mT @ update.B.to(value)) * update.A.mT.to(value)).sum())
+                for update in self.read
+            )
+            norm = float(torch.linalg.vector_norm(value))
+            return Merged(value, evidence, self.span.updates, None, (*inner, norm))
         update, kept = nearest(value, rank or min(value.shape))
         update = update.to(self.read[0].dtype)
         small, *inputs = JointSpan([update, *self.read]).updates
         cut = None if rank is None else kept
         return Merged(update, replace(evidence, energy_kept=cut), tuple(inputs), small)
-
-    def _whole(self, value: Tensor, evidence: Evidence) -> Merged:
-        inner = (
-            update.scale * float(((value.mT @ update.B.to(value)) * update.A.mT.to(value)).sum())
-            for update in self.read
-        )
-        norm = float(torch.linalg.vector_norm(value))
-        return Merged(value, evidence, self.span.updates, None, (*inner, norm))
 
 
 _DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}

@@ -19,7 +19,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.methods.setting import Answer, Setting
 
-_BLOCK = 2**18  # entries solved at once: bounds the memory, changes no bit
+_BLOCK = 2**18  # entries solved at once: bounds the memory
 
 
 def fisher_rao(x: Tensor, at: Setting) -> Answer:

@@ -80,13 +80,15 @@ def kth_largest(
     return torch.tensor(prefixes, dtype=torch.int64).view(torch.float64), tuple(left)
 
 
-def _histograms(stream: Callable[[], Iterator[Tensor]], prefixes: Sequence[int], shift: int) -> list[Tensor]:
-    """Counts of the digit at `shift` among each model's magnitudes whose higher digits are its prefix."""
+def _histograms(stream: Callable[[], Iterator[Tensor]], prefixes: Sequence[int], shift: int) -> Tensor:
+    """Counts (T, 2²¹) of the digit at `shift` among the magnitudes whose higher digits are the prefix."""
     size = 1 << DIGIT
-    totals = [torch.zeros(size, dtype=torch.int64) for _ in prefixes]
+    totals = torch.zeros(len(prefixes), size + 2, dtype=torch.int64)
     for x in stream():
+        totals = totals.to(x.device)
         for one, prefix, total in zip(x, prefixes, totals, strict=True):
             digits = (one.abs().flatten().view(torch.int64) >> shift) - (prefix << DIGIT)
-            digits = digits[(digits >= 0) & (digits < size)]
-            total.add_(digits.bincount(minlength=size).cpu())
-    return totals
+            # What has another prefix is counted below and above the digits, and forgotten.
+            bins = digits.clamp_(-1, size).add_(1)
+            total.scatter_add_(0, bins, bins.new_ones(()).expand_as(bins))
+    return totals[:, 1:-1]

@@ -270,25 +270,26 @@ def _losses(value: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
 
 def _length(batch: Any) -> int:
     """The number of examples of a batch: the first axis of its first tensor."""
-    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
-    first = (
-        parts if isinstance(parts, Tensor) else next((one for one in parts if isinstance(one, Tensor)), None)
-    )
-    if not parts.ndim:
-        raise ValueError(
-            "a batch without tensors: expected the loss of each example, as its length is not known"
-        )
-    return len(parts)
+    parts = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
+    first = next((one for one in parts if isinstance(one, Tensor) and one.ndim), None)
+    if first is None:
+        raise ValueError("a batch without tensors: expected the loss of each example, not their mean")
+    return len(first)
 
 
 def _gradients(total: Tensor, calls: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, list[Tensor]]:
-    if not total.requires_grad:
-        raise ValueError(
-            "the loss has no gradient with respect to any module: expected no detach, no no_grad"
-        )
+    """The gradients of each module's outputs, call by call; nothing where the loss does not depend on it."""
     probes = [probe for used in calls.values() for _, probe in used]
-    found = iter(torch.autograd.grad(total, probes, allow_unused=True, materialize_grads=True))
-    return {name: [next(found) for _ in used] for name, used in calls.items()}
+    found: Sequence[Tensor | None] = [None] * len(probes)
+    if total.requires_grad and probes:
+        found = torch.autograd.grad(total, probes, allow_unused=True)
+    reached = iter(found)
+    gradients = {name: [(next(reached), probe) for _, probe in used] for name, used in calls.items()}
+    return {
+        name: [torch.zeros_like(probe) if one is None else one for one, probe in pairs]
+        for name, pairs in gradients.items()
+        if any(one is not None for one, _ in pairs)
+    }
 
 
 def _take(
@@ -303,8 +304,8 @@ def _take(
     size, take = sizes
     if wrong := [tuple(x.shape) for x, _ in used if x.ndim < 2 or len(x) != size]:
         raise AdapterError(
-            f"{shown(name)}: an input is {wrong[0]} in a batch of {size} examples: expected examples as the first "
-            "axis; leave it out of modules"
+            f"{shown(name)}: an input is {wrong[0]} in a batch of {size} examples: expected examples as the "
+            "first axis; leave it out of modules"
         )
     inputs = _as_tokens([x for x, _ in used])[:take]
     counted = None
@@ -329,6 +330,6 @@ def _check_same(folder: Path, request: Request, results: Mapping[str, Mapping[st
     if not bool(same) or before["examples"] != now["examples"]:
         raise AdapterError(
             f"{folder}: the finished modules saw {int(before['examples'])} examples with a mean loss of "
-            f"{float(before['loss']):.6g}, these {int(now['examples'])} with {float(now['loss']):.6g}: expected "
-            "the same model and data: choose another folder"
+            f"{float(before['loss']):.6g}, these {int(now['examples'])} with {float(now['loss']):.6g}: "
+            "expected the same model and data: choose another folder"
         )

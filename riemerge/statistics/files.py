@@ -94,8 +94,8 @@ class Statistics:
                 f"{listed(missing)}; expected all of them: collect them, or leave these modules out"
             )
         found += [
-            f"{self.path}: {shown(module)}: the statistics are of a weight {self.request.modules[module]} but "
-            f"the update is {tuple(shape)}: they must agree; were they collected on another model?"
+            f"{self.path}: {shown(module)}: the statistics are of a weight {self.request.modules[module]} "
+            f"but the update is {tuple(shape)}: they must agree; were they collected on another model?"
             for module, shape in sorted(shapes.items())
             if module in self.request.modules and tuple(shape) != self.request.modules[module]
         ]
@@ -174,7 +174,8 @@ def read_request(folder: Path) -> Request | None:
 def write_module(folder: Path, module: str, tensors: Mapping[str, Tensor]) -> None:
     """Write one module's file, whole or not at all."""
     stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / file_name(module), save(stored, metadata={"format": "pt", "module": module}))
+    # One entry alone: safetensors writes several in an order that changes from file to file.
+    write_atomically(folder / file_name(module), save(stored, metadata={"format": "pt"}))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -203,8 +204,8 @@ def file_name(module: str) -> str:
     """
     if not module.isprintable() or "/" in module or "\\" in module or not 0 < len(module.encode()) <= 200:
         raise AdapterError(
-            f"the module {shown(module)} has a name that cannot be that of a file; expected a printable one of "
-            "at most 200 bytes without slashes: leave it out"
+            f"the module {shown(module)} has a name that cannot be that of a file; expected a printable one "
+            "of at most 200 bytes without slashes: leave it out"
         )
     return f"{module}.safetensors"
 

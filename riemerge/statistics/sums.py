@@ -27,6 +27,7 @@ class Sums:
         sizes = {"fisher": (m, n), "gram": (n, n), "covariance": (m, m)}
         self._sums = {kind: torch.zeros(sizes[kind], dtype=dtype) for kind in kinds}
         self._tokens, self._examples, self._loss = 0, 0, torch.zeros((), dtype=torch.float64)
+        self._reached = not self.need_gradients
 
     @property
     def need_gradients(self) -> bool:
@@ -39,7 +40,7 @@ class Sums:
         self._loss += losses.sum().to(self._loss)
 
     def add(self, x: Tensor, gradient: Tensor | None, keep: Tensor | None) -> None:
-        """Take in k examples: inputs (k, s, n), output gradients (k, s, m), and which tokens count, (k, s)."""
+        """Take in k examples: inputs (k, s, n), output gradients (k, s, m), which tokens count (k, s)."""
         self._sums = {kind: one.to(x.device) for kind, one in self._sums.items()}
         dtype = next(iter(self._sums.values())).dtype
         x = x.to(dtype)
@@ -48,7 +49,7 @@ class Sums:
             self._sums["gram"] += _outer(x, keep)
         if gradient is None:
             return
-        gradient = gradient.to(dtype)
+        gradient, self._reached = gradient.to(dtype), True
         if "covariance" in self._sums:
             self._sums["covariance"] += _outer(gradient, keep)
         if "fisher" in self._sums:
@@ -59,18 +60,25 @@ class Sums:
         """Return the statistics as they are stored.
 
         Raises:
-            AdapterError: The module was never used, or a sum is not finite.
+            AdapterError: The module was never used, or never mattered, or a sum is not finite.
         """
         if not self._tokens:
-            raise AdapterError(f"{shown(module)}: no example uses this module: expected inputs; leave it out")
+            raise AdapterError(
+                f"{shown(module)}: no example uses it: expected inputs; leave it out of modules"
+            )
+        if not self._reached:
+            raise AdapterError(
+                f"{shown(module)}: the loss does not depend on it: expected gradients; leave it out of "
+                "modules, ask for gram alone, or see that the loss is not detached"
+            )
         tensors = {**self._sums, "loss": self._loss / self._examples}
         if "fisher" in tensors:
             tensors["fisher"] = tensors["fisher"] / self._examples
         for kind, one in tensors.items():
             if not bool(torch.isfinite(one).all()):
                 raise AdapterError(
-                    f"{shown(module)}: {kind} holds NaN or Inf: expected finite inputs and gradients; run the "
-                    "model in a wider dtype, or look at its loss"
+                    f"{shown(module)}: {kind} holds NaN or Inf: expected finite inputs and gradients; run "
+                    "the model in a wider dtype, or look at its loss"
                 )
         return {**tensors, "tokens": torch.tensor(self._tokens), "examples": torch.tensor(self._examples)}
 

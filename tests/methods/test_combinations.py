@@ -84,7 +84,7 @@ def close(found: Tensor, expected: Tensor, factor: float = 100.0) -> bool:
     return float((found - expected).abs().max()) <= factor * EPS * max(float(expected.abs().max()), EPS)
 
 
-# --- laws of all rows -----------------------------------------------------------------------------------------
+# --- laws of all rows ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -151,7 +151,7 @@ def test_every_parameter_of_the_rows_is_known_and_every_name_once() -> None:
         assert set(row.defaults) <= set(row.parameters)
 
 
-# --- sums -----------------------------------------------------------------------------------------------------
+# --- sums ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["average", "task_arithmetic", "cat", "svd"])
@@ -187,7 +187,7 @@ def test_cat_and_svd_are_those_of_peft(kind: str) -> None:
     assert torch.allclose(ours, layer.get_delta_weight("out").detach().double(), rtol=0, atol=1e-6)
 
 
-# --- arcs -----------------------------------------------------------------------------------------------------
+# --- arcs ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.oracle
@@ -260,7 +260,7 @@ def test_rows_of_nuslerp_are_each_merged_alone_and_turn_with_their_models() -> N
     assert close(merged("nuslerp_rows", x @ turn, [0.3, 0.7]), found @ turn)
 
 
-# --- directions -----------------------------------------------------------------------------------------------
+# --- directions ---------------------------------------------------------------------------------------------
 
 
 def circle(angles: Tensor, norms: Tensor) -> Tensor:
@@ -312,15 +312,15 @@ def test_a_spherical_mean_that_may_not_be_unique_is_refused() -> None:
 @pytest.mark.parametrize("weights", [[0.5, 0.5], [0.8, 0.2]])
 def test_opposite_directions_have_no_spherical_mean(weights: list[float]) -> None:
     x = models((3, 4), 1, 12)[0]
-    with pytest.raises(NumericalError, match=r"cancel|against the mean"):
+    with pytest.raises(NumericalError, match="more than half of all directions"):
         merged("karcher", torch.stack([x, -2.0 * x]), weights)
 
 
 def test_directions_of_three_models_that_cancel_are_refused() -> None:
     thirds = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64) * math.pi / 3.0
     x = circle(thirds, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    for name in ("multislerp", "karcher"):
-        with pytest.raises(NumericalError, match="cancel"):
+    for name, reason in (("multislerp", "cancel"), ("karcher", "more than half of all directions")):
+        with pytest.raises(NumericalError, match=reason):
             merged(name, x, [1 / 3, 1 / 3, 1 / 3])
     two = torch.stack([x[0], -2.0 * x[0]])
     assert close(merged("multislerp", two, [0.5, 0.5]), -0.5 * x[0])  # as published: their average
@@ -353,13 +353,13 @@ def test_a_merge_in_directions_has_the_mean_norm() -> None:
         assert close(torch.linalg.vector_norm(merged(name, x, weights)), norm)
 
 
-# --- model stock ----------------------------------------------------------------------------------------------
+# --- model stock --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
 def test_model_stock_is_nearest_to_the_centre_of_evenly_spread_updates(count: int, spread: float) -> None:
-    # The paper's picture: updates around a centre, their differences from it orthogonal to it and to each other.
+    # The paper's picture: updates around a centre, their differences from it orthogonal to it and each other.
     frame = torch.linalg.qr(torch.randn(9, count + 1, generator=seeded(count), dtype=torch.float64))[0].T
     centre = 2.0 * frame[0]
     x = centre + spread * frame[1:]
@@ -383,7 +383,7 @@ def test_the_weights_of_model_stock_are_the_shares_of_its_mean() -> None:
     assert close(coefficients("model_stock", x, shares.tolist()), 3.0 * uniform * shares)
 
 
-# --- runs -----------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
 def averaged(x: Tensor, **how: Any) -> Tensor:
@@ -428,11 +428,11 @@ def test_weights_of_a_run_are_refused(name: str) -> None:
         merged(name, models((3, 5), 2, 20), [0.4, 0.6])
 
 
-# --- mergekit -------------------------------------------------------------------------------------------------
+# --- mergekit -----------------------------------------------------------------------------------------------
 
 ORACLE: Mapping[str, Tensor] = load_file(FROZEN)
 CASES = sorted({name.rsplit("/", 1)[0] for name in ORACLE if name.count("/") == 2})
-# What mergekit adds to norms before it divides (1e-8); and a Hessian of at least 0.1 below a gradient of 1e-12.
+# Mergekit adds 1e-8 to norms before it divides; a gradient of 1e-12 leaves 1e-11 where the Hessian is 0.1.
 TOLERANCES = {"multislerp": 1e-7, "karcher": 1e-11}
 EVEN = ("karcher", "model_stock")  # mergekit has no weights for these
 
@@ -483,7 +483,7 @@ def test_the_oracle_says_what_it_was() -> None:
         assert file.metadata()["oracle"].startswith("mergekit 0.1.")
 
 
-# --- local-model substitution ---------------------------------------------------------------------------------
+# --- local-model substitution -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4,)])

@@ -379,10 +379,10 @@ def test_pefts_merges_of_dense_updates_are_entrywise_rows_cut_to_a_rank(
 ) -> None:
     peft = pytest.importorskip("peft")
     merge_utils = pytest.importorskip("peft.utils.merge_utils")
-    weights, rank, names = [0.7, 1.2, -0.4], 2, ["a", "b", "c"]
+    weights, rank, names = [0.7, 1.2, -0.4], 2, ["first", "second", "third"]
     model = torch.nn.Sequential(torch.nn.Linear(9, 7, bias=False, dtype=torch.float64))
     configs = [peft.LoraConfig(r=r, lora_alpha=5, target_modules=["0"]) for r in (2, 3, 4)]
-    adapted = peft.get_peft_model(model, configs[0], adapter_name="a", autocast_adapter_dtype=False)
+    adapted = peft.get_peft_model(model, configs[0], adapter_name="first", autocast_adapter_dtype=False)
     for name, config in zip(names[1:], configs[1:], strict=True):
         adapted.add_adapter(name, config)
     layer = adapted.base_model.model[0]

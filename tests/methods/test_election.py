@@ -1,0 +1,472 @@
+"""The means of entries and the rows made of them: laws, PEFT live, mergekit and fusion-bench frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.methods.election import elect, vote, weighted_sum
+from tests.methods.edited import (
+    PARAMETERS,
+    ROW,
+    ROWS,
+    SHAPES,
+    find,
+    random_updates,
+    random_weights,
+    run,
+    run_all,
+    setting,
+)
+
+FROZEN = Path(__file__).parents[1] / "oracles" / "edited.safetensors"
+# As in tests/oracles/make_edited.py.
+WEIGHTS = {
+    "tall": (0.5, 0.3, 0.9),
+    "wide": (1.0, 1.0),
+    "tiny": (2.0, 0.5),
+    "bias": (0.1, 0.2, 0.3, 0.4),
+    "kernel": (1.0, 0.5, 0.25),
+}
+DENSITIES = {
+    "tall": (0.5, 0.3, 0.71),
+    "wide": (0.4, 0.4),
+    "tiny": (0.7, 0.5),
+    "bias": (0.2, 1.0, 0.5, 0.6),
+    "kernel": (0.3, 0.6, 0.45),
+}
+# What each row is asked at in the laws, beside its defaults.
+ASKED = {
+    "density": 0.6,
+    "epsilon": 0.1,
+    "gamma": 0.1,
+    "select_topk": 0.5,
+    "mask_threshold": 0.4,
+}
+RANDOM = [row.name for row in ROWS if "seed" in row.parameters]
+FIXED = [row.name for row in ROWS if "seed" not in row.parameters]
+
+
+def asked(name: str) -> dict[str, float]:
+    return {key: value for key, value in ASKED.items() if key in ROW[name].parameters}
+
+
+def close(one: Tensor, other: Tensor, eps: float = 2.0**-52) -> bool:
+    """Equal up to the rounding of a few operations on a few models, relative to the largest entry."""
+    return torch.allclose(one, other, rtol=0, atol=16 * eps * float(other.abs().max()))
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+
+def test_rows_name_what_exists() -> None:
+    known = {"rank", "scale", "seed", "density"} | {one.name for one in PARAMETERS}
+    for row in ROWS:
+        assert set(row.defaults) <= set(row.parameters) <= known
+        assert all(callable(find(path)) for path in (*row.edits, row.mean, *filter(None, [row.survey])))
+        # All but the common ones have a value when a recipe gives none.
+        assert set(row.parameters) - {"rank", "scale", "seed"} == set(row.defaults)
+    assert {one.name for one in PARAMETERS} <= {name for row in ROWS for name in row.parameters}
+
+
+# --- laws of every row --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_copies_merge_to_themselves_where_the_row_says_so(name: str) -> None:
+    x = random_updates((1, 6, 5)).expand(3, 6, 5)
+    merged = run(name, x, (0.2, 0.3, 0.5))
+    assert close(merged, x[0]) == ROW[name].idempotent
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FIXED)
+def test_order_and_unit_are_nothing(name: str, shape: tuple[int, ...]) -> None:
+    if shape[0] < ROW[name].models[0]:
+        pytest.skip("the row is of more models")
+    x, weights = random_updates(shape), random_weights(shape[0])
+    merged = run(name, x, weights, **asked(name))
+    assert merged.shape == shape[1:]
+    for turn in range(1, shape[0]):
+        assert close(run(name, x.roll(turn, 0), weights.roll(turn, 0), **asked(name)), merged)
+    # A power of two changes no bit of the mantissa, nor does it move anything across a threshold.
+    assert torch.equal(run(name, 2.0**-30 * x, weights, **asked(name)), 2.0**-30 * merged)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_rows_are_odd_at_random_updates(name: str) -> None:
+    """Only where votes cancel does plus win, which has probability zero for random numbers."""
+    x, weights = random_updates((3, 7, 5), zeros=0.0), random_weights(3)
+    assert torch.equal(run(name, -x, weights, **asked(name)), -run(name, x, weights, **asked(name)))
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_zero_updates_merge_to_zero(name: str) -> None:
+    x = torch.zeros(2, 4, 3, dtype=torch.float64)
+    assert not run(name, x, (0.5, 1.5), **asked(name)).any()
+
+
+@pytest.mark.parametrize(
+    "name", ["magnitude_prune", "ties", "breadcrumbs", "breadcrumbs_ties", "sce", "ties_original"]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weight_two_is_two_copies(name: str, shape: tuple[int, ...]) -> None:
+    x = random_updates(shape)
+    weights = torch.ones(len(x), dtype=torch.float64)
+    weights[0] = 2.0
+    twice = run(name, torch.cat([x[:1], x]), **asked(name))
+    assert close(run(name, x, weights, **asked(name)), twice)
+
+
+@pytest.mark.parametrize("name", ["ties", "della", "sce", "magmax"])
+def test_only_the_ratios_of_weights_count(name: str) -> None:
+    x, weights = random_updates((3, 7, 5)), random_weights(3)
+    assert torch.equal(run(name, x, 4.0 * weights, **asked(name)), run(name, x, weights, **asked(name)))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_rows_follow_their_seed(name: str) -> None:
+    x, weights = random_updates((3, 7, 5)), random_weights(3)
+    first = run(name, x, weights, seed=1, **asked(name))
+    assert torch.equal(first, run(name, x, weights, seed=1, **asked(name)))
+    assert not torch.equal(first, run(name, x, weights, seed=2, **asked(name)))
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_one_model_of_weight_one(name: str) -> None:
+    """What is left of a model alone is its edited self."""
+    if ROW[name].models[0] > 1:
+        pytest.skip("the row is of more models")
+    row, x = ROW[name], random_updates((1, 6, 5))
+    if row.survey:
+        return
+    edited = x
+    for edit in row.edits:
+        edited = find(edit)(edited, setting(x, **(dict(row.defaults) | asked(name))))
+    if name == "sce":  # one model differs nowhere
+        assert not run(name, x, **asked(name)).any()
+        edited = x
+        assert close(run(name, x), edited[0])
+        return
+    assert close(run(name, x, **asked(name)), edited[0])
+
+
+@pytest.mark.parametrize("name", [row.name for row in ROWS if row.negative_weights])
+def test_negative_weights_are_negative_updates_where_admitted(name: str) -> None:
+    """A weight below zero takes the update's opposite, but in PEFT's election without weights."""
+    x, weights = random_updates((3, 7, 5)), torch.tensor([0.7, -0.4, 0.5], dtype=torch.float64)
+    turned = x * weights.sign().view(3, 1, 1)
+    merged = run(name, x, weights, **asked(name))
+    if name.endswith("_peft"):
+        # Linear in the weights.
+        parts = [run(name, x, one, **asked(name)) for one in torch.diag(weights)]
+        assert close(merged, sum(parts, torch.zeros(())))
+    else:
+        assert close(merged, run(name, turned, weights.abs(), **asked(name)))
+
+
+# --- weights that add up to nothing -------------------------------------------------------------------------
+
+
+def test_a_mean_over_cancelling_weights_is_refused() -> None:
+    x = random_updates((3, 2, 2))
+    with pytest.raises(NumericalError, match="add up to zero"):
+        weighted_sum(x, setting(x, (0.1, 0.2, -0.3), normalize=True))  # 0.1 + 0.2 - 0.3 is 5.6e-17
+    with pytest.raises(NumericalError, match=r"weight -0\.3: .*normalize: false"):
+        elect(x, setting(x, (0.1, 0.9, -0.3), normalize=True))
+
+
+@pytest.mark.oracle
+def test_mergekit_divides_by_whatever_negative_weights_leave() -> None:
+    """At weights 1, -0.9, 0.2 an entry beyond the largest input: why we refuse them."""
+    x = load_file(FROZEN)["x/tall"]
+    assert theirs("ties_negative.tall").abs().max() > 3 * x.abs().max()
+    with pytest.raises(NumericalError, match="needs weights above 0"):
+        run("ties", x, (1.0, -0.9, 0.2))
+
+
+# --- single means -------------------------------------------------------------------------------------------
+
+
+def test_elections_by_hand() -> None:
+    """Three models: clear, opposed, cancelling, alone, nobody."""
+    x = torch.tensor(
+        [[2.0, -4.0, 1.0, 0.0, 0.0], [3.0, 1.0, -2.0, -5.0, 0.0], [-4.0, 2.0, 1.0, 0.0, 0.0]],
+        dtype=torch.float64,
+    )
+    assert run("ties", x).tolist() == [2.5, -4.0, 1.0, -5.0, 0.0]
+    assert run("ties", x, normalize=False).tolist() == [5.0, -4.0, 2.0, -5.0, 0.0]
+    # Weights move the vote: 2 + 3 - 12 < 0.
+    assert run("ties", x, (1.0, 1.0, 3.0)).tolist() == [-4.0, 7.0 / 4.0, 1.0, -5.0, 0.0]
+    assert run("ties_peft", x, (1.0, 1.0, 3.0)).tolist() == [2.5, -4.0, 2.0, -5.0, 0.0]
+    frequency = run("ties_peft", x, majority_sign_method="frequency")
+    assert frequency.tolist() == [2.5, 1.5, 1.0, -5.0, 0.0]
+
+
+def test_undecided_signs_follow_the_majority_of_all_modules() -> None:
+    cancelling = torch.tensor([[1.0, 4.0], [-1.0, 2.0]], dtype=torch.float64)
+    negative = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 0.0, -1.0]], dtype=torch.float64)
+    merged = run_all("ties_original", {"a": cancelling, "b": negative}, density=1.0)
+    assert merged["a"].tolist() == [-1.0, 3.0]
+    assert merged["b"].tolist() == [-1.0, -2.0, -2.0]
+    merged = run_all("ties_original", {"a": cancelling, "b": -negative}, density=1.0)
+    assert merged["a"].tolist() == [1.0, 3.0]
+    # No majority: no sign.
+    assert run("ties_original", cancelling[:, :1], density=1.0).tolist() == [0.0]
+    merged = run_all("ties_original", {"a": cancelling, "b": -negative}, density=1.0, merge_func="max")
+    assert merged["a"].tolist() == [1.0, 4.0]
+
+
+def test_magmax_of_equal_magnitudes_takes_the_greatest_value() -> None:
+    x = torch.tensor([[1.0, -3.0, -2.0], [-1.0, 3.0, 1.0], [0.5, -3.0, 0.0]], dtype=torch.float64)
+    for turn in range(3):
+        assert run("magmax", x.roll(turn, 0)).tolist() == [1.0, 3.0, -2.0]
+    assert run("magmax", x, (1.0, 1.0, 5.0)).tolist() == [0.5, -3.0, -2.0]
+
+
+def test_sce_keeps_where_models_differ() -> None:
+    x = torch.tensor([[1.0, 5.0, 2.0, 0.1], [1.0, 5.0, -1.0, 0.0]], dtype=torch.float64)
+    # Of the two places that differ, one: that of larger variance.
+    assert run("sce", x, select_topk=0.5).tolist() == [0.0, 0.0, 2.0, 0.0]
+    # Three copies, whose mean is rounded, differ nowhere.
+    copies = random_updates((1, 4, 4)).expand(3, 4, 4)
+    assert not run("sce", copies, select_topk=0.9).any()
+
+
+def test_consensus_by_hand() -> None:
+    """s = (5, 1, 0, 2); models need an entry where it is above half of their distance to s."""
+    x = torch.tensor([[2.0, 3.0, 1.0, 2.0], [3.0, -2.0, -1.0, 0.0]], dtype=torch.float64)
+    asked = {"mask_threshold": (0.5, 0.5)}
+    assert run("consensus", x, agreeing=2, **asked).tolist() == [5.0, 1.0, 0.0, 0.0]
+    assert run("consensus", x, agreeing=1, **asked).tolist() == [5.0, 1.0, 0.0, 2.0]
+    # A threshold of its own: the second model needs 3 > 2 · 2 no more.
+    assert run("consensus", x, agreeing=2, mask_threshold=(0.5, 2.0)).tolist() == [0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(NumericalError, match="3 models must agree on an entry, but there are 2"):
+        run("consensus", x, agreeing=3, **asked)
+
+
+# --- the survey ---------------------------------------------------------------------------------------------
+
+
+def modules(seed: int, rounded: bool) -> dict[str, Tensor]:
+    shapes = {"a": (3, 6, 5), "b": (3, 4), "c": (3, 2, 3, 2, 2)}
+    made = {name: random_updates(shape, seed + place) for place, (name, shape) in enumerate(shapes.items())}
+    return {name: (2 * x).round() if rounded else x for name, x in made.items()}
+
+
+def flat_ties(x: Tensor, density: float, weights: Tensor) -> Tensor:
+    """TIES as the paper says it, on one flat vector for each model, by loops."""
+    kept = torch.zeros_like(x)
+    for one, out in zip(x, kept, strict=True):
+        order = sorted(range(len(one)), key=lambda i: (-abs(float(one[i])), i))
+        for i in order[: int(density * len(one))]:
+            out[i] = one[i]
+    votes = (weights[:, None] * kept).sum(dim=0)
+    majority = votes.sign().sum().sign()
+    merged = torch.zeros_like(x[0])
+    for i, vote_here in enumerate(votes):
+        sign = vote_here.sign() if vote_here != 0 else majority
+        agree = (kept[:, i].sign() == sign) & (kept[:, i] != 0)
+        if agree.any():
+            merged[i] = (weights * kept[:, i])[agree].sum() / weights[agree].sum()
+    return merged
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.77])
+def test_modules_are_trimmed_as_one_vector(density: float, rounded: bool) -> None:
+    """Rounded to few values, ties at the threshold are spread over modules, and votes cancel."""
+    made, weights = (
+        modules(1, rounded),
+        torch.tensor([1.0, 1.0, 2.0] if rounded else [0.3, 1.0, 0.8]).double(),
+    )
+    merged = run_all("ties_original", made, weights, density=density)
+    expected = flat_ties(torch.cat([x.flatten(1) for x in made.values()], dim=1), density, weights)
+    assert close(torch.cat([merged[name].flatten() for name in made]), expected)
+
+
+def test_the_survey_needs_the_same_models_and_densities() -> None:
+    x = random_updates((2, 3, 4))
+    first = (x, setting(x, density=0.5))
+    for other, density in ((x, 0.4), (x[:1], 0.5)):
+        stream = [first, (other, setting(other, density=density))]
+        with pytest.raises(NumericalError, match="expected the same models and densities"):
+            vote(lambda stream=stream: iter(stream))
+
+
+# --- PEFT, live ---------------------------------------------------------------------------------------------
+
+
+def peft_weights(count: int) -> Iterator[Tensor]:
+    yield torch.ones(count, dtype=torch.float64)
+    yield random_weights(count)
+    yield torch.linspace(-0.4, 0.9, count, dtype=torch.float64)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_peft(shape: tuple[int, ...]) -> None:
+    peft = pytest.importorskip("peft.utils.merge_utils")
+    x = random_updates(shape, zeros=0.0)
+    for weights in peft_weights(len(x)):
+        for density in (0.5, 0.7):
+            merged = run("magnitude_prune", x, weights, density=density)
+            assert close(merged, peft.magnitude_prune(list(x), weights, density))
+            for how in ("total", "frequency"):
+                merged = run("ties_peft", x, weights, density=density, majority_sign_method=how)
+                assert close(merged, peft.ties(list(x), weights, density, how))
+        assert close(run("dare_linear", x, weights), peft.task_arithmetic(list(x), weights))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("shape", SHAPES)
+def test_random_rows_of_peft_with_our_seeds(shape: tuple[int, ...]) -> None:
+    peft = pytest.importorskip("peft.utils.merge_utils")
+    x, prune = random_updates(shape), peft.random_pruning
+    for weights in peft_weights(len(x)):
+        seeds = iter(setting(x).seeds * 3)
+
+        def seeded_prune(*arguments: object, seeds: Iterator[int] = seeds) -> Tensor:
+            torch.manual_seed(next(seeds))
+            return prune(*arguments)
+
+        with mock.patch.object(peft, "random_pruning", seeded_prune):
+            assert close(run("dare_linear", x, weights, density=0.4), peft.dare_linear(list(x), weights, 0.4))
+            for how in ("total", "frequency"):
+                merged = run("dare_ties_peft", x, weights, density=0.4, majority_sign_method=how)
+                assert close(merged, peft.dare_ties(list(x), weights, 0.4, how))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("shape", SHAPES)
+def test_variants_of_ties_agree_at_unit_weights(shape: tuple[int, ...]) -> None:
+    x = random_updates(shape)
+    assert close(run("ties", x, density=0.5), run("ties_peft", x, density=0.5))
+    assert close(run("ties", x, density=0.5), run("ties_original", x, density=0.5))
+
+
+# --- mergekit, frozen ---------------------------------------------------------------------------------------
+
+
+@cache
+def frozen() -> dict[str, Tensor]:
+    return load_file(FROZEN)
+
+
+def theirs(key: str) -> Tensor:
+    return frozen()[f"mergekit/{key}"]
+
+
+def ours(name: str, case: str, weighted: bool = True, **values: object) -> Tensor:
+    weights = WEIGHTS[case] if weighted else None
+    if "density" in ROW[name].parameters:
+        values["density"] = torch.tensor(DENSITIES[case], dtype=torch.float64)
+    return run(name, frozen()[f"x/{case}"], weights, **values)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_rows_of_mergekit(case: str) -> None:
+    assert close(ours("ties", case), theirs(f"ties.{case}"))
+    assert close(ours("ties", case, normalize=False), theirs(f"ties_sum.{case}"))
+    assert close(ours("sce", case, weighted=False), theirs(f"sce_all.{case}"))
+    assert close(ours("sce", case, weighted=False, select_topk=0.4), theirs(f"sce.{case}"))
+    for name in ("breadcrumbs", "breadcrumbs_ties"):
+        assert close(ours(name, case, gamma=0.1), theirs(f"{name}.{case}"))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", WEIGHTS)
+@pytest.mark.parametrize(
+    ("name", "key", "values"),
+    [
+        ("dare_linear", "dare_linear", {}),
+        ("dare_linear", "dare_linear_mean", {"normalize": True}),
+        ("dare_ties", "dare_ties", {}),
+        ("della", "della", {"epsilon": 0.12}),
+        ("della_linear", "della_linear", {"epsilon": 0.12}),
+    ],
+)
+def test_random_rows_of_mergekit_with_its_masks(
+    name: str, key: str, values: dict[str, object], case: str
+) -> None:
+    x = frozen()[f"x/{case}"]
+    masks = [frozen().get(f"mergekit/{key}.{case}.mask.{place}") for place in range(len(x))]
+    drawn = iter([mask.double().view(x[0].shape) for mask in masks if mask is not None])
+    # mergekit draws nothing for a density of 1.
+    dare = name.startswith("dare")
+
+    def fed(chances: Tensor, **_: object) -> Tensor:
+        return torch.ones_like(chances) if dare and bool((chances == 1.0).all()) else next(drawn)
+
+    with mock.patch.object(torch, "bernoulli", fed):
+        merged = ours(name, case, rescale="norm", **values)
+    assert next(drawn, None) is None
+    assert close(merged, theirs(f"{key}.{case}"), eps=2.0**-23)  # mergekit rescales in float32
+
+
+@pytest.mark.oracle
+def test_mergekits_thresholds_depend_on_the_unit() -> None:
+    """Updates of 1e-4, as adapters have: mergekit's SCE then weighs all models alike, and loses its scale."""
+    x = 1e-4 * frozen()["x/wide"]
+    assert close(run("sce", x), 1e-4 * theirs("sce_all.wide"))
+    assert not torch.allclose(theirs("sce_small.wide"), run("sce", x), rtol=0.01)
+    # Below 1e-7 in sum, DARE does not rescale at all: each entry is x or 0, times weights 1.
+    kept = [frozen()[f"mergekit/norm_small.wide.mask.{place}"].double() for place in range(2)]
+    unscaled = 1e-10 * sum(one * mask for one, mask in zip(frozen()["x/wide"], kept, strict=True))
+    assert close(theirs("norm_small.wide"), unscaled, eps=2.0**-23)
+
+
+# --- fusion-bench, frozen -----------------------------------------------------------------------------------
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", WEIGHTS)
+@pytest.mark.parametrize("merge_func", ["mean", "sum", "max"])
+def test_ties_of_fusion_bench_keeps_one_entry_more(case: str, merge_func: str) -> None:
+    """Its 40 % are ⌊0.4 · size⌋ + 1 entries; with that many asked for we agree, with 40 % we keep one less."""
+    x = frozen()[f"x/{case}"]
+    size = x[0].numel()
+    expected = frozen()[f"fusion_bench/ties_{merge_func}.{case}"]
+    share = (int(0.4 * size) + 1 + 1e-9) / size
+    # Its mean divides by a count in float32, exactly for so few.
+    assert close(run("ties_original", x, density=share, merge_func=merge_func), expected)
+    assert not close(run("ties_original", x, density=0.4, merge_func=merge_func), expected)
+
+
+@pytest.mark.oracle
+def test_fusion_bench_elects_minus_where_nothing_is_elected() -> None:
+    pair = torch.tensor([[1.0, -2.0, 3.0, -4.0], [-1.0, 2.0, -3.0, 4.0]], dtype=torch.float64)
+    assert frozen()["fusion_bench/ties_undecided"].tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert run("ties_original", pair, density=1.0).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_magmax_of_fusion_bench(case: str) -> None:
+    assert torch.equal(run("magmax", frozen()[f"x/{case}"]), frozen()[f"fusion_bench/magmax.{case}"])
+
+
+@pytest.mark.oracle
+def test_magmax_of_fusion_bench_depends_on_the_order_of_equal_magnitudes() -> None:
+    pair = torch.tensor([[1.0, -2.0, 3.0, -4.0], [-1.0, 2.0, -3.0, 4.0]], dtype=torch.float64)
+    assert torch.equal(frozen()["fusion_bench/magmax_equal"], pair[1])
+    assert torch.equal(frozen()["fusion_bench/magmax_swapped"], pair[0])
+    assert torch.equal(run("magmax", pair), pair.abs())
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_consensus_of_the_masks_of_fusion_bench(case: str) -> None:
+    x, masks = frozen()[f"x/{case}"], frozen()[f"fusion_bench/tall.{case}"]
+    for agreeing in range(1, len(x) + 1):
+        expected = torch.where(masks.sum(dim=0) >= agreeing, x.sum(dim=0), 0.0)
+        assert close(run("consensus", x, agreeing=agreeing), expected)
