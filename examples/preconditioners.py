@@ -1,9 +1,9 @@
 """Two models trained with different preconditioners: the naive average, and the merge in both geometries.
 
 Descent preconditioned by P moves in the geometry of the metric P⁻¹, so a step along a direction where P is
-small counts for much. Two models of two parameters each stay accurate in a direction of their own. The average
-of the parameters weighs both alike; the optimal merge minimises the sum of the squared distances, each in the
-metric of its own training. Run: python examples/preconditioners.py [picture.png]
+small counts for much. Two models of two parameters each stay accurate in a direction of their own. The
+average of the parameters weighs both alike; the optimal merge minimises the sum of the squared distances,
+each in the metric of its own training. Run: python examples/preconditioners.py [picture.png]
 """
 
 from __future__ import annotations

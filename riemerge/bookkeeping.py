@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -13,14 +13,16 @@ from typing import Any, Literal
 import torch
 
 from riemerge import __version__
+from riemerge.adapters import Adapter
 from riemerge.adapters.config import listed
+from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, display_names
-from riemerge.methods import Evidence, Method, Stack
+from riemerge.methods import Evidence, Method
 from riemerge.recipe import Recipe
 from riemerge.record import InputRow, ModuleRow
 
 
-def resolved_recipe(recipe: Recipe, method: Method, out_dtype: torch.dtype) -> dict[str, Any]:
+def resolved_recipe(recipe: Recipe, method: Method, out_dtype: torch.dtype | None) -> dict[str, Any]:
     """A completed recipe as it can be written down, with names in place of paths."""
     names = display_names([entry.model for entry in recipe.models])
     return {
@@ -31,33 +33,50 @@ def resolved_recipe(recipe: Recipe, method: Method, out_dtype: torch.dtype) -> d
         ],
         "parameters": {"scale": 1.0, **method.defaults, **recipe.parameters},
         "dtype": recipe.dtype,
-        "out_dtype": dtype_name(out_dtype),
+        "out_dtype": None if out_dtype is None else dtype_name(out_dtype),
     }
 
 
-def input_rows(recipe: Recipe, inputs: Sequence[Input], stack: Stack) -> tuple[InputRow, ...]:
-    """Return the inputs as recorded, in the order asked for."""
+def input_rows(
+    recipe: Recipe,
+    inputs: Sequence[Input[Adapter] | Input[Checkpoint]],
+    weights: Callable[[str], tuple[float, ...]],
+    modules: Iterable[str],
+) -> tuple[InputRow, ...]:
+    """Return the inputs as recorded, in the order asked for.
+
+    Args:
+        recipe: What was asked.
+        inputs: The T that count, in the order of the stack.
+        weights: Their weights in each module, as used.
+        modules: Names of all modules.
+    """
     names = display_names([entry.model for entry in recipe.models])
     rows = [
         InputRow(name=name, weight=weight, share=0.0)
         for name, weight in zip(names, recipe.weights, strict=True)
     ]
-    shares = zip(*(stack.weights(module) for module in stack.modules), strict=True)
+    shares = zip(*(weights(module) for module in modules), strict=True)
     for one, share in zip(inputs, shares, strict=True):
+        model = one.model
+        dtypes = {model.dtype} if isinstance(model, Adapter) else {*model.dtypes.values()}
         rows[one.place] = InputRow(
             name=one.name,
             weight=recipe.weights[one.place],
             # Exactly that of every module, where they have one.
             share=share[0] if len(set(share)) == 1 else math.fsum(share) / len(share),
-            sha256=dict(one.adapter.sha256),
-            ranks=tuple(sorted(set(one.adapter.ranks.values()))),
-            dtype=dtype_name(one.adapter.dtype),
+            sha256=dict(model.sha256),
+            ranks=tuple(sorted(set(model.ranks.values()))) if isinstance(model, Adapter) else (),
+            dtype=", ".join(sorted(map(dtype_name, dtypes))),
         )
     return tuple(rows)
 
 
 def warnings(
-    recipe: Recipe, inputs: Sequence[Input], evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]
+    recipe: Recipe,
+    inputs: Sequence[Input[Adapter] | Input[Checkpoint]],
+    evidence: Mapping[str, Evidence],
+    rows: Sequence[ModuleRow],
 ) -> list[str]:
     """Return what a person should know before using the result, one text for each kind of thing.
 
@@ -77,7 +96,7 @@ def warnings(
         found.append(f"{inputs[0].name}: is the only adapter that counts: there is nothing to merge it with")
     same: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for one in inputs:
-        same[tuple(one.adapter.sha256.values())].append(one.name)
+        same[tuple(one.model.sha256.values())].append(one.name)
     found += [
         f"{', '.join(sorted(twins))}: hold the same files: each is counted with its weight"
         for twins in same.values()
@@ -94,7 +113,9 @@ def warnings(
     return found
 
 
-def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | Literal["sum"] | None) -> list[str]:
+def _of_rank(
+    name: str, rows: Sequence[ModuleRow], place: int, asked: int | Literal["sum"] | None
+) -> list[str]:
     """What is wrong with the ranks of one input, where the method depends on them."""
     zero: list[str] = []
     deficient: list[str] = []
@@ -122,10 +143,9 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | Lite
     return found
 
 
-def base_model(inputs: Sequence[Input]) -> str | None:
-    """The base model's public name; of a path of this machine, the last part only."""
-    bases = {one.adapter.config.base_model_name_or_path for one in inputs} - {None, ""}
-    for base in sorted(str(base) for base in bases):
+def base_model(named: Iterable[str | None]) -> str | None:
+    """Return the base model's public name, of what inputs call it; of a path, the last part only."""
+    for base in sorted({base for base in named if base}):
         local = PurePosixPath(base).is_absolute() or PureWindowsPath(base).drive or base[0] in "~."
         return PureWindowsPath(base).name if local else base
     return None

@@ -34,10 +34,10 @@ def verdict(record: RunRecord) -> list[str]:
     """Say in words whether the inputs determine their Fréchet mean, and what to use when they do not.
 
     Returns:
-        Paragraphs of plain text; none for a single input.
+        Paragraphs of plain text; none for a single input, and none for full checkpoints.
     """
     total, inputs = record.totals, [row for row in record.inputs if row.share != 0]
-    if len(inputs) < 2:
+    if len(inputs) < 2 or not any(row.ranks for row in inputs):
         return []
     if total.overlap is None or total.determined is None:
         return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
@@ -119,8 +119,8 @@ def _consequence(record: RunRecord, count: int) -> str:
         "nearly the same cost (measured on six adapters of rank 16: 35 % apart where half of the directions "
         "are shared, 50 % where the start of A is, 111 % where nothing is, at costs within 0.5 %). On "
         "independent adapters the mean was also farther from each input than the average: cosine 0.17 "
-        f"against 0.41. Use --method average --rank sum, which is exact (rank {rank} here), or --method average "
-        "to truncate it to their rank; extra iterations buy nothing."
+        f"against 0.41. Use --method average --rank sum, which is exact (rank {rank} here), or --method "
+        "average to truncate it to their rank; extra iterations buy nothing."
     )
 
 
@@ -148,7 +148,7 @@ def model_card(record: RunRecord) -> str:
     modules = [
         (
             _escaped(row.module),
-            "{} × {}".format(*row.shape),
+            " × ".join(map(str, row.shape)),
             "dense" if row.rank is None else str(row.rank),
             row.status,
             number(row.cost),

@@ -22,8 +22,9 @@ from riemerge.methods import PARAMETERS, Parameter
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from riemerge.merge import Listener, MergeResult, Progress
+    from riemerge.merge import Listener, Progress
     from riemerge.recipe import Recipe
+    from riemerge.record import RunRecord
 
 DEMO = ("snli", "mnli", "qnli", "scitail")
 INTERRUPTED = 130
@@ -131,8 +132,8 @@ def merge(
     """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
 
     A weight is what stands behind the last colon, if that is a number; 1 otherwise. Options win over the
-    recipe. Which method takes which parameter, `riemerge methods` says; a value may also be a list over depth:
-    --density "[0.3, 0.7]".
+    recipe. Which method takes which parameter, `riemerge methods` says; a value may also be a list over
+    depth: --density "[0.3, 0.7]".
     """
     from riemerge.recipe import parse_value, read_recipe
 
@@ -198,36 +199,29 @@ def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool) ->
 def _merge_into(
     recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
 ) -> None:
-    """Check the target, merge, write, and show."""
-    from riemerge.adapters import check_output
-    from riemerge.merge import merge_recipe
+    """Merge, write, and show."""
+    from riemerge.outputs import merge_into
 
-    check_output(target, [entry.model for entry in recipe.models])
     with _progress(quiet) as listener:
-        result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=listener)
-    rounding = max(result.save_pretrained(target).values())
+        record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
     if as_json:
-        _dump({"output": str(target), "rounding": rounding, "record": json.loads(result.record.to_json())})
+        _dump({"output": str(target), "rounding": rounding, "record": json.loads(record.to_json())})
     elif quiet:
         click.echo(str(target))
     else:
-        _show_merge(result, target, rounding)
+        _show_merge(record, target, rounding)
 
 
-def _show_merge(result: MergeResult, target: Path, rounding: float) -> None:
+def _show_merge(record: RunRecord, target: Path, rounding: float) -> None:
     from rich.text import Text
 
     from riemerge.card import printable
     from riemerge.report import merge_report
 
-    _show(merge_report(result.record))
-    dtype = result.record.recipe["out_dtype"]
-    where = printable(str(target))
-    _show(
-        Text(
-            f"\nwritten to {where} as {dtype}; rounding moved no module by more than {rounding:.1g} relative"
-        )
-    )
+    _show(merge_report(record))
+    dtype = record.recipe["out_dtype"]
+    where = f"{printable(str(target))} as {dtype}" if dtype else printable(str(target))
+    _show(Text(f"\nwritten to {where}; rounding moved no module by more than {rounding:.1g} relative"))
 
 
 def _demo_folder() -> Path:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Generic, Protocol, TypeVar, final
 
 from riemerge.adapters import Adapter, check_collection, read_adapter
 from riemerge.errors import AdapterError
@@ -14,23 +14,35 @@ from riemerge.methods import Method
 from riemerge.recipe import Recipe
 
 
+class Hashed(Protocol):
+    """A model whose files have been hashed."""
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """By file name, in hex."""
+        ...
+
+
+_Model = TypeVar("_Model", bound=Hashed)
+
+
 @final
 @dataclass(frozen=True, slots=True)
-class Input:
-    """One adapter that takes part in a merge.
+class Input(Generic[_Model]):
+    """One model that takes part in a merge.
 
     Attributes:
-        place: Its place among the adapters asked for.
+        place: Its place among the models asked for.
         name: Its name in messages and records.
-        adapter: The open folder.
+        model: The open folder.
     """
 
     place: int
     name: str
-    adapter: Adapter
+    model: _Model
 
 
-def open_inputs(recipe: Recipe, method: Method, opened: Mapping[int, Adapter]) -> tuple[Input, ...]:
+def open_inputs(recipe: Recipe, method: Method, opened: Mapping[int, Adapter]) -> tuple[Input[Adapter], ...]:
     """Open the adapters that count somewhere, and put them in an order that depends on their content alone.
 
     Law: an adapter of weight 0 is not touched; the order asked for changes nothing but `place`, except for a
@@ -45,16 +57,27 @@ def open_inputs(recipe: Recipe, method: Method, opened: Mapping[int, Adapter]) -
         AdapterError: Every problem of every folder; or the adapters do not fit each other.
     """
     paths = [Path(entry.model) for entry in recipe.models]
-    names = display_names(paths)
     used = counting(recipe)
     adapters = read_all([opened.get(place, paths[place]) for place in used])
     check_collection(adapters)
-    inputs = [Input(place, names[place], adapter) for place, adapter in zip(used, adapters, strict=True)]
+    return in_order(recipe, method, adapters)
+
+
+def in_order(recipe: Recipe, method: Method, models: Sequence[_Model]) -> tuple[Input[_Model], ...]:
+    """Put the models that count in an order that depends on their content alone, if the method lets it.
+
+    Args:
+        recipe: What names them.
+        method: The row of the table.
+        models: They themselves, in the order asked for.
+    """
+    names, used = display_names([entry.model for entry in recipe.models]), counting(recipe)
+    inputs = [Input(place, names[place], model) for place, model in zip(used, models, strict=True)]
     if method.ordered:
         return tuple(inputs)
     # Copies of one file may differ in what is asked of them.
     said = {place: json.dumps(dict(recipe.models[place].parameters), sort_keys=True) for place in used}
-    return tuple(sorted(inputs, key=lambda one: (*one.adapter.sha256.values(), said[one.place])))
+    return tuple(sorted(inputs, key=lambda one: (*one.model.sha256.values(), said[one.place])))
 
 
 def counting(recipe: Recipe) -> tuple[int, ...]:

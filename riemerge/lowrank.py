@@ -155,6 +155,5 @@ def _orthogonalised(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tenso
     """Orthonormal columns q, orthogonal to the basis, with block = basis @ inside + q @ beyond."""
     inside = basis.mT @ block
     q, beyond = torch.linalg.qr(block - basis @ inside)
-    more = basis.mT @ q
-    q, last = torch.linalg.qr(q - basis @ more)
-    return q, inside + more @ beyond, last @ beyond
+    q, again = torch.linalg.qr(q - basis @ (basis.mT @ q))
+    return q, inside, again @ beyond

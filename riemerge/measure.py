@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.methods import Merged
+from riemerge.methods import Evidence, Merged
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
@@ -139,7 +139,7 @@ def _reaches(found: Overlap, least: tuple[float, float]) -> bool:
 
 def module_row(
     module: str,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     merged: Merged,
     scale: float,
     storage: Sequence[torch.dtype],
@@ -158,7 +158,8 @@ def module_row(
     inputs, evidence = merged.inputs, merged.evidence
     norms = [update.norm() for update in inputs]
     norm, apart = _beside(merged, scale, norms)
-    found = overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
+    m, n = shape
+    found = overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], (m, n))
     numerical = evidence.numerical_ranks
     return ModuleRow(
         module=module,
@@ -182,6 +183,50 @@ def module_row(
         cost_spread=evidence.cost_spread,
         update_spread=evidence.update_spread,
         determined=determined(found, evidence.update_spread),
+    )
+
+
+def tensor_row(
+    name: str,
+    merged: Tensor,
+    inputs: Sequence[Tensor],
+    evidence: Evidence,
+    order: Sequence[int],
+) -> ModuleRow:
+    """Measure one merged tensor of full checkpoints.
+
+    Args:
+        name: Its name.
+        merged: What was merged, with its scale: differences from the base where there is one.
+        inputs: The T tensors it was merged from, in the order of the stack.
+        evidence: What the method says.
+        order: As in `module_row`.
+    """
+    norms = [float(torch.linalg.vector_norm(one)) for one in inputs]
+    gaps = [float(torch.linalg.vector_norm(merged - one)) for one in inputs]
+    apart = [gap / norm if norm > 0 else None for gap, norm in zip(gaps, norms, strict=True)]
+    return ModuleRow(
+        module=name,
+        shape=tuple(merged.shape),
+        input_ranks=(),
+        numerical_ranks=None,
+        rank=None,
+        status=evidence.status,
+        cost=None,
+        gradient_norm=None,
+        horizontality=None,
+        forward_error=None,
+        passes=evidence.passes,
+        distances=None,
+        norm=float(torch.linalg.vector_norm(merged)),
+        input_norms=tuple(norms[i] for i in order),
+        relative_distances=tuple(apart[i] for i in order),
+        energy_kept=None,
+        overlap=None,
+        starts=None,
+        cost_spread=None,
+        update_spread=None,
+        determined=None,
     )
 
 
@@ -239,7 +284,7 @@ def _common_spread(rows: Sequence[ModuleRow]) -> float | None:
 
 
 def _beside(merged: Merged, scale: float, norms: Sequence[float]) -> tuple[float, list[float | None]]:
-    """The norm of a merged update with its scale, and how far it is from its inputs relative to their norms."""
+    """The norm of a merged update with its scale, and how far it is from its inputs, as shares of theirs."""
     if merged.small is not None:
         small = merged.small.scaled(scale)
         gaps = [sum_updates([small, update], [1.0, -1.0]).norm() for update in merged.inputs]

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
+from torch import Tensor
 
 from riemerge.adapters import Adapter, check_output, round_update, write_adapter
 from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
@@ -74,6 +75,7 @@ class _Rounded:
 
 
 Listener: TypeAlias = Callable[[Progress], None]
+Keep: TypeAlias = Callable[[str, LowRankUpdate | Tensor], None]
 
 
 @final
@@ -178,7 +180,9 @@ def merge_adapters(
         raise RecipeError(f"weights: {len(given)} for {len(adapters)} adapters: give one weight for each")
     folders: list[str | Path | None] = list(statistics) if statistics else [None] * len(adapters)
     if len(folders) != len(adapters):
-        raise RecipeError(f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each")
+        raise RecipeError(
+            f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each"
+        )
     named = solver if solver is None or isinstance(solver, str) else type(solver).__name__
     said = {"solver": named, **parameters}
     paths = [one.path if isinstance(one, Adapter) else one for one in adapters]
@@ -228,71 +232,115 @@ def merge_recipe(
             memory than that: then what cannot be written in its dtype is a NumericalError here.
         progress: As in `merge_adapters`.
     """
-    started = perf_counter()
-    method = find_method(recipe.merge_method)
-    asked = {**method.defaults, **recipe.parameters}
-    if optimizer is None and (named := asked.get("solver")) is not None and named not in SOLVERS:
-        raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
-    if asked.get("rank") == "sum" and method.domain is None:
-        raise RecipeError(f"parameters.rank: sum: {method.name} has one rank: give a number, or leave it out")
-    where = find_device(device)
-    workers = find_threads(threads, where)
-    tell = progress or _ignore
-    inputs = open_inputs(recipe, method, opened or {})
-    resolver = Resolver(recipe, method, sorted(inputs[0].adapter.modules))
-    stacked = stack(recipe, inputs, resolver, method, getattr(torch, recipe.dtype), where)
-    dtypes = [one.adapter.dtype for one in inputs]
-    out_dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else reduce(torch.promote_types, dtypes)
-
-    read = perf_counter()
-    options = Options(
-        solver=optimizer or asked.pop("solver", None),
-        threads=workers,
-        progress=lambda stage, done, total, text: tell(Progress(stage, done, total, text)),
-        **{name: asked[name] for name in _OPTIONS if name in asked},
-    )
-    order = sorted(range(len(inputs)), key=lambda i: inputs[i].place)
-    rounded = _Rounded(out_dtype)
+    job = AdapterMerge(recipe, opened or {}, optimizer, device, threads, progress)
+    rounded = _Rounded(job.out_dtype)
     updates: dict[str, LowRankUpdate] = {}
-    evidence: dict[str, Evidence] = {}
-    rows: list[ModuleRow] = []
-    with single_threaded():
-        for module, one in run_method(method, stacked, options):
-            assert isinstance(one.update, LowRankUpdate)
-            scale = resolver.scale(module)
-            update = one.update.scaled(scale).absorbed()
-            rows.append(module_row(module, update.shape, one, scale, stacked.storage, order))
-            evidence[module] = one.evidence
-            if round_at_once:
-                rounded.add(module, update)
-            else:
-                updates[module] = update
-            tell(Progress("measure", len(rows), len(stacked.modules), ""))
-    rounded.check()
 
-    record = RunRecord(
-        recipe=resolved_recipe(recipe, method, out_dtype),
-        versions=versions(),
-        device=where.type,
-        base_model=base_model(inputs),
-        inputs=input_rows(recipe, inputs, stacked),
-        modules=tuple(rows),
-        totals=totals(rows),
-        advice={one.status: one.advice for one in evidence.values() if one.advice},
-        warnings=tuple(warnings(recipe, inputs, evidence, rows)),
-        timing=Timing(
-            read=read - started,
-            solve=perf_counter() - read,
-            modules={module: one.seconds for module, one in evidence.items()},
-        ),
-    )
+    def keep(module: str, update: LowRankUpdate | Tensor) -> None:
+        assert isinstance(update, LowRankUpdate)
+        if round_at_once:
+            rounded.add(module, update)
+        else:
+            updates[module] = update
+
+    record = job.run(keep)
+    rounded.check()
     return MergeResult(
         rounded.updates if round_at_once else updates,
         record,
-        tuple(one.adapter for one in inputs),
-        out_dtype,
+        job.adapters,
+        job.out_dtype,
         rounded.errors if round_at_once else None,
     )
+
+
+@final
+class AdapterMerge:
+    """A merge of adapters, checked and opened; `run` does it, and hands each module on as it is done.
+
+    Args:
+        recipe: As in `merge_recipe`, and so the others.
+
+    Attributes:
+        adapters: The inputs that count, in the order of the stack.
+        out_dtype: What is to be written.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        opened: Mapping[int, Adapter],
+        optimizer: Any,
+        device: str,
+        threads: int | None,
+        progress: Listener | None,
+    ) -> None:
+        self._started = perf_counter()
+        self._recipe, self._method = recipe, find_method(recipe.merge_method)
+        self._asked = {**self._method.defaults, **recipe.parameters}
+        named = self._asked.get("solver")
+        if optimizer is None and named is not None and named not in SOLVERS:
+            raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
+        if self._asked.get("rank") == "sum" and self._method.domain is None:
+            raise RecipeError(
+                f"parameters.rank: sum: {self._method.name} has one rank: give a number, or leave it out"
+            )
+        self._where = find_device(device)
+        self._threads = find_threads(threads, self._where)
+        self._optimizer = optimizer or named
+        self._tell = progress or _ignore
+        self._inputs = open_inputs(recipe, self._method, opened)
+        self.adapters = tuple(one.model for one in self._inputs)
+        self._resolver = Resolver(recipe, self._method, sorted(self.adapters[0].modules))
+        dtype = getattr(torch, recipe.dtype)
+        self._stack = stack(recipe, self._inputs, self._resolver, self._method, dtype, self._where)
+        own = reduce(torch.promote_types, [adapter.dtype for adapter in self.adapters])
+        self.out_dtype: torch.dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else own
+
+    def run(self, keep: Keep, *, dense: bool = False) -> RunRecord:
+        """Merge all modules.
+
+        Args:
+            keep: Called with each module and its merged update, scale included.
+            dense: Whether whole results are wanted, without factors where they have none.
+        """
+        read = perf_counter()
+        options = Options(
+            solver=self._optimizer,
+            threads=self._threads,
+            dense=dense,
+            progress=lambda *what: self._tell(Progress(*what)),
+            **{name: self._asked[name] for name in _OPTIONS if name in self._asked},
+        )
+        order = sorted(range(len(self._inputs)), key=lambda i: self._inputs[i].place)
+        evidence: dict[str, Evidence] = {}
+        rows: list[ModuleRow] = []
+        with single_threaded():
+            for module, one in run_method(self._method, self._stack, options):
+                scale, update = self._resolver.scale(module), one.update
+                rows.append(module_row(module, tuple(update.shape), one, scale, self._stack.storage, order))
+                evidence[module] = one.evidence
+                keep(
+                    module,
+                    scale * update if isinstance(update, Tensor) else update.scaled(scale).absorbed(),
+                )
+                self._tell(Progress("measure", len(rows), len(self._stack.modules), ""))
+        return RunRecord(
+            recipe=resolved_recipe(self._recipe, self._method, self.out_dtype),
+            versions=versions(),
+            device=self._where.type,
+            base_model=base_model([adapter.config.base_model_name_or_path for adapter in self.adapters]),
+            inputs=input_rows(self._recipe, self._inputs, self._stack.weights, self._stack.modules),
+            modules=tuple(rows),
+            totals=totals(rows),
+            advice={one.status: one.advice for one in evidence.values() if one.advice},
+            warnings=tuple(warnings(self._recipe, self._inputs, evidence, rows)),
+            timing=Timing(
+                read=read - self._started,
+                solve=perf_counter() - read,
+                modules={module: one.seconds for module, one in evidence.items()},
+            ),
+        )
 
 
 def _plain(value: Any) -> Any:

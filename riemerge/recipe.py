@@ -116,6 +116,7 @@ def read_recipe(
         sources: A single path that ends in .yaml or .yml, or one `folder[:weight]` for each model.
         overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
             `out_type` or any of `parameters`; None is no override.
+        statistics: Folder of the statistics of each model, in their order, where `sources` are folders.
 
     Raises:
         RecipeError: The file cannot be read as plain YAML 1.2, or the recipe makes no sense.
@@ -133,10 +134,10 @@ def read_recipe(
         raw, where = _read_file(path), path.name
     else:
         specs = [parse_spec(source) for source in sources]
-        models = [{"model": folder, "parameters": {"weight": weight}} for folder, weight in specs]
+        data: Sequence[str | None] = list(statistics) or [None] * len(specs)
         models = [
-            {**model, "statistics": folder}
-            for model, folder in zip(models, statistics or [None] * len(models), strict=True)
+            {"model": folder, "parameters": {"weight": weight}, "statistics": own}
+            for (folder, weight), own in zip(specs, data, strict=True)
         ]
         raw, where = {"merge_method": DEFAULT_METHOD, "models": models}, ""
     if isinstance(raw, dict):

@@ -71,8 +71,8 @@ class ModuleRow(BaseModel):
 
     Attributes:
         module: Its name in the base model.
-        shape: (m, n), outputs by inputs.
-        input_ranks: Ranks of the T updates as stored.
+        shape: (m, n), outputs by inputs; of a tensor of a full checkpoint, its own.
+        input_ranks: Ranks of the T updates as stored; none of full checkpoints.
         numerical_ranks: Their numerical ranks as merged, where the method depends on them: an update of 0 is
             all zero and was left out here, the others were all truncated to the least.
         rank: Rank of the merged update; None where it is dense.
@@ -97,7 +97,7 @@ class ModuleRow(BaseModel):
 
     model_config = _FROZEN
     module: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     input_ranks: tuple[int, ...]
     numerical_ranks: tuple[int, ...] | None
     rank: int | None

@@ -48,7 +48,7 @@ def inspection_report(inspection: Inspection) -> RenderableType:
             short = "" if row.numerical_rank == row.rank else f" ({row.numerical_rank})"
             table.add_row(
                 name,
-                "{}×{}".format(*row.shape),
+                "×".join(map(str, row.shape)),
                 f"{row.rank}{short}",
                 f"{row.scale:g}",
                 number(row.norm),
@@ -88,9 +88,7 @@ def methods_report() -> RenderableType:
 
 def described(row: Method) -> list[tuple[str, str]]:
     """Return what there is to say of a method, each under its title; the summary, under none, comes first."""
-    takes = (
-        f"{name} ({row.defaults[name]})" if name in row.defaults else name for name in row.parameters
-    )
+    takes = (f"{name} ({row.defaults[name]})" if name in row.defaults else name for name in row.parameters)
     return [
         ("", row.summary),
         ("weights", weights(row)),

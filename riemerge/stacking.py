@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
 
+from riemerge.adapters import Adapter
+from riemerge.errors import AdapterError
 from riemerge.inputs import Input
 from riemerge.methods import Method, Stack
 from riemerge.recipe import Recipe
@@ -18,7 +21,7 @@ from riemerge.updates import LowRankUpdate
 
 def stack(
     recipe: Recipe,
-    inputs: Sequence[Input],
+    inputs: Sequence[Input[Adapter]],
     resolver: Resolver,
     method: Method,
     dtype: torch.dtype,
@@ -38,25 +41,52 @@ def stack(
     # singular values below its round-off that count. But no adapter was trained to more than float32, and
     # what stands below that is noise, unless float64 was stored and is computed with.
     exact = {torch.float64}
-    storage = tuple(torch.float64 if {one.adapter.dtype, dtype} == exact else torch.float32 for one in inputs)
+    storage = tuple(torch.float64 if {one.model.dtype, dtype} == exact else torch.float32 for one in inputs)
     places = [one.place for one in inputs]
+    one = inputs[0].model
+    shapes = {module: one.shape(module) for module in one.modules}
+    *own, base = open_statistics(recipe, method, places, shapes)
     return Stack(
         names=tuple(one.name for one in inputs),
         modules=_Modules(inputs, dtype, device),
         weights=weights_of(resolver, method, places),
         storage=storage,
         values=values_of(resolver, places),
-        statistics=tuple(_statistics(recipe.models[place].statistics) for place in places)
-        if method.statistics
-        else (),
-        base_statistics=_statistics(recipe.base_statistics),
+        statistics=tuple(own),
+        base_statistics=base,
     )
+
+
+def open_statistics(
+    recipe: Recipe, method: Method, places: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Callable[[str], Mapping[str, torch.Tensor]]]:
+    """Open the statistics that a recipe names: what gives those of a module, for each model and the base.
+
+    Args:
+        recipe: What names them.
+        method: Which kinds it needs.
+        places: Of the models that count.
+        shapes: (m, n) of each module that they must have.
+
+    Raises:
+        AdapterError: They cannot be read, or lack something: all of it.
+    """
+    folders = [recipe.models[place].statistics if method.statistics else None for place in places]
+    folders.append(recipe.base_statistics)
+    opened = [read_statistics(folder) if folder else None for folder in folders]
+    if problems := [text for one in opened if one for text in one.problems(shapes, method.statistics)]:
+        raise AdapterError(problems)
+    return [partial(one.of, kinds=method.statistics) if one else _nothing for one in opened]
+
+
+def _nothing(_: str) -> Mapping[str, torch.Tensor]:
+    return {}
 
 
 def weights_of(
     resolver: Resolver, method: Method, places: Sequence[int]
 ) -> Callable[[str], tuple[float, ...]]:
-    """Return what gives the weights of a module, of the models at some places, divided by their sum if need be."""
+    """Return what gives the weights of a module, of the models at some places, as the method uses them."""
 
     def weights(module: str) -> tuple[float, ...]:
         every = resolver.weights(module)
@@ -83,23 +113,16 @@ def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapp
 class _Modules(Mapping[str, tuple[LowRankUpdate, ...]]):
     """The T updates of each module, read from disk at each access, so that none is kept."""
 
-    def __init__(self, inputs: Sequence[Input], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, inputs: Sequence[Input[Adapter]], dtype: torch.dtype, device: torch.device) -> None:
         self._inputs = inputs
         self._dtype = dtype
         self._device = device
 
     def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...]:
-        return tuple(
-            one.adapter.update(module, dtype=self._dtype, device=self._device) for one in self._inputs
-        )
+        return tuple(one.model.update(module, dtype=self._dtype, device=self._device) for one in self._inputs)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._inputs[0].adapter.modules))
+        return iter(sorted(self._inputs[0].model.modules))
 
     def __len__(self) -> int:
-        return len(self._inputs[0].adapter.modules)
-
-
-def _statistics(folder: str | None) -> Callable[[str], Mapping[str, torch.Tensor]]:
-    """What gives the statistics of a module, from the folder of a model."""
-    return read_statistics(folder).of if folder else lambda _: {}
+        return len(self._inputs[0].model.modules)

@@ -120,6 +120,7 @@ def assert_same(found: Any, expected: dict[str, dict[str, Tensor]], kinds: tuple
 def test_statistics_are_those_of_one_example_at_a_time(tmp_path: Path, size: int, of: Any) -> None:
     model, batches = tiny(), data(size=size)
     expected = brute_force(model, batches, {name: getattr(model, name) for name in USED})
+    model.train()  # with dropout, if it were used
     found = collect_statistics(model, batches, of, tmp_path / "out", modules=USED, dtype=F64)
     assert found.modules == USED
     assert found.kinds == KINDS
@@ -433,6 +434,9 @@ def test_a_peft_model_is_measured_as_the_model_with_the_adapter_merged(tmp_path:
         )
         == []
     )
+    factor = f"{found.modules[0]}.lora_A.default"
+    with pytest.raises(AdapterError, match="not in the model"):
+        collect_statistics(model, batches, loss, tmp_path / "factors", modules=[factor])
     plain = model.merge_and_unload().eval()
     expected = brute_force(
         plain,

@@ -89,7 +89,7 @@ class DenseWriter:
                 with writing(self._target):
                     self._finish(stage)
         finally:
-            pass
+            shutil.rmtree(stage, ignore_errors=True)
 
     def add(self, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None) -> float:
         """Round a tensor to the dtype that is stored, and write it when its shard is full.

@@ -46,14 +46,28 @@ class FlatRow:
         found = self.mean(x, at)
         return found if isinstance(found, Answer) else Answer(found, "EXACT")
 
+    def view(self, x: Tensor) -> Tensor:
+        """Return T full tensors as the row sees them: a full matrix is its own span."""
+        if self.domain != "gram":
+            return x
+        flattened = x.flatten(start_dim=1)
+        return flattened @ flattened.mT
+
+    def of_tensors(self, x: Tensor, at: Setting) -> Answer:
+        """Return the mean (...) of T full tensors (T, ...)."""
+        found = self(self.view(x), at)
+        if self.domain != "gram":
+            return found
+        return found._replace(value=torch.tensordot(found.value.to(x), x, dims=1))
+
 
 def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
     """Return the row's mean of each module, cut to `options.rank` (the inputs' largest if None).
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of the domains `gram`, `span` and `half` never form a dense dW; `entries` has all T of one module at a
-    time.
+    Rows of the domains `gram`, `span` and `half` never form a dense dW; `entries` has all T of one module at
+    a time.
 
     Raises:
         NumericalError: The row has no answer for some modules; all of them are named.
@@ -100,7 +114,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
     at = Setting(
         module=module,
         weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
-        values=_counting(stack.values(module), used),
+        values=counting(stack.values(module), used),
         shape=read[0].shape,
         ranks=tuple(read[place].rank for place in used),
         seeds=seeds(module, [update.norm() for update in small], options.seed or 0),
@@ -124,8 +138,8 @@ def seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
     return tuple(drawn[order.index(place)] for place in range(len(norms)))
 
 
-def _counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
-    """The parameters of a module, those per model as tensors of the models that count."""
+def counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
+    """Return the parameters of a module as a row sees them: those per model are tensors, of some models."""
     return {
         name: torch.tensor([value[place] for place in used], dtype=torch.float64)
         if isinstance(value, tuple)

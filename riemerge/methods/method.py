@@ -31,8 +31,8 @@ class Method:
         normalised: Whether the weights are divided by their sum.
         negative_weights: Whether a weight below zero has a meaning.
         gauge_invariant: Whether the result depends on the updates dW alone, not on the factors A and B.
-        idempotent: Whether copies of one model, with weights of sum 1 and no scale, merge to it, at the default
-            parameters.
+        idempotent: Whether copies of one model, with weights of sum 1 and no scale, merge to it, at the
+            default parameters.
         ordered: Whether the models are a sequence, whose order matters.
         models: Least and greatest number of models that count; None for any.
         statistics: Kinds of statistics that every model must come with.

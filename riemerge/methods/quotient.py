@@ -203,9 +203,7 @@ def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solve
     total = sum(map(len, by_size.values()))
     return solve(
         {
-            size: {
-                one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None
-            }
+            size: {one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None}
             for size, group in sorted(by_size.items())
         },
         options,
@@ -236,9 +234,7 @@ def _lifted(
         evidence,
         # A left-out update stood in as a copy of another.
         distances=evidence.distances
-        and tuple(
-            apart if place in module.used else None for place, apart in enumerate(evidence.distances)
-        ),
+        and tuple(apart if place in module.used else None for place, apart in enumerate(evidence.distances)),
         numerical_ranks=module.numerical,
         energy_kept=module.kept,
     )

@@ -37,7 +37,11 @@ def statistics(seed: int, shape: tuple[int, int] = SHAPE) -> dict[str, Tensor]:
 
 
 def stacked(
-    method: Method, adapters: Sequence[Factors], weights: Sequence[float], data: Sequence[int], **parameters: Any
+    method: Method,
+    adapters: Sequence[Factors],
+    weights: Sequence[float],
+    data: Sequence[int],
+    **parameters: Any,
 ) -> Stack:
     """A stack of one module, with the row's parameters as a recipe resolves them.
 
@@ -88,7 +92,11 @@ def merged(
     """What one row merges adapters of one module to, dense and whole."""
     method = METHODS[name]
     given = stacked(method, adapters, weights, data or [10 * i for i in range(len(adapters))], **parameters)
-    asked = {key: method.defaults[key] for key in ("solver", "tol", "cost_tol", "max_passes") if key in method.defaults}
+    asked = {
+        key: method.defaults[key]
+        for key in ("solver", "tol", "cost_tol", "max_passes")
+        if key in method.defaults
+    }
     options = Options(rank=rank if method.domain else None, **asked)
     if method.domain is None:
         options = replace(options, tol=1e-10, cost_tol=0.0)

@@ -432,7 +432,7 @@ def test_mergekits_thresholds_depend_on_the_unit() -> None:
 @pytest.mark.parametrize("case", WEIGHTS)
 @pytest.mark.parametrize("merge_func", ["mean", "sum", "max"])
 def test_ties_of_fusion_bench_keeps_one_entry_more(case: str, merge_func: str) -> None:
-    """Its 40 % are ⌊0.4 · size⌋ + 1 entries; with that many asked for we agree, with 40 % we keep one less."""
+    """Its 40 % are ⌊0.4 · size⌋ + 1 entries; with that many asked for we agree; 40 % keep one less."""
     x = frozen()[f"x/{case}"]
     size = x[0].numel()
     expected = frozen()[f"fusion_bench/ties_{merge_func}.{case}"]

@@ -11,6 +11,14 @@ from tests.helpers import Factors, adapter_family, random_gauge, random_orthonor
 from tests.methods.stacks import SHAPE, merged
 
 EVERY = pytest.mark.parametrize("name", list(METHODS))
+WEIGHTED = pytest.mark.parametrize(
+    "name", [name for name, row in METHODS.items() if row.models[1] is None and not row.ordered]
+)
+# No orthogonal map keeps entries, or a diagonal form.
+EQUIVARIANT = pytest.mark.parametrize(
+    "name", [name for name, row in METHODS.items() if row.domain != "entries"]
+)
+TRUNCATED = pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.domain])
 WEIGHTS = (0.5, 0.3, 0.2)
 
 
@@ -72,11 +80,9 @@ def test_the_order_does_not_matter(name: str) -> None:
         assert relative(other, first) <= 1e-8
 
 
-@EVERY
+@WEIGHTED
 def test_weight_zero_is_absence(name: str) -> None:
     method = METHODS[name]
-    if method.models[1] is not None or method.ordered:
-        pytest.skip("its number of models is fixed, or it takes no weights")
     given = adapters(method, family_of(method))
     with_it = merged(name, given, [1.0, 0.0, 2.0])
     without = merged(name, [given[0], given[2]], [1.0, 2.0], data=[0, 20])
@@ -99,11 +105,9 @@ def test_the_gauge_does_not_matter(name: str) -> None:
     assert method.gauge_invariant
 
 
-@EVERY
+@EQUIVARIANT
 def test_orthogonal_maps_move_the_mean_with_the_updates(name: str) -> None:
     method = METHODS[name]
-    if method.domain == "entries" or method.statistics and method.domain != "half":
-        pytest.skip("sees entries, which no orthogonal map keeps")
     given, weights = adapters(method, family_of(method)), shares(method)
     generator = seeded(11)
     left = random_orthonormal(SHAPE[0], SHAPE[0], generator)
@@ -115,17 +119,16 @@ def test_orthogonal_maps_move_the_mean_with_the_updates(name: str) -> None:
     assert relative(merged(name, mapped, weights), expected) <= 1e-7
 
 
-@EVERY
+@TRUNCATED
 def test_rank_cuts_to_the_nearest(name: str) -> None:
     method = METHODS[name]
-    if method.domain is None:
-        pytest.skip("its mean has the rank of its inputs")
     given, weights = adapters(method), shares(method)
     whole = merged(name, given, weights)
     cut = merged(name, given, weights, rank=2)
     assert torch.linalg.matrix_rank(cut, rtol=1e-9) <= 2
     # By its distance: a flat spectrum has many nearest matrices.
     least = torch.linalg.svdvals(whole)[2:].norm()
-    assert float((cut - whole).norm()) == pytest.approx(float(least), rel=1e-8, abs=1e-8 * float(whole.norm()))
+    size = float(whole.norm())
+    assert float((cut - whole).norm()) == pytest.approx(float(least), rel=1e-8, abs=1e-8 * size)
     usual = merged(name, given, weights, rank=None)
     assert torch.linalg.matrix_rank(usual, rtol=1e-9) <= 3 or name == "cat"

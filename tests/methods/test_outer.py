@@ -110,8 +110,8 @@ def test_rounds_of_momentum_are_those_of_torch(name: str, weights: Weights) -> N
 @pytest.mark.oracle
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_rounds_of_fedadam_are_those_of_torch_without_its_corrections(weights: Weights) -> None:
-    # Torch divides m by 1 − β₁ᵗ and √v by √(1 − β₂ᵗ): the rate and eps of each round take both out. Its v starts
-    # at zero; one step with a gradient of τ/√(1 − β₂) and a rate of 0 brings it to τ², and m is put back.
+    # Torch divides m by 1 − β₁ᵗ and √v by √(1 − β₂ᵗ): the rate and eps of each round take both out. Its v
+    # starts at zero; a step with gradient τ/√(1 − β₂) and rate 0 brings it to τ², and m is put back.
     rule = FedAdam(outer_lr=0.02, beta1=0.9, beta2=0.99, tau=0.05)
     outer, theta = OuterOptimizer(rule), base()
     parameters = {key: torch.nn.Parameter(one.clone()) for key, one in theta.items()}

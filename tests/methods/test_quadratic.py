@@ -285,6 +285,17 @@ def test_regmean_refuses_what_it_cannot_determine_and_mats_forward_does_not() ->
     assert torch.isfinite(answer.value).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_regmean_refuses_also_where_round_off_hides_that_the_sum_is_singular(seed: int) -> None:
+    """One input is the sum of the others: the last pivot is a few eps, of either sign."""
+    x = random_updates(3, 6)
+    inputs = torch.randn(40, 6, generator=seeded(seed), dtype=torch.float64)
+    inputs[:, 5] = inputs[:, :5].sum(dim=1)
+    statistics = [{"gram": inputs.T @ inputs}] * 3
+    with pytest.raises(NumericalError, match="singular"):
+        regmean(x, setting(x, WEIGHTS[0], statistics))
+
+
 def test_inputs_of_any_scale_keep_regmean_exact() -> None:
     x, statistics = random_updates(3, 4), random_statistics(3, 4)
     scale = torch.tensor([1e-8, 1.0, 1e3, 1e8], dtype=torch.float64)

@@ -1,0 +1,248 @@
+"""Merging full checkpoints: a tensor at a time, by the flat rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
+from riemerge.checkpoints import check_checkpoints, read_checkpoint
+from riemerge.errors import AdapterError, NumericalError, RecipeError
+from riemerge.inputs import counting as counting_models
+from riemerge.inputs import in_order
+from riemerge.machine import find_device, find_threads
+from riemerge.manifolds.linalg import single_threaded
+from riemerge.measure import tensor_row, totals
+from riemerge.methods import Evidence, find_method
+from riemerge.methods.flat import FlatRow, counting, seeds
+from riemerge.methods.reduction import in_order as each_in_order
+from riemerge.methods.setting import Answer, Setting
+from riemerge.recipe import Recipe
+from riemerge.record import ModuleRow, RunRecord, Timing
+from riemerge.resolve import Resolver
+from riemerge.stacking import open_statistics, values_of, weights_of
+
+WEIGHT = ".weight"
+
+
+class _Merged(NamedTuple):
+    """One tensor as it will be written, and what was measured of it; None where it was only copied."""
+
+    value: Tensor
+    row: ModuleRow | None
+    evidence: Evidence | None
+
+
+@final
+class CheckpointMerge:
+    """A merge of full checkpoints, checked and opened; `run` does it, and hands each tensor on as it is done.
+
+    Law: with a base model a row merges the differences from it, which are added to it again; without one it
+    merges the weights as they are. A function of the tensors and weights: the order of the checkpoints
+    changes no bit, but of trajectories. Rows of the domains `span` and `half` see matrices only, and rows
+    with statistics the tensors that have them; all other tensors get the weighted mean, as published.
+    Integers and bools must agree and are copied. Memory: T + 2 copies of the largest tensor in float64, for
+    each thread.
+
+    Args:
+        recipe: What to merge, and how.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: How many work at once on a CPU; they change no bit.
+        progress: Called as `progress(stage, done, total, text)` with numbers of tensors.
+
+    Attributes:
+        checkpoints: The inputs that count, in the order asked for.
+        base: The base model, if any.
+
+    Raises:
+        RecipeError: What was asked makes no sense for checkpoints.
+        AdapterError: An input cannot be read, or they do not fit each other.
+        ResourceError: The device is not there.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: str = "cpu",
+        threads: int | None = None,
+        progress: Callable[[str, int, int, str], None] | None = None,
+    ) -> None:
+        self._started = perf_counter()
+        self._recipe, self._method = recipe, find_method(recipe.merge_method)
+        _check(recipe)
+        self._row = FlatRow.of(self._method)
+        self._where = find_device(device)
+        self._threads = find_threads(threads, self._where)
+        self._tell = progress
+        self.checkpoints = tuple(
+            read_checkpoint(recipe.models[place].model) for place in counting_models(recipe)
+        )
+        self.base = read_checkpoint(recipe.base_model) if recipe.base_model else None
+        check_checkpoints([*self.checkpoints, *([self.base] if self.base else [])])
+        self._inputs = in_order(recipe, self._method, self.checkpoints)
+        self._names = self.checkpoints[0].names
+        places = [one.place for one in self._inputs]
+        self._resolver = Resolver(recipe, self._method, self._names)
+        self._weights = weights_of(self._resolver, self._method, places)
+        self._values = values_of(self._resolver, places)
+        shapes = {
+            name.removesuffix(WEIGHT): shape
+            for name, shape in self.checkpoints[0].shapes.items()
+            if name.endswith(WEIGHT) and len(shape) == 2
+        }
+        *self._statistics, self._base_statistics = open_statistics(recipe, self._method, places, shapes)
+
+    def run(self, keep: Callable[[str, Tensor, torch.dtype], None]) -> RunRecord:
+        """Merge all tensors.
+
+        Args:
+            keep: Called with each name, its tensor, and the dtype to store it in.
+
+        Raises:
+            NumericalError: The row has no answer for some tensors; all of them are named.
+            AdapterError: A tensor cannot be read, or integers differ.
+        """
+        read = perf_counter()
+        evidence: dict[str, Evidence] = {}
+        rows: list[ModuleRow] = []
+        problems: list[str] = []
+        with single_threaded():
+            facts: Mapping[str, Any] = {}
+            if self._row.survey is not None:
+                facts = self._row.survey(self._seen)
+            merged = each_in_order(partial(self._tried, facts), self._names, self._threads)
+            for done, (name, one) in enumerate(zip(self._names, merged, strict=True), 1):
+                if self._tell is not None:
+                    self._tell("merge", done, len(self._names), self._method.name)
+                if not isinstance(one, _Merged):
+                    problems += [f"{name}: {problem}" for problem in one.problems]
+                    continue
+                if one.row is not None and one.evidence is not None:
+                    rows.append(one.row)
+                    evidence[name] = one.evidence
+                if not problems:
+                    keep(name, one.value, self._stored(name))
+        if problems:
+            raise NumericalError(problems)
+        return RunRecord(
+            recipe=resolved_recipe(self._recipe, self._method, None),
+            versions=versions(),
+            device=self._where.type,
+            base_model=base_model([self._recipe.base_model]),
+            inputs=input_rows(self._recipe, self._inputs, self._weights, self._names),
+            modules=tuple(rows),
+            totals=totals(rows),
+            advice={one.status: one.advice for one in evidence.values() if one.advice},
+            warnings=tuple(warnings(self._recipe, self._inputs, evidence, rows)),
+            timing=Timing(read=read - self._started, solve=perf_counter() - read, modules={}),
+        )
+
+    def _stored(self, name: str) -> torch.dtype:
+        asked = self._recipe.out_dtype
+        dtype = self.checkpoints[0].dtypes[name]
+        return getattr(torch, asked) if asked and dtype.is_floating_point else dtype
+
+    def _seen(self) -> Iterator[tuple[Tensor, Setting]]:
+        """All tensors that the row itself sees, for its survey."""
+        for name in self._names:
+            if self._applies(name):
+                x, at, _ = self._read(name, {})
+                yield self._row.view(x), at
+
+    def _tried(self, facts: Mapping[str, Any], name: str) -> _Merged | NumericalError:
+        try:
+            return self._merged(facts, name)
+        except NumericalError as fault:
+            return fault
+
+    def _merged(self, facts: Mapping[str, Any], name: str) -> _Merged:
+        if not self.checkpoints[0].dtypes[name].is_floating_point:
+            return _Merged(self._common(name), None, None)
+        x, at, base = self._read(name, facts)
+        found = self._row.of_tensors(x, at) if self._applies(name) else Answer(_mean(x, at), "EXACT")
+        if not bool(torch.isfinite(found.value).all()):
+            raise NumericalError("the merged tensor is not finite: the inputs are too large for this method")
+        scaled = self._resolver.scale(name) * found.value
+        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
+        order = sorted(range(len(x)), key=lambda i: self._inputs[i].place)
+        row = tensor_row(name, scaled, list(x), evidence, order)
+        return _Merged(scaled if base is None else base + scaled, row, evidence)
+
+    def _read(self, name: str, facts: Mapping[str, Any]) -> tuple[Tensor, Setting, Tensor | None]:
+        """The T tensors of one name less the base's, what the row sees beside them, and the base's."""
+        x = torch.stack([one.model.tensor(name, device=self._where) for one in self._inputs])
+        base = None if self.base is None else self.base.tensor(name, device=self._where)
+        if base is not None:
+            x -= base
+        weights, module = self._weights(name), name.removesuffix(WEIGHT)
+        everywhere = range(len(x))
+        data = self._method.statistics and self._applies(name)
+        norms = [float(torch.linalg.vector_norm(one)) for one in x]
+        at = Setting(
+            module=name,
+            weights=torch.tensor(weights, dtype=torch.float64),
+            values=counting(self._values(name), everywhere),
+            shape=tuple(x.shape[1:]),
+            seeds=seeds(name, norms, int(self._recipe.parameters.get("seed") or 0)),
+            statistics=tuple(of(module) for of in self._statistics) if data else (),
+            base_statistics=self._base_statistics(module) if data else {},
+            facts=facts,
+        )
+        return x, at, base
+
+    def _applies(self, name: str) -> bool:
+        """Whether the row itself merges a tensor, and not the weighted mean in its place."""
+        shape, dtypes = self.checkpoints[0].shapes[name], self.checkpoints[0].dtypes
+        matrix = len(shape) == 2
+        if self._method.statistics:
+            return matrix and name.endswith(WEIGHT)
+        return dtypes[name].is_floating_point and (matrix or self._method.domain in {"gram", "entries"})
+
+    def _common(self, name: str) -> Tensor:
+        """The integers or bools that all inputs agree in."""
+        first, *others = (one.tensor(name, dtype=None) for one in self.checkpoints)
+        if not all(torch.equal(first, other) for other in others):
+            raise AdapterError(
+                f"{name}: holds {first.dtype} that differ between the checkpoints: integers have no mean, "
+                "so expected them to be equal"
+            )
+        return first
+
+
+def _mean(x: Tensor, at: Setting) -> Tensor:
+    """The weighted mean of T tensors."""
+    weights = at.weights.to(x)
+    mean: Tensor = torch.tensordot(weights / weights.sum(), x, dims=1)
+    return mean
+
+
+def _check(recipe: Recipe) -> None:
+    """What makes no sense for full checkpoints."""
+    method = find_method(recipe.merge_method)
+    problems = []
+    if method.checkpoints == "no":
+        problems.append(f"merge_method: {method.name} merges adapters only, and these are full checkpoints")
+    if method.checkpoints == "updates" and not recipe.base_model:
+        problems.append(
+            f"base_model: missing: {method.name} merges what each model changed of a common base: name it"
+        )
+    if "scale" in recipe.parameters and not recipe.base_model:
+        problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
+    if "rank" in recipe.parameters:
+        problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
+    if recipe.out_type not in {None, "checkpoint"}:
+        problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
+    if problems:
+        raise RecipeError(problems)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether a path is a full checkpoint: a file, or a folder without an adapter's config."""
+    folder = Path(path)
+    return folder.is_file() or (folder.is_dir() and not (folder / "adapter_config.json").exists())

@@ -1,0 +1,127 @@
+"""Outputs: a recipe merged into a folder, whatever its inputs are and whatever is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemerge.adapters import check_output
+from riemerge.card import model_card
+from riemerge.checkpoints import DenseWriter
+from riemerge.dense import CheckpointMerge, is_checkpoint
+from riemerge.errors import RecipeError
+from riemerge.merge import CARD_FILE, RECORD_FILE, AdapterMerge, Listener, Progress, merge_recipe
+from riemerge.recipe import Recipe
+from riemerge.record import RunRecord
+from riemerge.updates import LowRankUpdate
+
+
+class Written(NamedTuple):
+    """What was done, and the largest relative error of rounding a tensor to the dtype that was written."""
+
+    record: RunRecord
+    rounding: float
+
+
+def merge_into(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    shard_bytes: int = 5_000_000_000,
+    progress: Listener | None = None,
+) -> Written:
+    """Merge what a recipe asks for, and write it with its record and a card.
+
+    Law: the folder appears whole or not at all. Adapters merge to an adapter, or with `out_type: delta` to
+    the whole dW of each module as `module.weight`, to be added to the base model; full checkpoints to a
+    checkpoint of the same names, with the files that lie beside the base model, or the first.
+
+    Args:
+        recipe: What to merge, and how.
+        folder: The new folder.
+        device: As in `merge_adapters`, and so `threads`.
+        threads: How many work at once.
+        shard_bytes: Most bytes of a file of tensors, for what is not an adapter.
+        progress: Called now and then.
+
+    Raises:
+        RiemergeError: As `merge_adapters`, and OutputError where the folder cannot be written.
+    """
+    paths = [entry.model for entry in recipe.models]
+    check_output(folder, [*paths, *([recipe.base_model] if recipe.base_model else [])])
+    kinds = {is_checkpoint(path) for path in paths}
+    if len(kinds) > 1:
+        named = ", ".join(path for path in paths if is_checkpoint(path))
+        raise RecipeError(
+            f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
+        )
+    if kinds == {True}:
+        return _checkpoint(recipe, folder, device, threads, shard_bytes, progress)
+    if recipe.base_model:
+        raise RecipeError("base_model: the base model is not needed to merge adapters: leave it out")
+    if recipe.out_type == "checkpoint":
+        raise RecipeError(
+            "out_type: checkpoint: adapters merge to an adapter or a delta: add a delta to the base"
+        )
+    if recipe.out_type == "delta":
+        return _delta(recipe, folder, device, threads, shard_bytes, progress)
+    result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=progress)
+    return Written(result.record, max(result.save_pretrained(folder).values()))
+
+
+def _delta(
+    recipe: Recipe,
+    folder: str | Path,
+    device: str,
+    threads: int | None,
+    shard_bytes: int,
+    progress: Listener | None,
+) -> Written:
+    job = AdapterMerge(recipe, {}, None, device, threads, progress)
+    # PEFT's flag for layers that store their weight as inputs by outputs.
+    turned = any(adapter.config.fan_in_fan_out for adapter in job.adapters)
+    with DenseWriter(folder, dtype=job.out_dtype, shard_bytes=shard_bytes) as writer:
+
+        def keep(module: str, update: LowRankUpdate | Tensor) -> None:
+            whole = update if isinstance(update, Tensor) else update.dense()
+            writer.add(f"{module}.weight", whole.mT if turned else whole)
+
+        record = job.run(keep, dense=True)
+        _describe(writer, record)
+    return Written(record, max(writer.errors.values()))
+
+
+def _checkpoint(
+    recipe: Recipe,
+    folder: str | Path,
+    device: str,
+    threads: int | None,
+    shard_bytes: int,
+    progress: Listener | None,
+) -> Written:
+    tell: Callable[[str, int, int, str], None] | None = None
+    if progress is not None:
+        tell = lambda *what: progress(Progress(*what))  # noqa: E731
+    job = CheckpointMerge(recipe, device, threads, tell)
+    with DenseWriter(folder, shard_bytes=shard_bytes) as writer:
+
+        def keep(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+            writer.add(name, tensor, dtype=dtype if tensor.is_floating_point() else None)
+
+        record = job.run(keep)
+        for path in (job.base or job.checkpoints[0]).other_files:
+            if path.name not in {RECORD_FILE, CARD_FILE}:
+                writer.add_file(path.name, path)
+        _describe(writer, record)
+    return Written(record, max(writer.errors.values()))
+
+
+def _describe(writer: DenseWriter, record: RunRecord) -> None:
+    writer.add_file(RECORD_FILE, record.to_json())
+    writer.add_file(CARD_FILE, model_card(record))
