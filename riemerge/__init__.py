@@ -1,4 +1,4 @@
-"""Merge LoRA adapters as weighted Fréchet means.
+"""Merge LoRA adapters, and full checkpoints, as weighted Fréchet means.
 
 The public names are loaded on first use, so that `import riemerge` costs nothing: torch comes with the first
 name that needs it.
@@ -15,33 +15,49 @@ if TYPE_CHECKING:
     from riemerge.adapters import read_adapter
     from riemerge.frechet import FrechetProblem
     from riemerge.merge import MergeResult, merge_adapters
+    from riemerge.methods.outer import FedAdam, Momentum, OuterOptimizer
+    from riemerge.outputs import merge_into
+    from riemerge.recipe import read_recipe
     from riemerge.solvers import Solution, Status, frechet_mean
+    from riemerge.statistics import collect_statistics
     from riemerge.updates import LowRankUpdate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FedAdam",
     "FrechetProblem",
     "LowRankUpdate",
     "MergeResult",
+    "Momentum",
+    "OuterOptimizer",
     "RiemergeError",
     "Solution",
     "Status",
     "__version__",
+    "collect_statistics",
     "frechet_mean",
     "merge_adapters",
+    "merge_into",
     "read_adapter",
+    "read_recipe",
 ]
 
 _HOMES = {
+    "FedAdam": "riemerge.methods.outer",
     "FrechetProblem": "riemerge.frechet",
     "LowRankUpdate": "riemerge.updates",
     "MergeResult": "riemerge.merge",
+    "Momentum": "riemerge.methods.outer",
+    "OuterOptimizer": "riemerge.methods.outer",
     "Solution": "riemerge.solvers",
     "Status": "riemerge.solvers",
+    "collect_statistics": "riemerge.statistics",
     "frechet_mean": "riemerge.solvers",
     "merge_adapters": "riemerge.merge",
+    "merge_into": "riemerge.outputs",
     "read_adapter": "riemerge.adapters",
+    "read_recipe": "riemerge.recipe",
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, final
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from riemerge.adapters.config import listed
 from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
-from riemerge.checkpoints import check_checkpoints, read_checkpoint
+from riemerge.checkpoints import Checkpoint, check_checkpoints, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.inputs import counting as counting_models
 from riemerge.inputs import in_order
@@ -27,8 +28,24 @@ from riemerge.recipe import Recipe
 from riemerge.record import ModuleRow, RunRecord, Timing
 from riemerge.resolve import Resolver
 from riemerge.stacking import open_statistics, values_of, weights_of
+from riemerge.statistics import read_statistics
 
 WEIGHT = ".weight"
+
+
+class _Tensors(NamedTuple):
+    """One name as read: T tensors less the base's, which of them count, what else the row sees, the base's."""
+
+    every: Tensor
+    used: list[int]
+    at: Setting
+    base: Tensor | None
+
+    @property
+    def counting(self) -> Tensor:
+        """Those that count, a number as a vector of one."""
+        kept = self.every if len(self.used) == len(self.every) else self.every[self.used]
+        return kept if kept.ndim > 1 else kept.unsqueeze(-1)
 
 
 class _Merged(NamedTuple):
@@ -91,12 +108,10 @@ class CheckpointMerge:
         self._resolver = Resolver(recipe, self._method, self._names)
         self._weights = weights_of(self._resolver, self._method, places)
         self._values = values_of(self._resolver, places)
-        shapes = {
-            name.removesuffix(WEIGHT): shape
-            for name, shape in self.checkpoints[0].shapes.items()
-            if name.endswith(WEIGHT) and len(shape) == 2
-        }
-        *self._statistics, self._base_statistics = open_statistics(recipe, self._method, places, shapes)
+        self._measured = _measured(recipe, places, self.checkpoints[0]) if self._method.statistics else {}
+        *self._statistics, self._base_statistics = open_statistics(
+            recipe, self._method, places, self._measured
+        )
 
     def run(self, keep: Callable[[str, Tensor, torch.dtype], None]) -> RunRecord:
         """Merge all tensors.
@@ -145,15 +160,15 @@ class CheckpointMerge:
 
     def _stored(self, name: str) -> torch.dtype:
         asked = self._recipe.out_dtype
-        dtype = self.checkpoints[0].dtypes[name]
+        dtype = reduce(torch.promote_types, [one.dtypes[name] for one in self.checkpoints])
         return getattr(torch, asked) if asked and dtype.is_floating_point else dtype
 
     def _seen(self) -> Iterator[tuple[Tensor, Setting]]:
         """All tensors that the row itself sees, for its survey."""
         for name in self._names:
             if self._applies(name):
-                x, at, _ = self._read(name, {})
-                yield self._row.view(x), at
+                read = self._read(name, {})
+                yield self._row.view(read.counting), read.at
 
     def _tried(self, facts: Mapping[str, Any], name: str) -> _Merged | NumericalError:
         try:
@@ -164,45 +179,47 @@ class CheckpointMerge:
     def _merged(self, facts: Mapping[str, Any], name: str) -> _Merged:
         if not self.checkpoints[0].dtypes[name].is_floating_point:
             return _Merged(self._common(name), None, None)
-        x, at, base = self._read(name, facts)
-        found = self._row.of_tensors(x, at) if self._applies(name) else Answer(_mean(x, at), "EXACT")
+        read = self._read(name, facts)
+        if self._applies(name):
+            found = self._row.of_tensors(read.counting, read.at)
+        else:
+            found = Answer(_mean(read.counting, read.at), "EXACT")
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged tensor is not finite: the inputs are too large for this method")
-        scaled = self._resolver.scale(name) * found.value
+        scaled = self._resolver.scale(name) * found.value.reshape(read.at.shape)
         evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
-        order = sorted(range(len(x)), key=lambda i: self._inputs[i].place)
-        row = tensor_row(name, scaled, list(x), evidence, order)
-        return _Merged(scaled if base is None else base + scaled, row, evidence)
+        order = sorted(range(len(read.every)), key=lambda i: self._inputs[i].place)
+        row = tensor_row(name, scaled, list(read.every), evidence, order)
+        return _Merged(scaled if read.base is None else read.base + scaled, row, evidence)
 
-    def _read(self, name: str, facts: Mapping[str, Any]) -> tuple[Tensor, Setting, Tensor | None]:
-        """The T tensors of one name less the base's, what the row sees beside them, and the base's."""
+    def _read(self, name: str, facts: Mapping[str, Any]) -> _Tensors:
         x = torch.stack([one.model.tensor(name, device=self._where) for one in self._inputs])
         base = None if self.base is None else self.base.tensor(name, device=self._where)
         if base is not None:
             x -= base
         weights, module = self._weights(name), name.removesuffix(WEIGHT)
-        everywhere = range(len(x))
+        used = [place for place, weight in enumerate(weights) if weight != 0.0]
         data = self._method.statistics and self._applies(name)
-        norms = [float(torch.linalg.vector_norm(one)) for one in x]
+        norms = [float(torch.linalg.vector_norm(x[place])) for place in used]
         at = Setting(
             module=name,
-            weights=torch.tensor(weights, dtype=torch.float64),
-            values=counting(self._values(name), everywhere),
+            weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
+            values=counting(self._values(name), used),
             shape=tuple(x.shape[1:]),
             seeds=seeds(name, norms, int(self._recipe.parameters.get("seed") or 0)),
-            statistics=tuple(of(module) for of in self._statistics) if data else (),
+            statistics=tuple(self._statistics[place](module) for place in used) if data else (),
             base_statistics=self._base_statistics(module) if data else {},
             facts=facts,
         )
-        return x, at, base
+        return _Tensors(x, used, at, base)
 
     def _applies(self, name: str) -> bool:
         """Whether the row itself merges a tensor, and not the weighted mean in its place."""
-        shape, dtypes = self.checkpoints[0].shapes[name], self.checkpoints[0].dtypes
-        matrix = len(shape) == 2
         if self._method.statistics:
-            return matrix and name.endswith(WEIGHT)
-        return dtypes[name].is_floating_point and (matrix or self._method.domain in {"gram", "entries"})
+            return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in self._measured
+        first = self.checkpoints[0]
+        matrix = len(first.shapes[name]) == 2
+        return first.dtypes[name].is_floating_point and (matrix or self._method.domain in {"gram", "entries"})
 
     def _common(self, name: str) -> Tensor:
         """The integers or bools that all inputs agree in."""
@@ -217,9 +234,28 @@ class CheckpointMerge:
 
 def _mean(x: Tensor, at: Setting) -> Tensor:
     """The weighted mean of T tensors."""
-    weights = at.weights.to(x)
-    mean: Tensor = torch.tensordot(weights / weights.sum(), x, dims=1)
+    if at.weights.sum() == 0:
+        raise NumericalError("the weights add up to 0, and this tensor gets the weighted mean: choose others")
+    mean: Tensor = torch.tensordot((at.weights / at.weights.sum()).to(x), x, dims=1)
     return mean
+
+
+def _measured(recipe: Recipe, places: Sequence[int], like: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shapes of the matrices that have statistics, by module."""
+    folders = [*(recipe.models[place].statistics for place in places), recipe.base_statistics]
+    known = {module for folder in folders if folder for module in read_statistics(folder).modules}
+    found = {
+        module: shape
+        for name, shape in like.shapes.items()
+        for module in [name.removesuffix(WEIGHT)]
+        if module in known and name.endswith(WEIGHT) and like.dtypes[name].is_floating_point
+    }
+    if not found:
+        raise AdapterError(
+            f"statistics: of {listed(sorted(known))}, none of them a weight of {like.path}: expected those "
+            "of its modules, under their names there"
+        )
+    return found
 
 
 def _check(recipe: Recipe) -> None:
@@ -232,6 +268,14 @@ def _check(recipe: Recipe) -> None:
         problems.append(
             f"base_model: missing: {method.name} merges what each model changed of a common base: name it"
         )
+    if recipe.base_model and method.checkpoints == "weights":
+        base = Path(recipe.base_model).resolve()
+        problems += [
+            f"models[{place}]: {entry.model} is the base_model itself, and its difference from it is zero: "
+            "leave base_model out to merge the weights as they are"
+            for place, entry in enumerate(recipe.models)
+            if Path(entry.model).resolve() == base
+        ]
     if "scale" in recipe.parameters and not recipe.base_model:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:

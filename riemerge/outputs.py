@@ -15,6 +15,7 @@ from riemerge.checkpoints import DenseWriter
 from riemerge.dense import CheckpointMerge, is_checkpoint
 from riemerge.errors import RecipeError
 from riemerge.merge import CARD_FILE, RECORD_FILE, AdapterMerge, Listener, Progress, merge_recipe
+from riemerge.methods import find_method
 from riemerge.recipe import Recipe
 from riemerge.record import RunRecord
 from riemerge.updates import LowRankUpdate
@@ -70,6 +71,10 @@ def merge_into(
             "out_type: checkpoint: adapters merge to an adapter or a delta: add a delta to the base"
         )
     if recipe.out_type == "delta":
+        if isinstance(recipe.parameters.get("rank"), int) and find_method(recipe.merge_method).domain:
+            raise RecipeError(
+                "parameters.rank: out_type delta writes the whole dW, which has no rank: leave it out"
+            )
         return _delta(recipe, folder, device, threads, shard_bytes, progress)
     result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=progress)
     return Written(result.record, max(result.save_pretrained(folder).values()))

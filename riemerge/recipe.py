@@ -299,6 +299,10 @@ def _wrong_statistics(recipe: Recipe, method: Method, counting: Sequence[int]) -
     given += ["base_statistics"] if recipe.base_statistics else []
     if given and not method.statistics:
         yield f"{', '.join(given)}: {method.name} uses no statistics: leave them out"
+    if method.base_statistics and not recipe.base_statistics:
+        yield f"base_statistics: missing: {method.name} needs those of the base model too: collect them"
+    if recipe.base_statistics and not method.base_statistics and method.statistics:
+        yield f"base_statistics: {method.name} uses those of the models alone: leave it out"
     without = [place for place in counting if not recipe.models[place].statistics]
     if without and method.statistics:
         lacking = (f"models[{place}] ({recipe.models[place].model})" for place in without)

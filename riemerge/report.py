@@ -88,11 +88,10 @@ def methods_report() -> RenderableType:
 
 def described(row: Method) -> list[tuple[str, str]]:
     """Return what there is to say of a method, each under its title; the summary, under none, comes first."""
-    takes = (f"{name} ({row.defaults[name]})" if name in row.defaults else name for name in row.parameters)
     return [
         ("", row.summary),
         ("weights", weights(row)),
-        ("parameters (defaults)", ", ".join(takes)),
+        ("parameters (defaults)", parameters(row)),
         ("needs", needs(row)),
         ("rank of the result", row.output_rank),
         ("moves with the gauge", "no" if row.gauge_invariant else "yes"),
@@ -101,12 +100,19 @@ def described(row: Method) -> list[tuple[str, str]]:
     ]
 
 
+def parameters(row: Method) -> str:
+    """Return the parameters that a method takes, with their defaults."""
+    said = (f"{name} ({row.defaults[name]})" if name in row.defaults else name for name in row.parameters)
+    return ", ".join(said)
+
+
 def needs(row: Method) -> str:
     """Return what a method cannot do without, in words."""
     least, most = row.models
     count = [f"{least} models" if least == most else f"at least {least} models"] if least > 1 else []
     order = ["the models in the order of their run"] if row.ordered else []
-    data = [f"statistics of each model: {kind}" for kind in row.statistics]
+    whose = "each model and the base" if row.base_statistics else "each model"
+    data = [f"statistics of {whose}: {', '.join(row.statistics)}"] if row.statistics else []
     ranks = ["one rank"] if row.domain is None else []
     takes = {
         "weights": "also merges full checkpoints",

@@ -13,6 +13,7 @@ import pytest
 
 from riemerge.adapters import read_adapter
 from riemerge.methods import METHODS
+from riemerge.report import needs, parameters, weights
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,17 +33,13 @@ def between(marker: str) -> str:
 def methods_table() -> str:
     """The table of methods in Markdown, from the code."""
     lines = [
-        "| method | what it is | weights | rank of the result | moves with the gauge | source |",
-        "|---|---|---|---|---|---|",
+        "| method | what it is | parameters (defaults) | needs | weights | copies merge to the one | source |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in METHODS.values():
-        weights = ("divided by their sum" if row.normalised else "as given") + (
-            ", any sign" if row.negative_weights else ", at least 0"
-        )
-        gauge = "no" if row.gauge_invariant else "yes"
-        lines.append(
-            f"| `{row.name}` | {row.summary} | {weights} | {row.output_rank} | {gauge} | {row.source} |"
-        )
+        takes, copies = parameters(row), "yes" if row.idempotent else "no"
+        cells = (f"`{row.name}`", row.summary, takes, needs(row), weights(row), copies, row.source)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

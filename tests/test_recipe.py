@@ -300,6 +300,7 @@ def test_a_sum_takes_weights_below_zero_and_a_mean_none() -> None:
     for name, method in METHODS.items():
         models = [one | ({"statistics": "s"} if method.statistics else {}) for one in weighted(1, -0.25)]
         raw = recipe(merge_method=name, models=models)
+        raw |= {"base_statistics": "s"} if method.base_statistics else {}
         if method.negative_weights:
             assert make_recipe(raw).weights == (1.0, -0.25)
         else:
@@ -455,9 +456,16 @@ def test_statistics_are_asked_of_every_model_that_counts(trial: str) -> None:
     assert "riemerge.statistics.collect_statistics" in found
     [found] = problems(recipe(models=informed("a"), base_statistics="x"))
     assert found == "models[0], base_statistics: geomerge uses no statistics: leave them out"
-    good = make_recipe({**tried(), "base_statistics": "s"})
-    assert [entry.statistics for entry in good.models] == ["a.stats", "b.stats"]
-    assert good.base_statistics == "s"
+    assert [entry.statistics for entry in make_recipe(tried()).models] == ["a.stats", "b.stats"]
+
+
+def test_statistics_of_the_base_are_asked_for_where_they_are_used(trial: str) -> None:
+    [found] = problems({**tried(), "base_statistics": "s"})
+    assert found == "base_statistics: trial uses those of the models alone: leave it out"
+    raw = {**tried(), "merge_method": "gradient_matching", "parameters": {}}
+    [found] = problems(raw)
+    assert found.startswith("base_statistics: missing: gradient_matching needs those of the base model too")
+    assert make_recipe({**raw, "base_statistics": "s"}).base_statistics == "s"
 
 
 def test_the_base_model_is_no_update_of_itself(trial: str) -> None:
@@ -479,14 +487,13 @@ def test_paths_in_a_file_are_relative_to_it_and_an_override_wins_over_every_leve
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "merge_method: trial\nbase_model: base\nbase_statistics: /b.stats\n"
+        "merge_method: trial\nbase_model: base\n"
         "parameters: {density: 0.5, scale: 2}\n"
         "models:\n- {model: a, statistics: a.stats, parameters: {density: [0.1, 0.2], weight: 3}}\n"
         "- {model: b, statistics: b.stats}\n"
     )
     plain = read_recipe([str(path)])
     assert plain.base_model == str(tmp_path / "base")
-    assert plain.base_statistics == "/b.stats"
     assert [entry.statistics for entry in plain.models] == [str(tmp_path / f"{one}.stats") for one in "ab"]
     assert plain.models[0].parameters == {"density": [0.1, 0.2], "weight": 3.0}
     other = read_recipe([str(path)], {"density": 0.9, "out_type": "delta", "base_model": "here"})

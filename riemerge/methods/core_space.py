@@ -36,8 +36,8 @@ def core(x: Tensor) -> Core:
     the updates.
 
     Law: left · cores · rightᵀ gives the updates back; L x Rᵀ has the bases L · left and R · right and the
-    same cores, but for the sign of each basis vector. Basis vectors are kept where the squared singular value
-    is above √eps of the largest, and at least one.
+    same cores, but for the sign of each basis vector. Singular values of an update below √eps of the largest
+    count as zero, and so do those of the factors together; at least one basis vector is kept.
 
     Shapes: x (T, p, q).
 
@@ -98,5 +98,5 @@ def survey(stream: Stream) -> Mapping[str, Any]:
 def _basis(factors: Tensor) -> Tensor:
     """Left singular vectors (p, a) of T factors (T, p, r) side by side."""
     u, sigma, _ = torch.linalg.svd(torch.cat(list(factors), dim=1), full_matrices=False)
-    basis: Tensor = u[:, : axes(sigma.square())]
+    basis: Tensor = u[:, : axes(sigma)]
     return basis

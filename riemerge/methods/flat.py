@@ -107,7 +107,8 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
     used = [place for place, weight in enumerate(weights) if weight != 0.0]
     if not used:
         raise NumericalError("every weight is 0 here: at least one adapter must count")
-    read = stack.modules[module]
+    # What decides by rank or position must not see the round-off of a narrower span.
+    read = [update.to(torch.float64) for update in stack.modules[module]]
     span = JointSpan(read)
     # Balanced: inner products of factors would lose digits to their gauge.
     small = tuple(span.updates[place].balance() for place in used)

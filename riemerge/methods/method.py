@@ -36,6 +36,7 @@ class Method:
         ordered: Whether the models are a sequence, whose order matters.
         models: Least and greatest number of models that count; None for any.
         statistics: Kinds of statistics that every model must come with.
+        base_statistics: Whether the base model must come with the same.
         checkpoints: Of full checkpoints: `weights` merges them as they are, or their differences from a base
             model where one is given; `updates` needs the base model; `no` takes adapters only.
         output_rank: The rank of a merged update, in words.
@@ -58,5 +59,6 @@ class Method:
     ordered: bool = False
     models: tuple[int, int | None] = (1, None)
     statistics: tuple[str, ...] = ()
+    base_statistics: bool = False
     checkpoints: Literal["weights", "updates", "no"] = "updates"
     output_rank: str = "the largest of the inputs', or --rank (`sum`: all of it)"

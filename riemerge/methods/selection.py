@@ -67,17 +67,20 @@ def kth_largest(
         (T,) thresholds, float64 on the CPU, and for each how many entries that equal it belong to the k
         largest (at least 1).
     """
-    prefixes, left = [0] * len(shares), [0] * len(shares)
+    prefixes, ranks, ties = ([0] * len(shares) for _ in range(3))
     for shift in SHIFTS:
         for model, histogram in enumerate(_histograms(stream, prefixes, shift)):
-            # How many entries of the prefix (of the first: all) have this digit or a larger one.
-            at_least = histogram.flip(0).cumsum(0).flip(0)
+            up_to = histogram.cumsum(0)
             if shift == SHIFTS[0]:
-                left[model] = max(1, int(shares[model] * int(at_least[0])))
-            digit = int((at_least >= left[model]).sum()) - 1
-            left[model] -= int(at_least[digit] - histogram[digit])
+                size = int(up_to[-1])
+                ranks[model] = size - max(1, int(shares[model] * size)) + 1
+            digit = int(torch.searchsorted(up_to, ranks[model]))
+            found = int(histogram[digit])
+            # From now on the rank is that among the entries of the longer prefix, from the smallest, from 1.
+            ranks[model] -= int(up_to[digit]) - found
+            ties[model] = found - ranks[model] + 1
             prefixes[model] = (prefixes[model] << DIGIT) | digit
-    return torch.tensor(prefixes, dtype=torch.int64).view(torch.float64), tuple(left)
+    return torch.tensor(prefixes, dtype=torch.int64).view(torch.float64), tuple(ties)
 
 
 def _histograms(stream: Callable[[], Iterator[Tensor]], prefixes: Sequence[int], shift: int) -> Tensor:

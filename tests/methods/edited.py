@@ -33,12 +33,12 @@ def random_weights(count: int, seed: int = 0) -> Tensor:
 def setting(x: Tensor, weights: Any = None, seed: int = 0, module: str = "m", **values: Any) -> Setting:
     """A setting for these updates: weights 1 without any, per-model values from one number or T."""
     count = len(x)
-    given = torch.ones(count, dtype=torch.float64) if weights is None else torch.as_tensor(weights)
+    given = torch.as_tensor([1.0] * count if weights is None else weights, dtype=torch.float64)
     for name in PER_MODEL & values.keys():
         one = torch.as_tensor(values[name], dtype=torch.float64)
         values[name] = one.expand(count).clone() if one.ndim == 0 else one
     seeds = tuple(1000 * seed + place for place in range(count))
-    return Setting(module, given.double(), values, tuple(x.shape[1:]), seeds=seeds)
+    return Setting(module, given, values, tuple(x.shape[1:]), seeds=seeds)
 
 
 def find(path: str) -> Any:

@@ -64,6 +64,7 @@ def stacked(
                 }
                 for i in place
             ],
+            "base_statistics": "s" if method.base_statistics else None,
             "parameters": parameters,
         }
     )

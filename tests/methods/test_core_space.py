@@ -98,6 +98,13 @@ def test_nothing_is_lost_in_the_bases(case: tuple[Tensor, Setting]) -> None:
         assert torch.allclose(basis.mT @ basis, torch.eye(rank, dtype=torch.float64), atol=1e-13)
 
 
+def test_updates_that_nearly_agree_keep_their_differences() -> None:
+    near, right = random_orthonormal(8, 2, seeded(1)), random_orthonormal(9, 1, seeded(2))
+    x = torch.stack([near[:, :1] @ right.mT, (near[:, :1] + 1e-6 * near[:, 1:]) @ right.mT])
+    left, cores, right = core(x)
+    assert_near(left @ cores @ right.mT, x, 1e-12)
+
+
 def test_merges_that_need_no_basis_are_the_same_in_core_space() -> None:
     x = low_rank(3, 14, 12, 2)
     at = setting([1.0, 0.5, 2.0], x)
@@ -190,6 +197,8 @@ def test_equal_singular_values_are_refused() -> None:
 
 def test_updates_of_zero_merge_to_zero() -> None:
     x = torch.zeros(2, 4, 5, dtype=torch.float64)
+    # One entry, so that a survey has something to count.
+    assert core(x).cores.shape == (2, 1, 1)
     for mean in MEANS.values():
         assert torch.equal(mean(x, setting([1.0, 1.0], x, 0.5)), x[0])
 

@@ -44,6 +44,7 @@ ROWS: tuple[Method, ...] = (
         normalised=False,
         negative_weights=True,
         statistics=("fisher",),
+        base_statistics=True,
     ),
     Method(
         name="regmean",

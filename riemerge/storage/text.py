@@ -1,0 +1,72 @@
+"""Text that may come from anyone: JSON read strictly, names judged, and both shown safely in messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_NAME = 512
+
+
+def strict_json(content: bytes) -> Any:
+    """Parse JSON that may come from anyone.
+
+    Raises:
+        ValueError: More than 16 MiB, not UTF-8, not JSON, nested too deeply, a key twice, or NaN or Infinity.
+    """
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"is {len(content)} bytes long: expected at most {MAX_JSON_BYTES}")
+    if not content.strip():
+        raise ValueError("is empty: expected a JSON object")
+    try:
+        return json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise ValueError("is not acceptable JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"is not acceptable JSON: {error}") from None
+
+
+def shown(text: str) -> str:
+    """The text as it may appear in a message: printable and of at most 200 characters."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more
+
+
+def brief(value: object) -> str:
+    """A value as JSON, in at most 60 characters."""
+    text = shown(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def can_be_shown(name: str) -> bool:
+    """Whether a name is printable and of at most `MAX_NAME` characters."""
+    return name.isprintable() and len(name) <= MAX_NAME
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name stands for a file in its own folder, on every system."""
+    return name.isprintable() and name not in {"", ".", ".."} and not {*name} & {"/", "\\", ":"}
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {brief(key)} occurs twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that JSON knows")
