@@ -7,30 +7,39 @@ import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import torch
 
 from riemerge import __version__
 from riemerge.adapters import Adapter
-from riemerge.adapters.config import listed
 from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, display_names
 from riemerge.methods import Evidence, Method
 from riemerge.recipe import Recipe
-from riemerge.record import InputRow, ModuleRow
+from riemerge.record import InputRow, ModuleRow, OutType
+from riemerge.storage.text import listed
 
 
-def resolved_recipe(recipe: Recipe, method: Method, out_dtype: torch.dtype | None) -> dict[str, Any]:
-    """A completed recipe as it can be written down, with names in place of paths."""
+def resolved_recipe(
+    recipe: Recipe, method: Method, out_type: OutType, out_dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Return a completed recipe as it can be written down, with names in place of paths."""
     names = display_names([entry.model for entry in recipe.models])
+    bases = {"base_model": recipe.base_model, "base_statistics": recipe.base_statistics}
     return {
         "merge_method": recipe.merge_method,
         "models": [
-            {"model": name, "parameters": {"weight": 1.0, **entry.parameters}}
+            {
+                "model": name,
+                "parameters": {"weight": 1.0, **entry.parameters},
+                **({"statistics": Path(entry.statistics).name} if entry.statistics else {}),
+            }
             for name, entry in zip(names, recipe.models, strict=True)
         ],
+        **{key: Path(path).name for key, path in bases.items() if path},
+        **({} if out_type == "adapter" else {"out_type": out_type}),
         "parameters": {"scale": 1.0, **method.defaults, **recipe.parameters},
         "dtype": recipe.dtype,
         "out_dtype": None if out_dtype is None else dtype_name(out_dtype),

@@ -13,7 +13,6 @@ import yaml
 from riemerge.methods import METHODS
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
 
-_WEIGHTS_FILE = "adapter_model.safetensors"
 _VERDICT = {
     "yes": "Yes",
     "partly": "Only in part",
@@ -130,18 +129,20 @@ def model_card(record: RunRecord) -> str:
     Law: every name from outside is escaped; no path of the machine and no time appears.
     """
     method = METHODS[record.recipe["merge_method"]]
+    lora = record.out_type == "adapter"
     front = {
-        "library_name": "peft",
+        **({"library_name": "peft"} if lora else {}),
         **({"base_model": record.base_model} if record.base_model else {}),
-        "tags": ["lora", "merge", "riemerge", method.name],
+        "tags": [*(["lora"] if lora else []), "merge", "riemerge", method.name],
     }
+    kind = "full checkpoints" if record.out_type == "checkpoint" else "LoRA adapters"
     inputs = [
         (
             _escaped(row.name),
             weight_text(row),
             f"{row.share:.4g}",
-            ", ".join(map(str, row.ranks)) or "not read",
-            f"`{(row.sha256 or {}).get(_WEIGHTS_FILE, '-')[:12]}`",
+            ", ".join(map(str, row.ranks)) or ("-" if row.sha256 else "not read"),
+            ", ".join(f"`{text[:12]}`" for text in _weights(row.sha256)) or "`-`",
         )
         for row in record.inputs
     ]
@@ -160,13 +161,13 @@ def model_card(record: RunRecord) -> str:
     ]
     parts = [
         f"---\n{_yaml(front)}---",
-        f"# Merge of {len(record.inputs)} LoRA adapters by {method.name}",
+        f"# Merge of {len(record.inputs)} {kind} by {method.name}",
         f"Made by riemerge: {_escaped(method.summary)}. Source: {_escaped(method.source)}.",
         "## Inputs",
         _table(("adapter", "weight", "share", "rank", "sha256"), inputs),
         "\n".join(f"- {_escaped(text)}" for text in record.warnings),
         "## How to load",
-        _LOAD.format(base=json.dumps(record.base_model or "the base model")),
+        _LOAD[record.out_type].format(base=json.dumps(record.base_model or "the base model")),
         "## How to reproduce",
         _REPRODUCE.format(recipe=_yaml(record.recipe)),
         "Versions: " + ", ".join(f"{name} {_escaped(text)}" for name, text in record.versions.items()),
@@ -177,14 +178,41 @@ def model_card(record: RunRecord) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-_LOAD = """\
+def _weights(sha256: Mapping[str, str] | None) -> list[str]:
+    """The sha256 of the files of tensors of an input."""
+    return [text for name, text in (sha256 or {}).items() if name.endswith(".safetensors")]
+
+
+_LOAD = {
+    "adapter": """\
 ```python
 from peft import PeftModel
 from transformers import AutoModel
 
 base = AutoModel.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
-```"""
+```""",
+    "delta": """\
+These are updates dW, to be added to the weights of the base model:
+
+```python
+from pathlib import Path
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained({base})
+weights = dict(model.named_parameters())
+for file in Path("path/to/this/folder").glob("*.safetensors"):
+    for name, update in load_file(file).items():
+        weights[name].data += update.to(weights[name])
+```""",
+    "checkpoint": """\
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path/to/this/folder")
+```""",
+}
 
 _REPRODUCE = """\
 With the folders of the inputs beside a file `recipe.yaml`, run `riemerge merge recipe.yaml -o merged`:

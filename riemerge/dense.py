@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from riemerge.adapters.config import listed
 from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
 from riemerge.checkpoints import Checkpoint, check_checkpoints, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, RecipeError
@@ -29,12 +28,13 @@ from riemerge.record import ModuleRow, RunRecord, Timing
 from riemerge.resolve import Resolver
 from riemerge.stacking import open_statistics, values_of, weights_of
 from riemerge.statistics import read_statistics
+from riemerge.storage.text import listed
 
 WEIGHT = ".weight"
 
 
 class _Tensors(NamedTuple):
-    """One name as read: T tensors less the base's, which of them count, what else the row sees, the base's."""
+    """One name as read: T tensors less the base's, which of them count, what else the row sees, the base."""
 
     every: Tensor
     used: list[int]
@@ -146,7 +146,8 @@ class CheckpointMerge:
         if problems:
             raise NumericalError(problems)
         return RunRecord(
-            recipe=resolved_recipe(self._recipe, self._method, None),
+            out_type="checkpoint",
+            recipe=resolved_recipe(self._recipe, self._method, "checkpoint", None),
             versions=versions(),
             device=self._where.type,
             base_model=base_model([self._recipe.base_model]),
@@ -155,7 +156,11 @@ class CheckpointMerge:
             totals=totals(rows),
             advice={one.status: one.advice for one in evidence.values() if one.advice},
             warnings=tuple(warnings(self._recipe, self._inputs, evidence, rows)),
-            timing=Timing(read=read - self._started, solve=perf_counter() - read, modules={}),
+            timing=Timing(
+                read=read - self._started,
+                solve=perf_counter() - read,
+                modules={name: one.seconds for name, one in evidence.items()},
+            ),
         )
 
     def _stored(self, name: str) -> torch.dtype:
@@ -180,6 +185,7 @@ class CheckpointMerge:
         if not self.checkpoints[0].dtypes[name].is_floating_point:
             return _Merged(self._common(name), None, None)
         read = self._read(name, facts)
+        started = perf_counter()
         if self._applies(name):
             found = self._row.of_tensors(read.counting, read.at)
         else:
@@ -187,7 +193,8 @@ class CheckpointMerge:
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged tensor is not finite: the inputs are too large for this method")
         scaled = self._resolver.scale(name) * found.value.reshape(read.at.shape)
-        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
+        seconds = perf_counter() - started
+        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes, seconds=seconds)
         order = sorted(range(len(read.every)), key=lambda i: self._inputs[i].place)
         row = tensor_row(name, scaled, list(read.every), evidence, order)
         return _Merged(scaled if read.base is None else read.base + scaled, row, evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Generic, Protocol, TypeVar, final
 
 from riemerge.adapters import Adapter, check_collection, read_adapter
 from riemerge.errors import AdapterError
-from riemerge.methods import Method
+from riemerge.methods import Method, find_method
 from riemerge.recipe import Recipe
 
 
@@ -78,6 +79,41 @@ def in_order(recipe: Recipe, method: Method, models: Sequence[_Model]) -> tuple[
     # Copies of one file may differ in what is asked of them.
     said = {place: json.dumps(dict(recipe.models[place].parameters), sort_keys=True) for place in used}
     return tuple(sorted(inputs, key=lambda one: (*one.model.sha256.values(), said[one.place])))
+
+
+def expanded(recipe: Recipe) -> Recipe:
+    """Return a recipe with the folder of a run replaced by the checkpoints in it, for a method of a sequence.
+
+    Law: a folder that is no model itself stands for the models in it, each with what was said of the folder,
+    in the order of the last number in their names (`checkpoint-500` before `checkpoint-1000`), else of the
+    names.
+    """
+    if not find_method(recipe.merge_method).ordered:
+        return recipe
+    models = [
+        entry.model_copy(update={"model": str(path)})
+        for entry in recipe.models
+        for path in _steps(Path(entry.model))
+    ]
+    return recipe.model_copy(update={"models": tuple(models)})
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run; the folder itself where it is none."""
+    if not folder.is_dir() or _is_model(folder):
+        return [folder]
+    found = [path for path in folder.iterdir() if path.is_dir() and _is_model(path)]
+    return sorted(found, key=lambda path: (_step(path.name), path.name)) or [folder]
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists() or any(folder.glob("*.safetensors*"))
+
+
+def _step(name: str) -> int:
+    """The last number in a name; -1 without one."""
+    found = re.findall(r"\d+", name)
+    return int(found[-1]) if found else -1
 
 
 def counting(recipe: Recipe) -> tuple[int, ...]:

@@ -13,20 +13,21 @@ from typing import Any, NamedTuple, TypeAlias, final
 import torch
 from torch import Tensor
 
-from riemerge.adapters import Adapter, check_output, round_update, write_adapter
+from riemerge.adapters import Adapter, round_update, write_adapter
 from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
 from riemerge.card import model_card
 from riemerge.errors import NumericalError, RecipeError
-from riemerge.inputs import open_inputs
+from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import module_row, totals
 from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.recipe import Recipe, make_recipe
-from riemerge.record import ModuleRow, RunRecord, Timing
+from riemerge.record import ModuleRow, OutType, RunRecord, Timing
 from riemerge.resolve import Resolver
 from riemerge.solvers import SOLVERS
 from riemerge.stacking import stack
+from riemerge.storage.staging import check_output
 from riemerge.updates import LowRankUpdate
 
 _OPTIONS = ("rank", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
@@ -276,6 +277,7 @@ class AdapterMerge:
         progress: Listener | None,
     ) -> None:
         self._started = perf_counter()
+        recipe = expanded(recipe)
         self._recipe, self._method = recipe, find_method(recipe.merge_method)
         self._asked = {**self._method.defaults, **recipe.parameters}
         named = self._asked.get("solver")
@@ -305,6 +307,7 @@ class AdapterMerge:
             dense: Whether whole results are wanted, without factors where they have none.
         """
         read = perf_counter()
+        out_type: OutType = "delta" if dense else "adapter"
         options = Options(
             solver=self._optimizer,
             threads=self._threads,
@@ -326,7 +329,8 @@ class AdapterMerge:
                 )
                 self._tell(Progress("measure", len(rows), len(self._stack.modules), ""))
         return RunRecord(
-            recipe=resolved_recipe(self._recipe, self._method, self.out_dtype),
+            out_type=out_type,
+            recipe=resolved_recipe(self._recipe, self._method, out_type, self.out_dtype),
             versions=versions(),
             device=self._where.type,
             base_model=base_model([adapter.config.base_model_name_or_path for adapter in self.adapters]),

@@ -9,15 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.adapters import check_output
 from riemerge.card import model_card
 from riemerge.checkpoints import DenseWriter
 from riemerge.dense import CheckpointMerge, is_checkpoint
 from riemerge.errors import RecipeError
+from riemerge.inputs import expanded
 from riemerge.merge import CARD_FILE, RECORD_FILE, AdapterMerge, Listener, Progress, merge_recipe
 from riemerge.methods import find_method
 from riemerge.recipe import Recipe
 from riemerge.record import RunRecord
+from riemerge.storage.staging import check_output
 from riemerge.updates import LowRankUpdate
 
 
@@ -54,6 +55,7 @@ def merge_into(
     Raises:
         RiemergeError: As `merge_adapters`, and OutputError where the folder cannot be written.
     """
+    recipe = expanded(recipe)
     paths = [entry.model for entry in recipe.models]
     check_output(folder, [*paths, *([recipe.base_model] if recipe.base_model else [])])
     kinds = {is_checkpoint(path) for path in paths}

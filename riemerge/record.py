@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
 
+OutType: TypeAlias = Literal["adapter", "delta", "checkpoint"]
 Determined: TypeAlias = Literal["yes", "partly", "no"]
 
 # Up to how far apart several starts may end, as a share of the merged update, where inputs determine their
@@ -169,6 +170,7 @@ class RunRecord(BaseModel):
 
     model_config = _FROZEN
     format: Literal[1] = 1
+    out_type: OutType
     recipe: dict[str, Any]
     versions: dict[str, str]
     device: str

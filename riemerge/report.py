@@ -163,14 +163,14 @@ def _modules(record: RunRecord) -> Table:
     used = [str(place) for place, row in enumerate(record.inputs, 1) if row.share != 0]
     wide = len(used) > MAX_DISTANCES
     quotient = total.distances is not None
+    solved = total.cost is not None
     kind = "distance to" if quotient else "relative distance to"
     table = _table(
         f"modules{prefix}",
         (
             "module",
             "rank",
-            "cost",
-            "|grad|",
+            *(("cost", "|grad|") if solved else ("kept",)),
             "status",
             "‖dW‖",
             f"{kind} {'least to most distant' if wide else ' '.join(used)}",
@@ -182,8 +182,7 @@ def _modules(record: RunRecord) -> Table:
         table.add_row(
             name,
             "dense" if row.rank is None else str(row.rank),
-            number(row.cost),
-            number(row.gradient_norm),
+            *((number(row.cost), number(row.gradient_norm)) if solved else (_kept(row.energy_kept),)),
             row.status.lower(),
             number(row.norm),
             _distances(row.distances if row.distances is not None else row.relative_distances, wide),
@@ -194,8 +193,7 @@ def _modules(record: RunRecord) -> Table:
     table.add_row(
         "total",
         "",
-        number(total.cost),
-        number(total.gradient_norm),
+        *((number(total.cost), number(total.gradient_norm)) if solved else ("",)),
         "\n".join(f"{count} {status.lower()}" for status, count in total.statuses.items()),
         number(total.norm),
         _distances(total.distances if total.distances is not None else total.relative_distances, wide),
@@ -203,6 +201,11 @@ def _modules(record: RunRecord) -> Table:
         f"{record.timing.solve:.2f}",
     )
     return table
+
+
+def _kept(share: float | None) -> str:
+    """The share of the squared norm that truncation kept."""
+    return "all" if share is None else f"{share:.1%}"
 
 
 def _determined(row: ModuleRow | Totals) -> str:

@@ -910,3 +910,34 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         "riemerge.json",
     ]
     shutil.rmtree(tmp_path / "out")
+
+
+# --- trajectories -------------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_a_run_stands_for_its_checkpoints_in_their_order(tmp_path: Path) -> None:
+    adapters = family("independent", 3)
+    run = tmp_path / "run"
+    steps = [
+        write_folder(run / f"checkpoint-{step}", one)
+        for step, one in zip((1000, 200, 30), adapters, strict=True)
+    ]
+    (run / "logs").mkdir()
+    asked = {"method": "ema", "decay": 0.5}
+    whole = merged(merge_adapters([run], **asked))
+    given = merged(merge_adapters([steps[2], steps[1], steps[0]], **asked))
+    assert apart(whole, given) == 0.0
+    assert apart(whole, merged(merge_adapters(steps, **asked))) > 0.1
+    latest = merge_adapters([run], method="lawa", last=1)
+    assert apart(merged(latest), dense(adapters[0])) <= 1e-12
+    assert [row.name for row in latest.record.inputs] == [
+        "checkpoint-30",
+        "checkpoint-200",
+        "checkpoint-1000",
+    ]
+
+
+def test_only_a_sequence_is_read_from_the_folder_of_a_run(tmp_path: Path) -> None:
+    write_family(tmp_path / "run", family("independent", 2))
+    with pytest.raises(AdapterError, match=r"run: .*adapter_config"):
+        merge_adapters([tmp_path / "run"], method="average")

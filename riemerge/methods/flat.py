@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from time import perf_counter
 from typing import Any, cast, final
 
 import torch
@@ -183,12 +184,14 @@ class _Module(ABC):
 
     def merged(self, row: FlatRow, options: Options) -> Merged:
         """Merge the module by one row."""
+        started = perf_counter()
         found = row(self.x, self.at)
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged update is not finite: the inputs are too large for this method")
         largest = max(update.rank for update in self.tall)
         rank = largest if options.rank is None else options.rank if options.rank != "sum" else None
-        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes)
+        seconds = perf_counter() - started
+        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes, seconds=seconds)
         return self._returned(found.value, None if options.dense else rank, options.dense, evidence)
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
