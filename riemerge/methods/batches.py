@@ -107,6 +107,7 @@ class _Run:
             "tol": options.tol,
             "cost_tol": options.cost_tol,
             "max_passes": options.max_passes,
+            "form": options.form,
         }
         total = FixedRank(*block.size, k=len(block.names), device=block.points.device)
         manifold = QuotientManifold(total, Orthogonal(block.size.r))

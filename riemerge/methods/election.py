@@ -125,7 +125,7 @@ def elect_globally(x: Tensor, at: Setting) -> Tensor:
     scaled = weights * x
     sign = scaled.sum(dim=0).sign()
     sign = torch.where(sign == 0.0, float(at.facts["majority"]), sign)
-    agree = (scaled.sign() == sign) & (sign != 0.0)
+    agree = scaled.sign() == sign
     chosen = torch.where(agree, scaled, 0.0)
     match at.values["merge_func"]:
         case "max":

@@ -47,6 +47,12 @@ PARAMETERS: dict[str, Parameter] = {
         ),
         Parameter("scale", "number", "factor on the merged update", per_module=True),
         Parameter("solver", "text", "how the Fréchet mean is found, by name"),
+        Parameter(
+            "form",
+            "choice",
+            "alignments are solved for beside the mean (`joint`), or anew for each cost (`nested`)",
+            choices=("joint", "nested"),
+        ),
         Parameter("tol", "number", "bound on each module's gradient norm", low=0, open_low=True),
         Parameter("cost_tol", "number", "bound on the relative decrease of the cost", low=0),
         Parameter("max_passes", "integer", "budget of iterations", low=1),

@@ -54,6 +54,8 @@ class Options:
             of an exact result.
         dense: Whether the whole result is wanted, as a dense matrix where it has no factors, and not cut.
         solver: Name of a solver, or a Pymanopt Optimizer.
+        form: Of a quotient mean: whether the alignments are variables beside it (`joint`), or found anew for
+            each cost (`nested`).
         tol: Bound on the gradient norm of each module.
         cost_tol: Bound on the relative decrease of the cost.
         max_passes: Budget of the solver.
@@ -67,6 +69,7 @@ class Options:
     rank: int | Literal["sum"] | None = None
     dense: bool = False
     solver: Any = None
+    form: str | None = None
     tol: float | None = None
     cost_tol: float | None = None
     max_passes: int | None = None

@@ -12,7 +12,7 @@ ROWS = (
         geometry="riemerge.methods.quotient:frechet",
         edits=("riemerge.methods.edits:truncate",),
         parameters=(
-            *("rank", "scale", "solver", "tol", "cost_tol", "max_passes", "max_seconds"),
+            *("rank", "scale", "solver", "form", "tol", "cost_tol", "max_passes", "max_seconds"),
             *("starts", "seed"),
         ),
         # Real adapters overlap in part: their cost settles long before the gradient is below tol, and the
