@@ -124,7 +124,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         base_statistics=stack.base_statistics(module),
         facts=facts,
     )
-    return _DOMAINS[row.domain](span, read, small, tuple(read[place] for place in used), at)
+    return _DOMAINS[row.domain](span, read, used, small, at)
 
 
 def seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
@@ -156,16 +156,16 @@ class _Module(ABC):
 
     Attributes:
         span: Of all its updates.
-        read: All its updates, as read.
+        read: All its updates.
+        used: The places of those that count.
         small: Those that count, in the bases of `span`, balanced.
-        tall: The same as read.
         at: What else the row sees.
     """
 
     span: JointSpan
     read: Sequence[LowRankUpdate]
-    small: tuple[LowRankUpdate, ...]
-    tall: tuple[LowRankUpdate, ...]
+    used: Sequence[int]
+    small: Sequence[LowRankUpdate]
     at: Setting
 
     @property
@@ -188,7 +188,7 @@ class _Module(ABC):
         found = row(self.x, self.at)
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged update is not finite: the inputs are too large for this method")
-        largest = max(update.rank for update in self.tall)
+        largest = max(self.read[place].rank for place in self.used)
         rank = largest if options.rank is None else options.rank if options.rank != "sum" else None
         seconds = perf_counter() - started
         evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes, seconds=seconds)
@@ -234,20 +234,17 @@ class _Half(_Module):
 
     @property
     def x(self) -> Tensor:
-        return torch.stack([update.dense() for update in self._halves(self.tall)])
+        halves = self._halves()
+        return torch.stack([halves[place].dense() for place in self.used])
 
-    def _halves(self, updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
-        """Updates (p, n), of factors of their own."""
-        place = {id(update): i for i, update in enumerate(self.read)}
-        return [
-            LowRankUpdate(small.B, update.A.to(torch.float64), update.scale)
-            for update in updates
-            for small in [self.span.updates[place[id(update)]]]
-        ]
+    def _halves(self) -> list[LowRankUpdate]:
+        """All updates, reduced on the left alone: (p, n)."""
+        both = zip(self.span.updates, self.read, strict=True)
+        return [LowRankUpdate(small.B, update.A, update.scale) for small, update in both]
 
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         half, evidence = _cut(factored(value), rank, evidence)
-        small, *inputs = JointSpan([half, *self._halves(self.read)]).updates
+        small, *inputs = JointSpan([half, *self._halves()]).updates
         return Merged(self.span.lift_left(half), evidence, tuple(inputs), small)
 
 
@@ -257,7 +254,7 @@ class _Entries(_Module):
 
     @property
     def x(self) -> Tensor:
-        return torch.stack([update.dense() for update in self.tall])
+        return torch.stack([self.read[place].dense() for place in self.used])
 
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         if dense:
