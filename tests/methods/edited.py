@@ -30,6 +30,11 @@ def random_weights(count: int, seed: int = 0) -> Tensor:
     return 0.1 + torch.rand(count, generator=seeded(seed), dtype=torch.float64)
 
 
+def close(one: Tensor, other: Tensor, eps: float = 2.0**-52) -> bool:
+    """Equal up to the rounding of a few operations on a few models, relative to the largest entry."""
+    return torch.allclose(one, other, rtol=0, atol=16 * eps * float(other.abs().max()))
+
+
 def setting(x: Tensor, weights: Any = None, seed: int = 0, module: str = "m", **values: Any) -> Setting:
     """A setting for these updates: weights 1 without any, per-model values from one number or T."""
     count = len(x)
