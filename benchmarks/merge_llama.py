@@ -194,11 +194,11 @@ def knots(factors: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Ten
     return u[:, kept].float() @ torch.stack(parts).mean(dim=0)
 
 
-def peft(folders: Sequence[Path], method: str) -> tuple[float, Tensor]:
+def peft(folders: Sequence[Path], method: str, density: float | None = None) -> tuple[float, Tensor]:
     """Seconds of PEFT's add_weighted_adapter on a model of this one module, without loading and saving.
 
-    Once for `svd`. `cat` is a matter of milliseconds: median of three with one thread, or with all if that
-    is less.
+    Once for `svd` and what ends in it. The others are a matter of milliseconds: median of three with one
+    thread, or with all if that is less.
     """
     from peft import PeftModel
     from torch import nn
@@ -222,14 +222,14 @@ def peft(folders: Sequence[Path], method: str) -> tuple[float, Tensor]:
         loaded.load_adapter(folder, folder.name)
     weights, all_threads = [1 / len(names)] * len(names), torch.get_num_threads()
     loaded.add_weighted_adapter(names, weights, "unmeasured", combination_type="cat")  # loads and allocates
-    medians, merged = [], ""
-    for threads in (1, all_threads) if method == "cat" else (all_threads,):
+    medians, merged, brief = [], "", not method.endswith("svd")
+    for threads in (1, all_threads) if brief else (all_threads,):
         torch.set_num_threads(threads)
         seconds = []
-        for repeat in range(3 if method == "cat" else 1):
+        for repeat in range(3 if brief else 1):
             merged = f"merged-{threads}-{repeat}"
             began = time.perf_counter()
-            loaded.add_weighted_adapter(names, weights, merged, combination_type=method)
+            loaded.add_weighted_adapter(names, weights, merged, combination_type=method, density=density)
             seconds.append(time.perf_counter() - began)
         medians.append(statistics.median(seconds))
     layer = next(one for one in loaded.modules() if hasattr(one, "get_delta_weight"))

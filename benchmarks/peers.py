@@ -42,7 +42,7 @@ RANK, REPEATS = 4, 3
 CASES = ("fine", "no base", "nan", "modules", "ranks")
 
 METHODS = [
-    *(f"riemerge {name}" for name in ("geomerge", "average", "average --rank r")),
+    *(f"riemerge {name}" for name in ("geomerge", "average --rank sum", "average")),
     *(f"PEFT {name}" for name in ("linear", "ties", "cat", "svd")),
     *(f"mergekit {name}" for name in ("linear", "karcher") if "MERGEKIT_BIN" in os.environ),
 ]
@@ -70,9 +70,8 @@ tiny = partial(make_base, TINY)
 def by_riemerge(name: str, folders: Sequence[Path], weights: Sequence[float], base: Base, out: Path) -> Path:
     from riemerge import merge_adapters
 
-    method, _, truncated = name.partition(" --rank ")
-    rank = json.loads((folders[0] / "adapter_config.json").read_text())["r"] if truncated else None
-    merge_adapters(folders, weights, method=method, rank=rank).save_pretrained(out)
+    method, _, rank = name.partition(" --rank ")
+    merge_adapters(folders, weights, method=method, rank=rank or None).save_pretrained(out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The command line: merge, inspect, methods, demo. Results go to stdout, everything else to stderr."""
+"""The command line: merge and its kin, inspect, methods. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from riemerge.errors import ResourceError, RiemergeError
 from riemerge.methods import PARAMETERS, Parameter
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
     from riemerge.merge import Listener, Progress
@@ -80,6 +81,41 @@ def _parameters(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command what a recipe may say beside its models and method, and how it is to be done."""
+    for option in (
+        _quiet,
+        _json,
+        _threads,
+        click.option("--out-dtype", help="Of the written weights; that of the inputs if not given."),
+        click.option("--dtype", help="Of the computation: float64 (if not given) or float32."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto."),
+        click.option("--out-type", help="adapter, delta or checkpoint; as the inputs if not given."),
+        click.option("--base-model", type=click.Path(), help="Full checkpoint from which others differ."),
+        click.option("--base-statistics", type=click.Path(), help="The same of the base model."),
+        click.option(
+            "--statistics",
+            multiple=True,
+            type=click.Path(),
+            help="Folder of `riemerge.collect_statistics`, once for each adapter in their order.",
+        ),
+        _parameters,
+    ):
+        command = option(command)
+    return command
+
+
+def _given(asked: dict[str, Any]) -> dict[str, Any]:
+    """What was said on the command line, parameters as a recipe has them."""
+    from riemerge.recipe import parse_value
+
+    return {
+        name: parse_value(PARAMETERS[name], value) if name in PARAMETERS else value
+        for name, value in asked.items()
+        if value is not None
+    }
+
+
 def _sentence(spec: Parameter) -> str:
     words = f": {', '.join(spec.choices)}" if spec.choices else ""
     return f"{spec.summary[0].upper()}{spec.summary[1:]}{words}."
@@ -102,22 +138,7 @@ def main() -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="ADAPTER[:WEIGHT]... | RECIPE.yaml")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
 @click.option("--method", help="See `riemerge methods`; geomerge if not given.")
-@_parameters
-@click.option(
-    "--statistics",
-    multiple=True,
-    type=click.Path(),
-    help="Folder of `riemerge.collect_statistics`, once for each adapter in their order.",
-)
-@click.option("--base-statistics", type=click.Path(), help="The same of the base model.")
-@click.option("--base-model", type=click.Path(), help="Full checkpoint from which others differ.")
-@click.option("--out-type", help="adapter, delta or checkpoint; as the inputs if not given.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto.")
-@click.option("--dtype", help="Of the computation: float64 (if not given) or float32.")
-@click.option("--out-dtype", help="Of the written weights; that of the inputs if not given.")
-@_threads
-@_json
-@_quiet
+@_recipe
 @_answering
 def merge(
     sources: tuple[str, ...],
@@ -135,15 +156,80 @@ def merge(
     recipe. Which method takes which parameter, `riemerge methods` says; a value may also be a list over
     depth: --density "[0.3, 0.7]".
     """
-    from riemerge.recipe import parse_value, read_recipe
+    from riemerge.recipe import read_recipe
 
-    given = {
-        name: parse_value(PARAMETERS[name], value) if name in PARAMETERS else value
-        for name, value in asked.items()
-        if value is not None
-    }
+    given = _given(asked)
     recipe = read_recipe(sources, {"merge_method": given.pop("method", None), **given}, statistics)
     _merge_into(recipe, Path(output), device, threads, as_json, quiet)
+
+
+_SCORER = "Command that scores the model in {}: its last line is a number, higher is better."
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
+@click.option("--method", default="average", show_default=True, help="See `riemerge methods`.")
+@click.option("--scorer", required=True, help=_SCORER)
+@_recipe
+@_answering
+def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
+    """Merge those models that score best together, tried from the best alone to the worst.
+
+    The scorer runs without a shell, once for each model alone and once for each that is tried in the soup:
+    --scorer "python evaluate.py {}". All scores are in soup.json, in the output.
+    """
+    from riemerge.card import printable
+    from riemerge.scores import command_scorer
+    from riemerge.soups import Trial, greedy_soup
+
+    def told(trial: Trial) -> None:
+        if not quiet:
+            click.echo(f"soup: {printable(' + '.join(trial.models))}: score {trial.score:.6g}", err=True)
+
+    made = greedy_soup(models, output, command_scorer(scorer), progress=told, **_given(asked))
+    chosen = f"{len(made.chosen)} of {len(models)}: {' + '.join(made.chosen)}: score {made.score:.6g}"
+    _tell(output, made, [chosen], as_json, quiet)
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("-o", "--output", required=True, type=click.Path(), help="Folder around all.")
+@click.option("--method", default="average", show_default=True, help="See `riemerge methods`.")
+@click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Points on an edge.")
+@click.option("--scorer", help=_SCORER)
+@_recipe
+@_answering
+def sweep(
+    models: tuple[str, ...], output: str, scorer: str | None, as_json: bool, quiet: bool, **asked: Any
+) -> None:
+    """Merge models with all weights of a grid: of two, OUT/0.00 is the first, OUT/1.00 the second.
+
+    Merges that are there already stay, if they are of the same recipe and models: a sweep that was broken
+    off goes on. The table is in sweep.json, in the output.
+    """
+    from riemerge.card import number
+    from riemerge.scores import command_scorer
+    from riemerge.soups import SweepPoint, sweep
+
+    def told(point: SweepPoint) -> None:
+        if not quiet:
+            click.echo(f"sweep: {point.folder}", err=True)
+
+    judge = command_scorer(scorer) if scorer else None
+    made = sweep(models, output, scorer=judge, progress=told, **_given(asked))
+    rows = [f"{one.folder}  ‖dW‖ {number(one.norm)}  score {number(one.score)}" for one in made.points]
+    _tell(output, made, rows, as_json, quiet)
+
+
+def _tell(output: str, record: BaseModel, lines: list[str], as_json: bool, quiet: bool) -> None:
+    """Show what was made of several merges."""
+    from riemerge.card import printable
+
+    if as_json:
+        _dump({"output": output, "record": record.model_dump(mode="json")})
+    else:
+        click.echo(output if quiet else "\n".join(map(printable, [*lines, f"written to {output}"])))
 
 
 @main.command()

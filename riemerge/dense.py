@@ -147,7 +147,12 @@ class CheckpointMerge:
             raise NumericalError(problems)
         return RunRecord(
             out_type="checkpoint",
-            recipe=resolved_recipe(self._recipe, self._method, "checkpoint", None),
+            recipe=resolved_recipe(
+                self._recipe,
+                self._method,
+                "checkpoint",
+                getattr(torch, self._recipe.out_dtype) if self._recipe.out_dtype else None,
+            ),
             versions=versions(),
             device=self._where.type,
             base_model=base_model([self._recipe.base_model]),

@@ -27,7 +27,7 @@ class RecipeError(RiemergeError):
 
 
 class AdapterError(RiemergeError):
-    """An input folder cannot be read exactly, or the inputs do not fit each other."""
+    """An input (adapter, checkpoint, statistics) cannot be read exactly, or inputs do not fit each other."""
 
     exit_code = 4
 

@@ -30,7 +30,7 @@ from riemerge.stacking import stack
 from riemerge.storage.staging import check_output
 from riemerge.updates import LowRankUpdate
 
-_OPTIONS = ("rank", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
+_OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
 
 RECORD_FILE = "riemerge.json"
 CARD_FILE = "README.md"

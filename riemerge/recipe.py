@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from riemerge.errors import RecipeError
 from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, did_you_mean, find_method
 from riemerge.methods.parameters import Parameter, check_value, described, scalars
-from riemerge.yaml12 import parse_yaml
-
-MAX_RECIPE_BYTES = 1 << 20
+from riemerge.yaml12 import parse_yaml, read_yaml
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -124,11 +122,12 @@ def read_recipe(
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     top = {key: given.pop(key) for key in _TOP if key in given}
     recipes = [source for source in sources if Path(source).suffix.lower() in {".yaml", ".yml"}]
-    if recipes and len(sources) > 1:
-        raise RecipeError(f"{recipes[0]}: a recipe stands alone: it names its models itself")
-    if statistics and (recipes or len(statistics) != len(sources)):
-        expected = "named in the recipe itself" if recipes else f"one for each of {len(sources)} models"
-        raise RecipeError(f"--statistics: {len(statistics)} folders: expected them {expected}")
+    if recipes and (len(sources) > 1 or statistics):
+        raise RecipeError(f"{recipes[0]}: a recipe stands alone: it names its models and statistics itself")
+    if statistics and len(statistics) != len(sources):
+        raise RecipeError(
+            f"statistics: {len(statistics)} folders for {len(sources)} models: give one for each"
+        )
     if recipes:
         path = Path(recipes[0])
         raw, where = _read_file(path), path.name
@@ -273,9 +272,8 @@ def _wrong_count(method: Method, count: int) -> Iterator[str]:
     least, most = method.models
     if least <= count <= (most or count):
         return
-    expected = (
-        f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
-    )
+    bound = "exactly" if least == most else "at least" if count < least else "at most"
+    expected = f"{bound} {least if count < least else most}"
     yield f"models: {method.name} merges {expected} of weight other than 0: found {count}"
 
 
@@ -378,16 +376,7 @@ def _path(parts: Sequence[str | int]) -> str:
 
 def _read_file(path: Path) -> Any:
     """Read a recipe file, with the folders it names taken relative to it."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_RECIPE_BYTES + 1)
-        if len(content) > MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path.name}: larger than {MAX_RECIPE_BYTES} bytes: this is no recipe")
-        raw = parse_yaml(content.decode("utf-8-sig"), where=path.name)
-    except OSError as fault:
-        raise RecipeError(f"{path}: cannot be read: {fault.strerror}") from None
-    except UnicodeDecodeError as fault:
-        raise RecipeError(f"{path.name}: is not UTF-8 (byte {fault.start}): save it as UTF-8") from None
+    raw = read_yaml(path)
     if isinstance(raw, dict):
         models = raw.get("models")
         for one in [raw, *(models if isinstance(models, list) else ())]:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from riemerge.errors import RecipeError
 
+MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file of YAML, as `parse_yaml` does.
+
+    Raises:
+        RecipeError: It cannot be read, is larger than MAX_BYTES, or is no plain YAML in UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RecipeError(f"{path.name}: larger than {MAX_BYTES} bytes: this is no recipe")
+        return parse_yaml(content.decode("utf-8-sig"), where=path.name)
+    except OSError as fault:
+        raise RecipeError(f"{path}: cannot be read: {fault.strerror}") from None
+    except UnicodeDecodeError as fault:
+        raise RecipeError(f"{path.name}: is not UTF-8 (byte {fault.start}): save it as UTF-8") from None
 
 
 def parse_yaml(text: str, *, where: str = "recipe") -> Any:

@@ -17,10 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import common, convergence, merge_llama, primitives
+from benchmarks import common, convergence, gauge, merge_llama, methods, primitives
 from riemerge import frechet_mean
 from riemerge.frechet import FrechetProblem
 from riemerge.manifolds import Stiefel
+from riemerge.methods import METHODS
 from riemerge.solvers import SOLVERS, Solution, Status, TracePoint
 from tests.helpers import ROOT, random_orthonormal, seeded
 
@@ -28,6 +29,8 @@ BENCHMARKS: dict[str, ModuleType] = {
     "merge_llama": merge_llama,
     "primitives": primitives,
     "convergence": convergence,
+    "methods": methods,
+    "gauge": gauge,
 }
 README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 NOT_YET = "Not measured yet."
@@ -39,6 +42,7 @@ KEYS = {
     "merge_llama": {"setting", "riemerge", "floor", "rivals", "ended", "noise", "ratios", "growth"},
     "primitives": {"setting", "logs", "alignment", "width", "growth", "decompositions"},
     "convergence": {"setting", "runs", "defaults"},
+    "methods": {"setting", "riemerge", "PEFT", "mergekit"},
 }
 MACHINE = {"cpu", "cores", "system", "threads", "load", "versions"}
 
@@ -123,6 +127,19 @@ def test_convergence_covers_every_solver_and_the_stock_line_search(tmp_path: Pat
     assert len(starts) == len({problem for problem, _ in starts})  # one start for all solvers
     assert [row["cost_tol"] for row in result["defaults"]["rows"]][-2:] == ["0", "0, from the first adapter"]
     assert result["defaults"]["rows"][-2]["update_apart"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_methods_says_what_was_sampled(tmp_path: Path) -> None:
+    result = quick("methods", tmp_path)
+    size = methods.QUICK
+    assert tuple(result["riemerge"]) == size.ours
+    assert tuple(result["PEFT"]) == size.peft
+    for name, one in result["riemerge"].items():
+        assert one["extrapolated"] is (METHODS[name].domain == "entries")
+    sampled = {name: [row["shape"] for row in one["sampled"]] for name, one in result["PEFT"].items()}
+    assert sampled == {"linear": [[24, 24], [24, 40]], "svd": [[24, 24]]}
 
 
 def test_no_result_of_a_quick_run_is_committed() -> None:
@@ -275,6 +292,30 @@ def test_growth_is_between_the_fewest_and_the_most_modules() -> None:
     }
     found = merge_llama.growth(runs)
     assert found == pytest.approx({"seconds_per_module": 0.05, "cpu_per_module": 0.1, "mib_per_module": 0.1})
+
+
+# --- methods ------------------------------------------------------------------------------------------------
+
+
+def test_seconds_of_rows_that_were_sampled_follow_their_size() -> None:
+    counts = {(4, 8): 3, (8, 8): 2, (16, 8): 5}
+    measured = {(4, 8): {"seconds": 3.0, "mib": 10.0}, (8, 8): {"seconds": 4.0, "mib": 20.0}}
+    found = methods.extrapolate(measured, counts, by_flops=False, start=2.0)
+    # One start; the module of 16 x 8, not measured, takes twice the 4 - 2 seconds of the one of 8 x 8.
+    assert found["seconds"] == pytest.approx(2 + 3 * 1 + 2 * 2 + 5 * 4)
+    assert found["mib"] == 20
+    assert found["extrapolated"] is True
+    tall = methods.extrapolate({(8, 8): {"seconds": 4.0, "mib": 1.0}}, {(8, 8): 1, (32, 8): 1}, by_flops=True)
+    assert tall["seconds"] == pytest.approx(4 + 4 * 4)
+    # A start that took longer than a sample makes no module cheaper than nothing.
+    assert methods.extrapolate(measured, {(4, 8): 9}, by_flops=False, start=5.0)["seconds"] == 5
+
+
+def test_peers_are_named_as_they_are() -> None:
+    assert set(methods.PEERS) <= set(gauge.OURS)
+    peft, mergekit = ({pair[i] for pair in methods.PEERS.values()} - {None} for i in (0, 1))
+    assert peft == {kind for kind in gauge.PEFT if kind == "cat" or kind.endswith("svd")}
+    assert mergekit == set(gauge.MERGEKIT)
 
 
 # --- primitives ---------------------------------------------------------------------------------------------

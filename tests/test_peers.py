@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 RESULT: dict[str, Any] = json.loads(peers.RESULTS.read_text(encoding="utf-8"))
-OURS = ("riemerge geomerge", "riemerge average", "riemerge average --rank r")
+OURS = ("riemerge geomerge", "riemerge average --rank sum", "riemerge average")
 FACTORWISE = ("PEFT linear", "PEFT ties")  # merge A and B, each by itself
 PEFT_SUMS = ("PEFT cat", "PEFT svd")
 MEASURED_HERE = (*OURS, *FACTORWISE, *PEFT_SUMS)
@@ -136,8 +136,8 @@ def truncation_error() -> float:
 
 BEST = near(truncation_error())
 SUM = {
-    "riemerge average": exact,
-    "riemerge average --rank r": BEST,
+    "riemerge average --rank sum": exact,
+    "riemerge average": BEST,
     "PEFT cat": exact,
     "PEFT svd": BEST,
     "PEFT linear": wrong,
@@ -165,7 +165,7 @@ OUTCOMES = {
     "modules": of(OURS, "AdapterError") | of((*FACTORWISE, *PEFT_SUMS), MERGED),
     "ranks": {
         "riemerge geomerge": "AdapterError",
-        **of(("riemerge average", "riemerge average --rank r", *PEFT_SUMS), MERGED),
+        **of(("riemerge average --rank sum", "riemerge average", *PEFT_SUMS), MERGED),
         **of(FACTORWISE, "ValueError"),
     },
 }  # fmt: skip

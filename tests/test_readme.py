@@ -33,7 +33,7 @@ def between(marker: str) -> str:
 def methods_table() -> str:
     """The table of methods in Markdown, from the code."""
     lines = [
-        "| method | what it is | parameters (defaults) | needs | weights | copies merge to the one | source |",
+        "| method | what it is | parameters (defaults) | needs | weights | copies merge to it | source |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in METHODS.values():

@@ -12,8 +12,8 @@ import pytest
 from riemerge.errors import RecipeError
 from riemerge.methods import METHODS, PARAMETERS, Method, find_method
 from riemerge.methods.parameters import Parameter
-from riemerge.recipe import MAX_RECIPE_BYTES, make_recipe, parse_spec, parse_value, read_recipe
-from riemerge.yaml12 import parse_yaml
+from riemerge.recipe import make_recipe, parse_spec, parse_value, read_recipe
+from riemerge.yaml12 import MAX_BYTES, parse_yaml
 
 GOOD = """\
 merge_method: geomerge
@@ -92,7 +92,7 @@ def test_an_absolute_folder_in_a_file_stays_where_it_is(tmp_path: Path) -> None:
         (b"a: 1\n---\nb: 2\n", "line 2"),
         (b"a: [1,\n", "line 2"),
         (b"a:\n\t- b\n", "line 2, column 1"),
-        (b"#" * (MAX_RECIPE_BYTES + 1), "larger than"),
+        (b"#" * (MAX_BYTES + 1), "larger than"),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, says: str) -> None:

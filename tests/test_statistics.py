@@ -368,6 +368,7 @@ def test_reading_gives_what_is_asked_for(folder: Path) -> None:
         (lambda t: t["fisher"].neg_(), "fisher holds negative"),
         (lambda t: t["covariance"][0].add_(1.0), "covariance is not symmetric"),
         (lambda t: t.pop("tokens"), "holds no tokens"),
+        (lambda t: t.update(fisher=t["fisher"].to(torch.float8_e4m3fn)), "stores 1 of 6 tensors as F8_E4M3"),
     ],
 )
 def test_a_file_of_other_content_is_refused(folder: Path, spoil: Any, text: str) -> None:

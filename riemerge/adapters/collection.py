@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from riemerge.adapters.config import listed, shown
 from riemerge.adapters.reader import Adapter
 from riemerge.errors import AdapterError
+from riemerge.storage.text import listed, shown
 
 
 def check_collection(adapters: Sequence[Adapter]) -> None:

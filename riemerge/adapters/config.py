@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, NoReturn, TypeVar, final
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from riemerge.storage.text import brief, shown, strict_json
+
 _T = TypeVar("_T")
 
-MAX_JSON_BYTES = 16 * 2**20
-
-MAX_NAME = 512
 _MAX_PATTERN = 200
 
 # W0 is what these leave alone (read in PEFT's source, 0.21.2), so dW = s·B·A is the whole update. "eva" and
@@ -107,24 +105,24 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        return None, [f"peft_type is {_brief(kind)}: only LORA is supported"]
+        return None, [f"peft_type is {brief(kind)}: only LORA is supported"]
 
     problems = [
-        f"{key} is {_brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
+        f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
     ]
     if raw.get("bias") not in (None, "none"):
-        problems.append(f"bias is {_brief(raw['bias'])}: bias vectors were trained too; not supported")
+        problems.append(f"bias is {brief(raw['bias'])}: bias vectors were trained too; not supported")
     if (init := raw.get("init_lora_weights")) is not None and (
         not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
     ):
         problems.append(
-            f"init_lora_weights is {_brief(init)}: this initialisation changes the base weights, so s·B·A is "
+            f"init_lora_weights is {brief(init)}: this initialisation changes the base weights, so s·B·A is "
             "not the update of the original base; not supported unless converted by PEFT's save_pretrained("
             "path_initial_model_for_weight_conversion=...)"
         )
     known = {*AdapterConfig.model_fields, *_REFUSED, *_WITHOUT_EFFECT}
     problems += [
-        f"{_brief(key)} is {_brief(value)}: an unknown setting, whose effect on the update is not known"
+        f"{brief(key)} is {brief(value)}: an unknown setting, whose effect on the update is not known"
         for key, value in raw.items()
         if key not in known and value
     ]
@@ -134,66 +132,15 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     except ValidationError as error:
         for found in error.errors():
             where = ".".join(shown(str(part)) for part in found["loc"])
-            problems.append(f"{where} is {_brief(found['input'])}: {found['msg'].lower()}")
+            problems.append(f"{where} is {brief(found['input'])}: {found['msg'].lower()}")
         return None, problems
     unsafe = [
-        f"{field} has the key {_brief(key)}: {why}"
+        f"{field} has the key {brief(key)}: {why}"
         for field in ("rank_pattern", "alpha_pattern")
         for key in getattr(config, field)
         if (why := _why_unsafe(key))
     ]
     return (None if unsafe else config), problems + unsafe
-
-
-def strict_json(content: bytes) -> Any:
-    """Parse JSON that may come from anyone.
-
-    Raises:
-        ValueError: More than 16 MiB, not UTF-8, not JSON, nested too deeply, a key twice, or NaN or Infinity.
-    """
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"is {len(content)} bytes long: expected at most {MAX_JSON_BYTES}")
-    if not content.strip():
-        raise ValueError("is empty: expected a JSON object")
-    try:
-        return json.loads(
-            content.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
-    except RecursionError:
-        raise ValueError("is not acceptable JSON: nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"is not acceptable JSON: {error}") from None
-
-
-def shown(text: str) -> str:
-    """The text as it may appear in a message: printable and of at most 200 characters."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in names[:most]) + more
-
-
-def _brief(value: object) -> str:
-    text = shown(json.dumps(value, ensure_ascii=False))
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {_brief(key)} occurs twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that JSON knows")
 
 
 def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:

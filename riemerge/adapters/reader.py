@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, final
+from typing import final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from riemerge.adapters.config import (
-    MAX_JSON_BYTES,
-    MAX_NAME,
-    AdapterConfig,
-    listed,
-    parse_config,
-    shown,
-    strict_json,
-)
+from riemerge.adapters.config import AdapterConfig, parse_config
 from riemerge.errors import AdapterError
+from riemerge.storage.tensor_file import FLOATS, Entry, TensorFile, open_tensors, read_start, why_not_finite
+from riemerge.storage.text import MAX_NAME, can_be_shown, listed, shown
 from riemerge.updates import LowRankUpdate
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Trainers write the prefix or not, and PEFT's in-memory keys carry the adapter's name.
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
@@ -53,25 +40,6 @@ _OTHER_TENSORS = (
     (r"", "no factors of a linear layer (a saved module, head or another method); not supported"),
 )
 
-_MAGIC = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the tensors: run git lfs pull"),
-    (b"<", "looks like an HTML page, not tensors: download it again"),
-    (b"PK\x03\x04", "is a zip archive (a torch pickle?): convert it to safetensors"),
-    (b"\x80", "is a pickle: convert it to safetensors"),
-    (b"GGUF", "is a GGUF file: convert it to safetensors in PEFT's format"),
-)
-
-
-@final
-@dataclass(frozen=True)
-class _Stored:
-    """One tensor as the header of the file describes it."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int  # of its bytes, from the start of the file
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -85,9 +53,9 @@ class Adapter:
     path: Path
     config: AdapterConfig
     modules: tuple[str, ...]
-    _factors: Mapping[str, tuple[_Stored, _Stored]] = field(repr=False)
+    _factors: Mapping[str, tuple[Entry, Entry]] = field(repr=False)
     _config_sha256: str = field(repr=False)
-    _identity: tuple[int, ...] = field(repr=False)
+    _tensors: TensorFile = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -102,7 +70,7 @@ class Adapter:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The narrowest dtype that holds all stored factors exactly."""
-        stored = (_DTYPES[factor.dtype] for pair in self._factors.values() for factor in pair)
+        stored = (FLOATS[factor.dtype] for pair in self._factors.values() for factor in pair)
         return reduce(torch.promote_types, stored)
 
     @cached_property
@@ -112,9 +80,7 @@ class Adapter:
         Raises:
             AdapterError: The tensors' file is no longer the one that was checked.
         """
-        with self._reading(), self._tensor_path.open("rb") as file:
-            tensors = hashlib.file_digest(file, "sha256").hexdigest()
-        return MappingProxyType({CONFIG_FILE: self._config_sha256, TENSOR_FILE: tensors})
+        return MappingProxyType({CONFIG_FILE: self._config_sha256, TENSOR_FILE: self._tensors.sha256()})
 
     def shape(self, module: str) -> tuple[int, int]:
         """The shape (m, n) of dW of this module: outputs by inputs."""
@@ -138,35 +104,15 @@ class Adapter:
             AdapterError: A factor holds NaN or Inf, or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
-        stored = self._factors[module]
-        # By its place in the file: opening a file as safetensors reads its whole header, each time.
-        with self._reading(), self._tensor_path.open("rb") as file:
-            b, a = (_read_tensor(file, factor) for factor in stored)
+        b, a = self._tensors.read(*(factor.name for factor in self._factors[module]))
         problems = [
-            f"{self.path}: {shown(module)}: {side} holds {count} NaN or Inf, the first at {first}; "
-            "export the adapter again or leave it out"
-            for side, (count, first) in (("lora_A", _not_finite(a)), ("lora_B", _not_finite(b)))
-            if count
+            f"{self.path}: {shown(module)}: {side} {why}; export the adapter again or leave it out"
+            for side, factor in (("lora_A", a), ("lora_B", b))
+            if (why := why_not_finite(factor)) is not None
         ]
         if problems:
             raise AdapterError(problems)
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), self.config.scale(module))
-
-    @property
-    def _tensor_path(self) -> Path:
-        return self.path / TENSOR_FILE
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Around each use of the tensors' file: it is the one that was checked, before and after."""
-        try:
-            before = _identity(self._tensor_path)
-            yield
-            after = _identity(self._tensor_path)
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(f"{self._tensor_path}: can no longer be read: {error}") from error
-        if not before == after == self._identity:
-            raise AdapterError(f"{self._tensor_path}: changed while it was in use; start again")
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Adapter:
@@ -189,17 +135,17 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     problems: list[str] = []
     config, content = None, b""
     try:
-        content = _read_start(folder / CONFIG_FILE, MAX_JSON_BYTES + 1)
+        content = read_start(folder / CONFIG_FILE)
         config, found = parse_config(content)
         problems += [f"{folder / CONFIG_FILE}: {text}" for text in found]
     except ValueError as error:
         problems.append(f"{folder / CONFIG_FILE}: {error}")
 
-    factors: dict[str, tuple[_Stored, _Stored]] = {}
-    identity: tuple[int, ...] = ()
+    factors: dict[str, tuple[Entry, Entry]] = {}
+    tensors = None
     try:
-        header, identity = _read_header(folder / TENSOR_FILE)
-        factors, found = _pair(header)
+        tensors = _open_tensors(folder / TENSOR_FILE)
+        factors, found = _pair(tensors.entries)
         problems += [f"{folder}: {text}" for text in found]
     except ValueError as error:
         problems.append(f"{folder / TENSOR_FILE}: {error}")
@@ -211,7 +157,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
             for module, (b, _) in factors.items()
             if b.shape[1] != config.rank(module)
         ]
-    if problems or config is None:
+    if problems or config is None or tensors is None:
         raise AdapterError(problems)
     return Adapter(
         path=folder,
@@ -219,7 +165,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         modules=tuple(factors),
         _factors=MappingProxyType(factors),
         _config_sha256=hashlib.sha256(content).hexdigest(),
-        _identity=identity,
+        _tensors=tensors,
     )
 
 
@@ -236,80 +182,31 @@ def _check_folder(folder: Path) -> None:
         raise AdapterError(f"{folder}: has neither {CONFIG_FILE} nor {TENSOR_FILE}{hint}")
 
 
-def _read_start(path: Path, size: int) -> bytes:
-    """The first bytes of a regular file; ValueError says what it is instead."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("is not a regular file")
-        with path.open("rb") as file:
-            return file.read(size)
-    except FileNotFoundError:
-        raise ValueError(_why_missing(path)) from None
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+def _open_tensors(path: Path) -> TensorFile:
+    """The file of the factors; ValueError says what is there instead."""
+    if not os.path.lexists(path):
+        if any(path.parent.glob("adapter_model*.safetensors*")):
+            raise ValueError("is missing; sharded adapters are not supported: save it again as one file")
+        if any(path.parent.glob("adapter_model*.bin")):
+            raise ValueError("is missing; a pickle (.bin) is never opened: convert it to safetensors")
+    return open_tensors(path)
 
 
-def _why_missing(path: Path) -> str:
-    if path.is_symlink():
-        return "is a link to a file that is not there"
-    if path.name == TENSOR_FILE and any(path.parent.glob("adapter_model*.safetensors*")):
-        return "is missing; sharded adapters are not supported: save it again as one file"
-    if path.name == TENSOR_FILE and any(path.parent.glob("adapter_model*.bin")):
-        return "is missing; a pickle (.bin) is never opened: convert it to safetensors"
-    return "is missing"
-
-
-def _read_header(path: Path) -> tuple[dict[str, _Stored], tuple[int, ...]]:
-    """What the file holds, as safetensors itself understands it, and which file that is.
-
-    Raises:
-        ValueError: It cannot be read; the text says why.
-    """
-    start = _read_start(path, 64)
-    identity = _identity(path)  # before anything that is relied on, so that no exchange goes unnoticed
-    for magic, what in _MAGIC:
-        # A header of 60 bytes also starts with "<": a safetensors file has zeros after its length.
-        if start.startswith(magic) and start[4:8] != bytes(4):
-            raise ValueError(what)
-    size, length = path.stat().st_size, int.from_bytes(start[:8], "little")
-    if size < 8 or length > size - 8:
-        raise ValueError(f"is {size} bytes long, too short for its own header: download it again")
-    if length > MAX_JSON_BYTES:
-        raise ValueError(f"has a header of {length} bytes: expected at most {MAX_JSON_BYTES}")
-    # safetensors would let one of two tensors of a name win
-    header = strict_json(_read_start(path, 8 + length)[8:])
-    try:
-        # What safetensors accepts is a sound header: no gap, no overlap, sizes as shapes and dtypes say.
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-            stored = {
-                key: _Stored(
-                    key, s.get_dtype(), tuple(s.get_shape()), 8 + length + header[key]["data_offsets"][0]
-                )
-                for key, s in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"is {size} bytes long and not a whole safetensors file ({error}): download or export it again"
-        ) from error
-    return stored, identity
-
-
-def _pair(header: Mapping[str, _Stored]) -> tuple[dict[str, tuple[_Stored, _Stored]], list[str]]:
+def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], list[str]]:
     """The factors (B, A) of each module, sorted by name, and everything that is wrong with them."""
-    sides: dict[str, dict[str, _Stored]] = {}
+    sides: dict[str, dict[str, Entry]] = {}
     others: dict[str, list[str]] = {}
     problems = []
-    for key in sorted(header):
-        if not key.isprintable() or len(key) > MAX_NAME:
+    for key in header:
+        if not can_be_shown(key):
             problems.append(
                 f"the tensor {shown(key)} has a name that is not printable or over {MAX_NAME} characters"
             )
         elif match := _FACTOR.fullmatch(key):
             module, side = match["module"], match["side"]
             first = sides.setdefault(module, {}).setdefault(side, header[key])
-            if first.key != key:
-                problems.append(f"{module}: lora_{side} is stored twice, as {first.key} and as {key}")
+            if first.name != key:
+                problems.append(f"{module}: lora_{side} is stored twice, as {first.name} and as {key}")
         else:
             kind = next(text for pattern, text in _OTHER_TENSORS if re.search(pattern, key))
             others.setdefault(kind, []).append(key)
@@ -327,17 +224,15 @@ def _pair(header: Mapping[str, _Stored]) -> tuple[dict[str, tuple[_Stored, _Stor
     return factors, problems
 
 
-def _why_unfit(module: str, sides: Mapping[str, _Stored]) -> str | None:
+def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
     if {"base_layer", "_orig_mod", "_fsdp_wrapped_module"} & set(module.split(".")):
         return "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
     if len(sides) < 2:
         missing = ({"A", "B"} - set(sides)).pop()
         return f"has no lora_{missing}: both factors are needed"
     a, b = sides["A"], sides["B"]
-    if unknown := sorted({a.dtype, b.dtype} - set(_DTYPES)):
-        return (
-            f"is stored as {', '.join(unknown)}: expected one of {', '.join(_DTYPES)} (dequantise it first)"
-        )
+    if unknown := sorted({a.dtype, b.dtype} - set(FLOATS)):
+        return f"is stored as {', '.join(unknown)}: expected one of {', '.join(FLOATS)} (dequantise it first)"
     if (why := _why_no_product(a.shape, b.shape)) is not None:
         return f"lora_A is {a.shape} but lora_B is {b.shape}: {why}"
     return None
@@ -353,31 +248,3 @@ def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:
     if a[0] != b[1]:
         return f"the inner sizes {a[0]} and {b[1]} must agree"
     return None
-
-
-def _read_tensor(file: BinaryIO, stored: _Stored) -> Tensor:
-    """The tensor at its place in the file, in memory of its own.
-
-    Raises:
-        OSError: The file ends before it.
-    """
-    dtype = _DTYPES[stored.dtype]
-    content = bytearray(math.prod(stored.shape) * dtype.itemsize)
-    file.seek(stored.start)
-    if (count := file.readinto(content)) != len(content):  # type: ignore[attr-defined]
-        raise OSError(f"{stored.key} has {count} bytes of {len(content)}")
-    return torch.frombuffer(content, dtype=dtype).reshape(stored.shape)
-
-
-def _not_finite(tensor: Tensor) -> tuple[int, list[int]]:
-    """How many values are NaN or Inf, and the index of the first."""
-    if math.isfinite(tensor.sum(dtype=torch.float64)):  # one pass, and any of them would have come through
-        return 0, []
-    bad = ~torch.isfinite(tensor)
-    count = int(bad.sum())
-    return count, (bad.nonzero()[0].tolist() if count else [])
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -7,46 +7,18 @@ import math
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from riemerge.adapters.config import shown
 from riemerge.adapters.reader import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.storage.staging import check_output, publish, stage_beside, write_synced, writing
+from riemerge.storage.text import is_plain_name, shown
 from riemerge.updates import LowRankUpdate
-
-
-def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Check, before any work is done, that an output folder can appear at this path.
-
-    Law: afterwards the path does not exist, its parent is a folder that can be written to, and it is neither
-    inside any of the input folders nor around one.
-
-    Raises:
-        OutputError: With every problem found.
-    """
-    target = Path(path)
-    resolved = target.resolve()
-    problems = [
-        f"{target}: is, contains or lies inside the input {folder}; choose another folder"
-        for folder, other in ((folder, Path(folder).resolve()) for folder in inputs)
-        if resolved == other or resolved in other.parents or other in resolved.parents
-    ]
-    if os.path.lexists(target):
-        problems.append(
-            f"{target}: exists already and is not overwritten: choose another folder or remove it"
-        )
-    elif not target.parent.is_dir():
-        problems.append(f"{target}: the folder {target.parent} does not exist; create it first")
-    elif not os.access(target.parent, os.W_OK | os.X_OK):
-        problems.append(f"{target}: no permission to write in {target.parent}")
-    if problems:
-        raise OutputError(problems)
 
 
 def write_adapter(
@@ -89,7 +61,7 @@ def write_adapter(
     if not updates:
         raise ValueError("no update to write")
     for name in extra_files:
-        if name in {"", ".", "..", CONFIG_FILE, TENSOR_FILE} or Path(name).name != name:
+        if name in {CONFIG_FILE, TENSOR_FILE} or not is_plain_name(name):
             raise ValueError(f"{name!r} cannot be the name of an extra file")
     check_output(target, [])
     if rounding is None:
@@ -194,33 +166,15 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _publish(target: Path, files: Mapping[str, bytes], stored: Mapping[str, LowRankUpdate]) -> None:
-    stage = target.parent / f".{target.name}.riemerge-{uuid.uuid4().hex}"
-    try:
-        # Made with the default modes, so that the user's umask decides, as for any file.
-        stage.mkdir()
-        for name, content in files.items():
-            with (stage / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(stage)
-        _check_written(stage, stored)
-        if os.path.lexists(target):
-            raise OutputError(f"{target}: appeared while it was being written; nothing was overwritten")
-        stage.rename(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(target):
+        stage = stage_beside(target)
+        try:
+            for name, content in files.items():
+                write_synced(stage / name, content)
+            _check_written(stage, stored)
+            publish(stage, target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from riemerge.adapters.config import listed, shown
 from riemerge.checkpoints.reader import Checkpoint
 from riemerge.errors import AdapterError
+from riemerge.storage.text import listed, shown
 
 
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:

@@ -15,15 +15,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from riemerge.adapters.config import MAX_JSON_BYTES, listed, shown, strict_json
-from riemerge.checkpoints.tensor_file import (
-    TensorFile,
-    folder_files,
-    is_plain_name,
-    open_tensors,
-    read_start,
-)
 from riemerge.errors import AdapterError
+from riemerge.storage.tensor_file import DTYPES, TensorFile, open_tensors, read_start, why_not_finite
+from riemerge.storage.text import is_plain_name, listed, shown, strict_json
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -112,7 +106,10 @@ class Checkpoint:
                 f"{file.path}: {shown(name)}: is stored as {stored}: expected a float; "
                 "integers and bools have no mean and are only copied"
             )
-        return file.read(name).to(device, dtype or stored)
+        (tensor,) = file.read(name)
+        if (why := why_not_finite(tensor)) is not None:
+            raise AdapterError(f"{file.path}: {shown(name)}: {why}; export the model again or leave it out")
+        return tensor.to(device, dtype or stored)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -148,7 +145,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(
         path=path,
         shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
-        dtypes=MappingProxyType({name: entry.dtype for name, entry in entries.items()}),
+        dtypes=MappingProxyType({name: DTYPES[entry.dtype] for name, entry in entries.items()}),
         other_files=_other_files(start.parent) if path.is_dir() else (),
         _files=MappingProxyType(holders),
         _index=index,
@@ -174,7 +171,7 @@ def _locate(path: Path) -> Path:
     if len(candidates) > 1:
         raise AdapterError(f"{path}: has both {TENSOR_FILE} and {INDEX_FILE}: give the one that is meant")
     if not candidates:
-        raise AdapterError(f"{path}: has neither {TENSOR_FILE} nor {INDEX_FILE}{_hint(folder_files(path))}")
+        raise AdapterError(f"{path}: has neither {TENSOR_FILE} nor {INDEX_FILE}{_hint(_files_in(path))}")
     return candidates[0]
 
 
@@ -191,7 +188,7 @@ def _hint(inside: list[str]) -> str:
 def _read_index(path: Path) -> tuple[dict[str, str], tuple[str, str]]:
     """Where the index places each tensor, and its own file name and sha256."""
     try:
-        content = read_start(path, MAX_JSON_BYTES + 1)
+        content = read_start(path)
         placed = _weight_map(strict_json(content))
     except ValueError as error:
         raise AdapterError(f"{path}: {error}") from error
@@ -222,9 +219,13 @@ def _open_all(paths: Iterable[Path]) -> tuple[list[TensorFile], list[str]]:
     files, problems = [], []
     for path in paths:
         try:
-            files.append(open_tensors(path))
+            file = open_tensors(path)
         except ValueError as error:
             problems.append(f"{path}: {error}")
+        else:
+            found = file.faults()
+            problems += [f"{path}: {text}" for text in found]
+            files += [] if found else [file]
     return files, problems
 
 
@@ -258,9 +259,14 @@ def _misplaced(index: Path, file: TensorFile, names: set[str], placed: Mapping[s
     return problems
 
 
+def _files_in(folder: Path) -> list[str]:
+    """The names of the regular files in a folder, sorted; links count as what they lead to."""
+    return sorted(found.name for found in os.scandir(folder) if found.is_file())
+
+
 def _other_files(folder: Path) -> tuple[Path, ...]:
     return tuple(
         folder / name
-        for name in folder_files(folder)
+        for name in _files_in(folder)
         if Path(name).suffix in _OTHER_SUFFIXES and not _RECORDS.fullmatch(name)
     )

@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from riemerge.adapters import check_output
-from riemerge.adapters.config import MAX_NAME, shown
 from riemerge.checkpoints.reader import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
-from riemerge.checkpoints.staging import publish, stage_beside, sync, writing
-from riemerge.checkpoints.tensor_file import DTYPES, is_plain_name
 from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.storage.staging import check_output, publish, stage_beside, sync, write_synced, writing
+from riemerge.storage.tensor_file import DTYPES
+from riemerge.storage.text import can_be_shown, is_plain_name, shown
 
 
 @final
@@ -111,7 +110,7 @@ class DenseWriter:
         _check_float(dtype)
         if name in self._errors:
             raise ValueError(f"the tensor {shown(name)} was added already")
-        if not name.isprintable() or not 0 < len(name) <= MAX_NAME or name == "__metadata__":
+        if not can_be_shown(name) or name in {"", "__metadata__"}:
             raise ValueError(f"{shown(name)!r} cannot be the name of a tensor")
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"the tensor {shown(name)} is {tensor.dtype}, which is not stored")
@@ -144,9 +143,9 @@ class DenseWriter:
         with writing(self._target):
             if isinstance(content, Path):
                 shutil.copyfile(content, target)
+                sync(target)
             else:
-                target.write_bytes(content.encode())
-            sync(target)
+                write_synced(target, content.encode())
 
     def _opened(self) -> Path:
         if self._stage is None:
@@ -184,8 +183,7 @@ class DenseWriter:
                 "metadata": {"total_size": self._total_bytes},
                 "weight_map": {name: place for place, names in shards for name in names},
             }
-            (stage / INDEX_FILE).write_bytes((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-            sync(stage / INDEX_FILE)
+            write_synced(stage / INDEX_FILE, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
         _check_written(stage, self._entries)
         publish(stage, self._target)
 

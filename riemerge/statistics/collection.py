@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from riemerge.adapters.config import shown
 from riemerge.errors import AdapterError, OutputError
 from riemerge.statistics.files import (
     INDEX,
@@ -22,10 +21,11 @@ from riemerge.statistics.files import (
     file_name,
     read_request,
     read_statistics,
-    write_atomically,
     write_module,
 )
 from riemerge.statistics.sums import Sums
+from riemerge.storage.staging import write_atomically
+from riemerge.storage.text import shown
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 

@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from riemerge.adapters.config import listed, shown, strict_json
-from riemerge.errors import AdapterError, OutputError
+from riemerge.errors import AdapterError
+from riemerge.storage.staging import write_atomically
+from riemerge.storage.tensor_file import open_tensors, why_not_finite
+from riemerge.storage.text import listed, shown, strict_json
 
 Kind: TypeAlias = Literal["fisher", "gram", "covariance"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -118,10 +119,12 @@ class Statistics:
         shape = self.request.modules[module]
         path = self.path / file_name(module)
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
+            file = open_tensors(path)
+        except ValueError as error:
             raise AdapterError(f"{path}: cannot be read ({error}): collect the statistics again") from error
-        if found := _faults(tensors, self.kinds, shape):
+        found = file.faults()
+        tensors = {} if found else dict(zip(file.entries, file.read(*file.entries), strict=True))
+        if found := found or _faults(tensors, self.kinds, shape):
             raise AdapterError(f"{path}: {text}; collect the statistics again" for text in found)
         wanted = (*(self.kinds if kinds is None else kinds), *_COUNTS)
         return MappingProxyType({name: tensors[name] for name in wanted})
@@ -178,24 +181,6 @@ def write_module(folder: Path, module: str, tensors: Mapping[str, Tensor]) -> No
     write_atomically(folder / file_name(module), save(stored, metadata={"format": "pt"}))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Make the file appear under its name with all of its content, synced.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
 def file_name(module: str) -> str:
     """The name of a module's file.
 
@@ -234,7 +219,7 @@ def _faults(tensors: Mapping[str, Tensor], kinds: Iterable[str], shape: tuple[in
             found.append(f"holds no {name}, which {INDEX} says it has")
         elif (have := tuple(tensors[name].shape)) != wanted:
             found.append(f"{name} is {have}: expected {wanted} for a weight {shape}")
-        elif not bool(torch.isfinite(tensors[name]).all()):
+        elif why_not_finite(tensors[name]) is not None:
             found.append(f"{name} holds NaN or Inf: expected finite numbers")
         elif name == "fisher" and bool((tensors[name] < 0).any()):
             found.append("fisher holds negative numbers: expected means of squares")

@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from riemerge.adapters.config import shown
 from riemerge.errors import AdapterError
+from riemerge.storage.text import shown
 
 
 @final

@@ -1,2 +1,1 @@
-"""Bytes from anyone, read safely, and bytes of ours that appear whole or not at all; what they mean is said
-above."""
+"""Bytes from anyone, read safely, and bytes of ours that appear whole or not at all."""

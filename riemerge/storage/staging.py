@@ -1,5 +1,4 @@
-"""Files and folders that appear whole or not at all: made under a hidden name beside their place, then
-renamed."""
+"""Files and folders that appear whole or not at all: made under a hidden name beside it, then renamed."""
 
 from __future__ import annotations
 

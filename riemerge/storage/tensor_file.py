@@ -8,9 +8,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, final
+from typing import final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -109,7 +110,7 @@ class TensorFile:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @contextmanager
-    def _reading(self) -> Iterator[BinaryIO]:
+    def _reading(self) -> Iterator[BufferedReader]:
         """Around each use of the file: it is the one that was checked, before and after."""
         try:
             before = _identity(self.path)
@@ -189,7 +190,7 @@ def why_not_finite(tensor: Tensor) -> str | None:
     return f"holds {count} NaN or Inf, the first at {bad.nonzero()[0].tolist()}" if count else None
 
 
-def _read_entry(file: BinaryIO, entry: Entry) -> Tensor:
+def _read_entry(file: BufferedReader, entry: Entry) -> Tensor:
     """The tensor at its place in the file.
 
     Raises:
@@ -200,7 +201,7 @@ def _read_entry(file: BinaryIO, entry: Entry) -> Tensor:
     if not content:
         return torch.empty(entry.shape, dtype=dtype, device="cpu")
     file.seek(entry.start)
-    if (count := file.readinto(content)) != len(content):  # type: ignore[attr-defined]
+    if (count := file.readinto(content)) != len(content):
         raise OSError(f"it ends {len(content) - count} bytes before the end of a tensor")
     return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
 

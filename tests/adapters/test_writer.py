@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from riemerge.adapters import check_output, read_adapter, round_update, write_adapter, writer
+from riemerge.adapters import read_adapter, round_update, write_adapter, writer
 from riemerge.errors import NumericalError, OutputError
 from riemerge.updates import LowRankUpdate
 from tests.adapters.pico import SHAPES, Pico, pico_tensors
@@ -248,29 +248,6 @@ def test_an_impossible_target_is_refused_and_left_alone(tmp_path: Path, kind: st
     with pytest.raises(OutputError, match=words):
         write_adapter(target, random_updates())
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("where", ["a", "a/out", ".", "link", "link/out"])
-def test_the_output_is_apart_from_the_inputs(pico: Pico, tmp_path: Path, where: str) -> None:
-    folder = pico("a")
-    (tmp_path / "link").symlink_to(folder)
-    with pytest.raises(OutputError, match="is, contains or lies inside the input"):
-        check_output(tmp_path / where, [folder])
-
-
-def test_a_free_place_is_accepted(pico: Pico, tmp_path: Path) -> None:
-    check_output(tmp_path / "ab", [pico("a")])
-    check_output("surely-not-there", [tmp_path / "a"])
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_parent_without_permission_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(OutputError, match="no permission"):
-            check_output(tmp_path / "out", [])
-    finally:
-        tmp_path.chmod(0o700)
 
 
 # --- all or nothing -----------------------------------------------------------------------------------------

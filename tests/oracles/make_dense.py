@@ -35,7 +35,8 @@ def models() -> list[dict[str, Tensor]]:
 
 
 def main() -> None:
-    base, *tuned = given = models()
+    given = models()
+    tuned = given[1:]
 
     def ask(method: str, x: list[dict[str, Tensor]], *, based: bool = True, **said: Any) -> dict[str, Tensor]:
         return merge_state_dicts(x, method, parameters=said, base=0 if based else None)

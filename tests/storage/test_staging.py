@@ -1,0 +1,94 @@
+"""What is written appears whole or not at all, and only where it may."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from riemerge.errors import OutputError
+from riemerge.storage.staging import check_output, write_atomically
+
+# --- where a folder may appear ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["a", "a/out", ".", "link", "link/out"])
+def test_the_output_is_apart_from_the_inputs(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(OutputError, match="is, contains or lies inside the input"):
+        check_output(tmp_path / where, [tmp_path / "a"])
+
+
+def test_a_free_place_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    check_output(tmp_path / "ab", [tmp_path / "a"])
+    check_output("surely-not-there", [tmp_path / "a"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_parent_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="no permission"):
+            check_output(tmp_path / "out", [])
+    finally:
+        tmp_path.chmod(0o700)
+
+
+# --- one file -----------------------------------------------------------------------------------------------
+
+
+CALLS = [(Path, "open"), (os, "fsync"), (Path, "replace")]  # all that change the disk before it is done
+
+
+@pytest.mark.parametrize(("owner", "name"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(28, "No space left on device"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    error: BaseException,
+    raised: type[BaseException],
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(raised) as caught:
+            write_atomically(path, b"new")
+    assert raised is KeyboardInterrupt or str(caught.value) == (
+        f"{path}: cannot be written: No space left on device"
+    )
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_file_is_replaced_whole_once_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    (tmp_path / ".file.partial").write_bytes(b"half of another content")  # as a killed run leaves it
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert synced == [(path.stat().st_ino, b"old")]
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]

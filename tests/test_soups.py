@@ -1,0 +1,519 @@
+"""Soups are those that a written-out search finds; sweeps are merges, one for each point of a grid."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from riemerge.adapters import read_adapter
+from riemerge.cli import main
+from riemerge.errors import (
+    AdapterError,
+    NumericalError,
+    OutputError,
+    RecipeError,
+    ResourceError,
+    RiemergeError,
+)
+from riemerge.merge import merge_adapters
+from riemerge.outputs import merge_into
+from riemerge.recipe import read_recipe
+from riemerge.record import RunRecord
+from riemerge.scores import command_scorer
+from riemerge.soups import greedy_soup, grid, sweep
+from tests.folders import family, write_family, write_folder
+
+SHAPES = {"layers.0.q": (8, 6), "layers.1.q": (5, 9)}
+TENSORS, WHOLE = "adapter_model.safetensors", "model.safetensors"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return write_family(tmp_path, family("close", 4, shapes=SHAPES))
+
+
+def write_checkpoints(root: Path, count: int, seed: int = 0) -> list[Path]:
+    """Checkpoints of a matrix, a vector and integers, in folders x, y, z."""
+    draw, paths = torch.Generator().manual_seed(seed), []
+    for name in "xyz"[:count]:
+        (root / name).mkdir()
+        tensors = {
+            "layers.0.q.weight": torch.randn(5, 4, generator=draw),
+            "layers.0.norm.weight": torch.randn(4, generator=draw),
+            "ids": torch.arange(3),
+        }
+        save_file(tensors, root / name / WHOLE)
+        paths.append(root / name)
+    return paths
+
+
+def chosen_in(folder: Path) -> str:
+    """The names of the models that a merged folder is of, put together."""
+    record = RunRecord.model_validate_json((folder / "riemerge.json").read_text())
+    return "".join(sorted(row.name for row in record.inputs if row.share > 0))
+
+
+def by_table(scores: dict[str, float]) -> Callable[[Path], float]:
+    return lambda folder: scores[chosen_in(folder)]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files but run records, which hold times, and cards, which quote them."""
+    skipped = {"riemerge.json", "README.md"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in skipped
+    }
+
+
+def listing(root: Path) -> list[Path]:
+    return sorted(root.rglob("*"))
+
+
+def updates(folder: Path) -> dict[str, torch.Tensor]:
+    adapter = read_adapter(folder)
+    return {module: adapter.update(module).dense() for module in adapter.modules}
+
+
+def same_updates(one: Path, other: Path) -> bool:
+    left, right = updates(one), updates(other)
+    # A product of balanced factors in float64, each from an SVD of its own.
+    return all(torch.allclose(left[module], right[module], rtol=0, atol=1e-13) for module in left | right)
+
+
+# --- soups --------------------------------------------------------------------------------------------------
+
+# b is best; a is as good as d and before it; a does not help b, d does not hurt, c helps.
+SCORES = {"a": 2, "b": 3, "c": 1, "d": 2, "ab": 2.5, "bd": 3, "bcd": 3.25}
+
+
+def test_a_soup_takes_what_does_not_lower_its_score(folders: list[Path], tmp_path: Path) -> None:
+    seen: list[Any] = []
+    made = greedy_soup(folders, tmp_path / "out", by_table(SCORES), progress=seen.append)
+    assert made.chosen == ("b", "d", "c")
+    assert made.score == 3.25
+    assert [(" ".join(trial.models), trial.score) for trial in made.trials] == [
+        ("a", 2),
+        ("b", 3),
+        ("c", 1),
+        ("d", 2),
+        ("b a", 2.5),
+        ("b d", 3),
+        ("b d c", 3.25),
+    ]
+    assert tuple(seen) == made.trials
+    assert json.loads((tmp_path / "out" / "soup.json").read_text()) == made.model_dump(mode="json")
+
+
+def searched(scores: dict[str, float], names: str) -> str:
+    """The soup of a search by sets of names: recipe 1 of the paper, word by word."""
+    soup = ""
+    for name in sorted(names, key=lambda name: scores[name], reverse=True):
+        mixed = "".join(sorted(soup + name))
+        if not soup or scores[mixed] >= scores[soup]:
+            soup = mixed
+    return soup
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_soup_is_the_one_that_a_search_finds(folders: list[Path], tmp_path: Path, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    sets = ["".join(n for i, n in enumerate("abcd") if code >> i & 1) for code in range(1, 16)]
+    # Of three values, so that many are equal; and larger sets are better a little more often than not.
+    scores = {one: int(torch.randint(3, (), generator=draw)) + len(one) // 3 for one in sets}
+    made = greedy_soup(folders, tmp_path / "out", by_table(scores))
+    found = searched(scores, "abcd")
+    assert "".join(sorted(made.chosen)) == chosen_in(tmp_path / "out") == found
+    assert made.score == scores[found] >= max(scores[name] for name in "abcd")
+
+
+@pytest.mark.parametrize("method", ["average", "geomerge", "ties", "consensus"])
+def test_a_soup_is_the_merge_of_its_models(folders: list[Path], tmp_path: Path, method: str) -> None:
+    said = {"scale": 0.5, "out_dtype": "float32"}
+    greedy_soup(folders, tmp_path / "out", by_table(SCORES), method=method, **said)
+    merged = merge_adapters([folders[i] for i in (3, 1, 2)], method=method, **said)
+    merged.save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "out" / TENSORS).read_bytes() == (tmp_path / "merged" / TENSORS).read_bytes()
+
+
+def test_the_same_soup_has_the_same_bytes_in_any_order(folders: list[Path], tmp_path: Path) -> None:
+    scores = SCORES | {"d": 1.5, "c": 1}  # no two models alike
+    for name, models in ("one", folders), ("two", folders), ("three", folders[::-1]):
+        greedy_soup(models, tmp_path / name, by_table(scores))
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "three" / TENSORS).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["average", "ties", "geomerge"])
+def test_a_soup_of_one_is_the_model_itself(folders: list[Path], tmp_path: Path, method: str) -> None:
+    made = greedy_soup(folders, tmp_path / "out", lambda folder: -len(chosen_in(folder)), method=method)
+    assert made.chosen == ("a",)
+    assert same_updates(tmp_path / "out", folders[0])
+    greedy_soup(folders[1:2], tmp_path / "one", lambda _: 0.0, method=method)
+    assert same_updates(tmp_path / "one", folders[1])
+
+
+def test_the_scorer_sees_what_is_written_and_leaves_nothing_in_it(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    seen: dict[str, dict[str, bytes]] = {}
+
+    def scorer(folder: Path) -> float:
+        seen[chosen_in(folder)] = content(folder)
+        (folder / "cache").write_text("of the scorer")
+        return SCORES[chosen_in(folder)]
+
+    greedy_soup(folders, tmp_path / "out", scorer, out_type="delta")
+    assert {"soup.json", *seen["bcd"]} == {*content(tmp_path / "out")}
+    assert seen["bcd"].items() <= content(tmp_path / "out").items()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d", "out"}
+
+
+def test_a_soup_of_checkpoints(tmp_path: Path) -> None:
+    paths = write_checkpoints(tmp_path, 3)
+    scores = {"x": 1, "y": 2, "z": 3, "yz": 1, "xz": 4}
+    made = greedy_soup(paths, tmp_path / "out", by_table(scores))
+    assert made.chosen == ("z", "x")
+    x, z, out = (load_file(folder / WHOLE) for folder in (paths[0], paths[2], tmp_path / "out"))
+    for name in ("layers.0.q.weight", "layers.0.norm.weight"):
+        # One rounding to float32.
+        assert torch.allclose(out[name], (x[name] + z[name]) / 2, rtol=1e-7, atol=0)
+    assert torch.equal(out["ids"], x["ids"])
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf, -math.inf, None, "good"])
+def test_what_is_no_score_is_refused(folders: list[Path], tmp_path: Path, given: Any) -> None:
+    before = listing(tmp_path)
+    with pytest.raises(NumericalError, match=r"the score of b is .*: expected a finite number"):
+        greedy_soup(folders, tmp_path / "out", lambda path: given if chosen_in(path) == "b" else 1)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ({"method": "ema"}, RecipeError),
+        ({"method": "slerp"}, RecipeError),
+        ({"method": "nuslerp"}, RecipeError),
+        ({"weight": 2.0}, RecipeError),
+        ({"t": 0.5, "method": "slerp"}, RecipeError),
+        ({"density": 0.5}, RecipeError),
+        ({"folder": "a"}, OutputError),
+        ({"folder": "a/out"}, OutputError),
+    ],
+)
+def test_a_soup_that_makes_no_sense_is_refused_before_any_score(
+    folders: list[Path], tmp_path: Path, said: dict[str, Any], fault: type[RiemergeError]
+) -> None:
+    before = listing(tmp_path)
+    target = tmp_path / said.pop("folder", "out")
+    with pytest.raises(fault):
+        greedy_soup(folders, target, lambda _: pytest.fail("was asked for a score"), **said)
+    assert listing(tmp_path) == before
+
+
+# --- scorers from the command line --------------------------------------------------------------------------
+
+
+def python(code: str) -> str:
+    return f"'{sys.executable}' -c '{code}' {{}}"
+
+
+def test_a_command_scores_by_its_last_line_without_a_shell(tmp_path: Path) -> None:
+    folder = tmp_path / "two words; $(touch made)"
+    folder.mkdir()
+    code = 'import os, sys; print("loading"); print(0.25 + os.path.isdir(sys.argv[1])); print()'
+    assert command_scorer(python(code))(folder) == 1.25
+    inside = f"'{sys.executable}' -c 'import sys; print(len(sys.argv[1]))' --model={{}}"
+    assert command_scorer(inside)(folder) == len(f"--model={folder}")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            'import sys; print(1); print("a\\nno memory", file=sys.stderr); sys.exit(3)',
+            "exit code 3.*no memory",
+        ),
+        ('print(1); print("done")', "exit code 0, last line 'done'"),
+        ("", "last line ''"),
+    ],
+)
+def test_a_command_without_a_score_is_one_error(tmp_path: Path, code: str, words: str) -> None:
+    with pytest.raises(ResourceError, match=words) as caught:
+        command_scorer(python(code))(tmp_path)
+    assert len(caught.value.problems) == 1
+    assert "\n" not in caught.value.problems[0]
+
+
+def test_a_command_that_cannot_be_run(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="no-such-program: cannot be run"):
+        command_scorer("no-such-program {}")(tmp_path)
+    for command in ("evaluate", "", "evaluate 'open {}"):
+        with pytest.raises(RecipeError):
+            command_scorer(command)
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("models", "steps"), [(2, 2), (2, 11), (2, 102), (2, 1001), (3, 5), (4, 4)])
+def test_a_grid_has_every_point_of_the_simplex_once(models: int, steps: int) -> None:
+    points = list(grid(models, steps))
+    assert len({name for name, _ in points}) == len({weights for _, weights in points}) == len(points)
+    assert len(points) == math.comb(steps + models - 2, models - 1)
+    for _, weights in points:
+        assert math.isclose(sum(weights), 1, rel_tol=1e-15)
+        # A multiple of the step to the rounding of one division and one product.
+        assert all(abs(weight * (steps - 1) - round(weight * (steps - 1))) < 1e-12 for weight in weights)
+
+
+def test_names_of_a_grid() -> None:
+    assert [name for name, _ in grid(2, 11)][:3] == ["0.00", "0.10", "0.20"]
+    assert next(iter(grid(2, 11)))[1] == (1.0, 0.0)
+    assert "0.50-0.25-0.25" in dict(grid(3, 5))
+    names = [name for name, _ in grid(2, 102)]
+    assert all(float(one) < float(other) for one, other in pairwise(names))
+
+
+@pytest.mark.parametrize("method", ["slerp", "ties", "geomerge"])
+def test_a_sweep_goes_from_one_model_to_the_other(folders: list[Path], tmp_path: Path, method: str) -> None:
+    made = sweep(folders[:2], tmp_path / "out", 5, method=method)
+    assert [point.folder for point in made.points] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert same_updates(tmp_path / "out" / "0.00", folders[0])
+    assert same_updates(tmp_path / "out" / "1.00", folders[1])
+    merged = merge_adapters(folders[:2], [0.75, 0.25], method=method)
+    merged.save_pretrained(tmp_path / "merged")
+    assert content(tmp_path / "out" / "0.25") == content(tmp_path / "merged")
+
+
+def norm(tensors: dict[str, torch.Tensor]) -> float:
+    return math.hypot(*(float(one.norm()) for one in tensors.values()))
+
+
+def test_the_table_of_a_sweep_says_norms_and_distances(folders: list[Path], tmp_path: Path) -> None:
+    made = sweep(folders[:3], tmp_path / "out", 3, scorer=lambda path: len(chosen_in(path)))
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == made.model_dump(mode="json")
+    assert made.models == ("a", "b", "c")
+    own = [updates(folder) for folder in folders]
+    for point in made.points:
+        merged = updates(tmp_path / "out" / point.folder)
+        assert math.isclose(point.norm, norm(merged), rel_tol=1e-12)
+        assert point.score == sum(weight > 0 for weight in point.weights)
+        for weight, said, one in zip(point.weights, point.relative_distances, own, strict=False):
+            assert (said is None) == (weight == 0)
+            if said is not None:
+                apart = norm({module: merged[module] - one[module] for module in one})
+                # Distances are from inner products: good to half of the digits.
+                assert math.isclose(said, apart / norm(one), abs_tol=1e-7)
+
+
+def test_a_geodesic_sweep_says_distances_in_its_geometry(folders: list[Path], tmp_path: Path) -> None:
+    made = sweep(folders[:2], tmp_path / "out", 3, method="geomerge")
+    for point in made.points[1:2]:
+        record = RunRecord.model_validate_json(
+            (tmp_path / "out" / point.folder / "riemerge.json").read_text()
+        )
+        assert point.distances == record.totals.distances
+        assert point.distances is not None
+
+
+def test_a_sweep_of_checkpoints_with_their_base(tmp_path: Path) -> None:
+    base, *paths = write_checkpoints(tmp_path, 3)
+    sweep(paths, tmp_path / "out", 3, method="task_arithmetic", base_model=str(base))
+    y, z = (load_file(path / WHOLE)["layers.0.q.weight"] for path in paths)
+    for name, weight in ("0.00", 0.0), ("0.50", 0.5), ("1.00", 1.0):
+        merged = load_file(tmp_path / "out" / name / WHOLE)["layers.0.q.weight"]
+        # base + Σ wᵢ (xᵢ - base) in float64, rounded once to float32.
+        assert torch.allclose(merged, (1 - weight) * y + weight * z, rtol=2e-7, atol=1e-7)
+
+
+def test_a_broken_off_sweep_goes_on_to_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
+    class BrokenOffError(Exception):
+        pass
+
+    def failing(path: Path) -> float:
+        if path.name == "0.50":
+            raise BrokenOffError
+        return 1.0
+
+    with pytest.raises(BrokenOffError):
+        sweep(folders[:2], tmp_path / "out", 5, scorer=failing)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0.00", "0.25", "0.50"}
+    first = {path: path.stat().st_mtime_ns for path in listing(tmp_path / "out")}
+    sweep(folders[:2], tmp_path / "out", 5)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    sweep(folders[:2], tmp_path / "whole", 5)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    finer = sweep(folders[:2], tmp_path / "out", 9)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert len(finer.points) == 9
+
+
+def other_method(folders: list[Path], _: Path) -> dict[str, Any]:
+    return {"method": "multislerp"}
+
+
+def other_scale(folders: list[Path], _: Path) -> dict[str, Any]:
+    return {"scale": 0.5}
+
+
+def other_type(folders: list[Path], _: Path) -> dict[str, Any]:
+    return {"out_type": "delta"}
+
+
+def other_dtype(folders: list[Path], _: Path) -> dict[str, Any]:
+    return {"out_dtype": "float32"}
+
+
+def other_files(folders: list[Path], _: Path) -> dict[str, Any]:
+    shutil.rmtree(folders[0])
+    write_folder(folders[0], family("close", 1, seed=5, shapes=SHAPES)[0])
+    return {}
+
+
+def other_order(folders: list[Path], _: Path) -> dict[str, Any]:
+    folders.reverse()
+    return {}
+
+
+def other_folder(folders: list[Path], out: Path) -> dict[str, Any]:
+    for path in out.glob("*.*/riemerge.json"):
+        path.write_text("{}")
+    return {}
+
+
+OTHERS = (other_method, other_scale, other_type, other_dtype, other_files, other_order, other_folder)
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=lambda change: change.__name__)
+def test_a_sweep_beside_other_merges_is_refused(
+    folders: list[Path], tmp_path: Path, change: Callable[[list[Path], Path], dict[str, Any]]
+) -> None:
+    out, models = tmp_path / "out", folders[:2]
+    sweep(models, out, 3)
+    said = change(models, out)
+    before = content(out), listing(out)
+    with pytest.raises(OutputError, match="exists already") as caught:
+        sweep(models, out, 5, **said)
+    assert any("0.50" in problem for problem in caught.value.problems)
+    assert (content(out), listing(out)) == before
+
+
+@pytest.mark.parametrize("said", [{}, {"out_dtype": "bfloat16"}, {"method": "slerp"}])
+def test_a_sweep_of_checkpoints_goes_on(tmp_path: Path, said: dict[str, Any]) -> None:
+    paths = write_checkpoints(tmp_path, 2)
+    sweep(paths, tmp_path / "out", 3, **said)
+    before = content(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "0.50")
+    sweep(paths, tmp_path / "out", 3, **said)
+    assert content(tmp_path / "out") == before
+    with pytest.raises(OutputError, match="exists already"):
+        sweep(paths, tmp_path / "out", 3, **{**said, "out_dtype": "float16"})
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "said", "fault"),
+    [
+        (1, 3, {}, RecipeError),
+        (2, 1, {}, RecipeError),
+        (3, 3, {"method": "slerp"}, RecipeError),
+        (2, 3, {"method": "slerp", "t": 0.5}, RecipeError),
+        (2, 3, {"base_model": "base"}, RecipeError),
+        (2, 3, {"folder": "b/out"}, OutputError),
+        (2, 3, {"folder": "b/adapter_config.json"}, OutputError),
+        (2, 3, {"missing": True}, AdapterError),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_writes_nothing(
+    folders: list[Path],
+    tmp_path: Path,
+    count: int,
+    steps: int,
+    said: dict[str, Any],
+    fault: type[RiemergeError],
+) -> None:
+    given = dict(said)
+    if given.pop("missing", False):
+        (folders[0] / TENSORS).unlink()
+    target = tmp_path / given.pop("folder", "out")
+    before = listing(tmp_path)
+    with pytest.raises(fault):
+        sweep(folders[:count], target, steps, **given)
+    assert listing(tmp_path) == before
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+# The score is the number of models that count in the merge.
+COUNT = (
+    'import json, sys; rows = json.load(open(sys.argv[1] + "/riemerge.json"))["inputs"]; '
+    'print(sum(row["share"] > 0 for row in rows))'
+)
+
+
+def test_soup_as_a_command(folders: list[Path], tmp_path: Path) -> None:
+    words = ("soup", *folders[:2], "--scorer", python(COUNT), "--scale", "0.5")
+    ran = run(*words, "-o", tmp_path / "out")
+    assert ran.exit_code == 0, ran.output
+    assert "2 of 2: a + b: score 2" in ran.stdout
+    assert "soup: a + b: score 2" in ran.stderr
+    merge_into(
+        read_recipe([*map(str, folders[:2])], {"merge_method": "average", "scale": 0.5}), tmp_path / "m"
+    )
+    assert (tmp_path / "out" / TENSORS).read_bytes() == (tmp_path / "m" / TENSORS).read_bytes()
+    document = json.loads(run(*words, "-o", tmp_path / "two", "--json").stdout)
+    assert document["record"] == json.loads((tmp_path / "two" / "soup.json").read_text())
+    assert run(*words, "-o", tmp_path / "three", "-q").stdout == f"{tmp_path / 'three'}\n"
+
+
+def test_sweep_as_a_command(folders: list[Path], tmp_path: Path) -> None:
+    words = ("sweep", *folders[:2], "--steps", 3, "--method", "slerp", "-o", tmp_path / "out")
+    ran = run(*words)
+    assert ran.exit_code == 0, ran.output
+    assert [line.split()[0] for line in ran.stdout.splitlines()[:3]] == ["0.00", "0.50", "1.00"]
+    document = json.loads(run(*words, "--json", "--scorer", python(COUNT)).stdout)
+    assert [point["score"] for point in document["record"]["points"]] == [1, 2, 1]
+    refused = run(*words, "--scale", 2)
+    assert (refused.exit_code, refused.stdout) == (6, "")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "code", "words"),
+    [
+        ("evaluate", 3, "no {} in it"),
+        (python("print()"), 7, "expected 0 and a number"),
+        (python('print("nan")'), 5, "the score of a is nan"),
+    ],
+)
+def test_faults_of_a_scorer_on_the_command_line(
+    folders: list[Path], tmp_path: Path, scorer: str, code: int, words: str
+) -> None:
+    before = listing(tmp_path)
+    ran = run("soup", *folders, "-o", tmp_path / "out", "--scorer", scorer)
+    assert (ran.exit_code, ran.stdout) == (code, "")
+    assert words in ran.stderr
+    assert listing(tmp_path) == before
+
+
+def test_no_recipe_is_taken_for_a_model(folders: Sequence[Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge_method: average\nmodels:\n- model: a\n- model: b\n")
+    assert run("soup", recipe, "-o", tmp_path / "out", "--scorer", python("print(1)")).exit_code == 4
