@@ -12,6 +12,7 @@ import yaml
 
 from riemerge.methods import METHODS
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
+from riemerge.storage.text import listed
 
 _VERDICT = {
     "yes": "Yes",
@@ -75,18 +76,11 @@ def _modules(record: RunRecord) -> str:
     if len(there) == 1:
         ((answer, _),) = there.items()
         return f"{_ANSWER[answer]} {'is the one module' if total == 1 else f'are all {total} modules'}."
-    parts = (f"{_ANSWER[answer]}: {len(names)} ({_listed(names)})" for answer, names in there.items())
+    parts = (f"{_ANSWER[answer]}: {len(names)} ({listed(names)})" for answer, names in there.items())
     return f"Of {total} modules are {'; '.join(parts)}."
 
 
-_LISTED = 3
 _ANSWER = {"yes": "well determined", "partly": "determined in part", "no": "not determined"}
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _share(value: float) -> str:

@@ -12,6 +12,7 @@ from riemerge.errors import RecipeError
 from riemerge.methods import PARAMETERS, Method
 from riemerge.methods.parameters import is_last
 from riemerge.recipe import Recipe
+from riemerge.storage.text import listed
 
 
 @final
@@ -114,7 +115,7 @@ class Resolver:
             ]
             if lacking:
                 yield (
-                    f"parameters.{name}: has a value in some places, but none in {_listed(lacking)}: end the "
+                    f"parameters.{name}: has a value in some places, but none in {listed(lacking)}: end the "
                     "list with an item without filter, or give a value for all"
                 )
 
@@ -137,10 +138,10 @@ class Resolver:
             elif method.normalised and abs(sum(weights)) <= sys.float_info.epsilon * sum(map(abs, weights)):
                 cancelled.append(module)
         if none:
-            yield f"weight: 0 for every model in {_listed(none)}: at least one must count in every module"
+            yield f"weight: 0 for every model in {listed(none)}: at least one must count in every module"
         if cancelled:
             yield (
-                f"weight: the weights add up to 0 in {_listed(cancelled)}, and {method.name} divides by "
+                f"weight: the weights add up to 0 in {listed(cancelled)}, and {method.name} divides by "
                 "their sum: choose others"
             )
 
@@ -194,9 +195,4 @@ def _nearest(part: str, modules: Iterable[str]) -> str:
     near = difflib.get_close_matches(part, [one for one in parts if not one.isdigit()], n=3)
     if near:
         return f"did you mean {' or '.join(repr(one) for one in near)}?"
-    return f"the modules are {_listed(list(modules))}"
-
-
-def _listed(modules: Sequence[str]) -> str:
-    shown = ", ".join(modules[:3])
-    return f"{shown} and {len(modules) - 3} more" if len(modules) > 3 else shown
+    return f"the modules are {listed(list(modules))}"

@@ -305,8 +305,11 @@ def test_seconds_of_rows_that_were_sampled_follow_their_size() -> None:
     assert found["seconds"] == pytest.approx(2 + 3 * 1 + 2 * 2 + 5 * 4)
     assert found["mib"] == 20
     assert found["extrapolated"] is True
-    tall = methods.extrapolate({(8, 8): {"seconds": 4.0, "mib": 1.0}}, {(8, 8): 1, (32, 8): 1}, by_flops=True)
-    assert tall["seconds"] == pytest.approx(4 + 4 * 4)
+    # min² · max: 16 x 16 has eight times the flops of 8 x 8, and four times its entries.
+    wide = methods.extrapolate(
+        {(8, 8): {"seconds": 4.0, "mib": 1.0}}, {(8, 8): 1, (16, 16): 1}, by_flops=True
+    )
+    assert wide["seconds"] == pytest.approx(4 + 8 * 4)
     # A start that took longer than a sample makes no module cheaper than nothing.
     assert methods.extrapolate(measured, {(4, 8): 9}, by_flops=False, start=5.0)["seconds"] == 5
 

@@ -171,6 +171,9 @@ def test_the_scorer_sees_what_is_written_and_leaves_nothing_in_it(
     seen: dict[str, dict[str, bytes]] = {}
 
     def scorer(folder: Path) -> float:
+        # On the disk of the output, one at a time.
+        assert folder.parent.parent == tmp_path
+        assert [*folder.parent.iterdir()] == [folder]
         seen[chosen_in(folder)] = content(folder)
         (folder / "cache").write_text("of the scorer")
         return SCORES[chosen_in(folder)]
@@ -297,6 +300,19 @@ def test_a_sweep_goes_from_one_model_to_the_other(folders: list[Path], tmp_path:
     merged = merge_adapters(folders[:2], [0.75, 0.25], method=method)
     merged.save_pretrained(tmp_path / "merged")
     assert content(tmp_path / "out" / "0.25") == content(tmp_path / "merged")
+
+
+def test_a_model_alone_is_recorded_as_what_can_be_asked_for(folders: list[Path], tmp_path: Path) -> None:
+    sweep(folders[:2], tmp_path / "out", 2, method="ties", density=0.5, scale=0.5, rank=2)
+    record = RunRecord.model_validate_json((tmp_path / "out" / "0.00" / "riemerge.json").read_text())
+    assert record.recipe["merge_method"] == "average"
+    assert record.recipe["parameters"] == {"scale": 0.5, "rank": 2}
+    assert read_adapter(tmp_path / "out" / "0.00").ranks == dict.fromkeys(SHAPES, 2)
+
+
+def test_a_sweep_needs_the_folder_that_it_is_to_be_in(folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="create it first"):
+        sweep(folders[:2], tmp_path / "none" / "out", 2)
 
 
 def norm(tensors: dict[str, torch.Tensor]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from riemerge.adapters.reader import Adapter
 from riemerge.errors import AdapterError
-from riemerge.storage.text import listed, shown
+from riemerge.storage.text import listed, repeated, shown
 
 
 def check_collection(adapters: Sequence[Adapter]) -> None:
@@ -18,18 +18,14 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
     Raises:
         AdapterError: With every problem found.
     """
-    problems = [*_twice(adapters), *_modules(adapters), *_shapes(adapters), *_facts(adapters)]
+    problems = [
+        *repeated([adapter.path for adapter in adapters]),
+        *_modules(adapters),
+        *_shapes(adapters),
+        *_facts(adapters),
+    ]
     if problems:
         raise AdapterError(problems)
-
-
-def _twice(adapters: Sequence[Adapter]) -> list[str]:
-    folders = [adapter.path.resolve() for adapter in adapters]
-    return [
-        f"{adapter.path}: is listed {folders.count(folder)} times: give it once, with a larger weight"
-        for i, (adapter, folder) in enumerate(zip(adapters, folders, strict=True))
-        if folders.count(folder) > 1 and folders.index(folder) == i
-    ]
 
 
 def _modules(adapters: Sequence[Adapter]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 from riemerge.checkpoints.reader import Checkpoint
 from riemerge.errors import AdapterError
-from riemerge.storage.text import listed, shown
+from riemerge.storage.text import listed, repeated, shown
 
 
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
@@ -22,7 +22,7 @@ def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
         AdapterError: With every problem found.
     """
     problems = [
-        *_twice(checkpoints),
+        *repeated([checkpoint.path for checkpoint in checkpoints]),
         *_missing(checkpoints),
         *_differing(
             "the shape", {c: {name: _size(shape) for name, shape in c.shapes.items()} for c in checkpoints}
@@ -33,15 +33,6 @@ def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     ]
     if problems:
         raise AdapterError(problems)
-
-
-def _twice(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    paths = [checkpoint.path.resolve() for checkpoint in checkpoints]
-    return [
-        f"{checkpoint.path}: is listed {paths.count(path)} times: give it once, with a larger weight"
-        for i, (checkpoint, path) in enumerate(zip(checkpoints, paths, strict=True))
-        if paths.count(path) > 1 and paths.index(path) == i
-    ]
 
 
 def _missing(checkpoints: Sequence[Checkpoint]) -> list[str]:

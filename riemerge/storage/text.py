@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 MAX_JSON_BYTES = 16 * 2**20
@@ -41,6 +43,18 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown(name) for name in names[:most]) + more
+
+
+def repeated(paths: Iterable[Path]) -> list[str]:
+    """Say which of these paths are given more than once, under whatever name."""
+    given: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        given[path.resolve()].append(path)
+    return [
+        f"{same[0]}: is listed {len(same)} times: give it once, with a larger weight"
+        for same in given.values()
+        if len(same) > 1
+    ]
 
 
 def brief(value: object) -> str:
