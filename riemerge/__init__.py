@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from riemerge.outputs import merge_into
     from riemerge.recipe import read_recipe
     from riemerge.solvers import Solution, Status, frechet_mean
+    from riemerge.soups import greedy_soup, sweep
     from riemerge.statistics import collect_statistics
     from riemerge.updates import LowRankUpdate
 
@@ -37,10 +38,12 @@ __all__ = [
     "__version__",
     "collect_statistics",
     "frechet_mean",
+    "greedy_soup",
     "merge_adapters",
     "merge_into",
     "read_adapter",
     "read_recipe",
+    "sweep",
 ]
 
 _HOMES = {
@@ -54,10 +57,12 @@ _HOMES = {
     "Status": "riemerge.solvers",
     "collect_statistics": "riemerge.statistics",
     "frechet_mean": "riemerge.solvers",
+    "greedy_soup": "riemerge.soups",
     "merge_adapters": "riemerge.merge",
     "merge_into": "riemerge.outputs",
     "read_adapter": "riemerge.adapters",
     "read_recipe": "riemerge.recipe",
+    "sweep": "riemerge.soups",
 }
 
 

@@ -47,7 +47,7 @@ def _answering(command: Callable[..., None]) -> Callable[..., None]:
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            _fail("Interrupted", INTERRUPTED, ("interrupted; nothing was written",), as_json)
+            _fail("Interrupted", INTERRUPTED, ("interrupted; nothing is half-written",), as_json)
         except Exception as fault:
             # The last door: a bug must end in one line, not in a traceback.
             if os.environ.get("RIEMERGE_TRACEBACK"):

@@ -218,6 +218,7 @@ class CheckpointMerge:
             weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
             values=counting(self._values(name), used),
             shape=tuple(x.shape[1:]),
+            places=tuple(used),
             seeds=seeds(name, norms, int(self._recipe.parameters.get("seed") or 0)),
             statistics=tuple(self._statistics[place](module) for place in used) if data else (),
             base_statistics=self._base_statistics(module) if data else {},

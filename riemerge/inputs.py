@@ -76,8 +76,9 @@ def in_order(recipe: Recipe, method: Method, models: Sequence[_Model]) -> tuple[
     inputs = [Input(place, names[place], model) for place, model in zip(used, models, strict=True)]
     if method.ordered:
         return tuple(inputs)
-    # Copies of one file may differ in what is asked of them.
-    said = {place: json.dumps(dict(recipe.models[place].parameters), sort_keys=True) for place in used}
+    # Copies of one file may differ in what is said of them.
+    entries = [(entry.statistics or "", dict(entry.parameters)) for entry in recipe.models]
+    said = [json.dumps(entry, sort_keys=True) for entry in entries]
     return tuple(sorted(inputs, key=lambda one: (*one.model.sha256.values(), said[one.place])))
 
 

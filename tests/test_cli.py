@@ -192,7 +192,7 @@ def test_usage_faults_end_with_two(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("fault", "code", "says"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing is half-written"),
         (
             ZeroDivisionError("division\nby zero"),
             1,

@@ -39,7 +39,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "temperature": (),
 }
 COUNTED = {"steps": torch.tensor([3, 1, 4]), "mask": torch.tensor([True, False])}
-WEIGHTS = (0.5, 0.3, 0.2)
+WEIGHTS = (1.0, 0.6, 0.4)
 
 TAKING = [name for name, row in METHODS.items() if row.checkpoints != "no"]
 EVERY = pytest.mark.parametrize("name", TAKING)

@@ -61,7 +61,7 @@ def run(command: list[str], folder: Path) -> str:
 @pytest.mark.slow
 def test_shell_example(workplace: Path) -> None:
     (script,) = blocks("shell")
-    assert len(script.splitlines()) == 6
+    assert len(script.splitlines()) == 7
     command = f'"{sys.executable}" -c "from riemerge.cli import main; main()"'
     program = f'riemerge() {{ {command} "$@"; }}\nset -e\n{script}'
     run(["bash", "-c", program], workplace)

@@ -118,6 +118,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
         values=counting(stack.values(module), used),
         shape=read[0].shape,
+        places=tuple(used),
         ranks=tuple(read[place].rank for place in used),
         seeds=seeds(module, [update.norm() for update in small], options.seed or 0),
         statistics=tuple(stack.statistics[place](module) for place in used) if stack.statistics else (),

@@ -34,7 +34,7 @@ def fisher(x: Tensor, at: Setting) -> Tensor:
     Args:
         x: (T, ...) dense updates.
         at: With `statistics[t]["fisher"]` of the shape of one update, the values `floor` and
-            `normalize_fisher`, and the fact `fisher_norms` (T,) where that is true.
+            `normalize_fisher`, and the fact `fisher_norms`, a norm for each place, where that is true.
 
     Raises:
         NumericalError: An entry without positive information in any model: only when the floor is 0.
@@ -44,7 +44,8 @@ def fisher(x: Tensor, at: Setting) -> Tensor:
     """
     floor, shares = at.values["floor"], at.weights
     if at.values["normalize_fisher"]:
-        shares = shares / (at.facts["fisher_norms"] + floor)
+        norms = at.facts["fisher_norms"]
+        shares = shares / torch.stack([norms[place] + floor for place in at.places])
     forms = (share * (_statistic(at, t, "fisher", x) + floor) for t, share in enumerate(shares.tolist()))
     return _diagonal_minimiser(x, forms)
 
@@ -53,15 +54,17 @@ def fisher_norms(stream: Stream) -> Mapping[str, Any]:
     """Find the norm of each model's Fisher information over all modules, where `fisher` asks for it.
 
     Returns:
-        `fisher_norms`, (T,) float64 on the CPU; nothing when no norms are asked for.
+        `fisher_norms`, a 0-d float64 on the CPU by the place of each model; nothing when no norms are asked
+        for.
     """
-    squares: list[Tensor] = []
+    squares: dict[int, Tensor] = {}
     for x, at in stream():
         if not at.values["normalize_fisher"]:
             return {}
-        norms = [_statistic(at, t, "fisher", x).square().sum() for t in range(len(x))]
-        squares.append(torch.stack(norms).cpu())
-    return {"fisher_norms": torch.stack(squares).sum(dim=0).sqrt()} if squares else {}
+        for t, place in enumerate(at.places):
+            square = _statistic(at, t, "fisher", x).square().sum().cpu()
+            squares[place] = squares[place] + square if place in squares else square
+    return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}} if squares else {}
 
 
 def gradient_matching(x: Tensor, at: Setting) -> Tensor:

@@ -23,6 +23,8 @@ class Setting:
         values: The row's parameters by name, as resolved for this module; those that may differ between
             models are (T,) float64 tensors on the CPU.
         shape: The module's own shape, (m, n) of an update.
+        places: T places of the updates among all models, the same in every module, for what a survey finds
+            of each model: where a weight is 0 in some modules only, those have fewer updates.
         ranks: T ranks of the updates; None where they are full tensors.
         seeds: T seeds for the draws of each update: they depend on the user's seed, the module and the place
             of the update in order of norm, so draws are a function of the dW and not of files or gauges.
@@ -36,6 +38,7 @@ class Setting:
     weights: Tensor
     values: Mapping[str, Any]
     shape: tuple[int, ...]
+    places: tuple[int, ...] = ()
     ranks: tuple[int, ...] | None = None
     seeds: tuple[int, ...] = ()
     statistics: tuple[Mapping[str, Tensor], ...] = ()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from riemerge.methods import METHODS, Method
+from riemerge.methods import METHODS, Method, Options, run_method
+from riemerge.updates import LowRankUpdate
 from tests.helpers import Factors, adapter_family, random_gauge, random_orthonormal, seeded
-from tests.methods.stacks import SHAPE, merged
+from tests.methods.stacks import MODULE, SHAPE, merged, stacked, statistics
 
 EVERY = pytest.mark.parametrize("name", list(METHODS))
 WEIGHTED = pytest.mark.parametrize(
@@ -132,3 +135,22 @@ def test_rank_cuts_to_the_nearest(name: str) -> None:
     assert float((cut - whole).norm()) == pytest.approx(float(least), rel=1e-8, abs=1e-8 * size)
     usual = merged(name, given, weights, rank=None)
     assert torch.linalg.matrix_rank(usual, rtol=1e-9) <= 3 or name == "cat"
+
+
+def test_what_a_survey_found_of_a_model_stays_with_it_where_others_are_left_out() -> None:
+    """A weight that is 0 in some modules only leaves those with fewer updates: places, not positions, count."""
+    method = METHODS["fisher"]
+    given = adapters(method)
+    whole = stacked(method, given, [1.0, 1.0, 1.0], [0, 10, 20], normalize_fisher=True)
+    two = dict.fromkeys(("layers.0.q", "layers.1.q"), whole.modules[MODULE])
+    shares = {"layers.0.q": (1 / 3, 1 / 3, 1 / 3), "layers.1.q": (0.0, 0.5, 0.5)}
+    part = replace(whole, modules=two, weights=shares.__getitem__)
+    found = dict(run_method(method, part, Options(rank="sum")))["layers.1.q"].update
+    fishers = [statistics(seed)["fisher"] for seed in (10, 20)]
+    # Over both modules, which have the same statistics here.
+    norms = [(2 * fisher.square().sum()).sqrt() for fisher in fishers]
+    forms = [(fisher + 1e-6) / (norm + 1e-6) for fisher, norm in zip(fishers, norms, strict=True)]
+    updates = [b @ a for b, a in given[1:]]
+    expected = sum(form * one for form, one in zip(forms, updates, strict=True)) / (forms[0] + forms[1])
+    assert isinstance(found, LowRankUpdate)
+    assert relative(found.dense(), expected) <= 1e-10

@@ -64,6 +64,7 @@ def setting(
         weights=torch.tensor(weights, dtype=torch.float64),
         values={**DEFAULTS, **{name: value for name, value in more.items() if name not in known}},
         shape=tuple(x.shape[1:]),
+        places=tuple(range(len(x))),
         statistics=tuple(statistics),
         **{name: value for name, value in more.items() if name in known},
     )
@@ -320,7 +321,8 @@ def test_norms_span_all_modules_and_are_asked_for_only_when_wanted() -> None:
         torch.cat([a["fisher"].flatten(), b["fisher"].flatten()]).norm()
         for a, b in zip(one, other, strict=True)
     ]
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-14, atol=0)
+    for place, norm in enumerate(expected):
+        torch.testing.assert_close(found[place], norm, rtol=1e-14, atol=0)
     plain = [(x, setting(x, WEIGHTS[0], one))]
     assert fisher_norms(lambda: iter(plain)) == {}
 
