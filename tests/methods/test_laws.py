@@ -138,7 +138,7 @@ def test_rank_cuts_to_the_nearest(name: str) -> None:
 
 
 def test_what_a_survey_found_of_a_model_stays_with_it_where_others_are_left_out() -> None:
-    """A weight that is 0 in some modules only leaves those with fewer updates: places, not positions, count."""
+    """A weight that is 0 in some modules only leaves those with fewer updates: places count there."""
     method = METHODS["fisher"]
     given = adapters(method)
     whole = stacked(method, given, [1.0, 1.0, 1.0], [0, 10, 20], normalize_fisher=True)
