@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,23 +13,9 @@ from riemerge.errors import NumericalError
 from riemerge.methods.core_space import core, core_dare_ties, core_ties, survey
 from riemerge.methods.setting import Setting
 from riemerge.methods.spectral import iso_c, tsv
-from riemerge.updates import JointSpan, LowRankUpdate
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
-from tests.helpers import random_gauge, random_orthonormal, seeded
-
-# The inputs' condition is at most a few hundred.
-CLOSE = 1e-10
-
-
-def setting(weights: list[float], x: Tensor, density: float = 1.0, **values: Any) -> Setting:
-    return Setting(
-        module=f"{x.shape[1]} x {x.shape[2]}",
-        weights=torch.tensor(weights, dtype=torch.float64),
-        values={"density": torch.full((len(x),), density, dtype=torch.float64), "merge_func": "mean"}
-        | values,
-        shape=(x.shape[1], x.shape[2]),
-        seeds=tuple(range(7, 7 + len(x))),
-    )
+from tests.helpers import random_orthonormal, seeded
+from tests.methods.spectra import CASES, assert_near, low_rank, trimmed
 
 
 def ties(x: Tensor, at: Setting) -> Tensor:
@@ -40,32 +25,10 @@ def ties(x: Tensor, at: Setting) -> Tensor:
 MEANS = {"ties": ties, "dare_ties": core_dare_ties}
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def low_rank(count: int, m: int, n: int, r: int, seed: int = 0) -> Tensor:
-    return normal(count, m, r, seed=seed) @ normal(count, r, n, seed=seed + 100)
-
-
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).norm()) <= tolerance * float(expected.norm())
-
-
-CASES = {
-    "wide": (low_rank(3, 9, 14, 2), [0.5, 0.3, 0.2]),
-    "tall": (low_rank(2, 13, 4, 3), [0.7, 1.9]),
-    "full": (normal(2, 6, 9), [1.0, 0.4]),
-    "single": (low_rank(1, 7, 5, 2), [1.0]),
-    "tiny": (normal(2, 2, 2), [0.2, 0.8]),
-}
-
-
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[Tensor, Setting]:
     x, weights = CASES[request.param]
-    return x, setting(weights, x, 0.6)
+    return x, trimmed(weights, x, 0.6)
 
 
 @pytest.mark.oracle
@@ -85,7 +48,7 @@ def test_ties_is_pefts_in_the_published_bases_of_balanced_factors(
     cores = [torch.from_numpy(left.T @ b @ a @ right) for b, a in pairs]
     merged = merge_utils.ties(cores, torch.ones(3, dtype=torch.float64), density, "total")
     expected = torch.from_numpy(left) @ merged @ torch.from_numpy(right).T
-    assert_near(ties(x, setting([1.0] * 3, x, density)), expected)
+    assert_near(ties(x, trimmed([1.0] * 3, x, density)), expected)
 
 
 def test_nothing_is_lost_in_the_bases(case: tuple[Tensor, Setting]) -> None:
@@ -107,7 +70,7 @@ def test_updates_that_nearly_agree_keep_their_differences() -> None:
 
 def test_merges_that_need_no_basis_are_the_same_in_core_space() -> None:
     x = low_rank(3, 14, 12, 2)
-    at = setting([1.0, 0.5, 2.0], x)
+    at = trimmed([1.0, 0.5, 2.0], x)
     left, cores, right = core(x)
     assert_near(left @ tsv(cores, at) @ right.mT, tsv(x, at))
     assert_near(left @ iso_c(cores, at) @ right.mT, iso_c(x, at))
@@ -128,7 +91,7 @@ def test_isometries_of_both_spaces_commute(name: str, case: tuple[Tensor, Settin
 def test_undecided_entries_depend_on_no_sign_of_a_basis_vector(name: str) -> None:
     x = low_rank(1, 6, 8, 3)
     x = torch.cat([x, -x])
-    at = setting([1.0, 1.0], x, 1.0)
+    at = trimmed([1.0, 1.0], x, 1.0)
     assert not MEANS[name](x, at).any()
 
 
@@ -147,28 +110,10 @@ def test_order_is_nothing(name: str, case: tuple[Tensor, Setting]) -> None:
     assert_near(MEANS[name](x[order], turned), MEANS[name](x, at))
 
 
-@pytest.mark.parametrize("name", MEANS)
-def test_the_gauge_of_the_factors_is_nothing(name: str) -> None:
-    factors = [(normal(20, r, seed=r), normal(r, 17, seed=r + 50)) for r in (2, 3, 4)]
-    merged = []
-    for condition in (1.0, 100.0):
-        gauges = [random_gauge(b.shape[1], condition, seeded(b.shape[1])) for b, _ in factors]
-        turned = [
-            LowRankUpdate(b @ g, torch.linalg.inv(g) @ a) for (b, a), g in zip(factors, gauges, strict=True)
-        ]
-        span = JointSpan(turned)
-        x = torch.stack([small.dense() for small in span.updates])
-        found = MEANS[name](x, setting([0.5, 0.2, 0.3], x, 0.5))
-        eye = torch.eye(found.shape[1], dtype=torch.float64)
-        merged.append(span.lift(LowRankUpdate(found, eye)).dense())
-    # Round-off times the condition of the gauge, and of the small singular values.
-    assert_near(merged[1], merged[0], 1e-9)
-
-
 @pytest.mark.parametrize("weights", [[1 / 3] * 3, [0.2, 0.3, 0.5]])
 def test_copies_give_themselves_at_full_density(weights: list[float]) -> None:
     x = low_rank(1, 9, 14, 2).expand(3, 9, 14)
-    at = setting(weights, x, 1.0)
+    at = trimmed(weights, x, 1.0)
     assert_near(ties(x, at), x[0])
     assert_near(core_dare_ties(x, at), x[0])
 
@@ -178,11 +123,11 @@ def test_the_core_of_one_update_is_its_singular_values() -> None:
     _, cores, _ = core(x)
     assert_near(cores[0].abs(), torch.diag(torch.linalg.svdvals(x[0])[:3]))
     # So a trim to three of nine entries loses nothing.
-    assert_near(ties(x, setting([1.0], x, 0.34)), x[0])
+    assert_near(ties(x, trimmed([1.0], x, 0.34)), x[0])
 
 
 def test_the_threshold_is_one_for_all_modules() -> None:
-    seen = [(x, setting([1.0, 1.0], x, 0.4)) for x in (low_rank(2, 7, 8, 2), 1e3 * low_rank(2, 9, 6, 2))]
+    seen = [(x, trimmed([1.0, 1.0], x, 0.4)) for x in (low_rank(2, 7, 8, 2), 1e3 * low_rank(2, 9, 6, 2))]
     facts = survey(lambda: iter(seen))
     merged = [core_ties(x, replace(at, facts=facts)) for x, at in seen]
     assert not merged[0].any()
@@ -200,13 +145,13 @@ def test_updates_of_zero_merge_to_zero() -> None:
     # One entry, so that a survey has something to count.
     assert core(x).cores.shape == (2, 1, 1)
     for mean in MEANS.values():
-        assert torch.equal(mean(x, setting([1.0, 1.0], x, 0.5)), x[0])
+        assert torch.equal(mean(x, trimmed([1.0, 1.0], x, 0.5)), x[0])
 
 
 @pytest.mark.parametrize("name", MEANS)
 def test_the_device_changes_no_bit_and_numpy_is_not_asked(name: str) -> None:
     x, weights = CASES["wide"]
-    at = setting(weights, x, 0.6)
+    at = trimmed(weights, x, 0.6)
     with forbid_numpy():
         expected = MEANS[name](x, at)
     with fake_cuda():

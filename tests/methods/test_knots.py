@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,25 +17,13 @@ from riemerge.methods.knots import align, knots_dare_ties, knots_ties, survey
 from riemerge.methods.rows.spectral import ROWS
 from riemerge.methods.setting import Setting
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
-from tests.helpers import random_gauge, random_orthonormal, seeded
+from tests.helpers import random_orthonormal, seeded
+from tests.methods.spectra import CASES, CLOSE, assert_near, low_rank, trimmed
 
 FROZEN = load_file(Path(__file__).parent.parent / "oracles" / "spectral.safetensors")
 MODULES = [FROZEN[f"knots.{place}.x"] for place in range(2)]
 # The entries of all aligned blocks: six axes of 7 and of 9 columns.
 SIZE = 6 * 7 + 6 * 9
-# The inputs' condition is at most a few hundred.
-CLOSE = 1e-10
-
-
-def setting(weights: list[float], x: Tensor, density: float = 1.0, **values: Any) -> Setting:
-    return Setting(
-        module=f"{x.shape[1]} x {x.shape[2]}",
-        weights=torch.tensor(weights, dtype=torch.float64),
-        values={"density": torch.full((len(x),), density, dtype=torch.float64), "merge_func": "mean"}
-        | values,
-        shape=(x.shape[1], x.shape[2]),
-        seeds=tuple(range(7, 7 + len(x))),
-    )
 
 
 def surveyed(x: Tensor, at: Setting) -> Setting:
@@ -51,36 +38,14 @@ def ties(x: Tensor, at: Setting) -> Tensor:
 MEANS = {"ties": ties, "dare_ties": knots_dare_ties}
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def low_rank(count: int, m: int, n: int, r: int, seed: int = 0) -> Tensor:
-    return normal(count, m, r, seed=seed) @ normal(count, r, n, seed=seed + 100)
-
-
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).norm()) <= tolerance * float(expected.norm())
-
-
-CASES = {
-    "wide": (low_rank(3, 9, 14, 2), [0.5, 0.3, 0.2]),
-    "tall": (low_rank(2, 13, 4, 3), [0.7, 1.9]),
-    "full": (normal(2, 6, 9), [1.0, 0.4]),
-    "single": (low_rank(1, 7, 5, 2), [1.0]),
-    "tiny": (normal(2, 2, 2), [0.2, 0.8]),
-}
-
-
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[Tensor, Setting]:
     x, weights = CASES[request.param]
-    return x, setting(weights, x, 0.6)
+    return x, trimmed(weights, x, 0.6)
 
 
 def merged_globally(density: float, merge_func: str) -> list[Tensor]:
-    seen = [(x, setting([1.0] * len(x), x, density, merge_func=merge_func)) for x in MODULES]
+    seen = [(x, trimmed([1.0] * len(x), x, density, merge_func=merge_func)) for x in MODULES]
     facts = survey(lambda: iter(seen))
     return [knots_ties(x, replace(at, facts=facts)) for x, at in seen]
 
@@ -105,7 +70,7 @@ def test_ties_of_one_module_is_pefts_on_the_blocks_of_numpys_svd(density: float)
     u, sigma, vh = np.linalg.svd(np.concatenate(list(x.numpy()), axis=1), full_matrices=False)
     blocks = [torch.from_numpy(np.diag(sigma[:6]) @ one[:6]) for one in np.split(vh, 3, axis=1)]
     merged = merge_utils.ties(blocks, torch.ones(3, dtype=torch.float64), density, "total")
-    assert_near(ties(x, setting([1.0] * 3, x, density)), torch.from_numpy(u[:, :6]) @ merged)
+    assert_near(ties(x, trimmed([1.0] * 3, x, density)), torch.from_numpy(u[:, :6]) @ merged)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, -2.0, 0.1]])
@@ -154,7 +119,7 @@ def test_isometries_of_the_column_space_commute(name: str, case: tuple[Tensor, S
 def test_undecided_entries_depend_on_no_sign_of_an_axis(name: str) -> None:
     x = low_rank(1, 6, 8, 2)
     x = torch.cat([x, -x, low_rank(1, 6, 8, 1, seed=5)])
-    at = setting([1.0, 1.0, 1.0], x)
+    at = trimmed([1.0, 1.0, 1.0], x)
     at = replace(at, values=at.values | {"density": torch.tensor([1.0, 1.0, 0.3], dtype=torch.float64)})
     merged = MEANS[name](x, at)
     # Of the third update some entries are left, and they decide; the others are undecided.
@@ -179,31 +144,17 @@ def test_order_is_nothing(name: str, case: tuple[Tensor, Setting]) -> None:
     assert_near(MEANS[name](x[order], turned), MEANS[name](x, at))
 
 
-@pytest.mark.parametrize("name", MEANS)
-def test_the_gauge_of_the_factors_is_nothing(name: str) -> None:
-    factors = [(normal(20, r, seed=r), normal(r, 17, seed=r + 50)) for r in (2, 3, 4)]
-    merged = []
-    for condition in (1.0, 100.0):
-        gauges = [random_gauge(b.shape[1], condition, seeded(b.shape[1])) for b, _ in factors]
-        turned = [(b @ g, torch.linalg.inv(g) @ a) for (b, a), g in zip(factors, gauges, strict=True)]
-        basis = torch.linalg.qr(torch.cat([b for b, _ in turned], dim=1)).Q
-        x = torch.stack([basis.mT @ b @ a for b, a in turned])
-        merged.append(basis @ MEANS[name](x, setting([0.5, 0.2, 0.3], x, 0.5)))
-    # Round-off times the condition of the gauge, and of the small singular values.
-    assert_near(merged[1], merged[0], 1e-9)
-
-
 @pytest.mark.parametrize("weights", [[1 / 3] * 3, [0.2, 0.3, 0.5]])
 def test_copies_give_themselves_at_full_density(weights: list[float]) -> None:
     x = low_rank(1, 9, 14, 2).expand(3, 9, 14)
-    at = setting(weights, x, 1.0)
+    at = trimmed(weights, x, 1.0)
     assert_near(ties(x, at), x[0])
     assert_near(knots_dare_ties(x, at), x[0])
 
 
 def test_of_one_model_the_largest_aligned_entries_are_left() -> None:
     x = CASES["single"][0]
-    at = setting([1.0], x, 0.3)
+    at = trimmed([1.0], x, 0.3)
     frame, blocks = align(x)
     limit = blocks.abs().flatten().sort(descending=True).values[math.floor(0.3 * blocks.numel()) - 1]
     assert_near(ties(x, at), frame @ torch.where(blocks[0].abs() >= limit, blocks[0], 0.0))
@@ -211,7 +162,7 @@ def test_of_one_model_the_largest_aligned_entries_are_left() -> None:
 
 def test_the_threshold_is_one_for_all_modules() -> None:
     small, large = MODULES[0], 1e3 * MODULES[1]
-    seen = [(x, setting([1.0] * 3, x, 0.5)) for x in (small, large)]
+    seen = [(x, trimmed([1.0] * 3, x, 0.5)) for x in (small, large)]
     facts = survey(lambda: iter(seen))
     merged = [knots_ties(x, replace(at, facts=facts)) for x, at in seen]
     # Half of all 96 entries are within the 54 of the large module.
@@ -224,7 +175,7 @@ def test_drops_are_unbiased() -> None:
     kept = []
     for seed in range(400):
         # Of disjoint updates nobody dissents, so the sum is what is left of each.
-        at = replace(setting([1.0], x[:1], 0.5, merge_func="sum"), seeds=(seed,))
+        at = replace(trimmed([1.0], x[:1], 0.5, merge_func="sum"), seeds=(seed,))
         kept.append(knots_dare_ties(x[:1], at))
     # The variance of each aligned entry is (1 - p)/p times its square: 5 standard deviations.
     error = torch.stack(kept).mean(dim=0) - x[0]
@@ -243,13 +194,13 @@ def test_updates_of_zero_merge_to_zero() -> None:
     # One axis, so that a survey has something to count.
     assert align(x).blocks.shape == (2, 1, 5)
     for mean in MEANS.values():
-        assert torch.equal(mean(x, setting([1.0, 1.0], x, 0.5)), x[0])
+        assert torch.equal(mean(x, trimmed([1.0, 1.0], x, 0.5)), x[0])
 
 
 @pytest.mark.parametrize("name", MEANS)
 def test_the_device_changes_no_bit_and_numpy_is_not_asked(name: str) -> None:
     x, weights = CASES["wide"]
-    at = setting(weights, x, 0.6)
+    at = trimmed(weights, x, 0.6)
     with forbid_numpy():
         expected = MEANS[name](x, at)
     with fake_cuda():

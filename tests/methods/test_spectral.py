@@ -20,6 +20,7 @@ from riemerge.methods.spectral import cart, iso_c, iso_cts, polar, tsv
 from riemerge.updates import JointSpan, LowRankUpdate
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import random_gauge, random_orthonormal, seeded
+from tests.methods.spectra import assert_near, low_rank, normal
 
 METHODS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
     "tsv": tsv,
@@ -30,8 +31,6 @@ METHODS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
 VALUES = {"common_space_fraction": 0.5, "rank_fraction": 0.4, "deviation_scale": 0.3}
 FROZEN = load_file(Path(__file__).parent.parent / "oracles" / "spectral.safetensors")
 FULL = ("wide", "tall", "square", "one")
-# Condition of the inputs here is at most a few hundred, and polar factors of random frames lose no more.
-CLOSE = 1e-10
 
 
 def setting(weights: list[float], shape: tuple[int, int], **values: Any) -> Setting:
@@ -41,19 +40,6 @@ def setting(weights: list[float], shape: tuple[int, int], **values: Any) -> Sett
         values=VALUES | values,
         shape=shape,
     )
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def low_rank(count: int, m: int, n: int, r: int, seed: int = 0) -> Tensor:
-    return normal(count, m, r, seed=seed) @ normal(count, r, n, seed=seed + 100)
-
-
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).norm()) <= tolerance * max(float(expected.norm()), 1e-300)
 
 
 def ones(x: Tensor) -> Setting:
@@ -173,24 +159,6 @@ def test_order_is_nothing(name: str, case: tuple[Tensor, Setting]) -> None:
     order = list(range(len(x)))[::-1]
     turned = setting(at.weights[order].tolist(), at.shape)
     assert_near(METHODS[name](x[order], turned), METHODS[name](x, at))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_gauge_of_the_factors_is_nothing(name: str) -> None:
-    factors = [(normal(20, r, seed=r), normal(r, 17, seed=r + 50)) for r in (2, 3, 4)]
-    merged = []
-    for condition in (1.0, 100.0):
-        gauges = [random_gauge(b.shape[1], condition, seeded(b.shape[1])) for b, _ in factors]
-        turned = [
-            LowRankUpdate(b @ g, torch.linalg.inv(g) @ a) for (b, a), g in zip(factors, gauges, strict=True)
-        ]
-        span = JointSpan(turned)
-        x = torch.stack([small.dense() for small in span.updates])
-        found = METHODS[name](x, setting([0.5, 0.2, 0.3], (20, 17)))
-        eye = torch.eye(found.shape[1], dtype=torch.float64)
-        merged.append(span.lift(LowRankUpdate(found, eye)).dense())
-    # Round-off times the condition of the gauge, and of the small singular values.
-    assert_near(merged[1], merged[0], 1e-9)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,51 @@
+"""Updates, settings and a closeness that the tests of spectral rows share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemerge.methods.setting import Setting
+from tests.helpers import seeded
+
+# The inputs' condition is at most a few hundred, and polar factors of random frames lose no more.
+CLOSE = 1e-10
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Independent normal entries."""
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def low_rank(count: int, m: int, n: int, r: int, seed: int = 0) -> Tensor:
+    """So many (m, n) updates of rank r."""
+    return normal(count, m, r, seed=seed) @ normal(count, r, n, seed=seed + 100)
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = CLOSE) -> None:
+    """Within a tolerance relative to the norm of what is expected."""
+    assert found.shape == expected.shape
+    assert float((found - expected).norm()) <= tolerance * max(float(expected.norm()), 1e-300)
+
+
+def trimmed(weights: list[float], x: Tensor, density: float = 1.0, **values: Any) -> Setting:
+    """The setting of a row that trims and elects."""
+    return Setting(
+        module=f"{x.shape[1]} x {x.shape[2]}",
+        weights=torch.tensor(weights, dtype=torch.float64),
+        values={"density": torch.full((len(x),), density, dtype=torch.float64), "merge_func": "mean"}
+        | values,
+        shape=(x.shape[1], x.shape[2]),
+        seeds=tuple(range(7, 7 + len(x))),
+    )
+
+
+CASES = {
+    "wide": (low_rank(3, 9, 14, 2), [0.5, 0.3, 0.2]),
+    "tall": (low_rank(2, 13, 4, 3), [0.7, 1.9]),
+    "full": (normal(2, 6, 9), [1.0, 0.4]),
+    "single": (low_rank(1, 7, 5, 2), [1.0]),
+    "tiny": (normal(2, 2, 2), [0.2, 0.8]),
+}
