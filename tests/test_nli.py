@@ -1,0 +1,494 @@
+"""The protocol of the NLI benchmark: halves, scorer, coefficient search, errors. Small slices only."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from benchmarks.nli import bootstrap, material, protocol, report, scorer, train
+from benchmarks.nli.material import TASKS, Pair, Rows
+from benchmarks.nli.protocol import Bench, Candidate
+from riemerge.errors import NumericalError, RecipeError
+from riemerge.methods import METHODS
+from tests.helpers import seeded, shared_data_folder
+
+needs_data = pytest.mark.skipif(
+    shared_data_folder() is None, reason="the rows do not travel with the project"
+)
+needs_all = pytest.mark.skipif(not material.available(), reason="no rows, or no package of the base model")
+
+# --- halves -------------------------------------------------------------------------------------------------
+
+
+def some_pairs(sizes: Sequence[int], labels: Sequence[str], seed: int) -> list[Pair]:
+    """Rows whose premises occur as often as `sizes` says, in random order."""
+    generator = random.Random(seed)
+    pairs = [
+        Pair(f"Premise {group}", f"hypothesis {group} {row}", generator.choice(labels))
+        for group, size in enumerate(sizes)
+        for row in range(size)
+    ]
+    generator.shuffle(pairs)
+    return pairs
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sizes", [[1] * 101, [3] * 40 + [1] * 11, [9, 7, 5, 5, 3, 2, 1, 1, 1]])
+def test_halves_are_a_partition_that_cuts_no_group(sizes: list[int], seed: int) -> None:
+    pairs = some_pairs(sizes, material.LABELS[:3], seed)
+    dev, test = material.halves("snli", pairs)
+    assert sorted(dev + test) == list(range(len(pairs)))
+    assert (dev, test) == (sorted(dev), sorted(test))
+    of = material.groups("snli", pairs)
+    assert not {of[place] for place in dev} & {of[place] for place in test}
+    assert material.halves("snli", pairs) == (dev, test)
+    if len(sizes) > 20:  # of a few groups one partition may be the best from any start
+        assert material.halves("snli", pairs, seed=1) != (dev, test)
+    apart = Counter(pairs[place].label for place in dev)
+    apart.subtract(pairs[place].label for place in test)
+    if max(sizes) == 1:
+        assert max(map(abs, apart.values())) <= 1
+    # Of two signs of each group the better: squares add up to no more than those of the groups.
+    within = Counter((of[place], pairs[place].label) for place in range(len(pairs)))
+    assert sum(one**2 for one in apart.values()) <= sum(one**2 for one in within.values())
+
+
+def test_groups_are_rows_of_one_premise_and_in_scitail_of_one_hypothesis() -> None:
+    pairs = [Pair("A", "x", "entailment"), Pair("a", "y", "entailment"), Pair("b", "X", "entailment")]
+    assert material.groups("snli", pairs) == [0, 0, 1]
+    assert material.groups("scitail", pairs) == [0, 1, 0]
+
+
+@needs_data
+@pytest.mark.parametrize("task", TASKS)
+def test_halves_of_the_real_rows_have_equal_classes(task: str) -> None:
+    pairs = material.load(task)
+    dev, test = (Counter(pairs[place].label for place in half) for half in material.halves(task, pairs))
+    assert set(dev) == set(test) == set(material.LABELS[:3] if task not in material.TWO_WAY else _TWO)
+    assert all(abs(dev[label] - test[label]) <= 2 for label in dev)  # of 100 or more
+
+
+_TWO = ("entailment", "not_entailment")
+
+# --- scorer -------------------------------------------------------------------------------------------------
+
+
+def fake_tokenizer(first: list[str], second: list[str], **_: Any) -> dict[str, list[list[int]]]:
+    """Numbers made of letters: a tokenizer to be scored with, not to be understood."""
+    pairs = list(zip(first, second, strict=True))
+    ids = [[1, *(2 + ord(c) % 40 for c in a), 1, *(2 + ord(c) % 40 for c in b), 1] for a, b in pairs]
+    types = [[0] * (len(a) + 2) + [1] * (len(b) + 1) for a, b in pairs]
+    return {"input_ids": ids, "token_type_ids": types, "attention_mask": [[1] * len(one) for one in ids]}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    """A BERT of random weights, large enough to change its mind."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        return transformers.BertModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[Pair]]:
+    two = [Pair(p, h + " too", label) for p, h, label in some_pairs([1] * 19, _TWO, 5)]
+    three = [
+        Pair(p * (1 + i % 3), h, x)
+        for i, (p, h, x) in enumerate(some_pairs([1] * 23, material.LABELS[:3], 6))
+    ]
+    return {"snli": three, "rte": two}
+
+
+def directly(model: Any, output: Tensor, task: str, pair: Pair) -> bool:
+    """One row, unpadded, by the formulas as they are written down."""
+    encoded = fake_tokenizer([pair.premise], [pair.hypothesis])
+    hidden = model(**{name: torch.tensor(value) for name, value in encoded.items()}).last_hidden_state[0]
+    pooled = hidden.double().mean(dim=0)
+    cosines = [float(pooled @ one) / float(pooled.norm() * one.norm()) for one in output.double()]
+    likely = [math.exp(20 * cosine) for cosine in cosines]
+    if task in material.TWO_WAY:
+        return (likely[0] / sum(likely) > 0.5) == (pair.label == "entailment")
+    return pair.label == ("entailment", "neutral", "contradiction")[likely.index(max(likely))]
+
+
+def test_a_score_is_that_of_base_plus_multiple_of_update_row_by_row(
+    tiny: Any, rows: dict[str, list[Pair]]
+) -> None:
+    generator = seeded(3)
+    output = torch.randn(3, 16, generator=generator)
+    output = torch.nn.functional.normalize(output - output.mean(dim=0), dim=1)
+    names = [name for name, _ in tiny.named_modules() if name.endswith(("query", "output.dense"))]
+    shapes = {name: tiny.get_submodule(name).weight.shape for name in names}
+    many = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    few = {names[0]: torch.randn(shapes[names[0]], generator=generator)}
+    ours, table = scorer.Scorer(tiny, output), Rows.of(rows, fake_tokenizer)
+    before = copy.deepcopy(tiny.state_dict())
+    seen = set()
+    for update, coefficient in ((many, 1.0), (few, 2.0), ({}, 1.0), (many, -0.5), (many, 1.0)):
+        model = copy.deepcopy(tiny)
+        with torch.no_grad():
+            for name, change in update.items():
+                model.get_submodule(name).weight += coefficient * change
+            expected = {
+                task: [directly(model, output, task, pair) for pair in pairs] for task, pairs in rows.items()
+            }
+        found = ours.correct(table, update, coefficient)
+        assert {task: bits.tolist() for task, bits in found.items()} == expected
+        for task in rows:
+            assert ours.correct(table.only(task), update, coefficient)[task].equal(found[task])
+        seen.add(json.dumps(expected))
+    assert len(seen) == 4  # the fifth is the first again
+    assert all(weight.equal(before[name]) for name, weight in tiny.state_dict().items())
+
+
+def test_what_is_padded_has_no_part_in_the_mean() -> None:
+    hidden, output = torch.randn(4, 6, 5, generator=seeded(1)), torch.eye(3, 5)
+    lengths = (6, 1, 3, 5)
+    mask = torch.tensor([[int(place < length) for place in range(6)] for length in lengths])
+    for row, length in enumerate(lengths):
+        mean = hidden[row, :length].mean(dim=0)
+        expected = 20 * (mean / mean.norm())[:3]
+        torch.testing.assert_close(scorer.logits(hidden, mask, output)[row], expected)
+
+
+def test_of_two_classes_entailment_needs_more_than_one_half() -> None:
+    likely = torch.tensor([[0.4, 0.3, 0.3], [0.51, 0.25, 0.24], [0.4, 0.45, 0.15], [0.1, 0.2, 0.7]])
+    assert scorer.answers(likely.log(), torch.tensor(False)).tolist() == [0, 0, 1, 2]
+    assert scorer.answers(likely.log(), torch.tensor(True)).tolist() == [3, 0, 3, 3]
+
+
+def test_directions_are_three_words_minus_their_mean(tiny: Any) -> None:
+    class Words:
+        def convert_tokens_to_ids(self, words: list[str]) -> list[int]:
+            return [{"yes": 7, "maybe": 30, "no": 9}[word] for word in words]
+
+    found = scorer.directions(tiny, Words())
+    words = tiny.embeddings.word_embeddings.weight.detach().double()[[7, 30, 9]]
+    expected = words - words.sum(dim=0) / 3
+    torch.testing.assert_close(found, (expected / expected.norm(dim=1, keepdim=True)).float())
+
+
+@needs_all
+@pytest.mark.slow
+def test_the_scorer_finds_the_accuracies_that_were_published_with_the_specialists() -> None:
+    """One task, all of its rows. Those were scored in bfloat16, which moves up to two answers of a task."""
+    base = material.base_folder()
+    assert base is not None
+    model, tokenizer = scorer.load_base(base)
+    ours = scorer.Scorer(model, scorer.directions(model, tokenizer))
+    table = Rows.of({"scitail": material.load("scitail")}, tokenizer)
+    folder = material.specialists("shared")["scitail"]
+    published = json.loads((folder.parent / "baselines.json").read_text(encoding="utf-8"))
+    adapter = protocol.read_adapter(folder)
+    own = scorer.dense({module: adapter.update(module) for module in adapter.modules})
+    for name, update in (("base", {}), ("specialist", own)):
+        found = ours.correct(table, update)["scitail"].double().mean().item()
+        assert abs(found - published[name]["scitail"]) <= 2 / 360 + 5e-5
+
+
+# --- bootstrap ----------------------------------------------------------------------------------------------
+
+
+def answers(rows: int, rates: Sequence[float], seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.random((len(rates), rows)) < np.array(rates)[:, None]
+
+
+@pytest.mark.parametrize(("rows", "rates"), [(120, (0.5, 0.6)), (400, (0.9, 0.3))])
+def test_errors_are_the_binomial_ones_where_the_specialist_is_always_right(
+    rows: int, rates: tuple[float, ...]
+) -> None:
+    tasks = [bootstrap.Task(answers(rows, rates, seed), np.ones(rows, bool)) for seed in (1, 2)]
+    drawn, found = bootstrap.draws(tasks), bootstrap.normalised(tasks)
+    means = np.array([task.correct.mean(axis=1) for task in tasks])
+    np.testing.assert_allclose(found, means.mean(axis=0), rtol=1e-12)
+    errors = np.sqrt((means * (1 - means) / rows).sum(axis=0)) / 2
+    # A standard deviation of 10,000 draws is good to 1/sqrt(20,000) = 0.7 %: four times that.
+    np.testing.assert_allclose(drawn.std(axis=0), errors, rtol=0.03)
+    apart = [task.correct[0].astype(float) - task.correct[1] for task in tasks]
+    error = math.sqrt(sum(one.var() / rows for one in apart)) / 2
+    ours = bootstrap.difference(found, drawn, 0, 1)
+    assert ours.error == pytest.approx(error, rel=0.03)
+    assert ours.high - ours.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    # A normal tail, to four errors of a share of 10,000 draws.
+    p = 2 * scipy.stats.norm.sf(abs(ours.value) / error)
+    assert ours.p == pytest.approx(p, abs=4 * math.sqrt(max(p, 1e-3) / 10_000) + 2e-3)
+
+
+@pytest.mark.oracle
+def test_one_task_agrees_with_scipy() -> None:
+    rows = 150
+    method, specialist = answers(rows, (0.6, 0.75), 3)
+
+    def ratio(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        quotient: np.ndarray = x.mean(axis=axis) / y.mean(axis=axis)
+        return quotient
+
+    theirs = scipy.stats.bootstrap(
+        (method, specialist), ratio, paired=True, n_resamples=10_000, method="percentile", rng=1
+    )
+    task = bootstrap.Task(np.stack([method, np.zeros(rows, bool)]), specialist)
+    drawn, found = bootstrap.draws([task]), bootstrap.normalised([task])
+    ours = bootstrap.difference(found, drawn, 0, 1)
+    assert ours.value == pytest.approx(float(ratio(method, specialist)))
+    assert ours.error == pytest.approx(float(theirs.standard_error), rel=0.03)
+    # A quantile at 2.5 % of 10,000 draws is good to about 0.03 errors; two of them differ by some more.
+    interval = theirs.confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high), abs=0.15 * ours.error)
+    assert ours.p == pytest.approx(2 / 10_001)
+
+
+def test_draws_are_paired_seeded_and_those_of_groups_where_rows_are_no_evidence_alone() -> None:
+    right = answers(60, (0.5, 0.7), 8)
+    tasks = [bootstrap.Task(np.stack([right[0], right[1], right[1]]), right[1])]
+    drawn = bootstrap.draws(tasks, 500)
+    assert np.array_equal(drawn, bootstrap.draws(tasks, 500))
+    assert not np.array_equal(drawn, bootstrap.draws(tasks, 500, seed=1))
+    assert (drawn[:, 1:] == 1).all()  # who answers as the specialist does, whatever is drawn
+    same = bootstrap.difference(bootstrap.normalised(tasks), drawn, 1, 2)
+    assert same == bootstrap.Difference(0, 0, 0, 0, 1)
+    singles = [tasks[0]._replace(groups=list(range(60)))]
+    np.testing.assert_allclose(bootstrap.draws(singles, 500), drawn, rtol=1e-12)
+    # Four copies of each row, drawn together, tell as much as one.
+    fourfold = bootstrap.Task(
+        np.repeat(tasks[0].correct, 4, 1), np.repeat(right[1], 4), [*np.repeat(range(60), 4)]
+    )
+    np.testing.assert_allclose(bootstrap.draws([fourfold], 500), drawn, rtol=1e-12)
+
+
+# --- protocol -----------------------------------------------------------------------------------------------
+
+
+def test_every_row_that_needs_no_data_is_a_candidate_under_a_name_that_reads_back() -> None:
+    found = protocol.candidates()
+    assert [protocol.parse(one.name) for one in found] == found
+    left_out = set(METHODS) - {one.method for one in found}
+    assert left_out == {
+        *(name for name, row in METHODS.items() if row.statistics or row.ordered),
+        *("nuslerp", "nuslerp_rows"),
+    }
+    assert Candidate("average", {"rank": "sum"}) in found
+    assert Candidate("ties", {"rank": "sum", "density": 0.2}) in found
+    assert protocol.parse("ties:density=0.2").parameters == {"density": 0.2}
+    for text in ("average:density=0.2", "tsvv", "ties:density=2"):
+        with pytest.raises(RecipeError):
+            protocol.parse(text)
+
+
+@pytest.mark.parametrize("size", [1, 8, 13])
+def test_packed_bits_read_back(size: int) -> None:
+    bits = torch.rand(size, generator=seeded(size)) > 0.5
+    assert protocol.unpacked(protocol.packed({"t": bits})["t"], size).tolist() == bits.tolist()
+
+
+def test_a_result_is_kept_under_its_key(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"value": len(made)}
+
+    path = tmp_path / "some" / "where.json"
+    assert [protocol.kept(path, key, make)["value"] for key in "aabba"] == [1, 1, 2, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        protocol.kept(path, "c", lambda: {"value": 1 // 0})
+    assert protocol.kept(path, "a", make)["value"] == 3
+    assert [one.name for one in path.parent.iterdir()] == ["where.json"]
+
+
+def test_a_signature_tells_updates_apart_and_is_linear() -> None:
+    generator = seeded(9)
+    one = {name: torch.randn(30, 20, generator=generator) for name in "ab"}
+    first = protocol.signature(one, 2.0)
+    again = protocol.signature({x: 3 * one[x] for x in "ba"}, 6.0)
+    assert first == pytest.approx(again, rel=1e-6)  # sums of 600 terms of float32
+    swapped = protocol.signature({"a": one["b"], "b": one["a"]}, 2.0)
+    assert max(abs(x - y) for x, y in zip(first, swapped, strict=True)) > 0.1
+
+
+LIMIT, GRID = 5, (1.0, 2.0)
+CARTS = ("cart:rank_fraction=0.02", "cart:rank_fraction=0.3")  # two settings of one method and rank
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nli")
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path) -> Iterator[Bench]:
+    threads = torch.get_num_threads()
+    yield Bench("own", folder, limit=LIMIT, grid=GRID)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def results(bench: Bench) -> dict[str, dict[str, Any]]:
+    asked = ["average:rank=sum", "tsv:rank=4", "knots_ta:rank=sum", *CARTS]
+    found = protocol.run_all(bench, [protocol.parse(text) for text in asked])
+    return dict(zip(asked, found, strict=True))
+
+
+@needs_all
+def test_the_coefficient_is_the_best_of_the_dev_half_and_the_test_half_is_seen_once(
+    bench: Bench, results: Mapping[str, Any]
+) -> None:
+    specialist = bench.reference["specialist"]
+    for one in results.values():
+        assert [look["coefficient"] for look in one["looks"]] == list(GRID)
+        scores = [
+            sum(look["dev"][task] / specialist["dev"][task] for task in TASKS) / 6 for look in one["looks"]
+        ]
+        assert one["dev"] == pytest.approx(max(scores))
+        assert one["coefficient"] == GRID[scores.index(max(scores))]
+        for task in TASKS:
+            assert protocol.unpacked(one["correct"][task], LIMIT).mean() == pytest.approx(one["test"][task])
+    assert results["average:rank=sum"]["rank"] == 96
+    assert results["tsv:rank=4"]["rank"] == 4
+    assert 0 < results["tsv:rank=4"]["energy_kept"] < results["average:rank=sum"]["energy_kept"] == 1
+    assert results["average:rank=sum"]["scale"] == pytest.approx(1)
+    # The sum of six is six times the average, and brought to its norm like everything else.
+    assert results["knots_ta:rank=sum"]["scale"] == pytest.approx(1 / 6)
+
+
+@needs_all
+def test_a_multiple_of_what_was_tried_is_not_tried_again(results: Mapping[str, Any]) -> None:
+    first, second = results["average:rank=sum"], results["knots_ta:rank=sum"]
+    assert second["same_as"] == "average:rank=sum"
+    assert all(second[name] == first[name] for name in ("looks", "coefficient", "test", "correct"))
+    assert not any("same_as" in results[name] for name in results if name != "knots_ta:rank=sum")
+
+
+@needs_all
+def test_nothing_is_measured_twice_and_other_inputs_are_measured_anew(
+    bench: Bench, results: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer.Scorer, "correct", None)
+        patch.setattr(protocol, "merge_adapters", None)
+        again = Bench("own", folder, limit=LIMIT, grid=GRID)
+        assert again.reference == bench.reference
+        assert again.run(Candidate("tsv", {"rank": 4})) == results["tsv:rank=4"]
+        with pytest.raises(TypeError):
+            Bench("own", folder, limit=LIMIT, grid=(1.0,))
+        with pytest.raises(TypeError):
+            again.run(Candidate("tsv", {"rank": 5}))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
+
+
+@needs_all
+def test_a_method_that_refuses_says_why_and_stops_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NumericalError("0/0")
+
+    monkeypatch.setattr(protocol, "merge_adapters", refuse)
+    monkeypatch.setattr(bench, "_folder", tmp_path)
+    assert bench.run(Candidate("tsv"))["refused"] == ["0/0"]
+
+
+@needs_all
+def test_the_report_reads_what_was_measured(results: Mapping[str, Any], folder: Path) -> None:
+    summary = report.summary(*report.read_results(folder / "own"))
+    entries = {entry["entry"]: entry for entry in summary["entries"]}
+    best = max(CARTS, key=lambda name: results[name]["dev"])
+    assert {"specialists", "base", "average:rank=sum", "tsv:rank=4", "knots_ta:rank=sum", best} <= set(
+        entries
+    )
+    assert entries["knots_ta:rank=sum"]["difference"]["value"] == 0
+
+
+SIZES = {"snli": 90, "rte": 70}
+
+
+def made_up(method: str, rate: float, dev: float, **parameters: Any) -> dict[str, Any]:
+    """A result with random answers."""
+    bits = {task: torch.rand(n, generator=seeded(int(1e6 * rate))) < rate for task, n in SIZES.items()}
+    return {
+        "method": method,
+        "parameters": parameters,
+        "dev": dev,
+        "looks": [{}, {}, {}],
+        "test": protocol.accuracies(bits),
+        "correct": protocol.packed(bits),
+        "rank": 16,
+        "energy_kept": 0.9,
+        "coefficient": 2.0,
+        "scale": 1.1,
+        "seconds": {"merge": 1.5},
+    }
+
+
+def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
+    specialist, base = made_up("own", 0.8, 1), made_up("none", 0.4, 0)
+    reference = {
+        "sizes": SIZES,
+        "groups": {task: [place // 3 for place in range(size)] for task, size in SIZES.items()},
+        "specialist": {"test": specialist["test"], "correct": specialist["correct"]},
+        "base": {"test": base["test"], "correct": base["correct"]},
+    }
+    average = made_up("average", 0.7, 0.9, rank="sum")
+    dense, sparse = (made_up("ties", rate, dev, density=1 - dev) for rate, dev in ((0.75, 0.5), (0.6, 0.8)))
+    whole = made_up("ties", 0.65, 0.1, density=0.2, rank="sum")
+    refusal = {"method": "geomerge", "parameters": {}, "refused": ["why not"]}
+    summary = report.summary(reference, [dense, average, refusal, sparse, whole])
+    entries = {entry["entry"]: entry for entry in summary["entries"]}
+    ours = {protocol._name(one): one for one in (average, sparse, whole)}
+    assert set(entries) == {"specialists", "base", *ours}  # not what is better on the test half alone
+    assert [entries[name]["dev_looks"] for name in ours] == [3, 6, 3]
+    assert entries["specialists"]["normalised"] == 1
+    assert entries["specialists"]["error"] == 0
+    for name, one in ours.items():
+        shares = [one["test"][task] / specialist["test"][task] for task in SIZES]
+        assert entries[name]["normalised"] == pytest.approx(sum(shares) / 2)
+        assert list(entries[name]["by_task"].values()) == pytest.approx(shares)
+        apart = report.compare(reference, one, average)
+        assert entries[name]["difference"] == pytest.approx(apart)
+    scores = [entry["normalised"] for entry in summary["entries"]]
+    assert scores == sorted(scores, reverse=True)
+    text = report.tables({"collections": {"own": summary}})
+    assert all(f"`{name}`" in text for name in ours)
+    assert "`geomerge` refused: why not" in text
+    pytest.importorskip("matplotlib")
+    assert len(report.picture({"collections": {"own": summary}}).axes) == 1
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("two_way", [False, True])
+def test_the_loss_is_the_likelihood_of_what_is_scored(two_way: bool) -> None:
+    scores = 3 * torch.randn(7, 3, generator=seeded(2), dtype=torch.float64)
+    labels = torch.tensor([0, 3, 3, 0, 0, 3, 0] if two_way else [0, 1, 2, 2, 1, 0, 0])
+    likely = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
+    own = torch.where(labels == 0, likely[:, 0], 1 - likely[:, 0]) if two_way else likely[range(7), labels]
+    torch.testing.assert_close(train.loss(scores, labels, two_way), -own.log().mean())
+
+
+def test_the_rate_rises_and_falls_linearly() -> None:
+    rates = [train._rate(step, 100) for step in range(101)]
+    assert rates[:7] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
+    assert rates[6:] == pytest.approx(list(np.linspace(1, 0, 95)))
