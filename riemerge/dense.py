@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -130,7 +131,7 @@ class CheckpointMerge:
         with single_threaded():
             facts: Mapping[str, Any] = {}
             if self._row.survey is not None:
-                facts = self._row.survey(self._seen)
+                facts = self._row.surveyed(self._seen)
             merged = each_in_order(partial(self._tried, facts), self._names, self._threads)
             for done, (name, one) in enumerate(zip(self._names, merged, strict=True), 1):
                 if self._tell is not None:
@@ -231,8 +232,12 @@ class CheckpointMerge:
         if self._method.statistics:
             return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in self._measured
         first = self.checkpoints[0]
-        matrix = len(first.shapes[name]) == 2
-        return first.dtypes[name].is_floating_point and (matrix or self._method.domain in {"gram", "entries"})
+        shape = first.shapes[name]
+        if not first.dtypes[name].is_floating_point:
+            return False
+        # A number has no direction, and its sign is no angle.
+        sees = {"gram": math.prod(shape) > 1, "entries": True}
+        return sees.get(self._method.domain or "", len(shape) == 2 and 0 not in shape)
 
     def _common(self, name: str) -> Tensor:
         """The integers or bools that all inputs agree in."""
@@ -293,6 +298,8 @@ def _check(recipe: Recipe) -> None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
+    if recipe.dtype != "float64":
+        problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
         problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
     if problems:

@@ -89,7 +89,8 @@ def expanded(recipe: Recipe) -> Recipe:
     in the order of the last number in their names (`checkpoint-500` before `checkpoint-1000`), else of the
     names.
     """
-    if not find_method(recipe.merge_method).ordered:
+    method = find_method(recipe.merge_method)
+    if not method.ordered or method.models[1] is not None:
         return recipe
     models = [
         entry.model_copy(update={"model": str(path)})
@@ -108,7 +109,9 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists() or any(folder.glob("*.safetensors*"))
+    # Pickles too, which are refused by name later: a step must not be left out in silence.
+    kinds = ("adapter_config.json", "*.safetensors*", "*.bin", "*.pt")
+    return any(True for kind in kinds for _ in folder.glob(kind))
 
 
 def _step(name: str) -> int:

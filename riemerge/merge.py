@@ -85,8 +85,8 @@ class MergeResult:
     """A merged adapter and the record of how it came about.
 
     Attributes:
-        updates: Module name to merged update, scale λ included, in its canonical gauge; in the dtype of the
-            computation, or in the dtype that is written where that was asked for.
+        updates: Module name to merged update, scale λ included, in its canonical gauge; in float64 by flat
+            methods, in the dtype of the computation by others, or in that which is written if asked for.
         record: What was asked and done.
     """
 

@@ -58,7 +58,8 @@ def merge_into(
     recipe = expanded(recipe)
     paths = [entry.model for entry in recipe.models]
     check_output(folder, [*paths, *([recipe.base_model] if recipe.base_model else [])])
-    kinds = {is_checkpoint(path) for path in paths}
+    # One that is not there is refused by the reader of the others.
+    kinds = {is_checkpoint(path) for path in paths if Path(path).exists()}
     if len(kinds) > 1:
         named = ", ".join(path for path in paths if is_checkpoint(path))
         raise RecipeError(

@@ -135,7 +135,7 @@ def greedy_soup(
             merge(places)
             chosen = tuple(names[place] for place in places)
             score = score_of(scorer, stage, " + ".join(chosen))
-            shutil.rmtree(stage)
+            shutil.rmtree(stage, ignore_errors=True)  # a scorer may have moved it
             trials.append(Trial(models=chosen, score=score))
             if progress is not None:
                 progress(trials[-1])
@@ -169,7 +169,8 @@ def sweep(
 
     Law: each folder of `grid` is what `merge_into` makes of its weights, whole or not at all; a model alone
     is itself, as in `greedy_soup`. Folders that are there already stay, if their run records say the same
-    recipe and files; if any does not, nothing is done.
+    recipe and files of the models (a base model and statistics are compared by name alone); if any does
+    not, nothing is done.
 
     Args:
         models: T >= 2 folders of adapters or full checkpoints.

@@ -618,11 +618,12 @@ def test_statistics_of_another_model_are_refused(world: World, tmp_path: Path) -
 
 def test_all_tensors_without_an_answer_are_named_and_nothing_is_written(world: World, tmp_path: Path) -> None:
     first = world.tensors[1]
-    opposite = {name: -first[name] for name in ("layers.0.weight", "temperature")}
-    odd = write(tmp_path / "odd", {**first, **opposite})
+    names = ("layers.0.weight", "layers.1.weight", "temperature")
+    odd = write(tmp_path / "odd", {**first, **{name: -first[name] for name in names}})
     with pytest.raises(NumericalError) as caught:
         merge(tmp_path / "out", "karcher", [world.models[0], odd])
-    assert [text.split(":")[0] for text in caught.value.problems] == ["layers.0.weight", "temperature"]
+    # A single number has no direction: it gets the mean.
+    assert [text.split(":")[0] for text in caught.value.problems] == list(names[:2])
     with pytest.raises(NumericalError) as caught:
         merge(tmp_path / "out", "tsv", world.models[:2], [1.0, -1.0], base=world.base)
     assert [text.split(":")[0] for text in caught.value.problems] == sorted({*SHAPES} - {*MATRICES})

@@ -21,10 +21,10 @@ from riemerge.adapters import Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError, RecipeError, ResourceError
 from riemerge.inputs import display_names
 from riemerge.manifolds import FixedRank
-from riemerge.merge import MergeResult, Progress, merge_adapters
+from riemerge.merge import MergeResult, Progress, merge_adapters, merge_recipe
 from riemerge.methods import METHODS, Options, batches
 from riemerge.methods.reduction import in_order
-from riemerge.recipe import read_recipe
+from riemerge.recipe import make_recipe, read_recipe
 from riemerge.record import RunRecord
 from riemerge.solvers import LBFGS
 from riemerge.updates import LowRankUpdate, sum_updates
@@ -959,3 +959,56 @@ def test_both_forms_of_the_problem_have_one_mean(tmp_path: Path) -> None:
     # The gradient bound, and what a Hessian near the identity makes of it.
     assert apart(merged(joint), merged(nested)) <= 1e-7
     assert joint.record.recipe["parameters"]["form"] == "joint"
+
+
+def test_a_step_in_another_format_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step, one in zip((1, 3), family("independent", 2), strict=True):
+        write_folder(run / f"checkpoint-{step}", one)
+    (run / "checkpoint-2").mkdir()
+    (run / "checkpoint-2" / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(AdapterError, match="checkpoint-2"):
+        merge_adapters([run], method="swa")
+
+
+@pytest.mark.parametrize("method", ["slerp", "nuslerp", "nuslerp_rows"])
+def test_two_models_are_one_where_the_other_has_no_weight(tmp_path: Path, method: str) -> None:
+    one, other = family("independent", 2)
+    weight = [{"filter": "layers.0.q", "value": 0.0}, {"value": 1.0}]
+    raw = {
+        "merge_method": method,
+        "models": [
+            {"model": str(folder), "parameters": said}
+            for folder, said in zip(
+                write_family(tmp_path, [one, other]), ({}, {"weight": weight}), strict=True
+            )
+        ],
+        "parameters": {"rank": "sum"},
+    }
+    found = merged(merge_recipe(make_recipe(raw)))
+    alone = dense(one)["layers.0.q"]
+    assert np.linalg.norm(found["layers.0.q"] - alone) <= 1e-12 * np.linalg.norm(alone)
+    assert apart({"layers.0.v": found["layers.0.v"]}, {"layers.0.v": dense(one)["layers.0.v"]}) > 0.1
+
+
+def test_slerp_takes_t_or_weights(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("independent", 2))
+    with pytest.raises(NumericalError, match=r"layers.0.q: weights \[0.9, 0.1\] beside t 0.3"):
+        merge_adapters(folders, [9, 1], method="slerp", t=0.3)
+
+
+@pytest.mark.parametrize("method", ["ties_original", "knots_ties", "core_ties"])
+def test_a_threshold_over_all_modules_needs_the_same_models_in_all(tmp_path: Path, method: str) -> None:
+    """Two models count in each module, but not the same two."""
+    there, elsewhere = (
+        [{"filter": "layers.0.q", "value": first}, {"value": 1.0 - first}] for first in (1.0, 0.0)
+    )
+    weights = (there, elsewhere, 1.0)
+    folders = write_family(tmp_path, family("independent", 3))
+    models = [
+        {"model": str(folder), "parameters": {"weight": weight}}
+        for folder, weight in zip(folders, weights, strict=True)
+    ]
+    recipe = make_recipe({"merge_method": method, "models": models, "parameters": {"density": 0.5}})
+    with pytest.raises(NumericalError, match=r"layers.0.v: other models count here than in layers.0.q"):
+        merge_recipe(recipe)

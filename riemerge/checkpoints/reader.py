@@ -268,5 +268,5 @@ def _other_files(folder: Path) -> tuple[Path, ...]:
     return tuple(
         folder / name
         for name in _files_in(folder)
-        if Path(name).suffix in _OTHER_SUFFIXES and not _RECORDS.fullmatch(name)
+        if Path(name).suffix in _OTHER_SUFFIXES and is_plain_name(name) and not _RECORDS.fullmatch(name)
     )

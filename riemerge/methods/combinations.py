@@ -31,14 +31,22 @@ def slerp(gram: Tensor, at: Setting, /) -> Tensor:
 
     Law: c = (sin((1 − t)θ), sin(tθ))/sin θ, θ the angle between the two; for equal norms the arc is that of
     the sphere and the norm is kept. Without `t` the shares are the weights, and the result does not depend on
-    the order. Where |cos θ| > 0.9995 the chord takes the place of the arc, c = (1 − t, t): for models that
-    point the same way a change of at most 1.3e-4 of the norm; opposite ones have no shortest arc.
+    the order. One model, where the other has weight 0, is itself. Where |cos θ| > 0.9995 the chord takes the
+    place of the arc, c = (1 − t, t): for models that point the same way a change of at most 1.3e-4 of the
+    norm; opposite ones have no shortest arc.
+
+    Raises:
+        NumericalError: `t` beside weights that differ.
 
     Source: Shoemake 1985, eq. 6; threshold and un-normalised ends as in mergekit's `slerp`.
     """
+    t = at.values.get("t")
+    if t is not None and not torch.equal(at.weights, at.weights[:1].expand_as(at.weights)):
+        raise NumericalError(f"weights {at.weights.tolist()} beside t {t}: expected equal ones, or no t")
+    if len(gram) == 1:
+        return torch.ones_like(gram[0])
     _, cosines = _directions(gram)
     cosine = cosines[0, 1]
-    t = at.values.get("t")
     shares = at.weights / at.weights.sum() if t is None else torch.tensor([1.0 - t, t], dtype=torch.float64)
     return _arc(cosine, shares.to(gram), cosine.abs() > 0.9995)
 
@@ -51,6 +59,8 @@ def nuslerp(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: mergekit's `nuslerp` (flattened).
     """
+    if len(gram) == 1:
+        return torch.ones_like(gram[0])
     _, cosines = _directions(gram)
     return _arc(cosines[0, 1], at.weights.to(gram), 1.0 - cosines[0, 1].square() <= _ROUND_OFF)
 
@@ -63,6 +73,8 @@ def nuslerp_rows(x: Tensor, at: Setting, /) -> Tensor:
 
     Source: mergekit's `nuslerp` with `nuslerp_flatten: false`.
     """
+    if len(x) == 1:
+        return x[0]
     first, second = torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
     cosine = (first * second).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0)
     shares = at.weights.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -98,11 +98,12 @@ def vote(stream: Stream) -> Mapping[str, Any]:
 
     Source: Yadav et al. 2023 (TIES), §3.
     """
-    densities = next(stream())[1].values["density"]
-    thresholds, left = kth_largest(lambda: (x for x, _ in _alike(stream, densities)), densities.tolist())
+    first = next(stream())[1]
+    densities = first.values["density"]
+    thresholds, left = kth_largest(lambda: (x for x, _ in _alike(stream, first)), densities.tolist())
     ties: dict[str, tuple[int, ...]] = {}
     lead = 0
-    for x, at in _alike(stream, densities):
+    for x, at in _alike(stream, first):
         limits = thresholds.to(x.device).view(-1, *[1] * (x.ndim - 1))
         equal = (x.abs() == limits).flatten(1).sum(dim=1).tolist()
         ties[at.module] = tuple(min(most, found) for most, found in zip(left, equal, strict=True))
@@ -228,12 +229,17 @@ def _needed(x: Tensor, merged: Tensor, at: Setting) -> Tensor:
     return torch.where(needed.sum(dim=0) >= at.values["agreeing"], merged, 0.0)
 
 
-def _alike(stream: Stream, densities: Tensor) -> Iterator[tuple[Tensor, Setting]]:
-    """The stream, of which every module has as many models, of these densities."""
+def _alike(stream: Stream, first: Setting) -> Iterator[tuple[Tensor, Setting]]:
+    """The stream, of which every module has the models and the densities of the first."""
     for x, at in stream():
-        if not torch.equal(at.values["density"], densities):
+        if at.places != first.places:
             raise NumericalError(
-                f"density {at.values['density'].tolist()} here, {densities.tolist()} in the first module: "
-                "expected the same models and densities in all, for a threshold over all"
+                f"other models count here than in {first.module}, by weights that are 0 in some modules: "
+                "expected the same in all, for a threshold over all modules"
+            )
+        if not torch.equal(at.values["density"], first.values["density"]):
+            raise NumericalError(
+                f"density {at.values['density'].tolist()} here, {first.values['density'].tolist()} in "
+                f"{first.module}: expected the same in all, for a threshold over all modules"
             )
         yield x, at

@@ -17,7 +17,7 @@ from riemerge.errors import NumericalError
 from riemerge.lowrank import nearest
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import in_order
-from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Survey
+from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.updates import JointSpan, LowRankUpdate, sum_updates
 
@@ -47,6 +47,22 @@ class FlatRow:
         found = self.mean(x, at)
         return found if isinstance(found, Answer) else Answer(found, "EXACT")
 
+    def surveyed(self, stream: Stream) -> Mapping[str, Any]:
+        """Return what the row's survey finds; a fault of it is told with the module that it was at."""
+        assert self.survey is not None
+        module = ""
+
+        def watched() -> Iterator[tuple[Tensor, Setting]]:
+            nonlocal module
+            for x, at in stream():
+                module = at.module
+                yield x, at
+
+        try:
+            return self.survey(watched)
+        except NumericalError as fault:
+            raise NumericalError([f"{module}: {problem}" for problem in fault.problems]) from None
+
     def view(self, x: Tensor) -> Tensor:
         """Return T full tensors as the row sees them: a full matrix is its own span."""
         if self.domain != "gram":
@@ -71,13 +87,13 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
     a time.
 
     Raises:
-        NumericalError: The row has no answer for some modules; all of them are named.
+        NumericalError: The row has no answer for some modules: all of them are named, of a survey the first.
     """
     row = FlatRow.of(method)
     names = sorted(stack.modules)
     facts: Mapping[str, Any] = {}
     if row.survey is not None:
-        facts = row.survey(lambda: (_of(row, stack, options, name, {}).seen for name in names))
+        facts = row.surveyed(lambda: (_of(row, stack, options, name, {}).seen for name in names))
     problems: list[str] = []
     merged = in_order(partial(_tried, row, stack, options, facts), names, options.threads)
     for done, (module, one) in enumerate(zip(names, merged, strict=True), 1):

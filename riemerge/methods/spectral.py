@@ -234,5 +234,6 @@ def _expect_rank(rank: int, expected: int) -> None:
     if rank < expected:
         raise NumericalError(
             f"the weighted sum has numerical rank {rank}, expected {expected} of the directions of its "
-            "inputs: they cancel, and a flat spectrum there is arbitrary: change the weights, or use tsv"
+            "inputs: some cancel, or are equal but for round-off, and a flat spectrum there is arbitrary: "
+            "change the weights, or use average"
         )

@@ -168,7 +168,7 @@ def read_request(folder: Path) -> Request | None:
         raise AdapterError(f"{path}: {error}; expected the file that collect_statistics writes") from error
     try:
         return _parsed(content)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise AdapterError(
             f"{path}: is not understood ({error!r}); expected version {VERSION}, as collect_statistics writes"
         ) from error

@@ -278,5 +278,5 @@ def test_the_survey_needs_the_same_models_and_densities() -> None:
     first = (x, setting(x, density=0.5))
     for other, density in ((x, 0.4), (x[:1], 0.5)):
         stream = [first, (other, setting(other, density=density))]
-        with pytest.raises(NumericalError, match="expected the same models and densities"):
+        with pytest.raises(NumericalError, match="expected the same in all"):
             vote(lambda stream=stream: iter(stream))
