@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,28 @@ def tables(result: Mapping[str, Any]) -> str:
             common.goals_table(result["goals"]),
         ]
     )
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The README's short table: how many methods of each tool move, which, and how far."""
+
+    def span(rows: Iterable[Mapping[str, Mapping[str, float]]], condition: str) -> str:
+        values = sorted(row[condition]["median"] for row in rows)
+        return " to ".join(f"{value:.2g}" for value in (values[0], values[-1]))
+
+    lines = []
+    for tool, rows in result["tools"].items():
+        moving = {name: row for name, row in rows.items() if moves(row)}
+        resting = [row for name, row in rows.items() if name not in moving]
+        for kind, names, some in (
+            ("none" if not moving else f"{len(resting)} do not", "", resting),
+            ("move", ", ".join(f"`{name}`" for name in moving), list(moving.values())),
+        ):
+            if some:
+                what = f"{kind}: {names}" if names else kind
+                lines.append((f"{tool}, {len(rows)} methods", what, span(some, "1"), span(some, "100")))
+    head = ("", "move with one adapter's factors", "G orthogonal", "G of condition 100")
+    return common.markdown(head, lines)
 
 
 def picture(result: Mapping[str, Any]) -> Any:

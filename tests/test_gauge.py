@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import common, gauge
-from tests.helpers import adapter_family
+from tests.helpers import ROOT, adapter_family
 
 RESULT: dict[str, Any] = json.loads((common.RESULTS / "gauge.json").read_text(encoding="utf-8"))
 FACTORWISE = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}
@@ -74,3 +74,9 @@ def test_the_ruler_sees_a_merge_of_the_factors(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(gauge.TOOLS, "planted", (planted, ("factors", "updates")))
     assert fresh("planted") == {"factors": True, "updates": False}
+
+
+def test_the_readme_says_which_moves() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    between = readme.split("<!-- gauge -->\n")[1].split("<!-- /gauge -->")[0]
+    assert between.strip() == gauge.summary(RESULT).strip()
