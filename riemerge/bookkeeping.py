@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,63 @@ from riemerge import __version__
 from riemerge.adapters import Adapter
 from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, display_names
+from riemerge.measure import totals
 from riemerge.methods import Evidence, Method
 from riemerge.recipe import Recipe
-from riemerge.record import InputRow, ModuleRow, OutType
+from riemerge.record import InputRow, ModuleRow, OutType, RunRecord, Timing
 from riemerge.storage.text import listed
+
+
+def run_record(
+    recipe: Recipe,
+    method: Method,
+    out_type: OutType,
+    out_dtype: torch.dtype | None,
+    *,
+    device: torch.device,
+    bases: Iterable[str | None],
+    inputs: Sequence[Input[Adapter]] | Sequence[Input[Checkpoint]],
+    weights: Callable[[str], tuple[float, ...]],
+    modules: Iterable[str],
+    rows: Sequence[ModuleRow],
+    evidence: Mapping[str, Evidence],
+    began: float,
+    read: float,
+) -> RunRecord:
+    """Put the record of a merge together, now that it has ended.
+
+    Args:
+        recipe: What was asked.
+        method: Its row of the table.
+        out_type: What is written.
+        out_dtype: In which dtype; None where each tensor keeps that of the inputs.
+        device: Where it was computed.
+        bases: What the inputs call their base model.
+        inputs: The T that count, in the order of the stack.
+        weights: Their weights in each module, as used.
+        modules: Names of all modules.
+        rows: Of each module, as measured.
+        evidence: Of each module, from the method.
+        began: When the merge began, by `perf_counter`.
+        read: When the inputs had been read.
+    """
+    return RunRecord(
+        out_type=out_type,
+        recipe=resolved_recipe(recipe, method, out_type, out_dtype),
+        versions=versions(),
+        device=device.type,
+        base_model=base_model(bases),
+        inputs=input_rows(recipe, inputs, weights, modules),
+        modules=tuple(rows),
+        totals=totals(rows),
+        advice={one.status: one.advice for one in evidence.values() if one.advice},
+        warnings=tuple(warnings(recipe, inputs, evidence, rows)),
+        timing=Timing(
+            read=read - began,
+            solve=perf_counter() - read,
+            modules={module: one.seconds for module, one in evidence.items()},
+        ),
+    )
 
 
 def resolved_recipe(

@@ -12,20 +12,20 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
+from riemerge.bookkeeping import run_record
 from riemerge.checkpoints import Checkpoint, check_checkpoints, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.inputs import counting as counting_models
 from riemerge.inputs import in_order
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
-from riemerge.measure import tensor_row, totals
+from riemerge.measure import tensor_row
 from riemerge.methods import Evidence, find_method
-from riemerge.methods.flat import FlatRow, counting, seeds
+from riemerge.methods.flat import FlatRow, setting
 from riemerge.methods.reduction import in_order as each_in_order
 from riemerge.methods.setting import Answer, Setting
 from riemerge.recipe import Recipe
-from riemerge.record import ModuleRow, RunRecord, Timing
+from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
 from riemerge.stacking import open_statistics, values_of, weights_of
 from riemerge.statistics import read_statistics
@@ -94,6 +94,7 @@ class CheckpointMerge:
         self._started = perf_counter()
         self._recipe, self._method = recipe, find_method(recipe.merge_method)
         _check(recipe)
+        self._out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype) if recipe.out_dtype else None
         self._row = FlatRow.of(self._method)
         self._where = find_device(device)
         self._threads = find_threads(threads, self._where)
@@ -146,33 +147,25 @@ class CheckpointMerge:
                     keep(name, one.value, self._stored(name))
         if problems:
             raise NumericalError(problems)
-        return RunRecord(
-            out_type="checkpoint",
-            recipe=resolved_recipe(
-                self._recipe,
-                self._method,
-                "checkpoint",
-                getattr(torch, self._recipe.out_dtype) if self._recipe.out_dtype else None,
-            ),
-            versions=versions(),
-            device=self._where.type,
-            base_model=base_model([self._recipe.base_model]),
-            inputs=input_rows(self._recipe, self._inputs, self._weights, self._names),
-            modules=tuple(rows),
-            totals=totals(rows),
-            advice={one.status: one.advice for one in evidence.values() if one.advice},
-            warnings=tuple(warnings(self._recipe, self._inputs, evidence, rows)),
-            timing=Timing(
-                read=read - self._started,
-                solve=perf_counter() - read,
-                modules={name: one.seconds for name, one in evidence.items()},
-            ),
+        return run_record(
+            self._recipe,
+            self._method,
+            "checkpoint",
+            self._out_dtype,
+            device=self._where,
+            bases=[self._recipe.base_model],
+            inputs=self._inputs,
+            weights=self._weights,
+            modules=self._names,
+            rows=rows,
+            evidence=evidence,
+            began=self._started,
+            read=read,
         )
 
     def _stored(self, name: str) -> torch.dtype:
-        asked = self._recipe.out_dtype
         dtype = reduce(torch.promote_types, [one.dtypes[name] for one in self.checkpoints])
-        return getattr(torch, asked) if asked and dtype.is_floating_point else dtype
+        return self._out_dtype if self._out_dtype is not None and dtype.is_floating_point else dtype
 
     def _seen(self) -> Iterator[tuple[Tensor, Setting]]:
         """All tensors that the row itself sees, for its survey."""
@@ -213,14 +206,14 @@ class CheckpointMerge:
         weights, module = self._weights(name), name.removesuffix(WEIGHT)
         used = [place for place, weight in enumerate(weights) if weight != 0.0]
         data = self._method.statistics and self._applies(name)
-        norms = [float(torch.linalg.vector_norm(x[place])) for place in used]
-        at = Setting(
-            module=name,
-            weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
-            values=counting(self._values(name), used),
-            shape=tuple(x.shape[1:]),
-            places=tuple(used),
-            seeds=seeds(name, norms, int(self._recipe.parameters.get("seed") or 0)),
+        at = setting(
+            name,
+            weights,
+            used,
+            self._values(name),
+            tuple(x.shape[1:]),
+            norms=[float(torch.linalg.vector_norm(x[place])) for place in used],
+            seed=int(self._recipe.parameters.get("seed") or 0),
             statistics=tuple(self._statistics[place](module) for place in used) if data else (),
             base_statistics=self._base_statistics(module) if data else {},
             facts=facts,

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from riemerge.adapters import Adapter, round_update, write_adapter
-from riemerge.bookkeeping import base_model, input_rows, resolved_recipe, versions, warnings
+from riemerge.bookkeeping import run_record
 from riemerge.card import model_card
 from riemerge.errors import NumericalError, RecipeError
 from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
-from riemerge.measure import module_row, totals
+from riemerge.measure import module_row
 from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.recipe import Recipe, make_recipe
-from riemerge.record import ModuleRow, OutType, RunRecord, Timing
+from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
 from riemerge.solvers import SOLVERS
 from riemerge.stacking import stack
@@ -307,7 +307,6 @@ class AdapterMerge:
             dense: Whether whole results are wanted, without factors where they have none.
         """
         read = perf_counter()
-        out_type: OutType = "delta" if dense else "adapter"
         options = Options(
             solver=self._optimizer,
             threads=self._threads,
@@ -328,22 +327,20 @@ class AdapterMerge:
                     scale * update if isinstance(update, Tensor) else update.scaled(scale).absorbed(),
                 )
                 self._tell(Progress("measure", len(rows), len(self._stack.modules), ""))
-        return RunRecord(
-            out_type=out_type,
-            recipe=resolved_recipe(self._recipe, self._method, out_type, self.out_dtype),
-            versions=versions(),
-            device=self._where.type,
-            base_model=base_model([adapter.config.base_model_name_or_path for adapter in self.adapters]),
-            inputs=input_rows(self._recipe, self._inputs, self._stack.weights, self._stack.modules),
-            modules=tuple(rows),
-            totals=totals(rows),
-            advice={one.status: one.advice for one in evidence.values() if one.advice},
-            warnings=tuple(warnings(self._recipe, self._inputs, evidence, rows)),
-            timing=Timing(
-                read=read - self._started,
-                solve=perf_counter() - read,
-                modules={module: one.seconds for module, one in evidence.items()},
-            ),
+        return run_record(
+            self._recipe,
+            self._method,
+            "delta" if dense else "adapter",
+            self.out_dtype,
+            device=self._where,
+            bases=[adapter.config.base_model_name_or_path for adapter in self.adapters],
+            inputs=self._inputs,
+            weights=self._stack.weights,
+            modules=self._stack.modules,
+            rows=rows,
+            evidence=evidence,
+            began=self._started,
+            read=read,
         )
 
 

@@ -66,7 +66,8 @@ def merge_into(
             f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
         )
     if kinds == {True}:
-        return _checkpoint(recipe, folder, device, threads, shard_bytes, progress)
+        job = CheckpointMerge(recipe, device, threads, progress and _by_words(progress))
+        return _checkpoint(job, folder, shard_bytes)
     if recipe.base_model:
         raise RecipeError("base_model: the base model is not needed to merge adapters: leave it out")
     if recipe.out_type == "checkpoint":
@@ -78,20 +79,17 @@ def merge_into(
             raise RecipeError(
                 "parameters.rank: out_type delta writes the whole dW, which has no rank: leave it out"
             )
-        return _delta(recipe, folder, device, threads, shard_bytes, progress)
+        return _delta(AdapterMerge(recipe, {}, None, device, threads, progress), folder, shard_bytes)
     result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=progress)
     return Written(result.record, max(result.save_pretrained(folder).values()))
 
 
-def _delta(
-    recipe: Recipe,
-    folder: str | Path,
-    device: str,
-    threads: int | None,
-    shard_bytes: int,
-    progress: Listener | None,
-) -> Written:
-    job = AdapterMerge(recipe, {}, None, device, threads, progress)
+def _by_words(listener: Listener) -> Callable[[str, int, int, str], None]:
+    """A listener that takes the fields of a progress."""
+    return lambda *what: listener(Progress(*what))
+
+
+def _delta(job: AdapterMerge, folder: str | Path, shard_bytes: int) -> Written:
     # PEFT's flag for layers that store their weight as inputs by outputs.
     turned = any(adapter.config.fan_in_fan_out for adapter in job.adapters)
     with DenseWriter(folder, dtype=job.out_dtype, shard_bytes=shard_bytes) as writer:
@@ -105,18 +103,7 @@ def _delta(
     return Written(record, max(writer.errors.values()))
 
 
-def _checkpoint(
-    recipe: Recipe,
-    folder: str | Path,
-    device: str,
-    threads: int | None,
-    shard_bytes: int,
-    progress: Listener | None,
-) -> Written:
-    tell: Callable[[str, int, int, str], None] | None = None
-    if progress is not None:
-        tell = lambda *what: progress(Progress(*what))  # noqa: E731
-    job = CheckpointMerge(recipe, device, threads, tell)
+def _checkpoint(job: CheckpointMerge, folder: str | Path, shard_bytes: int) -> Written:
     with DenseWriter(folder, shard_bytes=shard_bytes) as writer:
 
         def keep(name: str, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -129,14 +129,15 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
     span = JointSpan(read)
     # Balanced: inner products of factors would lose digits to their gauge.
     small = tuple(span.updates[place].balance() for place in used)
-    at = Setting(
-        module=module,
-        weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
-        values=counting(stack.values(module), used),
-        shape=read[0].shape,
-        places=tuple(used),
+    at = setting(
+        module,
+        weights,
+        used,
+        stack.values(module),
+        read[0].shape,
+        norms=[update.norm() for update in small],
+        seed=options.seed or 0,
         ranks=tuple(read[place].rank for place in used),
-        seeds=seeds(module, [update.norm() for update in small], options.seed or 0),
         statistics=tuple(stack.statistics[place](module) for place in used) if stack.statistics else (),
         base_statistics=stack.base_statistics(module),
         facts=facts,
@@ -144,8 +145,42 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
     return _DOMAINS[row.domain](span, read, used, small, at)
 
 
-def seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
-    """Return a seed for the draws of each of T updates of a module.
+def setting(
+    module: str,
+    weights: Sequence[float],
+    used: Sequence[int],
+    values: Mapping[str, Any],
+    shape: tuple[int, ...],
+    *,
+    norms: Sequence[float],
+    seed: int,
+    **more: Any,
+) -> Setting:
+    """Return what a row sees of one module beside the updates that count there.
+
+    Args:
+        module: Its name.
+        weights: Of all models.
+        used: The places of those that count.
+        values: The parameters there, of all models where each has its own.
+        shape: The module's own.
+        norms: Of those that count.
+        seed: The user's.
+        more: The other fields of `Setting`.
+    """
+    return Setting(
+        module=module,
+        weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
+        values=_counting(values, used),
+        shape=shape,
+        places=tuple(used),
+        seeds=_seeds(module, norms, seed),
+        **more,
+    )
+
+
+def _seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
+    """A seed for the draws of each of T updates of a module.
 
     Law: the k-th smallest in norm has the k-th seed: a function of the updates, of neither files nor gauges.
     """
@@ -157,8 +192,8 @@ def seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
     return tuple(drawn[order.index(place)] for place in range(len(norms)))
 
 
-def counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
-    """Return the parameters of a module as a row sees them: those per model are tensors, of some models."""
+def _counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
+    """The parameters of a module as a row sees them: those per model are tensors, of those that count."""
     return {
         name: torch.tensor([value[place] for place in used], dtype=torch.float64)
         if isinstance(value, tuple)
