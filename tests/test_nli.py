@@ -17,7 +17,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from benchmarks.nli import bootstrap, material, protocol, report, scorer, train
+from benchmarks.nli import bootstrap, material, protocol, report, scorer, statistics, train
 from benchmarks.nli.material import TASKS, Pair, Rows
 from benchmarks.nli.protocol import Bench, Candidate
 from riemerge.errors import NumericalError, RecipeError
@@ -485,7 +485,7 @@ def test_the_loss_is_the_likelihood_of_what_is_scored(two_way: bool) -> None:
     labels = torch.tensor([0, 3, 3, 0, 0, 3, 0] if two_way else [0, 1, 2, 2, 1, 0, 0])
     likely = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
     own = torch.where(labels == 0, likely[:, 0], 1 - likely[:, 0]) if two_way else likely[range(7), labels]
-    torch.testing.assert_close(train.loss(scores, labels, two_way), -own.log().mean())
+    torch.testing.assert_close(statistics.loss(scores, labels, two_way), -own.log())
 
 
 def test_the_rate_rises_and_falls_linearly() -> None:

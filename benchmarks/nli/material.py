@@ -198,19 +198,30 @@ def _padded(encoded: Any, places: Sequence[int]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Material:
-    """Both halves of all tasks, and the group of every test row."""
+    """The dev half in two parts and the test half of all tasks, and the group of every test row.
 
-    dev: Rows
+    Attributes:
+        looks: Every other group of the dev half: what coefficients are chosen on.
+        rest: The others.
+        test: The test half.
+        test_groups: Task to the group of each of its test rows.
+    """
+
+    looks: Rows
+    rest: Rows
     test: Rows
     test_groups: Mapping[str, Sequence[int]]
 
 
 def read_material(tokenizer: Any, limit: int | None = None) -> Material:
-    """Read and tokenise both halves; of each task and half the first `limit` rows if that is given."""
-    dev, test, test_groups = {}, {}, {}
+    """Read and tokenise both halves; of each task and part the first `limit` rows if that is given."""
+    looks, rest, test, test_groups = {}, {}, {}, {}
     for task in TASKS:
         pairs = load(task)
-        first, second = (places[:limit] for places in halves(task, pairs))
-        dev[task], test[task] = ([pairs[place] for place in half] for half in (first, second))
+        first, second = ([pairs[place] for place in half] for half in halves(task, pairs))
+        of = groups(task, first)
+        looks[task] = [pair for pair, group in zip(first, of, strict=True) if group % 2 == 0][:limit]
+        rest[task] = [pair for pair, group in zip(first, of, strict=True) if group % 2 == 1][:limit]
+        test[task] = second[:limit]
         test_groups[task] = groups(task, test[task])
-    return Material(Rows.of(dev, tokenizer), Rows.of(test, tokenizer), test_groups)
+    return Material(*(Rows.of(part, tokenizer) for part in (looks, rest, test)), test_groups)

@@ -1,7 +1,10 @@
 """The same test for every method: merge once, choose a multiple on the dev half, score it on the test half.
 
 Every merged update is brought to the norm of the plain average over all modules first. So a coefficient means
-the same for sums and means, every method is tried at the same norms, and none has more looks than another.
+the same for sums and means, every method is tried at the same norms, and none has more looks than another:
+once, twice and four times that norm, then the middle between the best of these and its better neighbour. The
+looks see every other group of the dev half; the coefficient that they choose is scored on all of it, which is
+what settings and methods are compared by, and on the test half, which nothing is chosen by.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from benchmarks.nli.material import (
     MAX_LENGTH,
     SEED,
     TASKS,
+    Rows,
     base_folder,
     fingerprints,
     read_material,
     specialists,
 )
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
+from benchmarks.nli.statistics import Collected
 from riemerge import merge_adapters
 from riemerge.adapters import read_adapter
 from riemerge.errors import NumericalError, RecipeError
@@ -38,14 +43,14 @@ from riemerge.methods import METHODS, PARAMETERS, find_method
 from riemerge.methods.method import Method
 from riemerge.recipe import parse_value
 
-GRID = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Norms that are tried, as multiples of that of the plain average."""
+GRID = (1.0, 2.0, 4.0)
+"""Norms that are tried first, as multiples of that of the plain average."""
 
-DENSITIES = (0.2, 0.5)
+DENSITY = 0.2  # as published for TIES, and of the order of what DARE keeps
 
-# Dev looks are taken in bfloat16: about one answer in a thousand differs from float32, and a CPU that has it
-# takes half of the time. What is reported of the test half is float32.
-DEV_DTYPE = torch.bfloat16
+# The specialists were trained and published in bfloat16; about one answer in a thousand differs from float32,
+# and a CPU that has it takes half of the time. Specialists, base and merges are all scored in it.
+DTYPE = torch.bfloat16
 
 PROJECTIONS = 4
 SAME = 1e-5  # of unit norm: round-off of float32 in sums of ten million terms stays a decade below
@@ -78,23 +83,24 @@ def parse(text: str) -> Candidate:
 
 
 def candidates() -> list[Candidate]:
-    """Every row that needs no data and no order and takes six models: at its default rank and whole, and at
-    every density of `DENSITIES` where it has one.
+    """Every row that needs no order and no statistics of a base and takes six models: at its default rank and
+    whole, and at `DENSITY` where it has one.
     """
-    return [Candidate(row.name, one) for row in METHODS.values() if _applies(row) for one in _settings(row)]
+    rows = [row for row in METHODS.values() if _applies(row)]
+    whole = [Candidate(row.name, {**_settings(row), "rank": "sum"}) for row in rows if _has_ranks(row)]
+    return whole + [Candidate(row.name, _settings(row)) for row in rows]
 
 
 def _applies(row: Method) -> bool:
-    return not row.statistics and not row.ordered and len(TASKS) <= (row.models[1] or len(TASKS))
+    return not row.base_statistics and not row.ordered and len(TASKS) <= (row.models[1] or len(TASKS))
 
 
-def _settings(row: Method) -> Iterator[dict[str, Any]]:
-    has_choice = row.domain is not None and "rank" not in row.defaults
-    for rank in ({}, {"rank": "sum"}) if has_choice else ({},):
-        densities = DENSITIES if "density" in row.parameters else ()
-        yield from ({**rank, "density": density} for density in densities)
-        if not densities:
-            yield dict(rank)
+def _has_ranks(row: Method) -> bool:
+    return row.domain is not None and "rank" not in row.defaults
+
+
+def _settings(row: Method) -> dict[str, Any]:
+    return {"density": DENSITY} if "density" in row.parameters else {}
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -145,7 +151,7 @@ class Bench:
         folder: Of the results; those of a collection are in a folder of their own.
         threads: Of the CPU.
         limit: Rows of each half of each task; all if not given.
-        grid: Coefficients that are tried.
+        grid: Coefficients that are tried first, ascending.
     """
 
     def __init__(
@@ -164,12 +170,13 @@ class Bench:
         assert base is not None
         model, tokenizer = load_base(base)
         output = directions(model, tokenizer)
-        self._dev, self._test = Scorer(model, output, DEV_DTYPE), Scorer(model, output)
+        self._scorer = Scorer(model, output, DTYPE)
+        self._statistics = Collected(self._folder / "statistics", model, tokenizer, output)
         self._material = read_material(tokenizer, limit)
         self._inputs = {
             "files": fingerprints(),
             "adapters": {task: dict(adapter.sha256) for task, adapter in self._adapters.items()},
-            "settings": [SEED, MAX_LENGTH, limit, list(self._grid), str(DEV_DTYPE)],
+            "settings": [SEED, MAX_LENGTH, limit, list(self._grid), str(DTYPE)],
         }
         self.reference = kept(self._folder / "reference.json", self._key("reference"), self._make_reference)
 
@@ -189,27 +196,36 @@ class Bench:
 
     def _merge(self, method: str, parameters: Mapping[str, Any]) -> MergeResult:
         adapters = list(self._adapters.values())
-        return merge_adapters(adapters, method=method, threads=self._threads, **parameters)
+        needed = METHODS[method].statistics
+        found = self._statistics.folders(self._adapters) if needed else None
+        return merge_adapters(adapters, method=method, threads=self._threads, statistics=found, **parameters)
 
     def _make_reference(self) -> dict[str, Any]:
         own = {
             task: dense({module: adapter.update(module) for module in adapter.modules})
             for task, adapter in self._adapters.items()
         }
-        dev = {task: self._dev.correct(self._material.dev.only(task), own[task])[task] for task in own}
-        test = {task: self._test.correct(self._material.test.only(task), own[task])[task] for task in own}
-        base = self._test.correct(self._material.test, {})
+        correct = {
+            part: {task: self._scorer.correct(rows.only(task), own[task])[task] for task in own}
+            for part, rows in self._parts.items()
+        }
+        base = self._scorer.correct(self._material.test, {})
         return {
-            "sizes": dict(self._material.test.sizes),
+            "sizes": {part: dict(rows.sizes) for part, rows in self._parts.items()},
             "groups": dict(self._material.test_groups),
             "average_norm": self._merge("average", {"rank": "sum"}).record.totals.norm,
             "specialist": {
-                "dev": accuracies(dev),
-                "test": accuracies(test),
-                "correct": packed(test),
+                "looks": accuracies(correct["looks"]),
+                "dev": accuracies(_joined(correct["looks"], correct["rest"])),
+                "test": accuracies(correct["test"]),
+                "correct": packed(correct["test"]),
             },
             "base": {"test": accuracies(base), "correct": packed(base)},
         }
+
+    @property
+    def _parts(self) -> dict[str, Rows]:
+        return {"looks": self._material.looks, "rest": self._material.rest, "test": self._material.test}
 
     def _measured(self, candidate: Candidate) -> dict[str, Any]:
         said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
@@ -248,23 +264,45 @@ class Bench:
         return None
 
     def _scored(self, update: Dense, seconds: Mapping[str, float]) -> dict[str, Any]:
-        specialist = self.reference["specialist"]["dev"]
+        specialist = self.reference["specialist"]
         began = time.perf_counter()
-        looks = [
-            {"coefficient": c, "dev": accuracies(self._dev.correct(self._material.dev, update, c))}
-            for c in self._grid
-        ]
-        best = max(looks, key=lambda look: normalised(look["dev"], specialist))
+        seen: dict[float, dict[str, Tensor]] = {}
+
+        def look(coefficient: float) -> float:
+            seen[coefficient] = self._scorer.correct(self._material.looks, update, coefficient)
+            return normalised(accuracies(seen[coefficient]), specialist["looks"])
+
+        best = search(look, self._grid)
+        looks = [{"coefficient": c, "looks": accuracies(found)} for c, found in seen.items()]
+        dev = _joined(seen[best], self._scorer.correct(self._material.rest, update, best))
         middle = time.perf_counter()
-        correct = self._test.correct(self._material.test, update, best["coefficient"])
+        correct = self._scorer.correct(self._material.test, update, best)
         return {
             "looks": looks,
-            "coefficient": best["coefficient"],
-            "dev": normalised(best["dev"], specialist),
+            "coefficient": best,
+            "dev": normalised(accuracies(dev), specialist["dev"]),
             "test": accuracies(correct),
             "correct": packed(correct),
             "seconds": {**seconds, "dev": middle - began, "test": time.perf_counter() - middle},
         }
+
+
+def search(look: Callable[[float], float], grid: Sequence[float]) -> float:
+    """Find where a score of one hump is highest: on an ascending grid, then in the geometric middle of the best
+    and its better neighbour.
+
+    Law: as many looks whatever is found, one more than the grid has; of equal scores the first looked at.
+    """
+    scores = {c: look(c) for c in grid}
+    place = max(range(len(grid)), key=lambda i: scores[grid[i]])
+    beside = max(grid[max(place - 1, 0) : place] + grid[place + 1 : place + 2], key=scores.__getitem__)
+    middle = math.sqrt(grid[place] * beside)
+    scores[middle] = look(middle)
+    return max(scores, key=scores.__getitem__)
+
+
+def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {task: torch.cat([first[task], second[task]]) for task in first}
 
 
 def run_all(bench: Bench, asked: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -277,6 +315,11 @@ def run_all(bench: Bench, asked: Sequence[Candidate]) -> list[dict[str, Any]]:
         tell(f"{place}/{len(asked)} {candidate.name}: {score} ({time.perf_counter() - began:.0f} s)")
         results.append(result)
     return results
+
+
+def run_collection(name: str, folder: Path, asked: Sequence[Candidate], **size: Any) -> None:
+    """Measure candidates on one collection; the results are the files of `Bench(name, folder, **size)`."""
+    run_all(Bench(name, folder, **size), asked)
 
 
 def signature(update: Dense, norm: float) -> list[float]:

@@ -47,7 +47,7 @@ def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
             "error_by_groups": float(drawn_groups[:, place].std(ddof=1)),
             "test": {
                 task: float(one.correct[place].mean())
-                for task, one in zip(reference["sizes"], by_row, strict=True)
+                for task, one in zip(reference["sizes"]["test"], by_row, strict=True)
             },
         }
         entry["accuracy"] = float(np.mean(list(entry["test"].values())))
@@ -61,7 +61,7 @@ def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
         entries.append(entry)
     ordered = sorted(entries, key=lambda entry: -entry["normalised"])
     refused = {_label(one): one["refused"][0] for one in results if "refused" in one}
-    return {"sizes": reference["sizes"], "entries": ordered, "refused": refused}
+    return {"sizes": reference["sizes"]["test"], "entries": ordered, "refused": refused}
 
 
 _CARRIED = (
@@ -103,7 +103,7 @@ def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grou
             unpacked(reference["specialist"]["correct"][task], size),
             reference["groups"][task] if grouped else None,
         )
-        for task, size in reference["sizes"].items()
+        for task, size in reference["sizes"]["test"].items()
     ]
 
 

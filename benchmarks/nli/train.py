@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid
 
 from benchmarks.common import tell
 from benchmarks.nli.material import LABELS, MAX_LENGTH, TASKS, TWO_WAY, Pair, Rows, base_folder, load
 from benchmarks.nli.scorer import answers, directions, load_base, logits
+from benchmarks.nli.statistics import loss
 
 BATCH, WARM_UP, RANK, ALPHA = 32, 0.06, 16, 32
 BASE = "sentence-transformers/all-MiniLM-L6-v2"  # what the specialists say they were made for
@@ -44,14 +44,6 @@ PLANS = {
     "scitail": Plan(150, 1e-3, 105),
     "rte": Plan(106, 5e-4, 0, start="mnli"),  # two epochs from the mnli specialist, which must be there
 }
-
-
-def loss(scores: Tensor, labels: Tensor, two_way: bool) -> Tensor:
-    """Mean negative log-likelihood of logits (rows, 3); of two classes, of P(yes) and its complement."""
-    if not two_way:
-        return cross_entropy(scores, labels)
-    odds = scores[:, 0] - scores[:, 1:].logsumexp(dim=1)  # log P(yes) / P(not yes)
-    return -logsigmoid(torch.where(labels == 0, odds, -odds)).mean()
 
 
 def train(task: str, folder: Path, *, seed: int, steps: int | None = None) -> dict[str, Any]:
@@ -79,7 +71,7 @@ def train(task: str, folder: Path, *, seed: int, steps: int | None = None) -> di
         inputs, labels = _encoded(batch, tokenizer)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = model(**inputs).last_hidden_state
-        cost = loss(logits(hidden.float(), inputs["attention_mask"], output), labels, task in TWO_WAY)
+        cost = loss(logits(hidden.float(), inputs["attention_mask"], output), labels, task in TWO_WAY).mean()
         optimizer.zero_grad()
         cost.backward()
         optimizer.step()
