@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,8 +288,8 @@ class Bench:
 
 
 def search(look: Callable[[float], float], grid: Sequence[float]) -> float:
-    """Find where a score of one hump is highest: on an ascending grid, then in the geometric middle of the best
-    and its better neighbour.
+    """Find where a score of one hump is highest: on an ascending grid, then in the geometric middle of the
+    best and its better neighbour.
 
     Law: as many looks whatever is found, one more than the grid has; of equal scores the first looked at.
     """

@@ -1,4 +1,4 @@
-"""Statistics of the specialists on train rows of their own tasks, for the rows of the table that need data."""
+"""Statistics of the specialists on train rows of their own tasks, for rows of the table that need data."""
 
 from __future__ import annotations
 
