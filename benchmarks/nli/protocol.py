@@ -2,8 +2,8 @@
 
 Every merged update is brought to the norm of the plain average over all modules first. So a coefficient means
 the same for sums and means, every method is tried at the same norms, and none has more looks than another:
-once, twice and four times that norm, then the middle between the best of these and its better neighbour. The
-looks see every other group of the dev half; the coefficient that they choose is scored on all of it, which is
+once, twice and four times that norm, then half an octave to either side of the best of these. The looks see
+every other group of the dev half; the coefficient that they choose is scored on all of it, which is
 what settings and methods are compared by, and on the test half, which nothing is chosen by.
 """
 
@@ -151,7 +151,7 @@ class Bench:
         folder: Of the results; those of a collection are in a folder of their own.
         threads: Of the CPU.
         limit: Rows of each half of each task; all if not given.
-        grid: Coefficients that are tried first, ascending.
+        grid: Coefficients that are tried first.
     """
 
     def __init__(
@@ -288,16 +288,14 @@ class Bench:
 
 
 def search(look: Callable[[float], float], grid: Sequence[float]) -> float:
-    """Find where a score of one hump is highest: on an ascending grid, then in the geometric middle of the
-    best and its better neighbour.
+    """Find where a score of one hump is highest: on a grid of octaves, then half an octave beside the best.
 
-    Law: as many looks whatever is found, one more than the grid has; of equal scores the first looked at.
+    Law: as many looks whatever is found, two more than the grid has; of equal scores the first looked at.
     """
     scores = {c: look(c) for c in grid}
-    place = max(range(len(grid)), key=lambda i: scores[grid[i]])
-    beside = max(grid[max(place - 1, 0) : place] + grid[place + 1 : place + 2], key=scores.__getitem__)
-    middle = math.sqrt(grid[place] * beside)
-    scores[middle] = look(middle)
+    best = max(scores, key=scores.__getitem__)
+    for beside in (best / math.sqrt(2), best * math.sqrt(2)):
+        scores[beside] = look(beside)
     return max(scores, key=scores.__getitem__)
 
 
