@@ -2,9 +2,10 @@
 
 Every merged update is brought to the norm of the plain average over all modules first. So a coefficient means
 the same for sums and means, every method is tried at the same norms, and none has more looks than another:
-once, twice and four times that norm, then half an octave to either side of the best of these. The looks see
-every other group of the dev half; the coefficient that they choose is scored on all of it, which is
-what settings and methods are compared by, and on the test half, which nothing is chosen by.
+once, twice and four times that norm, then half an octave to either side of the best of these. (Rows that have
+statistics are fitted to outputs, and keep their own size: half of it, all and twice.) The looks see every
+other group of the dev half; the coefficient that they choose is scored on all of it, which is what settings
+and methods are compared by, and on the test half, which nothing is chosen by.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ from riemerge.recipe import parse_value
 
 GRID = (1.0, 2.0, 4.0)
 """Norms that are tried first, as multiples of that of the plain average."""
+
+OWN_GRID = (0.5, 1.0, 2.0)
+"""Multiples that are tried first of a row that has statistics: it is fitted to outputs, so its size
+means them."""
 
 DENSITY = 0.2  # as published for TIES, and of the order of what DARE keeps
 
@@ -237,7 +242,8 @@ class Bench:
         norm = merged.record.totals.norm
         if not norm > 0.0:
             return {**said, "refused": ["the merged update is zero"]}
-        scale = self.reference["average_norm"] / norm
+        fitted = bool(METHODS[candidate.method].statistics)
+        scale = 1.0 if fitted else self.reference["average_norm"] / norm
         update = dense(merged.updates, scale)
         found = {
             **said,
@@ -249,7 +255,8 @@ class Bench:
         }
         twin = self._twin(found["signature"])
         if twin is None:
-            return found | self._scored(update, found["seconds"])
+            grid = OWN_GRID if fitted else self._grid
+            return found | self._scored(update, grid, found["seconds"])
         shown = {name: twin[name] for name in ("looks", "coefficient", "dev", "test", "correct")}
         return {**found, "same_as": twin.get("same_as", _name(twin)), **shown}
 
@@ -263,7 +270,7 @@ class Bench:
                 return other
         return None
 
-    def _scored(self, update: Dense, seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _scored(self, update: Dense, grid: Sequence[float], seconds: Mapping[str, float]) -> dict[str, Any]:
         specialist = self.reference["specialist"]
         began = time.perf_counter()
         seen: dict[float, dict[str, Tensor]] = {}
@@ -272,7 +279,7 @@ class Bench:
             seen[coefficient] = self._scorer.correct(self._material.looks, update, coefficient)
             return normalised(accuracies(seen[coefficient]), specialist["looks"])
 
-        best = search(look, self._grid)
+        best = search(look, grid)
         looks = [{"coefficient": c, "looks": accuracies(found)} for c, found in seen.items()]
         dev = _joined(seen[best], self._scorer.correct(self._material.rest, update, best))
         middle = time.perf_counter()
