@@ -280,14 +280,15 @@ def test_draws_are_paired_seeded_and_those_of_groups_where_rows_are_no_evidence_
 # --- protocol -----------------------------------------------------------------------------------------------
 
 
-def test_every_row_that_needs_no_data_is_a_candidate_under_a_name_that_reads_back() -> None:
+def test_every_row_for_six_models_is_a_candidate_under_a_name_that_reads_back() -> None:
     found = protocol.candidates()
     assert [protocol.parse(one.name) for one in found] == found
     left_out = set(METHODS) - {one.method for one in found}
     assert left_out == {
-        *(name for name, row in METHODS.items() if row.statistics or row.ordered),
+        *(name for name, row in METHODS.items() if row.base_statistics or row.ordered),
         *("nuslerp", "nuslerp_rows"),
     }
+    assert {"regmean", "fisher"} <= {one.method for one in found}
     assert Candidate("average", {"rank": "sum"}) in found
     assert Candidate("ties", {"rank": "sum", "density": 0.2}) in found
     assert protocol.parse("ties:density=0.2").parameters == {"density": 0.2}
@@ -327,6 +328,32 @@ def test_a_signature_tells_updates_apart_and_is_linear() -> None:
     assert max(abs(x - y) for x, y in zip(first, swapped, strict=True)) > 0.1
 
 
+@pytest.mark.parametrize(("peak", "found"), [(0.1, 0.5**0.5), (1.3, 2**0.5), (2.0, 2.0), (9.0, 32**0.5)])
+def test_a_search_has_five_looks_whatever_it_sees(peak: float, found: float) -> None:
+    seen: list[float] = []
+
+    def look(coefficient: float) -> float:
+        seen.append(coefficient)
+        return -abs(math.log(coefficient / peak))
+
+    assert protocol.search(look, protocol.GRID) == pytest.approx(found)
+    assert len(seen) == len(set(seen)) == 5
+    assert protocol.search(lambda _: 0.0, protocol.GRID) == protocol.GRID[0]
+
+
+@needs_data
+def test_looks_rest_and_test_half_share_no_group() -> None:
+    found = material.read_material(fake_tokenizer)
+    for task in TASKS:
+        pairs = material.load(task)
+        dev, test = material.halves(task, pairs)
+        sizes = found.looks.sizes[task], found.rest.sizes[task]
+        assert (sum(sizes), found.test.sizes[task]) == (len(dev), len(test))
+        assert abs(sizes[0] - sizes[1]) <= 0.25 * len(dev)  # groups of scitail are large
+        of = material.groups(task, [pairs[place] for place in dev])
+        assert sizes[0] == sum(group % 2 == 0 for group in of)
+
+
 LIMIT, GRID = 5, (1.0, 2.0)
 CARTS = ("cart:rank_fraction=0.02", "cart:rank_fraction=0.3")  # two settings of one method and rank
 
@@ -356,12 +383,15 @@ def test_the_coefficient_is_the_best_of_the_dev_half_and_the_test_half_is_seen_o
 ) -> None:
     specialist = bench.reference["specialist"]
     for one in results.values():
-        assert [look["coefficient"] for look in one["looks"]] == list(GRID)
+        tried = [look["coefficient"] for look in one["looks"]]
         scores = [
-            sum(look["dev"][task] / specialist["dev"][task] for task in TASKS) / 6 for look in one["looks"]
+            sum(look["looks"][task] / specialist["looks"][task] for task in TASKS) / 6
+            for look in one["looks"]
         ]
-        assert one["dev"] == pytest.approx(max(scores))
-        assert one["coefficient"] == GRID[scores.index(max(scores))]
+        assert tried[: len(GRID)] == list(GRID)
+        hump = tried[scores.index(max(scores[: len(GRID)]))]
+        assert tried[len(GRID) :] == pytest.approx([hump / math.sqrt(2), hump * math.sqrt(2)])
+        assert one["coefficient"] == tried[scores.index(max(scores))]
         for task in TASKS:
             assert protocol.unpacked(one["correct"][task], LIMIT).mean() == pytest.approx(one["test"][task])
     assert results["average:rank=sum"]["rank"] == 96
@@ -445,7 +475,7 @@ def made_up(method: str, rate: float, dev: float, **parameters: Any) -> dict[str
 def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
     specialist, base = made_up("own", 0.8, 1), made_up("none", 0.4, 0)
     reference = {
-        "sizes": SIZES,
+        "sizes": {"test": SIZES},
         "groups": {task: [place // 3 for place in range(size)] for task, size in SIZES.items()},
         "specialist": {"test": specialist["test"], "correct": specialist["correct"]},
         "base": {"test": base["test"], "correct": base["correct"]},
