@@ -96,8 +96,8 @@ def power_mean(x: Tensor, at: Setting) -> Tensor:
 
     With f_s(U S Vᵀ) = U Sˢ Vᵀ the result is f_(1/s) of the whitened mean (`whitened_mean`) of the f_s(xₜ).
     What all updates share is kept whole, and what one alone holds with weight w is scaled by w^(1/s): for
-    s = 1 the average, for s -> ∞ nothing is lost. So the spectrum of what is private is raised against what is
-    shared, by the power 1/s, while that of a single update is never changed.
+    s = 1 the average, for s -> ∞ nothing is lost. So the spectrum of what is private is raised against what
+    is shared, by the power 1/s, while that of a single update is never changed.
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ and f(c x) = c f(x); copies give themselves; updates of mutually orthogonal
     rows and columns give Σ wₜ^((1 − a)/s) xₜ, a the `whitening`.
@@ -194,6 +194,6 @@ def _expect_determined(values: Tensor, target: Tensor) -> None:
         place = int((equal & differ).nonzero()[0])
         raise NumericalError(
             f"singular values {place + 1} and {place + 2} of the mean are equal "
-            f"({float(values[place]):.6g}), those of the inputs are not: expected distinct ones, the singular "
-            "vectors are arbitrary: use spectrum, or power 1"
+            f"({float(values[place]):.6g}), those of the inputs are not: expected distinct ones, their "
+            "singular vectors are arbitrary: use spectrum, or power 1"
         )

@@ -62,7 +62,7 @@ def orthogonal_updates() -> Tensor:
     )
 
 
-# --- laws of all three ---------------------------------------------------------------------------------------
+# --- laws of all three --------------------------------------------------------------------------------------
 
 
 @EVERY
@@ -145,7 +145,7 @@ def test_the_device_changes_no_bit_and_numpy_is_not_asked(name: str) -> None:
         assert torch.equal(found.cpu(), expected)
 
 
-# --- the whitened mean ---------------------------------------------------------------------------------------
+# --- the whitened mean --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["wide", "tall", "single"])
@@ -182,7 +182,7 @@ def test_orthogonal_updates_are_between_their_average_and_their_sum(exponent: fl
     assert_near(mean, average(x, [w ** ((1.0 - exponent) / 2) for w in weights]), 1e-9)
 
 
-# --- the power -----------------------------------------------------------------------------------------------
+# --- the power ----------------------------------------------------------------------------------------------
 
 
 def test_the_power_is_the_affine_invariant_geodesic_to_the_identity() -> None:
@@ -232,7 +232,7 @@ def test_a_cut_after_the_mean_commutes_with_the_power() -> None:
     assert_near(after / after.norm(), before / before.norm())
 
 
-# --- the matched spectrum ------------------------------------------------------------------------------------
+# --- the matched spectrum -----------------------------------------------------------------------------------
 
 
 def test_matched_at_the_end_it_has_the_mean_spectrum_and_none_of_it_is_nearer_to_the_average() -> None:
@@ -263,7 +263,7 @@ def test_matched_refuses_to_tell_equal_singular_values_apart() -> None:
     assert_near(spectrum_matched(x, setting([0.5, 0.5], whitening=0.0, power=1.0)), average(x, [0.5, 0.5]))
 
 
-# --- the power mean ------------------------------------------------------------------------------------------
+# --- the power mean -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.oracle
