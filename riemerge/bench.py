@@ -320,7 +320,7 @@ class Bench:
     def _answers(self, folder: Path, part: Part, name: str, coefficient: float | None = None) -> Answers:
         what = name if coefficient is None else f"{name} at {coefficient:.4g}"
         judge = self._asked.judge
-        answers = answers_of(judge, folder, part, what)
+        answers = answers_of(judge, folder.absolute(), part, what)
         now = sizes_of(answers)
         tasks = self._sizes.setdefault("test", now)
         own: Part = part if judge.parts else "test"

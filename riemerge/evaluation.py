@@ -225,11 +225,11 @@ def _evaluation(
         refused={name: result.refused for name, result in results.items() if result.refused},
         average=average,
         best=best,
-        notes=tuple(_notes(asked, bench, alone.test[0])),
+        notes=tuple(_notes(asked, bench, alone.test[0], tried)),
     )
 
 
-def _notes(asked: Asked, bench: Bench, answers: Answers) -> Iterator[str]:
+def _notes(asked: Asked, bench: Bench, answers: Answers, tried: Mapping[str, Result]) -> Iterator[str]:
     if not asked.judge.parts:
         yield (
             "the scorer does not tell dev from test rows: coefficients and the best method were chosen on "
@@ -239,6 +239,16 @@ def _notes(asked: Asked, bench: Bench, answers: Answers) -> Iterator[str]:
         yield f"{', '.join(raw)}: no model is the specialist: the raw score counts in the mean"
     if single := without_errors(answers):
         yield f"{', '.join(single)}: one score alone: errors need the score of each row"
+    if edge := [name for name, one in tried.items() if _at_the_edge(one)]:
+        yield (
+            f"{', '.join(edge)}: best at the least or the greatest norm that was tried: one beyond it may "
+            "be better still"
+        )
+
+
+def _at_the_edge(result: Result) -> bool:
+    looks = [look.coefficient for look in result.looks]
+    return len(looks) > 1 and result.best.coefficient in {min(looks), max(looks)}
 
 
 # --- the folder ---------------------------------------------------------------------------------------------
