@@ -1,46 +1,36 @@
 """A scorer that needs no data, to try `riemerge evaluate`: python closeness.py FOLDER dev|test ADAPTER...
 
-The name of each adapter is a task, a random input one of its rows, and the score of a row is 1 where the model
-answers as the adapter does, less the farther away it does. It says nothing about task accuracy: put your own
-test in its place.
+The name of each adapter is a task, a random input one of its rows, and the score of a row is 1 where the
+model answers as the adapter does, less the farther away it does. It says nothing about task accuracy: put
+your own test in its place.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file
+import torch
+
+from riemerge import read_adapter
 
 ROWS = 50
 
 
-def factors(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(B, A) of each module, with the scale in B."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
-    names = sorted(name for name in tensors if ".lora_B." in name)
-    return [(scale * tensors[name], tensors[name.replace(".lora_B.", ".lora_A.")]) for name in names]
-
-
-def main() -> None:
-    """Print the scores of all rows by task."""
-    model, adapters = factors(Path(sys.argv[1])), map(Path, sys.argv[3:])
-    answers = {}
-    for adapter in adapters:
-        generator = np.random.default_rng(["dev", "test"].index(sys.argv[2]))
-        apart, size = np.zeros(ROWS), np.zeros(ROWS)
-        for (b, a), (own_b, own_a) in zip(model, factors(adapter), strict=True):
-            inputs = generator.standard_normal((a.shape[1], ROWS))
-            own = own_b @ (own_a @ inputs)
-            apart += np.square(b @ (a @ inputs) - own).sum(axis=0)
-            size += np.square(own).sum(axis=0)
-        answers[adapter.name] = (1 / (1 + apart / size)).tolist()
-    print(json.dumps(answers))
+def scores(folder: str, part: str, adapter: str) -> list[float]:
+    """One score for each row of one task."""
+    model, own = read_adapter(folder), read_adapter(adapter)
+    generator = torch.Generator().manual_seed(["dev", "test"].index(part))
+    apart, size = torch.zeros(ROWS), torch.zeros(ROWS)
+    for module in own.modules:
+        here, there = (one.update(module, torch.float32) for one in (model, own))
+        inputs = torch.randn(own.shape(module)[1], ROWS, generator=generator)
+        answer, expected = (one.scale * one.B @ (one.A @ inputs) for one in (here, there))
+        apart += (answer - expected).square().sum(dim=0)
+        size += expected.square().sum(dim=0)
+    return (1 / (1 + apart / size)).tolist()
 
 
 if __name__ == "__main__":
-    main()
+    found, which, *adapters = sys.argv[1:]
+    print(json.dumps({read_adapter(one).name: scores(found, which, one) for one in adapters}))

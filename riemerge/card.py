@@ -136,7 +136,7 @@ def evaluation_verdict(made: Evaluation) -> list[str]:
 
 def _against_average(made: Evaluation, best: Entry) -> str:
     if best.name == made.average:
-        return "That is the plain average itself: no other method that was tried is better."
+        return "That is the plain average itself: no other method that was tried is better there."
     found, name = best.to_average, printable(made.average)
     if found.low is None or found.high is None:
         return (
