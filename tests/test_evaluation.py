@@ -391,6 +391,33 @@ def test_a_fault_while_the_best_is_written_leaves_all_or_nothing_of_it(
     assert content(out) == content(tmp_path / "whole")
 
 
+def test_a_result_is_in_its_file_whole_or_not_at_all(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, text: bytes) -> None:
+        path.write_bytes(text[: len(text) // 2])
+        if "tsv" in path.name:
+            raise BrokenOffError
+        path.write_bytes(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("riemerge.storage.staging.write_synced", half)
+        with pytest.raises(BrokenOffError):
+            evaluate(folders, Closeness(folders), folder=tmp_path / "out", **QUICK)
+    results = tmp_path / "out" / "results"
+    assert {path.name for path in results.iterdir()} == {"models.json", "average.json"}
+
+
+def test_another_version_measures_anew(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, given = Closeness(folders), {"folder": tmp_path / "out", "methods": ("average",)}
+    evaluate(folders, judge, **given)
+    monkeypatch.setattr("riemerge.bench.__version__", "0.0.0")
+    evaluate(folders, judge, **given)
+    assert len(judge.calls) == 2 * (6 + 6)
+
+
 def other_scorer(folders: list[Path], given: dict[str, Any]) -> int:
     judge = given["scorer"]
     given["scorer"] = lambda folder, part: judge(folder, part)
