@@ -186,7 +186,11 @@ def test_the_method_is_chosen_on_dev_alone(folders: list[Path], tmp_path: Path) 
     made = evaluate(folders, scorer, folder=tmp_path / "out", methods=("average:rank=sum", "tsv"))
     assert made.average == "average:rank=sum"
     assert made.best == "tsv"
-    assert made.entry("tsv").normalised < made.entry("average:rank=sum").normalised
+    best, other = made.entry("tsv"), made.entry("average:rank=sum")
+    apart = best.normalised - other.normalised
+    assert apart < 0
+    assert (best.to_average.value, best.to_best.value) == (pytest.approx(apart), 0)
+    assert (other.to_average.value, other.to_best.value) == (0, pytest.approx(-apart))
     record = RunRecord.model_validate_json((tmp_path / "out" / "best" / "riemerge.json").read_text())
     assert record.recipe["merge_method"] == "tsv"
 
