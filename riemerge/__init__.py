@@ -13,11 +13,13 @@ from riemerge.errors import RiemergeError
 
 if TYPE_CHECKING:
     from riemerge.adapters import read_adapter
+    from riemerge.evaluation import evaluate
     from riemerge.frechet import FrechetProblem
     from riemerge.merge import MergeResult, merge_adapters
     from riemerge.methods.outer import FedAdam, Momentum, OuterOptimizer
     from riemerge.outputs import merge_into
     from riemerge.recipe import read_recipe
+    from riemerge.record import Evaluation
     from riemerge.solvers import Solution, Status, frechet_mean
     from riemerge.soups import greedy_soup, sweep
     from riemerge.statistics import collect_statistics
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Evaluation",
     "FedAdam",
     "FrechetProblem",
     "LowRankUpdate",
@@ -37,6 +40,7 @@ __all__ = [
     "Status",
     "__version__",
     "collect_statistics",
+    "evaluate",
     "frechet_mean",
     "greedy_soup",
     "merge_adapters",
@@ -47,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Evaluation": "riemerge.record",
     "FedAdam": "riemerge.methods.outer",
     "FrechetProblem": "riemerge.frechet",
     "LowRankUpdate": "riemerge.updates",
@@ -56,6 +61,7 @@ _HOMES = {
     "Solution": "riemerge.solvers",
     "Status": "riemerge.solvers",
     "collect_statistics": "riemerge.statistics",
+    "evaluate": "riemerge.evaluation",
     "frechet_mean": "riemerge.solvers",
     "greedy_soup": "riemerge.soups",
     "merge_adapters": "riemerge.merge",

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from riemerge.methods import METHODS
-from riemerge.record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
+from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Entry, Evaluation, InputRow, RunRecord
 from riemerge.storage.text import listed
 
 _VERDICT = {
@@ -115,6 +115,40 @@ def _consequence(record: RunRecord, count: int) -> str:
         f"against 0.41. Use --method average --rank sum, which is exact (rank {rank} here), or --method "
         "average to truncate it to their rank; extra iterations buy nothing."
     )
+
+
+def evaluation_verdict(made: Evaluation) -> list[str]:
+    """Say in words which method an evaluation found best, and whether that is better than the plain average.
+
+    Returns:
+        Paragraphs of plain text.
+    """
+    best, rest = made.entry(made.best), max(made.alone, key=lambda one: one.normalised)
+    error = "" if best.error is None else f" ± {best.error:.3f}"
+    dev, test = ("dev rows", "test rows") if made.parts else ("these rows", "them")
+    first = (
+        f"Best on {dev} is {printable(best.name)} at {best.coefficient:.3g} times the norm of the plain "
+        f"average (--scale {best.scale:.4g}): {best.normalised:.3f}{error} on {test}."
+    )
+    last = f"The best model alone, {printable(rest.name)}, has {rest.normalised:.3f}."
+    return [f"{first} {_against_average(made, best)} {last}"]
+
+
+def _against_average(made: Evaluation, best: Entry) -> str:
+    if best.name == made.average:
+        return "That is the plain average itself: no other method that was tried is better there."
+    found, name = best.to_average, printable(made.average)
+    if found.low is None or found.high is None:
+        return (
+            f"That is {found.value:+.3f} from {name}; whether it is more than noise cannot be said without "
+            "scores of rows."
+        )
+    interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] from {name}"
+    if found.low > 0:
+        return f"That is {interval}: better beyond noise (p = {found.p:.2g})."
+    if found.high < 0:
+        return f"That is {interval}: worse beyond noise (p = {found.p:.2g}), though it was better on dev."
+    return f"That is {interval}: not better beyond noise (p = {found.p:.2g})."
 
 
 def model_card(record: RunRecord) -> str:

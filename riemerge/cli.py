@@ -2,66 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from riemerge import __version__
-from riemerge.errors import ResourceError, RiemergeError
+from riemerge.errors import ResourceError
 from riemerge.methods import PARAMETERS, Parameter
+from riemerge.terminal import PLAIN_WIDTH, answering, dump, progress_on_stderr, show
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console, RenderableType
 
-    from riemerge.merge import Listener, Progress
+    from riemerge.bench import Scored
     from riemerge.recipe import Recipe
     from riemerge.record import RunRecord
 
 DEMO = ("snli", "mnli", "qnli", "scitail")
-INTERRUPTED = 130
-PLAIN_WIDTH = 100
-LOG_SECONDS = 10.0
-LOG_SHARE = 0.1
 
-
-def _answering(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn every fault of a command into its message and exit code."""
-
-    @functools.wraps(command)
-    def run(**options: Any) -> None:
-        as_json = options["as_json"]
-        try:
-            command(**options)
-        except RiemergeError as fault:
-            _fail(type(fault).__name__, fault.exit_code, fault.problems, as_json)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
-            raise
-        except KeyboardInterrupt:
-            _fail("Interrupted", INTERRUPTED, ("interrupted; nothing is half-written",), as_json)
-        except Exception as fault:
-            # The last door: a bug must end in one line, not in a traceback.
-            if os.environ.get("RIEMERGE_TRACEBACK"):
-                raise
-            if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
-                problem = "out of memory: use --dtype float32, or fewer adapters at a time"
-                _fail("ResourceError", ResourceError.exit_code, (problem,), as_json)
-            what = " ".join(str(fault).split())
-            _fail("Bug", 1, (f"a bug: {type(fault).__name__}: {what}; {_HOW_TO_REPORT}",), as_json)
-
-    return run
-
-
-_HOW_TO_REPORT = "please report it with what the same command prints under RIEMERGE_TRACEBACK=1"
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 _threads = click.option(
@@ -81,8 +45,8 @@ def _parameters(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command what a recipe may say beside its models and method, and how it is to be done."""
+def _computed(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command how it is to be done."""
     for option in (
         _quiet,
         _json,
@@ -90,6 +54,15 @@ def _recipe(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--out-dtype", help="Of the written weights; that of the inputs if not given."),
         click.option("--dtype", help="Of the computation: float64 (if not given) or float32."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto."),
+    ):
+        command = option(command)
+    return command
+
+
+def _recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command what a recipe may say beside its models and method, and how it is to be done."""
+    command = _computed(command)
+    for option in (
         click.option("--out-type", help="adapter, delta or checkpoint; as the inputs if not given."),
         click.option("--base-model", type=click.Path(), help="Full checkpoint from which others differ."),
         click.option("--base-statistics", type=click.Path(), help="The same of the base model."),
@@ -139,7 +112,7 @@ def main() -> None:
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
 @click.option("--method", help="See `riemerge methods`; geomerge if not given.")
 @_recipe
-@_answering
+@answering
 def merge(
     sources: tuple[str, ...],
     output: str,
@@ -172,7 +145,7 @@ _SCORER = "Command that scores the model in {}: its last line is a number, highe
 @click.option("--method", default="average", show_default=True, help="See `riemerge methods`.")
 @click.option("--scorer", required=True, help=_SCORER)
 @_recipe
-@_answering
+@answering
 def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Merge those models that score best together, tried from the best alone to the worst.
 
@@ -199,7 +172,7 @@ def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet
 @click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Points on an edge.")
 @click.option("--scorer", help=_SCORER)
 @_recipe
-@_answering
+@answering
 def sweep(
     models: tuple[str, ...], output: str, scorer: str | None, as_json: bool, quiet: bool, **asked: Any
 ) -> None:
@@ -222,12 +195,90 @@ def sweep(
     _tell(output, made, rows, as_json, quiet)
 
 
+_EVALUATED = (
+    "Command that scores the model in {} on the rows of {part}, `dev` or `test`: its last line is a number, "
+    "or JSON: by task a number, or a list of one for each row. Higher is better."
+)
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(one) for one in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected numbers with commas between") from None
+
+
+def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str | None]:
+    if wrong := [text for text in texts if "=" not in text]:
+        raise click.BadParameter(f"{wrong[0]!r}: expected TASK=MODEL")
+    return {task: model or None for task, _, model in (text.partition("=") for text in texts)}
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), help="Folder; of an earlier run, it goes on."
+)
+@click.option("--scorer", required=True, help=_EVALUATED)
+@click.option("--methods", help="METHOD[:PARAMETER=VALUE...], with commas between; a few if not given.")
+@click.option(
+    "--coefficients", callback=_numbers, help="Norms to try, in those of the average; else searched."
+)
+@click.option(
+    "--specialist",
+    "specialists",
+    multiple=True,
+    callback=_pairs,
+    metavar="TASK=MODEL",
+    help="Model whose score is 1; that called like the task if not given, no MODEL for raw scores.",
+)
+@click.option("--resamples", type=int, help="How often rows are drawn again for errors; 10000 if not given.")
+@click.option("--seed", type=int, help="Of these draws.")
+@_computed
+@answering
+def evaluate(
+    models: tuple[str, ...],
+    output: str,
+    scorer: str,
+    methods: str | None,
+    as_json: bool,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Find the method that merges adapters best: each at equal norms, chosen on dev, reported on test.
+
+    The scorer runs without a shell: --scorer "python score.py {} {part}". OUTPUT/best is the best merge;
+    all scores are in OUTPUT/evaluation.json. A run that was broken off goes on.
+    """
+    from riemerge.card import printable
+    from riemerge.evaluation import BEST, evaluate
+    from riemerge.report import evaluation_report
+
+    def told(one: Scored) -> None:
+        if not quiet:
+            what = "" if one.coefficient is None else f" at {one.coefficient:.3g}"
+            scores = ", ".join(f"{task} {score:.4g}" for task, score in one.scores.items())
+            click.echo(printable(f"evaluate: {one.name}{what}: {one.part}: {scores}"), err=True)
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    if methods is not None:
+        given["methods"] = re.split(r",(?![^\[]*\])", methods)  # but not within a list
+    made = evaluate(models, scorer, folder=output, progress=told, **given)
+    if as_json:
+        dump({"output": output, "record": made.model_dump(mode="json")})
+    elif quiet:
+        click.echo(output)
+    else:
+        show(evaluation_report(made))
+        click.echo(f"\n{printable(f'written to {output}; the best merge is {Path(output) / BEST}')}")
+
+
 def _tell(output: str, record: BaseModel, lines: list[str], as_json: bool, quiet: bool) -> None:
     """Show what was made of several merges."""
     from riemerge.card import printable
 
     if as_json:
-        _dump({"output": output, "record": record.model_dump(mode="json")})
+        dump({"output": output, "record": record.model_dump(mode="json")})
     else:
         click.echo(output if quiet else "\n".join(map(printable, [*lines, f"written to {output}"])))
 
@@ -235,7 +286,7 @@ def _tell(output: str, record: BaseModel, lines: list[str], as_json: bool, quiet
 @main.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @_json
-@_answering
+@answering
 def inspect(folders: tuple[str, ...], as_json: bool) -> None:
     """Show what is in adapters, and how far apart each two of them are."""
     from riemerge.inspection import inspect_adapters
@@ -246,12 +297,12 @@ def inspect(folders: tuple[str, ...], as_json: bool) -> None:
     else:
         from riemerge.report import inspection_report
 
-        _show(inspection_report(inspection))
+        show(inspection_report(inspection))
 
 
 @main.command()
 @_json
-@_answering
+@answering
 def methods(as_json: bool) -> None:
     """List the ways to merge."""
     if as_json:
@@ -259,11 +310,11 @@ def methods(as_json: bool) -> None:
 
         from riemerge.methods import METHODS
 
-        _dump([asdict(row) for row in METHODS.values()])
+        dump([asdict(row) for row in METHODS.values()])
     else:
         from riemerge.report import methods_report
 
-        _show(methods_report())
+        show(methods_report())
 
 
 @main.command()
@@ -271,7 +322,7 @@ def methods(as_json: bool) -> None:
 @_threads
 @_json
 @_quiet
-@_answering
+@answering
 def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Merge the four real adapters that come with riemerge, and explain the result."""
     from riemerge.recipe import read_recipe
@@ -288,10 +339,10 @@ def _merge_into(
     """Merge, write, and show."""
     from riemerge.outputs import merge_into
 
-    with _progress(quiet) as listener:
+    with progress_on_stderr(quiet) as listener:
         record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
     if as_json:
-        _dump({"output": str(target), "rounding": rounding, "record": json.loads(record.to_json())})
+        dump({"output": str(target), "rounding": rounding, "record": json.loads(record.to_json())})
     elif quiet:
         click.echo(str(target))
     else:
@@ -304,10 +355,10 @@ def _show_merge(record: RunRecord, target: Path, rounding: float) -> None:
     from riemerge.card import printable
     from riemerge.report import merge_report
 
-    _show(merge_report(record))
+    show(merge_report(record))
     dtype = record.recipe["out_dtype"]
     where = f"{printable(str(target))} as {dtype}" if dtype else printable(str(target))
-    _show(Text(f"\nwritten to {where}; rounding moved no module by more than {rounding:.1g} relative"))
+    show(Text(f"\nwritten to {where}; rounding moved no module by more than {rounding:.1g} relative"))
 
 
 def _demo_folder() -> Path:
@@ -319,80 +370,3 @@ def _demo_folder() -> Path:
     raise ResourceError(
         "demo: the example adapters are missing: reinstall riemerge, or run it from a checkout"
     )
-
-
-# --- out and err --------------------------------------------------------------------------------------------
-
-
-def _console(stream: Any, *, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    plain = None if stream.isatty() else int(os.environ.get("COLUMNS", PLAIN_WIDTH))
-    return Console(stderr=stderr, width=plain, highlight=False, markup=False, emoji=False)
-
-
-def _show(what: RenderableType) -> None:
-    _console(sys.stdout).print(what)
-
-
-def _dump(data: Any) -> None:
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _fail(kind: str, code: int, problems: tuple[str, ...], as_json: bool) -> NoReturn:
-    from riemerge.card import printable
-
-    if as_json:
-        _dump({"error": {"kind": kind, "code": code, "problems": list(problems)}})
-    for problem in problems:
-        click.echo(f"error: {printable(problem)}", err=True)
-    if len(problems) > 1:
-        click.echo(f"{len(problems)} problems; nothing was written (exit {code})", err=True)
-    sys.exit(code)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Listener | None]:
-    """A listener that draws a bar on a terminal, and writes a line now and then elsewhere."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description:8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        with Bars(*columns, console=_console(sys.stderr, stderr=True)) as bars:
-            tasks: dict[str, Any] = {}
-
-            def draw(event: Progress) -> None:
-                if event.stage not in tasks:
-                    tasks[event.stage] = bars.add_task(event.stage, text="")
-                bars.update(tasks[event.stage], completed=event.done, total=event.total, text=event.text)
-
-            yield draw
-    else:
-        yield _log_lines()
-
-
-def _log_lines() -> Listener:
-    """A listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
-    stage, shown, since = "", 0.0, monotonic()
-
-    def log(event: Progress) -> None:
-        nonlocal stage, shown, since
-        share, now = event.done / event.total, monotonic()
-        if event.stage != stage:
-            stage, shown = event.stage, 0.0
-        step = share - shown >= LOG_SHARE and now - since >= 1.0
-        if step or share == 1 > shown or now - since >= LOG_SECONDS:
-            shown, since = share, now
-            text = f": {event.text}" if event.text else ""
-            click.echo(f"{event.stage}: {event.done} of {event.total} modules{text}", err=True)
-
-    return log

@@ -109,18 +109,48 @@ class MergeResult:
             OutputError: The folder exists, overlaps an input, or cannot be written.
         """
         check_output(folder, [adapter.path for adapter in self._inputs])
+        said = {RECORD_FILE: self.record.to_json(), CARD_FILE: model_card(self.record)}
+        if self._rounding is not None:
+            return self._write(folder, self.updates, self._rounding, said)
+        return self._write(folder, *self._rounded(self.updates), said)
+
+    def save_multiple(self, folder: str | Path, factor: float) -> None:
+        """Write factor · dW as a PEFT folder without record and card: to be tried, not to be kept.
+
+        Law: up to round-off before the rounding to the dtype that is written, the tensors are those of the
+        same merge with its `scale` multiplied by the factor; the same bytes where the method's result has
+        scale 1 and so had the merge. Not for results that are rounded already.
+
+        Raises:
+            RiemergeError: As `save_pretrained`.
+        """
+        assert self._rounding is None
+        scaled = {module: update.scaled(factor) for module, update in self.updates.items()}
+        self._write(folder, *self._rounded(scaled), {})
+
+    def _rounded(
+        self, updates: Mapping[str, LowRankUpdate]
+    ) -> tuple[Mapping[str, LowRankUpdate], Mapping[str, float]]:
         rounded = _Rounded(self._out_dtype)
-        if self._rounding is None:
-            for module, update in self.updates.items():
-                rounded.add(module, update)
-            rounded.check()
+        for module, update in updates.items():
+            rounded.add(module, update)
+        rounded.check()
+        return rounded.updates, rounded.errors
+
+    def _write(
+        self,
+        folder: str | Path,
+        updates: Mapping[str, LowRankUpdate],
+        rounding: Mapping[str, float],
+        extra_files: Mapping[str, str],
+    ) -> dict[str, float]:
         return write_adapter(
             folder,
-            rounded.updates if self._rounding is None else self.updates,
+            updates,
             like=self._inputs,
             dtype=self._out_dtype,
-            rounding=rounded.errors if self._rounding is None else self._rounding,
-            extra_files={RECORD_FILE: self.record.to_json(), CARD_FILE: model_card(self.record)},
+            rounding=rounding,
+            extra_files=extra_files,
         )
 
 

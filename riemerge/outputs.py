@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from riemerge.adapters import Adapter, read_adapter
+from riemerge.bookkeeping import resolved_recipe
 from riemerge.card import model_card
-from riemerge.checkpoints import DenseWriter
+from riemerge.checkpoints import Checkpoint, DenseWriter, read_checkpoint
 from riemerge.dense import CheckpointMerge, is_checkpoint
 from riemerge.errors import RecipeError
-from riemerge.inputs import expanded
+from riemerge.inputs import counting, expanded
 from riemerge.merge import CARD_FILE, RECORD_FILE, AdapterMerge, Listener, Progress, merge_recipe
 from riemerge.methods import find_method
 from riemerge.recipe import Recipe
@@ -82,6 +85,32 @@ def merge_into(
         return _delta(AdapterMerge(recipe, {}, None, device, threads, progress), folder, shard_bytes)
     result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=progress)
     return Written(result.record, max(result.save_pretrained(folder).values()))
+
+
+def open_model(path: str) -> Adapter | Checkpoint:
+    """Open a folder as what it is."""
+    return read_checkpoint(path) if is_checkpoint(path) else read_adapter(path)
+
+
+def made_by(recipe: Recipe, record: RunRecord, opened: Callable[[str], Adapter | Checkpoint]) -> bool:
+    """Return whether a run record is of this recipe, and of the models as they are now.
+
+    Args:
+        recipe: What would be asked.
+        record: Of what is there.
+        opened: The models of the recipe by their paths.
+    """
+    used = counting(recipe)
+    models = [opened(recipe.models[place].model) for place in used]
+    adapters = [model for model in models if isinstance(model, Adapter)]
+    dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else None
+    if adapters and dtype is None:
+        dtype = reduce(torch.promote_types, [adapter.dtype for adapter in adapters])
+    kind = (recipe.out_type or "adapter") if adapters else "checkpoint"
+    sums = {place: dict(model.sha256) for place, model in zip(used, models, strict=True)}
+    return record.recipe == resolved_recipe(recipe, find_method(recipe.merge_method), kind, dtype) and all(
+        row.sha256 == sums.get(place) for place, row in enumerate(record.inputs)
+    )
 
 
 def _by_words(listener: Listener) -> Callable[[str, int, int, str], None]:

@@ -249,3 +249,124 @@ class Inspection(BaseModel):
     def to_json(self) -> str:
         """Return the inspection as indented JSON, with a final line break."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+@final
+class PairedDifference(BaseModel):
+    """How much better one entry of an evaluation is than another, in normalised scores on the test rows.
+
+    Attributes:
+        value: The difference.
+        error: Its standard error, from rows drawn again, the same for both; None without scores of rows, and
+            so all that follow.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        p: Two-sided.
+    """
+
+    model_config = _FROZEN
+    value: float
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+@final
+class Look(BaseModel):
+    """One multiple of a merge, scored on the dev rows: its coefficient, scores by task, normalised score."""
+
+    model_config = _FROZEN
+    coefficient: float
+    dev: dict[str, float]
+    normalised: float
+
+
+@final
+class Entry(BaseModel):
+    """What an evaluation found of one method, or of one model alone.
+
+    Attributes:
+        name: As the method was asked for, with its parameters; of a model, its own.
+        method: Row of the table; None for a model alone, and so all that are None below.
+        parameters: Those not at their defaults.
+        rank: Largest rank of a module.
+        looks: On the dev rows, in their order.
+        coefficient: That of the best look: ‖dW‖ as a multiple of the plain average's.
+        scale: The factor λ on the method's result that this is.
+        dev: Normalised score of the best look.
+        test: Score by task on the test rows.
+        normalised: Mean over tasks of score / score of the specialist.
+        error: Its standard error; None without scores of rows.
+        to_average: Difference to the plain average.
+        to_best: Difference to the method that was best on dev.
+    """
+
+    model_config = _FROZEN
+    name: str
+    method: str | None = None
+    parameters: dict[str, Any] = {}
+    rank: int | None = None
+    looks: tuple[Look, ...] = ()
+    coefficient: float | None = None
+    scale: float | None = None
+    dev: float | None = None
+    test: dict[str, float]
+    normalised: float
+    error: float | None
+    to_average: PairedDifference
+    to_best: PairedDifference
+
+
+@final
+class Evaluation(BaseModel):
+    """Which method merges some adapters best, as a scorer says: the content of `evaluation.json`.
+
+    Law: holds names, never paths of the machine; two runs that ask for the same are equal.
+
+    Attributes:
+        versions: Of what computed.
+        models: By name, the sha256 of each file.
+        tasks: As the scorer names them.
+        specialists: By task the model that its scores are divided by; None where there is none, and the raw
+            score counts.
+        parts: Whether the scorer tells dev from test rows.
+        rows: Test rows by task; None where it has one score alone.
+        norm: ‖dW‖ of the plain average, all of its rank: what coefficient 1 is.
+        coefficients: As asked for; None where they were searched.
+        resamples: How often rows were drawn again.
+        seed: Of these draws.
+        alone: The models, each by itself.
+        entries: The methods, in the order asked for.
+        refused: By method why it does not merge these adapters.
+        average: Name of the entry that all are compared with.
+        best: Name of the entry that is best on dev.
+        notes: What a person should know before trusting this.
+    """
+
+    model_config = _FROZEN
+    format: Literal[1] = 1
+    versions: dict[str, str]
+    models: dict[str, dict[str, str]]
+    tasks: tuple[str, ...]
+    specialists: dict[str, str | None]
+    parts: bool
+    rows: dict[str, int | None]
+    norm: float
+    coefficients: tuple[float, ...] | None
+    resamples: int
+    seed: int
+    alone: tuple[Entry, ...]
+    entries: tuple[Entry, ...]
+    refused: dict[str, tuple[str, ...]]
+    average: str
+    best: str
+    notes: tuple[str, ...]
+
+    def entry(self, name: str) -> Entry:
+        """Return the entry of a method."""
+        return next(one for one in self.entries if one.name == name)
+
+    def to_json(self) -> str:
+        """Return the evaluation as indented JSON, with a final line break."""
+        return self.model_dump_json(indent=2) + "\n"

@@ -8,13 +8,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.card import number, printable, verdict, weight_text
+from riemerge.card import evaluation_verdict, number, printable, verdict, weight_text
 from riemerge.methods import METHODS, Method
-from riemerge.record import Inspection, ModuleRow, Overlap, RunRecord, Totals
+from riemerge.record import Evaluation, Inspection, ModuleRow, Overlap, PairedDifference, RunRecord, Totals
 
 # Above so many inputs, their distances are shown as a range.
 MAX_DISTANCES = 5
 MAX_NAME = 26
+# Above so many tasks, their scores have a table of their own.
+MAX_TASKS = 3
 SHOWN_SINGULAR_VALUES = 3
 
 
@@ -74,6 +76,50 @@ def inspection_report(inspection: Inspection) -> RenderableType:
             for note in pair.notes
         ]
     return Group(*parts)
+
+
+def evaluation_report(made: Evaluation) -> RenderableType:
+    """Show an evaluation: one row for each method and each model alone, best first on the test rows; why
+    others were refused, notes, and the verdict in words.
+    """
+    tasks = [Text(printable(task)) for task in made.tasks]
+    wide = len(tasks) > MAX_TASKS
+    head = ("method", "rank", "norm", *(() if wide else tasks), "normalised", "minus average")
+    part = "test rows" if made.parts else "the rows that all was chosen on"
+    table, by_task = _table(f"scores on {part}", head), _table("by task", ("method", *tasks))
+    for one in sorted([*made.entries, *made.alone], key=lambda one: -one.normalised):
+        chosen = " (best on dev)" if one.name == made.best and one.method else ""
+        name = Text(printable(one.name) + (chosen if one.method else " alone"))
+        scores = [f"{one.test[task]:.3f}" for task in made.tasks]
+        table.add_row(
+            name,
+            "" if one.rank is None else str(one.rank),
+            number(one.coefficient) if one.method else "",
+            *(() if wide else scores),
+            f"{one.normalised:.3f}{_plus_minus(one.error)}",
+            "" if one.name == made.average and one.method else _interval(one.to_average),
+        )
+        by_task.add_row(name, *scores)
+    return Group(
+        table,
+        *((Text(""), by_task) if wide else ()),
+        *(
+            Text(f"refused: {printable(name)}: {printable(problem)}", style="yellow")
+            for name, problems in made.refused.items()
+            for problem in problems
+        ),
+        *(Text(f"note: {printable(note)}", style="yellow") for note in made.notes),
+        *(Text(f"\n{paragraph}") for paragraph in evaluation_verdict(made)),
+    )
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.3f}"
+
+
+def _interval(one: PairedDifference) -> str:
+    whole = "" if one.low is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
+    return f"{one.value:+.3f}{whole}"
 
 
 def methods_report() -> RenderableType:
@@ -250,7 +296,7 @@ def _short(modules: Sequence[str]) -> tuple[str, list[Text]]:
     return (f" (below {printable(prefix)})" if prefix else ""), [Text(name) for name in names]
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def _table(title: str, columns: Sequence[str | Text]) -> Table:
     table = Table(
         title=Text(title) if title else None,
         title_justify="left",
@@ -260,6 +306,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for index, column in enumerate(columns):
-        text = column in {"module", "adapter", "adapters", "status", "mean fixed?", "determined", ""}
-        table.add_column(column, justify="left" if text or "…" in column else "right", no_wrap=index == 0)
+        text = str(column) in {"module", "adapter", "adapters", "status", "mean fixed?", "determined", ""}
+        left = text or str(column) == "method" or "…" in str(column)
+        table.add_column(column, justify="left" if left else "right", no_wrap=index == 0)
     return table

@@ -1,19 +1,34 @@
-"""Scores: how good a model in a folder is, as a function or a command says."""
+"""Scores: how good a model in a folder is, as a function or a command says; in one number, or by task."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import math
+import reprlib
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, final
 
 from riemerge.errors import NumericalError, RecipeError, ResourceError
 
 Scorer: TypeAlias = Callable[[Path], float]
+TaskScorer: TypeAlias = str | Callable[..., Any]
+Part: TypeAlias = Literal["dev", "test"]
+Answers: TypeAlias = dict[str, float | tuple[float, ...]]
+
+ONE_TASK = "score"
+"""The name of the task of a scorer that names none."""
+
+_Read = TypeVar("_Read")
+_SCRIPTS = (".py", ".sh")
 
 
 def command_scorer(command: str) -> Scorer:
@@ -25,13 +40,7 @@ def command_scorer(command: str) -> Scorer:
     Raises:
         RecipeError: The command has no such words, or no `{}`. The scorer raises a ResourceError.
     """
-    try:
-        words = shlex.split(command)
-    except ValueError as fault:
-        raise RecipeError(f"scorer: {command!r}: {fault}: quote its words as for a shell") from None
-    if not any("{}" in word for word in words):
-        raise RecipeError(f"scorer: {command!r}: no {{}} in it: write {{}} where the model's folder goes")
-    return partial(_run, words)
+    return partial(_run, _words(command), float, "a number")
 
 
 def score_of(scorer: Scorer, folder: Path, what: str) -> float:
@@ -49,8 +58,181 @@ def score_of(scorer: Scorer, folder: Path, what: str) -> float:
     return score
 
 
-def _run(words: Sequence[str], folder: Path) -> float:
-    full = [word.replace("{}", str(folder)) for word in words]
+# --- by task ------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Judge:
+    """A scorer that answers by task.
+
+    Attributes:
+        ask: Gives what the scorer says of a folder and a part, not yet checked.
+        parts: Whether it tells `dev` from `test`; one that does not answers alike for both.
+        text: What it is: its source, or its command with the scripts that it names.
+    """
+
+    ask: Callable[[Path, Part], Any]
+    parts: bool
+    text: str
+
+
+def judge_of(scorer: TaskScorer) -> Judge:
+    """Return a scorer as a judge.
+
+    A command has `{}` in place of the folder and may have `{part}` in place of `dev` or `test`; its last
+    line on stdout is a number, or JSON: an object of tasks, each a number or a list of one for each row. A
+    function takes the folder, and the part where it has a second argument that must be given or one called
+    `part`; it returns the same.
+
+    Law: scorers of equal texts are equal as far as source can tell: data, and what a function or script uses
+    from elsewhere, are not in it. A function without source has another text each time.
+
+    Raises:
+        RecipeError: The command has no words, or no `{}`; or it is neither a command nor a function.
+    """
+    if isinstance(scorer, str):
+        words = _words(scorer)
+        expected = "a number, or a JSON object of tasks with a number or a list of numbers each"
+        told = any("{part}" in word for word in words)
+        return Judge(partial(_run, words, _json, expected), told, _text_of(words))
+    if not callable(scorer):
+        raise RecipeError(f"scorer: {scorer!r}: expected a command or a function of a folder")
+    text, how = _source(scorer), _takes_part(scorer)
+    if how == "no":
+        return Judge(lambda folder, _: scorer(folder), False, text)
+    if how == "by name":
+        return Judge(lambda folder, part: scorer(folder, part=part), True, text)
+    return Judge(scorer, True, text)
+
+
+def answers_of(judge: Judge, folder: Path, part: Part, what: str) -> Answers:
+    """Return what a judge says of the model in a folder, which is `what` in messages: by task a score, or a
+    score for each row.
+
+    Raises:
+        NumericalError: Every task that has no name, no row, or something else than finite numbers.
+    """
+    given = judge.ask(folder, part)
+    tasks = given if isinstance(given, Mapping) else {ONE_TASK: given}
+    problems = [] if tasks else [f"the scores of {what} ({part}) are of no task: expected at least one"]
+    found: Answers = {}
+    for task, value in tasks.items():
+        if not isinstance(task, str) or not task:
+            problems.append(f"the scores of {what} ({part}) have a task {task!r}: expected a name")
+            continue
+        rows = value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
+        where = f"the score of {what} ({part}) in {task}"
+        if not isinstance(rows, list | tuple):
+            found[task] = score = _number(rows)
+            if not math.isfinite(score):
+                problems.append(f"{where} is {reprlib.repr(rows)}: expected finite numbers")
+            continue
+        numbers = found[task] = tuple(map(_number, rows))
+        bad = [place for place, one in enumerate(numbers) if not math.isfinite(one)]
+        if bad:
+            said = f"{reprlib.repr(rows[bad[0]])} in row {bad[0] + 1} of {len(rows)}"
+            problems.append(f"{where} is {said}: expected finite numbers")
+        elif not rows:
+            problems.append(f"{where} is of no row: expected at least one")
+    if problems:
+        raise NumericalError(problems)
+    return found
+
+
+def sizes_of(answers: Answers) -> dict[str, int | None]:
+    """Return how many rows each task has; None where it has one score alone."""
+    return {task: len(one) if isinstance(one, tuple) else None for task, one in answers.items()}
+
+
+def means_of(answers: Answers) -> dict[str, float]:
+    """Return the score of each task: the mean of its rows."""
+    return {
+        task: math.fsum(one) / len(one) if isinstance(one, tuple) else one for task, one in answers.items()
+    }
+
+
+def _number(value: Any) -> float:
+    """A finite number as Python's own, NaN for anything else."""
+    if isinstance(value, str | bytes):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _source(scorer: Callable[..., Any]) -> str:
+    for one in (scorer, type(scorer)):
+        with suppress(OSError, TypeError):
+            return inspect.getsource(one)
+    return uuid.uuid4().hex
+
+
+def _takes_part(scorer: Callable[..., Any]) -> Literal["no", "by name", "by place"]:
+    try:
+        signature = inspect.signature(scorer)
+    except (TypeError, ValueError):  # of some that are written in C
+        return "no"
+    named = signature.parameters.get("part")
+    if named is not None and named.kind is not named.POSITIONAL_ONLY:
+        return "by name"
+    try:
+        signature.bind("folder")
+    except TypeError:
+        return "by place"
+    return "no"
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as fault:
+        raise RecipeError(f"scorer: {command!r}: {fault}: quote its words as for a shell") from None
+    if not any("{}" in word for word in words):
+        raise RecipeError(f"scorer: {command!r}: no {{}} in it: write {{}} where the model's folder goes")
+    return words
+
+
+def _text_of(words: Sequence[str]) -> str:
+    """The words of a command, and the sha256 of its program and scripts where they are named as files."""
+    scripts = [Path(word) for word in words if word is words[0] or word.endswith(_SCRIPTS)]
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in scripts if path.is_file()]
+    return json.dumps([list(words), sums])
+
+
+def _json(text: str) -> Any:
+    """A number, or a JSON object whose keys are all different.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    with suppress(ValueError):
+        return float(text)
+    try:
+        found = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _run(
+    words: Sequence[str], read: Callable[[str], _Read], expected: str, folder: Path, part: str = "{part}"
+) -> _Read:
+    """What is read from the last line on stdout of a command, which must be `expected`."""
+    full = [word.replace("{part}", part).replace("{}", str(folder)) for word in words]
     try:
         done = subprocess.run(full, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as fault:
@@ -60,8 +242,12 @@ def _run(words: Sequence[str], folder: Path) -> float:
     )
     with suppress(ValueError):
         if done.returncode == 0:
-            return float(said)
+            return read(said)
+    shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
     raise ResourceError(
-        f"scorer: {words[0]}: exit code {done.returncode}, last line {said!r}: expected 0 and a number; last "
-        f"line on stderr: {complaint or 'none'}"
+        f"scorer: {words[0]}: exit code {done.returncode}, last line {shown!r}: expected 0 and {expected}; "
+        f"last line on stderr: {complaint or 'none'}"
     )
+
+
+_SHOWN = 200

@@ -6,23 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from riemerge.adapters import Adapter, read_adapter
-from riemerge.bookkeeping import resolved_recipe
-from riemerge.checkpoints import Checkpoint, read_checkpoint
-from riemerge.dense import is_checkpoint
 from riemerge.errors import OutputError, RecipeError
 from riemerge.inputs import counting, display_names
 from riemerge.merge import RECORD_FILE
 from riemerge.methods import METHODS, find_method
-from riemerge.outputs import merge_into
+from riemerge.outputs import made_by, merge_into, open_model
 from riemerge.recipe import Recipe, read_recipe
 from riemerge.record import RunRecord
 from riemerge.scores import Scorer, score_of
@@ -303,7 +298,7 @@ def _splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 def _records(root: Path, recipes: Mapping[str, Recipe]) -> dict[str, RunRecord]:
     """The run records of those folders that are there already; OutputError names all that are others."""
-    opened = cache(_open)
+    opened = cache(open_model)
     records: dict[str, RunRecord] = {}
     problems = []
     for name, recipe in recipes.items():
@@ -311,7 +306,7 @@ def _records(root: Path, recipes: Mapping[str, Recipe]) -> dict[str, RunRecord]:
             continue
         with suppress(OSError, ValidationError):
             record = RunRecord.model_validate_json((root / name / RECORD_FILE).read_bytes())
-            if _made_by(recipe, record, opened):
+            if made_by(recipe, record, opened):
                 records[name] = record
         if name not in records:
             problems.append(
@@ -321,25 +316,6 @@ def _records(root: Path, recipes: Mapping[str, Recipe]) -> dict[str, RunRecord]:
     if problems:
         raise OutputError(problems)
     return records
-
-
-def _open(path: str) -> Adapter | Checkpoint:
-    return read_checkpoint(path) if is_checkpoint(path) else read_adapter(path)
-
-
-def _made_by(recipe: Recipe, record: RunRecord, opened: Callable[[str], Adapter | Checkpoint]) -> bool:
-    """Whether a run record is of this recipe, and of the models as they are now."""
-    used = counting(recipe)
-    models = [opened(recipe.models[place].model) for place in used]
-    adapters = [model for model in models if isinstance(model, Adapter)]
-    dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else None
-    if adapters and dtype is None:
-        dtype = reduce(torch.promote_types, [adapter.dtype for adapter in adapters])
-    kind = (recipe.out_type or "adapter") if adapters else "checkpoint"
-    sums = {place: dict(model.sha256) for place, model in zip(used, models, strict=True)}
-    return record.recipe == resolved_recipe(recipe, find_method(recipe.merge_method), kind, dtype) and all(
-        row.sha256 == sums.get(place) for place, row in enumerate(record.inputs)
-    )
 
 
 def _point(name: str, recipe: Recipe, record: RunRecord, score: float | None) -> SweepPoint:

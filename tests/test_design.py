@@ -292,7 +292,9 @@ def test_import_riemerge_loads_nothing_heavy() -> None:
     assert heavy_imports("import riemerge; riemerge.__version__; riemerge.RiemergeError; dir(riemerge)") == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["merge", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["merge", "--help"], ["evaluate", "--help"]], ids=" ".join
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert heavy_imports(help_of(*words)) == []
 

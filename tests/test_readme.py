@@ -13,6 +13,7 @@ import pytest
 
 from riemerge.adapters import read_adapter
 from riemerge.methods import METHODS
+from riemerge.record import Evaluation
 from riemerge.report import needs, parameters, weights
 from tests.helpers import ROOT
 
@@ -58,15 +59,32 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def run_shell(script: str, workplace: Path) -> None:
+    command = f'"{sys.executable}" -c "from riemerge.cli import main; main()"'
+    run(["bash", "-c", f'riemerge() {{ {command} "$@"; }}\nset -e\n{script}'], workplace)
+
+
 @pytest.mark.slow
 def test_shell_example(workplace: Path) -> None:
-    (script,) = blocks("shell")
+    script, _ = blocks("shell")
     assert len(script.splitlines()) == 7
-    command = f'"{sys.executable}" -c "from riemerge.cli import main; main()"'
-    program = f'riemerge() {{ {command} "$@"; }}\nset -e\n{script}'
-    run(["bash", "-c", program], workplace)
+    run_shell(script, workplace)
     assert read_adapter(workplace / "merged").ranks == read_adapter(workplace / "average").ranks
     assert len(json.loads((workplace / "compared.json").read_text(encoding="utf-8"))["adapters"]) == 2
+
+
+@pytest.mark.slow
+def test_example_of_an_evaluation(workplace: Path) -> None:
+    _, script = blocks("shell")
+    run_shell(script, workplace)
+    made = Evaluation.model_validate_json((workplace / "which" / "evaluation.json").read_text("utf-8"))
+    assert [one.name for one in made.entries] == ["average", "tsv", "iso_c:rank=16"]
+    assert made.rows == {"snli": 50, "mnli": 50}
+    assert made.specialists == {"snli": "snli", "mnli": "mnli"}
+    assert (
+        read_adapter(workplace / "which" / "best").modules
+        == read_adapter(ROOT / "examples/adapters/snli").modules
+    )
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from riemerge.card import number, printable, verdict
+from riemerge.card import evaluation_verdict, number, printable, verdict
 from riemerge.inspection import inspect_adapters
 from riemerge.measure import determined, determined_together, totals
 from riemerge.merge import MergeResult, merge_adapters
 from riemerge.methods import METHODS
-from riemerge.record import Determined, Overlap
-from riemerge.report import inspection_report, merge_report, methods_report
+from riemerge.record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
+from riemerge.report import evaluation_report, inspection_report, merge_report, methods_report
 from tests.folders import SHAPES, family, write_family, write_folder
 
 
@@ -289,3 +289,116 @@ def test_numbers_have_three_digits(value: float | None, text: str) -> None:
 def test_printable_text_stays_and_anything_else_becomes_visible() -> None:
     assert printable("Ω é 中 [x]") == "Ω é 中 [x]"
     assert printable("a\tb\u2028\udcff") == "a\\tb\\u2028\\udcff"
+
+
+# --- evaluations --------------------------------------------------------------------------------------------
+
+NOTHING = PairedDifference(value=0, error=0, low=0, high=0, p=1)
+
+
+def entry(name: str, score: float, difference: PairedDifference, *, method: bool = True) -> Entry:
+    looks = (Look(coefficient=2, dev={"t": score}, normalised=score),)
+    said = {"method": "ties", "rank": 7, "looks": looks, "coefficient": 2, "scale": 2.5, "dev": score}
+    return Entry(
+        name=name,
+        test={"t": score / 2, "u": score / 4},
+        normalised=score,
+        error=difference.error,
+        to_average=difference,
+        to_best=NOTHING,
+        **(said if method else {}),
+    )
+
+
+def evaluation(difference: PairedDifference, **said: object) -> Evaluation:
+    alone = entry("a", 0.5, difference, method=False)
+    made = Evaluation(
+        versions={},
+        models={"a": {}},
+        tasks=("t", "u"),
+        specialists={"t": "a", "u": None},
+        parts=True,
+        rows={"t": 5, "u": 5},
+        norm=1.0,
+        coefficients=None,
+        resamples=10,
+        seed=1,
+        alone=(alone,),
+        entries=(entry("average", 0.625, NOTHING), entry("ties:density=0.2", 0.75, difference)),
+        refused={"slerp": ("no two",)},
+        average="average",
+        best="ties:density=0.2",
+        notes=("mind this",),
+    )
+    return made.model_copy(update=said)
+
+
+def interval(low: float, value: float, high: float) -> PairedDifference:
+    return PairedDifference(value=value, error=0.01, low=low, high=high, p=0.04)
+
+
+def test_an_evaluation_has_every_row_best_first_and_says_what_is_wrong() -> None:
+    text = render(evaluation_report(evaluation(interval(0.1, 0.125, 0.15))))
+    lines = text.splitlines()
+    assert lines[0].strip() == "scores on test rows"
+    assert [line.split()[0] for line in lines[2:5]] == ["ties:density=0.2", "average", "a"]
+    shown = "ties:density=0.2 (best on dev) 7 2.00 0.375 0.188 0.750 ± 0.010 +0.125 [+0.100, +0.150]"
+    assert lines[2].split() == shown.split()
+    assert lines[3].split() == ["average", "7", "2.00", "0.312", "0.156", "0.625", "±", "0.000"]
+    assert lines[4].split() == [
+        "a",
+        "alone",
+        "0.250",
+        "0.125",
+        "0.500",
+        "±",
+        "0.010",
+        "+0.125",
+        "[+0.100,",
+        "+0.150]",
+    ]
+    assert "refused: slerp: no two" in text
+    assert "note: mind this" in text
+    assert "chosen on" in render(evaluation_report(evaluation(NOTHING, parts=False)))
+
+
+def test_many_tasks_have_a_table_of_their_own_and_nothing_from_outside_is_acted_on() -> None:
+    tasks = [f"task {place}" for place in range(6)]
+    made = evaluation(NOTHING)
+    wide = [
+        one.model_copy(update={"test": dict.fromkeys(tasks, 0.5), "name": f"{one.name}\x1b[31m"})
+        for one in made.alone
+    ]
+    same = [one.model_copy(update={"test": dict.fromkeys(tasks, 0.5)}) for one in made.entries]
+    made = made.model_copy(update={"tasks": tuple(tasks), "alone": tuple(wide), "entries": tuple(same)})
+    text = render(evaluation_report(made))
+    assert "by task" in text
+    assert "\x1b" not in text
+    assert all(task in text for task in tasks)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        (interval(0.01, 0.02, 0.03), "+0.020 [+0.010, +0.030] from average: better beyond noise (p = 0.04)"),
+        (interval(-0.01, 0.02, 0.03), "not better beyond noise"),
+        (interval(0, 0, 0), "not better beyond noise"),
+        (interval(-0.03, -0.02, -0.01), "worse beyond noise"),
+        (PairedDifference(value=0.125), "+0.125 from average; whether it is more than noise cannot be said"),
+    ],
+)
+def test_the_verdict_says_whether_the_best_is_better_beyond_noise(
+    difference: PairedDifference, words: str
+) -> None:
+    (text,) = evaluation_verdict(evaluation(difference))
+    assert text.startswith("Best on dev rows is ties:density=0.2 at 2 times the norm")
+    assert words in text
+    assert "The best model alone, a, has 0.500." in text
+    assert ("better beyond" in text.replace("not better beyond", "")) == (words.startswith("+0.020"))
+
+
+def test_the_verdict_on_the_average_itself_and_without_parts() -> None:
+    (text,) = evaluation_verdict(evaluation(NOTHING, best="average", parts=False))
+    assert text.startswith("Best on these rows is average")
+    assert "That is the plain average itself" in text

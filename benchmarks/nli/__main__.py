@@ -12,8 +12,9 @@ from pathlib import Path
 
 from benchmarks.common import machine, tell
 from benchmarks.nli.material import COLLECTIONS, available
-from benchmarks.nli.protocol import candidates, parse, run_collection
+from benchmarks.nli.protocol import candidates, run_collection
 from benchmarks.nli.report import picture, read_results, summary, tables
+from riemerge.candidates import parse
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = ("average:rank=sum", "tsv")

@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,11 @@ from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
 from benchmarks.nli.statistics import Collected
 from riemerge import merge_adapters
 from riemerge.adapters import read_adapter
-from riemerge.errors import NumericalError, RecipeError
+from riemerge.candidates import Candidate
+from riemerge.errors import NumericalError
 from riemerge.merge import MergeResult
-from riemerge.methods import METHODS, PARAMETERS, find_method
+from riemerge.methods import METHODS
 from riemerge.methods.method import Method
-from riemerge.recipe import parse_value
 
 GRID = (1.0, 2.0, 4.0)
 """Norms that are tried first, as multiples of that of the plain average."""
@@ -62,29 +61,6 @@ SAME = 1e-5  # of unit norm: round-off of float32 in sums of ten million terms s
 
 
 # --- candidates ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A row of the table of methods and the parameters that are not at its defaults."""
-
-    method: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """As `parse` reads it."""
-        said = (f"{name}={self.parameters[name]}" for name in sorted(self.parameters))
-        return ":".join([self.method, *said])
-
-
-def parse(text: str) -> Candidate:
-    """Read `method`, or `method:parameter=value:parameter=value`."""
-    method, *said = text.split(":")
-    takes, pairs = find_method(method).parameters, [one.partition("=")[::2] for one in said]
-    if unknown := [name for name, _ in pairs if name not in takes]:
-        raise RecipeError(f"{text}: {method} takes no {', '.join(unknown)}: it takes {', '.join(takes)}")
-    return Candidate(method, {name: parse_value(PARAMETERS[name], value) for name, value in pairs})
 
 
 def candidates() -> list[Candidate]:

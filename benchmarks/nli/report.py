@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import canvas, markdown, number
-from benchmarks.nli.bootstrap import Task, difference, draws, normalised
-from benchmarks.nli.protocol import Candidate, unpacked
+from benchmarks.nli.protocol import unpacked
+from riemerge.bootstrap import Task, difference, draws, normalised
+from riemerge.candidates import Candidate
 
 BASELINE = ("average", "sum")  # what every entry is compared with: the plain average, whole
 
@@ -46,7 +47,7 @@ def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
             "error": float(drawn[:, place].std(ddof=1)),
             "error_by_groups": float(drawn_groups[:, place].std(ddof=1)),
             "test": {
-                task: float(one.correct[place].mean())
+                task: float(one.scores[place].mean())
                 for task, one in zip(reference["sizes"]["test"], by_row, strict=True)
             },
         }
@@ -72,7 +73,7 @@ _CARRIED = (
 def compare(
     reference: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Difference of two results, paired (see `bootstrap.Difference`)."""
+    """Difference of two results, paired (see `riemerge.bootstrap.Difference`)."""
     tasks = _tasks(reference, [first["correct"], second["correct"]], grouped=False)
     return difference(normalised(tasks), draws(tasks), 0, 1)._asdict()
 

@@ -23,12 +23,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         OutputError: With every problem found.
     """
     target = Path(path)
-    resolved = target.resolve()
-    problems = [
-        f"{target}: is, contains or lies inside the input {folder}; choose another folder"
-        for folder, other in ((folder, Path(folder).resolve()) for folder in inputs)
-        if resolved == other or resolved in other.parents or other in resolved.parents
-    ]
+    problems = overlaps(path, inputs)
     if os.path.lexists(target):
         problems.append(
             f"{target}: exists already and is not overwritten: choose another folder or remove it"
@@ -39,6 +34,17 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         problems.append(f"{target}: no permission to write in {target.parent}")
     if problems:
         raise OutputError(problems)
+
+
+def overlaps(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return a problem for each input folder that a path is, contains or lies in."""
+    target = Path(path)
+    resolved = target.resolve()
+    return [
+        f"{target}: is, contains or lies inside the input {folder}; choose another folder"
+        for folder, other in ((folder, Path(folder).resolve()) for folder in inputs)
+        if resolved == other or resolved in other.parents or other in resolved.parents
+    ]
 
 
 def stage_beside(target: Path) -> Path:

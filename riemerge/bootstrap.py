@@ -1,4 +1,4 @@
-"""How sure a normalised accuracy is, and a difference of two: test rows drawn again, paired."""
+"""How sure a normalised score is, and a difference of two: test rows drawn again, paired."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 RESAMPLES = 10_000
 SEED = 20261123
 
+_AT_ONCE = 4_000_000  # counts that are in memory together
+
 
 class Task(NamedTuple):
-    """Answers on the rows of one task, bool.
+    """Scores of the rows of one task, numbers or bool.
 
     Attributes:
-        correct: (methods, rows).
-        specialist: (rows,), of the specialist.
+        scores: (methods, rows).
+        specialist: (rows,), of the specialist; all 1 where raw scores are meant.
         groups: For each row the number of what is drawn as one; each row by itself if None.
     """
 
-    correct: np.ndarray
+    scores: np.ndarray
     specialist: np.ndarray
     groups: Sequence[int] | None = None
 
@@ -44,9 +46,10 @@ class Difference(NamedTuple):
 
 
 def normalised(tasks: Sequence[Task]) -> np.ndarray:
-    """Mean over tasks of accuracy / accuracy of the specialist, (methods,)."""
-    shares = [task.correct.mean(axis=1) / task.specialist.mean() for task in tasks]
-    return np.mean(shares, axis=0)
+    """Mean over tasks of mean score / mean score of the specialist, (methods,)."""
+    shares = [task.scores.mean(axis=1) / task.specialist.mean() for task in tasks]
+    found: np.ndarray = np.mean(shares, axis=0)
+    return found
 
 
 def draws(tasks: Sequence[Task], resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
@@ -55,20 +58,27 @@ def draws(tasks: Sequence[Task], resamples: int = RESAMPLES, seed: int = SEED) -
     Law: all methods and the specialist see the same draws, so differences are paired, and a method that
     answers as the specialist does has 1 each time. Seeded by task, so equal inputs give equal bits. Draws in
     which some specialist has nothing right, as a handful of rows may give, have no answer and are left out.
+
+    Args:
+        tasks: At least one, all of the same methods.
+        resamples: How often rows are drawn.
+        seed: Of the draws.
     """
-    total = np.zeros((resamples, len(tasks[0].correct)))
+    total = np.zeros((resamples, len(tasks[0].scores)))
     for place, task in enumerate(tasks):
-        right = np.vstack([task.correct, task.specialist]).astype(float).T
+        scores = np.vstack([task.scores, task.specialist]).astype(float).T
         if task.groups is not None:
-            right = np.stack(
-                [right[np.asarray(task.groups) == group].sum(axis=0) for group in sorted(set(task.groups))]
-            )
+            groups = np.asarray(task.groups)
+            scores = np.stack([scores[groups == group].sum(axis=0) for group in np.unique(groups)])
         generator = np.random.default_rng([seed, place])
-        counts = generator.multinomial(len(right), np.full(len(right), 1 / len(right)), size=resamples)
-        # How many rows were drawn cancels between a method and the specialist.
-        found = counts @ right
-        with np.errstate(invalid="ignore", divide="ignore"):
-            total += found[:, :-1] / found[:, -1:]
+        shares = np.full(len(scores), 1 / len(scores))
+        step = max(1, _AT_ONCE // len(scores))
+        for start in range(0, resamples, step):
+            counts = generator.multinomial(len(scores), shares, size=min(step, resamples - start))
+            # How many rows were drawn cancels between a method and the specialist.
+            found = counts @ scores
+            with np.errstate(invalid="ignore", divide="ignore"):
+                total[start : start + step] += found[:, :-1] / found[:, -1:]
     return total[np.isfinite(total).all(axis=1)] / len(tasks)
 
 

@@ -1,0 +1,42 @@
+"""Candidates: rows of the table of methods with their parameters, as one word each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from riemerge.errors import RecipeError
+from riemerge.methods import PARAMETERS, find_method
+from riemerge.recipe import parse_value
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the table of methods and the parameters that are not at its defaults."""
+
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As `parse` reads it."""
+        said = (f"{name}={self.parameters[name]}" for name in sorted(self.parameters))
+        return ":".join([self.method, *said])
+
+
+def parse(text: str) -> Candidate:
+    """Read `method`, or `method:parameter=value:parameter=value`.
+
+    >>> parse("ties:rank=sum:density=0.2").name
+    'ties:density=0.2:rank=sum'
+
+    Raises:
+        RecipeError: No such method, a parameter that it does not take, or no value of it.
+    """
+    method, *said = text.split(":")
+    takes, pairs = find_method(method).parameters, [one.partition("=")[::2] for one in said]
+    if unknown := [name for name, _ in pairs if name not in takes]:
+        raise RecipeError(f"{text}: {method} takes no {', '.join(unknown)}: it takes {', '.join(takes)}")
+    return Candidate(method, {name: parse_value(PARAMETERS[name], value) for name, value in pairs})
