@@ -13,6 +13,7 @@ import yaml
 from riemerge.methods import METHODS
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Entry, Evaluation, InputRow, RunRecord
 from riemerge.storage.text import listed
+from riemerge.suitability import concerns
 
 _VERDICT = {
     "yes": "Yes",
@@ -34,7 +35,8 @@ def verdict(record: RunRecord) -> list[str]:
     """Say in words whether the inputs determine their Fréchet mean, and what to use when they do not.
 
     Returns:
-        Paragraphs of plain text; none for a single input, and none for full checkpoints.
+        Paragraphs of plain text, those of `suitability.concerns` last; none for a single input, and none for
+        full checkpoints.
     """
     total, inputs = record.totals, [row for row in record.inputs if row.share != 0]
     if len(inputs) < 2 or not any(row.ranks for row in inputs):
@@ -50,7 +52,8 @@ def verdict(record: RunRecord) -> list[str]:
         f"way from random to equal subspaces; the updates themselves have a mean cosine of "
         f"{found.cosine:.2f}."
     )
-    return [f"{first} {_measured(record)} {_modules(record)}", _consequence(record, len(inputs))]
+    determination = [f"{first} {_measured(record)} {_modules(record)}", _consequence(record, len(inputs))]
+    return determination + concerns(record)
 
 
 def _measured(record: RunRecord) -> str:

@@ -406,6 +406,7 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
     specialist, base = made_up("own", 0.8, 1), made_up("none", 0.4, 0)
     reference = {
         "sizes": {"test": SIZES},
+        "cosine": 0.1,
         "groups": {task: [place // 3 for place in range(size)] for task, size in SIZES.items()},
         "specialist": {"test": specialist["test"], "correct": specialist["correct"]},
         "base": {"test": base["test"], "correct": base["correct"]},
@@ -429,6 +430,9 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
         assert entries[name]["difference"] == pytest.approx(apart)
     scores = [entry["normalised"] for entry in summary["entries"]]
     assert scores == sorted(scores, reverse=True)
+    told = report.for_package({"collections": {"own": summary, "shared": {**summary, "cosine": 0.3}}})
+    share = pytest.approx(entries[protocol._name(sparse)]["normalised"], abs=5e-4)
+    assert told == {"cosine": 0.2, "methods": {"ties": [share, share]}}  # at its default rank alone
     text = report.tables({"collections": {"own": summary}})
     assert all(f"`{name}`" in text for name in ours)
     assert "`geomerge` refused: why not" in text

@@ -10,13 +10,15 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import riemerge
 from benchmarks.common import machine, tell
 from benchmarks.nli.material import COLLECTIONS, available
 from benchmarks.nli.protocol import candidates, run_collection
-from benchmarks.nli.report import picture, read_results, summary, tables
+from benchmarks.nli.report import for_package, picture, read_results, summary, tables
 from riemerge.candidates import parse
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGE = Path(riemerge.__file__).parent / "measured.json"
 QUICK = ("average:rank=sum", "tsv")
 
 
@@ -71,6 +73,8 @@ def _write(folder: Path, where: dict[str, object]) -> None:
     (folder / "nli.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")
     picture(report).savefig(folder / "nli.png", dpi=110)
+    if folder == RESULTS:
+        PACKAGE.write_text(json.dumps(for_package(report), indent=1) + "\n", encoding="utf-8")
     tell(f"wrote {folder / 'nli.json'}, nli.md and nli.png")
 
 

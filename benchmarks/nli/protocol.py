@@ -191,10 +191,13 @@ class Bench:
             for part, rows in self._parts.items()
         }
         base = self._scorer.correct(self._material.test, {})
+        average = self._merge("average", {"rank": "sum"}).record.totals
+        assert average.overlap is not None
         return {
             "sizes": {part: dict(rows.sizes) for part, rows in self._parts.items()},
             "groups": dict(self._material.test_groups),
-            "average_norm": self._merge("average", {"rank": "sum"}).record.totals.norm,
+            "average_norm": average.norm,
+            "cosine": average.overlap.cosine,
             "specialist": {
                 "looks": accuracies(correct["looks"]),
                 "dev": accuracies(_joined(correct["looks"], correct["rest"])),

@@ -62,12 +62,35 @@ def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
         entries.append(entry)
     ordered = sorted(entries, key=lambda entry: -entry["normalised"])
     refused = {_label(one): one["refused"][0] for one in results if "refused" in one}
-    return {"sizes": reference["sizes"]["test"], "entries": ordered, "refused": refused}
+    return {
+        "sizes": reference["sizes"]["test"],
+        "cosine": reference["cosine"],
+        "entries": ordered,
+        "refused": refused,
+    }
 
 
 _CARRIED = (
     *("method", "parameters", "rank", "energy_kept", "coefficient", "scale", "dev", "seconds", "same_as"),
 )
+
+
+def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What `riemerge.suitability` tells users: the share of each row at its default rank, by collection."""
+    collections = list(report["collections"].values())
+    shares = [
+        {
+            one["method"]: round(one["normalised"], 3)
+            for one in found["entries"]
+            if "method" in one and "rank" not in one["parameters"]
+        }
+        for found in collections
+    ]
+    everywhere = sorted(set.intersection(*(set(one) for one in shares)))
+    return {
+        "cosine": round(sum(found["cosine"] for found in collections) / len(collections), 3),
+        "methods": {name: [one[name] for one in shares] for name in everywhere},
+    }
 
 
 def compare(

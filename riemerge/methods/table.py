@@ -11,7 +11,7 @@ from riemerge.methods.parameters import PARAMETERS as COMMON
 from riemerge.methods.parameters import Parameter
 from riemerge.methods.rows import edited, flat, geodesic, outer, quadratic, spectral, spectrum
 
-DEFAULT_METHOD = "geomerge"
+DEFAULT_METHOD = "spectrum"
 
 
 _FAMILIES = (geodesic, flat, edited, spectral, spectrum, quadratic, outer)

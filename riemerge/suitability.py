@@ -1,0 +1,103 @@
+"""Whether a method suits the adapters that it merged: in words, with the numbers that say so."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from riemerge.methods import DEFAULT_METHOD, METHODS
+from riemerge.record import Overlap, RunRecord
+
+# Mean cosine of the updates: from where on they are parts of one update rather than updates of their own, and
+# up to where they are as unrelated as those on which `measured` was found.
+RELATED, UNRELATED = 0.5, 0.2
+
+LOSS = 0.02
+"""What a method must lose to another on every collection to be called worse; its noise is about 0.01."""
+
+KEPT = 0.8
+"""The share of the squared norm below which a cut to the rank is worth a word."""
+
+
+class Measured(NamedTuple):
+    """Share of the specialists' accuracy that merges kept on the collections of `benchmarks/nli`.
+
+    Attributes:
+        cosine: Mean cosine of the updates that were merged, over collections.
+        methods: Row at its default rank to its share on each collection.
+    """
+
+    cosine: float
+    methods: dict[str, tuple[float, ...]]
+
+
+@cache
+def measured() -> Measured:
+    """Return what `python -m benchmarks.nli` found."""
+    text = resources.files("riemerge").joinpath("measured.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    return Measured(found["cosine"], {name: tuple(shares) for name, shares in found["methods"].items()})
+
+
+def concerns(record: RunRecord) -> list[str]:
+    """Say what speaks against the method for these adapters, and what to use instead.
+
+    Law: a function of the record; empty where nothing speaks against it.
+
+    Returns:
+        Paragraphs of plain text; none for fewer than two inputs that count, or for full checkpoints.
+    """
+    found = record.totals.overlap
+    if found is None:
+        return []
+    return [text for text in (_copies(record, found), _measured_worse(record, found), _cut(record)) if text]
+
+
+def _copies(record: RunRecord, found: Overlap) -> str:
+    """Rows that do not give copies back, on updates that nearly are copies."""
+    method = METHODS[record.recipe["merge_method"]]
+    if method.idempotent or found.cosine < RELATED:
+        return ""
+    return (
+        f"{method.name} is for updates of their own, and these are nearly one (mean cosine "
+        f"{found.cosine:.2f}; from {RELATED:g} on they share more than they differ in): what they share is "
+        f"not kept as it is. Use --method {DEFAULT_METHOD} or --method average, which give copies back."
+    )
+
+
+def _measured_worse(record: RunRecord, found: Overlap) -> str:
+    """Rows that lost to the default on real adapters as unrelated as these."""
+    name = record.recipe["merge_method"]
+    shares = measured().methods
+    if found.cosine > UNRELATED or name not in shares or DEFAULT_METHOD not in shares:
+        return ""
+    ours, best = shares[name], shares[DEFAULT_METHOD]
+    if any(one > other - LOSS for one, other in zip(ours, best, strict=True)):
+        return ""
+    return (
+        f"The updates are hardly related (mean cosine {found.cosine:.2f}). On {len(best)} collections of "
+        f"real adapters as unrelated (cosine {measured().cosine:.2f}) {name} kept {_listed(ours)} of "
+        f"the specialists' accuracy, by {DEFAULT_METHOD} {_listed(best)} (benchmarks/nli): use --method "
+        f"{DEFAULT_METHOD}, or measure on your own tasks with riemerge evaluate."
+    )
+
+
+def _cut(record: RunRecord) -> str:
+    """Results that lost much of their squared norm to the cut."""
+    cut = [(row.norm**2, row.energy_kept) for row in record.modules if row.energy_kept is not None]
+    if not cut or METHODS[record.recipe["merge_method"]].domain is None:
+        return ""
+    whole = sum(square / kept for square, kept in cut if kept > 0)
+    share = sum(square for square, _ in cut) / whole if whole > 0 else 1.0
+    if share >= KEPT:
+        return ""
+    return (
+        f"The cut to the rank of the result kept {share:.0%} of the squared norm: --rank sum keeps all of "
+        "it, a higher --rank more."
+    )
+
+
+def _listed(shares: tuple[float, ...]) -> str:
+    return " and ".join(f"{share:.2f}" for share in shares)
