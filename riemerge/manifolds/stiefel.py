@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +133,7 @@ class Stiefel(GeodesicManifold):
         that was reached and exp(log) was computed and is b: U -> -U satisfies the former alone. Cost: for
         nearby points about 4 symmetric eigendecompositions of size 2p, for independent ones 7 to 10.
         """
-        leading = torch.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
+        leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         span = _Span(u, y)
         target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
