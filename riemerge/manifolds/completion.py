@@ -29,16 +29,18 @@ class FibreLog(NamedTuple):
     """The generator of a path from U to Y, and how nearly it is a geodesic.
 
     Attributes:
-        upper: A, (P, p, p), skew.
-        lower: B, (P, q, p).
-        rest: The completion it belongs to, (P, p + q, q).
+        rotation: V, the frame and its completion, (P, p + q, p + q).
+        log: log V, (P, p + q, p + q).
+        upper: A, (P, p, p), skew; its upper left block.
+        lower: B, (P, q, p); its lower left block.
         residual: |C|, (P,).
         regular: Whether no angle of the rotation is a half turn, where no logarithm is distinguished; (P,).
     """
 
+    rotation: Tensor
+    log: Tensor
     upper: Tensor
     lower: Tensor
-    rest: Tensor
     residual: Tensor
     regular: Tensor
 
@@ -63,7 +65,7 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
     log, regular = linalg.log_so(rotation)
     residual = _corner(log, p)
     if q == 0:
-        return FibreLog(log, log[..., :0, :], rest, residual, regular)
+        return FibreLog(rotation, log, log, log[..., :0, :], residual, regular)
     goal = torch.as_tensor(tolerance, dtype=residual.dtype, device=residual.device).expand_as(residual)
     for _ in range(turns):
         active = torch.nonzero(~(residual <= goal)).squeeze(-1)
@@ -82,7 +84,7 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
             rotation, log = rotation.index_copy(0, active, current), log.index_copy(0, active, found)
             residual = residual.index_copy(0, active, _corner(found, p))
             regular = regular.index_copy(0, active, clear)
-    return FibreLog(log[..., :p, :p], log[..., p:, :p], rotation[..., p:], residual, regular)
+    return FibreLog(rotation, log, log[..., :p, :p], log[..., p:, :p], residual, regular)
 
 
 def generator(upper: Tensor, lower: Tensor) -> Tensor:
@@ -144,6 +146,28 @@ def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     near = (info == 0) & (torch.diagonal(factor, dim1=-2, dim2=-1) > _NEAR).all(dim=-1)
     factor = torch.where(near[..., None, None], factor, linalg.eye_like(factor))
     return torch.linalg.solve_triangular(factor.mT, moved, upper=True, left=False), near
+
+
+def continued(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the completion of a frame near an earlier one, whose C vanishes to first order in what moved
+    the frame, and whether that was near enough, (...).
+
+    With V' = V exp D, log V' = L + D + [L, D] / 2 + [L, [L, D]] / 12 + O(D^2), up to the fourth power of L:
+    of this the block C is known before anything is decomposed, and turned away.
+
+    Args:
+        frame: (..., p + q, p).
+        rotation: The earlier frame and its completion, V.
+        log: L = log V, whose own block C is small.
+    """
+    p = frame.shape[-1]
+    rest, near = recompleted(frame, rotation[..., p:])
+    moved = linalg.skew(rotation.mT @ torch.cat((frame, rest), dim=-1))
+    bracket = log @ moved
+    bracket = bracket - bracket.mT
+    twice = log[..., p:, :] @ bracket[..., p:]
+    corner = (log + moved + bracket / 2)[..., p:, p:] + (twice - twice.mT) / 12
+    return rest @ _newton_turn(log[..., p:, :p], corner), near
 
 
 def orthonormalised(frame: Tensor) -> Tensor:
