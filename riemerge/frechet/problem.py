@@ -110,8 +110,8 @@ class FrechetProblem:
         """Returns the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; in modules where it has no finite cost (the average of subspaces that are
-        shared exactly may be at the cut locus of all of them) that average moved off by a seeded step, and
-        where that has none either the best of the data themselves.
+        shared exactly may be at the cut locus of all of them) the best of that average moved off by a seeded
+        step and of the data themselves.
         """
         form, point = self.form, self.form.start(self.initial_point)
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
@@ -119,15 +119,15 @@ class FrechetProblem:
         cost = self.evaluate(point).cost
         # Data at each other's cut locus are told from good starts by a glance; a second look is for modules
         # that nothing else helps.
-        for look in ("off", "glance", "data"):
+        for patient in (False, True):
             stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
             if stuck.numel() == 0:
                 break
             few = form.narrowed(stuck)
             best, least = point[stuck], cost[stuck]
-            for x in (few.moved_off(few.solution(best)),) if look == "off" else few.points:
+            for place, x in enumerate((few.moved_off(few.solution(best)), *few.points)):
                 other = few.place(x)
-                found = few.glance(other) if look == "glance" else few.evaluate(other).cost
+                found = few.evaluate(other).cost if patient or place == 0 else few.glance(other)
                 self.passes += 1
                 best, least = few.choose(found < least, other, best), torch.minimum(found, least)
             point, cost = point.index_copy(0, stuck, best), cost.index_copy(0, stuck, least)

@@ -74,7 +74,8 @@ class AlignedLogarithms:
         u, b, v = total.split(points)
         self._total = total
         self._weights = weights
-        self._frames = tuple(torch.cat(tuple(side), dim=-1) for side in (u, v))
+        # Transposed, the data side by side: (K, T r, rows), of which each is a block without gaps.
+        self._frames = tuple(torch.cat(tuple(side.mT), dim=-2) for side in (u, v))
         self._cores = torch.diagonal(b, dim1=-2, dim2=-1)
 
     @staticmethod
@@ -114,12 +115,12 @@ class AlignedLogarithms:
         u, b, v = self._total.split(x)
         sides, grams = [], []
         for point, data in zip((u, v), self._frames, strict=True):
-            product = point.mT @ data
+            product = data @ point
             # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
-            normal = torch.baddbmm(data, point, product, alpha=-1)
-            normal = normal.unflatten(-1, (count, r)).movedim(-2, 0).contiguous()
-            grams.append(normal.mT @ normal)
-            sides.append(product.unflatten(-1, (count, r)).movedim(-2, 0))
+            inside = product @ point.mT
+            normal = torch.sub(data, inside, out=inside).unflatten(-2, (count, r))
+            grams.append((normal @ normal.mT).movedim(-3, 0))
+            sides.append(product.unflatten(-2, (count, r)).movedim(-3, 0).mT)
         products = torch.stack(sides) @ alignments
         gram = (alignments.mT @ torch.stack(grams) @ alignments).reshape(-1, r, r)
         flat = products.reshape(-1, r, r)
@@ -146,7 +147,7 @@ class AlignedLogarithms:
         for point, data, a, w, m in zip((u, v), self._frames, upper, inside, products, strict=True):
             along = scaled(weights, a - m @ w).sum(dim=0)
             across = scaled(weights, alignments @ w).movedim(0, -3).flatten(-3, -2)
-            means.append(point @ along + data @ across)
+            means.append(point @ along + data.mT @ across)
         return Pass(
             squared=squares[0] + squares[1] + core_squares,
             valid=settled[0] & settled[1] & torch.isfinite(core_squares),

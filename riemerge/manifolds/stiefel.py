@@ -165,7 +165,9 @@ class Stiefel(GeodesicManifold):
         over = vectors.ndim - span.upper.ndim
         if over > 0:
             vectors = vectors.flatten(0, over - 1).movedim(0, -2).flatten(-2)
-        moved = vectors + span.lift(turned @ span.inside(vectors))
+        columns = span.columns()
+        moved = columns @ (turned @ (columns.mT @ vectors))
+        moved += vectors
         if over > 0:
             moved = moved.unflatten(-1, (-1, self.p)).movedim(-2, 0).reshape(tangent_vector_a.shape)
         return moved.to(tangent_vector_a.dtype)
@@ -255,14 +257,13 @@ class _Span:
             return self._point @ upper + self._normal @ inside
         return self._point @ upper + self._rest @ lower
 
-    def inside(self, vector: Tensor) -> Tensor:
-        """Returns [U Q]' vector, (..., p + q, any)."""
-        vector = vector.double()
+    def columns(self) -> Tensor:
+        """Returns [U Q], (..., n, p + q); columns of Q that the vector does not have are shorter than one."""
         if self._wide:
-            across = torch.linalg.solve_triangular(self.lower.mT, self._normal.mT @ vector, upper=False)
+            rest = torch.linalg.solve_triangular(self.lower, self._normal, upper=True, left=False)
         else:
-            across = self._rest.mT @ vector
-        return torch.cat((self._point.mT @ vector, across), dim=-2)
+            rest = self._rest
+        return torch.cat((self._point, rest), dim=-1)
 
     def lost(self, lower: Tensor) -> Tensor:
         """Returns by how much |Q lower|^2 is short of |lower|^2 (...): components along columns of Q that the

@@ -94,7 +94,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         began = time.time()
         self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
-        step_size, iteration = np.inf, 0
+        pulled, step_size, iteration = algebra.pulled(gradient), np.inf, 0
         while True:
             norm = manifold.norm(point, gradient)
             iteration += 1
@@ -103,7 +103,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             )
             if reason:
                 break
-            direction = -self._applied(problem, algebra, point, gradient)
+            direction = -self._applied(problem, algebra, point, pulled)
             slope = manifold.inner_product(point, gradient, direction)
             if not slope < 0:
                 self._pairs = []
@@ -114,7 +114,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
                 length = manifold.norm(point, direction)
                 step = step_size / length * direction if length > 0 else direction
             cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
-            self._carry(problem, algebra, (point, step, gradient), (arrival, after))
+            pulled = self._carry(problem, algebra, (point, step, pulled), (arrival, after))
             point, gradient = arrival, after
         self._pairs, self._algebra = [], None
         return self._return_result(
@@ -128,16 +128,16 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             gradient_norm=norm,
         )
 
-    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, gradient: Any) -> Any:
-        """Returns H gradient by the two-loop recursion."""
-        vector, shares = algebra.pulled(gradient), []
+    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
+        """Returns H v, a tangent vector, of a kept vector by the two-loop recursion."""
+        shares = []
         (functional,) = algebra.functionals(point, [vector])
         for pair in reversed(self._pairs):
             share = pair.inverse * algebra.applied(point, functional, pair.step)
             vector = vector - algebra.scaled(share, pair.change)
             functional = functional - algebra.scaled(share, pair.functional)
             shares.append(share)
-        vector = algebra.pulled(problem.preconditioner(point, algebra.pushed(vector)))
+        vector = algebra.preconditioned(problem, point, vector)
         if self._pairs and self._rescale:
             vector = algebra.scaled(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
@@ -147,16 +147,16 @@ class LBFGS(Optimizer):  # type: ignore[misc]
 
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
-    ) -> None:
-        """Carries the pairs to a new point and adds the newest: (point, step, gradient), (arrival,
-        gradient).
+    ) -> Any:
+        """Carries the pairs to a new point and adds the newest: (point, step, gradient as it is kept),
+        (arrival, gradient); returns the last as it is kept.
         """
         (point, step, gradient), (arrival, new) = before, after
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
         old = [part for pair in kept for part in (pair.step, pair.change)]
-        newest = [algebra.pulled(step), algebra.pulled(gradient)]
-        step, gradient, *old = algebra.advanced(point, arrival, [*newest, *old])
-        change = algebra.pulled(new) - gradient
+        step, gradient, *old = algebra.advanced(point, arrival, [algebra.pulled(step), gradient, *old])
+        new = algebra.pulled(new)
+        change = new - gradient
         functionals = algebra.kept(arrival, [pair.functional for pair in kept], old[1::2])
         functional, step_functional = algebra.functionals(arrival, [change, step])
         curved = algebra.applied(arrival, functional, step)
@@ -166,7 +166,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
         size = None
         if self._rescale:
-            conditioned = algebra.pulled(problem.preconditioner(arrival, algebra.pushed(change)))
+            conditioned = algebra.preconditioned(problem, arrival, change)
             shown = inverse * algebra.applied(arrival, functional, conditioned)
             size = algebra.inverse(shown, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
@@ -174,6 +174,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             for s, y, f, pair in zip(old[::2], old[1::2], functionals, kept, strict=True)
         ]
         self._pairs.append(_Pair(step, change, functional, inverse, size))
+        return new
 
 
 class _Algebra(ABC):
@@ -193,6 +194,10 @@ class _Algebra(ABC):
     @abstractmethod
     def pushed(self, vector: Any) -> Any:
         """Returns a kept vector as a tangent vector at the current point."""
+
+    @abstractmethod
+    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+        """Applies the problem's preconditioner at the current point to a kept vector."""
 
     @abstractmethod
     def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
@@ -241,6 +246,10 @@ class _Transported(_Algebra, ABC):
     @final
     def pushed(self, vector: Any) -> Any:
         return vector
+
+    @final
+    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+        return problem.preconditioner(point, vector)
 
     @final
     def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
@@ -307,6 +316,11 @@ class _Carried(_PerModule):
 
     def pushed(self, vector: Tensor) -> Tensor:
         return self._carrier.push(vector)
+
+    def preconditioned(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
+        # Changes the turns alone, and those are kept as they are.
+        changed: Tensor = problem.preconditioner(point, vector)
+        return changed
 
     def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         self._carrier.advance(point, arrival)
