@@ -225,8 +225,8 @@ class JointSpan:
         for update in updates:
             dtype = torch.promote_types(dtype, update.dtype)
         # The bases stay in LAPACK's product form: lifting needs no more, and it costs half of forming them.
-        self._left = torch.geqrf(torch.cat([update.B.to(dtype).mT for update in updates]).mT)
-        self._right = torch.geqrf(torch.cat([update.A.to(dtype) for update in updates]).mT)
+        self._left = _householder([update.B.mT for update in updates], dtype)
+        self._right = _householder([update.A for update in updates], dtype)
         widths = [update.rank for update in updates]
         small = zip(
             updates,
@@ -253,6 +253,19 @@ class JointSpan:
         return LowRankUpdate(left * signs, (half.A * signs.mT).to(left.dtype), half.scale)
 
 
+def _householder(columns: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """LAPACK's `geqrf` of matrices side by side, each given transposed: factored where they are put, since
+    fresh memory costs as much as the flops.
+    """
+    widths = [part.shape[0] for part in columns]
+    transposed = columns[0].new_empty(sum(widths), columns[0].shape[1], dtype=dtype)
+    for place, part in zip(transposed.split(widths), columns, strict=True):
+        place.copy_(part)
+    tall = transposed.mT
+    reflectors, tau = torch.geqrf(tall, out=(tall, tall.new_empty(min(tall.shape))))
+    return reflectors, tau
+
+
 def _triangle(factored: Tensor) -> Tensor:
     return factored[: min(factored.shape)].triu().to(torch.float64)
 
@@ -260,8 +273,8 @@ def _triangle(factored: Tensor) -> Tensor:
 def _times_basis(factored: tuple[Tensor, Tensor], small: Tensor) -> Tensor:
     """The product (rows, k) of the orthonormal (rows, p) behind a `geqrf` with a (p, k)."""
     reflectors, tau = factored
-    padding = small.new_zeros(reflectors.shape[0] - small.shape[0], small.shape[1])
-    padded = torch.cat([small, padding]).to(reflectors.dtype)
+    padded = reflectors.new_zeros(reflectors.shape[0], small.shape[1])
+    padded[: small.shape[0]] = small
     product: Tensor = torch.ormqr(reflectors[:, : tau.shape[-1]], tau, padded)
     return product
 

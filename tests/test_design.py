@@ -37,7 +37,7 @@ BANNED_WORDS = {
     r"max_?iter": "budget",
 }
 
-HEAVY = ("torch", "numpy", "scipy", "pymanopt", "safetensors", "transformers", "peft")
+HEAVY = ("torch", "numpy", "scipy", "sympy", "pymanopt", "safetensors", "transformers", "peft")
 
 
 # --- classes: abstract or final, and no concrete method overridden ------------------------------------------
@@ -297,6 +297,16 @@ def test_import_riemerge_loads_nothing_heavy() -> None:
 )
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert heavy_imports(help_of(*words)) == []
+
+
+def test_a_logarithm_loads_no_computer_algebra() -> None:
+    """torch's symbolic shapes load sympy, which takes longer than a small merge."""
+    lines = "import torch\nfrom riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold\n"
+    lines += "from riemerge import frechet_mean\ntotal = FixedRank(9, 9, 2)\n"
+    lines += "points = [total.random_point() for _ in range(2)]\n"
+    lines += "frechet_mean(QuotientManifold(total, Orthogonal(2)), points)\n{}"
+    assert "sympy" not in heavy_imports(lines.format(""))
+    assert "sympy" in heavy_imports(lines.format("torch.broadcast_shapes((2,), (1,))"))
 
 
 def test_a_heavy_import_is_caught() -> None:

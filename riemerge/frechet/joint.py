@@ -77,7 +77,7 @@ class Joint(Batched):
         if anchor is None:
             return self._passed(point)
         tolerance = None if tight else _LOOSE * anchor.norms
-        return self._passed(point, completion=anchor.state.completion, tolerance=tolerance)
+        return self._passed(point, earlier=anchor.state, tolerance=tolerance)
 
     def glance(self, point: Tensor) -> Tensor:
         """Returns the cost of every module; +inf also where a logarithm takes long to find."""

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from riemerge.manifolds import linalg
 from riemerge.manifolds.base import scaled
-from riemerge.manifolds.completion import GRAM_ERROR, completed, fibre_log, normal_factor, recompleted
+from riemerge.manifolds.completion import (
+    GRAM_ERROR,
+    FibreLog,
+    completed,
+    continued,
+    fibre_log,
+    normal_factor,
+)
 from riemerge.manifolds.fixed_rank import FixedRank
 
 # Turns of a completion that started from that of a point nearby, before it is started from scratch.
@@ -28,7 +35,8 @@ class Pass(NamedTuple):
         values: Eigenvalues of B, (K, r).
         basis: Eigenvectors of B, (K, r, r).
         products: U'U_i O_i and V'V_i O_i, (2, T, K, r, r).
-        completion: What the logarithms of the frames were completed with; a start for a point nearby.
+        rotations: What the frames were completed to, (2, T, K, 2 r, 2 r); a start for a point nearby.
+        generators: Their logarithms, likewise.
     """
 
     squared: Tensor
@@ -38,11 +46,12 @@ class Pass(NamedTuple):
     values: Tensor
     basis: Tensor
     products: Tensor
-    completion: Tensor
+    rotations: Tensor
+    generators: Tensor
 
     def narrowed(self, modules: Tensor) -> Pass:
         """Returns the same for some of the modules."""
-        axes = (1, 1, 0, 1, 0, 0, 2, 2)
+        axes = (1, 1, 0, 1, 0, 0, 2, 2, 2)
         return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, axes, strict=True)))
 
 
@@ -65,7 +74,8 @@ class AlignedLogarithms:
         u, b, v = total.split(points)
         self._total = total
         self._weights = weights
-        self._frames = tuple(torch.cat(tuple(side), dim=-1) for side in (u, v))
+        # Transposed, the data side by side: (K, T r, rows), of which each is a block without gaps.
+        self._frames = tuple(torch.cat(tuple(side.mT), dim=-2) for side in (u, v))
         self._cores = torch.diagonal(b, dim1=-2, dim2=-1)
 
     @staticmethod
@@ -87,7 +97,7 @@ class AlignedLogarithms:
         x: Tensor,
         alignments: Tensor,
         *,
-        completion: Tensor | None = None,
+        earlier: Pass | None = None,
         tolerance: Tensor | None = None,
         turns: int | None = None,
     ) -> Pass:
@@ -96,7 +106,7 @@ class AlignedLogarithms:
         Args:
             x: (K, m + r + n, r), feasible.
             alignments: O_i, (T, K, r, r).
-            completion: That of a pass at a point nearby; from scratch without it.
+            earlier: A pass at a point nearby, whose completions are continued; from scratch without it.
             tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
                 off by that much, their squares by its square. To round-off without it.
             turns: Of a completion that starts from scratch, at most.
@@ -105,11 +115,12 @@ class AlignedLogarithms:
         u, b, v = self._total.split(x)
         sides, grams = [], []
         for point, data in zip((u, v), self._frames, strict=True):
-            product = point.mT @ data
+            product = data @ point
             # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
-            normal = (data - point @ product).unflatten(-1, (count, r)).movedim(-2, 0)
-            grams.append(normal.mT @ normal)
-            sides.append(product.unflatten(-1, (count, r)).movedim(-2, 0))
+            inside = product @ point.mT
+            normal = torch.sub(data, inside, out=inside).unflatten(-2, (count, r))
+            grams.append((normal @ normal.mT).movedim(-3, 0))
+            sides.append(product.unflatten(-2, (count, r)).movedim(-3, 0).mT)
         products = torch.stack(sides) @ alignments
         gram = (alignments.mT @ torch.stack(grams) @ alignments).reshape(-1, r, r)
         flat = products.reshape(-1, r, r)
@@ -119,9 +130,8 @@ class AlignedLogarithms:
         goal = torch.full_like(flat[:, 0, 0], 1e-13)
         if tolerance is not None:
             goal = torch.maximum(goal, tolerance.expand(2, count, k).reshape(-1))
-        upper, lower, rest, settled = self._settled(
-            frame, completion, goal, _TURNS if turns is None else turns
-        )
+        log, settled = self._settled(frame, earlier, goal, _TURNS if turns is None else turns)
+        upper, lower = log.upper, log.lower
         inside = torch.linalg.solve_triangular(normal, lower, upper=True)
         squares = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
         squares = squares.reshape(2, count, k)
@@ -137,7 +147,7 @@ class AlignedLogarithms:
         for point, data, a, w, m in zip((u, v), self._frames, upper, inside, products, strict=True):
             along = scaled(weights, a - m @ w).sum(dim=0)
             across = scaled(weights, alignments @ w).movedim(0, -3).flatten(-3, -2)
-            means.append(point @ along + data @ across)
+            means.append(point @ along + data.mT @ across)
         return Pass(
             squared=squares[0] + squares[1] + core_squares,
             valid=settled[0] & settled[1] & torch.isfinite(core_squares),
@@ -146,28 +156,28 @@ class AlignedLogarithms:
             values=values,
             basis=basis,
             products=products,
-            completion=rest.reshape(2, count, k, 2 * r, r),
+            rotations=log.rotation.reshape(2, count, k, 2 * r, 2 * r),
+            generators=log.log.reshape(2, count, k, 2 * r, 2 * r),
         )
 
     def _settled(
-        self, frame: Tensor, completion: Tensor | None, goal: Tensor, turns: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns A, B, the completion and whether it is one of a logarithm, pair by pair."""
-        if completion is None:
+        self, frame: Tensor, earlier: Pass | None, goal: Tensor, turns: int
+    ) -> tuple[FibreLog, Tensor]:
+        """Returns the paths to frames, and whether each is a logarithm, pair by pair."""
+        if earlier is None:
             found = fibre_log(frame, completed(frame), goal, turns)
-            return found.upper, found.lower, found.rest, (found.residual <= goal) & found.regular
-        rest, near = recompleted(frame, completion.reshape(-1, *completion.shape[-2:]))
+            return found, (found.residual <= goal) & found.regular
+        rotation, log = (x.flatten(0, 2) for x in (earlier.rotations, earlier.generators))
+        rest, near = continued(frame, rotation, log)
         rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
         found = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
         settled = near & (found.residual <= goal) & found.regular
-        upper, lower, rest = found.upper, found.lower, found.rest
         cold = torch.nonzero(~settled).squeeze(-1)
         if cold.numel():
             again = fibre_log(frame[cold], completed(frame[cold]), goal[cold], turns)
-            upper, lower = upper.index_copy(0, cold, again.upper), lower.index_copy(0, cold, again.lower)
-            rest = rest.index_copy(0, cold, again.rest)
+            found = FibreLog(*(x.index_copy(0, cold, y) for x, y in zip(found, again, strict=True)))
             settled = settled.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
-        return upper, lower, rest, settled
+        return found, settled
 
     def _cores_at(self, values: Tensor, basis: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,7 +155,7 @@ class FixedRank(GeodesicManifold):
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Finds a geodesic from a to b, factor by factor; valid where all three were found."""
-        leading = torch.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
+        leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         parts = zip(self._parts, self.split(point_a), self.split(point_b), strict=True)
         left, core, right = (part.logarithm(x, y) for part, x, y in parts)
         tangent = self.join(*(found.tangent.expand(*leading, -1, -1) for found in (left, core, right)))

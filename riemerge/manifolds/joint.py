@@ -144,9 +144,9 @@ class JointManifold(TorchManifold):
         return self.join(self.total.lower(x, at_x), metric * turns)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follows the geodesic of x and turns each alignment."""
+        """Follows the geodesic of x and turns each alignment by Cayley's map."""
         (x, alignments), (at_x, turns) = self.split(point), self.split(tangent_vector)
-        return self.join(self.total.exp(x, at_x), linalg.exp_skew(linalg.skew(turns)) @ alignments)
+        return self.join(self.total.exp(x, at_x), linalg.cayley(linalg.skew(turns)) @ alignments)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Carries the part at x as the total space does, and keeps the turns: an isometry, horizontal up to

@@ -100,6 +100,16 @@ def exp_skew(matrix: Tensor) -> Tensor:
     return cosine + sine
 
 
+def cayley(matrix: Tensor) -> Tensor:
+    """Takes (1 - S / 2)^-1 (1 + S / 2) of skew-symmetric matrices S: rotations that agree with exp S to
+    second order, for the price of a linear solve.
+    """
+    half = matrix / 2
+    identity = eye_like(half)
+    turn: Tensor = torch.linalg.solve_ex(identity - half, identity + half).result
+    return turn
+
+
 def polar(matrix: Tensor) -> Tensor:
     """Returns the orthonormal factor of the polar decomposition of (..., n, r), n >= r: the nearest frame.
 

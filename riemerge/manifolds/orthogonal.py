@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,7 +157,7 @@ class Orthogonal(GroupAction):
             tolerance: Refine until the vertical part of the log is this share of (1 + its length).
         """
         total = _fixed_rank(total)
-        leading = torch.broadcast_shapes(point.shape[:-2], to.shape[:-2])
+        leading = np.broadcast_shapes(point.shape[:-2], to.shape[:-2])
         rows = total.m + total.r + total.n
         flat = [x.expand(*leading, rows, self.r).reshape(-1, rows, self.r) for x in (point, to)]
         moving, fixed = flat

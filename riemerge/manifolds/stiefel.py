@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +133,7 @@ class Stiefel(GeodesicManifold):
         that was reached and exp(log) was computed and is b: U -> -U satisfies the former alone. Cost: for
         nearby points about 4 symmetric eigendecompositions of size 2p, for independent ones 7 to 10.
         """
-        leading = torch.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
+        leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         span = _Span(u, y)
         target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
@@ -164,7 +165,9 @@ class Stiefel(GeodesicManifold):
         over = vectors.ndim - span.upper.ndim
         if over > 0:
             vectors = vectors.flatten(0, over - 1).movedim(0, -2).flatten(-2)
-        moved = vectors + span.lift(turned @ span.inside(vectors))
+        columns = span.columns()
+        moved = columns @ (turned @ (columns.mT @ vectors))
+        moved += vectors
         if over > 0:
             moved = moved.unflatten(-1, (-1, self.p)).movedim(-2, 0).reshape(tangent_vector_a.shape)
         return moved.to(tangent_vector_a.dtype)
@@ -254,14 +257,13 @@ class _Span:
             return self._point @ upper + self._normal @ inside
         return self._point @ upper + self._rest @ lower
 
-    def inside(self, vector: Tensor) -> Tensor:
-        """Returns [U Q]' vector, (..., p + q, any)."""
-        vector = vector.double()
+    def columns(self) -> Tensor:
+        """Returns [U Q], (..., n, p + q); columns of Q that the vector does not have are shorter than one."""
         if self._wide:
-            across = torch.linalg.solve_triangular(self.lower.mT, self._normal.mT @ vector, upper=False)
+            rest = torch.linalg.solve_triangular(self.lower, self._normal, upper=True, left=False)
         else:
-            across = self._rest.mT @ vector
-        return torch.cat((self._point.mT @ vector, across), dim=-2)
+            rest = self._rest
+        return torch.cat((self._point, rest), dim=-1)
 
     def lost(self, lower: Tensor) -> Tensor:
         """Returns by how much |Q lower|^2 is short of |lower|^2 (...): components along columns of Q that the

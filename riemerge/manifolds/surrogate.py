@@ -129,7 +129,6 @@ class _Pair(NamedTuple):
         """
         coupling = 4 * self.coupling
         gaps = 4 * (self.fixed.unsqueeze(-1) - self.fixed.unsqueeze(-2))
-        identity = linalg.eye_like(linear)
         value = self.values(element, linear)
         damping = torch.ones_like(value)
         for _ in range(steps):
@@ -138,8 +137,8 @@ class _Pair(NamedTuple):
             core = (self.moving.unsqueeze(-1) * element.square()).sum(dim=-2)
             curvature = along.unsqueeze(-1) + along.unsqueeze(-2)
             curvature = curvature + gaps * (core.unsqueeze(-1) - core.unsqueeze(-2))
-            half = linalg.skew(slope) / curvature.abs().clamp_min(_LEAST_CURVATURE) * damping[..., None, None]
-            trial = element @ torch.linalg.solve_ex(identity - half, identity + half).result
+            step = 2 * linalg.skew(slope) / curvature.abs().clamp_min(_LEAST_CURVATURE)
+            trial = element @ linalg.cayley(step * damping[..., None, None])
             reached = self.values(trial, linear)
             better = reached >= value - _ROUND_OFF * (1 + value.abs())
             element = torch.where(better[..., None, None], trial, element)

@@ -26,13 +26,14 @@ _SHORTEST = 1e-12
 
 
 class _Pair(NamedTuple):
-    """A step s, the change y of the gradient along it, y as a functional, 1 / <s, y>, or 0 where that is no
+    """A step s, the change y of the gradient along it, both as functionals, 1 / <s, y>, or 0 where that is no
     curvature, and the size <s, y> / <y, P y> of the inverse Hessian that it shows.
     """
 
     step: Any
     change: Any
-    functional: Any
+    of_step: Any
+    of_change: Any
     inverse: Any
     size: Any
 
@@ -94,7 +95,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         began = time.time()
         self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
-        step_size, iteration = np.inf, 0
+        pulled, step_size, iteration = algebra.pulled(gradient), np.inf, 0
         while True:
             norm = manifold.norm(point, gradient)
             iteration += 1
@@ -103,7 +104,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             )
             if reason:
                 break
-            direction = -self._applied(problem, algebra, point, gradient)
+            direction = -self._applied(problem, algebra, point, pulled)
             slope = manifold.inner_product(point, gradient, direction)
             if not slope < 0:
                 self._pairs = []
@@ -114,7 +115,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
                 length = manifold.norm(point, direction)
                 step = step_size / length * direction if length > 0 else direction
             cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
-            self._carry(problem, algebra, (point, step, gradient), (arrival, after))
+            pulled = self._carry(problem, algebra, (point, step, pulled), (arrival, after))
             point, gradient = arrival, after
         self._pairs, self._algebra = [], None
         return self._return_result(
@@ -128,52 +129,50 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             gradient_norm=norm,
         )
 
-    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, gradient: Any) -> Any:
-        """Returns H gradient by the two-loop recursion."""
-        vector, shares = algebra.pulled(gradient), []
-        (functional,) = algebra.functionals(point, [vector])
+    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
+        """Returns H v, a tangent vector, of a kept vector by the two-loop recursion."""
+        shares = []
         for pair in reversed(self._pairs):
-            share = pair.inverse * algebra.applied(point, functional, pair.step)
-            vector = vector - algebra.scaled(share, pair.change)
-            functional = functional - algebra.scaled(share, pair.functional)
+            share = pair.inverse * algebra.applied(point, pair.of_step, vector)
+            vector = algebra.added(vector, -share, pair.change)
             shares.append(share)
-        vector = algebra.pulled(problem.preconditioner(point, algebra.pushed(vector)))
+        vector = algebra.preconditioned(problem, point, vector)
         if self._pairs and self._rescale:
             vector = algebra.scaled(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
-            back = pair.inverse * algebra.applied(point, pair.functional, vector)
-            vector = vector + algebra.scaled(share - back, pair.step)
+            back = pair.inverse * algebra.applied(point, pair.of_change, vector)
+            vector = algebra.added(vector, share - back, pair.step)
         return problem.manifold.projection(point, algebra.pushed(vector))
 
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
-    ) -> None:
-        """Carries the pairs to a new point and adds the newest: (point, step, gradient), (arrival,
-        gradient).
+    ) -> Any:
+        """Carries the pairs to a new point and adds the newest: (point, step, gradient as it is kept),
+        (arrival, gradient); returns the last as it is kept.
         """
         (point, step, gradient), (arrival, new) = before, after
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
         old = [part for pair in kept for part in (pair.step, pair.change)]
-        newest = [algebra.pulled(step), algebra.pulled(gradient)]
-        step, gradient, *old = algebra.advanced(point, arrival, [*newest, *old])
-        change = algebra.pulled(new) - gradient
-        functionals = algebra.kept(arrival, [pair.functional for pair in kept], old[1::2])
-        functional, step_functional = algebra.functionals(arrival, [change, step])
-        curved = algebra.applied(arrival, functional, step)
-        lengths = algebra.applied(arrival, functional, change) * algebra.applied(
-            arrival, step_functional, step
-        )
+        step, gradient, *old = algebra.advanced(point, arrival, [algebra.pulled(step), gradient, *old])
+        new = algebra.pulled(new)
+        change = new - gradient
+        known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
+        known = algebra.kept(arrival, known, old)
+        of_step, of_change = algebra.functionals(arrival, [step, change])
+        curved = algebra.applied(arrival, of_change, step)
+        lengths = algebra.applied(arrival, of_change, change) * algebra.applied(arrival, of_step, step)
         inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
         size = None
         if self._rescale:
-            conditioned = algebra.pulled(problem.preconditioner(arrival, algebra.pushed(change)))
-            shown = inverse * algebra.applied(arrival, functional, conditioned)
+            conditioned = algebra.preconditioned(problem, arrival, change)
+            shown = inverse * algebra.applied(arrival, of_change, conditioned)
             size = algebra.inverse(shown, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
-            _Pair(s, y, f, pair.inverse, pair.size)
-            for s, y, f, pair in zip(old[::2], old[1::2], functionals, kept, strict=True)
+            _Pair(s, y, f, g, pair.inverse, pair.size)
+            for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
         ]
-        self._pairs.append(_Pair(step, change, functional, inverse, size))
+        self._pairs.append(_Pair(step, change, of_step, of_change, inverse, size))
+        return new
 
 
 class _Algebra(ABC):
@@ -195,12 +194,16 @@ class _Algebra(ABC):
         """Returns a kept vector as a tangent vector at the current point."""
 
     @abstractmethod
+    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+        """Applies the problem's preconditioner at the current point to a kept vector."""
+
+    @abstractmethod
     def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
         """Makes another point the current one; returns kept vectors as they are kept from now on."""
 
     @abstractmethod
     def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
-        """Returns <v, .> for kept vectors v, as something that can be added and multiplied."""
+        """Returns <v, .> for kept vectors v."""
 
     @abstractmethod
     def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
@@ -212,7 +215,11 @@ class _Algebra(ABC):
 
     @abstractmethod
     def scaled(self, factor: Any, vector: Any) -> Any:
-        """Multiplies a kept vector or a functional."""
+        """Multiplies a kept vector."""
+
+    @abstractmethod
+    def added(self, vector: Any, factor: Any, other: Any) -> Any:
+        """Adds a multiple of a kept vector to another one."""
 
     @abstractmethod
     def inverse(self, number: Any, where: Any, other: Any) -> Any:
@@ -243,6 +250,10 @@ class _Transported(_Algebra, ABC):
         return vector
 
     @final
+    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+        return problem.preconditioner(point, vector)
+
+    @final
     def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
         return self.functionals(point, vectors) if vectors else []
 
@@ -265,6 +276,9 @@ class _Whole(_Transported):
     def scaled(self, factor: Any, vector: Any) -> Any:
         return factor * vector
 
+    def added(self, vector: Any, factor: Any, other: Any) -> Any:
+        return vector + factor * other
+
     def inverse(self, number: Any, where: Any, other: Any) -> Any:
         return 1 / number if where else other
 
@@ -279,6 +293,10 @@ class _PerModule(_Algebra, ABC):
     @final
     def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
         return scaled(factor, vector)
+
+    @final
+    def added(self, vector: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+        return torch.addcmul(vector, factor.to(vector.dtype)[..., None, None], other)
 
     @final
     def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
@@ -307,6 +325,11 @@ class _Carried(_PerModule):
 
     def pushed(self, vector: Tensor) -> Tensor:
         return self._carrier.push(vector)
+
+    def preconditioned(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
+        # Changes the turns alone, and those are kept as they are.
+        changed: Tensor = problem.preconditioner(point, vector)
+        return changed
 
     def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         self._carrier.advance(point, arrival)

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from riemerge import FrechetProblem, frechet_mean
 from riemerge.frechet.joint import Joint
-from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold, aligned, completion
-from tests.helpers import FAMILIES
+from riemerge.manifolds import (
+    FixedRank,
+    JointManifold,
+    Orthogonal,
+    QuotientManifold,
+    aligned,
+    completion,
+    linalg,
+)
+from tests.helpers import FAMILIES, seeded
 from tests.manifolds.subjects import family, updates
 
 M, N, R, T, K = 30, 26, 4, 3, 2
@@ -66,7 +74,7 @@ def test_a_lost_completion_is_found_again() -> None:
     subject = problem("mix")
     point = off(subject, subject.start(), 0.3)
     truth = subject.form.evaluate(point)
-    subject.form.accept(truth._replace(state=truth.state._replace(completion=0 * truth.state.completion)))
+    subject.form.accept(truth._replace(state=truth.state._replace(rotations=0 * truth.state.rotations)))
     torch.testing.assert_close(subject.form.evaluate(point, tight=True).cost, truth.cost, rtol=1e-13, atol=0)
 
 
@@ -129,11 +137,45 @@ def test_a_completion_that_is_too_far_is_not_taken() -> None:
     assert not bool(completion.recompleted(frame, frame)[1].any())
 
 
+@pytest.mark.parametrize("turned", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("angle", [0.5, 1.0, 1.3])
+def test_a_completion_is_continued_to_first_order(turned: float, angle: float) -> None:
+    """Of the block C, that a frame's way leaves in a completion made orthogonal to it, little is left."""
+    drawn = torch.randn(3, 1, 2 * R, 2 * R, generator=seeded(3), dtype=torch.float64)
+    upper, lower = linalg.skew(drawn[0, :, :R, :R]), drawn[1, :, :R, :R]
+    log = completion.generator(
+        turned * upper / torch.linalg.matrix_norm(upper, 2),
+        angle * lower / torch.linalg.matrix_norm(lower, 2),
+    )
+    rotation = linalg.exp_skew(log)
+    frame = linalg.exp_skew(1e-3 * linalg.skew(drawn[2])) @ rotation[..., :R]
+    plain, _ = completion.recompleted(frame, rotation[..., R:])
+    rest, near = completion.continued(frame, rotation, log)
+    assert bool(near.all())
+    left, before = (completion.fibre_log(frame, x, 0.0, 0).residual for x in (rest, plain))
+    # The next power of L at these angles is (angle / pi)^4 / 45 and less.
+    assert float(left) < float(before) / 30
+
+
 @pytest.mark.parametrize("name", ["close", "lora_like", "independent"])
-def test_a_logarithm_of_the_loop_needs_three_small_eigendecompositions(
+def test_a_logarithm_of_the_loop_needs_two_small_eigendecompositions(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On average over a solve: of size 2r for each side and pair, and of size r for each turn."""
+    """On average over a solve: of size 2r for each side and pair, and of size r for each turn. One turn of
+    each in advance saves most of the others; without it, the planted fault, there are more.
+    """
+    large, small = small_eigendecompositions(name, monkeypatch)
+    # Every pair and side has one at least.
+    assert 1 <= large <= 1.1
+    assert small <= 1.1
+    monkeypatch.setattr(
+        aligned, "continued", lambda frame, rotation, _: completion.recompleted(frame, rotation[..., 8:])
+    )
+    assert small_eigendecompositions(name, monkeypatch)[0] > 1.3
+
+
+def small_eigendecompositions(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """Of frames, of sizes 2r and r, for each logarithm of the loop of a solve at rank 8."""
     counts: Counter[str] = Counter()
     eigh, evaluate = torch.linalg.eigh, Joint.evaluate
     loop = False
@@ -142,7 +184,7 @@ def test_a_logarithm_of_the_loop_needs_three_small_eigendecompositions(
         if (
             loop and matrix.ndim == 3 and matrix.shape[0] > K
         ):  # pairs in one axis: frames, not cores or modules
-            counts["eigh"] += matrix.shape[0]
+            counts[f"eigh {matrix.shape[-1]}"] += matrix.shape[0]
         return eigh(matrix)
 
     def passed(self: Joint, point: Tensor, *, tight: bool = False):
@@ -154,9 +196,9 @@ def test_a_logarithm_of_the_loop_needs_three_small_eigendecompositions(
         finally:
             loop = False
 
-    monkeypatch.setattr(torch.linalg, "eigh", counted)
-    monkeypatch.setattr(Joint, "evaluate", passed)
-    quotient = QuotientManifold(FixedRank(60, 50, 8, k=K), Orthogonal(8))
-    frechet_mean(quotient, family(name, T, 60, 50, 8, 3, k=K), max_passes=60)
-    # Every pair and side has one at least.
-    assert counts["logs"] < counts["eigh"] <= 3 * counts["logs"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "eigh", counted)
+        patch.setattr(Joint, "evaluate", passed)
+        quotient = QuotientManifold(FixedRank(60, 50, 8, k=K), Orthogonal(8))
+        frechet_mean(quotient, family(name, T, 60, 50, 8, 3, k=K), max_passes=60)
+    return counts["eigh 16"] / counts["logs"], counts["eigh 8"] / counts["logs"]
