@@ -110,7 +110,7 @@ def main() -> None:
 @main.command()
 @click.argument("sources", nargs=-1, required=True, metavar="ADAPTER[:WEIGHT]... | RECIPE.yaml")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
-@click.option("--method", help="See `riemerge methods`; geomerge if not given.")
+@click.option("--method", help="See `riemerge methods`; spectrum if not given.")
 @_recipe
 @answering
 def merge(
@@ -324,11 +324,11 @@ def methods(as_json: bool) -> None:
 @_quiet
 @answering
 def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
-    """Merge the four real adapters that come with riemerge, and explain the result."""
+    """Merge the four real adapters that come with riemerge by their Fréchet mean, and explain the result."""
     from riemerge.recipe import read_recipe
 
     folder = _demo_folder()
-    recipe = read_recipe([str(folder / name) for name in DEMO])
+    recipe = read_recipe([str(folder / name) for name in DEMO], {"merge_method": "geomerge"})
     target = Path(output) if output else Path(tempfile.mkdtemp(prefix="riemerge-demo-")) / "merged"
     _merge_into(recipe, target, "cpu", threads, as_json, quiet)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+import riemerge
 from tests.helpers import Factors, adapter_family
 
 SHAPES = {"layers.0.q": (14, 12), "layers.0.v": (10, 12), "layers.1.q": (14, 12)}
@@ -54,3 +55,8 @@ def family(
 def write_family(root: Path, adapters: Sequence[Mapping[str, Factors]], **settings: Any) -> list[Path]:
     """Write adapters into folders a, b, c, ..."""
     return [write_folder(root / "abcdefgh"[i], one, **settings) for i, one in enumerate(adapters)]
+
+
+def merge_adapters(*arguments: Any, method: str = "geomerge", **asked: Any) -> riemerge.MergeResult:
+    """`riemerge.merge_adapters`, by the Fréchet mean where a test names no method."""
+    return riemerge.merge_adapters(*arguments, method=method, **asked)

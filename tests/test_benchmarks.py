@@ -39,7 +39,17 @@ NOT_YET = "Not measured yet."
 
 
 KEYS = {
-    "merge_llama": {"setting", "default", "geomerge", "floor", "rivals", "ended", "noise", "ratios", "growth"},
+    "merge_llama": {
+        "setting",
+        "default",
+        "geomerge",
+        "floor",
+        "rivals",
+        "ended",
+        "noise",
+        "ratios",
+        "growth",
+    },
     "primitives": {"setting", "logs", "alignment", "width", "growth", "decompositions"},
     "convergence": {"setting", "runs", "defaults"},
     "methods": {"setting", "riemerge", "PEFT", "mergekit"},

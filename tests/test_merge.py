@@ -21,7 +21,7 @@ from riemerge.adapters import Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError, RecipeError, ResourceError
 from riemerge.inputs import display_names
 from riemerge.manifolds import FixedRank
-from riemerge.merge import MergeResult, Progress, merge_adapters, merge_recipe
+from riemerge.merge import MergeResult, Progress, merge_recipe
 from riemerge.methods import METHODS, Options, batches
 from riemerge.methods.reduction import in_order
 from riemerge.recipe import make_recipe, read_recipe
@@ -29,7 +29,7 @@ from riemerge.record import RunRecord
 from riemerge.solvers import LBFGS
 from riemerge.updates import LowRankUpdate, sum_updates
 from tests.fake_cuda import fake_cuda
-from tests.folders import SHAPES, family, write_family, write_folder
+from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
 from tests.helpers import Factors, random_gauge, random_orthonormal, seeded
 
 TENSORS = "adapter_model.safetensors"

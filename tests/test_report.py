@@ -13,11 +13,11 @@ from rich.console import Console, RenderableType
 from riemerge.card import evaluation_verdict, number, printable, verdict
 from riemerge.inspection import inspect_adapters
 from riemerge.measure import determined, determined_together, totals
-from riemerge.merge import MergeResult, merge_adapters
+from riemerge.merge import MergeResult
 from riemerge.methods import METHODS
 from riemerge.record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
 from riemerge.report import evaluation_report, inspection_report, merge_report, methods_report
-from tests.folders import SHAPES, family, write_family, write_folder
+from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
 
 
 def render(what: RenderableType, width: int = 100, *, terminal: bool = False) -> str:
