@@ -433,11 +433,44 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
     told = report.for_package({"collections": {"own": summary, "shared": {**summary, "cosine": 0.3}}})
     share = pytest.approx(entries[protocol._name(sparse)]["normalised"], abs=5e-4)
     assert told == {"cosine": 0.2, "methods": {"ties": [share, share]}}  # at its default rank alone
-    text = report.tables({"collections": {"own": summary}})
+    found = report.contests({"own": (reference, [average, dense, whole]), "shared": (reference, [average])})
+    assert found == []  # no geometric row was measured on both
+    text = report.tables({"contests": found, "collections": {"own": summary}})
     assert all(f"`{name}`" in text for name in ours)
     assert "`geomerge` refused: why not" in text
     pytest.importorskip("matplotlib")
     assert len(report.picture({"collections": {"own": summary}}).axes) == 1
+
+
+def test_contests_are_between_settings_chosen_on_dev_and_paired() -> None:
+    own = made_up("own", 0.8, 1)
+    reference = {
+        "sizes": {"test": SIZES},
+        "groups": {},
+        "specialist": {"test": own["test"], "correct": own["correct"]},
+    }
+    cut, whole = made_up("average", 0.62, 0.7), {**made_up("average", 0.66, 0.9, rank="sum"), "rank": 96}
+    tsv = made_up("tsv", 0.64, 0.8)
+    # Better on the test half, worse on dev, and once better on the dev half of one collection only.
+    early, late = made_up("spectrum", 0.79, 0.85, power=1.0), made_up("spectrum", 0.7, 0.95, power=0.5)
+    data = made_up("regmean", 0.75, 0.99)
+    one = [cut, whole, tsv, early, late, data]
+    other = [cut, whole, tsv, {**early, "dev": 0.9}, late]
+    found = report.contests({"own": (reference, one), "shared": (reference, other)})
+    said = [(entry["collection"], entry["rank"], entry["ours"], entry["theirs"]) for entry in found]
+    champion = "spectrum:power=0.5"
+    assert said == [
+        *((name, 16, champion, "average") for name in ("own", "shared")),
+        *(
+            (name, None, champion, rival)
+            for name in ("own", "shared")
+            for rival in ("average:rank=sum", "tsv")
+        ),
+    ]
+    assert not any(entry["statistics"] for entry in found)  # regmean is no row of ours
+    apart = report.compare(reference, late, cut)
+    assert {name: found[0][name] for name in apart} == pytest.approx(apart)
+    assert report.contest_table(found).count("`spectrum:power=0.5`") == 6
 
 
 # --- training -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import riemerge
 from benchmarks.common import machine, tell
 from benchmarks.nli.material import COLLECTIONS, available
 from benchmarks.nli.protocol import candidates, run_collection
-from benchmarks.nli.report import for_package, picture, read_results, summary, tables
+from benchmarks.nli.report import contests, for_package, picture, read_results, summary, tables
 from riemerge.candidates import parse
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,10 +65,15 @@ def _options() -> argparse.Namespace:
 
 def _write(folder: Path, where: dict[str, object]) -> None:
     """Write nli.json, nli.md and nli.png from all results that a folder has."""
-    found = [name for name in COLLECTIONS if (folder / name / "reference.json").exists()]
+    found = {
+        name: read_results(folder / name)
+        for name in COLLECTIONS
+        if (folder / name / "reference.json").exists()
+    }
     report = {
         "machine": where,
-        "collections": {name: summary(*read_results(folder / name)) for name in found},
+        "contests": contests(found),
+        "collections": {name: summary(*one) for name, one in found.items()},
     }
     (folder / "nli.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")

@@ -13,7 +13,12 @@ from benchmarks.common import canvas, markdown, number
 from benchmarks.nli.protocol import unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
+from riemerge.methods import METHODS
+from riemerge.methods.rows import geodesic, spectrum
 
+RANK = 16  # of the specialists
+RIVALS = ("average", "tsv", "iso_c", "core_ties")
+GEOMETRIC = frozenset(row.name for family in (geodesic, spectrum) for row in family.ROWS)
 BASELINE = ("average", "sum")  # what every entry is compared with: the plain average, whole
 
 
@@ -93,6 +98,62 @@ def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def contests(
+    measured: Mapping[str, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+) -> list[dict[str, Any]]:
+    """What the geometric rows are worth against `RIVALS`, on the test half, paired.
+
+    Law: who competes is chosen on the dev half alone, and the same everywhere: of the geometric settings that
+    were measured on all collections that of the best mean dev score, once among the rows that need no data
+    and once among those that have statistics; at the rank of the specialists against the average cut to it,
+    and at any rank against the best setting (on that collection's dev half) of every rival.
+
+    Args:
+        measured: Collection to what `read_results` found.
+    """
+    found = []
+    for data in (False, True):
+        for rank, rivals in ((RANK, ("average",)), (None, RIVALS)):
+            champion = _champion([results for _, results in measured.values()], data, rank)
+            if champion is None:
+                continue
+            for collection, (reference, results) in measured.items():
+                ours = next(one for one in results if _label(one) == champion)
+                for rival in rivals:
+                    theirs = [one for one in _fitting(results, rank) if one["method"] == rival]
+                    if theirs:
+                        best = max(theirs, key=lambda one: one["dev"])
+                        found.append(
+                            {
+                                "collection": collection,
+                                "statistics": data,
+                                "rank": rank,
+                                "ours": champion,
+                                "theirs": _label(best),
+                                **compare(reference, ours, best),
+                            }
+                        )
+    return found
+
+
+def _champion(everywhere: Sequence[Sequence[Mapping[str, Any]]], data: bool, rank: int | None) -> str | None:
+    """The geometric setting of the best mean dev score among those that all collections have."""
+    scores = [
+        {
+            _label(one): one["dev"]
+            for one in _fitting(results, rank)
+            if one["method"] in GEOMETRIC and bool(METHODS[one["method"]].statistics) == data
+        }
+        for results in everywhere
+    ]
+    common = sorted(set.intersection(*(set(one) for one in scores)))
+    return max(common, key=lambda name: sum(one[name] for one in scores), default=None)
+
+
+def _fitting(results: Sequence[Mapping[str, Any]], rank: int | None) -> list[Mapping[str, Any]]:
+    return [one for one in results if "dev" in one and (rank is None or one["rank"] <= rank)]
+
+
 def compare(
     reference: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, float]:
@@ -135,8 +196,8 @@ def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grou
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """Markdown: one table for each collection."""
-    parts = []
+    """Markdown: who wins, and one table for each collection."""
+    parts = [contest_table(report["contests"])]
     for collection, found in report["collections"].items():
         tasks = list(found["sizes"])
         head = ["method", "rank", "energy", "c", "looks", "seconds", "accuracy", "normalised", *tasks]
@@ -144,6 +205,34 @@ def tables(report: Mapping[str, Any]) -> str:
         parts += [f"### {collection}", markdown(head, [_line(one, tasks) for one in found["entries"]])]
         parts += [f"`{name}` refused: {why}" for name, why in found["refused"].items()]
     return "\n\n".join(parts)
+
+
+def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: every contest in a line."""
+    rows = [
+        [
+            one["collection"],
+            "train rows" if one["statistics"] else "no",
+            "any" if one["rank"] is None else str(one["rank"]),
+            f"`{one['ours']}`",
+            f"`{one['theirs']}`",
+            f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]",
+            number(one["p"]),
+            "yes" if one["low"] > 0 else "**no**",
+        ]
+        for one in found
+    ]
+    head = [
+        "collection",
+        "data",
+        "rank",
+        "ours, chosen on dev",
+        "theirs",
+        "difference on test",
+        "p",
+        "better",
+    ]
+    return markdown(head, rows)
 
 
 def _line(entry: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
