@@ -128,8 +128,9 @@ class LowRankQuadratic:
     def preconditioner(self, point: Tensor, vector: Tensor) -> Tensor:
         """Returns the horizontal y with ⟨dX(y), dX(z)⟩ = ⟨vector, z⟩ for every horizontal z.
 
-        Here dX(z) is the motion of U B Vᵀ along z, and the first inner product is Frobenius's. Law: symmetric and positive definite; of a gradient, dX(y) is the gradient in the embedded metric. In the
-        eigenbasis of B everything is a division.
+        Here dX(z) is the motion of U B Vᵀ along z, and the first inner product is Frobenius's. Law: symmetric
+        and positive definite; of a gradient, dX(y) is the gradient in the embedded metric. In the eigenbasis
+        of B everything is a division.
         """
         u, b, v = self._factors(point)
         left, core, right = self._factors(self.total.lower(point, vector))

@@ -46,7 +46,8 @@ def lowrank(x: Tensor, at: Setting) -> Tensor:
     if at.rank is None or at.rank >= min(mean.shape):
         return mean
     u, sigma, vh = torch.linalg.svd(mean, full_matrices=False)
-    return (u[:, : at.rank] * sigma[: at.rank]) @ vh[: at.rank]
+    cut: Tensor = (u[:, : at.rank] * sigma[: at.rank]) @ vh[: at.rank]
+    return cut
 
 
 def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
@@ -56,7 +57,7 @@ def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
     times its mean diagonal entry added to the diagonal. With M = Σ wₜ Mₜ = K Kᵀ and D RegMean's solution,
     F(X) is 1/2 ‖(X − D) K‖² and a constant.
 
-    **Law:** X = P D, with P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
+    **Law:** X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
     closed form. Inputs that are zero in all data have P times the weighted average.
 
     Args:
@@ -66,8 +67,8 @@ def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
     Raises:
         NumericalError: See `regmean`.
 
-    **Source:** Eckart and Young 1936, for the form of Jin et al. 2023 (RegMean). Exact in factors: no dense
-    dW; one Cholesky factorisation of n x n, one SVD (p, n).
+    **Source:** Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
+    Cholesky factorisation of n x n, one SVD (p, n).
     """
     factor, ridge = at.values["off_diagonal"], at.values["ridge"]
     grams = (_ridged(shrunk(per_token(at, t, "gram", x), factor), ridge) for t in range(len(x)))
@@ -111,9 +112,9 @@ def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
     update (`mean`); or for all models the same matrix Z, scaled to the norm of Σ wₜ xₜ: their TSV merge
     (`tsv`), or their TIES merge without a trim in the reference bases of Core Space (`ties`).
 
-    **Law:** f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span: with P and Q the projections onto the joint
-    column and row spaces, all Lₜ commute with P and all Mₜ with Q, so F(X) is F(P X Q) and a positive definite
-    form of what is left of X, and P X Q has no larger rank. The same for whole models, R = Σ rₜ.
+    **Law:** f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
+    onto the joint column and row spaces, all Lₜ commute with P and all Mₜ with Q, so F(X) is F(P X Q) and a
+    positive definite form of X − P X Q; and P X Q has no larger rank than X.
 
     Args:
         x: (T, p, q) in bases of the joint span.
@@ -170,7 +171,7 @@ _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
 def _like_the_mean(one: Tensor, x: Tensor, at: Setting) -> Tensor:
     """T times one matrix, with the norm of the weighted average."""
     norm = torch.linalg.matrix_norm(one)
-    size = torch.linalg.matrix_norm(average(x, at)) / torch.where(norm > 0, norm, 1.0)
+    size: Tensor = torch.linalg.matrix_norm(average(x, at)) / torch.where(norm > 0, norm, 1.0)
     return (size * one).expand(len(x), -1, -1)
 
 
@@ -307,7 +308,8 @@ class _Whitened:
     def back(self, y: Tensor) -> Tensor:
         """The X of a Y."""
         half = torch.linalg.solve_triangular(self._left.mT, self._scale * y, upper=True)
-        return torch.linalg.solve_triangular(self._right, half, upper=False, left=False)
+        x: Tensor = torch.linalg.solve_triangular(self._right, half, upper=False, left=False)
+        return x
 
     def there(self, x: LowRankUpdate) -> LowRankUpdate:
         """The Y of an X."""

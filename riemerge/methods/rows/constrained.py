@@ -43,7 +43,7 @@ ROWS: tuple[Method, ...] = (
     ),
     Method(
         name="lowrank_updates",
-        summary="the matrix of the result's rank nearest to each update where that is large, found on a manifold",
+        summary="the matrix of the result's rank nearest to each update where it is large, on a manifold",
         source="Mishra et al. 2014, Fixed-rank matrix factorizations, arXiv:1209.0430 (the geometry)",
         domain="span",
         mean=_HERE + "lowrank_updates",
