@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self, final
+from typing import Literal, Self, final
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class FixedRank(GeodesicManifold):
         n: Columns of the update.
         r: Rank, r <= min(m, n).
         k: Number of modules.
+        retraction: Of the core: `exp`, or `quadratic` (see `SymmetricPositiveDefinite`). Frames follow
+            geodesics.
         dtype: Of drawn points.
         device: Of drawn points.
         seed: Of `random_point`.
@@ -43,6 +45,7 @@ class FixedRank(GeodesicManifold):
         r: int,
         *,
         k: int = 1,
+        retraction: Literal["exp", "quadratic"] = "exp",
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         seed: int = 0,
@@ -50,7 +53,9 @@ class FixedRank(GeodesicManifold):
         if not 1 <= r <= min(m, n):
             raise ValueError(f"FixedRank: m, n, r are {m}, {n}, {r}; 1 <= r <= min(m, n) is needed")
         self.left = Stiefel(m, r, k=k, dtype=dtype, device=device, seed=seed)
-        self.core = SymmetricPositiveDefinite(r, k=k, dtype=dtype, device=device, seed=seed + 1)
+        self.core = SymmetricPositiveDefinite(
+            r, k=k, retraction=retraction, dtype=dtype, device=device, seed=seed + 1
+        )
         self.right = Stiefel(n, r, k=k, dtype=dtype, device=device, seed=seed + 2)
         self._parts: tuple[GeodesicManifold, ...] = (self.left, self.core, self.right)
         dimension = sum(part.dim for part in self._parts) // k
@@ -59,6 +64,7 @@ class FixedRank(GeodesicManifold):
         self.m = m
         self.n = n
         self.r = r
+        self._retraction: Literal["exp", "quadratic"] = retraction
 
     @property
     def point_shape(self) -> tuple[int, int]:
@@ -67,7 +73,7 @@ class FixedRank(GeodesicManifold):
 
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
-        return type(self)(self.m, self.n, self.r, k=k, dtype=self.dtype, device=self.device, seed=self.seed)
+        return self._sized(self.m, self.n, k)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns U (..., m, r), B (..., r, r) and V (..., n, r) as views of a point or tangent vector."""
@@ -134,8 +140,8 @@ class FixedRank(GeodesicManifold):
         return self._each("lower", point, tangent_vector)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follows the geodesic."""
-        return self.exp(point, tangent_vector)
+        """Moves factor by factor."""
+        return self._each("retraction", point, tangent_vector)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Carries a vector isometrically: by a rotation on the frames, in parallel on the core."""
@@ -181,7 +187,7 @@ class FixedRank(GeodesicManifold):
         m, n = left.points.shape[-2], right.points.shape[-2]
         if (m, n) == (self.m, self.n):
             return unreduced(self, points)
-        small = type(self)(m, n, self.r, k=self.k, dtype=self.dtype, device=self.device, seed=self.seed)
+        small = self._sized(m, n, self.k)
 
         def lift(point: Tensor) -> Tensor:
             x, core, y = small.split(point)
@@ -192,6 +198,18 @@ class FixedRank(GeodesicManifold):
     def random_point(self) -> Tensor:
         """Draws the factors independently."""
         return self.join(*(part.random_point() for part in self._parts))
+
+    def _sized(self, m: int, n: int, k: int) -> Self:
+        return type(self)(
+            m,
+            n,
+            self.r,
+            k=k,
+            retraction=self._retraction,
+            dtype=self.dtype,
+            device=self.device,
+            seed=self.seed,
+        )
 
     def _each(self, verb: str, *arguments: Tensor) -> Tensor:
         """Applies one verb to each factor: (U, B, V) of every argument in turn."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class SymmetricPositiveDefinite(GeodesicManifold):
     Args:
         r: Size of the matrices.
         k: Number of modules.
+        retraction: `exp` (the geodesic), or `quadratic`: B + v + v B^-1 v / 2, which is at least B / 2
+            however long the step.
         dtype: Of drawn points.
         device: Of drawn points.
         seed: Of `random_point`.
@@ -35,15 +37,21 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         r: int,
         *,
         k: int = 1,
+        retraction: Literal["exp", "quadratic"] = "exp",
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
         if r < 1:
             raise ValueError(f"SymmetricPositiveDefinite: r is {r}; at least 1 is needed")
+        if retraction not in ("exp", "quadratic"):
+            raise ValueError(
+                f"SymmetricPositiveDefinite: retraction is {retraction!r}; known are 'exp' and 'quadratic'"
+            )
         name = f"Manifold of {r}x{r} symmetric positive definite matrices"
         super().__init__(name, r * (r + 1) // 2, k=k, dtype=dtype, device=device, seed=seed)
         self.r = r
+        self._retraction: Literal["exp", "quadratic"] = retraction
 
     @property
     def point_shape(self) -> tuple[int, int]:
@@ -52,7 +60,9 @@ class SymmetricPositiveDefinite(GeodesicManifold):
 
     def with_modules(self, k: int) -> Self:
         """Returns the same manifold with k modules."""
-        return type(self)(self.r, k=k, dtype=self.dtype, device=self.device, seed=self.seed)
+        return type(self)(
+            self.r, k=k, retraction=self._retraction, dtype=self.dtype, device=self.device, seed=self.seed
+        )
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Returns tr(B^-1 a B^-1 b) per module."""
@@ -78,8 +88,15 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         )
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follows the geodesic."""
-        return self.exp(point, tangent_vector)
+        """Moves along a tangent vector by the retraction chosen at construction; both are of second order.
+
+        Source of the quadratic one: Jeuris, Vandebril, Vandereycken 2012.
+        """
+        if self._retraction == "exp":
+            return self.exp(point, tangent_vector)
+        half = torch.linalg.solve_triangular(_cholesky(point), tangent_vector.double(), upper=False)
+        moved = point.double() + tangent_vector.double() + half.mT @ half / 2
+        return linalg.sym(moved).to(point.dtype)
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follows a geodesic: C exp(W) C' with W = C^-1 v C^-T."""

@@ -141,8 +141,16 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         statistics=tuple(stack.statistics[place](module) for place in used) if stack.statistics else (),
         base_statistics=stack.base_statistics(module),
         facts=facts,
+        rank=_rank(max(read[place].rank for place in used), options),
     )
     return _DOMAINS[row.domain](span, read, used, small, at)
+
+
+def _rank(largest: int, options: Options) -> int | None:
+    """The rank of the result, of inputs whose largest is given; None for all of it."""
+    if options.dense or options.rank == "sum":
+        return None
+    return options.rank or largest
 
 
 def setting(
@@ -240,11 +248,16 @@ class _Module(ABC):
         found = row(self.x, self.at)
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged update is not finite: the inputs are too large for this method")
-        largest = max(self.read[place].rank for place in self.used)
-        rank = largest if options.rank is None else options.rank if options.rank != "sum" else None
-        seconds = perf_counter() - started
-        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes, seconds=seconds)
-        return self._returned(found.value, None if options.dense else rank, options.dense, evidence)
+        evidence = Evidence(
+            found.status,
+            found.advice,
+            found.ok,
+            found.cost,
+            found.gradient_norm,
+            passes=found.passes,
+            seconds=perf_counter() - started,
+        )
+        return self._returned(found.value, self.at.rank, options.dense, evidence)
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
         small, evidence = _cut(total, rank, evidence)

@@ -39,6 +39,7 @@ class Method:
         base_statistics: Whether the base model must come with the same.
         checkpoints: Of full checkpoints: `weights` merges them as they are, or their differences from a base
             model where one is given; `updates` needs the base model; `no` takes adapters only.
+        constrained: Whether the mean is sought among matrices of the result's rank, rather than cut to it.
         output_rank: The rank of a merged update, in words.
     """
 
@@ -61,4 +62,5 @@ class Method:
     statistics: tuple[str, ...] = ()
     base_statistics: bool = False
     checkpoints: Literal["weights", "updates", "no"] = "updates"
+    constrained: bool = False
     output_rank: str = "the largest of the inputs', or --rank (`sum`: all of it)"

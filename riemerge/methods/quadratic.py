@@ -15,7 +15,7 @@ the rows that solve a system stay at the weighted average.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,13 +117,8 @@ def regmean(x: Tensor, at: Setting) -> Tensor:
 
     **Source:** Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
     """
-    average = _average(x, at)
-    total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(average)
-    for t, weight in enumerate(at.weights.tolist()):
-        gram = _shrunk(_per_token(at, t, "gram", x), at.values["off_diagonal"])
-        total += weight * gram
-        difference += weight * (x[t] - average) @ gram
-    return average + _solve_right(difference, total)
+    factor = at.values["off_diagonal"]
+    return regressed(x, at, (shrunk(per_token(at, t, "gram", x), factor) for t in range(len(x))))[0]
 
 
 def mats(x: Tensor, at: Setting) -> Answer:
@@ -141,7 +136,7 @@ def mats(x: Tensor, at: Setting) -> Answer:
     **Source:** Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and
     have no preconditioner. *Cost:* needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
     """
-    return _matched(x, at, [_per_token(at, t, "covariance", x) for t in range(len(x))])
+    return _matched(x, at, [per_token(at, t, "covariance", x) for t in range(len(x))])
 
 
 def mats_forward(x: Tensor, at: Setting) -> Answer:
@@ -163,12 +158,13 @@ def _statistic(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
     return at.statistics[t][kind].to(like)
 
 
-def _per_token(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
-    """A sum over tokens as a mean, so that a weight is a model's share, whatever the number of tokens."""
+def per_token(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
+    """Return a sum over tokens as a mean: so a weight is a model's share, whatever the number of tokens."""
     return _statistic(at, t, kind, like) / float(at.statistics[t].get("tokens", torch.ones(())))
 
 
-def _average(x: Tensor, at: Setting) -> Tensor:
+def average(x: Tensor, at: Setting) -> Tensor:
+    """Return the weighted average of T updates."""
     return torch.einsum("t,t...->...", (at.weights / at.weights.sum()).to(x), x)
 
 
@@ -189,12 +185,53 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / denominator
 
 
-def _shrunk(gram: Tensor, factor: float) -> Tensor:
+def shrunk(gram: Tensor, factor: float) -> Tensor:
+    """Return a matrix with its off-diagonal entries multiplied by a factor."""
     return factor * gram + torch.diag_embed((1.0 - factor) * gram.diagonal())
 
 
-def _solve_right(rhs: Tensor, total: Tensor) -> Tensor:
-    """The solution y of y · total = rhs that is zero for inputs that are zero in all data."""
+def regressed(x: Tensor, at: Setting, grams: Iterable[Tensor]) -> tuple[Tensor, Root]:
+    """Return Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, the weighted average where inputs are free, and a root of Σ wₜ Gₜ.
+
+    Raises:
+        NumericalError: See `rooted`.
+    """
+    mean = average(x, at)
+    total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(mean)
+    for one, gram, weight in zip(x, grams, at.weights.tolist(), strict=True):
+        total += weight * gram
+        difference += weight * (one - mean) @ gram
+    root = rooted(total)
+    return mean + root.solved(difference), root
+
+
+class Root(NamedTuple):
+    """A square root of a positive semidefinite matrix M = K Kᵀ, K = size · factor.
+
+    Attributes:
+        size: (n,), the root of the diagonal of M: zero for inputs that are zero in all data.
+        factor: (n, n), lower triangular, with 1 on its diagonal there.
+    """
+
+    size: Tensor
+    factor: Tensor
+
+    def right(self, y: Tensor) -> Tensor:
+        """Return y K, for y (p, n)."""
+        return (y * self.size) @ self.factor
+
+    def solved(self, rhs: Tensor) -> Tensor:
+        """Return the solution y of y M = rhs that is zero for inputs that are zero in all data."""
+        size = torch.where(self.size > 0, self.size, 1.0)
+        return torch.cholesky_solve((rhs / size).mT, self.factor).mT / size
+
+
+def rooted(total: Tensor) -> Root:
+    """Return a root of a sum of Gram matrices (n, n).
+
+    Raises:
+        NumericalError: It is singular to working precision, beyond inputs that are zero.
+    """
     size = total.diagonal()
     live = size > 0
     root = torch.where(live, size, 1.0).sqrt()
@@ -208,12 +245,12 @@ def _solve_right(rhs: Tensor, total: Tensor) -> Tensor:
             f"the sum of the Gram matrices ({len(total)} x {len(total)}) is singular to working precision; "
             "expected a positive definite one: collect more examples, or set off_diagonal below 1"
         )
-    return torch.cholesky_solve((rhs / root).mT, factor).mT / root
+    return Root(torch.where(live, root, 0.0), factor)
 
 
 def _matched(x: Tensor, at: Setting, lefts: list[Tensor] | None) -> Answer:
     weights = at.weights.tolist()
-    rights = [weight * _per_token(at, t, "gram", x) for t, weight in enumerate(weights)]
+    rights = [weight * per_token(at, t, "gram", x) for t, weight in enumerate(weights)]
 
     def apply(updates: Iterable[Tensor]) -> Tensor:
         terms = (update @ right for update, right in zip(updates, rights, strict=True))
@@ -225,17 +262,17 @@ def _matched(x: Tensor, at: Setting, lefts: list[Tensor] | None) -> Answer:
     columns = torch.stack([right.diagonal() for right in rights])
     rows = x.new_ones(len(x), 1) if lefts is None else torch.stack([left.diagonal() for left in lefts])
     diagonal = torch.einsum("tm,tn->mn", rows, columns)
-    return _conjugate_gradients(
+    return conjugate_gradients(
         lambda one: apply([one] * len(x)),
         apply(x),
-        _average(x, at),
+        average(x, at),
         torch.where(diagonal > 0, diagonal, 1.0),
         at.values["tol"],
         at.values["max_passes"],
     )
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     apply: Callable[[Tensor], Tensor], rhs: Tensor, start: Tensor, diagonal: Tensor, tol: float, budget: int
 ) -> Answer:
     """Solve apply(x) = rhs, a consistent positive semidefinite system, from `start`."""

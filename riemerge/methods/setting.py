@@ -32,6 +32,8 @@ class Setting:
             need data.
         base_statistics: The same of the base model; empty where there are none.
         facts: What the row's survey found over all modules.
+        rank: What the answer is cut to where it has more; None for no rank. For rows that seek the mean among
+            matrices of that rank: an answer that has it is not changed.
     """
 
     module: str
@@ -44,6 +46,7 @@ class Setting:
     statistics: tuple[Mapping[str, Tensor], ...] = ()
     base_statistics: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
 
     def generator(self, place: int) -> torch.Generator:
         """Return a fresh CPU generator for the draws of one update of this module."""
@@ -59,6 +62,8 @@ class Answer(NamedTuple):
         advice: What a person should do about it; empty when nothing.
         ok: Whether the value is what the row promises.
         passes: Iterations.
+        cost: What the row minimises, at the value; None where it says none.
+        gradient_norm: Of that, relative to the data.
     """
 
     value: Tensor
@@ -66,6 +71,8 @@ class Answer(NamedTuple):
     advice: str = ""
     ok: bool = True
     passes: int = 0
+    cost: float | None = None
+    gradient_norm: float | None = None
 
 
 class Mean(Protocol):

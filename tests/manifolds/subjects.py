@@ -15,8 +15,10 @@ TOTAL = {
     "stiefel, p = 1": lambda: Stiefel(4, 1, k=2, seed=1),
     "rotations": lambda: Stiefel(4, 4, k=2, seed=1),
     "spd": lambda: SymmetricPositiveDefinite(4, k=2, seed=1),
+    "spd, quadratic steps": lambda: SymmetricPositiveDefinite(4, k=2, retraction="quadratic", seed=1),
     "positive numbers": lambda: SymmetricPositiveDefinite(1, k=2, seed=1),
     "fixed rank": lambda: FixedRank(8, 7, 3, k=2, seed=1),
+    "fixed rank, quadratic steps": lambda: FixedRank(8, 7, 3, k=2, retraction="quadratic", seed=1),
     "fixed rank 1": lambda: FixedRank(5, 6, 1, k=2, seed=1),
     "two layers": lambda: TwoLayers(k=2, seed=1),
 }
