@@ -9,12 +9,12 @@ from riemerge.errors import RecipeError
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import PARAMETERS as COMMON
 from riemerge.methods.parameters import Parameter
-from riemerge.methods.rows import edited, flat, geodesic, outer, quadratic, spectral, spectrum
+from riemerge.methods.rows import edited, flat, geodesic, outer, polar, quadratic, spectral, spectrum
 
 DEFAULT_METHOD = "geomerge"
 
 
-_FAMILIES = (geodesic, flat, edited, spectral, spectrum, quadratic, outer)
+_FAMILIES = (geodesic, polar, flat, edited, spectral, spectrum, quadratic, outer)
 
 METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
 """All rows, by name."""
