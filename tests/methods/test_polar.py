@@ -229,6 +229,22 @@ def test_a_common_block_has_the_polar_mean_and_private_blocks_their_average(kind
     assert_near(value(shared_private(x, setting(WEIGHTS, core_mean=kind))), expected, 1e-9)
 
 
+def test_half_shared_directions_come_in_by_their_shares(x: Tensor) -> None:
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+    mixed = torch.cat([x[:2], low_rank(1, *x.shape[1:], 2, seed=8)])
+    functions = []
+    for one, width in ((mixed, 4000), (mixed.mT, 3000)):
+        ranks = [int(rank) for rank in torch.linalg.matrix_rank(one)]
+        onto = average(one @ torch.linalg.pinv(one), WEIGHTS)
+        level = 0.5 * (1 + ((sum(ranks) - max(ranks)) / width) ** 0.5) ** 2
+        eigenvalues, vectors = torch.linalg.eigh(onto)
+        functions.append(vectors * ((eigenvalues - level) / (1 - level)).clamp(min=0.0) @ vectors.mT)
+    parts = functions[0] @ mixed @ functions[1]
+    mean = value(polar_mean(parts, weights, "bures_wasserstein"))
+    expected = average(mixed, WEIGHTS) + mean - average(parts, WEIGHTS)
+    assert_near(value(shared_private(mixed, setting(WEIGHTS, (4000, 3000)))), expected, 1e-6)
+
+
 def test_independent_subspaces_share_next_to_nothing_and_copies_all() -> None:
     weights = torch.full((4,), 0.25, dtype=torch.float64)
     frames = [random_orthonormal(256, 8, seeded(i)) for i in range(8)]
@@ -261,6 +277,12 @@ def test_balanced_orthogonal_updates_have_each_side_averaged() -> None:
     x = orthogonal_updates()
     found = value(balanced(x, setting(WEIGHTS, rank="sum")))
     assert_near(found, average(x, [weight**2 for weight in WEIGHTS]))
+
+
+def test_balanced_updates_that_the_iterate_does_not_meet_add_nothing() -> None:
+    left, right = random_orthonormal(7, 2, seeded(1)), random_orthonormal(6, 2, seeded(2))
+    x = torch.stack([3.0 * torch.outer(left[:, 0], right[:, 0]), torch.outer(left[:, 1], right[:, 1])])
+    assert_near(value(balanced(x, setting([0.6, 0.4], rank=1))), 0.36 * x[0])
 
 
 @pytest.mark.oracle
