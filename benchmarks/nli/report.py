@@ -14,11 +14,11 @@ from benchmarks.nli.protocol import unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
 from riemerge.methods import METHODS
-from riemerge.methods.rows import geodesic, spectrum
+from riemerge.methods.rows import constrained, geodesic, polar, spectrum
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
-GEOMETRIC = frozenset(row.name for family in (geodesic, spectrum) for row in family.ROWS)
+GEOMETRIC = frozenset(row.name for family in (geodesic, polar, spectrum, constrained) for row in family.ROWS)
 BASELINE = ("average", "sum")  # what every entry is compared with: the plain average, whole
 
 

@@ -9,12 +9,22 @@ from riemerge.errors import RecipeError
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import PARAMETERS as COMMON
 from riemerge.methods.parameters import Parameter
-from riemerge.methods.rows import constrained, edited, flat, geodesic, outer, quadratic, spectral, spectrum
+from riemerge.methods.rows import (
+    constrained,
+    edited,
+    flat,
+    geodesic,
+    outer,
+    polar,
+    quadratic,
+    spectral,
+    spectrum,
+)
 
 DEFAULT_METHOD = "spectrum"
 
 
-_FAMILIES = (geodesic, flat, edited, spectral, spectrum, quadratic, constrained, outer)
+_FAMILIES = (geodesic, polar, flat, edited, spectral, spectrum, quadratic, constrained, outer)
 
 METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
 """All rows, by name."""

@@ -6,6 +6,7 @@ from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter
 
 _HERE = "riemerge.methods.combinations:"
+_ROBUST = "riemerge.methods.robust:"
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
@@ -18,6 +19,14 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("decay", "number", "share that the average so far keeps at each checkpoint", low=0, high=1),
     Parameter("last", "integer", "how many of the last checkpoints count", low=1),
+    Parameter(
+        "delta",
+        "number",
+        "where Huber's loss turns from square to straight, over the median distance to the median",
+        low=0,
+        open_low=True,
+        per_module=True,
+    ),
 )
 
 ROWS: tuple[Method, ...] = (
@@ -105,6 +114,27 @@ ROWS: tuple[Method, ...] = (
         mean=_HERE + "karcher",
         parameters=("rank", "scale", "tol", "max_passes"),
         defaults={"tol": 1e-12, "max_passes": 1000},
+        checkpoints="weights",
+    ),
+    Method(
+        name="median",
+        summary="geometric median: minimises Σ wᵢ ‖dW − dWᵢ‖, and bears outliers of less than half the "
+        "weight",
+        source="Weiszfeld 1937; Vardi & Zhang 2000, The multivariate L1-median",
+        domain="gram",
+        mean=_ROBUST + "median",
+        parameters=("rank", "scale", "tol", "max_passes"),
+        defaults={"tol": 1e-10, "max_passes": 10000},
+        checkpoints="weights",
+    ),
+    Method(
+        name="huber",
+        summary="Huber's mean: the average of what is near, the pull of what is far bounded by that at δ",
+        source="Huber 1964, Robust estimation of a location parameter",
+        domain="gram",
+        mean=_ROBUST + "huber",
+        parameters=("rank", "scale", "delta", "tol", "max_passes"),
+        defaults={"delta": 1.0, "tol": 1e-10, "max_passes": 10000},
         checkpoints="weights",
     ),
     Method(
