@@ -573,7 +573,13 @@ def test_only_a_number_behind_the_last_colon_is_a_weight(text: str, folder: str,
 def test_words_make_the_same_recipe_as_a_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(GOOD)
-    options = {"rank": 8, "tol": 1e-3, "dtype": "float32", "out_dtype": "bfloat16"}
+    options = {
+        "merge_method": "geomerge",
+        "rank": 8,
+        "tol": 1e-3,
+        "dtype": "float32",
+        "out_dtype": "bfloat16",
+    }
     words, file = (
         read_recipe([f"{tmp_path}/law:0.5", f"{tmp_path}/../med"], options),
         read_recipe([str(path)]),
