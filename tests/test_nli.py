@@ -446,7 +446,7 @@ def test_contests_are_between_settings_chosen_on_dev_and_paired() -> None:
     own = made_up("own", 0.8, 1)
     reference = {
         "sizes": {"test": SIZES},
-        "groups": {},
+        "groups": {task: list(range(size)) for task, size in SIZES.items()},
         "specialist": {"test": own["test"], "correct": own["correct"]},
     }
     cut, whole = made_up("average", 0.62, 0.7), {**made_up("average", 0.66, 0.9, rank="sum"), "rank": 96}
@@ -471,6 +471,15 @@ def test_contests_are_between_settings_chosen_on_dev_and_paired() -> None:
     apart = report.compare(reference, late, cut)
     assert {name: found[0][name] for name in apart} == pytest.approx(apart)
     assert report.contest_table(found).count("`spectrum:power=0.5`") == 6
+    reference |= {"cosine": 0.1, "base": {"test": own["test"], "correct": own["correct"]}}
+    both = {"own": one, "shared": [*other, {"method": "cart", "parameters": {}, "refused": ["equal"]}]}
+    collections = {name: report.summary(reference, results) for name, results in both.items()}
+    lines = report.overview({"contests": found, "collections": collections}).split("\n\n")[1].splitlines()[2:]
+    (line,) = (line for line in lines if "`spectrum`" in line)
+    entry = next(e for e in collections["own"]["entries"] if e["entry"] == champion)
+    assert f"{entry['normalised']:.3f} ± {entry['error']:.3f}" in line
+    assert [line.split(" | ")[0] for line in lines].count("| `average`") == 2  # cut, and whole
+    assert len(lines) == 7
 
 
 # --- training -----------------------------------------------------------------------------------------------

@@ -207,6 +207,37 @@ def tables(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def overview(report: Mapping[str, Any]) -> str:
+    """Markdown for the README: the contests, and every entry in a line with its score on each collection.
+
+    Law: a line for each method and rank, of its setting that is best on dev; best mean on the test half
+    first; `–` where a method refused a collection.
+    """
+    collections = report["collections"]
+    lines: dict[tuple[str, Any], dict[str, Any]] = {}
+    for name, found in collections.items():
+        for entry in found["entries"]:
+            label = f"`{entry['method']}`" if "method" in entry else entry["entry"]
+            key = label, entry.get("parameters", {}).get("rank")
+            lines.setdefault(key, {"label": label})[name] = entry
+    rows = [
+        [
+            line["label"],
+            str(max(line[name].get("rank", 0) for name in collections if name in line) or ""),
+            *(
+                f"{line[name]['normalised']:.3f} ± {line[name]['error']:.3f}" if name in line else "–"
+                for name in collections
+            ),
+        ]
+        for line in sorted(
+            lines.values(),
+            key=lambda line: -sum(line[name]["normalised"] for name in collections if name in line),
+        )
+    ]
+    table = markdown(["method", "rank", *collections], rows)
+    return f"{contest_table(report['contests'])}\n\n{table}"
+
+
 def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: every contest in a line."""
     rows = [
