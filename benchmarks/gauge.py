@@ -2,11 +2,13 @@
 
 Run from the root of the repository: python -m benchmarks.gauge [--quick]
 Writes benchmarks/results/gauge.json and .png; benchmarks/README.md says how to read them. mergekit's methods
-are measured if MERGEKIT_BIN names the `bin` folder of an environment that has it.
+are measured if MERGEKIT_BIN names the `bin` folder of an environment that has it; otherwise the committed
+figures of them are kept, with their date.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -47,6 +49,8 @@ MERGEKIT = (
     *("dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "model_stock", "sce"),
 )
 OURS = tuple(name for name, row in METHODS.items() if not row.statistics)
+
+COMMITTED = Path(__file__).parent / "results" / "gauge.json"
 
 # The folders of one set: each with the first adapter as it is, and by other factors.
 Folders = Sequence[Path]
@@ -199,6 +203,11 @@ def measure(quick: bool) -> dict[str, Any]:
         common.tell(tool)
         for method, of in changes(tool, seeds).items():
             found["tools"][tool][method] = {condition: common.noise(one) for condition, one in of.items()}
+    if "mergekit" not in tools and COMMITTED.exists():
+        before = json.loads(COMMITTED.read_text(encoding="utf-8"))
+        found["tools"]["mergekit"] = before["tools"]["mergekit"]
+        found["machine"]["versions"]["mergekit"] = before["machine"]["versions"]["mergekit"]
+        found["setting"]["mergekit_of"] = before["setting"].get("mergekit_of", before["date"])
     most = max(max(medians(one)) for one in found["tools"]["riemerge"].values())
     found["goals"] = [common.goal("the row of riemerge that moves most", most, at_most=MOVES)]
     return found
