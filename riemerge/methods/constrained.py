@@ -212,18 +212,21 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
     white = _Whitened(lefts, rights, x, at.weights.to(x))
     if not white.norm > 0:
         return Answer(torch.zeros_like(x[0]), "EXACT", cost=white.constant * white.unit)
-    values = at.values
+    values, rank = at.values, at.rank
     tol, budget = values["tol"], values["max_passes"]
+    constrained = rank is not None and rank < min(white.linear.shape)
+    # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
+    # manifold are thin.
+    loose = min(tol**0.5, 0.03) if constrained else tol
     free = conjugate_gradients(
-        white.applied, white.linear, white.start, torch.ones_like(white.linear), tol, budget
+        white.applied, white.linear, white.start, torch.ones_like(white.linear), loose, budget
     )
     whole = free._replace(
         value=white.back(free.value),
         cost=white.cost(free.value),
         gradient_norm=float(torch.linalg.matrix_norm(white.applied(free.value) - white.linear)),
     )
-    rank = at.rank
-    if rank is None or rank >= min(white.linear.shape):
+    if rank is None or not constrained:
         return whole
     cut = nearest(free.value, rank)[0]
     if float(torch.linalg.matrix_norm(free.value - cut.dense())) <= FLOOR * cut.norm():

@@ -37,7 +37,7 @@ ROWS: tuple[Method, ...] = (
         domain="span",
         mean=_HERE + "spectrum",
         parameters=("rank", "scale", "whitening", "power", "adapt"),
-        defaults={"whitening": 0.5, "power": 0.5, "adapt": True},
+        defaults={"whitening": 0.5, "power": 0.25, "adapt": True},
     ),
     Method(
         name="spectrum_matched",
