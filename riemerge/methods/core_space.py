@@ -35,6 +35,11 @@ def core(x: Tensor) -> Core:
     B = U√S, A = √S Vᵀ. For any other factors of the same updates theirs are others; these are functions of
     the updates.
 
+    So a merge entry by entry of the cores (`core_ties`, `core_dare_ties`) is TIES or DARE in the principal
+    axes of Σ |dWₜᵀ| and of Σ |dWₜ|: a gauge that the data fix up to the sign of each axis, which neither
+    magnitudes nor elections see. In the coordinates of the weights TIES moves when these are turned; here it
+    moves with them.
+
     Law: left · cores · rightᵀ gives the updates back; L x Rᵀ has the bases L · left and R · right and the
     same cores, but for the sign of each basis vector. Singular values of an update below √eps of the largest
     count as zero, and so do those of the factors together; at least one basis vector is kept.

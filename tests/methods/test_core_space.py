@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.methods import METHODS
 from riemerge.methods.core_space import core, core_dare_ties, core_ties, survey
+from riemerge.methods.flat import FlatRow
 from riemerge.methods.setting import Setting
 from riemerge.methods.spectral import iso_c, tsv
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
@@ -85,6 +87,28 @@ def test_isometries_of_both_spaces_commute(name: str, case: tuple[Tensor, Settin
         left = random_orthonormal(p + up, p, seeded(up))
         right = random_orthonormal(q + 2 * up, q, seeded(up + 9))
         assert_near(MEANS[name](left @ x @ right.mT, at), left @ merged @ right.mT)
+
+
+def test_it_is_ties_in_the_principal_axes_of_the_sums_of_absolute_values() -> None:
+    x = low_rank(3, 6, 6, 2, seed=4)
+    axes = []
+    u, s, vh = torch.linalg.svd(x)
+    for side in (u, vh.mT):
+        absolute = side * s[:, None] @ side.mT
+        axes.append(torch.linalg.eigh(absolute.sum(dim=0)).eigenvectors)
+    at = trimmed([0.5, 0.3, 0.2], x, 0.4)
+    row = FlatRow.of(METHODS["ties_original"])
+    signs = [axis * torch.tensor([1.0, -1.0]).double().repeat(len(axis) // 2) for axis in axes]
+    for left, right in (axes, signs):
+        turned = left.mT @ x @ right
+        facts = row.surveyed(lambda turned=turned: iter([(turned, at)]))
+        found = row(turned, replace(at, facts=facts)).value
+        # Both trim to the same number of entries: the joint spaces fill both sides.
+        assert_near(left @ found @ right.mT, ties(x, at))
+    facts = row.surveyed(lambda: iter([(x, at)]))
+    there = row(x, replace(at, facts=facts)).value
+    # In the axes of the weights it is another merge.
+    assert float((there - ties(x, at)).norm() / there.norm()) >= 0.1
 
 
 @pytest.mark.parametrize("name", MEANS)

@@ -375,7 +375,7 @@ def test_the_geodesic_mean_balances_the_logarithms_of_pymanopt() -> None:
     found = value(grassmann(frames, weights, chordal(list(frames), weights, 3)))
     manifold = pymanopt.manifolds.Grassmann(9, 3)
     logs = [manifold.log(found.numpy(), one.numpy()) for one in frames]
-    assert np.linalg.norm(sum(w * log for w, log in zip(WEIGHTS, logs, strict=True))) <= 1e-9
+    assert np.linalg.norm(sum(w * log for w, log in zip(WEIGHTS, logs, strict=True))) <= 2e-6
     x = frames @ positive(3, 3) @ normal(3, 3, 8)
     u = torch.linalg.svd(value(subspace(x, setting(WEIGHTS, frames="grassmann")))).U[:, :3]
     assert_near(u @ u.mT, found @ found.mT, 1e-9)

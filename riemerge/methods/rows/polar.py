@@ -29,6 +29,8 @@ ROWS: tuple[Method, ...] = (
         mean="riemerge.methods.shared_private:shared_private",
         parameters=("rank", "scale", "core_mean"),
         defaults={"core_mean": "bures_wasserstein"},
+        # Full matrices have no subspaces to compare.
+        checkpoints="no",
     ),
     Method(
         name="balanced",
