@@ -35,7 +35,7 @@ RANK = 16
 MINILM = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": 1536}
 MODULES = 6
 # Rows that would go on for a minute; what they come to is tested elsewhere.
-LONG = ("geomerge", "mats", "mats_forward")
+LONG = ("geomerge", "mats", "mats_forward", "lowrank_mats", "lowrank_updates")
 # Rows that draw, survey, iterate, decide by entry, or need data: their second run has the same bits.
 AGAIN = ("geomerge", "ties_original", "dare_ties", "core_ties", "fisher_rao")
 
