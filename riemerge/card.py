@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from riemerge.methods import METHODS
+from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Entry, Evaluation, InputRow, RunRecord
 from riemerge.storage.text import listed
 from riemerge.suitability import concerns
@@ -100,7 +100,7 @@ def _consequence(record: RunRecord, count: int) -> str:
     if answer == "yes":
         rest = [row.module for row in record.modules if row.determined != "yes"]
         fallback = (
-            f" For the {len(rest)} modules that are not well determined compare with --method average."
+            f" For the {len(rest)} modules that are not well determined compare --method {DEFAULT_METHOD}."
             if rest
             else ""
         )
@@ -115,8 +115,8 @@ def _consequence(record: RunRecord, count: int) -> str:
         "nearly the same cost (measured on six adapters of rank 16: 35 % apart where half of the directions "
         "are shared, 50 % where the start of A is, 111 % where nothing is, at costs within 0.5 %). On "
         "independent adapters the mean was also farther from each input than the average: cosine 0.17 "
-        f"against 0.41. Use --method average --rank sum, which is exact (rank {rank} here), or --method "
-        "average to truncate it to their rank; extra iterations buy nothing."
+        f"against 0.41. Use --method {DEFAULT_METHOD}, or --method average --rank sum, which is exact (rank "
+        f"{rank} here); extra iterations buy nothing."
     )
 
 

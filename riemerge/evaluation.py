@@ -26,8 +26,9 @@ from riemerge.record import Entry, Evaluation, RunRecord
 from riemerge.scores import Answers, TaskScorer, judge_of, sizes_of
 from riemerge.storage.staging import check_output, overlaps, publish, write_atomically, writing
 
-DEFAULT_METHODS = ("average", "tsv", "iso_c", "core_ties:density=0.2", "geomerge")
-"""What is tried if nothing is asked for: rows that need no data."""
+DEFAULT_METHODS = ("spectrum", "average", "tsv", "geomerge")
+"""What is tried if nothing is asked for: the best rows that need no data (`benchmarks/nli`), their baseline, and
+the Fréchet mean."""
 
 EVALUATION_FILE = "evaluation.json"
 RESULTS = "results"
