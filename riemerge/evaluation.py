@@ -27,8 +27,8 @@ from riemerge.scores import Answers, TaskScorer, judge_of, sizes_of
 from riemerge.storage.staging import check_output, overlaps, publish, write_atomically, writing
 
 DEFAULT_METHODS = ("spectrum", "average", "tsv", "geomerge")
-"""What is tried if nothing is asked for: the best rows that need no data (`benchmarks/nli`), their baseline, and
-the Fréchet mean."""
+"""What is tried if nothing is asked for: the best rows that need no data (`benchmarks/nli`), their baseline,
+and the Fréchet mean."""
 
 EVALUATION_FILE = "evaluation.json"
 RESULTS = "results"
