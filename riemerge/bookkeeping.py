@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -176,9 +176,7 @@ def warnings(
     return found
 
 
-def _of_rank(
-    name: str, rows: Sequence[ModuleRow], place: int, asked: int | Literal["sum"] | None
-) -> list[str]:
+def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str | None) -> list[str]:
     """What is wrong with the ranks of one input, where the method depends on them."""
     zero: list[str] = []
     deficient: list[str] = []

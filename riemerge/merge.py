@@ -189,9 +189,9 @@ def merge_adapters(
         out_dtype: What is written: `float16`, `bfloat16`, `float32`, `float64`; None keeps that of the
             inputs.
         progress: Called now and then.
-        parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, or `sum` for all
-            of an exact result), `scale` (the factor λ on the merged update), `density`, `tol`, `seed`, ...;
-            each a value, or what a recipe may say: a gradient over depth, a list of filters.
+        parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
+            `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
+            `density`, `tol`, `seed`, ...; each a value, or what a recipe may say: a gradient over depth, a list of filters.
 
     Returns:
         The merged updates with their record; `save_pretrained` writes them.
@@ -313,9 +313,11 @@ class AdapterMerge:
         named = self._asked.get("solver")
         if optimizer is None and named is not None and named not in SOLVERS:
             raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
-        if self._asked.get("rank") == "sum" and self._method.domain is None:
+        rank = self._asked.get("rank")
+        fixed = self._method.domain is None or (self._method.constrained and rank != "sum")
+        if isinstance(rank, str) and fixed:
             raise RecipeError(
-                f"parameters.rank: sum: {self._method.name} has one rank: give a number, or leave it out"
+                f"parameters.rank: {rank}: {self._method.name} has one rank: give a number, or leave it out"
             )
         self._where = find_device(device)
         self._threads = find_threads(threads, self._where)

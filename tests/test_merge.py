@@ -1012,3 +1012,42 @@ def test_a_threshold_over_all_modules_needs_the_same_models_in_all(tmp_path: Pat
     recipe = make_recipe({"merge_method": method, "models": models, "parameters": {"density": 0.5}})
     with pytest.raises(NumericalError, match=r"layers.0.v: other models count here than in layers.0.q"):
         merge_recipe(recipe)
+
+
+# --- a rank by energy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["average", "spectrum", "ties", "knots_ties"])
+@pytest.mark.parametrize("share", ["60%", "90%", "auto"])
+def test_a_share_as_rank_keeps_it_with_the_least_rank_of_each_module(
+    tmp_path: Path, method: str, share: str
+) -> None:
+    """One method of each domain: inner products, cores, entries, halves."""
+    folders = write_family(tmp_path, family("independent", 3))
+    result = merge_adapters(folders, method=method, rank=share)
+    whole = merge_adapters(folders, method=method, rank="sum")
+    wanted = 0.95 if share == "auto" else float(share.removesuffix("%")) / 100
+    for row in result.record.modules:
+        sigma = whole.updates[row.module].singular_values()
+        kept = sigma.square().cumsum(dim=0) / sigma.square().sum()
+        assert row.rank is not None
+        assert kept[row.rank - 1] >= wanted - 1e-12
+        assert row.rank == 1 or kept[row.rank - 2] < wanted
+        assert row.energy_kept in {None, pytest.approx(float(kept[row.rank - 1]))}
+    result.save_pretrained(tmp_path / "out")
+    back = read_adapter(tmp_path / "out")
+    for module, update in result.updates.items():
+        moved = back.update(module).dense() - update.dense()
+        assert float(moved.norm()) < 1e-6 * update.norm()
+
+
+@pytest.mark.parametrize("method", ["geomerge", "lowrank"])
+def test_a_share_as_rank_is_refused_where_the_rank_comes_first(tmp_path: Path, method: str) -> None:
+    with pytest.raises(RecipeError, match=rf"parameters.rank: 90%: {method} has one rank"):
+        merge_adapters(write_family(tmp_path, family("close", 2)), method=method, rank="90%")
+
+
+@pytest.mark.parametrize("rank", ["0%", "100%", "-5%", "most", "9 %"])
+def test_a_rank_that_is_no_share_is_refused(tmp_path: Path, rank: str) -> None:
+    with pytest.raises(RecipeError, match="'auto' or a share such as '95%'"):
+        merge_adapters(write_family(tmp_path, family("close", 2)), method="average", rank=rank)

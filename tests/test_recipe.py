@@ -244,7 +244,7 @@ def test_every_duplicate_key_is_reported() -> None:
         (recipe(parameters={"rank": 0}), "parameters.rank: 0: expected at least 1"),
         (
             recipe(parameters={"rank": 2.5}),
-            "parameters.rank: 2.5: expected a whole number, or the word 'sum'",
+            "parameters.rank: 2.5: expected a whole number, 'sum', 'auto' or a share such as '95%'",
         ),
         (recipe(parameters={"tol": -1e-3}), "parameters.tol: -0.001: expected more than 0"),
         (recipe(parameters={"cost_tol": -1}), "parameters.cost_tol: -1: expected at least 0"),
@@ -418,7 +418,10 @@ def test_a_recipe_shares_nothing_with_what_it_was_made_of(trial: str) -> None:
         ({"count": [1, 2]}, "parameters.count: a list goes over depth through numbers that are not whole"),
         ({"count": 2.0}, "parameters.count: 2: expected a whole number"),
         ({"scale": 10**400}, "expected a finite number"),
-        ({"rank": "all"}, "parameters.rank: the text 'all': expected a whole number, or the word 'sum'"),
+        (
+            {"rank": "all"},
+            "parameters.rank: the text 'all': expected a whole number, 'sum', 'auto' or a share",
+        ),
         ({"rank": True}, "parameters.rank: the truth value true"),
     ],
 )

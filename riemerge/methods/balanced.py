@@ -59,4 +59,4 @@ def _rank(at: Setting, sigma: Tensor, largest: float) -> int:
     """The rank of the mean: what is asked for, or the largest of the updates."""
     asked = at.values.get("rank")
     ranks = (sigma > FLOOR * largest).sum(dim=1)
-    return int(ranks.sum() if asked == "sum" else ranks.max() if asked is None else asked)
+    return int(ranks.sum() if isinstance(asked, str) else ranks.max() if asked is None else asked)

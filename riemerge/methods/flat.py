@@ -16,6 +16,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.lowrank import nearest
 from riemerge.methods.method import Method
+from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
@@ -148,7 +149,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
 
 def _rank(largest: int, options: Options) -> int | None:
     """The rank of the result, of inputs whose largest is given; None for all of it."""
-    if options.dense or options.rank == "sum":
+    if options.dense or isinstance(options.rank, str):
         return None
     return options.rank or largest
 
@@ -257,7 +258,15 @@ class _Module(ABC):
             passes=found.passes,
             seconds=perf_counter() - started,
         )
-        return self._returned(found.value, self.at.rank, options.dense, evidence)
+        rank, share = self.at.rank, energy_of(options.rank) if isinstance(options.rank, str) else None
+        if share is not None and not options.dense:
+            rank = _least_rank(self._singular_values(found.value), share)
+        return self._returned(found.value, rank, options.dense, evidence)
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        """Those of the update that an answer means."""
+        sigma: Tensor = torch.linalg.svdvals(value)
+        return sigma
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
         small, evidence = _cut(total, rank, evidence)
@@ -276,6 +285,9 @@ class _Gram(_Module):
         products = (left.mT @ left) * (right.mT @ right)
         rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
         return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return sum_updates(self.small, value.tolist()).singular_values()
 
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         return self._in_span(sum_updates(self.small, value.tolist()), rank, evidence)
@@ -337,6 +349,12 @@ class _Entries(_Module):
 
 
 _DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}
+
+
+def _least_rank(sigma: Tensor, share: float) -> int:
+    """The least number, at least 1, of leading singular values that have this share of their squares' sum."""
+    energy = sigma.square().cumsum(dim=0)
+    return min(int((energy < share * energy[-1]).sum()) + 1, len(sigma))
 
 
 def factored(matrix: Tensor) -> LowRankUpdate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,11 @@ PARAMETERS: dict[str, Parameter] = {
     for one in (
         Parameter("weight", "number", "share of a model; 1 if not given", per_module=True, per_model=True),
         Parameter(
-            "rank", "rank", "rank of the result (or of the inputs: see the method): a number, or `sum`", low=1
+            "rank",
+            "rank",
+            "rank of the result (or of the inputs: see the method): a number; `sum`, all of it; a share such "
+            "as `95%`, in each module the least that keeps so much of the squared norm; `auto`, 95% of it",
+            low=1,
         ),
         Parameter("scale", "number", "factor on the merged update", per_module=True),
         Parameter("solver", "text", "how the Fréchet mean is found, by name"),
@@ -166,7 +171,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_scalar(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
-    if spec.kind == "rank" and value == "sum":
+    if spec.kind == "rank" and isinstance(value, str) and (value == "sum" or energy_of(value) is not None):
         return value
     fits = isinstance(value, _TYPES[spec.kind]) and isinstance(value, bool) == (spec.kind == "flag")
     if not fits or value == "":
@@ -180,6 +185,19 @@ def _check_scalar(spec: Parameter, value: object, path: str, problems: list[str]
         problems.append(f"{path}: {described(value)}: expected {fault}")
         return None
     return float(value) if spec.kind == "number" else value
+
+
+def energy_of(rank: str) -> float | None:
+    """Return the share of the squared norm that a rank given as `auto` or `95%` keeps; None for other words.
+
+    >>> energy_of("95%"), energy_of("auto"), energy_of("sum"), energy_of("0%")
+    (0.95, 0.95, None, None)
+    """
+    if rank == "auto":
+        return 0.95
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)%", rank)
+    share = float(number[1]) / 100 if number else 0.0
+    return share if 0.0 < share < 1.0 else None
 
 
 def _out_of_bounds(spec: Parameter, value: float) -> str:
@@ -197,7 +215,7 @@ def _expected(spec: Parameter) -> str:
     words = {
         "number": "a number",
         "integer": "a whole number",
-        "rank": "a whole number, or the word 'sum'",
+        "rank": "a whole number, 'sum', 'auto' or a share such as '95%'",
         "flag": "true or false",
         "text": "a text that is not empty",
         "choice": " or ".join(repr(word) for word in spec.choices),

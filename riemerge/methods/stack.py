@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Options:
 
     Attributes:
         rank: Rank R to truncate to (of the inputs or of the result: the method's row says); `sum` keeps all
-            of an exact result.
+            of an exact result; `auto` or a share such as `95%` the least that keeps so much of its energy.
         dense: Whether the whole result is wanted, as a dense matrix where it has no factors, and not cut.
         solver: Name of a solver, or a Pymanopt Optimizer.
         form: Of a quotient mean: whether the alignments are variables beside it (`joint`), or found anew for
@@ -66,7 +66,7 @@ class Options:
         progress: Called as `progress(stage, done, total, text)` with numbers of modules.
     """
 
-    rank: int | Literal["sum"] | None = None
+    rank: int | str | None = None
     dense: bool = False
     solver: Any = None
     form: str | None = None

@@ -40,7 +40,7 @@ def subspace(x: Tensor, at: Setting) -> Answer:
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
     ranks = [numerical_rank(one, float(one[0])) for one in sigma]
     asked = at.values.get("rank")
-    size = sum(ranks) if asked == "sum" else max(ranks) if asked is None else asked
+    size = sum(ranks) if isinstance(asked, str) else max(ranks) if asked is None else asked
     if not size:
         return Answer(torch.einsum("t,tpq->pq", weights, x), "EXACT")
     means = [

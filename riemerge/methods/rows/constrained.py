@@ -71,8 +71,15 @@ ROWS: tuple[Method, ...] = (
         domain="entries",
         mean=_HERE + "lowrank_mats",
         parameters=("rank", "scale", "ridge", *_SOLVED),
-        # At a gradient of a hundredth of the right-hand side the cost of real adapters has a percent to fall.
-        defaults={**_DEFAULTS, "ridge": 1e-2, "tol": 1e-2, "cost_tol": 1e-4, "max_passes": 100},
+        # A gradient of a thousandth of the right-hand side leaves 1e-4 of the cost of real adapters.
+        defaults={
+            **_DEFAULTS,
+            "ridge": 1e-2,
+            "solver": "lbfgs",
+            "tol": 1e-3,
+            "cost_tol": 1e-6,
+            "max_passes": 300,
+        },
         statistics=("gram", "covariance"),
         checkpoints="no",
         constrained=True,
