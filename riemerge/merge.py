@@ -191,7 +191,8 @@ def merge_adapters(
         progress: Called now and then.
         parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
             `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
-            `density`, `tol`, `seed`, ...; each a value, or what a recipe may say: a gradient over depth, a list of filters.
+            `density`, `tol`, `seed`, ...; each a value, or what a recipe may say: a gradient over depth, a
+            list of filters.
 
     Returns:
         The merged updates with their record; `save_pretrained` writes them.

@@ -3,6 +3,8 @@ another."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_metric
 from riemerge.solvers import SOLVERS
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
+from tests.helpers import seeded
 from tests.manifolds.subjects import family, updates
 
 
@@ -81,3 +84,19 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     assert solution.point.dtype == dtype
     assert solution.cost.dtype == "float64"
     assert float((quotient.dists(solution.point.double(), exact)).max()) < 10 * tol
+
+
+def test_hessians_of_several_threads_do_not_meet() -> None:
+    """torch keeps the level of forward differentiation in one place: without a lock most of these fail."""
+    manifold = SymmetricPositiveDefinite(3, seed=4)
+    point = manifold.random_point()
+    vectors = [manifold.random_tangent_vector(point) for _ in range(4)]
+    forms = torch.randn(2, 3, 3, generator=seeded(1), dtype=torch.float64)
+
+    def hessian(vector: torch.Tensor) -> torch.Tensor:
+        return manifold.euclidean_to_riemannian_hessian(point, forms[:1], forms[1:], vector)
+
+    expected = [hessian(vector) for vector in vectors]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(hessian, vectors * 100))
+    assert all(torch.equal(one, expected[place % 4]) for place, one in enumerate(found))

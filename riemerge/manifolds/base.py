@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self, final
@@ -13,6 +14,9 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+
+# torch keeps the level of forward differentiation in one place for all threads.
+_FORWARD = threading.Lock()
 
 
 class TorchManifold(Manifold):  # type: ignore[misc]
@@ -163,11 +167,12 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         Law: the Hessian is the covariant derivative of the Riemannian gradient R(x, E), which is linear in
         E; the derivative of R in x is taken by torch.
         """
-        gradient, moved = torch.func.jvp(  # type: ignore[misc]
-            lambda x: self.euclidean_to_riemannian_gradient(x, euclidean_gradient),
-            (point,),
-            (tangent_vector,),
-        )
+        with _FORWARD:
+            gradient, moved = torch.func.jvp(  # type: ignore[misc]
+                lambda x: self.euclidean_to_riemannian_gradient(x, euclidean_gradient),
+                (point,),
+                (tangent_vector,),
+            )
         derivative = moved + self.euclidean_to_riemannian_gradient(point, euclidean_hessian)
         return self.covariant_derivative(point, tangent_vector, gradient, derivative)
 
