@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.nli.report import overview
 from riemerge.adapters import read_adapter
 from riemerge.methods import METHODS
 from riemerge.record import Evaluation
@@ -18,6 +20,7 @@ from riemerge.report import needs, parameters, weights
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NLI = ROOT / "benchmarks" / "nli" / "results" / "nli.json"
 IDENTIFIABILITY = ROOT / "benchmarks" / "results" / "identifiability.json"
 
 
@@ -122,3 +125,24 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
         assert families[name]["cost_apart"] < 0.005
     # The verdict's thresholds lie between what was measured to be determined and what was not.
     assert families["close"]["update_apart"] < 1e-6
+
+
+def test_what_merges_are_worth_is_the_benchmark_s() -> None:
+    found = json.loads(NLI.read_text(encoding="utf-8"))
+    assert between("nli") == overview(found) + "\n"
+    words = " ".join(README.split())
+    shares: dict[tuple[str, Any], list[str]] = {}
+    for collection in ("shared", "own"):
+        for entry in found["collections"][collection]["entries"]:
+            if "method" in entry:
+                shares.setdefault((entry["method"], entry["parameters"].get("rank")), []).append(
+                    f"{entry['normalised']:.3f}"
+                )
+    cut = [(method, None) for method in ("spectrum", "average", "lowrank_mats", "geomerge")]
+    for key in [*cut, ("average", "sum")]:
+        assert " and ".join(shares[key]) in words
+    # What the paragraph says of who wins.
+    with_data = [one for one in found["contests"] if one["statistics"]]
+    assert {one["ours"] for one in with_data} == {"lowrank_mats"}
+    assert {one["theirs"].partition(":")[0] for one in with_data} == {"average", "tsv", "iso_c", "core_ties"}
+    assert all(one["low"] > 0 for one in with_data)
