@@ -25,7 +25,7 @@ from benchmarks.peers import SHIPPED
 from benchmarks.primitives import problem
 from riemerge import frechet_mean, read_adapter
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
-from riemerge.methods import DEFAULT_METHOD, find_method
+from riemerge.methods import find_method
 from riemerge.solvers import SOLVERS, Solution
 from riemerge.updates import LowRankUpdate
 from tests.helpers import FAMILIES
@@ -196,7 +196,7 @@ def measure_defaults(size: Size) -> dict[str, Any]:
     manifold, points = real_problem(most=size.all_real)
     total = manifold.total
     assert isinstance(total, FixedRank)
-    defaults = find_method(DEFAULT_METHOD).defaults
+    defaults = find_method("geomerge").defaults
 
     def solve_real(cost_tol: float, passes: int, initial_point: Tensor | None = None) -> Solution:
         common.tell(f"defaults: cost_tol {cost_tol:g}{'' if initial_point is None else ', second start'}")

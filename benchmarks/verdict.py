@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "verdict.json"
 
 def agreement(folders: Sequence[Path]) -> dict[str, Any]:
     """Merges some folders from ten starts, and compares the two verdicts module by module."""
-    record = merge_adapters(folders, starts=STARTS, cost_tol=1e-5).record
+    record = merge_adapters(folders, method="geomerge", starts=STARTS, cost_tol=1e-5).record
     rows = [row for row in record.modules if row.update_spread is not None]
     answers = Counter((determined(row.overlap), determined(row.overlap, row.update_spread)) for row in rows)
     spreads = [row.update_spread for row in rows if row.update_spread is not None]

@@ -42,7 +42,8 @@ def verdict(record: RunRecord) -> list[str]:
     if len(inputs) < 2 or not any(row.ranks for row in inputs):
         return []
     if total.overlap is None or total.determined is None:
-        return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
+        unsaid = "Whether these adapters determine their mean cannot be said: some updates are all zero."
+        return [unsaid, *concerns(record)]
     found = total.overlap
     first = (
         f"Do these adapters determine their mean? {_VERDICT[total.determined]}. The principal angles between "

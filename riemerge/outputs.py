@@ -78,7 +78,8 @@ def merge_into(
             "out_type: checkpoint: adapters merge to an adapter or a delta: add a delta to the base"
         )
     if recipe.out_type == "delta":
-        if isinstance(recipe.parameters.get("rank"), int) and find_method(recipe.merge_method).domain:
+        method, rank = find_method(recipe.merge_method), recipe.parameters.get("rank")
+        if rank not in {None, "sum"} and method.domain and not method.constrained:
             raise RecipeError(
                 "parameters.rank: out_type delta writes the whole dW, which has no rank: leave it out"
             )

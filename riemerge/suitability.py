@@ -58,7 +58,8 @@ def concerns(record: RunRecord) -> list[str]:
 def _copies(record: RunRecord, found: Overlap) -> str:
     """Rows that do not give copies back, on updates that nearly are copies."""
     method = METHODS[record.recipe["merge_method"]]
-    if method.idempotent or found.cosine < RELATED:
+    # A server's step is a multiple of the average, and meant for updates of one model.
+    if method.idempotent or method.mean.startswith("riemerge.methods.outer:") or found.cosine < RELATED:
         return ""
     return (
         f"{method.name} is for updates of their own, and these are nearly one (mean cosine "
@@ -69,9 +70,11 @@ def _copies(record: RunRecord, found: Overlap) -> str:
 
 def _measured_worse(record: RunRecord, found: Overlap) -> str:
     """Rows that lost to the default on real adapters as unrelated as these."""
-    name = record.recipe["merge_method"]
+    name, said = record.recipe["merge_method"], {*record.recipe.get("parameters", {})} - {"scale", "seed"}
     shares = measured().methods
-    if found.cosine > UNRELATED or name not in shares or DEFAULT_METHOD not in shares:
+    if abs(found.cosine) > UNRELATED or not {name, DEFAULT_METHOD} <= {*shares}:
+        return ""
+    if said or record.out_type != "adapter":  # what was measured is the row at its defaults
         return ""
     ours, best = shares[name], shares[DEFAULT_METHOD]
     if any(one > other - LOSS for one, other in zip(ours, best, strict=True)):
@@ -79,16 +82,17 @@ def _measured_worse(record: RunRecord, found: Overlap) -> str:
     return (
         f"The updates are hardly related (mean cosine {found.cosine:.2f}). On {len(best)} collections of "
         f"real adapters as unrelated (cosine {measured().cosine:.2f}) {name} kept {_listed(ours)} of "
-        f"the specialists' accuracy, by {DEFAULT_METHOD} {_listed(best)} (benchmarks/nli): use --method "
-        f"{DEFAULT_METHOD}, or measure on your own tasks with riemerge evaluate."
+        f"the specialists' accuracy, {DEFAULT_METHOD} {_listed(best)}, each with the --scale that suited it "
+        f"best on other rows (benchmarks/nli): use --method {DEFAULT_METHOD}, or measure both on your own "
+        "tasks with riemerge evaluate."
     )
 
 
 def _cut(record: RunRecord) -> str:
     """Results that lost much of their squared norm to the cut."""
-    cut = [(row.norm**2, row.energy_kept) for row in record.modules if row.energy_kept is not None]
-    if not cut or METHODS[record.recipe["merge_method"]].domain is None:
+    if METHODS[record.recipe["merge_method"]].domain is None:
         return ""
+    cut = [(row.norm**2, 1.0 if row.energy_kept is None else row.energy_kept) for row in record.modules]
     whole = sum(square / kept for square, kept in cut if kept > 0)
     share = sum(square for square, _ in cut) / whole if whole > 0 else 1.0
     if share >= KEPT:

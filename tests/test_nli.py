@@ -412,7 +412,9 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
         "base": {"test": base["test"], "correct": base["correct"]},
     }
     average = made_up("average", 0.7, 0.9, rank="sum")
-    dense, sparse = (made_up("ties", rate, dev, density=1 - dev) for rate, dev in ((0.75, 0.5), (0.6, 0.8)))
+    dense, sparse = (
+        made_up("ties", rate, dev, density=round(1 - dev, 6)) for rate, dev in ((0.75, 0.5), (0.6, 0.8))
+    )
     whole = made_up("ties", 0.65, 0.1, density=0.2, rank="sum")
     refusal = {"method": "geomerge", "parameters": {}, "refused": ["why not"]}
     summary = report.summary(reference, [dense, average, refusal, sparse, whole])
@@ -432,7 +434,7 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
     assert scores == sorted(scores, reverse=True)
     told = report.for_package({"collections": {"own": summary, "shared": {**summary, "cosine": 0.3}}})
     share = pytest.approx(entries[protocol._name(sparse)]["normalised"], abs=5e-4)
-    assert told == {"cosine": 0.2, "methods": {"ties": [share, share]}}  # at its default rank alone
+    assert told == {"cosine": 0.2, "methods": {"ties": [share, share]}}  # at its own rank and settings alone
     found = report.contests({"own": (reference, [average, dense, whole]), "shared": (reference, [average])})
     assert found == []  # no geometric row was measured on both
     text = report.tables({"contests": found, "collections": {"own": summary}})
@@ -460,7 +462,7 @@ def test_contests_are_between_settings_chosen_on_dev_and_paired() -> None:
     said = [(entry["collection"], entry["rank"], entry["ours"], entry["theirs"]) for entry in found]
     champion = "spectrum:power=0.5"
     assert said == [
-        *((name, 16, champion, "average") for name in ("own", "shared")),
+        *((name, 16, champion, rival) for name in ("own", "shared") for rival in ("average", "tsv")),
         *(
             (name, None, champion, rival)
             for name in ("own", "shared")
@@ -470,7 +472,7 @@ def test_contests_are_between_settings_chosen_on_dev_and_paired() -> None:
     assert not any(entry["statistics"] for entry in found)  # regmean is no row of ours
     apart = report.compare(reference, late, cut)
     assert {name: found[0][name] for name in apart} == pytest.approx(apart)
-    assert report.contest_table(found).count("`spectrum:power=0.5`") == 6
+    assert report.contest_table(found).count("`spectrum:power=0.5`") == 8
     reference |= {"cosine": 0.1, "base": {"test": own["test"], "correct": own["correct"]}}
     both = {"own": one, "shared": [*other, {"method": "cart", "parameters": {}, "refused": ["equal"]}]}
     collections = {name: report.summary(reference, results) for name, results in both.items()}

@@ -312,3 +312,25 @@ def test_a_rank_of_all_is_the_whole_delta_and_a_mean_of_one_rank_keeps_its_own(t
     merge(tmp_path / "mean", "geomerge", folders, rank=2)
     for value in load_file(tmp_path / "mean" / ONE).values():
         assert int(torch.linalg.matrix_rank(value, rtol=1e-9)) == 2
+
+
+@pytest.mark.parametrize("rank", [2, "90%", "auto"])
+def test_a_delta_has_no_rank_to_be_cut_to(tmp_path: Path, rank: int | str) -> None:
+    folders = [str(one) for one in write_family(tmp_path, family("independent", 2))]
+    asked = {"merge_method": "average", "models": folders, "out_type": "delta", "parameters": {"rank": rank}}
+    recipe = make_recipe({**asked, "models": [{"model": one} for one in folders]})
+    with pytest.raises(RecipeError, match="out_type delta writes the whole dW"):
+        merge_into(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_of_a_constrained_row_has_the_row_s_rank(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("independent", 3))
+    models = [{"model": str(one)} for one in folders]
+    asked = {"merge_method": "lowrank", "models": models, "out_type": "delta", "parameters": {"rank": 2}}
+    merge_into(make_recipe(asked), tmp_path / "out")
+    adapter = merge_adapters(folders, method="lowrank", rank=2)
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    for name, found in load_file(file).items():
+        module = name.removesuffix(".weight")
+        torch.testing.assert_close(found.double(), adapter.updates[module].dense(), rtol=1e-6, atol=1e-9)

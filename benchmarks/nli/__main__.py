@@ -78,7 +78,7 @@ def _write(folder: Path, where: dict[str, object]) -> None:
     (folder / "nli.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")
     picture(report).savefig(folder / "nli.png", dpi=110)
-    if folder == RESULTS:
+    if folder == RESULTS and len(found) == len(COLLECTIONS):
         PACKAGE.write_text(json.dumps(for_package(report), indent=1) + "\n", encoding="utf-8")
     tell(f"wrote {folder / 'nli.json'}, nli.md and nli.png")
 

@@ -68,8 +68,8 @@ def candidates() -> list[Candidate]:
     whole, and at `DENSITY` where it has one.
     """
     rows = [row for row in METHODS.values() if _applies(row)]
-    whole = [Candidate(row.name, {**_settings(row), "rank": "sum"}) for row in rows if _has_ranks(row)]
-    return whole + [Candidate(row.name, _settings(row)) for row in rows]
+    whole = [Candidate(row.name, {**settings_of(row), "rank": "sum"}) for row in rows if _has_ranks(row)]
+    return whole + [Candidate(row.name, settings_of(row)) for row in rows]
 
 
 def _applies(row: Method) -> bool:
@@ -80,7 +80,8 @@ def _has_ranks(row: Method) -> bool:
     return row.domain is not None and "rank" not in row.defaults
 
 
-def _settings(row: Method) -> dict[str, Any]:
+def settings_of(row: Method) -> dict[str, Any]:
+    """What a row is measured with at its own rank: a density where it has one."""
     return {"density": DENSITY} if "density" in row.parameters else {}
 
 
@@ -168,8 +169,12 @@ class Bench:
         one that was tried takes over its scores, and says whose.
         """
         path = self._folder / f"{candidate.name.replace(':', ',')}.json"
-        key = self._key(candidate.method, dict(candidate.parameters))
+        key = self.key_of(candidate.method, candidate.parameters)
         return kept(path, key, lambda: self._measured(candidate))
+
+    def key_of(self, method: str, parameters: Mapping[str, Any]) -> str:
+        """What a result depends on, but for the code: also the row's defaults."""
+        return self._key(method, {**METHODS[method].defaults, **parameters}, list(OWN_GRID))
 
     def _key(self, *said: Any) -> str:
         text = json.dumps([self._inputs, *said], sort_keys=True)
@@ -243,7 +248,7 @@ class Bench:
         """The result of a multiple of this update, from the same rows and the same coefficients."""
         for path in sorted(self._folder.glob("*.json")):
             other = json.loads(path.read_text(encoding="utf-8"))
-            if "signature" not in other or other["key"] != self._key(other["method"], other["parameters"]):
+            if "signature" not in other or other["key"] != self.key_of(other["method"], other["parameters"]):
                 continue
             if max(abs(x - y) for x, y in zip(own, other["signature"], strict=True)) < SAME:
                 return other

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import canvas, markdown, number
-from benchmarks.nli.protocol import unpacked
+from benchmarks.nli.protocol import settings_of, unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
 from riemerge.methods import METHODS
@@ -18,6 +18,7 @@ from riemerge.methods.rows import constrained, geodesic, polar, spectrum
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
+INFORMED = ("regmean", "fisher")  # rivals of rows that have statistics, with the same
 GEOMETRIC = frozenset(row.name for family in (geodesic, polar, spectrum, constrained) for row in family.ROWS)
 BASELINE = ("average", "sum")  # what every entry is compared with: the plain average, whole
 
@@ -87,7 +88,7 @@ def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
         {
             one["method"]: round(one["normalised"], 3)
             for one in found["entries"]
-            if "method" in one and "rank" not in one["parameters"]
+            if "method" in one and one["parameters"] == settings_of(METHODS[one["method"]])
         }
         for found in collections
     ]
@@ -105,21 +106,21 @@ def contests(
 
     Law: who competes is chosen on the dev half alone, and the same everywhere: of the geometric settings that
     were measured on all collections that of the best mean dev score, once among the rows that need no data
-    and once among those that have statistics; at the rank of the specialists against the average cut to it,
-    and at any rank against the best setting (on that collection's dev half) of every rival.
+    and once among those that have statistics; at the rank of the specialists and at any, against the best
+    setting of that rank (on that collection's dev half) of every rival.
 
     Args:
         measured: Collection to what `read_results` found.
     """
     found = []
     for data in (False, True):
-        for rank, rivals in ((RANK, ("average",)), (None, RIVALS)):
+        for rank in (RANK, None):
             champion = _champion([results for _, results in measured.values()], data, rank)
             if champion is None:
                 continue
             for collection, (reference, results) in measured.items():
                 ours = next(one for one in results if _label(one) == champion)
-                for rival in rivals:
+                for rival in (*RIVALS, *(INFORMED if data else ())):
                     theirs = [one for one in _fitting(results, rank) if one["method"] == rival]
                     if theirs:
                         best = max(theirs, key=lambda one: one["dev"])
@@ -131,6 +132,7 @@ def contests(
                                 "ours": champion,
                                 "theirs": _label(best),
                                 **compare(reference, ours, best),
+                                "groups": compare(reference, ours, best, grouped=True),
                             }
                         )
     return found
@@ -155,10 +157,14 @@ def _fitting(results: Sequence[Mapping[str, Any]], rank: int | None) -> list[Map
 
 
 def compare(
-    reference: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]
+    reference: Mapping[str, Any],
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    *,
+    grouped: bool = False,
 ) -> dict[str, float]:
-    """Difference of two results, paired (see `riemerge.bootstrap.Difference`)."""
-    tasks = _tasks(reference, [first["correct"], second["correct"]], grouped=False)
+    """Difference of two results, paired (see `riemerge.bootstrap.Difference`); of groups drawn as one."""
+    tasks = _tasks(reference, [first["correct"], second["correct"]], grouped)
     return difference(normalised(tasks), draws(tasks), 0, 1)._asdict()
 
 
@@ -231,7 +237,9 @@ def overview(report: Mapping[str, Any]) -> str:
         ]
         for line in sorted(
             lines.values(),
-            key=lambda line: -sum(line[name]["normalised"] for name in collections if name in line),
+            key=lambda line: (
+                -float(np.mean([line[name]["normalised"] for name in collections if name in line]))
+            ),
         )
     ]
     table = markdown(["method", "rank", *collections], rows)
@@ -250,6 +258,7 @@ def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
             f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]",
             number(one["p"]),
             "yes" if one["low"] > 0 else "**no**",
+            "[{low:+.3f}, {high:+.3f}]".format(**one["groups"]),
         ]
         for one in found
     ]
@@ -262,6 +271,7 @@ def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
         "difference on test",
         "p",
         "better",
+        "by groups",
     ]
     return markdown(head, rows)
 

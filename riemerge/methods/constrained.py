@@ -81,8 +81,9 @@ def lowrank_mats(x: Tensor, at: Setting) -> Answer:
     Lₜ is the covariance of output gradients and Mₜ the Gram matrix of inputs, both per token, each with
     `ridge` times its mean diagonal entry added to the diagonal.
 
-    **Law:** a local minimiser of F among matrices of rank R, whose cost is at most that of the solution
-    without a constraint, cut to rank R in the Frobenius norm or in that of the mean forms. See `kronecker`.
+    **Law:** a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
+    without a constraint to half of the digits of `tol`, cut to rank R in the Frobenius norm or in that of the
+    mean forms. See `kronecker`.
 
     Args:
         x: (T, m, n) dense updates.
@@ -193,7 +194,7 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
 
     In Y = Kᵀ X H, with K Kᵀ and H Hᵀ the means of the forms, the mean form is the identity: there X* is found
     by conjugate gradients, and X on the manifold by the row's `solver`, from that start of rank R which costs
-    least: X* cut in either norm, or the right-hand side cut.
+    least: an X* of half of the digits of `tol` cut in either norm, or the right-hand side cut.
 
     Args:
         lefts: (T, m, m) positive semidefinite.
@@ -217,22 +218,18 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
     constrained = rank is not None and rank < min(white.linear.shape)
     # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
     # manifold are thin.
-    loose = min(tol**0.5, 0.03) if constrained else tol
-    free = conjugate_gradients(
-        white.applied, white.linear, white.start, torch.ones_like(white.linear), loose, budget
-    )
-    whole = free._replace(
-        value=white.back(free.value),
-        cost=white.cost(free.value),
-        gradient_norm=float(torch.linalg.matrix_norm(white.applied(free.value) - white.linear)),
-    )
+    free = white.free(white.start, min(tol**0.5, 0.03) if constrained else tol, budget)
     if rank is None or not constrained:
-        return whole
+        return white.answer(free)
     cut = nearest(free.value, rank)[0]
-    if float(torch.linalg.matrix_norm(free.value - cut.dense())) <= FLOOR * cut.norm():
-        return whole
+    if _is_cut(free.value, cut):
+        # It may be X* itself, or a start that happens to have the rank: to be seen at the end of the way.
+        free = white.free(free.value, tol, budget)
+        cut = nearest(free.value, rank)[0]
+        if _is_cut(free.value, cut):
+            return white.answer(free)
     problem = LowRankQuadratic(white.lefts, white.rights, white.linear, white.constant, rank)
-    starts = [cut, nearest(white.linear, rank)[0], white.there(nearest(whole.value, rank)[0])]
+    starts = [cut, nearest(white.linear, rank)[0], white.there(nearest(white.back(free.value), rank)[0])]
     points = [
         problem.total.factor((start.B * start.scale).unsqueeze(0), start.A.mT.unsqueeze(0))
         for start in (one.balance() for one in starts)
@@ -256,6 +253,11 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
         found.cost * white.unit,
         found.slope,
     )
+
+
+def _is_cut(value: Tensor, cut: LowRankUpdate) -> bool:
+    """Whether a matrix is its cut to half of the digits."""
+    return bool(torch.linalg.matrix_norm(value - cut.dense()) <= FLOOR * cut.norm())
 
 
 def _well_ranked(update: LowRankUpdate) -> bool:
@@ -302,6 +304,20 @@ class _Whitened:
     def applied(self, y: Tensor) -> Tensor:
         """The form: Σ Lₜ y Mₜ."""
         return (self.lefts @ y @ self.rights).sum(dim=0)
+
+    def free(self, start: Tensor, tol: float, budget: int) -> Answer:
+        """The Y of X*, by conjugate gradients."""
+        return conjugate_gradients(
+            self.applied, self.linear, start, torch.ones_like(self.linear), tol, budget
+        )
+
+    def answer(self, free: Answer) -> Answer:
+        """The X of such a Y, with its cost and gradient."""
+        return free._replace(
+            value=self.back(free.value),
+            cost=self.cost(free.value),
+            gradient_norm=float(torch.linalg.matrix_norm(self.applied(free.value) - self.linear)),
+        )
 
     def cost(self, y: Tensor) -> float:
         """F at the X of a Y."""

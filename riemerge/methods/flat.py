@@ -32,6 +32,7 @@ class FlatRow:
     edits: tuple[FlatEdit, ...]
     mean: Mean
     survey: Survey | None
+    constrained: bool = False
 
     @classmethod
     def of(cls, method: Method) -> FlatRow:
@@ -39,7 +40,7 @@ class FlatRow:
         assert method.domain is not None
         edits = tuple(cast("FlatEdit", resolve(edit)) for edit in method.edits)
         survey = cast("Survey", resolve(method.survey)) if method.survey else None
-        return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey)
+        return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey, method.constrained)
 
     def __call__(self, x: Tensor, at: Setting) -> Answer:
         """Return the mean of a module's updates, given in the row's domain (see `Mean`)."""
@@ -142,14 +143,14 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         statistics=tuple(stack.statistics[place](module) for place in used) if stack.statistics else (),
         base_statistics=stack.base_statistics(module),
         facts=facts,
-        rank=_rank(max(read[place].rank for place in used), options),
+        rank=_rank(row, max(read[place].rank for place in used), options),
     )
     return _DOMAINS[row.domain](span, read, used, small, at)
 
 
-def _rank(largest: int, options: Options) -> int | None:
+def _rank(row: FlatRow, largest: int, options: Options) -> int | None:
     """The rank of the result, of inputs whose largest is given; None for all of it."""
-    if options.dense or isinstance(options.rank, str):
+    if isinstance(options.rank, str) or (options.dense and not row.constrained):
         return None
     return options.rank or largest
 
