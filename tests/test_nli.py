@@ -216,9 +216,10 @@ def test_every_row_for_six_models_is_a_candidate_under_a_name_that_reads_back() 
     left_out = set(METHODS) - {one.method for one in found}
     assert left_out == {
         *(name for name, row in METHODS.items() if row.base_statistics or row.ordered),
-        *("nuslerp", "nuslerp_rows"),
+        *("nuslerp", "nuslerp_rows", *protocol.LONG),
     }
-    assert {"regmean", "fisher"} <= {one.method for one in found}
+    assert {"regmean", "fisher", "lowrank_mats"} <= {one.method for one in found}
+    assert Candidate("lowrank_mats", {"rank": "sum"}) not in found  # a rank is its very point
     assert Candidate("average", {"rank": "sum"}) in found
     assert Candidate("ties", {"rank": "sum", "density": 0.2}) in found
     assert parse("ties:density=0.2").parameters == {"density": 0.2}
