@@ -236,6 +236,10 @@ class _Module(ABC):
         """The updates in the domain of the row."""
 
     @abstractmethod
+    def _singular_values(self, value: Tensor) -> Tensor:
+        """Those of the update that an answer means."""
+
+    @abstractmethod
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
@@ -263,11 +267,6 @@ class _Module(ABC):
         if share is not None and not options.dense:
             rank = _least_rank(self._singular_values(found.value), share)
         return self._returned(found.value, rank, options.dense, evidence)
-
-    def _singular_values(self, value: Tensor) -> Tensor:
-        """Those of the update that an answer means."""
-        sigma: Tensor = torch.linalg.svdvals(value)
-        return sigma
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
         small, evidence = _cut(total, rank, evidence)
@@ -302,6 +301,9 @@ class _Span(_Module):
     def x(self) -> Tensor:
         return torch.stack([update.dense() for update in self.small])
 
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return _singular_values(value)
+
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         return self._in_span(factored(value), rank, evidence)
 
@@ -320,6 +322,9 @@ class _Half(_Module):
         both = zip(self.span.updates, self.read, strict=True)
         return [LowRankUpdate(small.B, update.A, update.scale) for small, update in both]
 
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return _singular_values(value)
+
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         half, evidence = _cut(factored(value), rank, evidence)
         small, *inputs = JointSpan([half, *self._halves()]).updates
@@ -333,6 +338,9 @@ class _Entries(_Module):
     @property
     def x(self) -> Tensor:
         return torch.stack([self.read[place].dense() for place in self.used])
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return _singular_values(value)
 
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         if dense:
@@ -350,6 +358,11 @@ class _Entries(_Module):
 
 
 _DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}
+
+
+def _singular_values(value: Tensor) -> Tensor:
+    sigma: Tensor = torch.linalg.svdvals(value)
+    return sigma
 
 
 def _least_rank(sigma: Tensor, share: float) -> int:
