@@ -70,11 +70,13 @@ def _copies(record: RunRecord, found: Overlap) -> str:
 
 def _measured_worse(record: RunRecord, found: Overlap) -> str:
     """Rows that lost to the default on real adapters as unrelated as these."""
-    name, said = record.recipe["merge_method"], {*record.recipe.get("parameters", {})} - {"scale", "seed"}
+    name, said = record.recipe["merge_method"], record.recipe.get("parameters", {})
     shares = measured().methods
     if abs(found.cosine) > UNRELATED or not {name, DEFAULT_METHOD} <= {*shares}:
         return ""
-    if said or record.out_type != "adapter":  # what was measured is the row at its defaults
+    # What was measured is the row at its defaults, as an adapter.
+    usual = {"scale": said.get("scale"), "seed": said.get("seed"), **METHODS[name].defaults}
+    if record.out_type != "adapter" or any(usual.get(key) != value for key, value in said.items()):
         return ""
     ours, best = shares[name], shares[DEFAULT_METHOD]
     if any(one > other - LOSS for one, other in zip(ours, best, strict=True)):

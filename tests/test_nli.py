@@ -434,8 +434,14 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
     scores = [entry["normalised"] for entry in summary["entries"]]
     assert scores == sorted(scores, reverse=True)
     told = report.for_package({"collections": {"own": summary, "shared": {**summary, "cosine": 0.3}}})
-    share = pytest.approx(entries[protocol._name(sparse)]["normalised"], abs=5e-4)
-    assert told == {"cosine": 0.2, "methods": {"ties": [share, share]}}  # at its own rank and settings alone
+    assert told == {"cosine": 0.2, "methods": {}}  # none was measured at its defaults
+    named = [
+        {**entry, "parameters": {}} if entry["entry"] == "average:rank=sum" else entry
+        for entry in summary["entries"]
+    ]
+    told = report.for_package({"collections": {"own": {**summary, "entries": named}}})
+    share = entries["average:rank=sum"]["normalised"]
+    assert told == {"cosine": 0.1, "methods": {"average": [pytest.approx(share, abs=5e-4)]}}
     found = report.contests({"own": (reference, [average, dense, whole]), "shared": (reference, [average])})
     assert found == []  # no geometric row was measured on both
     text = report.tables({"contests": found, "collections": {"own": summary}})

@@ -91,3 +91,13 @@ def test_what_the_package_tells_is_what_the_benchmark_found() -> None:
     best = measured().methods[DEFAULT_METHOD]
     assert {"geomerge", "average", "tsv", "svd"} <= set(measured().methods)
     assert all(mine <= top + LOSS for mine, top in zip(measured().methods["average"], best, strict=True))
+
+
+def test_the_paper_s_mean_is_told_of_what_it_lost_with_its_defaults_spelt_out(tmp_path: Path) -> None:
+    plain = record_of(tmp_path / "plain", "independent", "geomerge")
+    (found,) = concerns(plain)
+    ours, best = (measured().methods[name] for name in ("geomerge", DEFAULT_METHOD))
+    assert f"geomerge kept {ours[0]:.2f} and {ours[1]:.2f}" in found
+    assert f"{DEFAULT_METHOD} {best[0]:.2f} and {best[1]:.2f}" in found
+    assert concerns(record_of(tmp_path / "said", "independent", "geomerge", tol=1e-8, scale=0.5)) == [found]
+    assert concerns(record_of(tmp_path / "other", "independent", "geomerge", max_passes=20)) == []

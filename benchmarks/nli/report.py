@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import canvas, markdown, number
-from benchmarks.nli.protocol import settings_of, unpacked
+from benchmarks.nli.protocol import unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
 from riemerge.methods import METHODS
@@ -82,13 +82,13 @@ _CARRIED = (
 
 
 def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What `riemerge.suitability` tells users: the share of each row at its default rank, by collection."""
+    """What `riemerge.suitability` tells users: the share of each row at its defaults, by collection."""
     collections = list(report["collections"].values())
     shares = [
         {
             one["method"]: round(one["normalised"], 3)
             for one in found["entries"]
-            if "method" in one and one["parameters"] == settings_of(METHODS[one["method"]])
+            if "method" in one and not one["parameters"]
         }
         for found in collections
     ]
