@@ -352,6 +352,7 @@ def test_nothing_is_measured_twice_and_other_inputs_are_measured_anew(
         again = Bench("own", folder, limit=LIMIT, grid=GRID)
         assert again.reference == bench.reference
         assert again.run(Candidate("tsv", {"rank": 4})) == results["tsv:rank=4"]
+        assert (bench.measured, again.measured) == (len(results), 0)
         with pytest.raises(TypeError):
             Bench("own", folder, limit=LIMIT, grid=(1.0,))
         with pytest.raises(TypeError):
@@ -372,7 +373,14 @@ def test_a_method_that_refuses_says_why_and_stops_nothing(
 
 
 @needs_all
-def test_the_report_reads_what_was_measured(results: Mapping[str, Any], folder: Path) -> None:
+def test_the_report_reads_what_was_measured_on_these_inputs(
+    results: Mapping[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    for path in (folder / "own").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    Bench("own", tmp_path / "other", limit=LIMIT, grid=(1.0,)).run(parse("average"))
+    (tmp_path / "other" / "own" / "average.json").rename(tmp_path / "average.json")
+    assert report.read_results(tmp_path) == report.read_results(folder / "own")
     summary = report.summary(*report.read_results(folder / "own"))
     entries = {entry["entry"]: entry for entry in summary["entries"]}
     best = max(CARTS, key=lambda name: results[name]["dev"])
@@ -444,8 +452,10 @@ def test_a_report_has_every_method_and_rank_once_chosen_on_dev() -> None:
     assert told == {"cosine": 0.1, "methods": {"average": [pytest.approx(share, abs=5e-4)]}}
     found = report.contests({"own": (reference, [average, dense, whole]), "shared": (reference, [average])})
     assert found == []  # no geometric row was measured on both
-    text = report.tables({"contests": found, "collections": {"own": summary}})
+    machine = {"run": {"settings": 3, "measured": 2, "minutes": 61.2}}
+    text = report.tables({"machine": machine, "contests": found, "collections": {"own": summary}})
     assert all(f"`{name}`" in text for name in ours)
+    assert "3 settings and measured 2 in 61 minutes" in text
     assert "`geomerge` refused: why not" in text
     pytest.importorskip("matplotlib")
     assert len(report.picture({"collections": {"own": summary}}).axes) == 1

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +33,7 @@ def main() -> None:
         said = asked.methods.split(",") if asked.methods else QUICK if asked.quick else ()
         chosen = [parse(text) for text in said] or candidates()
         where = machine(asked.threads, "transformers", "numpy")
+        began = time.perf_counter()
         size = {"limit": 30, "grid": (1.0, 2.0)} if asked.quick else {}
         # A process for each collection: they are faster beside each other than two threads of one.
         with ProcessPoolExecutor(len(names), get_context("spawn")) as pool:
@@ -39,9 +41,10 @@ def main() -> None:
                 pool.submit(run_collection, name, asked.out, chosen, threads=asked.threads, **size)
                 for name in names
             ]
-            for one in started:
-                one.result()
+            measured = sum(one.result() for one in started)
         where["load"]["after"] = os.getloadavg()[0]
+        minutes = (time.perf_counter() - began) / 60
+        where["run"] = {"settings": len(chosen), "measured": measured, "minutes": minutes}
         _write(asked.out, where)
     print(tables(json.loads((asked.out / "nli.json").read_text(encoding="utf-8"))))
 

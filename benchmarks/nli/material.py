@@ -79,7 +79,7 @@ def load(task: str, part: Literal["train", "test"] = "test") -> list[Pair]:
 def fingerprints() -> dict[str, str]:
     """The sha256 of everything that is read but the adapters: rows and base weights."""
     base = base_folder()
-    files = {task: _file(task, "test") for task in TASKS}
+    files = {f"{task}, {part}": _file(task, part) for task in TASKS for part in ("train", "test")}
     if base is not None:
         files |= {name: base / name for name in ("model.safetensors", "tokenizer.json")}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}

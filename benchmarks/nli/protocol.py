@@ -34,7 +34,7 @@ from benchmarks.nli.material import (
     specialists,
 )
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
-from benchmarks.nli.statistics import Collected
+from benchmarks.nli.statistics import EXAMPLES, Collected
 from riemerge import merge_adapters
 from riemerge.adapters import read_adapter
 from riemerge.candidates import Candidate
@@ -112,6 +112,11 @@ def normalised(accuracy: Mapping[str, float], specialist: Mapping[str, float]) -
     return sum(accuracy[task] / specialist[task] for task in accuracy) / len(accuracy)
 
 
+def digest(*said: Any) -> str:
+    """A name for what was said, which JSON can hold."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def kept(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a file holds under this key; made and written, whole or not at all, where it does not."""
     if path.exists():
@@ -138,6 +143,10 @@ class Bench:
         threads: Of the CPU.
         limit: Rows of each half of each task; all if not given.
         grid: Coefficients that are tried first.
+
+    Attributes:
+        reference: Specialists and base by themselves, and the norm of the average.
+        measured: How many candidates were, and not read from their files.
     """
 
     def __init__(
@@ -157,13 +166,13 @@ class Bench:
         model, tokenizer = load_base(base)
         output = directions(model, tokenizer)
         self._scorer = Scorer(model, output, DTYPE)
-        self._statistics = Collected(self._folder / "statistics", model, tokenizer, output)
         self._material = read_material(tokenizer, limit)
-        self._inputs = {
-            "files": fingerprints(),
-            "adapters": {task: dict(adapter.sha256) for task, adapter in self._adapters.items()},
-            "settings": [SEED, MAX_LENGTH, limit, list(self._grid), str(DTYPE)],
-        }
+        files = fingerprints(), {task: dict(adapter.sha256) for task, adapter in self._adapters.items()}
+        settings = SEED, MAX_LENGTH, EXAMPLES
+        self._inputs = digest(files, settings, limit, self._grid, OWN_GRID, str(DTYPE))
+        statistics = self._folder / "statistics" / digest(files, settings)
+        self._statistics = Collected(statistics, model, tokenizer, output)
+        self.measured = 0
         self.reference = kept(self._folder / "reference.json", self._key("reference"), self._make_reference)
 
     def run(self, candidate: Candidate) -> dict[str, Any]:
@@ -177,12 +186,11 @@ class Bench:
         return kept(path, key, lambda: self._measured(candidate))
 
     def key_of(self, method: str, parameters: Mapping[str, Any]) -> str:
-        """What a result depends on, but for the code: also the row's defaults."""
-        return self._key(method, {**METHODS[method].defaults, **parameters}, list(OWN_GRID))
+        """What a result depends on, but for the code: inputs / the row, its parameters and its defaults."""
+        return self._key(method, {**METHODS[method].defaults, **parameters})
 
     def _key(self, *said: Any) -> str:
-        text = json.dumps([self._inputs, *said], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return f"{self._inputs}/{digest(*said)}"
 
     def _merge(self, method: str, parameters: Mapping[str, Any]) -> MergeResult:
         adapters = list(self._adapters.values())
@@ -221,6 +229,7 @@ class Bench:
         return {"looks": self._material.looks, "rest": self._material.rest, "test": self._material.test}
 
     def _measured(self, candidate: Candidate) -> dict[str, Any]:
+        self.measured += 1
         said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
         started = time.perf_counter()
         try:
@@ -310,9 +319,15 @@ def run_all(bench: Bench, asked: Sequence[Candidate]) -> list[dict[str, Any]]:
     return results
 
 
-def run_collection(name: str, folder: Path, asked: Sequence[Candidate], **size: Any) -> None:
-    """Measure candidates on one collection; the results are the files of `Bench(name, folder, **size)`."""
-    run_all(Bench(name, folder, **size), asked)
+def run_collection(name: str, folder: Path, asked: Sequence[Candidate], **size: Any) -> int:
+    """Measure candidates on one collection; the results are the files of `Bench(name, folder, **size)`.
+
+    Returns:
+        How many were not there yet.
+    """
+    bench = Bench(name, folder, **size)
+    run_all(bench, asked)
+    return bench.measured
 
 
 def signature(update: Dense, norm: float) -> list[float]:

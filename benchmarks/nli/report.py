@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import canvas, markdown, number
+from benchmarks.common import canvas, markdown, number, tell
 from benchmarks.nli.protocol import unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
@@ -24,10 +24,15 @@ BASELINE = ("average", "sum")  # what every entry is compared with: the plain av
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The reference of a collection, and all of its results."""
-    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-    paths = [path for path in sorted(folder.glob("*.json")) if path.name != "reference.json"]
-    return reference, [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    """The reference of a collection, and all of its results; those of other inputs are left out, and told."""
+    paths = sorted(folder.glob("*.json"))
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    reference = found.pop("reference")
+    inputs = reference["key"].partition("/")[0]
+    others = [name for name, one in found.items() if one["key"].partition("/")[0] != inputs]
+    if others:
+        tell(f"{folder}: left out, of other inputs or settings: {', '.join(others)}")
+    return reference, [one for name, one in found.items() if name not in others]
 
 
 def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,7 +208,9 @@ def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grou
 
 def tables(report: Mapping[str, Any]) -> str:
     """Markdown: who wins, and one table for each collection."""
-    parts = [contest_table(report["contests"])]
+    run = report["machine"]["run"]
+    said = "The last run asked for {settings} settings and measured {measured} in {minutes:.0f} minutes."
+    parts = [said.format(**run), contest_table(report["contests"])]
     for collection, found in report["collections"].items():
         tasks = list(found["sizes"])
         head = ["method", "rank", "energy", "c", "looks", "seconds", "accuracy", "normalised", *tasks]

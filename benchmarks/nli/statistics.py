@@ -29,7 +29,7 @@ class Collected:
     base plus its update, in float32.
 
     Args:
-        folder: Of all of them.
+        folder: Of all of them; who names it answers for adapters, rows and base being those of before.
         base: The base model, which is left as it is.
         tokenizer: Its tokenizer.
         output: What `scorer.directions` made of it.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from riemerge.frechet.constrained import LowRankQuadratic
 from riemerge.manifolds.base import host
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.solvers.lbfgs import LBFGS
-from riemerge.solvers.monitor import Stop
+from riemerge.solvers.monitor import ENDLESS, MAX_REJECTIONS, WINDOW, Stop
 from riemerge.solvers.solution import Status
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -25,18 +24,6 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
     "conjugate_gradient": ConjugateGradient,
     "steepest_descent": SteepestDescent,
 }
-# Optimizers get no stopping rule of their own. Pymanopt takes log10 of the iterations.
-_ENDLESS: dict[str, Any] = {
-    "max_iterations": sys.maxsize,
-    "max_time": float("inf"),
-    "min_gradient_norm": 0.0,
-    "min_step_size": -1.0,
-    "verbosity": 0,
-}
-# The cost is flat when this many accepted iterates together lowered it by less than cost_tol.
-_WINDOW = 5
-# Rejected trials in a row after which an optimizer is taken to be stuck at round-off.
-_MAX_REJECTIONS = 40
 # Costs are known to this, relative to the data: what Pymanopt's trust regions take round-off to be.
 _NOISE = 1e3 * torch.finfo(torch.float64).eps
 # Radii of trust regions, as lengths of matrices of a problem whose data have length one.
@@ -97,7 +84,7 @@ def minimise(
     with torch.no_grad(), single_threaded():
         try:
             watch.riemannian_gradient(start)
-            _OPTIMIZERS[solver](**_ENDLESS).run(watch, initial_point=start, **options)
+            _OPTIMIZERS[solver](**ENDLESS).run(watch, initial_point=start, **options)
         except Stop:
             pass
     at = problem.at(watch.point)
@@ -121,7 +108,7 @@ class _Watch:
         if not self._problem.remembers(point):
             self._spend()
             self._rejections += 1
-            if self._rejections > _MAX_REJECTIONS:
+            if self._rejections > MAX_REJECTIONS:
                 self._end(Status.STALLED)
         cost = self._problem.cost(point)
         return cost if np.isfinite(cost) else np.float64(np.inf)
@@ -149,8 +136,8 @@ class _Watch:
         self._costs.append(cost)
         if host(at.slope) <= self._tol:
             self._end(Status.CONVERGED)
-        settled = len(self._costs) > _WINDOW and self._cost_tol > 0
-        if settled and self._costs[-1 - _WINDOW] - cost <= self._cost_tol * abs(cost):
+        settled = len(self._costs) > WINDOW and self._cost_tol > 0
+        if settled and self._costs[-1 - WINDOW] - cost <= self._cost_tol * abs(cost):
             self._end(Status.FLAT)
 
     def _spend(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -20,18 +19,8 @@ from riemerge.manifolds.linalg import single_threaded
 from riemerge.solvers.fixed_point import FixedPoint
 from riemerge.solvers.lbfgs import LBFGS
 from riemerge.solvers.line_search import ModulewiseLineSearcher
-from riemerge.solvers.monitor import Monitor, Narrow, Stop
+from riemerge.solvers.monitor import ENDLESS, Monitor, Narrow, Stop
 from riemerge.solvers.solution import Solution, Status, TracePoint
-
-# Optimizers get no stopping rule of their own: the monitor stops them. Pymanopt takes log10 of the
-# iterations.
-_ENDLESS: dict[str, Any] = {
-    "max_iterations": sys.maxsize,
-    "max_time": float("inf"),
-    "min_gradient_norm": 0.0,
-    "min_step_size": -1.0,
-    "verbosity": 0,
-}
 
 # Inner iterations of the trust-region subproblem; each costs two passes.
 _MAX_INNER = 30
@@ -192,13 +181,13 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
 def _optimizer(name: str, problem: FrechetProblem, monitor: Monitor) -> Optimizer:
     if name == "lbfgs":
         searcher = ModulewiseLineSearcher(problem, monitor)
-        return LBFGS(line_searcher=searcher, rescale=False, **_ENDLESS)
+        return LBFGS(line_searcher=searcher, rescale=False, **ENDLESS)
     if name == "steepest_descent":
-        return SteepestDescent(ModulewiseLineSearcher(problem, monitor, longest=_LONGEST), **_ENDLESS)
+        return SteepestDescent(ModulewiseLineSearcher(problem, monitor, longest=_LONGEST), **ENDLESS)
     if name == "conjugate_gradient":
         searcher = ModulewiseLineSearcher(problem, monitor, longest=_LONGEST)
-        return ConjugateGradient(line_searcher=searcher, **_ENDLESS)
-    return {"trust_regions": TrustRegions, "fixed_point": FixedPoint}[name](**_ENDLESS)
+        return ConjugateGradient(line_searcher=searcher, **ENDLESS)
+    return {"trust_regions": TrustRegions, "fixed_point": FixedPoint}[name](**ENDLESS)
 
 
 @final

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -14,10 +15,22 @@ from riemerge.frechet import Evaluation, FrechetProblem, Point
 from riemerge.manifolds.base import host, host_array
 from riemerge.solvers.solution import Status, TracePoint
 
-# A module is flat when this many accepted iterates together lowered its cost by less than cost_tol.
-_WINDOW = 5
-# Rejected trials in a row after which an optimizer without a line search of ours is taken to be stuck.
-_MAX_REJECTIONS = 40
+ENDLESS: dict[str, Any] = {
+    "max_iterations": sys.maxsize,
+    "max_time": float("inf"),
+    "min_gradient_norm": 0.0,
+    "min_step_size": -1.0,
+    "verbosity": 0,
+}
+"""Options of an optimizer without a stopping rule of its own: who watches it stops it. (Not infinitely many
+iterations: Pymanopt takes their log10.)"""
+
+WINDOW = 5
+"""A cost is flat when this many accepted iterates together lowered it by less than cost_tol."""
+
+MAX_REJECTIONS = 40
+"""Rejected trials in a row after which an optimizer without a line search of ours is taken to be stuck."""
+
 # Finished modules leave the batch when no more than this share of it goes on.
 _GOING_ON = 0.75
 
@@ -109,7 +122,7 @@ class Monitor:
         """
         if not self._problem.remembers(point):
             self._spend()
-            if self._rejections >= _MAX_REJECTIONS:
+            if self._rejections >= MAX_REJECTIONS:
                 self.finish(Status.STALLED)
             self._rejections += 1
         return self._problem.evaluate(point)
@@ -172,8 +185,8 @@ class Monitor:
         self._costs.append(cost)
         self._freeze(~torch.isfinite(cost), Status.UNDEFINED if first else Status.STALLED)
         self._freeze(norms <= self._tol * (2 * cost).sqrt().clamp_min(1), Status.CONVERGED)
-        if self._cost_tol > 0 and len(self._costs) > _WINDOW:
-            decrease = self._costs[-1 - _WINDOW] - cost
+        if self._cost_tol > 0 and len(self._costs) > WINDOW:
+            decrease = self._costs[-1 - WINDOW] - cost
             # A module that waits for a better direction has not moved, and is not flat.
             moved = self._costs[-2] != cost
             self._freeze(moved & (decrease <= self._cost_tol * cost), Status.FLAT)
