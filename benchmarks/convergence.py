@@ -32,7 +32,7 @@ from tests.helpers import FAMILIES
 
 LEVELS = tuple(10.0**-k for k in range(2, 9))
 SHOWN = (1e-2, 1e-4, 1e-6, 1e-8)
-COST_TOLERANCES = tuple(10.0**-k for k in range(2, 7))
+COST_TOLERANCES = (1e-2, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
 ABSOLUTE = 1e-8
 REAL = "real"
 SOLVER = next(iter(SOLVERS))  # the first is the default
@@ -61,6 +61,7 @@ class Size(NamedTuple):
     seeds: tuple[int, ...]
     real: tuple[str, ...]  # modules of the shipped adapters
     passes: int
+    patient_passes: int  # of trust regions, which are asked where they end
     all_real: int  # how many modules of the shipped adapters the table of defaults is made on
     tight_passes: int
 
@@ -73,6 +74,7 @@ FULL = Size(
     seeds=(0, 1),
     real=tuple(f"encoder.layer.{i}.attention.self.{part}" for i, part in ((0, "query"), (5, "value"))),
     passes=400,
+    patient_passes=1200,
     all_real=36,
     tight_passes=200,
 )
@@ -84,6 +86,7 @@ QUICK = Size(
     seeds=(0,),
     real=("encoder.layer.0.attention.self.query",),
     passes=12,
+    patient_passes=12,
     all_real=2,
     tight_passes=14,
 )
@@ -157,8 +160,9 @@ def reached(solution: Solution, bounds: np.ndarray) -> dict[str, list[float | No
 
 def solve(name: str, manifold: QuotientManifold, points: Sequence[Tensor], size: Size, tol: float) -> Any:
     """One solver on one problem: when it reached which level, and where it ended."""
+    budget = size.patient_passes if name == "trust_regions" else size.passes
     solution = frechet_mean(
-        manifold, points, solver=solver_named(name), tol=tol, cost_tol=0.0, max_passes=size.passes
+        manifold, points, solver=solver_named(name), tol=tol, cost_tol=0.0, max_passes=budget
     )
     start = solution.trace[0].gradient_norm
     relative = [float((x.gradient_norm / start).max()) for x in solution.trace]

@@ -1,8 +1,9 @@
 """Does the verdict that a merge gives by the overlap of its inputs agree with how far ten starts end apart?
+And what is behind it where it is left open?
 
 Run from the root of the repository: python -m benchmarks.verdict
-Writes benchmarks/results/verdict.json. Differences and counts, no times: they repeat on any machine. The six
-real adapters that do not travel with the project are left out where they are absent.
+Writes benchmarks/results/verdict.json. Differences and counts, no times: they repeat on any machine. The real
+adapters that do not travel with the project are left out where they are absent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.nli.material import COLLECTIONS, specialists
 from riemerge import merge_adapters
 from riemerge.measure import determined
 from tests.folders import family, write_family
@@ -25,7 +27,6 @@ SHAPES = {
     f"layers.{i}.{side}": shape for i in range(3) for side, shape in (("q", (256, 224)), ("v", (160, 192)))
 }
 EXAMPLES = ("snli", "mnli", "qnli", "scitail")
-SIX = ("snli", "mnli", "qnli", "scitail", "rte", "sick")
 RESULTS = Path(__file__).parent / "results" / "verdict.json"
 
 
@@ -33,16 +34,16 @@ def agreement(folders: Sequence[Path]) -> dict[str, Any]:
     """Merges some folders from ten starts, and compares the two verdicts module by module."""
     record = merge_adapters(folders, method="geomerge", starts=STARTS, cost_tol=1e-5).record
     rows = [row for row in record.modules if row.update_spread is not None]
-    answers = Counter((determined(row.overlap), determined(row.overlap, row.update_spread)) for row in rows)
+    answers = [(determined(row.overlap), determined(row.overlap, row.update_spread)) for row in rows]
+    told = [judged == measured for judged, measured in answers if judged != "open"]
     spreads = [row.update_spread for row in rows if row.update_spread is not None]
     costs = [row.cost_spread for row in rows if row.cost_spread is not None]
-    same = sum(count for (by_overlap, measured), count in answers.items() if by_overlap == measured)
-    opposite = sum(count for pair, count in answers.items() if set(pair) == {"yes", "no"})
     return {
         "modules": len(rows),
-        "same": same,
-        "opposite": opposite,
-        "answers": {f"{by_overlap}, measured {measured}": n for (by_overlap, measured), n in answers.items()},
+        "told": len(told),
+        "told rightly": sum(told),
+        "open": dict(Counter(str(measured) for judged, measured in answers if judged == "open")),
+        "measured": dict(Counter(str(measured) for _, measured in answers)),
         "update_spread": [min(spreads), statistics.median(spreads), max(spreads)],
         "cost_spread_most": max(costs),
         "weakest": statistics.median(row.overlap.weakest for row in rows if row.overlap is not None),
@@ -59,8 +60,9 @@ def main() -> None:
             results[name] = agreement(folders)
             print(name, results[name], flush=True)
     results["four of examples/adapters"] = agreement([ROOT / "examples" / "adapters" / x for x in EXAMPLES])
-    if (data := shared_data_folder()) is not None:
-        results["six trained from one start"] = agreement([data / "adapters" / "nli-minilm" / x for x in SIX])
+    if shared_data_folder() is not None:
+        for name in COLLECTIONS:
+            results[f"six of nli, {name}"] = agreement(list(specialists(name).values()))
     setting = {"rank": RANK, "adapters": COUNT, "starts": STARTS, "seed": SEED, "shapes": SHAPES}
     RESULTS.write_text(json.dumps({"setting": setting, "sets": results}, indent=2) + "\n", encoding="utf-8")
     for name, row in results.items():

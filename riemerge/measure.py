@@ -15,29 +15,31 @@ from riemerge.methods import Evidence, Merged
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
-# From where on inputs determine their mean, judged by their overlap: fitted to how far ten starts ended
-# apart. Synthetic families are of three and six adapters of rank 8 and 16; the real ones are of rank 16: six
-# trained on tasks of one kind, and the four of the demo. `paired` is the cosine of the updates over the
-# product of those of their subspaces: how far directions that are shared belong to each other.
+# What the overlap of inputs says of their mean: fitted to how far ten starts ended apart. Synthetic families
+# are of three and six adapters of rank 8 and 16; the real ones are of rank 16: six trained on tasks of one
+# kind from one start of A, the four of the demo, and six from starts of their own. `paired` is the cosine of
+# the updates over the product of those of their subspaces: how far directions that are shared belong to each
+# other.
 #
-#     inputs                            weakest       paired        ‖dWₐ - dW‖ / ‖dW‖     so the mean is
-#     close, noise 0.1                  0.97          1.0           < 1e-8                determined
-#     close, noise 0.3                  0.8           0.9           < 1e-5                determined
-#     close, noise 0.6                  0.45          0.8           2e-5 to 6e-4          determined
-#     close, noise 1.0                  0.14          0.5 to 0.7    4e-4 to 1.0           in part
-#     real, one start of A, six         0.44          0.27 to 0.6   1e-3 to 1.2e-2        determined
-#     real, one start of A, demo        0.3 to 0.7    0.25 to 0.6   6e-4 to 6e-3 *        determined
-#                                       0.2 to 0.6    0.05 to 0.25  2e-3 to 1.2e-2 **     in part, or not
-#     real, starts of their own         < 0           < 0.2         0.47 to 0.67          not determined
-#     lora_like (one start of A)        0.97          0.0           3e-3 to 0.71          not determined
-#     mix (half of the directions)      < 0           1.8           0.26 to 0.47          not determined
-#     shared_subspace                   1             0.0           1.1                   not determined
-#     independent                       < 0           0.0           0.6 to 1.1            not determined
+#     inputs                           weakest       paired         ‖dWₐ - dW‖ / ‖dW‖   so the mean is
+#     close, noise 0.1                 0.97          1.0            < 1e-8              determined
+#     close, noise 0.3                 0.8           0.9            < 1e-5              determined
+#     close, noise 0.6                 0.45          0.8            2e-5 to 6e-4        determined
+#     close, noise 1.0                 0.14          0.5 to 0.7     4e-4 to 1.0         either
+#     real, one start of A, 8 modules  0.44 to 0.64  0.5 to 0.71    6e-4 to 3e-3        determined
+#     the other 64                     0.20 to 0.67  0.05 to 0.51   6e-4 to 1.1         either *
+#     real, starts of their own        < 0           0.07 to 1.9    0.29 to 0.92        not determined
+#     lora_like (one start of A)       0.97          -0.09 to 0.04  0.5 to 0.8          not determined
+#     shared_subspace                  1             -0.04 to 0.15  1.1                 not determined
+#     mix (half of the directions)     < 0           1.6 to 1.8     0.18 to 0.28        not determined
+#     independent                      < 0           -0.04 to 0.08  0.6 to 1.1          not determined
 #
-# (* but 0.43 in 1 of 17 modules, ** but 0.3 to 1.1 in 3 of 19: a second minimum, which no overlap shows.) So
-# every direction must be shared on one side at least, and be paired with the same one on the other side.
-YES = (0.25, 0.25)
-PARTLY = (0.06, 0.15)
+# (* 49 up to 0.01, 6 up to 0.1, 9 more: a second minimum, which no overlap shows.) So every direction must be
+# shared on one side at least, and be paired with the same one on the other; what is neither clearly so nor
+# clearly not is left open.
+YES = (0.4, 0.5)  # least `weakest`, least `paired`
+UNSHARED = 0.05  # up to this `weakest` there are directions that nobody shares
+UNPAIRED = (0.8, 0.2)  # from this `weakest` on, up to this `paired`: equal subspaces of independent cores
 
 
 class Frames(NamedTuple):
@@ -109,32 +111,37 @@ def determined(found: Overlap | None, spread: float | None = None) -> Determined
     """Say whether inputs determine their Fréchet mean.
 
     Args:
-        found: Their overlap, by which to judge where nothing better is known.
+        found: Their overlap, which tells where it is clear: "yes", "no", or "open".
         spread: How far apart several starts ended, relative to the mean: that decides where it was measured.
     """
     if found is None:
         return None
     if spread is not None:
         return "yes" if spread <= SPREAD_YES else "partly" if spread <= SPREAD_PARTLY else "no"
-    if _reaches(found, YES):
-        return "yes"
-    return "partly" if _reaches(found, PARTLY) else "no"
+    unpaired = found.weakest >= UNPAIRED[0] and not _paired(found, UNPAIRED[1])
+    if found.weakest <= UNSHARED or unpaired:
+        return "no"
+    return "yes" if found.weakest >= YES[0] and _paired(found, YES[1]) else "open"
 
 
 def determined_together(answers: Sequence[Determined | None]) -> Determined | None:
-    """Put the answers of modules together: that of at least nine tenths of them, "partly" without one."""
+    """Put the answers of modules together: that of at least nine tenths of them; without one "partly", or
+    "open" where the open ones may turn out to make it nine tenths.
+    """
     known = [answer for answer in answers if answer is not None]
     if not known:
         return None
-    counts = Counter(known)
-    if counts["yes"] >= 0.9 * len(known):
-        return "yes"
-    return "no" if counts["no"] >= 0.9 * len(known) else "partly"
+    counts, enough = Counter(known), 0.9 * len(known)
+    for answer in ("yes", "no"):
+        if counts[answer] >= enough:
+            return answer
+    return (
+        "open" if counts["open"] and max(counts["yes"], counts["no"]) + counts["open"] >= enough else "partly"
+    )
 
 
-def _reaches(found: Overlap, least: tuple[float, float]) -> bool:
-    weakest, paired = least
-    return found.weakest >= weakest and found.cosine >= paired * found.left * found.right
+def _paired(found: Overlap, least: float) -> bool:
+    return found.cosine >= least * found.left * found.right
 
 
 def module_row(

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, final
 from pydantic import BaseModel, ConfigDict
 
 OutType: TypeAlias = Literal["adapter", "delta", "checkpoint"]
-Determined: TypeAlias = Literal["yes", "partly", "no"]
+Determined: TypeAlias = Literal["yes", "partly", "no", "open"]
 
 # Up to how far apart several starts may end, as a share of the merged update, where inputs determine their
 # mean (yes), and where they do so in part.
@@ -93,7 +93,7 @@ class ModuleRow(BaseModel):
         cost_spread: Largest relative excess of the cost of any start over the best, which was taken.
         update_spread: Largest ‖dWₐ - dW‖ / ‖dW‖ over the starts, against the best.
         determined: Whether the inputs determine their Fréchet mean: by the spread where it was measured, by
-            the overlap where not.
+            the overlap where not, which may leave it "open".
     """
 
     model_config = _FROZEN
@@ -123,8 +123,8 @@ class ModuleRow(BaseModel):
 @final
 class Totals(BaseModel):
     """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
-    starts, mean overlap; `determined` is the answer of nine tenths of the modules, "partly" where there is
-    none.
+    starts, mean overlap; `determined` is the answer of nine tenths of the modules; without one "partly", or
+    "open" where too many are.
     """
 
     model_config = _FROZEN

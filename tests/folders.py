@@ -57,6 +57,21 @@ def write_family(root: Path, adapters: Sequence[Mapping[str, Factors]], **settin
     return [write_folder(root / "abcdefgh"[i], one, **settings) for i, one in enumerate(adapters)]
 
 
+def listing(root: Path) -> list[Path]:
+    """All that is under a folder."""
+    return sorted(root.rglob("*"))
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """All files but run records, which hold times, and cards, which quote them."""
+    skipped = {"riemerge.json", "README.md"}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in listing(root)
+        if path.is_file() and path.name not in skipped
+    }
+
+
 def merge_adapters(*arguments: Any, method: str = "geomerge", **asked: Any) -> riemerge.MergeResult:
     """`riemerge.merge_adapters`, by the Fréchet mean where a test names no method."""
     return riemerge.merge_adapters(*arguments, method=method, **asked)

@@ -39,7 +39,17 @@ NOT_YET = "Not measured yet."
 
 
 KEYS = {
-    "merge_llama": {"setting", "riemerge", "floor", "rivals", "ended", "noise", "ratios", "growth"},
+    "merge_llama": {
+        "setting",
+        "default",
+        "geomerge",
+        "floor",
+        "rivals",
+        "ended",
+        "noise",
+        "ratios",
+        "growth",
+    },
     "primitives": {"setting", "logs", "alignment", "width", "growth", "decompositions"},
     "convergence": {"setting", "runs", "defaults"},
     "methods": {"setting", "riemerge", "PEFT", "mergekit"},
@@ -79,7 +89,8 @@ def test_merge_llama_says_what_was_sampled_and_all_compute_what_they_mean(tmp_pa
     result = quick("merge_llama", tmp_path)
     size = merge_llama.QUICK
     counts = sorted(layers * len(size.shapes) for layers in size.layers)
-    assert sorted(map(int, result["riemerge"])) == sorted(map(int, result["floor"])) == counts
+    for name in merge_llama.MEASURED:
+        assert sorted(map(int, result[name])) == counts
     assert sum(sum(one["statuses"].values()) for one in result["ended"].values()) == counts[-1]
     assert set(result["ended"]) == set(merge_llama.FAMILIES)
     assert set(result["rivals"]) == set(merge_llama.RIVALS)

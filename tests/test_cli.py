@@ -263,8 +263,8 @@ def test_demo_merges_the_real_adapters(tmp_path: Path) -> None:
     assert [row["name"] for row in record["inputs"]] == ["snli", "mnli", "qnli", "scitail"]
     assert record["totals"]["modules"] == 36
     assert set(record["totals"]["statuses"]) <= {"CONVERGED", "FLAT"}
-    # They share their initialisation of A, and in some modules more than that.
-    assert record["totals"]["determined"] == "partly"
+    # They share their initialisation of A, and in most modules something beside it, which tells nothing.
+    assert record["totals"]["determined"] == "open"
     assert (tmp_path / "out" / TENSORS).exists()
 
 

@@ -32,7 +32,7 @@ from riemerge.evaluation import DEFAULT_METHODS, evaluate
 from riemerge.merge import merge_adapters
 from riemerge.record import Evaluation, Look, PairedDifference, RunRecord
 from riemerge.scores import judge_of
-from tests.folders import family, write_family, write_folder
+from tests.folders import content, family, listing, write_family, write_folder
 
 SHAPES = {"layers.0.q": (8, 6), "layers.1.q": (5, 9)}
 METHODS = ("average", "tsv", "iso_c:rank=2")
@@ -78,20 +78,6 @@ class Closeness:
             apart = (inputs @ (found - own)).square() / (inputs @ own).square().mean()
             answers[task] = (1 / (1 + apart)).tolist()
         return answers
-
-
-def listing(root: Path) -> list[Path]:
-    return sorted(root.rglob("*"))
-
-
-def content(root: Path) -> dict[str, bytes]:
-    """All files but run records, which hold times, and cards, which quote them."""
-    skipped = {"riemerge.json", "README.md"}
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in listing(root)
-        if path.is_file() and path.name not in skipped
-    }
 
 
 # --- the protocol -------------------------------------------------------------------------------------------

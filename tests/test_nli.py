@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.nli import material, protocol, report, scorer, statistics, train
+from benchmarks.nli import ideas, material, protocol, report, scorer, statistics, train
 from benchmarks.nli.material import TASKS, Pair, Rows
 from benchmarks.nli.protocol import Bench
 from riemerge.candidates import Candidate, parse
@@ -517,3 +517,75 @@ def test_the_rate_rises_and_falls_linearly() -> None:
     rates = [train._rate(step, 100) for step in range(101)]
     assert rates[:7] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1])
     assert rates[6:] == pytest.approx(list(np.linspace(1, 0, 95)))
+
+
+# --- ideas --------------------------------------------------------------------------------------------------
+
+
+def some_forms(generator: torch.Generator, count: int, size: int) -> Tensor:
+    draws = torch.randn(count, size, 3 * size, generator=generator, dtype=torch.float64)
+    return draws @ draws.mT
+
+
+def test_fitted_ideas_are_where_their_gradient_vanishes() -> None:
+    generator = seeded(4)
+    x = torch.randn(6, 20, 18, generator=generator, dtype=torch.float64)
+    grams, covariances = some_forms(generator, 6, 18), some_forms(generator, 6, 20)
+    for name, weights in (("regmean", (1,) * 6), ("regmean, snli 1.5, rte 0.7", (1.5, 1, 1, 1, 0.7, 1))):
+        forms = ideas.ridged(grams, 0.01) * torch.tensor(weights)[:, None, None]
+        left = ((ideas.FITTED[name](x, grams, covariances).value - x) @ forms).sum(dim=0)
+        assert left.norm() < 1e-9 * (x @ forms).norm()
+    forms = ideas.ridged(grams, 0.01)
+    forms = (
+        forms
+        / torch.stack([(one @ form * one).sum() for one, form in zip(x, forms, strict=True)])[:, None, None]
+    )
+    left = ((ideas.FITTED["regmean over effect"](x, grams, covariances).value - x) @ forms).sum(dim=0)
+    assert left.norm() < 1e-9 * (x @ forms).norm()
+    lefts, rights = ideas.ridged(covariances, 0.01), ideas.ridged(grams, 0.01)
+    value = ideas.least(x, lefts, rights, budget=400)
+    assert (lefts @ (value - x) @ rights).sum(dim=0).norm() < 1e-7 * (lefts @ x @ rights).norm()
+    few = ideas.FITTED["Fisher"](x, grams, covariances).value  # fifteen in the mean metric are nearly there
+    assert (few - value).norm() < 0.01 * value.norm()
+
+
+def test_a_cut_in_the_metric_is_the_nearest_there() -> None:
+    generator = seeded(5)
+    value = torch.randn(30, 24, generator=generator, dtype=torch.float64)
+    right, left = some_forms(generator, 1, 24)[0], some_forms(generator, 1, 30)[0]
+    for form in (None, left):
+        found = ideas.cut_within(ideas.Fit(value, right, form))
+        assert torch.linalg.matrix_rank(found) == ideas.RANK
+        l_root = torch.linalg.cholesky(left).mT if form is not None else torch.eye(30, dtype=torch.float64)
+        r_root = torch.linalg.cholesky(right)
+        error = (l_root @ (value - found) @ r_root).norm()
+        tail = torch.linalg.svdvals(l_root @ value @ r_root)[ideas.RANK :].norm()  # Eckart and Young
+        assert error == pytest.approx(float(tail), rel=1e-9)
+    plain = ideas.cut_within(ideas.Fit(value, torch.eye(24, dtype=torch.float64)))
+    torch.testing.assert_close(plain, ideas.cut(value))
+
+
+def test_free_ideas_at_their_ends_are_what_they_soften() -> None:
+    x = torch.randn(6, 40, ideas.RANK, generator=seeded(6), dtype=torch.float64)
+    x = x @ torch.randn(6, ideas.RANK, 50, generator=seeded(7), dtype=torch.float64)
+    torch.testing.assert_close(ideas.softened(x, 0.0), x.sum(dim=0))
+    torch.testing.assert_close(ideas.power(x[0], 1.0), x[0])
+    torch.testing.assert_close(ideas.anchored(x, 1e9), x.sum(dim=0), rtol=1e-6, atol=1e-6)
+    equal = ideas.equalised({"a": x, "b": 2 * x})
+    for module, factor in (("a", 1), ("b", 2)):
+        norms = 5**0.5 * x.norm(dim=(1, 2))
+        torch.testing.assert_close(equal[module], torch.einsum("t,tpq->pq", factor / norms, x))
+    same = x[:1].expand(6, -1, -1)
+    torch.testing.assert_close(ideas.two_sided(same, 1.0), x[0])
+
+
+def test_findings_are_what_was_measured() -> None:
+    found = json.loads((ideas.RESULTS / "ideas.json").read_text(encoding="utf-8"))
+    assert list(found) == list(material.COLLECTIONS)
+    text = Path(ideas.__file__).with_name("FINDINGS.md").read_text(encoding="utf-8")
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:3] == "| `"
+    ]
+    assert sorted([name, *shares] for name, _, *shares, _ in cells) == sorted(ideas.lines(found))
+    named = {name.partition(",")[0] for name in found["own"]}
+    assert {name.partition(",")[0] for name in (*ideas.FREE, *ideas.FITTED, *ideas.SETTINGS)} == named

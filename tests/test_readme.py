@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common import number
 from benchmarks.nli.report import overview
 from riemerge.adapters import read_adapter
 from riemerge.methods import METHODS
@@ -147,3 +148,19 @@ def test_what_merges_are_worth_is_the_benchmark_s() -> None:
     rivals = {one["theirs"].partition(":")[0] for one in with_data}
     assert rivals == {"average", "tsv", "iso_c", "core_ties", "regmean", "fisher"}
     assert all(one["low"] > 0 for one in with_data)
+    named = [one["p"] for one in with_data if one["theirs"].partition(":")[0] not in {"regmean", "fisher"}]
+    assert f"against each of these four p ≤ {number(max(named))}" in words
+    for one in found["contests"]:
+        if not one["statistics"] and one["rank"] and one["theirs"] == "average":
+            assert one["ours"] == "spectrum"
+            assert f"{one['value']:+.3f}, p = {number(one['p'])}, on `{one['collection']}`" in words
+    # Whose share is how large: of the mean over both collections, of what no data has.
+    of = {
+        key: sum(map(float, one)) / len(one) for key, one in shares.items() if not METHODS[key[0]].statistics
+    }
+    assert of["spectrum", None] == max(of.values())
+    assert sum(one < of["geomerge", None] for one in of.values()) <= len(of) / 10
+    for (method, _), both in shares.items():
+        if METHODS[method].mean.startswith("riemerge.methods.election:"):
+            pairs = zip(both, shares["average", "sum"], strict=True)
+            assert not all(float(one) > float(other) for one, other in pairs)

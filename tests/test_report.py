@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from riemerge.methods import METHODS
 from riemerge.record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
 from riemerge.report import evaluation_report, inspection_report, merge_report, methods_report
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
+from tests.helpers import ROOT, seeded
 
 
 def render(what: RenderableType, width: int = 100, *, terminal: bool = False) -> str:
@@ -86,6 +89,7 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int, count: i
         ("independent", "average", "Do these adapters determine their mean? No", "has one answer"),
         ("close", "average", "Do these adapters determine their mean? Yes.", "--method geomerge"),
         ("shared_subspace", "average", "Do these adapters determine their mean? No", "has one answer"),
+        ("independent", "balanced", "Do these adapters determine their mean? No", "asked of geomerge."),
     ],
 )
 def test_the_verdict_follows_the_overlap(
@@ -99,6 +103,7 @@ def test_the_verdict_follows_the_overlap(
     assert record.totals.overlap is not None
     assert f"RMS cosine of {record.totals.overlap.left:.2f} (random subspaces: 0.12)" in first
     assert " ".join(first.split()) in " ".join(render(merge_report(record)).split())
+    assert ("has one answer" in second) == (method == "average")
     if method == "geomerge" and record.totals.determined != "yes":
         assert "(rank 6 here)" in second
         assert "about 1/3" in second
@@ -111,7 +116,7 @@ def test_a_measured_spread_decides_and_is_shown(tmp_path: Path) -> None:
     folders = write_family(tmp_path, adapters)
     judged, measured = (merge_adapters(folders, starts=starts).record for starts in (None, 3))
     first, _ = verdict(judged)
-    assert "judged by this overlap; --starts 5 measures it" in first
+    assert "judged by this overlap; --starts 6 --cost-tol 1e-5 measures it" in first
     assert "Of 2 modules are well determined: 1 (q); not determined: 1 (v)." in first
     first, _ = verdict(measured)
     assert "solved from 3 starts" in first
@@ -137,32 +142,69 @@ def test_a_measured_spread_decides_and_is_shown(tmp_path: Path) -> None:
     assert "well determined: 1 (v); determined in part: 1 (q)" in first
 
 
+def test_where_the_overlap_does_not_tell_the_verdict_says_so(tmp_path: Path) -> None:
+    adapters = [
+        {name: (b + 0.37 * torch.randn(b.shape, generator=seeded(i)), a) for name, (b, a) in one.items()}
+        for i, one in enumerate(family("close", 3, rank=2, shapes={"q": (150, 150)}))
+    ]
+    record = merge_adapters(write_family(tmp_path, adapters)).record
+    (row,) = record.modules
+    assert row.overlap is not None
+    assert (row.determined, record.totals.determined) == ("open", "open")
+    first, second, *_ = verdict(record)
+    assert first.startswith("Do these adapters determine their mean? Their overlap does not tell.")
+    found = json.loads((ROOT / "benchmarks" / "results" / "verdict.json").read_text(encoding="utf-8"))["sets"]
+    assert all(one["told"] == one["told rightly"] for one in found.values())
+    real = Counter()
+    for one in found.values():
+        real.update(one["open"])
+    assert f"of {real.total()} such modules" in second
+    assert f"in {real['yes']} all starts ended in one update, in {real['partly']} up to" in second
+    assert f"in {real['no']} in different ones" in second
+
+
 @pytest.mark.parametrize(
-    ("yes", "partly", "no", "together"),
+    ("yes", "partly", "no", "unsaid", "together"),
     [
-        (9, 1, 0, "yes"),
-        (9, 0, 1, "yes"),
-        (8, 1, 1, "partly"),
-        (0, 10, 0, "partly"),
-        (1, 0, 9, "no"),
-        (0, 2, 8, "partly"),
-        (0, 0, 0, None),
+        (9, 1, 0, 0, "yes"),
+        (9, 0, 1, 0, "yes"),
+        (9, 0, 0, 1, "yes"),
+        (8, 1, 1, 0, "partly"),
+        (8, 1, 0, 1, "open"),
+        (7, 1, 1, 1, "partly"),  # whatever the open one is
+        (0, 10, 0, 0, "partly"),
+        (1, 0, 9, 0, "no"),
+        (0, 1, 5, 4, "open"),
+        (0, 2, 8, 0, "partly"),
+        (5, 0, 4, 1, "partly"),
+        (0, 0, 0, 10, "open"),
+        (0, 0, 0, 0, None),
     ],
 )
-def test_the_modules_answer_together(yes: int, partly: int, no: int, together: str | None) -> None:
-    answers: list[Determined | None] = [*["yes"] * yes, *["partly"] * partly, *["no"] * no, None]
-    assert determined_together(answers) == together
+def test_the_modules_answer_together(
+    yes: int, partly: int, no: int, unsaid: int, together: str | None
+) -> None:
+    answers: list[Determined | None] = [
+        *["yes"] * yes,
+        *["partly"] * partly,
+        *["no"] * no,
+        *["open"] * unsaid,
+    ]
+    assert determined_together([*answers, None]) == together
 
 
 def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
     known = {"left": 0.5, "right": 0.8, "left_random": 0.1, "right_random": 0.1, "share": 0.5}
     for weakest, cosine, answer in (
         (0.9, 0.9, "yes"),
-        (0.3, 0.11, "yes"),
-        (0.1, 0.9, "partly"),
-        (0.9, 0.08, "partly"),
-        (0.0, 0.9, "no"),
-        (0.9, 0.0, "no"),
+        (0.41, 0.21, "yes"),
+        (0.39, 0.9, "open"),
+        (0.06, 0.9, "open"),
+        (0.04, 0.9, "no"),
+        (0.9, 0.19, "open"),
+        (0.79, 0.01, "open"),
+        (0.81, 0.07, "no"),
+        (0.81, 0.09, "open"),
         (0.9, -0.5, "no"),
     ):
         found = Overlap(**known, weakest=weakest, cosine=cosine)

@@ -32,7 +32,7 @@ from riemerge.recipe import read_recipe
 from riemerge.record import RunRecord
 from riemerge.scores import command_scorer
 from riemerge.soups import greedy_soup, grid, sweep
-from tests.folders import family, write_family, write_folder
+from tests.folders import content, family, listing, write_family, write_folder
 
 SHAPES = {"layers.0.q": (8, 6), "layers.1.q": (5, 9)}
 TENSORS, WHOLE = "adapter_model.safetensors", "model.safetensors"
@@ -66,20 +66,6 @@ def chosen_in(folder: Path) -> str:
 
 def by_table(scores: dict[str, float]) -> Callable[[Path], float]:
     return lambda folder: scores[chosen_in(folder)]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files but run records, which hold times, and cards, which quote them."""
-    skipped = {"riemerge.json", "README.md"}
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in skipped
-    }
-
-
-def listing(root: Path) -> list[Path]:
-    return sorted(root.rglob("*"))
 
 
 def updates(folder: Path) -> dict[str, torch.Tensor]:

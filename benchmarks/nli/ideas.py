@@ -1,34 +1,51 @@
 """Ideas that were tried before rows were made of them, or of none: prototypes, scored on the looks alone.
 
-python -m benchmarks.nli.ideas [NAME ...] [--collection shared]: a line for each, as FINDINGS.md has them. An
-idea is a function of the cores of all modules in the joint spans, module to (6, p, q), and answers with one
-(p, q) for each. Each is brought to the norm of the average and scored at some multiples of it, on the rows
-that the protocol chooses coefficients on; the test half is never seen.
+python -m benchmarks.nli.ideas [NAME ...]: a line for each, as FINDINGS.md has them, and results/ideas.json.
+The looks are the rows that the protocol chooses coefficients on; the test half is never seen. A free idea
+knows the updates and is brought to the norm of the average; a fitted one knows statistics of train rows too,
+and keeps its own size. Settings of rows are among them that the table does not have. The best of three
+multiples counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.nli.material import COLLECTIONS, TASKS, base_folder, read_material, specialists
-from benchmarks.nli.protocol import DTYPE, accuracies, normalised
-from benchmarks.nli.scorer import Scorer, dense, directions, load_base
-from riemerge.adapters import read_adapter
+from benchmarks.common import markdown, tell
+from benchmarks.nli.material import COLLECTIONS
+from benchmarks.nli.protocol import Bench
+from benchmarks.nli.scorer import dense
+from riemerge.candidates import parse
+from riemerge.methods import METHODS
+from riemerge.methods.quadratic import conjugate_gradients, shrunk
+from riemerge.statistics import read_statistics
 from riemerge.updates import JointSpan, LowRankUpdate
 
-Cores = Mapping[str, Tensor]
-Idea = Callable[[Cores], dict[str, Tensor]]
-
+RESULTS = Path(__file__).parent / "results"
 RANK = 16
-MULTIPLES = (1.0, math.sqrt(2), 2.0, math.sqrt(8))
+MULTIPLES = (math.sqrt(2), 2.0, math.sqrt(8))  # of the norm of the average
+OWN_MULTIPLES = (0.8, 1.0, 1.25)
+CUT, WITHIN = ", cut", ", cut in the metric"  # to RANK, in the Frobenius norm and in that of the mean forms
+
+Cores = Mapping[str, Tensor]
+Dense = dict[str, Tensor]
 
 
-def each(mean: Callable[[Tensor], Tensor]) -> Idea:
+# --- free ideas: module to the cores (6, p, q) in the joint span, answered by module to (p, q) --------------
+
+
+def each(mean: Callable[[Tensor], Tensor]) -> Callable[[Cores], Dense]:
     """The same for every module by itself."""
     return lambda cores: {module: mean(x) for module, x in cores.items()}
 
@@ -61,18 +78,27 @@ def anchored(x: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(form, ((x @ grams).sum(dim=0) + pull * total).mT).mT
 
 
-def weighed(*weights: float) -> Idea:
+def two_sided(x: Tensor, exponent: float) -> Tensor:
+    """Kronecker-factored forms of each update's own (xₜ xₜᵀ)^a and (xₜᵀ xₜ)^a, ridge the mean diagonal."""
+    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
+    scales = sigma ** (2 * exponent)
+    lefts, rights = ((f * scales.unsqueeze(1)) @ f.mT for f in (u, vh.mT))
+    lefts, rights = (ridged(form / form.diagonal(dim1=1, dim2=2).mean(), 1.0) for form in (lefts, rights))
+    return least(x, lefts, rights, budget=60)
+
+
+def weighed(*weights: float) -> Callable[[Cores], Dense]:
     return each(lambda x: torch.einsum("t,tpq->pq", torch.tensor(weights).to(x), x))
 
 
-def equalised(cores: Cores) -> dict[str, Tensor]:
+def equalised(cores: Cores) -> Dense:
     """The average of updates of equal norms over all modules."""
     norms = sum(x.square().sum(dim=(1, 2)) for x in cores.values())
     assert isinstance(norms, Tensor)
     return {module: torch.einsum("t,tpq->pq", norms.rsqrt(), x) for module, x in cores.items()}
 
 
-IDEAS: dict[str, Idea] = {
+FREE: dict[str, Callable[[Cores], Dense]] = {
     "average": each(lambda x: x.mean(dim=0)),
     **{
         f"average, power {p:g}": each(lambda x, p=p: power(x.mean(dim=0), p))  # type: ignore[misc]
@@ -89,47 +115,213 @@ IDEAS: dict[str, Idea] = {
     "whitening 0.5, power 0.5": each(lambda x: power(softened(x, 0.5), 0.5)),
     "wudi, ridge 0.03": each(lambda x: anchored(x, 0.03)),
     "wudi, ridge 0.3": each(lambda x: anchored(x, 0.3)),
+    "two-sided": each(lambda x: two_sided(x, 1.0)),
+    "two-sided, of roots": each(lambda x: two_sided(x, 0.5)),
 }
 
+# --- fitted ideas: updates (6, m, n), Gram matrices of inputs and covariances of output gradients -----------
 
-def cut(x: Tensor, rank: int) -> Tensor:
+
+class Fit(NamedTuple):
+    """An answer (m, n) and the mean forms whose norm it may be cut in; the identity if not given."""
+
+    value: Tensor
+    right: Tensor
+    left: Tensor | None = None
+
+
+def regmean(
+    x: Tensor,
+    grams: Tensor,
+    _: Tensor,
+    *,
+    ridge: float = 0.01,
+    off_diagonal: float = 1.0,
+    effect: float = 0.0,
+    weights: Sequence[float] = (1.0,) * 6,
+    exponent: float = 1.0,
+) -> Fit:
+    """RegMean; each Gram matrix divided by a power of ‖xₜ‖²_G, what its update does."""
+    forms = ridged(torch.stack([shrunk(gram, off_diagonal) for gram in grams]), ridge)
+    sizes = ((x @ forms) * x).sum(dim=(1, 2))
+    forms = forms * (torch.tensor(weights).to(x) * (sizes / sizes.mean()) ** -effect)[:, None, None]
+    value = torch.linalg.solve(forms.sum(dim=0), (x @ forms).sum(dim=0).mT).mT
+    return Fit(value if exponent == 1.0 else power(value, exponent), forms.mean(dim=0))
+
+
+def kronecker_fisher(x: Tensor, grams: Tensor, covariances: Tensor, *, ridge: float) -> Fit:
+    """The Kronecker-factored Fisher mean after fifteen conjugate gradients in the mean metric."""
+    lefts, rights = ridged(covariances, ridge), ridged(grams, ridge)
+    left, right = lefts.mean(dim=0), rights.mean(dim=0)
+    (root, back), (right_root, right_back) = roots(left), roots(right)
+    lefts, rights = back @ lefts @ back, right_back @ rights @ right_back
+    white = least(root @ x @ right_root, lefts, rights, budget=15)
+    return Fit(back @ white @ right_back, right, left)
+
+
+Fitted = Callable[[Tensor, Tensor, Tensor], Fit]
+
+FITTED: dict[str, Fitted] = {
+    "regmean, off-diagonal 0.9": partial(regmean, off_diagonal=0.9, ridge=0.0),
+    "regmean": regmean,
+    "regmean, ridge 0.1": partial(regmean, ridge=0.1),
+    "regmean, ridge 0.1, power 0.7": partial(regmean, ridge=0.1, exponent=0.7),
+    "regmean over effect": partial(regmean, effect=1.0),
+    "regmean over root of effect": partial(regmean, effect=0.5),
+    "regmean, snli 1.5, rte 0.7": partial(regmean, weights=(1.5, 1, 1, 1, 0.7, 1)),
+    "Fisher": partial(kronecker_fisher, ridge=0.01),
+    "Fisher, ridge 0.1": partial(kronecker_fisher, ridge=0.1),
+}
+
+CUTS: dict[str, tuple[str, ...]] = {
+    **{name: (CUT,) for name in FREE if name.startswith("average")},
+    "tsv": (CUT,),
+    "regmean": (CUT, WITHIN),
+    "Fisher": (CUT, WITHIN),
+    "Fisher, ridge 0.1": (WITHIN,),
+}
+"""What is scored cut as well as whole, and how."""
+
+SETTINGS = (
+    "spectrum",
+    "spectrum:power=0.5",
+    "spectrum:whitening=0.75",
+    "spectrum:power=0.5:whitening=0.75",
+    "balanced",
+    "balanced:rank=96",
+    "lowrank_mats",
+    "lowrank_mats:tol=0.01",
+)
+"""Settings of rows, at their own rank if none is named."""
+
+# --- algebra ------------------------------------------------------------------------------------------------
+
+
+def ridged(forms: Tensor, ridge: float) -> Tensor:
+    """Forms (T, n, n) with `ridge` times their own mean diagonal entry on the diagonal."""
+    means = forms.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+    return forms + torch.diag_embed(ridge * means.expand(-1, forms.shape[1]))
+
+
+def least(x: Tensor, lefts: Tensor, rights: Tensor, budget: int) -> Tensor:
+    """Σ Lₜ X Rₜ = Σ Lₜ xₜ Rₜ after that many conjugate gradients from the average."""
+    found = conjugate_gradients(
+        lambda one: (lefts @ one @ rights).mean(dim=0),
+        (lefts @ x @ rights).mean(dim=0),
+        x.mean(dim=0),
+        torch.ones_like(x[0]),
+        0.0,
+        budget,
+    )
+    return found.value
+
+
+def roots(form: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of a form and its inverse."""
+    values, basis = torch.linalg.eigh(form)
+    return (basis * values.sqrt()) @ basis.mT, (basis * values.rsqrt()) @ basis.mT
+
+
+def cut(x: Tensor) -> Tensor:
+    """The nearest of rank `RANK`."""
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    return (u[:, :rank] * sigma[:rank]) @ vh[:rank]
+    return (u[:, :RANK] * sigma[:RANK]) @ vh[:RANK]
+
+
+def cut_within(fit: Fit) -> Tensor:
+    """The nearest of rank `RANK` in the norm of the mean forms."""
+    right, right_back = roots(fit.right)
+    if fit.left is None:
+        return cut(fit.value @ right) @ right_back
+    left, left_back = roots(fit.left)
+    return left_back @ cut(left @ fit.value @ right) @ right_back
+
+
+# --- measured -----------------------------------------------------------------------------------------------
+
+
+def answers(bench: Bench, asked: Sequence[str]) -> Iterator[tuple[str, Dense]]:
+    """The updates of some ideas, whole and as `CUTS` says; of free ones at the norm of the average."""
+    spans = {
+        module: JointSpan([one.update(module).to(torch.float64) for one in bench.adapters.values()])
+        for module in sorted(next(iter(bench.adapters.values())).modules)
+    }
+    cores = {module: torch.stack([one.dense() for one in span.updates]) for module, span in spans.items()}
+
+    def lifted(module: str, core: Tensor) -> Tensor:
+        eye = torch.eye(len(core), dtype=core.dtype)
+        return spans[module].lift(LowRankUpdate(eye, core)).dense().to(torch.float32)
+
+    for name in asked:
+        if name in SETTINGS:
+            merged = bench.merge(parse(name))
+            scale = 1.0 if _fits(name) else bench.reference["average_norm"] / merged.record.totals.norm
+            yield name, dense(merged.updates, scale)
+        elif name in FREE:
+            found = FREE[name](cores)
+            variants = {"": found}
+            if name in CUTS:
+                variants[CUT] = {module: cut(x) for module, x in found.items()}
+            for kind, one in variants.items():
+                scale = bench.reference["average_norm"] / math.hypot(*(float(x.norm()) for x in one.values()))
+                yield name + kind, {module: lifted(module, scale * x) for module, x in one.items()}
+        else:
+            yield from _fitted(bench, name)
+
+
+def _fitted(bench: Bench, name: str) -> Iterator[tuple[str, Dense]]:
+    known = [read_statistics(folder) for folder in bench.statistics()]
+    kinds = ("", *CUTS.get(name, ()))
+    found: dict[str, Dense] = {kind: {} for kind in kinds}
+    for module in known[0].modules:
+        x = torch.stack([one.update(module).dense().to(torch.float32) for one in bench.adapters.values()])
+        grams, covariances = (
+            torch.stack([(of[kind] / of["tokens"]).to(x) for of in (one.of(module) for one in known)])
+            for kind in ("gram", "covariance")
+        )
+        fit = FITTED[name](x, grams, covariances)
+        for kind in kinds:
+            value = fit.value if kind == "" else cut(fit.value) if kind == CUT else cut_within(fit)
+            found[kind][module] = value
+    yield from ((name + kind, update) for kind, update in found.items())
+
+
+def measure(collection: str, folder: Path, asked: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Share of the specialists' accuracy on the looks, by idea and multiple."""
+    bench, found = Bench(collection, folder), {}
+    for name, update in answers(bench, asked):
+        multiples = OWN_MULTIPLES if _fits(name) else MULTIPLES
+        found[name] = {f"{c:.2f}": bench.look(update, c)[0] for c in multiples}
+        tell(f"{collection}, {name}: {max(found[name].values()):.3f}")
+    return found
+
+
+def _fits(name: str) -> bool:
+    row = name.partition(":")[0]
+    return bool(METHODS[row].statistics) if row in METHODS else name.startswith(tuple(FITTED))
+
+
+def lines(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
+    """A line for each idea: its name and the best of its multiples on each collection."""
+    names = next(iter(found.values()))
+    return [[f"`{name}`", *(f"{max(one[name].values()):.3f}" for one in found.values())] for name in names]
 
 
 def main() -> None:
+    """Measure some ideas on both collections; what results/ideas.json has of others is kept."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nli.ideas", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(IDEAS), metavar="NAME", help=", ".join(IDEAS))
-    parser.add_argument("--collection", choices=list(COLLECTIONS), default="shared")
-    parser.add_argument("--rank", type=int, help="to which all are cut; whole if not given")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    base = base_folder()
-    assert base is not None
-    model, tokenizer = load_base(base)
-    scorer, rows = Scorer(model, directions(model, tokenizer), DTYPE), read_material(tokenizer).looks
-    adapters = [read_adapter(path) for path in specialists(asked.collection).values()]
-    spans = {
-        module: JointSpan([one.update(module).to(torch.float64) for one in adapters])
-        for module in sorted(adapters[0].modules)
-    }
-    cores = {module: torch.stack([one.dense() for one in span.updates]) for module, span in spans.items()}
-    own = {
-        task: accuracies(scorer.correct(rows.only(task), dense({m: one.update(m) for m in spans})))[task]
-        for task, one in zip(TASKS, adapters, strict=True)
-    }
-    norm = math.hypot(*(float(x.mean(dim=0).norm()) for x in cores.values()))
-    for name in asked.names:
-        found = IDEAS[name](cores)
-        if asked.rank:
-            found = {module: cut(x, asked.rank) for module, x in found.items()}
-        scale = norm / math.hypot(*(float(x.norm()) for x in found.values()))
-        eye = {module: torch.eye(x.shape[0], dtype=x.dtype) for module, x in found.items()}
-        update = dense({m: spans[m].lift(LowRankUpdate(eye[m], x)) for m, x in found.items()}, scale)
-        scores = {c: normalised(accuracies(scorer.correct(rows, update, c)), own) for c in MULTIPLES}
-        best = max(scores, key=scores.__getitem__)
-        said = ", ".join(f"{c:.2f}: {score:.3f}" for c, score in scores.items())
-        print(f"{asked.collection}, {name}: {scores[best]:.3f} at {best:.2f} ({said})", flush=True)
+    names = [*FREE, *FITTED, *SETTINGS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all if not given: {'; '.join(names)}")
+    asked = parser.parse_args().names or names
+    if unknown := set(asked) - set(names):
+        parser.error(f"no idea of the name {', '.join(sorted(unknown))}")
+    path = RESULTS / "ideas.json"
+    before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with ProcessPoolExecutor(len(COLLECTIONS), get_context("spawn")) as pool:
+        started = {name: pool.submit(measure, name, RESULTS, asked) for name in COLLECTIONS}
+        found = {name: before.get(name, {}) | one.result() for name, one in started.items()}
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(markdown(["idea", *found], lines(found)))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ class Bench:
         grid: Coefficients that are tried first.
 
     Attributes:
+        adapters: Task to specialist.
         reference: Specialists and base by themselves, and the norm of the average.
         measured: How many candidates were, and not read from their files.
     """
@@ -160,14 +161,14 @@ class Bench:
     ) -> None:
         torch.set_num_threads(threads)
         self._threads, self._grid, self._folder = threads, tuple(grid), folder / collection
-        self._adapters = {task: read_adapter(path) for task, path in specialists(collection).items()}
+        self.adapters = {task: read_adapter(path) for task, path in specialists(collection).items()}
         base = base_folder()
         assert base is not None
         model, tokenizer = load_base(base)
         output = directions(model, tokenizer)
         self._scorer = Scorer(model, output, DTYPE)
         self._material = read_material(tokenizer, limit)
-        files = fingerprints(), {task: dict(adapter.sha256) for task, adapter in self._adapters.items()}
+        files = fingerprints(), {task: dict(adapter.sha256) for task, adapter in self.adapters.items()}
         settings = SEED, MAX_LENGTH, EXAMPLES
         self._inputs = digest(files, settings, limit, self._grid, OWN_GRID, str(DTYPE))
         statistics = self._folder / "statistics" / digest(files, settings)
@@ -185,6 +186,15 @@ class Bench:
         key = self.key_of(candidate.method, candidate.parameters)
         return kept(path, key, lambda: self._measured(candidate))
 
+    def statistics(self) -> list[Path]:
+        """The folders of the statistics of the specialists, collected where they are not there yet."""
+        return self._statistics.folders(self.adapters)
+
+    def look(self, update: Dense, coefficient: float) -> tuple[float, dict[str, Tensor]]:
+        """What a multiple of an update has on the looks: the specialists' share, and which are right."""
+        correct = self._scorer.correct(self._material.looks, update, coefficient)
+        return normalised(accuracies(correct), self.reference["specialist"]["looks"]), correct
+
     def key_of(self, method: str, parameters: Mapping[str, Any]) -> str:
         """What a result depends on, but for the code: inputs / the row, its parameters and its defaults."""
         return self._key(method, {**METHODS[method].defaults, **parameters})
@@ -192,23 +202,27 @@ class Bench:
     def _key(self, *said: Any) -> str:
         return f"{self._inputs}/{digest(*said)}"
 
-    def _merge(self, method: str, parameters: Mapping[str, Any]) -> MergeResult:
-        adapters = list(self._adapters.values())
-        needed = METHODS[method].statistics
-        found = self._statistics.folders(self._adapters) if needed else None
-        return merge_adapters(adapters, method=method, threads=self._threads, statistics=found, **parameters)
+    def merge(self, candidate: Candidate) -> MergeResult:
+        """The specialists merged, with their statistics where the method needs them."""
+        return merge_adapters(
+            list(self.adapters.values()),
+            method=candidate.method,
+            threads=self._threads,
+            statistics=self.statistics() if METHODS[candidate.method].statistics else None,
+            **candidate.parameters,
+        )
 
     def _make_reference(self) -> dict[str, Any]:
         own = {
             task: dense({module: adapter.update(module) for module in adapter.modules})
-            for task, adapter in self._adapters.items()
+            for task, adapter in self.adapters.items()
         }
         correct = {
             part: {task: self._scorer.correct(rows.only(task), own[task])[task] for task in own}
             for part, rows in self._parts.items()
         }
         base = self._scorer.correct(self._material.test, {})
-        average = self._merge("average", {"rank": "sum"}).record.totals
+        average = self.merge(Candidate("average", {"rank": "sum"})).record.totals
         assert average.overlap is not None
         return {
             "sizes": {part: dict(rows.sizes) for part, rows in self._parts.items()},
@@ -233,7 +247,7 @@ class Bench:
         said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
         started = time.perf_counter()
         try:
-            merged = self._merge(candidate.method, candidate.parameters)
+            merged = self.merge(candidate)
         except NumericalError as fault:
             return {**said, "refused": list(fault.problems)}
         norm = merged.record.totals.norm
@@ -268,13 +282,12 @@ class Bench:
         return None
 
     def _scored(self, update: Dense, grid: Sequence[float], seconds: Mapping[str, float]) -> dict[str, Any]:
-        specialist = self.reference["specialist"]
         began = time.perf_counter()
         seen: dict[float, dict[str, Tensor]] = {}
 
         def look(coefficient: float) -> float:
-            seen[coefficient] = self._scorer.correct(self._material.looks, update, coefficient)
-            return normalised(accuracies(seen[coefficient]), specialist["looks"])
+            share, seen[coefficient] = self.look(update, coefficient)
+            return share
 
         best = search(look, grid)
         looks = [{"coefficient": c, "looks": accuracies(found)} for c, found in seen.items()]
@@ -284,7 +297,7 @@ class Bench:
         return {
             "looks": looks,
             "coefficient": best,
-            "dev": normalised(accuracies(dev), specialist["dev"]),
+            "dev": normalised(accuracies(dev), self.reference["specialist"]["dev"]),
             "test": accuracies(correct),
             "correct": packed(correct),
             "seconds": {**seconds, "dev": middle - began, "test": time.perf_counter() - middle},
