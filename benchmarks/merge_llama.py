@@ -369,7 +369,7 @@ def growth(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Everything, in one run: our merge and the floor in turn, before, between and after the rivals."""
+    """Everything, in one run: our merges and the floor in turn, before, between and after the rivals."""
     size = QUICK if quick else FULL
     machine = common.machine(os.cpu_count() or 1, "peft", "safetensors")
     with tempfile.TemporaryDirectory() as folder:
@@ -452,9 +452,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "noise": spread,
         "ratios": ratios,
         "growth": {name: growth(found[name]) for name in MEASURED},
-        "goals": [
-            *goals,
-        ],
+        "goals": goals,
     }
 
 
@@ -488,8 +486,8 @@ def tables(result: Mapping[str, Any]) -> str:
         + [show(one["passes"][key]) for key in ("median", "most")]
         for family, one in result["ended"].items()
     ]
-    head = ["", f"seconds for {most} modules", "peak MiB", "how", *(f"times {name}" for name in OURS)]
-    head += ["error"]
+    ratios = (f"times {name}" for name in OURS)
+    head = ["", f"seconds for {most} modules", "peak MiB", "how", *ratios, "error"]
     return "\n\n".join(
         [
             common.markdown(head, rows),

@@ -251,7 +251,9 @@ def tables(result: Mapping[str, Any]) -> str:
         for kind, one in result["PEFT"].items()
         if kind not in matched
     ]
-    return "\n\n".join([common.markdown(head, rows), common.goals_table(result["goals"])])
+    missing = ", ".join(f"`{name}`" for name in OURS if name not in result["riemerge"])
+    said = [f"Not in this run: {missing}."] if missing else []
+    return "\n\n".join([common.markdown(head, rows), *said, common.goals_table(result["goals"])])
 
 
 def cells(one: Mapping[str, Any]) -> list[str]:

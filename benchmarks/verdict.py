@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.nli.material import COLLECTIONS, specialists
 from riemerge import merge_adapters
-from riemerge.measure import determined
+from riemerge.measure import determined, paired
 from tests.folders import family, write_family
 from tests.helpers import FAMILIES, ROOT, shared_data_folder
 
@@ -32,22 +32,26 @@ RESULTS = Path(__file__).parent / "results" / "verdict.json"
 
 def agreement(folders: Sequence[Path]) -> dict[str, Any]:
     """Merges some folders from ten starts, and compares the two verdicts module by module."""
-    record = merge_adapters(folders, method="geomerge", starts=STARTS, cost_tol=1e-5).record
+    record = merge_adapters(folders, method="geomerge", starts=STARTS, cost_tol=1e-6).record
     rows = [row for row in record.modules if row.update_spread is not None]
     answers = [(determined(row.overlap), determined(row.overlap, row.update_spread)) for row in rows]
     told = [judged == measured for judged, measured in answers if judged != "open"]
     spreads = [row.update_spread for row in rows if row.update_spread is not None]
     costs = [row.cost_spread for row in rows if row.cost_spread is not None]
     return {
-        "modules": len(rows),
         "told": len(told),
-        "told rightly": sum(told),
+        "told_rightly": sum(told),
         "open": dict(Counter(str(measured) for judged, measured in answers if judged == "open")),
         "measured": dict(Counter(str(measured) for _, measured in answers)),
         "update_spread": [min(spreads), statistics.median(spreads), max(spreads)],
         "cost_spread_most": max(costs),
         "weakest": statistics.median(row.overlap.weakest for row in rows if row.overlap is not None),
         "total": record.totals.determined,
+        "modules": [
+            [row.overlap.weakest, paired(row.overlap), row.update_spread]
+            for row in rows
+            if row.overlap is not None
+        ],
     }
 
 

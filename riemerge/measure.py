@@ -118,10 +118,10 @@ def determined(found: Overlap | None, spread: float | None = None) -> Determined
         return None
     if spread is not None:
         return "yes" if spread <= SPREAD_YES else "partly" if spread <= SPREAD_PARTLY else "no"
-    unpaired = found.weakest >= UNPAIRED[0] and not _paired(found, UNPAIRED[1])
+    unpaired = found.weakest >= UNPAIRED[0] and paired(found) <= UNPAIRED[1]
     if found.weakest <= UNSHARED or unpaired:
         return "no"
-    return "yes" if found.weakest >= YES[0] and _paired(found, YES[1]) else "open"
+    return "yes" if found.weakest >= YES[0] and paired(found) >= YES[1] else "open"
 
 
 def determined_together(answers: Sequence[Determined | None]) -> Determined | None:
@@ -135,13 +135,14 @@ def determined_together(answers: Sequence[Determined | None]) -> Determined | No
     for answer in ("yes", "no"):
         if counts[answer] >= enough:
             return answer
-    return (
-        "open" if counts["open"] and max(counts["yes"], counts["no"]) + counts["open"] >= enough else "partly"
-    )
+    could_be = max(counts["yes"], counts["no"]) + counts["open"]
+    return "open" if counts["open"] and could_be >= enough else "partly"
 
 
-def _paired(found: Overlap, least: float) -> bool:
-    return found.cosine >= least * found.left * found.right
+def paired(found: Overlap) -> float:
+    """How far shared directions belong to each other: 1 for copies, about 0 for independent cores."""
+    sides = found.left * found.right
+    return found.cosine / sides if sides > 0 else 0.0
 
 
 def module_row(

@@ -124,7 +124,7 @@ class ModuleRow(BaseModel):
 class Totals(BaseModel):
     """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
     starts, mean overlap; `determined` is the answer of nine tenths of the modules; without one "partly", or
-    "open" where too many are.
+    "open" where the open ones may make it nine tenths.
     """
 
     model_config = _FROZEN

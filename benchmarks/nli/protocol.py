@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,23 @@ def digest(*said: Any) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def key_of(inputs: str, candidate: Candidate) -> str:
+    """What a result depends on, but for the code: inputs / the row, its parameters and its defaults."""
+    row = METHODS[candidate.method]
+    return f"{inputs}/{digest(row.name, {**row.defaults, **candidate.parameters})}"
+
+
+def is_fitted(candidate: Candidate) -> bool:
+    """Whether a row is fitted to outputs, so that its size means them."""
+    return bool(METHODS[candidate.method].statistics)
+
+
+def is_current(result: Mapping[str, Any], inputs: str) -> bool:
+    """Whether a result is of these inputs, and of a row that still has the same defaults."""
+    candidate = Candidate(result["method"], result["parameters"])
+    return candidate.method in METHODS and result["key"] == key_of(inputs, candidate)
+
+
 def kept(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a file holds under this key; made and written, whole or not at all, where it does not."""
     if path.exists():
@@ -125,7 +143,7 @@ def kept(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, 
             return found
     result = {"key": key, **make()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
     return result
@@ -174,7 +192,8 @@ class Bench:
         statistics = self._folder / "statistics" / digest(files, settings)
         self._statistics = Collected(statistics, model, tokenizer, output)
         self.measured = 0
-        self.reference = kept(self._folder / "reference.json", self._key("reference"), self._make_reference)
+        key = f"{self._inputs}/{digest('reference')}"
+        self.reference = kept(self._folder / "reference.json", key, self._make_reference)
 
     def run(self, candidate: Candidate) -> dict[str, Any]:
         """The result of one candidate, from its file where the same was tried before.
@@ -183,8 +202,7 @@ class Bench:
         one that was tried takes over its scores, and says whose.
         """
         path = self._folder / f"{candidate.name.replace(':', ',')}.json"
-        key = self.key_of(candidate.method, candidate.parameters)
-        return kept(path, key, lambda: self._measured(candidate))
+        return kept(path, key_of(self._inputs, candidate), lambda: self._measured(candidate))
 
     def statistics(self) -> list[Path]:
         """The folders of the statistics of the specialists, collected where they are not there yet."""
@@ -195,13 +213,6 @@ class Bench:
         correct = self._scorer.correct(self._material.looks, update, coefficient)
         return normalised(accuracies(correct), self.reference["specialist"]["looks"]), correct
 
-    def key_of(self, method: str, parameters: Mapping[str, Any]) -> str:
-        """What a result depends on, but for the code: inputs / the row, its parameters and its defaults."""
-        return self._key(method, {**METHODS[method].defaults, **parameters})
-
-    def _key(self, *said: Any) -> str:
-        return f"{self._inputs}/{digest(*said)}"
-
     def merge(self, candidate: Candidate) -> MergeResult:
         """The specialists merged, with their statistics where the method needs them."""
         return merge_adapters(
@@ -211,6 +222,12 @@ class Bench:
             statistics=self.statistics() if METHODS[candidate.method].statistics else None,
             **candidate.parameters,
         )
+
+    def sized(self, candidate: Candidate, merged: MergeResult) -> tuple[float, Dense]:
+        """A merge at the norm of the average, at its own where it is fitted to outputs; the factor first."""
+        own = is_fitted(candidate)
+        scale = 1.0 if own else self.reference["average_norm"] / merged.record.totals.norm
+        return scale, dense(merged.updates, scale)
 
     def _make_reference(self) -> dict[str, Any]:
         own = {
@@ -253,9 +270,7 @@ class Bench:
         norm = merged.record.totals.norm
         if not norm > 0.0:
             return {**said, "refused": ["the merged update is zero"]}
-        fitted = bool(METHODS[candidate.method].statistics)
-        scale = 1.0 if fitted else self.reference["average_norm"] / norm
-        update = dense(merged.updates, scale)
+        scale, update = self.sized(candidate, merged)
         found = {
             **said,
             "rank": max(one.rank for one in merged.updates.values()),
@@ -266,7 +281,7 @@ class Bench:
         }
         twin = self._twin(found["signature"])
         if twin is None:
-            grid = OWN_GRID if fitted else self._grid
+            grid = OWN_GRID if is_fitted(candidate) else self._grid
             return found | self._scored(update, grid, found["seconds"])
         shown = {name: twin[name] for name in ("looks", "coefficient", "dev", "test", "correct")}
         return {**found, "same_as": twin.get("same_as", _name(twin)), **shown}
@@ -275,7 +290,7 @@ class Bench:
         """The result of a multiple of this update, from the same rows and the same coefficients."""
         for path in sorted(self._folder.glob("*.json")):
             other = json.loads(path.read_text(encoding="utf-8"))
-            if "signature" not in other or other["key"] != self.key_of(other["method"], other["parameters"]):
+            if "signature" not in other or not is_current(other, self._inputs):
                 continue
             if max(abs(x - y) for x, y in zip(own, other["signature"], strict=True)) < SAME:
                 return other

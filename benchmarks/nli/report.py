@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import canvas, markdown, number, tell
-from benchmarks.nli.protocol import unpacked
+from benchmarks.nli.protocol import is_current, unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
 from riemerge.methods import METHODS
@@ -24,14 +24,14 @@ BASELINE = ("average", "sum")  # what every entry is compared with: the plain av
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The reference of a collection, and all of its results; those of other inputs are left out, and told."""
+    """The reference of a collection, and its results; those of other inputs or defaults are left out."""
     paths = sorted(folder.glob("*.json"))
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     reference = found.pop("reference")
     inputs = reference["key"].partition("/")[0]
-    others = [name for name, one in found.items() if one["key"].partition("/")[0] != inputs]
+    others = [name for name, one in found.items() if not is_current(one, inputs)]
     if others:
-        tell(f"{folder}: left out, of other inputs or settings: {', '.join(others)}")
+        tell(f"{folder}: left out, of other inputs or defaults: {', '.join(others)}")
     return reference, [one for name, one in found.items() if name not in others]
 
 
@@ -209,8 +209,10 @@ def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grou
 def tables(report: Mapping[str, Any]) -> str:
     """Markdown: who wins, and one table for each collection."""
     run = report["machine"]["run"]
-    said = "The last run asked for {settings} settings and measured {measured} in {minutes:.0f} minutes."
-    parts = [said.format(**run), contest_table(report["contests"])]
+    said = "{settings} settings of each collection; {measured} results in {minutes:.0f} minutes.".format(
+        **run
+    )
+    parts = [said, contest_table(report["contests"])]
     for collection, found in report["collections"].items():
         tasks = list(found["sizes"])
         head = ["method", "rank", "energy", "c", "looks", "seconds", "accuracy", "normalised", *tasks]
