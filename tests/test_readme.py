@@ -147,6 +147,9 @@ def test_what_merges_are_worth_is_the_benchmark_s() -> None:
     cut = [(method, None) for method in ("spectrum", "average", "lowrank_mats", "geomerge")]
     for key in [*cut, ("average", "sum")]:
         assert " and ".join(shares[key]) in words
+    run = found["machine"]["run"]
+    assert run["measured"] == run["settings"] * len(found["collections"])
+    assert f"all in one run of {run['minutes']:.0f} minutes" in words
     # What the paragraph says of who wins.
     with_data = [one for one in found["contests"] if one["statistics"]]
     assert {one["ours"] for one in with_data} == {"lowrank_mats"}

@@ -245,16 +245,15 @@ def variant(fit: Fit, kind: str) -> Tensor:
 
 
 def answers(bench: Bench, asked: Sequence[str]) -> Iterator[tuple[str, Dense, Sequence[float]]]:
-    """The updates of some ideas, whole and as `CUTS` says, and the multiples that they are tried at."""
+    """The updates of ideas, whole and as `CUTS` says, or of settings of rows; with what multiples to try."""
     for name in asked:
-        if name in SETTINGS:
+        if name in (*FREE, *FITTED):
+            find, multiples = (_free, MULTIPLES) if name in FREE else (_fitted, OWN_MULTIPLES)
+            yield from ((name + kind, update, multiples) for kind, update in find(bench, name).items())
+        else:
             candidate = parse(name)
             update = bench.sized(candidate, bench.merge(candidate))[1]
             yield name, update, OWN_MULTIPLES if is_fitted(candidate) else MULTIPLES
-            continue
-        find, multiples = (_free, MULTIPLES) if name in FREE else (_fitted, OWN_MULTIPLES)
-        for kind, update in find(bench, name).items():
-            yield name + kind, update, multiples
 
 
 def _free(bench: Bench, name: str) -> dict[str, Dense]:
