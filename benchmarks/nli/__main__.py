@@ -82,8 +82,11 @@ def _write(folder: Path, where: dict[str, Any], *, complete: bool) -> None:
         "collections": {name: summary(*one) for name, one in found.items()},
     }
     path = folder / "nli.json"
-    if not where["run"]["measured"] and path.exists():
-        report["machine"] = json.loads(path.read_text(encoding="utf-8"))["machine"]
+    if where["run"]["measured"] < where["run"]["settings"] * len(found) and path.exists():
+        # It went on where another run stood: both together made the results.
+        before = json.loads(path.read_text(encoding="utf-8"))["machine"]["run"]
+        for name in ("measured", "minutes"):
+            where["run"][name] += before[name]
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")
     picture(report).savefig(folder / "nli.png", dpi=110)

@@ -68,8 +68,9 @@ SAME = 1e-5  # of unit norm: round-off of float32 in sums of ten million terms s
 
 
 def candidates() -> list[Candidate]:
-    """Every row that needs no order and no statistics of a base and takes six models, but for `LONG`: at its
-    default rank and whole (where its rank is no constraint), and at `DENSITY` where it has one.
+    """Every row that takes six models and no statistics of a base, but for `LONG`: at its default rank and
+    whole (where its rank is no constraint), and at `DENSITY` where it has one. Rows of a trajectory get the
+    tasks in the order of `TASKS`.
     """
     rows = [row for row in METHODS.values() if _applies(row)]
     whole = [Candidate(row.name, {**settings_of(row), "rank": "sum"}) for row in rows if _has_ranks(row)]
@@ -78,7 +79,7 @@ def candidates() -> list[Candidate]:
 
 def _applies(row: Method) -> bool:
     takes_six = len(TASKS) <= (row.models[1] or len(TASKS))
-    return takes_six and not row.base_statistics and not row.ordered and row.name not in LONG
+    return takes_six and not row.base_statistics and row.name not in LONG
 
 
 def _has_ranks(row: Method) -> bool:
