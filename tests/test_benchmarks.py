@@ -51,7 +51,7 @@ KEYS = {
         "growth",
     },
     "primitives": {"setting", "logs", "alignment", "width", "growth", "decompositions"},
-    "convergence": {"setting", "runs", "defaults"},
+    "convergence": {"setting", "runs", "ends", "defaults"},
     "methods": {"setting", "riemerge", "PEFT", "mergekit"},
 }
 MACHINE = {"cpu", "cores", "system", "threads", "load", "versions"}

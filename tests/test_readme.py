@@ -23,6 +23,7 @@ from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NLI = ROOT / "benchmarks" / "nli" / "results" / "nli.json"
+MERGE_LLAMA = ROOT / "benchmarks" / "results" / "merge_llama.json"
 IDENTIFIABILITY = ROOT / "benchmarks" / "results" / "identifiability.json"
 
 
@@ -127,6 +128,18 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
         assert families[name]["cost_apart"] < 0.005
     # The verdict's thresholds lie between what was measured to be determined and what was not.
     assert families["close"]["update_apart"] < 1e-6
+
+
+def test_how_it_scales_is_the_benchmark_s() -> None:
+    found = json.loads(MERGE_LLAMA.read_text(encoding="utf-8"))
+    words = " ".join(README.split())
+    for name in ("default", "geomerge"):
+        seconds, memory = (found["noise"][name][key] for key in ("seconds", "mib"))
+        shown = "{median:.0f} s ({lowest:.0f}–{highest:.0f})".format(**seconds)
+        assert f"{shown} with a peak of {memory['median']:.0f} MiB" in words
+        assert f"{1 / found['ratios'][name]['floor']:.1f} times" in words
+        assert f"{found['ratios'][name]['PEFT svd']:.0f} times as long" in words
+    assert f"take {found['noise']['floor']['seconds']['median']:.1f} s" in words
 
 
 def test_what_measures_a_mean_is_what_reports_say() -> None:
