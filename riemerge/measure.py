@@ -26,15 +26,15 @@ from riemerge.updates import LowRankUpdate, sum_updates
 #     close, noise 0.3                 0.8           0.9            < 1e-5              determined
 #     close, noise 0.6                 0.45          0.8            2e-5 to 6e-4        determined
 #     close, noise 1.0                 0.14          0.5 to 0.7     4e-4 to 1.0         either
-#     real, one start of A, 8 modules  0.44 to 0.64  0.5 to 0.71    6e-4 to 3e-3        determined
-#     the other 64                     0.20 to 0.67  0.05 to 0.51   6e-4 to 1.1         either *
-#     real, starts of their own        < 0           0.07 to 1.9    0.29 to 0.92        not determined
+#     real, one start of A, 8 modules  0.44 to 0.64  0.52 to 0.71   up to 1e-3          determined
+#     the other 64                     0.20 to 0.67  0.05 to 0.51   2e-4 to 1.1         either *
+#     real, starts of their own        < 0           0.07 to 1.9    0.28 to 0.93        not determined
 #     lora_like (one start of A)       0.97          -0.09 to 0.04  0.5 to 0.8          not determined
 #     shared_subspace                  1             -0.04 to 0.15  1.1                 not determined
 #     mix (half of the directions)     < 0           1.6 to 1.8     0.18 to 0.28        not determined
 #     independent                      < 0           -0.04 to 0.08  0.6 to 1.1          not determined
 #
-# (* 49 up to 0.01, 6 up to 0.1, 9 more: a second minimum, which no overlap shows.) So every direction must be
+# (* 55 up to 0.01, 9 from 0.1 on: a second minimum, which no overlap shows.) So every direction must be
 # shared on one side at least, and be paired with the same one on the other; what is neither clearly so nor
 # clearly not is left open.
 YES = (0.4, 0.5)  # least `weakest`, least `paired`

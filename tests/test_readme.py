@@ -162,7 +162,7 @@ def test_what_merges_are_worth_is_the_benchmark_s() -> None:
         assert " and ".join(shares[key]) in words
     run = found["machine"]["run"]
     assert run["measured"] == run["settings"] * len(found["collections"])
-    assert f"all in one run of {run['minutes']:.0f} minutes" in words
+    assert f"all of it in {run['minutes']:.0f} minutes on two cores" in words
     # What the paragraph says of who wins.
     with_data = [one for one in found["contests"] if one["statistics"]]
     assert {one["ours"] for one in with_data} == {"lowrank_mats"}
