@@ -69,6 +69,32 @@ def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(torch.isinf(subject.evaluate(off(subject, subject.form.start(None), 0.3)).cost).all())
 
 
+def test_a_core_that_is_positive_by_round_off_only_costs_its_module_infinity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step too far may pass Cholesky and not `eigh`: no logarithm there, no error, and the other module as
+    it is.
+    """
+    subject = problem("mix")
+    point = off(subject, subject.start(), 0.1)
+    truth = subject.form.evaluate(point)
+    eigh = torch.linalg.eigh
+
+    def with_a_negative_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = eigh(matrix)
+        if matrix.shape == (K, R, R):
+            values = values.clone()
+            values[0, 0] = -1e-20
+        return values, vectors
+
+    monkeypatch.setattr(torch.linalg, "eigh", with_a_negative_one)
+    found = subject.form.evaluate(point)
+    assert bool(torch.isinf(found.cost[0]))
+    assert not bool(found.gradient[0].any())
+    assert found.cost[1] == truth.cost[1]
+    assert found.gradient[1].equal(truth.gradient[1])
+
+
 def test_a_lost_completion_is_found_again() -> None:
     """An anchor that is no completion at all costs time, not correctness."""
     subject = problem("mix")
