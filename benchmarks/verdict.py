@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.nli.material import COLLECTIONS, specialists
+from benchmarks.peers import SHIPPED
 from riemerge import merge_adapters
 from riemerge.measure import determined, paired
 from tests.folders import family, write_family
-from tests.helpers import FAMILIES, ROOT, shared_data_folder
+from tests.helpers import FAMILIES, shared_data_folder
 
 RANK, COUNT, STARTS, SEED = 16, 6, 10, 4001
 SHAPES = {
     f"layers.{i}.{side}": shape for i in range(3) for side, shape in (("q", (256, 224)), ("v", (160, 192)))
 }
-EXAMPLES = ("snli", "mnli", "qnli", "scitail")
 RESULTS = Path(__file__).parent / "results" / "verdict.json"
 
 
@@ -63,7 +63,7 @@ def main() -> None:
             folders = write_family(Path(scratch) / name, family(name, COUNT, RANK, SEED, SHAPES))
             results[name] = agreement(folders)
             print(name, results[name], flush=True)
-    results["four of examples/adapters"] = agreement([ROOT / "examples" / "adapters" / x for x in EXAMPLES])
+    results["four of examples/adapters"] = agreement(SHIPPED)
     if shared_data_folder() is not None:
         for name in COLLECTIONS:
             results[f"six of nli, {name}"] = agreement(list(specialists(name).values()))

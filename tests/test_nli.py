@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -389,6 +391,30 @@ def test_the_report_reads_what_was_measured_on_these_inputs(
         entries
     )
     assert entries["knots_ta:rank=sum"]["difference"]["value"] == 0
+
+
+def test_a_run_that_goes_on_adds_its_time_to_what_made_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = importlib.import_module("benchmarks.nli.__main__")
+    for name in material.COLLECTIONS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "reference.json").write_text("{}")
+    monkeypatch.setattr(command, "read_results", lambda _: ({}, [{}, {}]))
+    monkeypatch.setattr(command, "summary", lambda *_: {})
+    monkeypatch.setattr(command, "contests", lambda _: [])
+    monkeypatch.setattr(command, "tables", lambda _: "")
+    monkeypatch.setattr(command, "picture", lambda _: SimpleNamespace(savefig=lambda *_, **__: None))
+    for measured, minutes, together in (
+        (4, 3.0, (4, 3.0)),
+        (1, 0.5, (5, 3.5)),
+        (0, 0.25, (5, 3.75)),
+        (4, 2.0, (4, 2.0)),
+    ):
+        where = {"run": {"settings": 2, "measured": measured, "minutes": minutes}}
+        command._write(tmp_path, where, complete=False)
+        run = json.loads((tmp_path / "nli.json").read_text())["machine"]["run"]
+        assert (run["measured"], run["minutes"]) == together
 
 
 SIZES = {"snli": 90, "rte": 70}

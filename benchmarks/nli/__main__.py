@@ -82,8 +82,8 @@ def _write(folder: Path, where: dict[str, Any], *, complete: bool) -> None:
         "collections": {name: summary(*one) for name, one in found.items()},
     }
     path = folder / "nli.json"
-    if where["run"]["measured"] < where["run"]["settings"] * len(found) and path.exists():
-        # It went on where another run stood: both together made the results.
+    if where["run"]["measured"] < sum(len(results) for _, results in found.values()) and path.exists():
+        # Some results were there: an earlier run is a part of what made them all.
         before = json.loads(path.read_text(encoding="utf-8"))["machine"]["run"]
         for name in ("measured", "minutes"):
             where["run"][name] += before[name]

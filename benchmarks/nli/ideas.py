@@ -79,10 +79,8 @@ def anchored(x: Tensor, ridge: float) -> Tensor:
 def two_sided(x: Tensor, exponent: float) -> Tensor:
     """Kronecker-factored forms of each update's own (xₜ xₜᵀ)^a and (xₜᵀ xₜ)^a, ridge the mean diagonal."""
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    scales = sigma ** (2 * exponent)
-    scales = scales / scales.sum(
-        dim=1, keepdim=True
-    )  # every form has trace 1, whatever the norm of its update
+    # Every form has trace 1, whatever the norm of its update.
+    scales = torch.nn.functional.normalize(sigma ** (2 * exponent), p=1, dim=1)
     lefts, rights = (ridged((f * scales.unsqueeze(1)) @ f.mT, 1.0) for f in (u, vh.mT))
     return least(x, lefts, rights, budget=60)
 

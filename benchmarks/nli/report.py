@@ -208,11 +208,8 @@ def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grou
 
 def tables(report: Mapping[str, Any]) -> str:
     """Markdown: who wins, and one table for each collection."""
-    run = report["machine"]["run"]
-    said = "{settings} settings of each collection; {measured} results in {minutes:.0f} minutes.".format(
-        **run
-    )
-    parts = [said, contest_table(report["contests"])]
+    said = "{settings} settings of each collection; {measured} results in {minutes:.0f} minutes."
+    parts = [said.format(**report["machine"]["run"]), contest_table(report["contests"])]
     for collection, found in report["collections"].items():
         tasks = list(found["sizes"])
         head = ["method", "rank", "energy", "c", "looks", "seconds", "accuracy", "normalised", *tasks]

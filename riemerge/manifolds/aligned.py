@@ -188,7 +188,7 @@ class AlignedLogarithms:
         white = (turned.mT * self._cores.unsqueeze(-2)) @ turned / (root.unsqueeze(-1) * root.unsqueeze(-2))
         # A core may be positive to Cholesky and not to eigh, by round-off: a step too far, with no logarithm.
         there = torch.isfinite(white).all(dim=(-2, -1), keepdim=True)
-        white = torch.where(there, white, torch.eye(white.shape[-1]).to(white))
+        white = torch.where(there, white, linalg.eye_like(white))
         eigenvalues, vectors = torch.linalg.eigh(linalg.sym(white))
         logs = torch.where(there.squeeze(-1), eigenvalues.clamp_min(0).log(), torch.nan)
         small = (vectors * torch.nan_to_num(logs, neginf=0).unsqueeze(-2)) @ vectors.mT
