@@ -28,19 +28,20 @@ class Batched(Formulation, ABC):
         """Returns the same problem for some of the modules."""
 
     @abstractmethod
-    def glance(self, point: Tensor) -> Tensor:
-        """Returns the cost of every module (K,); +inf also where a logarithm takes long to find."""
+    def glance(self, point: Tensor) -> Evaluation:
+        """Computes a pass as `evaluate` does; modules of logarithms that take long to find may cost +inf."""
 
     @abstractmethod
     def place(self, x: Tensor) -> Tensor:
         """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
 
     @final
-    def moved_off(self, x: Tensor) -> Tensor:
-        """Returns x moved by a seeded step, the same for every module."""
+    def moved_off(self, x: Tensor, attempt: int) -> Tensor:
+        """Returns x moved by a seeded step, the same for every module; later attempts go farther."""
         space = self.space
-        vector = space.projection(x, space.random_ambient(x[:1]).expand_as(x))
-        return space.exp(x, scaled(_OFF / space.norms(x, vector), vector))
+        noise = [space.random_ambient(x[:1]) for _ in range(attempt + 1)][-1]
+        vector = space.projection(x, noise.expand_as(x))
+        return space.exp(x, scaled(_OFF * 1.25**attempt / space.norms(x, vector), vector))
 
     @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -138,9 +139,9 @@ class Nested(Batched):
         """Returns the extrinsic mean, or a user's point."""
         return start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
 
-    def glance(self, point: Tensor) -> Tensor:
-        """Returns the cost of every module, as `evaluate` does."""
-        return self.evaluate(point).cost
+    def glance(self, point: Tensor) -> Evaluation:
+        """Computes a pass as `evaluate` does."""
+        return self.evaluate(point)
 
     def place(self, x: Tensor) -> Tensor:
         """Returns x: alignment happens inside the cost."""

@@ -22,6 +22,8 @@ class Evaluation(NamedTuple):
         squared: Squared distances (T, K).
         vertical: Length of the part of each logarithm along the orbit (T, K): zero where data are aligned.
         state: What the formulation wants back when an optimizer accepts this point.
+        coarse: Of which modules the logarithms are of single precision, boolean (K,); None where there are no
+            such passes.
     """
 
     cost: Tensor
@@ -30,6 +32,7 @@ class Evaluation(NamedTuple):
     squared: Tensor
     vertical: Tensor
     state: Any = None
+    coarse: Tensor | None = None
 
     def narrowed(self, modules: Tensor) -> Evaluation:
         """Returns the same for some of the modules (of a formulation on tensors)."""
@@ -40,6 +43,19 @@ class Evaluation(NamedTuple):
             self.squared[:, modules],
             self.vertical[:, modules],
             None if self.state is None else self.state.narrowed(modules),
+            None if self.coarse is None else self.coarse[modules],
+        )
+
+    def replaced(self, modules: Tensor, other: Evaluation) -> Evaluation:
+        """Returns the same with another evaluation of some of the modules (of a formulation on tensors)."""
+        return Evaluation(
+            self.cost.index_copy(0, modules, other.cost),
+            self.gradient.index_copy(0, modules, other.gradient),
+            self.norms.index_copy(0, modules, other.norms),
+            self.squared.index_copy(1, modules, other.squared),
+            self.vertical.index_copy(1, modules, other.vertical),
+            None if self.state is None else self.state.replaced(modules, other.state),
+            None if self.coarse is None else self.coarse.index_copy(0, modules, other.coarse),
         )
 
 
@@ -50,6 +66,9 @@ class Formulation(ABC):
 
     manifold: Manifold
     k: int
+    # Of which modules passes may be of single precision, (K,) on the host: for who knows of their noise to
+    # say. None where there are no such passes.
+    coarse: Tensor | None = None
 
     @abstractmethod
     def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:

@@ -51,6 +51,8 @@ class Joint(Batched):
             if autograd or not AlignedLogarithms.applies(self.total)
             else AlignedLogarithms(self.total, self.points, weights)
         )
+        if self._logarithms is not None:
+            self.coarse = torch.zeros(self.k, dtype=torch.bool, device="cpu")
         self._anchor: Evaluation | None = None
 
     def narrowed(self, modules: Tensor) -> Self:
@@ -63,39 +65,51 @@ class Joint(Batched):
         narrow.points, narrow.weights = self.points[:, modules], self.weights[:, modules]
         narrow.stand_in = self.stand_in[modules]
         narrow.manifold = JointManifold(narrow.space, narrow.points, narrow.weights)
-        if self._logarithms is not None:
+        if self._logarithms is not None and self.coarse is not None:
             narrow._logarithms = self._logarithms.narrowed(modules)
+            narrow.coarse = self.coarse[modules.cpu()]
         if self._anchor is not None:
             narrow._anchor = self._anchor.narrowed(modules)
         return narrow
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Computes one logarithm for each data point and module."""
-        if self._logarithms is None:
+        if self.coarse is None:
             return self.certify(point)[0]
         anchor = self._anchor
         if anchor is None:
-            return self._passed(point)
-        tolerance = None if tight else _LOOSE * anchor.norms
-        return self._passed(point, earlier=anchor.state, tolerance=tolerance)
+            options: dict[str, Any] = {}
+        else:
+            options = {"earlier": anchor.state, "tolerance": None if tight else _LOOSE * anchor.norms}
+        if tight or not self.coarse.any():
+            return self._passed(point, torch.float64, **options)
+        if self.coarse.all():
+            return self._passed(point, torch.float32, **options)
+        fine = torch.nonzero(~self.coarse).squeeze(-1).to(point.device)
+        rest = torch.nonzero(self.coarse).squeeze(-1).to(point.device)
+        # Of as many modules as there are, those that follow being stand-ins.
+        places = (torch.cumsum(self.coarse, dim=0) - 1).clamp_min(0).to(point.device)
+        whole = self.narrowed(rest).evaluate(point[rest]).narrowed(places)
+        return whole.replaced(fine, self.narrowed(fine).evaluate(point[fine]))
 
-    def glance(self, point: Tensor) -> Tensor:
-        """Returns the cost of every module; +inf also where a logarithm takes long to find."""
+    def glance(self, point: Tensor) -> Evaluation:
+        """Computes the same, but for logarithms that take long to find: their modules cost +inf."""
         if self._logarithms is None:
-            return self.certify(point)[0].cost
-        return self._passed(point, turns=_FEW_TURNS).cost
+            return self.certify(point)[0]
+        return self._passed(point, torch.float64, turns=_FEW_TURNS)
 
-    def _passed(self, point: Tensor, **options: Any) -> Evaluation:
+    def _passed(self, point: Tensor, dtype: torch.dtype, **options: Any) -> Evaluation:
         """One pass of `AlignedLogarithms`."""
         assert self._logarithms is not None
         point, feasible = self._screened(point)
         x, alignments = self.manifold.split(point)
-        found = self._logarithms.at(x, alignments, **options)
+        found = self._logarithms.at(x, alignments, dtype=dtype, **options)
         gradient = self.manifold.gradient_of(x, alignments, self.weights, found)
         logs = Logarithm(found.mean, found.squared, found.valid)
         vertical = self.manifold.vertical_lengths(found)
         evaluation = screened(self, point, feasible, logs, gradient, vertical, self.weights)
-        return evaluation._replace(state=found)
+        coarse = torch.full_like(feasible, dtype == torch.float32)
+        return evaluation._replace(state=found, coarse=coarse)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
         """Computes one logarithm for each data point and module, from scratch, and checks it."""

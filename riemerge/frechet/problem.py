@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -21,6 +21,8 @@ from riemerge.manifolds.base import Reduction, same, scaled, unreduced
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
 # and round-off eps/h balance between 1e-5 and 1e-4.
 _HESSIAN_STEP = 3e-5
+# Seeded steps off an average without a cost: one in forty fails, by itself.
+_STEPS_OFF = 6
 
 
 @final
@@ -109,29 +111,43 @@ class FrechetProblem:
     def start(self) -> Point:
         """Returns the point of the search manifold to begin at; the same for the same data.
 
-        A cheap average of the data; in modules where it has no finite cost (the average of subspaces that are
-        shared exactly may be at the cut locus of all of them) the best of that average moved off by a seeded
-        step and of the data themselves.
+        A cheap average of the data; where it has no finite cost (the average of subspaces that are shared
+        exactly may be at the cut locus of all of them) that average moved off by ever longer seeded steps,
+        and where no such step helps the best of the data themselves.
         """
         form, point = self.form, self.form.start(self.initial_point)
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
             return point
-        cost = self.evaluate(point).cost
+        begun = point, self.evaluate(point)
+        for attempt in range(_STEPS_OFF):
+            begun = self._helped(form, *begun, lambda few, x, i=attempt: [few.moved_off(few.solution(x), i)])
         # Data at each other's cut locus are told from good starts by a glance; a second look is for modules
         # that nothing else helps.
-        for patient in (False, True):
-            stuck = torch.nonzero(torch.isinf(cost)).squeeze(-1)
-            if stuck.numel() == 0:
-                break
-            few = form.narrowed(stuck)
-            best, least = point[stuck], cost[stuck]
-            for place, x in enumerate((few.moved_off(few.solution(best)), *few.points)):
-                other = few.place(x)
-                found = few.evaluate(other).cost if patient or place == 0 else few.glance(other)
-                self.passes += 1
-                best, least = few.choose(found < least, other, best), torch.minimum(found, least)
-            point, cost = point.index_copy(0, stuck, best), cost.index_copy(0, stuck, least)
-        return point
+        for look in ("glance", "evaluate"):
+            begun = self._helped(form, *begun, lambda few, _: few.points, look)
+        self.memorise(*begun)
+        return begun[0]
+
+    def _helped(
+        self,
+        form: Batched,
+        point: Tensor,
+        evaluation: Evaluation,
+        means: Callable[[Batched, Tensor], Iterable[Tensor]],
+        look: str = "evaluate",
+    ) -> tuple[Tensor, Evaluation]:
+        """Returns a start and what is known of it, in modules of infinite cost at the best of other means."""
+        stuck = torch.nonzero(torch.isinf(evaluation.cost)).squeeze(-1)
+        if stuck.numel() == 0:
+            return point, evaluation
+        few = form.narrowed(stuck)
+        for other in map(few.place, means(few, point[stuck])):
+            found: Evaluation = getattr(few, look)(other)
+            self.passes += 1
+            better = torch.nonzero(found.cost < evaluation.cost[stuck]).squeeze(-1)
+            point = point.index_copy(0, stuck[better], other[better])
+            evaluation = evaluation.replaced(stuck[better], found.narrowed(better))
+        return point, evaluation
 
     def solution(self, point: Point) -> Point:
         """Returns the mean that a point of the search manifold stands for, on the manifold that was asked
@@ -152,6 +168,15 @@ class FrechetProblem:
         self.passes += 1
         evaluation = self.form.evaluate(point)
         self.memorise(point, evaluation)
+        return evaluation
+
+    def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
+        """Computes a pass that is remembered anew in some of its modules, whose precision has changed."""
+        assert isinstance(self.form, Batched)
+        self.passes += 1
+        again = self.form.narrowed(modules).evaluate(point[modules])
+        evaluation = self.evaluate(point).replaced(modules, again)
+        self._memo = [(known, evaluation if known is point else old) for known, old in self._memo]
         return evaluation
 
     def memorise(self, point: Point, evaluation: Evaluation) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from riemerge.manifolds import linalg
 from riemerge.manifolds.base import scaled
 from riemerge.manifolds.completion import (
-    GRAM_ERROR,
     FibreLog,
     completed,
     continued,
@@ -22,6 +21,8 @@ from riemerge.manifolds.fixed_rank import FixedRank
 # Turns of a completion that started from that of a point nearby, before it is started from scratch.
 _WARM_TURNS = 8
 _TURNS = 100
+# What may be left of the block C at least: the round-off of each precision.
+_ROUND_OFF = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 class Pass(NamedTuple):
@@ -51,8 +52,21 @@ class Pass(NamedTuple):
 
     def narrowed(self, modules: Tensor) -> Pass:
         """Returns the same for some of the modules."""
-        axes = (1, 1, 0, 1, 0, 0, 2, 2, 2)
-        return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, axes, strict=True)))
+        return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, _AXES, strict=True)))
+
+    def replaced(self, modules: Tensor, other: Pass) -> Pass:
+        """Returns the same with another pass for some of the modules, in the wider of two precisions."""
+        return Pass(*(replaced(x, axis, modules, y) for x, y, axis in zip(self, other, _AXES, strict=True)))
+
+
+# Where the parts of a pass have their modules.
+_AXES = (1, 1, 0, 1, 0, 0, 2, 2, 2)
+
+
+def replaced(whole: Tensor, axis: int, places: Tensor, part: Tensor) -> Tensor:
+    """Returns a tensor with others in some places along an axis, in the wider of two dtypes."""
+    dtype = torch.promote_types(whole.dtype, part.dtype)
+    return whole.to(dtype).index_copy(axis, places, part.to(dtype))
 
 
 @final
@@ -75,7 +89,8 @@ class AlignedLogarithms:
         self._total = total
         self._weights = weights
         # Transposed, the data side by side: (K, T r, rows), of which each is a block without gaps.
-        self._frames = tuple(torch.cat(tuple(side.mT), dim=-2) for side in (u, v))
+        frames = [torch.cat(tuple(side.mT), dim=-2) for side in (u, v)]
+        self._frames = {dtype: tuple(side.to(dtype) for side in frames) for dtype in _ROUND_OFF}
         self._cores = torch.diagonal(b, dim1=-2, dim2=-1)
 
     @staticmethod
@@ -88,7 +103,9 @@ class AlignedLogarithms:
         narrow = object.__new__(type(self))
         narrow._total = self._total.with_modules(modules.numel())
         narrow._weights = self._weights[:, modules]
-        narrow._frames = tuple(side[modules] for side in self._frames)
+        narrow._frames = {
+            dtype: tuple(side[modules] for side in frames) for dtype, frames in self._frames.items()
+        }
         narrow._cores = self._cores[:, modules]
         return narrow
 
@@ -100,6 +117,7 @@ class AlignedLogarithms:
         earlier: Pass | None = None,
         tolerance: Tensor | None = None,
         turns: int | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> Pass:
         """Computes all logarithms at one point.
 
@@ -110,26 +128,28 @@ class AlignedLogarithms:
             tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
                 off by that much, their squares by its square. To round-off without it.
             turns: Of a completion that starts from scratch, at most.
+            dtype: In which the logarithms of the frames are computed; float32 costs less than half. The cores,
+                whose logarithms lose digits to their condition, are always in float64.
         """
         r, (count, k) = self._total.r, self._weights.shape
         u, b, v = self._total.split(x)
+        points, frames, turned = (u.to(dtype), v.to(dtype)), self._frames[dtype], alignments.to(dtype)
         sides, grams = [], []
-        for point, data in zip((u, v), self._frames, strict=True):
+        for point, data in zip(points, frames, strict=True):
             product = data @ point
             # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
             inside = product @ point.mT
             normal = torch.sub(data, inside, out=inside).unflatten(-2, (count, r))
             grams.append((normal @ normal.mT).movedim(-3, 0))
             sides.append(product.unflatten(-2, (count, r)).movedim(-3, 0).mT)
-        products = torch.stack(sides) @ alignments
-        gram = (alignments.mT @ torch.stack(grams) @ alignments).reshape(-1, r, r)
+        products = torch.stack(sides) @ turned
+        gram = (turned.mT @ torch.stack(grams) @ turned).reshape(-1, r, r)
         flat = products.reshape(-1, r, r)
-        size = torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1)
-        normal, found = normal_factor(linalg.sym(gram), GRAM_ERROR * size + torch.finfo(gram.dtype).tiny)
+        normal, found = normal_factor(linalg.sym(gram))
         frame = torch.cat((flat, normal), dim=-2)
-        goal = torch.full_like(flat[:, 0, 0], 1e-13)
+        goal = torch.full_like(flat[:, 0, 0], _ROUND_OFF[dtype])
         if tolerance is not None:
-            goal = torch.maximum(goal, tolerance.expand(2, count, k).reshape(-1))
+            goal = torch.maximum(goal, tolerance.to(dtype).expand(2, count, k).reshape(-1))
         log, settled = self._settled(frame, earlier, goal, _TURNS if turns is None else turns)
         upper, lower = log.upper, log.lower
         inside = torch.linalg.solve_triangular(normal, lower, upper=True)
@@ -141,21 +161,21 @@ class AlignedLogarithms:
 
         values, basis = torch.linalg.eigh(b)
         core, cross, core_squares = self._cores_at(values, basis, alignments)
-        frames = basis.mT @ linalg.skew(upper[0] + upper[1]) @ basis / 2
+        turning = basis.mT @ linalg.skew(upper[0] + upper[1]).double() @ basis / 2
         weights = self._weights
         means = []
-        for point, data, a, w, m in zip((u, v), self._frames, upper, inside, products, strict=True):
+        for point, data, a, w, m in zip(points, frames, upper, inside, products, strict=True):
             along = scaled(weights, a - m @ w).sum(dim=0)
-            across = scaled(weights, alignments @ w).movedim(0, -3).flatten(-3, -2)
-            means.append(point @ along + data.mT @ across)
+            across = scaled(weights, turned @ w).movedim(0, -3).flatten(-3, -2)
+            means.append((point @ along + data.mT @ across).double())
         return Pass(
             squared=squares[0] + squares[1] + core_squares,
             valid=settled[0] & settled[1] & torch.isfinite(core_squares),
             mean=self._total.join(means[0], core, means[1]),
-            momentum=frames - cross,
+            momentum=turning - cross,
             values=values,
             basis=basis,
-            products=products,
+            products=products.double(),
             rotations=log.rotation.reshape(2, count, k, 2 * r, 2 * r),
             generators=log.log.reshape(2, count, k, 2 * r, 2 * r),
         )
@@ -167,7 +187,7 @@ class AlignedLogarithms:
         if earlier is None:
             found = fibre_log(frame, completed(frame), goal, turns)
             return found, (found.residual <= goal) & found.regular
-        rotation, log = (x.flatten(0, 2) for x in (earlier.rotations, earlier.generators))
+        rotation, log = (x.flatten(0, 2).to(frame.dtype) for x in (earlier.rotations, earlier.generators))
         rest, near = continued(frame, rotation, log)
         rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
         found = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)

@@ -25,13 +25,15 @@ class Carrier:
     Args:
         manifold: Of points (K, ..., r); meant for frames of few rows, a reduced problem.
         point: The first point.
+        dtype: Of the vectors there; the point's by default.
     """
 
-    def __init__(self, manifold: JointManifold, point: Tensor) -> None:
+    def __init__(self, manifold: JointManifold, point: Tensor, dtype: torch.dtype | None = None) -> None:
         self.manifold = manifold
-        self._first = point
+        self._first = first = point.to(dtype or point.dtype)
+        self._dtype = point.dtype
         total = manifold.total
-        self._frames = _identities(point, total.m), _identities(point, total.n)
+        self._frames = _identities(first, total.m), _identities(first, total.n)
         self._core = self._back = _identities(point, total.r)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
@@ -57,12 +59,12 @@ class Carrier:
     def pull(self, vector: Tensor) -> Tensor:
         """Brings a tangent vector at the last point to the first."""
         left, right = self._frames
-        return self._moved(vector, left.mT, self._back, right.mT)
+        return self._moved(vector.to(self._first), left.mT, self._back.to(self._first), right.mT)
 
     def push(self, vector: Tensor) -> Tensor:
         """Brings a tangent vector at the first point to the last."""
         left, right = self._frames
-        return self._moved(vector, left, self._core, right)
+        return self._moved(vector, left, self._core.to(self._first), right).to(self._dtype)
 
     def lower(self, vector: Tensor) -> Tensor:
         """Returns <v, .> as a functional, of a vector at the first point."""

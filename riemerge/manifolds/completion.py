@@ -17,8 +17,6 @@ from riemerge.manifolds import linalg
 
 # Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
 _LEAST_CURVATURE = 0.05
-# Error of a Gram matrix, relative to its trace.
-GRAM_ERROR = 8 * torch.finfo(torch.float64).eps
 # Least pivot of an earlier completion made orthogonal to a frame: its condition, which multiplies round-off.
 _NEAR = 0.1
 # Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
@@ -63,7 +61,7 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
     """
     p, q = frame.shape[-1], rest.shape[-1]
     rotation = torch.cat((frame, rest), dim=-1)
-    log, regular = linalg.log_so(rotation)
+    log, regular = _log(rotation)
     residual = _corner(log, p)
     if q == 0:
         return FibreLog(rotation, log, log, log[..., :0, :], residual, regular)
@@ -78,7 +76,7 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
         current = torch.cat(
             (current[..., :p], current[..., p:] @ _newton_turn(block[..., :p], block[..., p:])), dim=-1
         )
-        found, clear = linalg.log_so(current)
+        found, clear = _log(current)
         if whole:
             rotation, log, residual, regular = current, found, _corner(found, p), clear
         else:
@@ -104,20 +102,21 @@ def forward_error(frame: Tensor, found: FibreLog) -> Tensor:
     return torch.linalg.matrix_norm(reached - frame)
 
 
-def normal_factor(gram: Tensor, error: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Returns the upper triangular N with N'N = gram (..., p, p) up to an error, and where there is one
+def normal_factor(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the upper triangular N with N'N = gram (..., p, p) up to round-off, and where there is one
     (...).
 
-    A multiple of the identity is added, so that shared directions (a singular gram) are no obstacle. N is off
-    by the root of the error there; but N enters a logarithm or a geodesic through N^-1 B alone, B the lower
-    block, which is analytic in N'N.
+    A multiple of the identity is added, of the size of the round-off of a Gram matrix, so that shared
+    directions (a singular gram) are no obstacle. N is off by the root of that there; but N enters a logarithm
+    or a geodesic through N^-1 B alone, B the lower block, which is analytic in N'N.
 
     Args:
         gram: Gram matrices of what is normal to a frame.
-        error: Of their entries, (...) or one number.
     """
-    shift = torch.as_tensor(error, dtype=gram.dtype, device=gram.device)[..., None, None]
-    factor, info = torch.linalg.cholesky_ex(gram + shift * linalg.eye_like(gram))
+    round_off = torch.finfo(gram.dtype)
+    # The error of a Gram matrix is relative to its size; the other term is for one that vanishes.
+    shift = 8 * round_off.eps * torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1) + round_off.tiny
+    factor, info = torch.linalg.cholesky_ex(gram + shift[..., None, None] * linalg.eye_like(gram))
     found = info == 0
     return torch.where(found[..., None, None], factor, linalg.eye_like(gram)).mT, found
 
@@ -179,6 +178,21 @@ def orthonormalised(frame: Tensor) -> Tensor:
         gram = frame.mT @ frame
         frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
     return frame
+
+
+def _log(rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logarithms of rotations (P, k, k), and whether they are distinguished, (P,): in single
+    precision by products alone where the angles allow it.
+    """
+    if rotation.dtype == torch.float64:
+        return linalg.log_so(rotation)
+    log, regular = linalg.log_so_by_products(rotation)
+    wide = torch.nonzero(~regular).squeeze(-1)
+    if wide.numel():
+        found, clear = linalg.log_so(rotation[wide].double())
+        log.index_copy_(0, wide, found.to(log.dtype))
+        regular.index_copy_(0, wide, clear)
+    return log, regular
 
 
 def _corner(log: Tensor, p: int) -> Tensor:

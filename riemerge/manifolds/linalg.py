@@ -8,8 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.polynomial import chebyshev, polynomial
 from torch import Tensor
+
+# Of the polynomial for logarithms: half of its range of sin^2(t / 2), to 127 degrees, and its coefficients in
+# blocks of four powers of the centred argument; the last row is the fourth power of the argument itself.
+_SERIES_HALF = 0.4
+
+
+def _series() -> np.ndarray:
+    def f(centred: np.ndarray) -> np.ndarray:
+        angle = 2 * np.arcsin(np.sqrt(_SERIES_HALF * (1 + centred)))
+        return angle / np.sin(angle)
+
+    coefficients = chebyshev.cheb2poly(chebyshev.chebinterpolate(f, 15)).reshape(4, 4)
+    argument = polynomial.polypow((_SERIES_HALF, _SERIES_HALF), 4)
+    return np.vstack((np.pad(coefficients, ((0, 0), (0, 1))), argument))
+
+
+_SERIES = _series()
 
 # Angles nearer to pi than this amplify round-off by more than its inverse.
 _HALF_TURN = 1e-4
@@ -82,6 +101,39 @@ def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
     clear = ((twice_cosine > 0) | (twice_sine > 2 * _HALF_TURN)).all(dim=-1)
     half = (rotated * factor.unsqueeze(-2)) @ vectors.mT
     return half - half.mT, clear
+
+
+def log_so_by_products(rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes the principal logarithm of rotations in SO(k) by matrix products alone, to single precision.
+
+    Law: that of `log_so`, to 2e-7 relative, where no angle is above `_SERIES_ANGLE`. With Z = (1 - sym V) / 2,
+    whose eigenvalues are sin^2(t / 2), log V = f(Z) skew V for the analytic f(sin^2(t / 2)) = t / sin t; f is
+    a Chebyshev polynomial of degree 15, evaluated in blocks of four powers (Paterson, Stockmeyer 1973). Cost:
+    seven products.
+
+    Args:
+        rotation: (..., k, k) orthogonal matrices of determinant +1.
+
+    Returns:
+        The logarithms, and whether every angle is known to be in that range, boolean (...): where the angles
+        are all equal this is so up to 91 degrees, otherwise up to more. Elsewhere they are not logarithms.
+    """
+    centred = rotation + rotation.mT
+    scale = -1 / (4 * _SERIES_HALF)
+    centred = scale * centred + (0.5 / _SERIES_HALF - 1) * eye_like(rotation)
+    square = centred @ centred
+    powers = torch.stack(
+        (eye_like(rotation).expand_as(rotation), centred, square, square @ centred, square @ square)
+    )
+    table = torch.as_tensor(_SERIES, dtype=rotation.dtype, device=rotation.device)
+    blocks = torch.tensordot(table, powers, dims=1)
+    *blocks, fourth = blocks.unbind()
+    value = blocks.pop()
+    while blocks:
+        value = torch.baddbmm(blocks.pop(), value, powers[-1])
+    half = value @ (rotation - rotation.mT)
+    within = torch.linalg.vector_norm(fourth, dim=(-2, -1)) <= (2 * _SERIES_HALF) ** 4
+    return (half - half.mT) / 4, within
 
 
 def exp_skew(matrix: Tensor) -> Tensor:

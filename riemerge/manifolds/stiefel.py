@@ -11,7 +11,6 @@ from torch import Tensor
 from riemerge.manifolds import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 from riemerge.manifolds.completion import (
-    GRAM_ERROR,
     completed,
     fibre_log,
     forward_error,
@@ -161,11 +160,11 @@ class Stiefel(GeodesicManifold):
         target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
         turned = torch.cat((target, completed(target)), dim=-1) - linalg.eye_like(target @ target.mT)
         # Stacks of vectors at one point lie side by side as columns: two products, whatever their number.
-        vectors = tangent_vector_a.double()
+        vectors = linalg.working(tangent_vector_a)
         over = vectors.ndim - span.upper.ndim
         if over > 0:
             vectors = vectors.flatten(0, over - 1).movedim(0, -2).flatten(-2)
-        columns = span.columns()
+        columns, turned = span.columns().to(vectors.dtype), turned.to(vectors.dtype)
         moved = columns @ (turned @ (columns.mT @ vectors))
         moved += vectors
         if over > 0:
@@ -239,10 +238,7 @@ class _Span:
         self._normal = vector - point @ self.upper
         self._wide = n >= 2 * p
         if self._wide:
-            gram = self._normal.mT @ self._normal
-            scale = torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1)
-            # The error of a Gram matrix is relative to its size; the other term is for vectors that vanish.
-            self.lower, _ = normal_factor(gram, GRAM_ERROR * scale + torch.finfo(gram.dtype).tiny)
+            self.lower, _ = normal_factor(self._normal.mT @ self._normal)
         else:
             complete, _ = torch.linalg.qr(point, mode="complete")
             self._rest = complete[..., p:]

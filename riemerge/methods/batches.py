@@ -24,7 +24,7 @@ from riemerge.solvers import Solution, frechet_mean
 # Modules solved together on a CPU. A fixed number: the bits of a solve depend on who is solved beside it, and
 # must not depend on the number of threads. Larger blocks spread the cost of Python over more modules, smaller
 # ones spread the work over more threads.
-_BLOCK = 16
+_BLOCK = 56
 # Length of the step off a mean: a small part of the distances between adapters, which are one and more.
 _OFF = 0.3
 

@@ -314,11 +314,13 @@ class _Modulewise(_Transported, _PerModule):
 
 @final
 class _Carried(_PerModule):
-    """Keeps vectors at the first point, as a `Carrier` does."""
+    """Keeps vectors at the first point, as a `Carrier` does; in single precision, which blurs directions
+    only, and halves the memory that each of them is read from.
+    """
 
     def __init__(self, manifold: JointManifold, point: Tensor) -> None:
         super().__init__(manifold)
-        self._carrier = Carrier(manifold, point)
+        self._carrier = Carrier(manifold, point, torch.float32)
 
     def pulled(self, vector: Tensor) -> Tensor:
         return self._carrier.pull(vector)

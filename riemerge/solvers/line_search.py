@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pymanopt.manifolds.manifold import Manifold
 
-from riemerge.frechet import FrechetProblem, Point
+from riemerge.frechet import Evaluation, FrechetProblem, Point
 from riemerge.manifolds.base import host
 from riemerge.solvers.monitor import Monitor
 
@@ -81,7 +81,7 @@ class ModulewiseLineSearcher:
         for _ in range(_MAX_TRIALS):
             point = form.move(x, step, d)
             after = self._monitor.evaluate(point)
-            noise = _NOISE * torch.finfo(torch.float64).eps * before.cost.abs().clamp_min(1)
+            noise = _noise(before)
             visible = -_VISIBLE * step * slope > noise
             armijo = after.cost <= before.cost + _SUFFICIENT_DECREASE * step * slope
             calm = (after.norms <= before.norms) & (after.cost <= before.cost + noise)
@@ -99,6 +99,14 @@ class ModulewiseLineSearcher:
             self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, self._longest)
         self.moved = form.scaled(step, d)
         return float(np.sqrt(host((form.inner_products(x, d, d) * step.square()).sum()))), point
+
+
+def _noise(before: Evaluation) -> torch.Tensor:
+    """Returns by how much costs near a point may be off, through round-off."""
+    fine = _NOISE * torch.finfo(torch.float64).eps * before.cost.abs().clamp_min(1)
+    if before.coarse is None:
+        return fine
+    return torch.where(before.coarse, torch.finfo(torch.float32).eps * before.cost.abs(), fine)
 
 
 def _minimum(

@@ -38,6 +38,10 @@ SOLVERS: dict[str, str] = {
 """The solvers by name, the default first."""
 
 
+# Those of them whose steps a `ModulewiseLineSearcher` finds, which knows of the noise of single precision.
+_SEARCHED = ("lbfgs", "conjugate_gradient", "steepest_descent")
+
+
 def frechet_mean(
     manifold: Manifold,
     points: Sequence[Point],
@@ -117,6 +121,8 @@ def frechet_mean(
             squared_dist=squared_dist,
             initial_point=initial_point,
         )
+        if solver in _SEARCHED and problem.form.coarse is not None:
+            problem.form.coarse.fill_(True)  # noqa: FBT003
         monitor = Monitor(
             problem,
             tol=tol,

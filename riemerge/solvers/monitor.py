@@ -31,6 +31,10 @@ WINDOW = 5
 MAX_REJECTIONS = 40
 """Rejected trials in a row after which an optimizer without a line search of ours is taken to be stuck."""
 
+# Single precision is enough while the squared gradient is above this share of F, and the gradient above this:
+# the decrease of F that a step promises is then thirty times its noise (3e-8 F, measured).
+_COARSE, _COARSE_NORM = 1e-6, 1e-3
+
 # Finished modules leave the batch when no more than this share of it goes on.
 _GOING_ON = 0.75
 
@@ -165,9 +169,12 @@ class Monitor:
             return
         self._seen = evaluation
         self._rejections = 0
+        numbers = self._numbers(evaluation)
+        refined = self._refined(evaluation, *numbers)
+        if refined is not None:
+            evaluation = self._seen = self._problem.evaluate_again(point, refined)
+            numbers = self._numbers(evaluation)
         self._problem.form.accept(evaluation)
-        # One transfer, and one wait for the device.
-        numbers = torch.stack((evaluation.cost, evaluation.norms)).cpu()
         defined = torch.isfinite(numbers[0])
         # The tensor itself where it is whole: the problem remembers it.
         whole = self._point is None or bool(defined.all())
@@ -177,8 +184,15 @@ class Monitor:
             else self._problem.form.choose(defined.to(evaluation.cost.device), point, self._point)
         )
         first = not self._costs
-        cost = numbers[0] if first else self._costs[-1].index_copy(0, self._batch, numbers[0])
-        norms = self._norms.index_copy(0, self._batch, numbers[1])
+        if first:
+            cost, norms = numbers
+        else:
+            # What is finished stays as it was found, though the batch has it in another precision.
+            places = self._batch[self.active]
+            cost, norms = (
+                old.index_copy(0, places, new[self.active])
+                for old, new in zip((self._costs[-1], self._norms), numbers, strict=True)
+            )
         self._norms = norms
         if first:
             self._defined = defined
@@ -199,6 +213,23 @@ class Monitor:
         if active == 0:
             raise Stop
         self._spend()
+
+    @staticmethod
+    def _numbers(evaluation: Evaluation) -> Tensor:
+        """Cost and gradient norm of every module of the batch, on the host: one wait for the device."""
+        return torch.stack((evaluation.cost, evaluation.norms)).cpu()
+
+    def _refined(self, evaluation: Evaluation, cost: Tensor, norms: Tensor) -> Tensor | None:
+        """Ends single precision in modules for which it is not enough; returns those, on the device, if
+        any: their costs are not to be compared with what follows.
+        """
+        coarse = self._problem.form.coarse
+        if coarse is None or evaluation.coarse is None:
+            return None
+        enough = (norms.square() >= _COARSE * cost) & (norms >= _COARSE_NORM)
+        refined = coarse & self.active & ~enough & torch.isfinite(cost)
+        self._problem.form.coarse = coarse & ~refined
+        return torch.nonzero(refined).squeeze(-1).to(evaluation.cost.device) if refined.any() else None
 
     def narrow(self) -> None:
         """Lets finished modules leave the batch, once they are many enough to pay for it.
