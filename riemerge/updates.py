@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
+
+Factored: TypeAlias = tuple[Tensor, Tensor]
+"""A QR factorisation in LAPACK's product form: reflectors above which the triangle lies, and their sizes."""
 
 
 @final
@@ -225,8 +229,9 @@ class JointSpan:
         for update in updates:
             dtype = torch.promote_types(dtype, update.dtype)
         # The bases stay in LAPACK's product form: lifting needs no more, and it costs half of forming them.
-        self._left = _householder([update.B.mT for update in updates], dtype)
-        self._right = _householder([update.A for update in updates], dtype)
+        self._dtype = dtype
+        self._left: Factored | None = _householder([update.B.mT for update in updates], dtype)
+        self._right: Factored | None = _householder([update.A for update in updates], dtype)
         widths = [update.rank for update in updates]
         small = zip(
             updates,
@@ -236,24 +241,75 @@ class JointSpan:
         )
         self.updates = tuple(LowRankUpdate(b, a.mT, update.scale) for update, b, a in small)
 
-    def lift(self, small: LowRankUpdate) -> LowRankUpdate:
+    def without_bases(self) -> JointSpan:
+        """The same without what is tall: it lifts by the updates that it is of, read again."""
+        light = copy.copy(self)
+        light._left = light._right = None
+        return light
+
+    def lift(self, small: LowRankUpdate, updates: Sequence[LowRankUpdate] | None = None) -> LowRankUpdate:
         """The update L s Rᵀ, (m, n), of a small one (p, q), in the dtype of the factors that span it.
 
         Law: an isometry; columns are signed so that canonical factors (see `LowRankUpdate.balance`) stay
         canonical.
+
+        Args:
+            small: The small update.
+            updates: Those that the span is of, where it is without bases. Their factors are combined by one
+                product a side, a third of the cost of making the bases again; that is done where the product
+                would lose digits to the condition of the factors.
         """
-        left, right = _times_basis(self._left, small.B), _times_basis(self._right, small.A.mT)
+        if updates is None:
+            left, right = self._times_left(small.B), self._times_right(small.A.mT)
+        else:
+            left = self._combined(
+                [one.B.mT for one in updates], [one.B for one in self.updates], small.B
+            )
+            right = self._combined(
+                [one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT
+            )
         signs = _signs(left)
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
     def lift_left(self, half: LowRankUpdate) -> LowRankUpdate:
         """The update L s, (m, n), of one (p, n) that is reduced on the left alone; otherwise as `lift`."""
-        left = _times_basis(self._left, half.B)
+        left = self._times_left(half.B)
         signs = _signs(left)
         return LowRankUpdate(left * signs, (half.A * signs.mT).to(left.dtype), half.scale)
 
+    def _times_left(self, small: Tensor) -> Tensor:
+        assert self._left is not None
+        return _times_basis(self._left, small)
 
-def _householder(columns: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _times_right(self, small: Tensor) -> Tensor:
+        assert self._right is not None
+        return _times_basis(self._right, small)
+
+    def _combined(self, columns: Sequence[Tensor], triangle: Sequence[Tensor], small: Tensor) -> Tensor:
+        """The product (rows, k) of the basis behind columns with a (p, k): of the columns C = Q R themselves
+        with R⁻¹ s, where that is as exact; each of them given transposed.
+        """
+        whole = torch.cat(tuple(triangle), dim=1)
+        rows, width = whole.shape
+        if rows == width:
+            shares = torch.linalg.solve_triangular(whole, small.to(whole.dtype), upper=True)
+            # What is summed for one column, against what the sum is: how far round-off is amplified.
+            summed = torch.linalg.vector_norm(whole, dim=0) @ shares.abs()
+            if bool((summed <= _AMPLIFIED * torch.linalg.vector_norm(small, dim=0)).all()):
+                parts = shares.to(self._dtype).split([part.shape[0] for part in columns])
+                product = columns[0].new_zeros(columns[0].shape[1], small.shape[1], dtype=self._dtype)
+                for part, share in zip(columns, parts, strict=True):
+                    product.addmm_(part.to(self._dtype).mT, share)
+                return product
+        return _times_basis(_householder(columns, self._dtype), small)
+
+
+# Combining columns may amplify round-off so far: forty times for independent ones, which is typical of the
+# squares' root only.
+_AMPLIFIED = 100
+
+
+def _householder(columns: Sequence[Tensor], dtype: torch.dtype) -> Factored:
     """LAPACK's `geqrf` of matrices side by side, each given transposed: factored where they are put, since
     fresh memory costs as much as the flops.
     """
@@ -270,7 +326,7 @@ def _triangle(factored: Tensor) -> Tensor:
     return factored[: min(factored.shape)].triu().to(torch.float64)
 
 
-def _times_basis(factored: tuple[Tensor, Tensor], small: Tensor) -> Tensor:
+def _times_basis(factored: Factored, small: Tensor) -> Tensor:
     """The product (rows, k) of the orthonormal (rows, p) behind a `geqrf` with a (p, k)."""
     reflectors, tau = factored
     padded = reflectors.new_zeros(reflectors.shape[0], small.shape[1])

@@ -5,7 +5,7 @@ Nothing here branches on data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,19 +13,19 @@ import torch
 from numpy.polynomial import chebyshev, polynomial
 from torch import Tensor
 
-# Of the polynomial for logarithms: half of its range of sin^2(t / 2), to 127 degrees, and its coefficients in
-# blocks of four powers of the centred argument; the last row is the fourth power of the argument itself.
+# Half of the range of sin^2(t / 2) in which logarithms are a polynomial: to 127 degrees.
 _SERIES_HALF = 0.4
 
 
-def _series() -> np.ndarray:
+def _series() -> list[list[float]]:
+    """Returns the coefficients of t / sin t in powers of sin^2(t / 2) / _SERIES_HALF - 1, four in a row."""
+
     def f(centred: np.ndarray) -> np.ndarray:
         angle = 2 * np.arcsin(np.sqrt(_SERIES_HALF * (1 + centred)))
         return angle / np.sin(angle)
 
-    coefficients = chebyshev.cheb2poly(chebyshev.chebinterpolate(f, 15)).reshape(4, 4)
-    argument = polynomial.polypow((_SERIES_HALF, _SERIES_HALF), 4)
-    return np.vstack((np.pad(coefficients, ((0, 0), (0, 1))), argument))
+    rows: list[list[float]] = chebyshev.cheb2poly(chebyshev.chebinterpolate(f, 15)).reshape(4, 4).tolist()
+    return rows
 
 
 _SERIES = _series()
@@ -118,22 +118,29 @@ def log_so_by_products(rotation: Tensor) -> tuple[Tensor, Tensor]:
         The logarithms, and whether every angle is known to be in that range, boolean (...): where the angles
         are all equal this is so up to 91 degrees, otherwise up to more. Elsewhere they are not logarithms.
     """
-    centred = rotation + rotation.mT
-    scale = -1 / (4 * _SERIES_HALF)
-    centred = scale * centred + (0.5 / _SERIES_HALF - 1) * eye_like(rotation)
+    # In place where it can be: passes over memory cost as much as the products.
+    centred = (rotation + rotation.mT).mul_(-1 / (4 * _SERIES_HALF))
+    torch.diagonal(centred, dim1=-2, dim2=-1).add_(0.5 / _SERIES_HALF - 1)
     square = centred @ centred
-    powers = torch.stack(
-        (eye_like(rotation).expand_as(rotation), centred, square, square @ centred, square @ square)
-    )
-    table = torch.as_tensor(_SERIES, dtype=rotation.dtype, device=rotation.device)
-    blocks = torch.tensordot(table, powers, dims=1)
-    *blocks, fourth = blocks.unbind()
-    value = blocks.pop()
-    while blocks:
-        value = torch.baddbmm(blocks.pop(), value, powers[-1])
+    powers = (centred, square, square @ centred)
+    fourth = square @ square
+
+    def block(coefficients: Sequence[float]) -> Tensor:
+        first, *others = coefficients
+        total = powers[0] * others[0]
+        for power, coefficient in zip(powers[1:], others[1:], strict=True):
+            total.add_(power, alpha=coefficient)
+        torch.diagonal(total, dim1=-2, dim2=-1).add_(first)
+        return total
+
+    *rows, last = _SERIES
+    value = block(last)
+    for row in reversed(rows):
+        value = block(row).add_(value @ fourth)
+    # The fourth power of Z / _SERIES_HALF = 1 + centred bounds its greatest eigenvalue.
+    bound = block((1, 4, 6, 4)).add_(fourth)
     half = value @ (rotation - rotation.mT)
-    within = torch.linalg.vector_norm(fourth, dim=(-2, -1)) <= (2 * _SERIES_HALF) ** 4
-    return (half - half.mT) / 4, within
+    return (half - half.mT).div_(4), torch.linalg.matrix_norm(bound) <= 2**4
 
 
 def exp_skew(matrix: Tensor) -> Tensor:

@@ -34,10 +34,12 @@ class _Module:
         numerical: The T numerical ranks.
         kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
         problems: Why it cannot be merged.
+        reduced: The module in its joint span, without what is tall of it.
         placed: Its points; None where there is nothing to solve.
     """
 
     name: str
+    reduced: Reduced
     weights: tuple[float, ...]
     ranks: tuple[int, ...]
     numerical: tuple[int, ...]
@@ -106,7 +108,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     undefined = [name for name, one in solved.items() if one.evidence.status == "UNDEFINED"]
     if undefined:
         raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
-    lifted = in_order(partial(_lifted, read, modules, solved), names, options.threads)
+    lifted = in_order(partial(_lifted, stack, modules, solved), names, options.threads)
     yield from zip(names, lifted, strict=True)
 
 
@@ -142,7 +144,8 @@ def _prepared(read: Callable[[str], Reduced], stack: Stack, name: str) -> _Modul
     )
     ranks = tuple(update.rank for update in one.edited)
     weights = stack.weights(name)
-    module = _Module(name, weights, ranks, numerical, None, one.problems, None)
+    light = one._replace(span=one.span.without_bases())
+    module = _Module(name, light, weights, ranks, numerical, None, one.problems, None)
     if one.problems or _mixed(stack, module) or not module.used:
         return module
     cut = [_cut(one.edited[place], module.rank) for place in module.used]
@@ -152,7 +155,7 @@ def _prepared(read: Callable[[str], Reduced], stack: Stack, name: str) -> _Modul
         if after is not before
     ]
     placed = _placed(cut, module.used, len(ranks)) if len(module.used) > 1 else None
-    return _Module(name, weights, ranks, numerical, min([*kept, 1.0]) if kept else None, (), placed)
+    return replace(module, kept=min([*kept, 1.0]) if kept else None, placed=placed)
 
 
 def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
@@ -216,10 +219,11 @@ def _weights(module: _Module) -> list[float]:
 
 
 def _lifted(
-    read: Callable[[str], Reduced], modules: Mapping[str, _Module], solved: dict[str, Solved], name: str
+    stack: Stack, modules: Mapping[str, _Module], solved: dict[str, Solved], name: str
 ) -> Merged:
     """Second stream: read a module again and give the mean its width."""
-    one, module = read(name), modules[name]
+    module = modules[name]
+    one = module.reduced
     if module.placed is not None:
         small, evidence = _returned(module.placed, solved[name].point), solved[name].evidence
     elif module.used:
@@ -238,7 +242,7 @@ def _lifted(
         numerical_ranks=module.numerical,
         energy_kept=module.kept,
     )
-    return Merged(one.span.lift(small), evidence, one.inputs, small)
+    return Merged(one.span.lift(small, stack.modules[name]), evidence, one.inputs, small)
 
 
 def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
