@@ -21,7 +21,16 @@ from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import module_row
-from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
+from riemerge.methods import (
+    DEFAULT_METHOD,
+    Evidence,
+    Merged,
+    Options,
+    did_you_mean,
+    find_method,
+    run_method,
+)
+from riemerge.methods.reduction import in_order
 from riemerge.recipe import Recipe, make_recipe
 from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
@@ -350,15 +359,23 @@ class AdapterMerge:
         order = sorted(range(len(self._inputs)), key=lambda i: self._inputs[i].place)
         evidence: dict[str, Evidence] = {}
         rows: list[ModuleRow] = []
+
+        def measured(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Tensor]:
+            module, one = merged
+            scale, update = self._resolver.scale(module), one.update
+            row = module_row(module, tuple(update.shape), one, scale, self._stack.storage, order)
+            whole = scale * update if isinstance(update, Tensor) else update.scaled(scale).absorbed()
+            return row, one.evidence, whole
+
+        # A dense result is one too many already.
+        threads = 1 if dense else self._threads
         with single_threaded():
-            for module, one in run_method(self._method, self._stack, options):
-                scale, update = self._resolver.scale(module), one.update
-                rows.append(module_row(module, tuple(update.shape), one, scale, self._stack.storage, order))
-                evidence[module] = one.evidence
-                keep(
-                    module,
-                    scale * update if isinstance(update, Tensor) else update.scaled(scale).absorbed(),
-                )
+            for row, known, update in in_order(
+                measured, run_method(self._method, self._stack, options), threads
+            ):
+                rows.append(row)
+                evidence[row.module] = known
+                keep(row.module, update)
                 self._tell(Progress("measure", len(rows), len(self._stack.modules), ""))
         return run_record(
             self._recipe,

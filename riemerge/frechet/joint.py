@@ -77,9 +77,8 @@ class Joint(Batched):
         if self.coarse is None:
             return self.certify(point)[0]
         anchor = self._anchor
-        if anchor is None:
-            options: dict[str, Any] = {}
-        else:
+        options: dict[str, Any] = {}
+        if anchor is not None:
             options = {"earlier": anchor.state, "tolerance": None if tight else _LOOSE * anchor.norms}
         if tight or not self.coarse.any():
             return self._passed(point, torch.float64, **options)

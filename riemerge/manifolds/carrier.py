@@ -33,7 +33,10 @@ class Carrier:
         self._first = first = point.to(dtype or point.dtype)
         self._dtype = point.dtype
         total = manifold.total
-        self._frames = _identities(first, total.m), _identities(first, total.n)
+        self._frames: Sequence[Tensor] = _identities(first, total.m), _identities(first, total.n)
+        if total.m == total.n:
+            # One batch of both sides.
+            self._frames = torch.stack(tuple(self._frames))
         self._core = self._back = _identities(point, total.r)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
@@ -41,18 +44,23 @@ class Carrier:
         modules = modules.to(self._first.device)
         self.manifold = manifold
         self._first = self._first[modules]
-        left, right = self._frames
-        self._frames = left[modules], right[modules]
+        frames = self._frames
+        stacked = isinstance(frames, Tensor)
+        self._frames = frames[:, modules] if stacked else tuple(side[modules] for side in frames)
         self._core, self._back = self._core[modules], self._back[modules]
 
     def advance(self, point: Tensor, arrival: Tensor) -> None:
         """Lets the path go on from one point to another."""
         total = self.manifold.total
         (u, b, v), (x, c, y) = (total.split(self.manifold.split(z)[0]) for z in (point, arrival))
-        self._frames = (
-            total.left.transport(u, x, self._frames[0]),
-            total.right.transport(v, y, self._frames[1]),
-        )
+        if isinstance(self._frames, Tensor):
+            sides = torch.stack((u, v)), torch.stack((x, y))
+            self._frames = total.left.transport(*sides, self._frames)
+        else:
+            self._frames = (
+                total.left.transport(u, x, self._frames[0]),
+                total.right.transport(v, y, self._frames[1]),
+            )
         forth, back = total.core.congruence(b, c)
         self._core, self._back = forth @ self._core, self._back @ back
 

@@ -19,6 +19,9 @@ from riemerge.manifolds import linalg
 _LEAST_CURVATURE = 0.05
 # Least pivot of an earlier completion made orthogonal to a frame: its condition, which multiplies round-off.
 _NEAR = 0.1
+# Squared distance of a frame from the first columns of the identity, up to which its completion is a matter of
+# products: singular values are above 0.7 there.
+_CLOSE = 0.5
 # Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
 _SCHULZ = 7
 
@@ -125,7 +128,11 @@ def completed(frame: Tensor) -> Tensor:
     """Completes frames (..., p + q, p) to rotations whose lower right block is as positive as a rotation
     allows; returns the last q columns.
     """
-    p = frame.shape[-1]
+    size, p = frame.shape[-2:]
+    identity = torch.eye(size, dtype=frame.dtype, device=frame.device)
+    if bool((linalg.frobenius(frame - identity[:, :p], frame - identity[:, :p]) <= _CLOSE).all()):
+        # Near the identity, that is the polar factor of what is left of its other columns.
+        return orthonormalised(identity[:, p:] - frame @ frame[..., p:, :].mT)
     complete, _ = torch.linalg.qr(frame, mode="complete")
     rest = complete[..., p:]
     if rest.shape[-1] == 0:

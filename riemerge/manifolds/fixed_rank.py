@@ -155,9 +155,16 @@ class FixedRank(GeodesicManifold):
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follows a geodesic, factor by factor."""
-        parts = zip(self._parts, self.split(point), self.split(tangent_vector), strict=True)
-        arrivals, velocities = zip(*(part.geodesic(x, v) for part, x, v in parts), strict=True)
-        return self.join(*arrivals), self.join(*velocities)
+        (u, b, v), (a, c, w) = self.split(point), self.split(tangent_vector)
+        core = self.core.geodesic(b, c)
+        if self.m == self.n:
+            # One batch of both sides, side by side in front of the matrices: what leads may broadcast.
+            both = self.left.geodesic(torch.stack((u, v), dim=-3), torch.stack((a, w), dim=-3))
+            left, right = zip(*(x.unbind(dim=-3) for x in both), strict=True)
+        else:
+            left, right = self.left.geodesic(u, a), self.right.geodesic(v, w)
+        arrival, velocity = zip(left, core, right, strict=True)
+        return self.join(*arrival), self.join(*velocity)
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Finds a geodesic from a to b, factor by factor; valid where all three were found."""

@@ -50,7 +50,8 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     Args:
         memory: How many pairs of steps and changes are kept.
         line_searcher: Pymanopt's protocol; by default backtracking from a step of one, which Pymanopt's own
-            do not try. One that gives each module its own step says in `moved` along which vector it went.
+            do not try. One that gives each module its own step says in `moved` along which vector it went,
+            and sees to it that each descends.
         rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
             Not for a preconditioner that is of the Hessian's size already.
         kwargs: Of Pymanopt's `Optimizer`.
@@ -88,6 +89,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         """Iterates until one of the optimizer's own stopping rules holds."""
         manifold = problem.manifold
         searcher = copy.deepcopy(self._line_searcher)
+        own = hasattr(searcher, "moved")
         point = manifold.random_point() if initial_point is None else initial_point
         if self._algebra is None or not self._resumed:
             self._pairs, self._algebra = [], _algebra(manifold, point, self._memory)
@@ -97,7 +99,8 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
         pulled, step_size, iteration = algebra.pulled(gradient), np.inf, 0
         while True:
-            norm = manifold.norm(point, gradient)
+            # Of all modules together, which who judges each by itself does not ask for.
+            norm = manifold.norm(point, gradient) if self._min_gradient_norm > 0 else np.inf
             iteration += 1
             reason = self._check_stopping_criterion(
                 start_time=began, step_size=step_size, gradient_norm=norm, iteration=iteration
@@ -105,13 +108,14 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             if reason:
                 break
             direction = -self._applied(problem, algebra, point, pulled)
-            slope = manifold.inner_product(point, gradient, direction)
-            if not slope < 0:
+            slope = np.nan if own else manifold.inner_product(point, gradient, direction)
+            if not own and not slope < 0:
                 self._pairs = []
-                direction, slope = -gradient, -(norm**2)
+                direction, slope = -gradient, -manifold.inner_product(point, gradient, gradient)
             step_size, arrival = searcher.search(problem.cost, manifold, point, direction, cost, slope)
-            step = getattr(searcher, "moved", None)
-            if step is None:
+            if own:
+                step = searcher.moved
+            else:
                 length = manifold.norm(point, direction)
                 step = step_size / length * direction if length > 0 else direction
             cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
@@ -126,7 +130,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             stopping_criterion=reason,
             cost_evaluations=iteration,
             step_size=step_size,
-            gradient_norm=norm,
+            gradient_norm=manifold.norm(point, gradient),
         )
 
     def _applied(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
