@@ -18,6 +18,8 @@ from riemerge.manifolds.completion import orthonormalised
 # What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the
 # next one is off by this share, the cost by its square.
 _LOOSE = 0.06
+# The same at a first point of single precision, where no gradient is known yet.
+_FIRST = 3e-4
 # Turns of a completion, from scratch, within which most logarithms are found.
 _FEW_TURNS = 12
 
@@ -76,14 +78,10 @@ class Joint(Batched):
         """Computes one logarithm for each data point and module."""
         if self.coarse is None:
             return self.certify(point)[0]
-        anchor = self._anchor
-        options: dict[str, Any] = {}
-        if anchor is not None:
-            options = {"earlier": anchor.state, "tolerance": None if tight else _LOOSE * anchor.norms}
         if tight or not self.coarse.any():
-            return self._passed(point, torch.float64, **options)
+            return self._continued(point, torch.float64, tight=tight)
         if self.coarse.all():
-            return self._passed(point, torch.float32, **options)
+            return self._continued(point, torch.float32)
         fine = torch.nonzero(~self.coarse).squeeze(-1).to(point.device)
         rest = torch.nonzero(self.coarse).squeeze(-1).to(point.device)
         # Of as many modules as there are, those that follow being stand-ins.
@@ -96,6 +94,16 @@ class Joint(Batched):
         if self._logarithms is None:
             return self.certify(point)[0]
         return self._passed(point, torch.float64, turns=_FEW_TURNS)
+
+    def _continued(self, point: Tensor, dtype: torch.dtype, *, tight: bool = False) -> Evaluation:
+        """A pass that starts from the last accepted one, and is as precise as that calls for."""
+        anchor = self._anchor
+        if anchor is None:
+            coarse = dtype == torch.float32
+            first = self.weights.new_full((self.k,), _FIRST) if coarse else None
+            return self._passed(point, dtype, tolerance=first)
+        tolerance = None if tight else _LOOSE * anchor.norms
+        return self._passed(point, dtype, earlier=anchor.state, tolerance=tolerance)
 
     def _passed(self, point: Tensor, dtype: torch.dtype, **options: Any) -> Evaluation:
         """One pass of `AlignedLogarithms`."""

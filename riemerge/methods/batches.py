@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -21,10 +23,10 @@ from riemerge.methods.reduction import in_order
 from riemerge.methods.stack import Evidence, Options
 from riemerge.solvers import Solution, frechet_mean
 
-# Modules solved together on a CPU. A fixed number: the bits of a solve depend on who is solved beside it, and
-# must not depend on the number of threads. Larger blocks spread the cost of Python over more modules, smaller
-# ones spread the work over more threads.
-_BLOCK = 56
+# Modules solved together on a CPU: at most so many, and no more than so few together where that spreads them
+# over two threads. Whatever the threads are: the bits of a solve depend on who is solved beside it, and must
+# not depend on them. Larger blocks spread the cost of Python over more modules, which also holds threads up.
+_BLOCK, _FEW = 64, 8
 # Length of the step off a mean: a small part of the distances between adapters, which are one and more.
 _OFF = 0.3
 
@@ -69,9 +71,7 @@ def solve(
     for size, modules in groups.items():
         names = list(modules)
         on_cpu = modules[names[0]][0].device.type == "cpu"
-        length = _BLOCK if on_cpu else len(names)
-        for start in range(0, len(names), length):
-            part = tuple(names[start : start + length])
+        for part in _parts(names) if on_cpu else [tuple(names)]:
             points = torch.stack([modules[name][0] for name in part], dim=1)
             weights = torch.tensor([modules[name][1] for name in part], dtype=torch.float64, device="cpu")
             blocks.append(_Block(part, size, points, weights.T))
@@ -82,6 +82,14 @@ def solve(
     ):
         solved |= dict(zip(block.names, found, strict=True))
     return solved
+
+
+def _parts(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Divides modules into blocks as equal as can be, an even number of them."""
+    count = len(names)
+    blocks = 1 if count <= _FEW else 2 * math.ceil(count / (2 * _BLOCK))
+    ends = [count * i // blocks for i in range(blocks + 1)]
+    return [tuple(names[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 @final

@@ -17,7 +17,7 @@ ROWS = (
         ),
         # Real adapters overlap in part: their cost settles long before the gradient is below tol, and the
         # passes in between move the update by less than another start would.
-        defaults={"solver": "lbfgs", "tol": 1e-8, "cost_tol": 3e-4, "max_passes": 500},
+        defaults={"solver": "lbfgs", "tol": 1e-8, "cost_tol": 5e-4, "max_passes": 500},
         checkpoints="no",
         output_rank="the inputs' common rank, or --rank",
     ),
