@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import common
 from riemerge import frechet_mean
-from riemerge.frechet import FrechetProblem
+from riemerge.frechet import Evaluation, FrechetProblem
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel
 from riemerge.methods import find_method
 from riemerge.solvers import TracePoint
@@ -244,19 +244,26 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
     done: `start`, `pass`, or `step` for all that is neither.
     """
     evaluate, begin = FrechetProblem.evaluate, FrechetProblem.start
+    again = FrechetProblem.evaluate_again
     phases = ["step"] if phases is None else phases
 
-    def watched_evaluate(self: FrechetProblem, *args: Any, **kwargs: Any) -> Any:
+    def watched_pass(make: Callable[[], Evaluation], self: FrechetProblem, modules: int) -> Evaluation:
         of_start = "start" in phases
         phases.append("start" if of_start else "pass")
         before, began = self.passes, time.process_time()
         try:
-            found = evaluate(self, *args, **kwargs)
+            found = make()
         finally:
             phases.pop()
         if self.passes > before:
-            seen(Pass(time.process_time() - began, len(found.cost), of_start))
+            seen(Pass(time.process_time() - began, modules, of_start))
         return found
+
+    def watched_evaluate(self: FrechetProblem, point: Any) -> Evaluation:
+        return watched_pass(lambda: evaluate(self, point), self, self.k)
+
+    def watched_again(self: FrechetProblem, point: Any, modules: Tensor) -> Evaluation:
+        return watched_pass(lambda: again(self, point, modules), self, len(modules))
 
     def watched_start(self: FrechetProblem, *args: Any, **kwargs: Any) -> Any:
         phases.append("start")
@@ -267,6 +274,7 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
 
     with (
         mock.patch.object(FrechetProblem, "evaluate", watched_evaluate),
+        mock.patch.object(FrechetProblem, "evaluate_again", watched_again),
         mock.patch.object(FrechetProblem, "start", watched_start),
     ):
         yield

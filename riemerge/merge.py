@@ -21,16 +21,9 @@ from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import module_row
-from riemerge.methods import (
-    DEFAULT_METHOD,
-    Evidence,
-    Merged,
-    Options,
-    did_you_mean,
-    find_method,
-    run_method,
-)
+from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.methods.reduction import in_order
+from riemerge.methods.stack import Merged
 from riemerge.recipe import Recipe, make_recipe
 from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
@@ -364,15 +357,14 @@ class AdapterMerge:
             module, one = merged
             scale, update = self._resolver.scale(module), one.update
             row = module_row(module, tuple(update.shape), one, scale, self._stack.storage, order)
-            whole = scale * update if isinstance(update, Tensor) else update.scaled(scale).absorbed()
-            return row, one.evidence, whole
+            if isinstance(update, Tensor):
+                return row, one.evidence, scale * update
+            return row, one.evidence, update.scaled(scale).absorbed()
 
-        # A dense result is one too many already.
-        threads = 1 if dense else self._threads
         with single_threaded():
-            for row, known, update in in_order(
-                measured, run_method(self._method, self._stack, options), threads
-            ):
+            merged = run_method(self._method, self._stack, options)
+            # Of dense results one at a time is a lot.
+            for row, known, update in in_order(measured, merged, 1 if dense else self._threads):
                 rows.append(row)
                 evidence[row.module] = known
                 keep(row.module, update)

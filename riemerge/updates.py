@@ -262,12 +262,8 @@ class JointSpan:
         if updates is None:
             left, right = self._times_left(small.B), self._times_right(small.A.mT)
         else:
-            left = self._combined(
-                [one.B.mT for one in updates], [one.B for one in self.updates], small.B
-            )
-            right = self._combined(
-                [one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT
-            )
+            left = self._combined([one.B.mT for one in updates], [one.B for one in self.updates], small.B)
+            right = self._combined([one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT)
         signs = _signs(left)
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
@@ -294,7 +290,7 @@ class JointSpan:
         if rows == width:
             shares = torch.linalg.solve_triangular(whole, small.to(whole.dtype), upper=True)
             # What is summed for one column, against what the sum is: how far round-off is amplified.
-            summed = torch.linalg.vector_norm(whole, dim=0) @ shares.abs()
+            summed = (torch.linalg.vector_norm(whole, dim=0).unsqueeze(-1) * shares.abs()).sum(dim=0)
             if bool((summed <= _AMPLIFIED * torch.linalg.vector_norm(small, dim=0)).all()):
                 parts = shares.to(self._dtype).split([part.shape[0] for part in columns])
                 product = columns[0].new_zeros(columns[0].shape[1], small.shape[1], dtype=self._dtype)

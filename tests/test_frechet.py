@@ -234,7 +234,8 @@ def test_reduction_is_exact(name: str) -> None:
     )
     reduced = frechet_mean(quotient, points, max_passes=40)
     unreduced = frechet_mean(quotient, points, max_passes=40, reduce=False)
-    assert relative(matrices(quotient, reduced.point), matrices(quotient, unreduced.point)) < 1e-10
+    # Both begin in single precision, and end at a gradient of 1e-8.
+    assert relative(matrices(quotient, reduced.point), matrices(quotient, unreduced.point)) < 1e-8
 
 
 def test_a_start_outside_the_span_is_kept() -> None:

@@ -55,7 +55,9 @@ class Evaluation(NamedTuple):
             self.squared.index_copy(1, modules, other.squared),
             self.vertical.index_copy(1, modules, other.vertical),
             None if self.state is None else self.state.replaced(modules, other.state),
-            None if self.coarse is None else self.coarse.index_copy(0, modules, other.coarse),
+            None
+            if self.coarse is None or other.coarse is None
+            else self.coarse.index_copy(0, modules, other.coarse),
         )
 
 

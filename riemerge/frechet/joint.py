@@ -93,7 +93,8 @@ class Joint(Batched):
         """Computes the same, but for logarithms that take long to find: their modules cost +inf."""
         if self._logarithms is None:
             return self.certify(point)[0]
-        return self._passed(point, torch.float64, turns=_FEW_TURNS)
+        coarse = self.coarse is not None and bool(self.coarse.all())
+        return self._passed(point, torch.float32 if coarse else torch.float64, turns=_FEW_TURNS)
 
     def _continued(self, point: Tensor, dtype: torch.dtype, *, tight: bool = False) -> Evaluation:
         """A pass that starts from the last accepted one, and is as precise as that calls for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -112,41 +112,47 @@ class FrechetProblem:
         """Returns the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; where it has no finite cost (the average of subspaces that are shared
-        exactly may be at the cut locus of all of them) that average moved off by ever longer seeded steps,
-        and where no such step helps the best of the data themselves.
+        exactly may be at the cut locus of all of them) the best of that average moved off by a seeded step,
+        the longer the more of them fail, and of the data themselves.
         """
         form, point = self.form, self.form.start(self.initial_point)
         if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
             return point
         begun = point, self.evaluate(point)
+        stuck = _without_cost(begun[1])
+        left = stuck
         for attempt in range(_STEPS_OFF):
-            begun = self._helped(form, *begun, lambda few, x, i=attempt: [few.moved_off(few.solution(x), i)])
+            begun = self._improved(form, begun, left, "evaluate", attempt)
+            left = _without_cost(begun[1])
         # Data at each other's cut locus are told from good starts by a glance; a second look is for modules
         # that nothing else helps.
-        for look in ("glance", "evaluate"):
-            begun = self._helped(form, *begun, lambda few, _: few.points, look)
+        begun = self._improved(form, begun, stuck, "glance")
+        begun = self._improved(form, begun, _without_cost(begun[1]), "evaluate")
         self.memorise(*begun)
         return begun[0]
 
-    def _helped(
+    def _improved(
         self,
         form: Batched,
-        point: Tensor,
-        evaluation: Evaluation,
-        means: Callable[[Batched, Tensor], Iterable[Tensor]],
-        look: str = "evaluate",
+        begun: tuple[Tensor, Evaluation],
+        modules: Tensor,
+        look: Literal["evaluate", "glance"],
+        attempt: int | None = None,
     ) -> tuple[Tensor, Evaluation]:
-        """Returns a start and what is known of it, in modules of infinite cost at the best of other means."""
-        stuck = torch.nonzero(torch.isinf(evaluation.cost)).squeeze(-1)
-        if stuck.numel() == 0:
-            return point, evaluation
-        few = form.narrowed(stuck)
-        for other in map(few.place, means(few, point[stuck])):
+        """Returns a start and what is known of it, in some modules moved off it in one more attempt, or else
+        put on one of the data, where that costs less.
+        """
+        if modules.numel() == 0:
+            return begun
+        point, evaluation = begun
+        few = form.narrowed(modules)
+        means = few.points if attempt is None else [few.moved_off(few.solution(point[modules]), attempt)]
+        for other in map(few.place, means):
             found: Evaluation = getattr(few, look)(other)
             self.passes += 1
-            better = torch.nonzero(found.cost < evaluation.cost[stuck]).squeeze(-1)
-            point = point.index_copy(0, stuck[better], other[better])
-            evaluation = evaluation.replaced(stuck[better], found.narrowed(better))
+            better = torch.nonzero(found.cost < evaluation.cost[modules]).squeeze(-1)
+            point = point.index_copy(0, modules[better], other[better])
+            evaluation = evaluation.replaced(modules[better], found.narrowed(better))
         return point, evaluation
 
     def solution(self, point: Point) -> Point:
@@ -173,9 +179,9 @@ class FrechetProblem:
     def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
         """Computes a pass that is remembered anew in some of its modules, whose precision has changed."""
         assert isinstance(self.form, Batched)
+        before = self.evaluate(point)
         self.passes += 1
-        again = self.form.narrowed(modules).evaluate(point[modules])
-        evaluation = self.evaluate(point).replaced(modules, again)
+        evaluation = before.replaced(modules, self.form.narrowed(modules).evaluate(point[modules]))
         self._memo = [(known, evaluation if known is point else old) for known, old in self._memo]
         return evaluation
 
@@ -227,6 +233,11 @@ class FrechetProblem:
             return self.form.manifold.projection(point, scaled(inverse, derived))
         size = float(step[0])
         return self.form.differentiate(point, vector, field, ahead, behind) / size if size > 0 else 0 * vector
+
+
+def _without_cost(evaluation: Evaluation) -> Tensor:
+    """Returns the modules of infinite cost."""
+    return torch.nonzero(torch.isinf(evaluation.cost)).squeeze(-1)
 
 
 def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> Tensor:

@@ -128,8 +128,8 @@ class AlignedLogarithms:
             tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
                 off by that much, their squares by its square. To round-off without it.
             turns: Of a completion that starts from scratch, at most.
-            dtype: In which the logarithms of the frames are computed; float32 costs less than half. The cores,
-                whose logarithms lose digits to their condition, are always in float64.
+            dtype: In which the logarithms of the frames are computed; float32 costs less than half. The
+                cores, whose logarithms lose digits to their condition, are always in float64.
         """
         r, (count, k) = self._total.r, self._weights.shape
         u, b, v = self._total.split(x)

@@ -33,10 +33,9 @@ class Carrier:
         self._first = first = point.to(dtype or point.dtype)
         self._dtype = point.dtype
         total = manifold.total
-        self._frames: Sequence[Tensor] = _identities(first, total.m), _identities(first, total.n)
-        if total.m == total.n:
-            # One batch of both sides.
-            self._frames = torch.stack(tuple(self._frames))
+        frames = _identities(first, total.m), _identities(first, total.n)
+        # (sides, K, rows, rows): both in one batch where they are equal.
+        self._frames = [torch.stack(frames)] if total.m == total.n else [x.unsqueeze(0) for x in frames]
         self._core = self._back = _identities(point, total.r)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
@@ -44,35 +43,38 @@ class Carrier:
         modules = modules.to(self._first.device)
         self.manifold = manifold
         self._first = self._first[modules]
-        frames = self._frames
-        stacked = isinstance(frames, Tensor)
-        self._frames = frames[:, modules] if stacked else tuple(side[modules] for side in frames)
+        self._frames = [sides[:, modules] for sides in self._frames]
         self._core, self._back = self._core[modules], self._back[modules]
 
     def advance(self, point: Tensor, arrival: Tensor) -> None:
         """Lets the path go on from one point to another."""
         total = self.manifold.total
         (u, b, v), (x, c, y) = (total.split(self.manifold.split(z)[0]) for z in (point, arrival))
-        if isinstance(self._frames, Tensor):
-            sides = torch.stack((u, v)), torch.stack((x, y))
-            self._frames = total.left.transport(*sides, self._frames)
+        if total.m == total.n:
+            sides = [(total.left, torch.stack((u, v)), torch.stack((x, y)))]
         else:
-            self._frames = (
-                total.left.transport(u, x, self._frames[0]),
-                total.right.transport(v, y, self._frames[1]),
-            )
+            sides = [
+                (total.left, u.unsqueeze(0), x.unsqueeze(0)),
+                (total.right, v.unsqueeze(0), y.unsqueeze(0)),
+            ]
+        self._frames = [
+            stiefel.transport(a, b, frames)
+            for (stiefel, a, b), frames in zip(sides, self._frames, strict=True)
+        ]
         forth, back = total.core.congruence(b, c)
         self._core, self._back = forth @ self._core, self._back @ back
 
     def pull(self, vector: Tensor) -> Tensor:
         """Brings a tangent vector at the last point to the first."""
-        left, right = self._frames
-        return self._moved(vector.to(self._first), left.mT, self._back.to(self._first), right.mT)
+        left, right = (side for sides in self._frames for side in sides)
+        back = self._back.to(self._first)
+        return self._moved(vector.to(self._first), left.mT, back, right.mT)
 
     def push(self, vector: Tensor) -> Tensor:
         """Brings a tangent vector at the first point to the last."""
-        left, right = self._frames
-        return self._moved(vector, left, self._core.to(self._first), right).to(self._dtype)
+        left, right = (side for sides in self._frames for side in sides)
+        core = self._core.to(self._first)
+        return self._moved(vector.to(self._first), left, core, right).to(self._dtype)
 
     def lower(self, vector: Tensor) -> Tensor:
         """Returns <v, .> as a functional, of a vector at the first point."""

@@ -19,8 +19,8 @@ from riemerge.manifolds import linalg
 _LEAST_CURVATURE = 0.05
 # Least pivot of an earlier completion made orthogonal to a frame: its condition, which multiplies round-off.
 _NEAR = 0.1
-# Squared distance of a frame from the first columns of the identity, up to which its completion is a matter of
-# products: singular values are above 0.7 there.
+# Squared distance of a frame from the first columns of the identity, up to which its completion is a matter
+# of products: singular values are above 0.7 there.
 _CLOSE = 0.5
 # Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
 _SCHULZ = 7

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.polynomial import chebyshev, polynomial
+from numpy.polynomial import chebyshev
 from torch import Tensor
 
 # Half of the range of sin^2(t / 2) in which logarithms are a polynomial: to 127 degrees.
@@ -19,12 +19,10 @@ _SERIES_HALF = 0.4
 
 def _series() -> list[list[float]]:
     """Returns the coefficients of t / sin t in powers of sin^2(t / 2) / _SERIES_HALF - 1, four in a row."""
-
-    def f(centred: np.ndarray) -> np.ndarray:
-        angle = 2 * np.arcsin(np.sqrt(_SERIES_HALF * (1 + centred)))
-        return angle / np.sin(angle)
-
-    rows: list[list[float]] = chebyshev.cheb2poly(chebyshev.chebinterpolate(f, 15)).reshape(4, 4).tolist()
+    points = chebyshev.chebpts1(16)
+    angles = 2 * np.arcsin(np.sqrt(_SERIES_HALF * (1 + points)))
+    fitted = chebyshev.chebfit(points, angles / np.sin(angles), 15)
+    rows: list[list[float]] = chebyshev.cheb2poly(fitted).reshape(4, 4).tolist()
     return rows
 
 
@@ -106,7 +104,7 @@ def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
 def log_so_by_products(rotation: Tensor) -> tuple[Tensor, Tensor]:
     """Takes the principal logarithm of rotations in SO(k) by matrix products alone, to single precision.
 
-    Law: that of `log_so`, to 2e-7 relative, where no angle is above `_SERIES_ANGLE`. With Z = (1 - sym V) / 2,
+    Law: that of `log_so`, to 2e-7 relative, where no angle is above 127 degrees. With Z = (1 - sym V) / 2,
     whose eigenvalues are sin^2(t / 2), log V = f(Z) skew V for the analytic f(sin^2(t / 2)) = t / sin t; f is
     a Chebyshev polynomial of degree 15, evaluated in blocks of four powers (Paterson, Stockmeyer 1973). Cost:
     seven products.
@@ -115,8 +113,9 @@ def log_so_by_products(rotation: Tensor) -> tuple[Tensor, Tensor]:
         rotation: (..., k, k) orthogonal matrices of determinant +1.
 
     Returns:
-        The logarithms, and whether every angle is known to be in that range, boolean (...): where the angles
-        are all equal this is so up to 91 degrees, otherwise up to more. Elsewhere they are not logarithms.
+        The logarithms, and whether every angle is known to be in that range, boolean (...), by a bound from
+        the products at hand: of 16 equal pairs of angles up to 92 degrees, of a single one up to 117. Where
+        it is not known these may be no logarithms.
     """
     # In place where it can be: passes over memory cost as much as the products.
     centred = (rotation + rotation.mT).mul_(-1 / (4 * _SERIES_HALF))

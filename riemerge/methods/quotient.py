@@ -218,9 +218,7 @@ def _weights(module: _Module) -> list[float]:
     return [weight if place in module.used else 0.0 for place, weight in enumerate(module.weights)]
 
 
-def _lifted(
-    stack: Stack, modules: Mapping[str, _Module], solved: dict[str, Solved], name: str
-) -> Merged:
+def _lifted(stack: Stack, modules: Mapping[str, _Module], solved: dict[str, Solved], name: str) -> Merged:
     """Second stream: read a module again and give the mean its width."""
     module = modules[name]
     one = module.reduced

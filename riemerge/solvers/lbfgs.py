@@ -88,7 +88,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterates until one of the optimizer's own stopping rules holds."""
         manifold = problem.manifold
-        searcher = copy.deepcopy(self._line_searcher)
+        searcher: Any = copy.deepcopy(self._line_searcher)
         own = hasattr(searcher, "moved")
         point = manifold.random_point() if initial_point is None else initial_point
         if self._algebra is None or not self._resumed:

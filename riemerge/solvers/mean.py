@@ -122,7 +122,7 @@ def frechet_mean(
             initial_point=initial_point,
         )
         if solver in _SEARCHED and problem.form.coarse is not None:
-            problem.form.coarse.fill_(True)  # noqa: FBT003
+            problem.form.coarse.fill_(True)
         monitor = Monitor(
             problem,
             tol=tol,

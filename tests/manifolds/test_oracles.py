@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
-from riemerge.manifolds.linalg import exp_skew, log_so, skew
+from riemerge.manifolds.linalg import exp_skew, log_so, log_so_by_products, skew
 from tests.helpers import import_geomstats, random_core, seeded
 
 pytestmark = pytest.mark.oracle
@@ -65,6 +65,30 @@ def test_exponential_and_logarithm_of_rotations_are_scipy_s(size: int, largest: 
     found, _ = log_so(rotation)
     np.testing.assert_allclose(found, scipy.linalg.logm(rotation.numpy()).real, atol=1e-12)
     np.testing.assert_allclose(found, matrix, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 5, 32])
+def test_logarithm_of_rotations_by_products(size: int, dtype: torch.dtype) -> None:
+    """To single precision wherever it says so, which is up to a right angle at least and never from 127
+    degrees on.
+    """
+    drawn = skew(
+        torch.randn(40, size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    )
+    top = torch.linalg.matrix_norm(drawn, 2)[:, None, None].clamp_min(1e-300)
+    angles = torch.linspace(0, np.pi, 40, dtype=torch.float64)
+    matrix = drawn / top * angles[:, None, None]
+    found, known = log_so_by_products(exp_skew(matrix).to(dtype))
+    assert found.dtype is dtype
+    error = torch.linalg.matrix_norm(found - matrix)
+    # Angles below the precision of the rotation itself have its error.
+    assert bool(
+        (error <= 3e-7 * torch.linalg.matrix_norm(matrix) + 1e-14 * (dtype == torch.float64))[known].all()
+    )
+    assert bool(known[angles < np.pi / 2].all())
+    assert not bool(known[angles > np.radians(127)].any()) or size == 1
+    assert bool((found == -found.mT).all())
 
 
 def test_transport_on_spd_is_parallel() -> None:

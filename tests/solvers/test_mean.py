@@ -13,6 +13,7 @@ from pymanopt.optimizers import ConjugateGradient, NelderMead, SteepestDescent
 from examples.toy import Scaling, TwoLayers, network
 from riemerge import FrechetProblem, Status, frechet_mean
 from riemerge.errors import RecipeError
+from riemerge.frechet import problem
 from riemerge.frechet.joint import Joint
 from riemerge.manifolds import (
     FixedRank,
@@ -21,7 +22,7 @@ from riemerge.manifolds import (
     Stiefel,
     SymmetricPositiveDefinite,
 )
-from riemerge.solvers import SOLVERS, ModulewiseLineSearcher, Monitor, Solution
+from riemerge.solvers import SOLVERS, ModulewiseLineSearcher, Monitor, Solution, mean
 from tests.helpers import adapter_family, random_core, random_gauge, seeded
 from tests.manifolds.subjects import family, matrices, relative, updates
 
@@ -449,6 +450,66 @@ def test_shared_subspaces_have_a_mean_whatever_their_orientation(rank: int, seed
             assert np.isnan(distances).any() or costs[-1] <= np.mean(np.square(distances)) / 2
     # Several minima, which the order of the data may choose among.
     assert max(costs) < 1.05 * min(costs)
+
+
+@pytest.mark.parametrize(("rank", "width"), [(8, 64), (16, 96)])
+def test_a_start_at_the_cut_locus_is_left_by_ever_longer_steps(
+    rank: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many modules of one subspace, one in forty is helped neither by the first step nor by the data."""
+    points = family("shared_subspace", 6, width, width, rank, seed=0, k=12)
+    tries = []
+    for steps in (problem._STEPS_OFF, 1):
+        monkeypatch.setattr(problem, "_STEPS_OFF", steps)
+        solution = frechet_mean(updates(width, width, rank, k=12), points, max_passes=1)
+        tries.append(int(np.isinf(solution.cost).sum()))
+    assert tries == [0, 1]
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "conjugate_gradient", "steepest_descent"])
+@pytest.mark.parametrize("name", ["close", "mix", "lora_like", "independent"])
+def test_single_precision_is_left_in_time(name: str, solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solve that begins in single precision ends where one in double precision does, and as certain; and
+    one that ends early ends in about as good a place.
+    """
+    quotient, points = updates(60, 50, 4, k=2), family(name, 3, 60, 50, 4, seed=5)
+    early, late = ({"cost_tol": 1e-3}, {"tol": 1e-6, "max_passes": 600})
+    coarse = [frechet_mean(quotient, points, solver=solver, **options) for options in (early, late)]
+    monkeypatch.setattr(mean, "_SEARCHED", ())
+    fine = [frechet_mean(quotient, points, solver=solver, **options) for options in (early, late)]
+    np.testing.assert_allclose(coarse[0].cost, fine[0].cost, rtol=1e-4)
+    if fine[1].ok:
+        assert certified(coarse[1], 1e-6)
+        np.testing.assert_allclose(coarse[1].cost, fine[1].cost, rtol=1e-10)
+    # Costs of one precision are compared with each other only: none rises by more than that of one digit.
+    for one in coarse:
+        costs = np.stack([x.cost for x in one.trace])
+        assert (np.diff(costs, axis=0) <= 3e-5 * costs[:-1]).all()
+
+
+def test_precision_is_of_each_module_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is nearly solved goes on in double precision, what is not in single; what is finished stays in
+    the trace as it was found.
+    """
+    close, far = (family(name, 4, 60, 50, 4, seed=11, k=1) for name in ("close", "independent"))
+    points = [torch.cat((x, y, y)) for x, y in zip(close, far, strict=True)]
+    seen = []
+    evaluate = Joint.evaluate
+
+    def watched(self: Joint, point: torch.Tensor, *, tight: bool = False):
+        found = evaluate(self, point, tight=tight)
+        if found.cost.numel() == 3:
+            seen.append(found.coarse.tolist())
+        return found
+
+    monkeypatch.setattr(Joint, "evaluate", watched)
+    solution = frechet_mean(updates(60, 50, 4, k=3), points, max_passes=40)
+    assert [True, True, True] in seen
+    assert [False, True, True] in seen
+    costs = np.stack([x.cost for x in solution.trace])
+    ended = next(i for i, x in enumerate(solution.trace) if x.active < 3)
+    assert (costs[ended:, 0] == costs[ended, 0]).all()
+    assert solution.status[0] is Status.CONVERGED
 
 
 def test_updates_that_cancel_have_a_mean() -> None:
