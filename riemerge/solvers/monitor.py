@@ -140,9 +140,9 @@ class Monitor:
         """The gradient an optimizer sees: zero in frozen modules. Each new point here is an accepted
         iterate.
         """
-        evaluation = self._problem.evaluate(point)
-        self.accept(point, evaluation)
-        return self.masked(point, evaluation.gradient)
+        self.accept(point, self._problem.evaluate(point))
+        # Which may have been computed again.
+        return self.masked(point, self._problem.evaluate(point).gradient)
 
     def hessian(self, point: Point, vector: Point) -> Point:
         """The Hessian-vector product an optimizer sees: zero in frozen modules."""
