@@ -1,5 +1,5 @@
 """Does the verdict that a merge gives by the overlap of its inputs agree with how far ten starts end apart?
-And what is behind it where it is left open?
+What is behind it where it is left open, and does `starts: auto` find that?
 
 Run from the root of the repository: python -m benchmarks.verdict
 Writes benchmarks/results/verdict.json. Differences and counts, no times: they repeat on any machine. The real
@@ -31,14 +31,24 @@ RESULTS = Path(__file__).parent / "results" / "verdict.json"
 
 
 def agreement(folders: Sequence[Path]) -> dict[str, Any]:
-    """Merges some folders from ten starts, and compares the two verdicts module by module."""
+    """Merges some folders from ten starts, and compares the two verdicts module by module; and with them that
+    of as many starts as the overlap calls for.
+    """
     record = merge_adapters(folders, method="geomerge", starts=STARTS, cost_tol=1e-6).record
+    auto = merge_adapters(folders, method="geomerge", starts="auto").record
     rows = [row for row in record.modules if row.update_spread is not None]
     answers = [(determined(row.overlap), determined(row.overlap, row.update_spread)) for row in rows]
     told = [judged == measured for judged, measured in answers if judged != "open"]
     spreads = [row.update_spread for row in rows if row.update_spread is not None]
     costs = [row.cost_spread for row in rows if row.cost_spread is not None]
     return {
+        "auto_measured": sum(row.starts is not None for row in auto.modules),
+        "auto_agrees": sum(
+            one.determined == row.determined
+            for one, row in zip(auto.modules, record.modules, strict=True)
+            if row.update_spread is not None
+        ),
+        "auto_total": auto.totals.determined,
         "told": len(told),
         "told_rightly": sum(told),
         "open": dict(Counter(str(measured) for judged, measured in answers if judged == "open")),

@@ -66,10 +66,12 @@ def _measured(record: RunRecord) -> str:
         return f"{judged}{MEASURE} measures it."
     starts = max(row.starts or 0 for row in record.modules)
     costs = max(row.cost_spread or 0.0 for row in record.modules)
+    told = sum(row.update_spread is None for row in record.modules)
+    where = f" where the overlap does not tell (it does in {told} modules)" if told else ""
     return (
-        f"The answer was measured: solved from {starts} starts, of which the best counts, the merged updates "
-        f"end up to {_share(spread)} apart, at costs within {_share(costs)} in every module (a module is "
-        f"determined up to {SPREAD_YES:.0%}, in part up to {SPREAD_PARTLY:.0%})."
+        f"The answer was measured{where}: solved from {starts} starts, of which the best counts, the "
+        f"merged updates end up to {_share(spread)} apart, at costs within {_share(costs)} in every "
+        f"module (a module is determined up to {SPREAD_YES:.0%}, in part up to {SPREAD_PARTLY:.0%})."
     )
 
 
@@ -85,9 +87,8 @@ def _modules(record: RunRecord) -> str:
     return f"Of {total} modules are {'; '.join(parts)}."
 
 
-MEASURE = "--method geomerge --starts 10 --cost-tol 1e-6"
-"""What measures whether adapters determine their mean: as many starts as `benchmarks.verdict` has, solved
-until starts that go to one place are there."""
+MEASURE = "--method geomerge --starts auto"
+"""What measures whether adapters determine their mean where their overlap does not tell."""
 
 _ANSWER = {"yes": "well determined", "partly": "determined in part", "no": "not determined", "open": "open"}
 

@@ -124,6 +124,18 @@ def determined(found: Overlap | None, spread: float | None = None) -> Determined
     return "yes" if found.weakest >= YES[0] and paired(found) >= YES[1] else "open"
 
 
+def doubtful(inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]) -> bool:
+    """Say whether the overlap of a module's inputs leaves open whether they determine their mean.
+
+    Args:
+        inputs: In any common orthonormal bases.
+        shape: (m, n) of the module.
+        storage: T dtypes in which they were stored.
+    """
+    given = [frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)]
+    return determined(overlap(given, shape)) == "open"
+
+
 def determined_together(answers: Sequence[Determined | None]) -> Determined | None:
     """Put the answers of modules together: that of at least nine tenths of them; without one "partly", or
     "open" where the open ones may turn out to make it nine tenths.

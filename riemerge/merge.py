@@ -20,7 +20,7 @@ from riemerge.errors import NumericalError, RecipeError
 from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
-from riemerge.measure import module_row
+from riemerge.measure import doubtful, module_row
 from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.methods.reduction import in_order
 from riemerge.methods.stack import Merged
@@ -347,6 +347,7 @@ class AdapterMerge:
             threads=self._threads,
             dense=dense,
             progress=lambda *what: self._tell(Progress(*what)),
+            doubtful=doubtful,
             **{name: self._asked[name] for name in _OPTIONS if name in self._asked},
         )
         order = sorted(range(len(self._inputs)), key=lambda i: self._inputs[i].place)

@@ -217,6 +217,10 @@ class JointSpan:
     Args:
         updates: At least one, all of one shape and device; their dtypes are promoted to a common one.
 
+    Attributes:
+        shape: Theirs, (m, n).
+        updates: The small ones.
+
     Raises:
         ValueError: No update, or shapes that differ.
     """
@@ -229,6 +233,7 @@ class JointSpan:
         for update in updates:
             dtype = torch.promote_types(dtype, update.dtype)
         # The bases stay in LAPACK's product form: lifting needs no more, and it costs half of forming them.
+        self.shape = shapes[0]
         self._dtype = dtype
         self._left: Factored | None = _householder([update.B.mT for update in updates], dtype)
         self._right: Factored | None = _householder([update.A for update in updates], dtype)

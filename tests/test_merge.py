@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from riemerge.adapters import Adapter, read_adapter
+from riemerge.card import verdict
 from riemerge.errors import AdapterError, NumericalError, OutputError, RecipeError, ResourceError
 from riemerge.inputs import display_names
 from riemerge.manifolds import FixedRank
@@ -30,7 +31,7 @@ from riemerge.solvers import LBFGS
 from riemerge.updates import LowRankUpdate, sum_updates
 from tests.fake_cuda import fake_cuda
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
-from tests.helpers import Factors, random_gauge, random_orthonormal, seeded
+from tests.helpers import Factors, adapter_family, random_gauge, random_orthonormal, seeded
 
 TENSORS = "adapter_model.safetensors"
 # One row of each domain; the laws of every row are in tests/methods/test_laws.py.
@@ -505,7 +506,7 @@ def test_a_solve_that_no_one_waits_for_ends_at_its_next_iterate() -> None:
     total = FixedRank(14, 12, 3, k=2)
     points = {name: total.random_point() for name in "ab"}
     block = batches._Block(
-        tuple(points), batches.Size(14, 12, 3), torch.stack([*points.values()]), torch.ones(2, 2)
+        tuple(points), batches.Size(14, 12, 3), 1, torch.stack([*points.values()]), torch.ones(2, 2)
     )
     run = batches._Run(Options(), [block], done=0)
     assert len(run.solve(0)) == 2
@@ -577,6 +578,37 @@ def test_the_best_of_several_starts_is_taken_and_seeded(tmp_path: Path) -> None:
         assert row.update_spread is not None
         assert row.update_spread > 0.1
         assert row.determined == "no"
+
+
+def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path) -> None:
+    """`auto`: where it tells, one; where it does not, ten solved to the end, whose verdict is that of ten in
+    all modules.
+    """
+    noise = {"clear": 0.1, "doubtful": 0.9, "unclear": 1.0}
+    columns = {module: adapter_family("close", 3, 60, 50, 4, 3, noise=size) for module, size in noise.items()}
+    columns["strange"] = adapter_family("independent", 3, 60, 50, 4, 3)
+    adapters = [{module: column[i] for module, column in columns.items()} for i in range(3)]
+    folders = write_family(tmp_path, adapters)
+    plain = merge_adapters(folders).record.modules
+    assert [row.determined for row in plain] == ["yes", "open", "no", "open"]
+    auto = merge_adapters(folders, starts="auto", seed=1).record
+    every = merge_adapters(folders, starts=10, cost_tol=1e-6, seed=1).record
+    for row, before, truth in zip(auto.modules, plain, every.modules, strict=True):
+        assert truth.starts == 10
+        measured = before.determined == "open"
+        assert row.starts == (10 if measured else None)
+        assert row.determined == truth.determined
+        if measured:
+            assert row.update_spread == pytest.approx(truth.update_spread, rel=0.1, abs=1e-3)
+        else:
+            assert row.cost == before.cost
+    assert "open" not in auto.totals.determined_modules
+    assert auto.recipe["parameters"]["starts"] == "auto"
+    said = verdict(auto)[0]
+    assert "measured where the overlap does not tell (it does in 2 modules)" in said
+    # A tolerance that is tighter than what the measurement needs is kept.
+    tight = merge_adapters(folders, starts="auto", cost_tol=0.0, tol=1e-6, seed=1).record
+    assert {row.status for row in tight.modules} == {"CONVERGED"}
 
 
 def test_a_budget_that_runs_out_is_written_with_a_warning(tmp_path: Path) -> None:
@@ -815,6 +847,7 @@ def test_progress_goes_through_every_stage_to_its_end(tmp_path: Path) -> None:
         ({"method": "average", "solver": "fixed_point"}, RecipeError, "average takes no solver"),
         ({"rank": 0}, RecipeError, "parameters.rank"),
         ({"starts": 0}, RecipeError, "parameters.starts"),
+        ({"starts": "all"}, RecipeError, "expected a whole number or 'auto'"),
         ({"seed": -1}, RecipeError, "parameters.seed"),
         ({"max_seconds": 0}, RecipeError, "parameters.max_seconds"),
         ({"method": "average", "starts": 2}, RecipeError, "average takes no starts"),

@@ -27,6 +27,10 @@ from riemerge.solvers import Solution, frechet_mean
 # over two threads. Whatever the threads are: the bits of a solve depend on who is solved beside it, and must
 # not depend on them. Larger blocks spread the cost of Python over more modules, which also holds threads up.
 _BLOCK, _FEW = 64, 8
+SEVERAL = 10
+"""Starts that tell whether a module's inputs determine its mean (`benchmarks.verdict`)."""
+# The bound on the relative decrease of the cost at which those that go to one place are there.
+_SETTLED = 1e-6
 # Length of the step off a mean: a small part of the distances between adapters, which are one and more.
 _OFF = 0.3
 
@@ -47,34 +51,39 @@ class Solved(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """K modules of one size: their T points (T, K, rows, r) and weights (T, K)."""
+    """K modules of one size and as many starts: their T points (T, K, rows, r) and weights (T, K)."""
 
     names: tuple[str, ...]
     size: Size
+    starts: int
     points: Tensor
     weights: Tensor
 
 
 def solve(
-    groups: Mapping[Size, Mapping[str, tuple[Tensor, Sequence[float]]]], options: Options, *, done: int
+    groups: Mapping[tuple[Size, int], Mapping[str, tuple[Tensor, Sequence[float]]]],
+    options: Options,
+    *,
+    done: int,
 ) -> dict[str, Solved]:
     """Solve every module of every group.
 
     Law: a module's result depends on the modules of its own block only, so on no number of threads.
 
     Args:
-        groups: For each size its modules: points (T, rows, r) and T weights of each.
-        options: What is asked of the solver; with several starts the best of each module counts.
+        groups: For each size and number of starts its modules: points (T, rows, r) and T weights of each; of
+            several starts the best counts.
+        options: What is asked of the solver.
         done: How many modules needed no solving, for the progress.
     """
     blocks: list[_Block] = []
-    for size, modules in groups.items():
+    for (size, starts), modules in groups.items():
         names = list(modules)
         on_cpu = modules[names[0]][0].device.type == "cpu"
         for part in _parts(names) if on_cpu else [tuple(names)]:
             points = torch.stack([modules[name][0] for name in part], dim=1)
             weights = torch.tensor([modules[name][1] for name in part], dtype=torch.float64, device="cpu")
-            blocks.append(_Block(part, size, points, weights.T))
+            blocks.append(_Block(part, size, starts, points, weights.T))
     run = _Run(options, blocks, done)
     solved: dict[str, Solved] = {}
     for block, found in zip(
@@ -102,7 +111,7 @@ class _Run:
         self._done = done
         self._total = done + sum(len(block.names) for block in blocks)
         self._finished = [0] * len(blocks)
-        self._waiting = len(blocks) * (options.starts or 1)
+        self._waiting = sum(block.starts for block in blocks)
         self._began = perf_counter()
         self._lock = threading.Lock()
         self.cancelled = threading.Event()
@@ -117,9 +126,10 @@ class _Run:
             "max_passes": options.max_passes,
             "form": options.form,
         }
+        if options.starts == "auto" and block.starts > 1:
+            asked["cost_tol"] = min(_SETTLED, _SETTLED if options.cost_tol is None else options.cost_tol)
         total = FixedRank(*block.size, k=len(block.names), device=block.points.device)
         manifold = QuotientManifold(total, Orthogonal(block.size.r))
-        starts = options.starts or 1
         solutions = [
             frechet_mean(
                 manifold,
@@ -127,12 +137,12 @@ class _Run:
                 block.weights,
                 reduce=False,
                 initial_point=_start(manifold, block, options.seed or 0, start) if start else None,
-                callback=self._reporter(index, last=start == starts - 1),
+                callback=self._reporter(index, last=start == block.starts - 1),
                 # A copy each: an optimizer holds the state of its run.
                 **{name: copy.deepcopy(value) for name, value in asked.items() if value is not None},
                 **self._budget(),
             )
-            for start in range(starts)
+            for start in range(block.starts)
         ]
         seconds = (perf_counter() - began) / len(block.names)
         return _best(total, solutions, seconds)

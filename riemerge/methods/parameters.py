@@ -23,6 +23,7 @@ class Parameter:
         open_low: Whether `low` itself is refused.
         open_high: Whether `high` itself is refused.
         choices: The words of a `choice`.
+        words: Words that a number may be instead.
         per_module: Whether it may be a list over depth or a list of filters.
         per_model: Whether each model may have its own.
     """
@@ -35,6 +36,7 @@ class Parameter:
     open_low: bool = False
     open_high: bool = False
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     per_module: bool = False
     per_model: bool = False
 
@@ -62,7 +64,14 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter("cost_tol", "number", "bound on the relative decrease of the cost", low=0),
         Parameter("max_passes", "integer", "budget of iterations", low=1),
         Parameter("max_seconds", "number", "budget of all solves in seconds", low=0, open_low=True),
-        Parameter("starts", "integer", "starts to solve from, to see how far they end apart", low=1),
+        Parameter(
+            "starts",
+            "integer",
+            "starts to solve from, to see how far they end apart; `auto`: ten, solved to a cost_tol of 1e-6, "
+            "in the modules whose overlap does not tell, and one in the others",
+            low=1,
+            words=("auto",),
+        ),
         Parameter("seed", "integer", "of every random draw", low=0, high=2**31 - 1),
         Parameter(
             "density",
@@ -173,6 +182,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _check_scalar(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
     if spec.kind == "rank" and isinstance(value, str) and (value == "sum" or energy_of(value) is not None):
         return value
+    if isinstance(value, str) and value in spec.words:
+        return value
     fits = isinstance(value, _TYPES[spec.kind]) and isinstance(value, bool) == (spec.kind == "flag")
     if not fits or value == "":
         problems.append(f"{path}: {described(value)}: expected {_expected(spec)}{_unquoted(spec, value)}")
@@ -220,7 +231,7 @@ def _expected(spec: Parameter) -> str:
         "text": "a text that is not empty",
         "choice": " or ".join(repr(word) for word in spec.choices),
     }
-    return words[spec.kind]
+    return " or ".join([words[spec.kind], *map(repr, spec.words)])
 
 
 def _unquoted(spec: Parameter, value: object) -> str:

@@ -15,7 +15,7 @@ from riemerge.errors import AdapterError, NumericalError
 from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.fixed_rank import FixedRank
 from riemerge.manifolds.orthogonal import Orthogonal
-from riemerge.methods.batches import Size, Solved, solve
+from riemerge.methods.batches import SEVERAL, Size, Solved, solve
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import Reduced, in_order, reduced
 from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, resolve
@@ -36,6 +36,7 @@ class _Module:
         problems: Why it cannot be merged.
         reduced: The module in its joint span, without what is tall of it.
         placed: Its points; None where there is nothing to solve.
+        starts: How many starts to solve from.
     """
 
     name: str
@@ -46,6 +47,7 @@ class _Module:
     kept: float | None
     problems: tuple[str, ...]
     placed: _Placed | None
+    starts: int
 
     @property
     def used(self) -> tuple[int, ...]:
@@ -96,7 +98,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     names = sorted(stack.modules)
     read = partial(reduced, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
     modules: dict[str, _Module] = {}
-    for module in in_order(partial(_prepared, read, stack), names, options.threads):
+    for module in in_order(partial(_prepared, read, stack, options), names, options.threads):
         modules[module.name] = module
         _report(options, "read", len(modules), len(names))
     if problems := [problem for module in modules.values() for problem in module.problems]:
@@ -136,7 +138,7 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     return small.dists(to, action.act(small, point, element))
 
 
-def _prepared(read: Callable[[str], Reduced], stack: Stack, name: str) -> _Module:
+def _prepared(read: Callable[[str], Reduced], stack: Stack, options: Options, name: str) -> _Module:
     """First stream: read a module and keep its points."""
     one = read(name)
     numerical = tuple(
@@ -145,7 +147,8 @@ def _prepared(read: Callable[[str], Reduced], stack: Stack, name: str) -> _Modul
     ranks = tuple(update.rank for update in one.edited)
     weights = stack.weights(name)
     light = one._replace(span=one.span.without_bases())
-    module = _Module(name, light, weights, ranks, numerical, None, one.problems, None)
+    starts = _starts(one, stack, options)
+    module = _Module(name, light, weights, ranks, numerical, None, one.problems, None, starts)
     if one.problems or _mixed(stack, module) or not module.used:
         return module
     cut = [_cut(one.edited[place], module.rank) for place in module.used]
@@ -156,6 +159,14 @@ def _prepared(read: Callable[[str], Reduced], stack: Stack, name: str) -> _Modul
     ]
     placed = _placed(cut, module.used, len(ranks)) if len(module.used) > 1 else None
     return replace(module, kept=min([*kept, 1.0]) if kept else None, placed=placed)
+
+
+def _starts(one: Reduced, stack: Stack, options: Options) -> int:
+    """How many starts a module is solved from."""
+    if options.starts != "auto":
+        return int(options.starts or 1)
+    doubt = options.doubtful is None or options.doubtful(one.inputs, one.span.shape, stack.storage)
+    return SEVERAL if doubt else 1
 
 
 def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
@@ -198,16 +209,16 @@ def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -
 
 
 def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
-    """Solve all modules that have something to solve, those of one size together."""
-    by_size: dict[Size, list[_Module]] = defaultdict(list)
+    """Solve all modules that have something to solve, those of one size and as many starts together."""
+    alike: dict[tuple[Size, int], list[_Module]] = defaultdict(list)
     for module in modules.values():
         if module.placed is not None:
-            by_size[module.placed.size].append(module)
-    total = sum(map(len, by_size.values()))
+            alike[module.placed.size, module.starts].append(module)
+    total = sum(map(len, alike.values()))
     return solve(
         {
-            size: {one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None}
-            for size, group in sorted(by_size.items())
+            key: {one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None}
+            for key, group in sorted(alike.items())
         },
         options,
         done=len(modules) - total,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast, final
@@ -60,10 +60,13 @@ class Options:
         cost_tol: Bound on the relative decrease of the cost.
         max_passes: Budget of the solver.
         max_seconds: Budget of all solves together, in wall seconds.
-        starts: How many starts to solve from.
+        starts: How many starts to solve from; `auto` means several where `doubtful` says so.
         seed: Of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
         progress: Called as `progress(stage, done, total, text)` with numbers of modules.
+        doubtful: Called as `doubtful(updates, shape, storage)` with a module's inputs in common bases, the
+            shape that they have outside of them and their stored dtypes: whether only a measurement can tell
+            that they determine their mean.
     """
 
     rank: int | str | None = None
@@ -74,10 +77,11 @@ class Options:
     cost_tol: float | None = None
     max_passes: int | None = None
     max_seconds: float | None = None
-    starts: int | None = None
+    starts: int | str | None = None
     seed: int | None = None
     threads: int = 1
     progress: Callable[[str, int, int, str], None] | None = None
+    doubtful: Callable[[Sequence[LowRankUpdate], tuple[int, int], Sequence[torch.dtype]], bool] | None = None
 
 
 @final
