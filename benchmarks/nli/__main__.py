@@ -82,11 +82,13 @@ def _write(folder: Path, where: dict[str, Any], *, complete: bool) -> None:
         "collections": {name: summary(*one) for name, one in found.items()},
     }
     path = folder / "nli.json"
-    if where["run"]["measured"] < sum(len(results) for _, results in found.values()) and path.exists():
-        # Some results were there: an earlier run is a part of what made them all.
+    there = sum(len(results) for _, results in found.values())
+    if where["run"]["measured"] < there and path.exists():
+        # Some results were there: an earlier run is a part of what made them all, in part made again.
         before = json.loads(path.read_text(encoding="utf-8"))["machine"]["run"]
         for name in ("measured", "minutes"):
             where["run"][name] += before[name]
+        where["run"]["measured"] = min(where["run"]["measured"], there)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "nli.md").write_text(tables(report) + "\n", encoding="utf-8")
     picture(report).savefig(folder / "nli.png", dpi=110)
