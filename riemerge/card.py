@@ -63,7 +63,8 @@ def _measured(record: RunRecord) -> str:
     spread = record.totals.update_spread
     if spread is None:
         judged = "" if record.totals.determined == "open" else "The answer is judged by this overlap; "
-        return f"{judged}{MEASURE} measures it."
+        doubt = any(row.determined == "open" for row in record.modules)
+        return f"{judged}{MEASURE if doubt else MEASURE_ALL} measures it."
     starts = max(row.starts or 0 for row in record.modules)
     costs = max(row.cost_spread or 0.0 for row in record.modules)
     told = sum(row.update_spread is None for row in record.modules)
@@ -89,6 +90,9 @@ def _modules(record: RunRecord) -> str:
 
 MEASURE = "--method geomerge --starts auto"
 """What measures whether adapters determine their mean where their overlap does not tell."""
+
+MEASURE_ALL = "--method geomerge --starts 10 --cost-tol 1e-6"
+"""What measures it in every module."""
 
 _ANSWER = {"yes": "well determined", "partly": "determined in part", "no": "not determined", "open": "open"}
 
