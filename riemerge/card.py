@@ -67,8 +67,8 @@ def _measured(record: RunRecord) -> str:
         return f"{judged}{MEASURE if doubt else MEASURE_ALL} measures it."
     starts = max(row.starts or 0 for row in record.modules)
     costs = max(row.cost_spread or 0.0 for row in record.modules)
-    told = sum(row.update_spread is None for row in record.modules)
-    where = f" where the overlap does not tell (it does in {told} modules)" if told else ""
+    told = sum(row.starts is None and row.determined is not None for row in record.modules)
+    where = f" where the overlap does not tell (it does in {told} of {len(record.modules)})" if told else ""
     return (
         f"The answer was measured{where}: solved from {starts} starts, of which the best counts, the "
         f"merged updates end up to {_share(spread)} apart, at costs within {_share(costs)} in every "

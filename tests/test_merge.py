@@ -600,12 +600,13 @@ def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path) -> None:
         assert row.determined == truth.determined
         if measured:
             assert row.update_spread == pytest.approx(truth.update_spread, rel=0.1, abs=1e-3)
+            assert row.cost == pytest.approx(truth.cost, rel=1e-6)
         else:
             assert row.cost == before.cost
     assert "open" not in auto.totals.determined_modules
     assert auto.recipe["parameters"]["starts"] == "auto"
     said = verdict(auto)[0]
-    assert "measured where the overlap does not tell (it does in 2 modules)" in said
+    assert "measured where the overlap does not tell (it does in 2 of 4)" in said
     # A tolerance that is tighter than what the measurement needs is kept.
     tight = merge_adapters(folders, starts="auto", cost_tol=0.0, tol=1e-6, seed=1).record
     assert {row.status for row in tight.modules} == {"CONVERGED"}

@@ -77,7 +77,7 @@ def frechet_mean(
         initial_point: Where to start, on the manifold; by default a cheap average of the points.
         tol: Converged where |gradient| <= tol * max(1, sqrt(2 F)).
         cost_tol: Flat where a few iterates lower F by at most this share; 0 to switch off.
-        max_passes: Budget of passes over all logarithms.
+        max_passes: Budget of passes over all logarithms; those at the start may exceed it.
         max_seconds: Budget of wall time; none by default. Results that ran out of it are not reproducible.
         callback: Called with each accepted iterate.
 

@@ -220,8 +220,10 @@ class Monitor:
         return torch.stack((evaluation.cost, evaluation.norms)).cpu()
 
     def _refined(self, evaluation: Evaluation, cost: Tensor, norms: Tensor) -> Tensor | None:
-        """Ends single precision in modules for which it is not enough; returns those, on the device, if
-        any: their costs are not to be compared with what follows.
+        """Ends single precision in modules for which it is not enough; returns those, on the device, if any.
+
+        A step is judged by costs of one precision. Those of single precision are 1e-5 too high, so that a
+        cost looks flat the later for it, never the earlier.
         """
         coarse = self._problem.form.coarse
         if coarse is None or evaluation.coarse is None:

@@ -492,22 +492,24 @@ def test_precision_is_of_each_module_by_itself(monkeypatch: pytest.MonkeyPatch) 
     the trace as it was found.
     """
     close, far = (family(name, 4, 60, 50, 4, seed=11, k=1) for name in ("close", "independent"))
-    points = [torch.cat((x, y, y)) for x, y in zip(close, far, strict=True)]
+    # One of five, so that it stays in the batch when it is finished.
+    points = [torch.cat((x, y, y, y, y)) for x, y in zip(close, far, strict=True)]
     seen = []
     evaluate = Joint.evaluate
 
     def watched(self: Joint, point: torch.Tensor, *, tight: bool = False):
         found = evaluate(self, point, tight=tight)
-        if found.cost.numel() == 3:
+        if found.cost.numel() == 5:
             seen.append(found.coarse.tolist())
         return found
 
     monkeypatch.setattr(Joint, "evaluate", watched)
-    solution = frechet_mean(updates(60, 50, 4, k=3), points, max_passes=40)
-    assert [True, True, True] in seen
-    assert [False, True, True] in seen
+    solution = frechet_mean(updates(60, 50, 4, k=5), points, max_passes=40)
+    assert [True, True, True, True, True] in seen
+    assert [False, True, True, True, True] in seen
     costs = np.stack([x.cost for x in solution.trace])
-    ended = next(i for i, x in enumerate(solution.trace) if x.active < 3)
+    ended = next(i for i, x in enumerate(solution.trace) if x.active < 5)
+    assert ended < len(solution.trace) - 3
     assert (costs[ended:, 0] == costs[ended, 0]).all()
     assert solution.status[0] is Status.CONVERGED
 
