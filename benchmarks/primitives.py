@@ -247,23 +247,24 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
     again = FrechetProblem.evaluate_again
     phases = ["step"] if phases is None else phases
 
-    def watched_pass(make: Callable[[], Evaluation], self: FrechetProblem, modules: int) -> Evaluation:
+    def watched_pass(make: Callable[[], Evaluation], modules: int, made: Callable[[], bool]) -> Evaluation:
         of_start = "start" in phases
         phases.append("start" if of_start else "pass")
-        before, began = self.passes, time.process_time()
+        began = time.process_time()
         try:
             found = make()
         finally:
             phases.pop()
-        if self.passes > before:
+        if made():
             seen(Pass(time.process_time() - began, modules, of_start))
         return found
 
     def watched_evaluate(self: FrechetProblem, point: Any) -> Evaluation:
-        return watched_pass(lambda: evaluate(self, point), self, self.k)
+        before = self.passes
+        return watched_pass(lambda: evaluate(self, point), self.k, lambda: self.passes > before)
 
     def watched_again(self: FrechetProblem, point: Any, modules: Tensor) -> Evaluation:
-        return watched_pass(lambda: again(self, point, modules), self, len(modules))
+        return watched_pass(lambda: again(self, point, modules), len(modules), lambda: True)
 
     def watched_start(self: FrechetProblem, *args: Any, **kwargs: Any) -> Any:
         phases.append("start")

@@ -21,7 +21,8 @@ from riemerge.manifolds.base import Reduction, same, scaled, unreduced
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
 # and round-off eps/h balance between 1e-5 and 1e-4.
 _HESSIAN_STEP = 3e-5
-# Seeded steps off an average without a cost: one in forty fails, by itself.
+# Seeded steps off an average without a cost: one in forty fails, by itself (of shared subspaces and cores of
+# condition 10).
 _STEPS_OFF = 6
 
 
@@ -84,6 +85,7 @@ class FrechetProblem:
         points = [points[i] for i in kept]
         self.initial_point = initial_point
         self.passes = 0
+        self._anew = False
         self._custom = squared_dist is not None  # and so may know of single modules
         self._memo: list[tuple[Point, Evaluation]] = []
         autograd = gradient == "autograd"
@@ -177,10 +179,14 @@ class FrechetProblem:
         return evaluation
 
     def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
-        """Computes a pass that is remembered anew in some of its modules, whose precision has changed."""
+        """Computes a pass that is remembered anew in some of its modules, whose precision has changed.
+
+        That happens to a module once: all of these are one pass.
+        """
         assert isinstance(self.form, Batched)
         before = self.evaluate(point)
-        self.passes += 1
+        self.passes += not self._anew
+        self._anew = True
         evaluation = before.replaced(modules, self.form.narrowed(modules).evaluate(point[modules]))
         self._memo = [(known, evaluation if known is point else old) for known, old in self._memo]
         return evaluation
