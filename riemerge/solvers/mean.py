@@ -38,8 +38,10 @@ SOLVERS: dict[str, str] = {
 """The solvers by name, the default first."""
 
 
-# Those of them whose steps a `ModulewiseLineSearcher` finds, which knows of the noise of single precision.
-_SEARCHED = ("lbfgs", "conjugate_gradient", "steepest_descent")
+# Those of them that may make passes of single precision. The others need more of a cost than that it falls:
+# its minimum along a direction, for whose noise conjugate gradients take half as many passes more, or the
+# ratio to what a model promised.
+_SINGLE = ("lbfgs",)
 
 
 def frechet_mean(
@@ -121,7 +123,7 @@ def frechet_mean(
             squared_dist=squared_dist,
             initial_point=initial_point,
         )
-        if solver in _SEARCHED and problem.form.coarse is not None:
+        if solver in _SINGLE and problem.form.coarse is not None:
             problem.form.coarse.fill_(True)
         monitor = Monitor(
             problem,

@@ -272,7 +272,7 @@ def test_a_logarithm_of_the_loop_needs_two_small_eigendecompositions(
     """
     if name != "close":
         assert small_eigendecompositions(name, monkeypatch, tol=1e-2)[0] <= 0.1
-    monkeypatch.setattr(mean, "_SEARCHED", ())
+    monkeypatch.setattr(mean, "_SINGLE", ())
     large, small = small_eigendecompositions(name, monkeypatch)
     # Every pair and side has one at least.
     assert 1 <= large <= 1.1
