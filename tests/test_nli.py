@@ -407,8 +407,8 @@ def test_a_run_that_goes_on_adds_its_time_to_what_made_the_rest(
     monkeypatch.setattr(command, "picture", lambda _: SimpleNamespace(savefig=lambda *_, **__: None))
     for measured, minutes, together in (
         (4, 3.0, (4, 3.0)),
-        (1, 0.5, (5, 3.5)),
-        (0, 0.25, (5, 3.75)),
+        (1, 0.5, (4, 3.5)),  # one of the four again
+        (0, 0.25, (4, 3.75)),
         (4, 2.0, (4, 2.0)),
     ):
         where = {"run": {"settings": 2, "measured": measured, "minutes": minutes}}
