@@ -580,7 +580,7 @@ def test_the_best_of_several_starts_is_taken_and_seeded(tmp_path: Path) -> None:
         assert row.determined == "no"
 
 
-def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path) -> None:
+def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto`: where it tells, one; where it does not, ten solved to the end, whose verdict is that of ten in
     all modules.
     """
@@ -591,7 +591,16 @@ def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path) -> None:
     folders = write_family(tmp_path, adapters)
     plain = merge_adapters(folders).record.modules
     assert [row.determined for row in plain] == ["yes", "open", "no", "open"]
-    auto = merge_adapters(folders, starts="auto", seed=1).record
+    asked: list[float] = []
+    solve = batches.frechet_mean
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            batches,
+            "frechet_mean",
+            lambda *given, **how: asked.append(how["cost_tol"]) or solve(*given, **how),
+        )
+        auto = merge_adapters(folders, starts="auto", seed=1).record
+    assert sorted(asked) == [1e-6] * 10 + [METHODS["geomerge"].defaults["cost_tol"]]
     every = merge_adapters(folders, starts=10, cost_tol=1e-6, seed=1).record
     for row, before, truth in zip(auto.modules, plain, every.modules, strict=True):
         assert truth.starts == 10

@@ -129,6 +129,23 @@ def test_modules_of_either_precision_are_those_of_passes_of_one() -> None:
     torch.testing.assert_close(form.evaluate(point, tight=True).cost, whole[False].cost, rtol=1e-5, atol=0)
 
 
+def test_passes_computed_anew_are_one_whenever_a_module_leaves_single_precision() -> None:
+    subject = problem("mix")
+    form = subject.form
+    assert form.coarse is not None
+    form.coarse.fill_(True)
+    start = subject.start()
+    before = subject.passes
+    for module in (0, 1):
+        form.coarse[module] = False
+        found = subject.evaluate_again(start, torch.tensor([module]))
+        assert found.coarse is not None
+        assert found.coarse.tolist() == (~torch.arange(K).le(module)).tolist()
+        assert subject.evaluate(start) is found
+    assert subject.passes == before + 1
+    torch.testing.assert_close(found.cost, problem("mix").evaluate(start).cost, rtol=1e-12, atol=0)
+
+
 def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A completion that is never turned is not a logarithm: the pass says so, by an infinite cost."""
     monkeypatch.setattr(aligned, "_TURNS", 0)
