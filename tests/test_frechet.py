@@ -232,10 +232,10 @@ def test_reduction_is_exact(name: str) -> None:
         relative(matrices(quotient, small.solution(starts[0])), matrices(quotient, full.solution(starts[1])))
         < 1e-12
     )
-    reduced = frechet_mean(quotient, points, max_passes=40)
-    unreduced = frechet_mean(quotient, points, max_passes=40, reduce=False)
-    # Both begin in single precision, and end at a gradient of 1e-8.
-    assert relative(matrices(quotient, reduced.point), matrices(quotient, unreduced.point)) < 1e-8
+    # Both begin in single precision, so they agree as far as they are solved.
+    reduced = frechet_mean(quotient, points, max_passes=200, tol=1e-12)
+    unreduced = frechet_mean(quotient, points, max_passes=200, tol=1e-12, reduce=False)
+    assert relative(matrices(quotient, reduced.point), matrices(quotient, unreduced.point)) < 1e-10
 
 
 def test_a_start_outside_the_span_is_kept() -> None:
