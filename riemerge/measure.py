@@ -132,8 +132,7 @@ def doubtful(inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: S
         shape: (m, n) of the module.
         storage: T dtypes in which they were stored.
     """
-    given = [frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)]
-    return determined(overlap(given, shape)) == "open"
+    return determined(_overlap(inputs, shape, storage)) == "open"
 
 
 def determined_together(answers: Sequence[Determined | None]) -> Determined | None:
@@ -179,7 +178,7 @@ def module_row(
     norms = [update.norm() for update in inputs]
     norm, apart = _beside(merged, scale, norms)
     m, n = shape
-    found = overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], (m, n))
+    found = _overlap(inputs, (m, n), storage)
     numerical = evidence.numerical_ranks
     return ModuleRow(
         module=module,
@@ -285,6 +284,13 @@ def totals(rows: Sequence[ModuleRow]) -> Totals:
         determined=determined_together([row.determined for row in rows]),
         determined_modules=dict(sorted(Counter(row.determined for row in rows if row.determined).items())),
     )
+
+
+def _overlap(
+    inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]
+) -> Overlap | None:
+    """The overlap of a module's inputs as they were stored."""
+    return overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
 
 
 def _together(values: Sequence[float | None]) -> float | None:

@@ -305,8 +305,8 @@ class JointSpan:
         return _times_basis(_householder(columns, self._dtype), small)
 
 
-# Combining columns may amplify round-off so far: forty times for independent ones, which is typical of the
-# squares' root only.
+# How far combining columns may amplify round-off, by a bound that is about the root of their number for
+# independent ones.
 _AMPLIFIED = 100
 
 
