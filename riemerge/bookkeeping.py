@@ -37,6 +37,7 @@ def run_record(
     modules: Iterable[str],
     rows: Sequence[ModuleRow],
     evidence: Mapping[str, Evidence],
+    matched_scale: float | None,
     began: float,
     read: float,
 ) -> RunRecord:
@@ -54,6 +55,7 @@ def run_record(
         modules: Names of all modules.
         rows: Of each module, as measured.
         evidence: Of each module, from the method.
+        matched_scale: What `scale: matched` came to; None where no module asked for it.
         began: When the merge began, by `perf_counter`.
         read: When the inputs had been read.
     """
@@ -66,6 +68,7 @@ def run_record(
         inputs=input_rows(recipe, inputs, weights, modules),
         modules=tuple(rows),
         totals=totals(rows),
+        matched_scale=matched_scale,
         advice={one.status: one.advice for one in evidence.values() if one.advice},
         warnings=tuple(warnings(recipe, inputs, evidence, rows)),
         timing=Timing(

@@ -23,6 +23,7 @@ from riemerge.measure import tensor_row
 from riemerge.methods import Evidence, find_method
 from riemerge.methods.flat import FlatRow, setting
 from riemerge.methods.reduction import in_order as each_in_order
+from riemerge.methods.scale import Norms, matched
 from riemerge.methods.setting import Answer, Setting
 from riemerge.recipe import Recipe
 from riemerge.record import ModuleRow, RunRecord
@@ -128,25 +129,16 @@ class CheckpointMerge:
         read = perf_counter()
         evidence: dict[str, Evidence] = {}
         rows: list[ModuleRow] = []
-        problems: list[str] = []
         with single_threaded():
             facts: Mapping[str, Any] = {}
             if self._row.survey is not None:
                 facts = self._row.surveyed(self._seen)
-            merged = each_in_order(partial(self._tried, facts), self._names, self._threads)
-            for done, (name, one) in enumerate(zip(self._names, merged, strict=True), 1):
-                if self._tell is not None:
-                    self._tell("merge", done, len(self._names), self._method.name)
-                if not isinstance(one, _Merged):
-                    problems += [f"{name}: {problem}" for problem in one.problems]
-                    continue
+            factor = self._matched(facts) if self._resolver.matched else None
+            for name, one in self._each("merge", facts, factor):
                 if one.row is not None and one.evidence is not None:
                     rows.append(one.row)
                     evidence[name] = one.evidence
-                if not problems:
-                    keep(name, one.value, self._stored(name))
-        if problems:
-            raise NumericalError(problems)
+                keep(name, one.value, self._stored(name))
         return run_record(
             self._recipe,
             self._method,
@@ -158,10 +150,40 @@ class CheckpointMerge:
             weights=self._weights,
             modules=self._names,
             rows=rows,
+            matched_scale=factor,
             evidence=evidence,
             began=self._started,
             read=read,
         )
+
+    def _each(
+        self, stage: str, facts: Mapping[str, Any], factor: float | None
+    ) -> Iterator[tuple[str, _Merged]]:
+        """Yield tensors up to the first without an answer; then raise what is wrong with all of them."""
+        problems: list[str] = []
+        merged = each_in_order(partial(self._tried, facts, factor), self._names, self._threads)
+        for done, (name, one) in enumerate(zip(self._names, merged, strict=True), 1):
+            if self._tell is not None:
+                self._tell(stage, done, len(self._names), self._method.name)
+            if not isinstance(one, _Merged):
+                problems += [f"{name}: {problem}" for problem in one.problems]
+            elif not problems:
+                yield name, one
+        if problems:
+            raise NumericalError(problems)
+
+    def _matched(self, facts: Mapping[str, Any]) -> float:
+        """What `scale: matched` stands for: all tensors are merged once for their norms, and dropped."""
+        return matched(
+            Norms(one.row.norm, self._in_stack(one.row.input_norms), self._weights(name))
+            for name, one in self._each("read", facts, None)
+            if one.row is not None and name in self._resolver.matched
+        )
+
+    def _in_stack(self, asked: Sequence[float]) -> list[float]:
+        """Values in the order in which the record names the inputs, as the stack has them."""
+        places = [one.place for one in self._inputs]
+        return [asked[sorted(places).index(place)] for place in places]
 
     def _stored(self, name: str) -> torch.dtype:
         dtype = reduce(torch.promote_types, [one.dtypes[name] for one in self.checkpoints])
@@ -174,13 +196,13 @@ class CheckpointMerge:
                 read = self._read(name, {})
                 yield self._row.view(read.counting), read.at
 
-    def _tried(self, facts: Mapping[str, Any], name: str) -> _Merged | NumericalError:
+    def _tried(self, facts: Mapping[str, Any], factor: float | None, name: str) -> _Merged | NumericalError:
         try:
-            return self._merged(facts, name)
+            return self._merged(facts, factor, name)
         except NumericalError as fault:
             return fault
 
-    def _merged(self, facts: Mapping[str, Any], name: str) -> _Merged:
+    def _merged(self, facts: Mapping[str, Any], factor: float | None, name: str) -> _Merged:
         if not self.checkpoints[0].dtypes[name].is_floating_point:
             return _Merged(self._common(name), None, None)
         read = self._read(name, facts)
@@ -191,7 +213,7 @@ class CheckpointMerge:
             found = Answer(_mean(read.counting, read.at), "EXACT")
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged tensor is not finite: the inputs are too large for this method")
-        scaled = self._resolver.scale(name) * found.value.reshape(read.at.shape)
+        scaled = self._resolver.scale(name, factor) * found.value.reshape(read.at.shape)
         seconds = perf_counter() - started
         evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes, seconds=seconds)
         order = sorted(range(len(read.every)), key=lambda i: self._inputs[i].place)

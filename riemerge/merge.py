@@ -23,6 +23,7 @@ from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import doubtful, module_row
 from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.methods.reduction import in_order
+from riemerge.methods.scale import Norms, matched
 from riemerge.methods.stack import Merged
 from riemerge.recipe import Recipe, make_recipe
 from riemerge.record import ModuleRow, RunRecord
@@ -348,15 +349,17 @@ class AdapterMerge:
             dense=dense,
             progress=lambda *what: self._tell(Progress(*what)),
             doubtful=doubtful,
+            later=bool(self._resolver.matched),
             **{name: self._asked[name] for name in _OPTIONS if name in self._asked},
         )
         order = sorted(range(len(self._inputs)), key=lambda i: self._inputs[i].place)
         evidence: dict[str, Evidence] = {}
         rows: list[ModuleRow] = []
+        factor: float | None = None
 
         def measured(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Tensor]:
             module, one = merged
-            scale, update = self._resolver.scale(module), one.update
+            scale, update = self._resolver.scale(module, factor), one.update
             row = module_row(module, tuple(update.shape), one, scale, self._stack.storage, order)
             if isinstance(update, Tensor):
                 return row, one.evidence, scale * update
@@ -364,6 +367,9 @@ class AdapterMerge:
 
         with single_threaded():
             merged = run_method(self._method, self._stack, options)
+            if options.later:
+                every = list(merged)
+                factor, merged = self._matched(every), iter(every)
             # Of dense results one at a time is a lot.
             for row, known, update in in_order(measured, merged, 1 if dense else self._threads):
                 rows.append(row)
@@ -381,9 +387,18 @@ class AdapterMerge:
             weights=self._stack.weights,
             modules=self._stack.modules,
             rows=rows,
+            matched_scale=factor,
             evidence=evidence,
             began=self._started,
             read=read,
+        )
+
+    def _matched(self, merged: Sequence[tuple[str, Merged]]) -> float:
+        """The factor that `scale: matched` stands for."""
+        return matched(
+            Norms(one.norm, [update.norm() for update in one.inputs], self._stack.weights(module))
+            for module, one in merged
+            if module in self._resolver.matched
         )
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
 from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, did_you_mean, find_method
-from riemerge.methods.parameters import Parameter, check_value, described, scalars
+from riemerge.methods.parameters import MATCHED, Parameter, check_value, described, scalars
 from riemerge.yaml12 import parse_yaml, read_yaml
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -262,6 +262,7 @@ def _contradictions(recipe: Recipe, method: Method) -> list[str]:
         return ["models: every weight is 0: at least one adapter must count"]
     return [
         *_wrong_count(method, len(counting)),
+        *_unmatched(recipe, method),
         *_negative_weights(recipe, method),
         *_wrong_statistics(recipe, method, counting),
         *_base_among_models(recipe, method),
@@ -275,6 +276,17 @@ def _wrong_count(method: Method, count: int) -> Iterator[str]:
     bound = "exactly" if least == most else "at least" if count < least else "at most"
     expected = f"{bound} {least if count < least else most}"
     yield f"models: {method.name} merges {expected} of weight other than 0: found {count}"
+
+
+def _unmatched(recipe: Recipe, method: Method) -> Iterator[str]:
+    if method.normalised and not method.negative_weights:
+        return
+    for path, scale in scalars(recipe.parameters.get("scale", 1.0), "parameters.scale"):
+        if scale == MATCHED:
+            yield (
+                f"{path}: {MATCHED}: brings the result to the weighted mean norm of the inputs, and the "
+                f"weights of {method.name} are factors of a sum: give a number"
+            )
 
 
 def _negative_weights(recipe: Recipe, method: Method) -> Iterator[str]:

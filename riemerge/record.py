@@ -166,6 +166,9 @@ class RunRecord(BaseModel):
 
     Law: holds names, never paths of the machine; two runs of one recipe on one machine differ in `timing`
     alone.
+
+    Attributes:
+        matched_scale: The number that `scale: matched` came to; None where no module asked for it.
     """
 
     model_config = _FROZEN
@@ -178,6 +181,7 @@ class RunRecord(BaseModel):
     inputs: tuple[InputRow, ...]
     modules: tuple[ModuleRow, ...]
     totals: Totals
+    matched_scale: float | None = None
     advice: dict[str, str]
     warnings: tuple[str, ...]
     timing: Timing

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from riemerge.errors import RecipeError
 from riemerge.methods import PARAMETERS, Method
-from riemerge.methods.parameters import is_last
+from riemerge.methods.parameters import MATCHED, is_last
 from riemerge.recipe import Recipe
 from riemerge.storage.text import listed
 
@@ -54,10 +54,22 @@ class Resolver:
         """Return the weights of the recipe's T models in one module: not normalised, and with those of 0."""
         return tuple(self._of_models("weight", module))
 
-    def scale(self, module: str) -> float:
-        """Return the factor λ on the merged update in one module."""
-        scale: float = self._of_all("scale", module)
+    def scale(self, module: str, matched: float | None) -> float:
+        """Return the factor λ on the merged update in one module.
+
+        Args:
+            module: Its name.
+            matched: What `matched` stands for; None while that is not known, and a 1 stands in for it.
+        """
+        scale: float | str = self._of_all("scale", module)
+        if isinstance(scale, str):
+            return 1.0 if matched is None else matched
         return scale
+
+    @property
+    def matched(self) -> frozenset[str]:
+        """The modules whose scale is `matched`."""
+        return frozenset(module for module in self._depth if self._of_all("scale", module) == MATCHED)
 
     def values(self, module: str) -> dict[str, Any]:
         """Return the values in one module of what the method takes beside weights and scale.

@@ -306,7 +306,7 @@ def bench(folder: Path) -> Iterator[Bench]:
 @pytest.fixture(scope="module")
 def results(bench: Bench) -> dict[str, dict[str, Any]]:
     asked = ["average:rank=sum", "tsv:rank=4", "knots_ta:rank=sum", *CARTS]
-    found = protocol.run_all(bench, [parse(text) for text in asked])
+    found = protocol.run_all(bench.run, [parse(text) for text in asked])
     assert bench.measured == len(asked)
     return dict(zip(asked, found, strict=True))
 

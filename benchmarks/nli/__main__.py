@@ -15,7 +15,7 @@ from typing import Any
 import riemerge
 from benchmarks.common import machine, tell
 from benchmarks.nli.material import COLLECTIONS, require
-from benchmarks.nli.protocol import candidates, run_collection
+from benchmarks.nli.protocol import as_run_candidates, candidates, run_collection
 from benchmarks.nli.report import contests, for_package, picture, read_results, summary, tables
 from riemerge.candidates import parse
 
@@ -31,21 +31,27 @@ def main() -> None:
     if not asked.table:
         require()
         said = asked.methods.split(",") if asked.methods else QUICK if asked.quick else ()
-        chosen = [parse(text) for text in said] or candidates()
-        complete = chosen == candidates() and len(names) == len(COLLECTIONS)
+        named = [parse(text) for text in said]
+        as_run = named or as_run_candidates()
+        chosen = [one for one in named or candidates() if "scale" not in one.parameters]
+        complete = not named and len(names) == len(COLLECTIONS)
         where = machine(asked.threads, "transformers", "numpy")
         began = time.perf_counter()
         size = {"limit": 30, "grid": (1.0, 2.0)} if asked.quick else {}
         # A process for each collection: they are faster beside each other than two threads of one.
         with ProcessPoolExecutor(len(names), get_context("spawn")) as pool:
             started = [
-                pool.submit(run_collection, name, asked.out, chosen, threads=asked.threads, **size)
+                pool.submit(run_collection, name, asked.out, as_run, chosen, threads=asked.threads, **size)
                 for name in names
             ]
             measured = sum(one.result() for one in started)
         where["load"]["after"] = os.getloadavg()[0]
         minutes = (time.perf_counter() - began) / 60
-        where["run"] = {"settings": len(chosen), "measured": measured, "minutes": minutes}
+        where["run"] = {
+            "settings": len({one.name for one in [*as_run, *chosen]}),
+            "measured": measured,
+            "minutes": minutes,
+        }
         _write(asked.out, where, complete=complete)
     print(tables(json.loads((asked.out / "nli.json").read_text(encoding="utf-8"))))
 

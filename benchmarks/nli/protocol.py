@@ -1,11 +1,16 @@
-"""The same test for every method: merge once, choose a multiple on the dev half, score it on the test half.
+"""The same test for every method, twice: as its command runs it, and at a multiple chosen on the dev half.
 
-Every merged update is brought to the norm of the plain average over all modules first. So a coefficient means
-the same for sums and means, every method is tried at the same norms, and none has more looks than another:
-once, twice and four times that norm, then half an octave to either side of the best of these. (Rows that have
-statistics are fitted to outputs, and keep their own size: half of it, all and twice.) The looks see every
-other group of the dev half; the coefficient that they choose is scored on all of it, which is what settings
-and methods are compared by, and on the test half, which nothing is chosen by.
+*As run* is what a user gets who has no data: the row at its own rank and scale, or with the options that its
+name says, scored on the test half (and on the dev half, by which the default row is chosen among those that
+need no data).
+
+*Chosen on dev* is what it can give with about a thousand labelled rows. Every merged update is brought to
+the norm of the plain average over all modules first. So a coefficient means the same for sums and means,
+every method is tried at the same norms, and none has more looks than another: once, twice and four times
+that norm, then half an octave to either side of the best of these. (Rows that have statistics are fitted to
+outputs, and keep their own size: half of it, all and twice.) The looks see every other group of the dev
+half; the coefficient that they choose is scored on all of it, which is what settings and methods are
+compared by, and on the test half, which nothing is chosen by.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from riemerge.errors import NumericalError
 from riemerge.merge import MergeResult
 from riemerge.methods import METHODS
 from riemerge.methods.method import Method
+from riemerge.methods.parameters import MATCHED
 
 GRID = (1.0, 2.0, 4.0)
 """Norms that are tried first, as multiples of that of the plain average."""
@@ -54,11 +60,17 @@ means them."""
 LONG = ("mats", "mats_forward", "fisher_rao")
 """Rows that are measured when they are named: without a preconditioner, or by entry, they take hours."""
 
+SCALED = ("spectrum", "spectrum_matched", "power_mean")
+"""Rows of ours whose scale is `matched` where none is said: as run they are measured at scale 1, too."""
+
 DENSITY = 0.2  # as published for TIES, and of the order of what DARE keeps
 
 # The specialists were trained and published in bfloat16; about one answer in a thousand differs from float32,
 # and a CPU that has it takes half of the time. Specialists, base and merges are all scored in it.
 DTYPE = torch.bfloat16
+
+AS_RUN = "as_run"
+"""The folder of what was measured as it runs, beside the results at a chosen multiple."""
 
 PROJECTIONS = 4
 SAME = 1e-5  # of unit norm: round-off of float32 in sums of ten million terms stays a decade below
@@ -75,6 +87,18 @@ def candidates() -> list[Candidate]:
     rows = [row for row in METHODS.values() if _applies(row)]
     whole = [Candidate(row.name, {**settings_of(row), "rank": "sum"}) for row in rows if _has_ranks(row)]
     return whole + [Candidate(row.name, settings_of(row)) for row in rows]
+
+
+def as_run_candidates() -> list[Candidate]:
+    """Every candidate, first those without data at their own rank; at both scales where there is a choice."""
+    every = candidates()
+    own = [one for one in every if "rank" not in one.parameters and not METHODS[one.method].statistics]
+    chosen = [one for one in own if METHODS[one.method].normalised]
+    scales = [
+        Candidate(one.method, {**one.parameters, "scale": 1.0 if one.method in SCALED else MATCHED})
+        for one in chosen
+    ]
+    return [*own, *scales, *(one for one in every if one not in own)]
 
 
 def _applies(row: Method) -> bool:
@@ -119,10 +143,16 @@ def digest(*said: Any) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def key_of(inputs: str, candidate: Candidate) -> str:
-    """What a result depends on, but for the code: inputs / the row, its parameters and its defaults."""
+def key_of(inputs: str, candidate: Candidate, *, as_run: bool = False) -> str:
+    """What a result depends on, but for the code: inputs / the row, its parameters and its defaults.
+
+    The scale counts as run alone: at a chosen multiple it is what is chosen.
+    """
     row = METHODS[candidate.method]
-    return f"{inputs}/{digest(row.name, {**row.defaults, **candidate.parameters})}"
+    values = {**row.defaults, **candidate.parameters}
+    if as_run:
+        return f"{inputs}/{digest('as run', row.name, {'scale': 1.0, **values})}"
+    return f"{inputs}/{digest(row.name, {name: one for name, one in values.items() if name != 'scale'})}"
 
 
 def is_fitted(candidate: Candidate) -> bool:
@@ -130,10 +160,10 @@ def is_fitted(candidate: Candidate) -> bool:
     return bool(METHODS[candidate.method].statistics)
 
 
-def is_current(result: Mapping[str, Any], inputs: str) -> bool:
+def is_current(result: Mapping[str, Any], inputs: str, *, as_run: bool = False) -> bool:
     """Whether a result is of these inputs, and of a row that still has the same defaults."""
     candidate = Candidate(result["method"], result["parameters"])
-    return candidate.method in METHODS and result["key"] == key_of(inputs, candidate)
+    return candidate.method in METHODS and result["key"] == key_of(inputs, candidate, as_run=as_run)
 
 
 def kept(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -202,8 +232,17 @@ class Bench:
         Law: a method that refuses these adapters has a result that says why; a merge that is a multiple of
         one that was tried takes over its scores, and says whose.
         """
-        path = self._folder / f"{candidate.name.replace(':', ',')}.json"
+        path = self._folder / _file_name(candidate)
         return kept(path, key_of(self._inputs, candidate), lambda: self._measured(candidate))
+
+    def as_run(self, candidate: Candidate) -> dict[str, Any]:
+        """What a candidate gives as its command runs it, from its file where that was measured before.
+
+        Law: nothing is looked at before; on dev rows only where the row needs no data, at its own rank.
+        """
+        path = self._folder / AS_RUN / _file_name(candidate)
+        key = key_of(self._inputs, candidate, as_run=True)
+        return kept(path, key, lambda: self._measured_as_run(candidate))
 
     def statistics(self) -> list[Path]:
         """The folders of the statistics of the specialists, collected where they are not there yet."""
@@ -214,14 +253,15 @@ class Bench:
         correct = self._scorer.correct(self._material.looks, update, coefficient)
         return normalised(accuracies(correct), self.reference["specialist"]["looks"]), correct
 
-    def merge(self, candidate: Candidate) -> MergeResult:
+    def merge(self, candidate: Candidate, **parameters: Any) -> MergeResult:
         """The specialists merged, with their statistics where the method needs them."""
+        parameters = {**candidate.parameters, **parameters}
         return merge_adapters(
             list(self.adapters.values()),
             method=candidate.method,
             threads=self._threads,
             statistics=self.statistics() if METHODS[candidate.method].statistics else None,
-            **candidate.parameters,
+            **parameters,
         )
 
     def sized(self, candidate: Candidate, merged: MergeResult) -> tuple[float, Dense]:
@@ -265,7 +305,7 @@ class Bench:
         said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
         started = time.perf_counter()
         try:
-            merged = self.merge(candidate)
+            merged = self.merge(candidate, scale=1.0)
         except NumericalError as fault:
             return {**said, "refused": list(fault.problems)}
         norm = merged.record.totals.norm
@@ -287,11 +327,41 @@ class Bench:
         shown = {name: twin[name] for name in ("looks", "coefficient", "dev", "test", "correct")}
         return {**found, "same_as": twin.get("same_as", _name(twin)), **shown}
 
-    def _twin(self, own: Sequence[float]) -> dict[str, Any] | None:
-        """The result of a multiple of this update, from the same rows and the same coefficients."""
-        for path in sorted(self._folder.glob("*.json")):
+    def _measured_as_run(self, candidate: Candidate) -> dict[str, Any]:
+        self.measured += 1
+        said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
+        try:
+            merged = self.merge(candidate)
+        except NumericalError as fault:
+            return {**said, "refused": list(fault.problems)}
+        record, update = merged.record, dense(merged.updates)
+        scale = record.recipe["parameters"]["scale"]
+        found = {
+            **said,
+            "rank": max(one.rank for one in merged.updates.values()),
+            "scale": scale if record.matched_scale is None else record.matched_scale,
+            "norm": record.totals.norm / self.reference["average_norm"],
+            "signature": signature(update, self.reference["average_norm"]),
+        }
+        chosen_by = not METHODS[candidate.method].statistics and "rank" not in candidate.parameters
+        twin = self._twin(found["signature"], as_run=True)
+        if twin is not None and ("dev" in twin or not chosen_by):
+            shown = {name: twin[name] for name in ("dev", "test", "correct") if name in twin}
+            return {**found, "same_as": twin.get("same_as", _name(twin)), **shown}
+        if chosen_by:
+            parts = (
+                self._scorer.correct(rows, update) for rows in (self._material.looks, self._material.rest)
+            )
+            dev = normalised(accuracies(_joined(*parts)), self.reference["specialist"]["dev"])
+            found["dev"] = dev
+        correct = self._scorer.correct(self._material.test, update)
+        return {**found, "test": accuracies(correct), "correct": packed(correct)}
+
+    def _twin(self, own: Sequence[float], *, as_run: bool = False) -> dict[str, Any] | None:
+        """The result of the same update, or of a multiple of it where multiples are what is tried."""
+        for path in sorted((self._folder / AS_RUN if as_run else self._folder).glob("*.json")):
             other = json.loads(path.read_text(encoding="utf-8"))
-            if "signature" not in other or not is_current(other, self._inputs):
+            if "signature" not in other or not is_current(other, self._inputs, as_run=as_run):
                 continue
             if max(abs(x - y) for x, y in zip(own, other["signature"], strict=True)) < SAME:
                 return other
@@ -336,26 +406,40 @@ def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[s
     return {task: torch.cat([first[task], second[task]]) for task in first}
 
 
-def run_all(bench: Bench, asked: Sequence[Candidate]) -> list[dict[str, Any]]:
+def run_all(
+    measure: Callable[[Candidate], dict[str, Any]], asked: Sequence[Candidate]
+) -> list[dict[str, Any]]:
     """The results of some candidates, one after the other; says on stderr how far it is."""
     results = []
     for place, candidate in enumerate(asked, 1):
         began = time.perf_counter()
-        result = bench.run(candidate)
-        score = f"dev {result['dev']:.3f}" if "dev" in result else "; ".join(result["refused"])
+        result = measure(candidate)
+        score = (
+            "; ".join(result["refused"]) if "refused" in result else f"dev {result.get('dev', math.nan):.3f}"
+        )
         tell(f"{place}/{len(asked)} {candidate.name}: {score} ({time.perf_counter() - began:.0f} s)")
         results.append(result)
     return results
 
 
-def run_collection(name: str, folder: Path, asked: Sequence[Candidate], **size: Any) -> int:
+def run_collection(
+    name: str, folder: Path, as_run: Sequence[Candidate], chosen: Sequence[Candidate], **size: Any
+) -> int:
     """Measure candidates on one collection; the results are the files of `Bench(name, folder, **size)`.
+
+    Args:
+        name: Of the collection.
+        folder: Of the results.
+        as_run: What is measured as its command runs it.
+        chosen: What is measured at a multiple chosen on dev.
+        size: What else the bench takes.
 
     Returns:
         How many were not there yet.
     """
     bench = Bench(name, folder, **size)
-    run_all(bench, asked)
+    run_all(bench.as_run, as_run)
+    run_all(bench.run, chosen)
     return bench.measured
 
 
@@ -377,6 +461,10 @@ def _energy_kept(merged: MergeResult) -> float:
     rows = merged.record.modules
     whole = math.fsum(row.norm**2 / (row.energy_kept or 1.0) for row in rows)
     return math.fsum(row.norm**2 for row in rows) / whole
+
+
+def _file_name(candidate: Candidate) -> str:
+    return f"{candidate.name.replace(':', ',')}.json"
 
 
 def _name(result: Mapping[str, Any]) -> str:

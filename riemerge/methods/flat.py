@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from riemerge.methods.method import Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
-from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
+from riemerge.methods.stack import Evidence, Merged, Options, Stack, constant, resolve
 from riemerge.updates import JointSpan, LowRankUpdate, sum_updates
 
 
@@ -115,9 +115,13 @@ def _tried(
 ) -> Merged | NumericalError:
     """Merge one module, or say why not, so that the faults of all modules can be told at once."""
     try:
-        return _of(row, stack, options, module, facts).merged(row, options)
+        merged = _of(row, stack, options, module, facts).merged(row, options)
     except NumericalError as fault:
         return fault
+    if options.later and not _DOMAINS[row.domain].light:
+        now = replace(options, later=False)
+        return replace(merged, lift=lambda: _of(row, stack, now, module, facts).merged(row, now).update)
+    return merged
 
 
 def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mapping[str, Any]) -> _Module:
@@ -126,8 +130,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
     used = [place for place, weight in enumerate(weights) if weight != 0.0]
     if not used:
         raise NumericalError("every weight is 0 here: at least one adapter must count")
-    # What decides by rank or position must not see the round-off of a narrower span.
-    read = [update.to(torch.float64) for update in stack.modules[module]]
+    read = _read(stack, module)
     span = JointSpan(read)
     # Balanced: inner products of factors would lose digits to their gauge.
     small = tuple(span.updates[place].balance() for place in used)
@@ -145,7 +148,13 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         facts=facts,
         rank=_rank(row, max(read[place].rank for place in used), options),
     )
-    return _DOMAINS[row.domain](span, read, used, small, at)
+    again = partial(_read, stack, module) if options.later else None
+    return _DOMAINS[row.domain](span, read, used, small, at, again)
+
+
+def _read(stack: Stack, module: str) -> list[LowRankUpdate]:
+    """Read a module; what decides by rank or position must not see the round-off of a narrower span."""
+    return [update.to(torch.float64) for update in stack.modules[module]]
 
 
 def _rank(row: FlatRow, largest: int, options: Options) -> int | None:
@@ -222,6 +231,8 @@ class _Module(ABC):
         used: The places of those that count.
         small: Those that count, in the bases of `span`, balanced.
         at: What else the row sees.
+        again: Reads all its updates once more, where the merged one is lifted later; None where it is now.
+        light: Whether a merged update that waits to be lifted keeps nothing of the module's width.
     """
 
     span: JointSpan
@@ -229,6 +240,8 @@ class _Module(ABC):
     used: Sequence[int]
     small: Sequence[LowRankUpdate]
     at: Setting
+    again: Callable[[], Sequence[LowRankUpdate]] | None
+    light: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -270,12 +283,21 @@ class _Module(ABC):
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
         small, evidence = _cut(total, rank, evidence)
-        return Merged(self.span.lift(small), evidence, self.span.updates, small)
+        return Merged(self._lifting(small), evidence, self.span.updates, small)
+
+    def _lifting(self, small: LowRankUpdate) -> Callable[[], LowRankUpdate]:
+        """What lifts an update of the span: by its bases now, or by the factors when they are read again."""
+        if self.again is None:
+            return constant(self.span.lift(small))
+        light, again = self.span.without_bases(), self.again
+        return lambda: light.lift(small, again())
 
 
 @final
 class _Gram(_Module):
     """Inner products in, coefficients out."""
+
+    light = True
 
     @property
     def x(self) -> Tensor:
@@ -296,6 +318,8 @@ class _Gram(_Module):
 @final
 class _Span(_Module):
     """Cores in bases of the joint span in, a core out."""
+
+    light = True
 
     @property
     def x(self) -> Tensor:
@@ -328,7 +352,7 @@ class _Half(_Module):
     def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         half, evidence = _cut(factored(value), rank, evidence)
         small, *inputs = JointSpan([half, *self._halves()]).updates
-        return Merged(self.span.lift_left(half), evidence, tuple(inputs), small)
+        return Merged(constant(self.span.lift_left(half)), evidence, tuple(inputs), small)
 
 
 @final
@@ -349,12 +373,12 @@ class _Entries(_Module):
                 for update in self.read
             )
             norm = float(torch.linalg.vector_norm(value))
-            return Merged(value, evidence, self.span.updates, None, (*inner, norm))
+            return Merged(constant(value), evidence, self.span.updates, None, (*inner, norm))
         update, kept = nearest(value, rank or min(value.shape))
         update = update.to(self.read[0].dtype)
         small, *inputs = JointSpan([update, *self.read]).updates
         cut = None if rank is None else kept
-        return Merged(update, replace(evidence, energy_kept=cut), tuple(inputs), small)
+        return Merged(constant(update), replace(evidence, energy_kept=cut), tuple(inputs), small)
 
 
 _DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 
@@ -41,6 +41,9 @@ class Parameter:
     per_model: bool = False
 
 
+MATCHED = "matched"
+"""The scale that is found from norms: see `riemerge.methods.scale.matched`."""
+
 PARAMETERS: dict[str, Parameter] = {
     one.name: one
     for one in (
@@ -52,7 +55,14 @@ PARAMETERS: dict[str, Parameter] = {
             "as `95%`, in each module the least that keeps so much of the squared norm; `auto`, 95% of it",
             low=1,
         ),
-        Parameter("scale", "number", "factor on the merged update", per_module=True),
+        Parameter(
+            "scale",
+            "number",
+            "factor on the merged update: a number, or `matched`, the one that brings its norm over all "
+            "modules to the mean norm of the inputs",
+            words=(MATCHED,),
+            per_module=True,
+        ),
         Parameter("solver", "text", "how the Fréchet mean is found, by name"),
         Parameter(
             "form",
@@ -166,7 +176,8 @@ def _check_depth(spec: Parameter, value: object, path: str, problems: list[str])
         problems.append(f"{path}: a list goes over depth through numbers that are not whole: use filters")
     elif not value:
         problems.append(f"{path}: an empty list: expected at least one value")
-    return [_check_scalar(spec, one, f"{path}[{i}]", problems) for i, one in enumerate(value)]
+    numbers = replace(spec, words=())  # a word has no place on the way from one number to the next
+    return [_check_scalar(numbers, one, f"{path}[{i}]", problems) for i, one in enumerate(value)]
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

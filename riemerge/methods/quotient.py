@@ -18,7 +18,7 @@ from riemerge.manifolds.orthogonal import Orthogonal
 from riemerge.methods.batches import SEVERAL, Size, Solved, solve
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import Reduced, in_order, reduced
-from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, resolve
+from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
 from riemerge.updates import LowRankUpdate
 
 
@@ -110,7 +110,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     undefined = [name for name, one in solved.items() if one.evidence.status == "UNDEFINED"]
     if undefined:
         raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
-    lifted = in_order(partial(_lifted, stack, modules, solved), names, options.threads)
+    lifted = in_order(partial(_lifted, stack, options, modules, solved), names, options.threads)
     yield from zip(names, lifted, strict=True)
 
 
@@ -229,8 +229,10 @@ def _weights(module: _Module) -> list[float]:
     return [weight if place in module.used else 0.0 for place, weight in enumerate(module.weights)]
 
 
-def _lifted(stack: Stack, modules: Mapping[str, _Module], solved: dict[str, Solved], name: str) -> Merged:
-    """Second stream: read a module again and give the mean its width."""
+def _lifted(
+    stack: Stack, options: Options, modules: Mapping[str, _Module], solved: Mapping[str, Solved], name: str
+) -> Merged:
+    """Second stream: read a module again and give the mean its width, now or when it is asked for."""
     module = modules[name]
     one = module.reduced
     if module.placed is not None:
@@ -251,7 +253,11 @@ def _lifted(stack: Stack, modules: Mapping[str, _Module], solved: dict[str, Solv
         numerical_ranks=module.numerical,
         energy_kept=module.kept,
     )
-    return Merged(one.span.lift(small, stack.modules[name]), evidence, one.inputs, small)
+
+    def lift() -> LowRankUpdate:
+        return one.span.lift(small, stack.modules[name])
+
+    return Merged(lift if options.later else constant(lift()), evidence, one.inputs, small)
 
 
 def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, final
 
 if TYPE_CHECKING:
     import torch
 
     from riemerge.methods.method import Method
     from riemerge.updates import LowRankUpdate
+
+
+_Value = TypeVar("_Value")
 
 
 def _nothing(_: str) -> Mapping[str, Any]:
@@ -53,6 +56,8 @@ class Options:
         rank: Rank R to truncate to (of the inputs or of the result: the method's row says); `sum` keeps all
             of an exact result; `auto` or a share such as `95%` the least that keeps so much of its energy.
         dense: Whether the whole result is wanted, as a dense matrix where it has no factors, and not cut.
+        later: Whether merged updates are asked for only after all modules have been merged, as a scale that
+            depends on all of them needs it: a result then keeps nothing that is as wide as its module.
         solver: Name of a solver, or a Pymanopt Optimizer.
         form: Of a quotient mean: whether the alignments are variables beside it (`joint`), or found anew for
             each cost (`nested`).
@@ -71,6 +76,7 @@ class Options:
 
     rank: int | str | None = None
     dense: bool = False
+    later: bool = False
     solver: Any = None
     form: str | None = None
     tol: float | None = None
@@ -133,8 +139,9 @@ class Merged:
     """One merged module, before the scale λ.
 
     Attributes:
-        update: The merged update, (m, n) of its module, in the canonical gauge of `LowRankUpdate.balance`; a
-            dense (m, n) matrix where `Options.dense` asked for a result that has no factors.
+        lift: Returns the merged update, (m, n) of its module, in the canonical gauge of
+            `LowRankUpdate.balance`; a dense (m, n) matrix where `Options.dense` asked for a result that has
+            no factors. With `Options.later` it reads the module again.
         evidence: How well it was merged.
         inputs: The T updates before any edit, in orthonormal bases of their joint span or of one that holds
             the merged update too: everything measured is an invariant of such isometries, and costs nothing
@@ -144,11 +151,24 @@ class Merged:
             `small` says it.
     """
 
-    update: LowRankUpdate | torch.Tensor
+    lift: Callable[[], LowRankUpdate | torch.Tensor]
     evidence: Evidence
     inputs: tuple[LowRankUpdate, ...]
     small: LowRankUpdate | None
     inner: tuple[float, ...] | None = None
+
+    @property
+    def update(self) -> LowRankUpdate | torch.Tensor:
+        """The merged update: see `lift`."""
+        return self.lift()
+
+    @property
+    def norm(self) -> float:
+        """‖dW‖ of the merged update."""
+        if self.small is not None:
+            return self.small.norm()
+        assert self.inner is not None
+        return self.inner[-1]
 
 
 class Geometry(Protocol):
@@ -173,6 +193,11 @@ class Edit(Protocol):
     def __call__(self, update: LowRankUpdate, options: Options, /) -> LowRankUpdate:
         """Return the changed update."""
         ...
+
+
+def constant(value: _Value) -> Callable[[], _Value]:
+    """Return a function that returns a value."""
+    return lambda: value
 
 
 def resolve(dotted: str) -> Callable[..., Any]:

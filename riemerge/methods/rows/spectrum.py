@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter
+from riemerge.methods.parameters import MATCHED, Parameter
 
 _HERE = "riemerge.methods.spectrum:"
 
@@ -37,7 +37,7 @@ ROWS: tuple[Method, ...] = (
         domain="span",
         mean=_HERE + "spectrum",
         parameters=("rank", "scale", "whitening", "power", "adapt"),
-        defaults={"whitening": 0.5, "power": 0.25, "adapt": True},
+        defaults={"scale": MATCHED, "whitening": 0.5, "power": 0.25, "adapt": True},
     ),
     Method(
         name="spectrum_matched",
@@ -47,7 +47,7 @@ ROWS: tuple[Method, ...] = (
         domain="span",
         mean=_HERE + "spectrum_matched",
         parameters=("rank", "scale", "whitening", "power"),
-        defaults={"whitening": 0.5, "power": 0.5},
+        defaults={"scale": MATCHED, "whitening": 0.5, "power": 0.5},
     ),
     Method(
         name="power_mean",
@@ -56,6 +56,6 @@ ROWS: tuple[Method, ...] = (
         domain="span",
         mean=_HERE + "power_mean",
         parameters=("rank", "scale", "whitening", "order"),
-        defaults={"whitening": 0.5, "order": 2.0},
+        defaults={"scale": MATCHED, "whitening": 0.5, "order": 2.0},
     ),
 )

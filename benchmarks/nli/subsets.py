@@ -1,0 +1,432 @@
+"""python -m benchmarks.nli.subsets: the scale without data, on every pair, triple and quadruple of tasks."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import canvas, machine, markdown, number, tell
+from benchmarks.nli.material import (
+    COLLECTIONS,
+    MAX_LENGTH,
+    SEED,
+    TASKS,
+    Rows,
+    base_folder,
+    fingerprints,
+    groups,
+    halves,
+    load,
+    require,
+    specialists,
+)
+from benchmarks.nli.protocol import DTYPE, digest, packed, unpacked
+from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
+from riemerge import merge_adapters
+from riemerge.adapters import read_adapter
+from riemerge.bootstrap import RESAMPLES
+from riemerge.methods import METHODS
+from riemerge.methods.scale import Norms, matched
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = (2, 3, 4)
+ALL = len(TASKS)
+LOSS = 0.01
+"""A set of which more than this is lost, as a share of the specialists, is one in which a rule is wrong."""
+
+SETS: tuple[tuple[str, ...], ...] = tuple(
+    chosen for size in (*SIZES, ALL) for chosen in itertools.combinations(TASKS, size)
+)
+
+EXPONENTS = {"scale 1": 0.0, "√matched": 0.5, "matched": 1.0, "matched^1.5": 1.5}
+"""Rules of one factor for all modules: which power of the matched scale it is."""
+
+BY_MODULE = "matched by module"
+RULES = (*EXPONENTS, BY_MODULE)
+
+
+class Asked(NamedTuple):
+    """A row with a rule for its scale, and whether it is scored on dev rows, on test rows or on both."""
+
+    method: str
+    rule: str
+    parts: tuple[str, ...]
+
+
+ASKED: tuple[Asked, ...] = (
+    *(
+        Asked("spectrum", rule, ("dev", "test") if rule in {"scale 1", "matched"} else ("dev",))
+        for rule in RULES
+    ),
+    *(Asked("average", rule, ("test",)) for rule in ("scale 1", "matched")),
+)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One half of the rows of a task."""
+
+    rows: Rows
+    groups: Sequence[int]
+
+
+def run_collection(name: str, folder: Path, limit: int | None) -> int:
+    """Measure all sets of a collection, each a line of `subsets-NAME.jsonl`; those that are there stay.
+
+    Returns:
+        How many were measured.
+    """
+    torch.set_num_threads(1)
+    path = folder / f"subsets-{name}.jsonl"
+    base = base_folder()
+    assert base is not None
+    model, tokenizer = load_base(base)
+    output = directions(model, tokenizer)
+    scorer = Scorer(model, output, DTYPE)
+    adapters = {task: read_adapter(where) for task, where in specialists(name).items()}
+    files = fingerprints(), {task: dict(adapter.sha256) for task, adapter in adapters.items()}
+    rows = {asked.method: dict(METHODS[asked.method].defaults) | {"scale": None} for asked in ASKED}
+    key = digest(files, SEED, MAX_LENGTH, limit, str(DTYPE), ASKED, rows)
+    parts = {task: _parts(task, tokenizer, limit) for task in TASKS}
+    there = {tuple(one["set"]) for one in read(path, key)}
+    todo = [chosen for chosen in [*((task,) for task in TASKS), *SETS] if chosen not in there]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, chosen in enumerate(todo, 1):
+        began = time.perf_counter()
+        if len(chosen) == 1:
+            own = dense(
+                {module: adapters[chosen[0]].update(module) for module in adapters[chosen[0]].modules}
+            )
+            found = {
+                "specialist": {
+                    part: _score(scorer, parts, chosen, part, own, 1.0) for part in ("dev", "test")
+                }
+            }
+            line: dict[str, Any] = {"groups": {part: one.groups for part, one in parts[chosen[0]].items()}}
+        else:
+            line, found = {}, {}
+            for method in dict.fromkeys(asked.method for asked in ASKED):
+                line[method], merged = _merged(method, [adapters[task] for task in chosen])
+                for _, rule, wanted in (one for one in ASKED if one.method == method):
+                    update = merged[BY_MODULE] if rule == BY_MODULE else merged["scale 1"]
+                    factor = line[method]["matched"] ** EXPONENTS.get(rule, 0.0)
+                    found[f"{method}, {rule}"] = {
+                        part: _score(scorer, parts, chosen, part, update, factor) for part in wanted
+                    }
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "set": chosen, **line, "correct": found}) + "\n")
+        tell(f"{name} {place}/{len(todo)} {'+'.join(chosen)} ({time.perf_counter() - began:.0f} s)")
+    return len(todo)
+
+
+def _parts(task: str, tokenizer: Any, limit: int | None) -> dict[str, _Part]:
+    pairs = load(task)
+    found = {}
+    for part, places in zip(("dev", "test"), halves(task, pairs), strict=True):
+        chosen = [pairs[place] for place in places][:limit]
+        found[part] = _Part(Rows.of({task: chosen}, tokenizer), groups(task, chosen))
+    return found
+
+
+def _merged(method: str, adapters: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Dense]]:
+    """What is known of a merge without data, and the merge at scale 1 and with each module matched alone."""
+    merged = merge_adapters(adapters, method=method, threads=1, scale=1.0)
+    weights = [1 / len(adapters)] * len(adapters)
+    norms = {row.module: Norms(row.norm, row.input_norms, weights) for row in merged.record.modules}
+    update = dense(merged.updates)
+    totals = merged.record.totals
+    assert totals.overlap is not None
+    said = {"matched": matched(norms.values()), "cosine": totals.overlap.cosine, "norms": totals.input_norms}
+    return said, {
+        "scale 1": update,
+        BY_MODULE: {module: matched([norms[module]]) * change for module, change in update.items()},
+    }
+
+
+def _score(
+    scorer: Scorer,
+    parts: Mapping[str, Mapping[str, _Part]],
+    tasks: Sequence[str],
+    part: str,
+    update: Dense,
+    factor: float,
+) -> dict[str, str]:
+    correct: dict[str, Tensor] = {}
+    for task in tasks:
+        correct |= scorer.correct(parts[task][part].rows, update, factor)
+    return packed(correct)
+
+
+def read(path: Path, key: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a file, the last of each set: of one key, or of that of the last line."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    wanted = key or lines[-1]["key"]
+    return [*{tuple(one["set"]): one for one in lines if one["key"] == wanted}.values()]
+
+
+# --- what was found -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One collection: by set and entry the right answers of each row, and those of the specialists."""
+
+    correct: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Mapping[str, str]]]]
+    groups: Mapping[str, Mapping[str, Sequence[int]]]
+    matched: Mapping[tuple[str, ...], float]
+
+    @classmethod
+    def of(cls, lines: Sequence[Mapping[str, Any]]) -> Measured:
+        """Take the lines of a file apart."""
+        by_set = {tuple(one["set"]): one for one in lines}
+        return cls(
+            {chosen: one["correct"] for chosen, one in by_set.items()},
+            {chosen[0]: one["groups"] for chosen, one in by_set.items() if len(chosen) == 1},
+            {chosen: one["spectrum"]["matched"] for chosen, one in by_set.items() if len(chosen) > 1},
+        )
+
+    def sums(self, chosen: tuple[str, ...], entry: str, part: str, task: str) -> np.ndarray:
+        """How many rows of each group of a task are answered right, (groups,)."""
+        numbers = np.asarray(self.groups[task][part])
+        bits = unpacked(self.correct[chosen][entry][part][task], len(numbers))
+        return np.bincount(numbers, weights=bits, minlength=numbers.max() + 1)
+
+
+class Shares:
+    """Shares of the specialists' accuracy of every set, as they are and with groups and sets drawn again.
+
+    Law: a group of rows (one premise) is drawn as one, and the same groups for all sets, entries and
+    collections: they share the rows. Seeded, so the same bits each time.
+    """
+
+    def __init__(self, collections: Mapping[str, Measured], part: str, resamples: int = RESAMPLES) -> None:
+        self._collections, self._part = collections, part
+        self.sets = [(name, chosen) for name, one in collections.items() for chosen in one.matched]
+        self.counts: dict[str, np.ndarray] = {}
+        first = next(iter(collections.values()))
+        for place, task in enumerate(TASKS):
+            size = max(first.groups[task][part]) + 1
+            generator = np.random.default_rng([SEED, place])
+            drawn = generator.multinomial(size, np.full(size, 1 / size), size=resamples)
+            self.counts[task] = np.vstack([np.ones((1, size)), drawn])
+
+    def of(self, entry: str) -> np.ndarray:
+        """The mean share over its tasks of each set, (1 + resamples, sets): as they are in the first row."""
+        columns = []
+        for name, chosen in self.sets:
+            one = self._collections[name]
+            shares = [
+                (self.counts[task] @ one.sums(chosen, entry, self._part, task))
+                / (self.counts[task] @ one.sums((task,), "specialist", self._part, task))
+                for task in chosen
+            ]
+            columns.append(np.mean(shares, axis=0))
+        return np.stack(columns, axis=1)
+
+
+def compared(gains: np.ndarray, sets: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, float]:
+    """The mean of gains (1 + resamples, sets): with 95 % intervals over groups, and over groups and sets.
+
+    Sets are drawn again within those of one size and collection.
+    """
+    alike: dict[tuple[str, int], list[int]] = {}
+    for place, (name, chosen) in enumerate(sets):
+        alike.setdefault((name, len(chosen)), []).append(place)
+    generator = np.random.default_rng(SEED)
+    drawn = np.zeros(len(gains) - 1)
+    for places in alike.values():
+        picks = generator.choice(places, size=(len(drawn), len(places)))
+        drawn += np.take_along_axis(gains[1:], picks, axis=1).sum(axis=1)
+    drawn /= len(sets)
+    by_group = gains[1:].mean(axis=1)
+    found = {"value": float(gains[0].mean())}
+    for name, one in (("groups", by_group), ("sets", drawn)):
+        low, high = np.nanquantile(one, [0.025, 0.975])
+        beyond = min(int((one <= 0).sum()), int((one >= 0).sum()))
+        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+        found[f"{name}_p"] = min(1.0, 2 * (beyond + 1) / (len(one) + 1))
+    return found
+
+
+def summary(collections: Mapping[str, Measured], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Every rule against scale 1 on dev rows; the default against scale 1 and the average on test rows."""
+    found: dict[str, Any] = {"dev": [], "test": []}
+    contests = [("dev", f"spectrum, {rule}", "spectrum, scale 1") for rule in RULES[1:]]
+    contests += [
+        ("test", "spectrum, matched", "spectrum, scale 1"),
+        ("test", "spectrum, matched", "average, scale 1"),
+        ("test", "average, matched", "average, scale 1"),
+        ("test", "spectrum, matched", "average, matched"),
+        ("test", "spectrum, scale 1", "average, scale 1"),
+    ]
+    for part in ("dev", "test"):
+        shares = Shares(collections, part, resamples)
+        names = {name for where, *pair in contests if where == part for name in pair}
+        values = {name: shares.of(name) for name in sorted(names)}
+        for _, ours, theirs in (one for one in contests if one[0] == part):
+            for size in (*SIZES, None, ALL):
+                which = [
+                    place
+                    for place, (_, chosen) in enumerate(shares.sets)
+                    if (len(chosen) in SIZES if size is None else len(chosen) == size)
+                ]
+                gains = (values[ours] - values[theirs])[:, which]
+                found[part].append(
+                    {
+                        "ours": ours,
+                        "theirs": theirs,
+                        "size": size,
+                        "count": len(which),
+                        "share": float(values[ours][0, which].mean()),
+                        "against": float(values[theirs][0, which].mean()),
+                        **compared(gains, [shares.sets[place] for place in which]),
+                        "lose": int((gains[0] < 0).sum()),
+                        "lose_much": int((gains[0] < -LOSS).sum()),
+                        "worst": float(gains[0].min()),
+                        "gains": {
+                            f"{shares.sets[place][0]}: {'+'.join(shares.sets[place][1])}": float(gain)
+                            for place, gain in zip(which, gains[0], strict=True)
+                        },
+                    }
+                )
+    found["matched"] = {
+        name: {"+".join(chosen): value for chosen, value in one.matched.items()}
+        for name, one in collections.items()
+    }
+    return found
+
+
+# --- for people ---------------------------------------------------------------------------------------------
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """Markdown: the contests on test rows and the rules on dev rows."""
+    return "\n\n".join(
+        [
+            "Test rows, which nothing was chosen by:",
+            contest_table(report["test"]),
+            "Dev rows, by which the rule was chosen:",
+            contest_table(report["dev"]),
+        ]
+    )
+
+
+def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line for each contest and size of the sets."""
+    head = [
+        "",
+        "against",
+        "sets",
+        "share",
+        "against",
+        "difference",
+        "p",
+        "p, sets too",
+        "sets that lose",
+        "worst",
+    ]
+    rows = [
+        [
+            f"`{one['ours']}`",
+            f"`{one['theirs']}`",
+            f"{one['count']} of {_sizes(one['size'])}",
+            f"{one['share']:.3f}",
+            f"{one['against']:.3f}",
+            f"{one['value']:+.3f} [{one['groups_low']:+.3f}, {one['groups_high']:+.3f}]",
+            number(one["groups_p"]),
+            number(one["sets_p"]),
+            f"{one['lose']}, {one['lose_much']} by more than {LOSS:g}",
+            f"{one['worst']:+.3f}",
+        ]
+        for one in found
+    ]
+    return markdown(head, rows)
+
+
+def _sizes(size: int | None) -> str:
+    return "2 to 4" if size is None else str(size)
+
+
+def picture(report: Mapping[str, Any]) -> Any:
+    """Gains of the matched scale over scale 1, set by set: test rows, one panel for each number of tasks."""
+    figure, axes = canvas(1, len(SIZES) + 1, 4 * (len(SIZES) + 1), 4.5)
+    wanted = [
+        one
+        for one in report["test"]
+        if (one["ours"], one["theirs"]) == ("spectrum, matched", "spectrum, scale 1") and one["size"]
+    ]
+    for axis, one in zip(axes[0], wanted, strict=True):
+        ordered = sorted(one["gains"].items(), key=lambda pair: pair[1])
+        colours = ["tab:red" if gain < 0 else "tab:blue" for _, gain in ordered]
+        axis.bar(range(len(ordered)), [gain for _, gain in ordered], color=colours)
+        axis.axhline(0.0, color="black", linewidth=0.8)
+        axis.set_title(f"{one['count']} sets of {one['size']}: mean {one['value']:+.3f}, {one['lose']} lose")
+        axis.set_xticks([])
+        axis.set_ylim(-0.05, 0.13)
+    axes[0][0].set_ylabel(
+        "gain of scale: matched over scale 1\n(share of the specialists' accuracy, test rows)"
+    )
+    return figure
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Measure what is not there yet, then write and print the tables of all results."""
+    asked = _options()
+    path = asked.out / "subsets.json"
+    if not asked.table:
+        require()
+        where, began = machine(1, "transformers", "numpy"), time.perf_counter()
+        with ProcessPoolExecutor(len(COLLECTIONS), get_context("spawn")) as pool:
+            limit = 12 if asked.quick else None
+            started = [pool.submit(run_collection, name, asked.out, limit) for name in COLLECTIONS]
+            measured = sum(one.result() for one in started)
+        where["load"]["after"] = os.getloadavg()[0]
+        where["run"] = {"measured": measured, "minutes": (time.perf_counter() - began) / 60}
+        _write(path, where)
+    print(tables(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nli.subsets", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="twelve rows of each half: shows that it works")
+    parser.add_argument("--out", type=Path, help="folder of the results; what is there is not done again")
+    parser.add_argument("--table", action="store_true", help="measure nothing; print the tables")
+    asked = parser.parse_args()
+    if asked.out is None:
+        asked.out = Path(tempfile.mkdtemp(prefix="nli-")) if asked.quick and not asked.table else RESULTS
+    return asked
+
+
+def _write(path: Path, where: Mapping[str, Any]) -> None:
+    collections = {name: Measured.of(read(path.parent / f"subsets-{name}.jsonl")) for name in COLLECTIONS}
+    report = {"machine": where, **summary(collections)}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(tables(report) + "\n", encoding="utf-8")
+    picture(report).savefig(path.with_suffix(".png"), dpi=110)
+    tell(f"wrote {path}, subsets.md and subsets.png")
+
+
+if __name__ == "__main__":
+    main()
