@@ -220,6 +220,7 @@ def model_card(record: RunRecord) -> str:
         _REPRODUCE.format(recipe=_yaml(record.recipe)),
         "Versions: " + ", ".join(f"{name} {_escaped(text)}" for name, text in record.versions.items()),
         "## What came out",
+        _escaped(matched_text(record)),
         *[_escaped(paragraph) for paragraph in verdict(record)],
         _table(("module", "shape", "rank", "status", "cost", "gradient norm", "‖dW‖", "determined"), modules),
     ]
@@ -274,6 +275,16 @@ With the folders of the inputs beside a file `recipe.yaml`, run `riemerge merge 
 def weight_text(row: InputRow) -> str:
     """Return the weight of an input as asked for."""
     return "varies" if row.weight is None else f"{row.weight:g}"
+
+
+def matched_text(record: RunRecord) -> str:
+    """Return what `scale: matched` came to, in words; nothing where it was not asked for."""
+    if record.matched_scale is None:
+        return ""
+    return (
+        f"scale: matched is {record.matched_scale:.4g} here: the factor that brings the merge to the mean "
+        "norm of its inputs, over all modules"
+    )
 
 
 def number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.card import evaluation_verdict, number, printable, verdict, weight_text
+from riemerge.card import evaluation_verdict, matched_text, number, printable, verdict, weight_text
 from riemerge.methods import METHODS, Method
 from riemerge.record import Evaluation, Inspection, ModuleRow, Overlap, PairedDifference, RunRecord, Totals
 
@@ -179,7 +179,8 @@ def _heading(record: RunRecord) -> Text:
     method = METHODS[record.recipe["merge_method"]]
     base = printable(record.base_model or "not named")
     text = Text(f"{method.name}: {method.summary}\n")
-    return text.append(f"base model {base}; {record.totals.modules} modules; computed on {record.device}\n")
+    text.append(f"base model {base}; {record.totals.modules} modules; computed on {record.device}\n")
+    return text.append(f"{said}\n" if (said := matched_text(record)) else "")
 
 
 def _inputs(record: RunRecord) -> Table:
