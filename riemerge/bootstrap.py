@@ -20,11 +20,14 @@ class Task(NamedTuple):
         scores: (methods, rows).
         specialist: (rows,), of the specialist; all 1 where raw scores are meant.
         groups: For each row the number of what is drawn as one; each row by itself if None.
+        number: Tasks of one number are of the same rows, and all see the same draws: such as those of two
+            collections that were scored alike. If None, its place among the tasks.
     """
 
     scores: np.ndarray
     specialist: np.ndarray
     groups: Sequence[int] | None = None
+    number: int | None = None
 
 
 class Difference(NamedTuple):
@@ -56,8 +59,9 @@ def draws(tasks: Sequence[Task], resamples: int = RESAMPLES, seed: int = SEED) -
     """The same statistic of rows drawn again with replacement within each task, (resamples, methods).
 
     Law: all methods and the specialist see the same draws, so differences are paired, and a method that
-    answers as the specialist does has 1 each time. Seeded by task, so equal inputs give equal bits. Draws in
-    which some specialist has nothing right, as a handful of rows may give, have no answer and are left out.
+    answers as the specialist does has 1 each time. Seeded by the task's number, so equal inputs give equal
+    bits. Draws in which some specialist has nothing right, as a handful of rows may give, have no answer and
+    are left out.
 
     Args:
         tasks: At least one, all of the same methods.
@@ -70,7 +74,7 @@ def draws(tasks: Sequence[Task], resamples: int = RESAMPLES, seed: int = SEED) -
         if task.groups is not None:
             groups = np.asarray(task.groups)
             scores = np.stack([scores[groups == group].sum(axis=0) for group in np.unique(groups)])
-        generator = np.random.default_rng([seed, place])
+        generator = np.random.default_rng([seed, place if task.number is None else task.number])
         shares = np.full(len(scores), 1 / len(scores))
         step = max(1, _AT_ONCE // len(scores))
         for start in range(0, resamples, step):

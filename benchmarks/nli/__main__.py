@@ -85,10 +85,10 @@ def _write(folder: Path, where: dict[str, Any], *, complete: bool) -> None:
     report = {
         "machine": where,
         "contests": contests(found),
-        "collections": {name: summary(*one) for name, one in found.items()},
+        "collections": {name: summary(one) for name, one in found.items()},
     }
     path = folder / "nli.json"
-    there = sum(len(results) for _, results in found.values())
+    there = sum(len(one.chosen) + len(one.as_run) for one in found.values())
     if where["run"]["measured"] < there and path.exists():
         # Some results were there: an earlier run is a part of what made them all, in part made again.
         before = json.loads(path.read_text(encoding="utf-8"))["machine"]["run"]

@@ -1,99 +1,153 @@
-"""Results of the protocol as one table for each collection, with errors: data, Markdown, picture."""
+"""Results of the protocol as tables with errors: data, Markdown, picture."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.common import canvas, markdown, number, tell
-from benchmarks.nli.protocol import is_current, unpacked
+from benchmarks.nli.protocol import AS_RUN, is_current, unpacked
 from riemerge.bootstrap import Task, difference, draws, normalised
 from riemerge.candidates import Candidate
-from riemerge.methods import METHODS
+from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.rows import constrained, geodesic, polar, spectrum
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
 INFORMED = ("regmean", "fisher")  # rivals of rows that have statistics, with the same
 GEOMETRIC = frozenset(row.name for family in (geodesic, polar, spectrum, constrained) for row in family.ROWS)
-BASELINE = ("average", "sum")  # what every entry is compared with: the plain average, whole
+
+AS_RUN_RIVALS: dict[str, tuple[str, ...]] = {
+    DEFAULT_METHOD: (
+        f"{DEFAULT_METHOD}:scale=1.0",
+        "average",
+        "average:scale=matched",
+        "average:rank=sum",
+        "task_arithmetic",
+        "tsv",
+        "tsv:rank=sum",
+        "iso_c",
+        "cart",
+        "cart:scale=matched",
+        "ties:density=0.2",
+        "core_ties:density=0.2",
+        "geomerge",
+    ),
+    "lowrank_mats": (DEFAULT_METHOD, "average", "regmean", "fisher"),
+}
+"""Who competes as run: the default row, and the best of those that have data, with rivals by name."""
+
+HEADLINE = (
+    DEFAULT_METHOD,
+    *AS_RUN_RIVALS[DEFAULT_METHOD],
+    "regmean",
+    "lowrank_mats",
+)
+"""Rows of the short table."""
 
 
-def read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The reference of a collection, and its results; those of other inputs or defaults are left out."""
-    paths = sorted(folder.glob("*.json"))
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    reference = found.pop("reference")
+class Found(NamedTuple):
+    """What a folder has of one collection.
+
+    Attributes:
+        reference: Specialists and base by themselves.
+        chosen: Results at a multiple chosen on dev.
+        as_run: Results as the commands run.
+    """
+
+    reference: Mapping[str, Any]
+    chosen: Sequence[Mapping[str, Any]]
+    as_run: Sequence[Mapping[str, Any]]
+
+
+def read_results(folder: Path) -> Found:
+    """Read the results of a collection; those of other inputs or defaults are left out."""
+    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
     inputs = reference["key"].partition("/")[0]
-    others = [name for name, one in found.items() if not is_current(one, inputs)]
+    chosen, as_run = (_current(where, inputs, as_run=where != folder) for where in (folder, folder / AS_RUN))
+    return Found(reference, chosen, as_run)
+
+
+def _current(folder: Path, inputs: str, *, as_run: bool) -> list[dict[str, Any]]:
+    paths = sorted(path for path in folder.glob("*.json") if path.stem != "reference")
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    others = [name for name, one in found.items() if not is_current(one, inputs, as_run=as_run)]
     if others:
         tell(f"{folder}: left out, of other inputs or defaults: {', '.join(others)}")
-    return reference, [one for name, one in found.items() if name not in others]
+    return [one for name, one in found.items() if name not in others]
 
 
-def summary(reference: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Entries, best first: of each method and rank the setting that is best on the dev half.
+# --- shares with errors -------------------------------------------------------------------------------------
 
-    The looks of all of its settings are counted. Errors and p are of rows drawn again; `error_by_groups` of
-    whole groups (rows of one premise), which are fewer and so less sure.
+
+def summary(found: Found) -> dict[str, Any]:
+    """Every setting in an entry, best first: as its command runs it, and at a multiple chosen on dev.
+
+    Errors are of whole groups drawn again (rows of one premise), which are fewer than rows and so less sure.
     """
-    chosen = _chosen([one for one in results if "correct" in one])
-    rows = {
-        "specialists": reference["specialist"]["correct"],
-        "base": reference["base"]["correct"],
-        **{_label(one): one["correct"] for one, _ in chosen},
+    reference = found.reference
+    measured: dict[tuple[str, str], Mapping[str, Any]] = {
+        (measure, _label(one)): one
+        for measure, results in (("as_run", found.as_run), ("chosen", found.chosen))
+        for one in results
+        if "correct" in one
     }
-    by_row, by_group = (_tasks(reference, list(rows.values()), grouped) for grouped in (False, True))
-    found, drawn, drawn_groups = normalised(by_row), draws(by_row), draws(by_group)
-    baseline = next((i for i, (one, _) in enumerate(chosen, 2) if _family(one) == BASELINE), None)
-    entries = []
-    for place, name in enumerate(rows):
-        entry: dict[str, Any] = {
-            "entry": name,
-            "normalised": float(found[place]),
-            "error": float(drawn[:, place].std(ddof=1)),
-            "error_by_groups": float(drawn_groups[:, place].std(ddof=1)),
-            "test": {
-                task: float(one.scores[place].mean())
-                for task, one in zip(reference["sizes"]["test"], by_row, strict=True)
+    alone = [reference["specialist"]["correct"], reference["base"]["correct"]]
+    tasks = _tasks(reference, [*alone, *(one["correct"] for one in measured.values())])
+    shares, errors = normalised(tasks), draws(tasks).std(axis=0, ddof=1)
+    scores = [
+        {
+            "normalised": float(shares[place]),
+            "error": float(errors[place]),
+            "by_task": {
+                task: float(one.scores[place].mean() / one.specialist.mean())
+                for task, one in zip(reference["sizes"]["test"], tasks, strict=True)
             },
         }
-        entry["accuracy"] = float(np.mean(list(entry["test"].values())))
-        specialist = reference["specialist"]["test"]
-        entry["by_task"] = {task: value / specialist[task] for task, value in entry["test"].items()}
-        if place > 1:
-            one, looks = chosen[place - 2]
-            entry |= {name: one.get(name) for name in _CARRIED} | {"dev_looks": looks}
-            if baseline is not None:
-                entry["difference"] = difference(found, drawn, place, baseline)._asdict()
-        entries.append(entry)
-    ordered = sorted(entries, key=lambda entry: -entry["normalised"])
-    refused = {_label(one): one["refused"][0] for one in results if "refused" in one}
+        for place in range(len(shares))
+    ]
+    entries: dict[str, dict[str, Any]] = {}
+    for (measure, name), score in zip(measured, scores[2:], strict=True):
+        one = measured[measure, name]
+        entry = entries.setdefault(name, {"entry": name} | {key: one[key] for key in _NAMED})
+        entry[measure] = score | {key: one[key] for key in _CARRIED[measure] if key in one}
+    refused = {_label(one): one["refused"][0] for one in [*found.as_run, *found.chosen] if "refused" in one}
     return {
         "sizes": reference["sizes"]["test"],
+        "groups": {task: max(numbers) + 1 for task, numbers in reference["groups"].items()},
         "cosine": reference["cosine"],
-        "entries": ordered,
+        "specialists": scores[0],
+        "base": scores[1],
+        "entries": sorted(entries.values(), key=lambda entry: -_best_of(entry)),
         "refused": refused,
     }
 
 
-_CARRIED = (
-    *("method", "parameters", "rank", "energy_kept", "coefficient", "scale", "dev", "seconds", "same_as"),
-)
+_NAMED = ("method", "parameters", "rank")
+_CARRIED = {
+    "as_run": ("scale", "norm", "dev", "same_as"),
+    "chosen": ("coefficient", "scale", "energy_kept", "dev", "seconds", "same_as"),
+}
+
+
+def _best_of(entry: Mapping[str, Any]) -> float:
+    """What entries are in order of: the share as run, else that at the chosen multiple."""
+    share: float = entry.get("as_run", entry.get("chosen"))["normalised"]
+    return share
 
 
 def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What `riemerge.suitability` tells users: the share of each row at its defaults, by collection."""
+    """What `riemerge.suitability` tells users: the share of each row as it runs without options."""
     collections = list(report["collections"].values())
     shares = [
         {
-            one["method"]: round(one["normalised"], 3)
+            one["method"]: round(one["as_run"]["normalised"], 3)
             for one in found["entries"]
-            if "method" in one and not one["parameters"]
+            if "as_run" in one and not one["parameters"]
         }
         for found in collections
     ]
@@ -104,102 +158,106 @@ def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def contests(
-    measured: Mapping[str, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
-) -> list[dict[str, Any]]:
-    """What the geometric rows are worth against `RIVALS`, on the test half, paired.
+# --- who is better ------------------------------------------------------------------------------------------
 
-    Law: who competes is chosen on the dev half alone, and the same everywhere: of the geometric settings that
-    were measured on all collections that of the best mean dev score, once among the rows that need no data
-    and once among those that have statistics; at the rank of the specialists and at any, against the best
-    setting of that rank (on that collection's dev half) of every rival.
+
+def contests(measured: Mapping[str, Found]) -> list[dict[str, Any]]:
+    """What rows are worth against others on the test halves of all collections together, paired.
+
+    Law: whole groups are drawn again, the same in all collections, which share the rows. As run, rows compete
+    by name (`AS_RUN_RIVALS`). At multiples chosen on dev, who competes is chosen on the dev half alone: of
+    the geometric settings that all collections have that of the best mean dev score, once among the rows that
+    need no data and once among those that have statistics; at the rank of the specialists and at any, against
+    the setting of every rival that has the best mean dev score.
 
     Args:
         measured: Collection to what `read_results` found.
     """
-    found = []
+    as_run = {name: _by_label(found.as_run) for name, found in measured.items()}
+    chosen = {name: _by_label(found.chosen) for name, found in measured.items()}
+    made = [
+        _contest(measured, as_run, "as run", ours, rival)
+        for ours, rivals in AS_RUN_RIVALS.items()
+        for rival in rivals
+        if all({ours, rival} <= set(one) for one in as_run.values())
+    ]
     for data in (False, True):
         for rank in (RANK, None):
-            champion = _champion([results for _, results in measured.values()], data, rank)
-            if champion is None:
-                continue
-            for collection, (reference, results) in measured.items():
-                ours = next(one for one in results if _label(one) == champion)
-                for rival in (*RIVALS, *(INFORMED if data else ())):
-                    theirs = [one for one in _fitting(results, rank) if one["method"] == rival]
-                    if theirs:
-                        best = max(theirs, key=lambda one: one["dev"])
-                        found.append(
-                            {
-                                "collection": collection,
-                                "statistics": data,
-                                "rank": rank,
-                                "ours": champion,
-                                "theirs": _label(best),
-                                **compare(reference, ours, best),
-                                "groups": compare(reference, ours, best, grouped=True),
-                            }
-                        )
-    return found
+            champion = _best_on_dev(chosen, rank, {row for row in GEOMETRIC if _has_data(row) == data})
+            rivals = (*RIVALS, *(INFORMED if data else ()))
+            theirs = [_best_on_dev(chosen, rank, {rival}) for rival in rivals]
+            made += [
+                _contest(measured, chosen, "chosen on dev", champion, rival, rank)
+                for rival in theirs
+                if champion and rival
+            ]
+    return made
 
 
-def _champion(everywhere: Sequence[Sequence[Mapping[str, Any]]], data: bool, rank: int | None) -> str | None:
-    """The geometric setting of the best mean dev score among those that all collections have."""
-    scores = [
-        {
-            _label(one): one["dev"]
-            for one in _fitting(results, rank)
-            if one["method"] in GEOMETRIC and bool(METHODS[one["method"]].statistics) == data
-        }
-        for results in everywhere
+def _has_data(method: str) -> bool:
+    return bool(METHODS[method].statistics)
+
+
+def _by_label(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {_label(one): one for one in results if "correct" in one}
+
+
+def _best_on_dev(
+    collections: Mapping[str, Mapping[str, Mapping[str, Any]]], rank: int | None, methods: Collection[str]
+) -> str | None:
+    """The setting of the best mean dev score among those of some methods that all collections have."""
+    common = set.intersection(*(set(one) for one in collections.values()))
+    fitting = [
+        name
+        for name in sorted(common)
+        if all(
+            one[name]["method"] in methods and (rank is None or one[name]["rank"] <= rank)
+            for one in collections.values()
+        )
     ]
-    common = sorted(set.intersection(*(set(one) for one in scores)))
-    return max(common, key=lambda name: sum(one[name] for one in scores), default=None)
+    return max(fitting, key=lambda name: sum(one[name]["dev"] for one in collections.values()), default=None)
 
 
-def _fitting(results: Sequence[Mapping[str, Any]], rank: int | None) -> list[Mapping[str, Any]]:
-    return [one for one in results if "dev" in one and (rank is None or one["rank"] <= rank)]
+def _contest(
+    measured: Mapping[str, Found],
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    measure: str,
+    ours: str,
+    theirs: str,
+    rank: int | None = None,
+) -> dict[str, Any]:
+    pairs = {name: [results[name][one]["correct"] for one in (ours, theirs)] for name in measured}
+    tasks = {name: _tasks(found.reference, pairs[name]) for name, found in measured.items()}
+    return {
+        "measure": measure,
+        "statistics": _has_data(ours.partition(":")[0]),
+        "rank": rank,
+        "ours": ours,
+        "theirs": theirs,
+        **compare([task for one in tasks.values() for task in one]),
+        "by_collection": {name: compare(one)["value"] for name, one in tasks.items()},
+    }
 
 
-def compare(
-    reference: Mapping[str, Any],
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
-    *,
-    grouped: bool = False,
-) -> dict[str, float]:
-    """Difference of two results, paired (see `riemerge.bootstrap.Difference`); of groups drawn as one."""
-    tasks = _tasks(reference, [first["correct"], second["correct"]], grouped)
+def compare(tasks: Sequence[Task]) -> dict[str, float]:
+    """Difference of the first of two results to the second (see `riemerge.bootstrap.Difference`)."""
     return difference(normalised(tasks), draws(tasks), 0, 1)._asdict()
-
-
-def _chosen(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], int]]:
-    """Of each method and rank what is best on the dev half, and all looks that it took."""
-    families: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
-    for one in results:
-        families.setdefault(_family(one), []).append(one)
-    return [
-        (max(members, key=lambda one: one["dev"]), sum(len(one["looks"]) for one in members))
-        for members in families.values()
-    ]
-
-
-def _family(result: Mapping[str, Any]) -> tuple[str, Any]:
-    return result["method"], result["parameters"].get("rank")
 
 
 def _label(result: Mapping[str, Any]) -> str:
     return Candidate(result["method"], result["parameters"]).name
 
 
-def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grouped: bool) -> list[Task]:
+def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> list[Task]:
+    """What is drawn: whole groups of each task, whose number is its place, the same in all collections."""
     return [
         Task(
             np.stack([unpacked(row[task], size) for row in rows]),
             unpacked(reference["specialist"]["correct"][task], size),
-            reference["groups"][task] if grouped else None,
+            reference["groups"][task],
+            number=place,
         )
-        for task, size in reference["sizes"]["test"].items()
+        for place, (task, size) in enumerate(reference["sizes"]["test"].items())
     ]
 
 
@@ -207,110 +265,103 @@ def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]], grou
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """Markdown: who wins, and one table for each collection."""
+    """Markdown: who is better, and one table for each collection."""
     said = "{settings} settings of each collection; {measured} results in {minutes:.0f} minutes."
     parts = [said.format(**report["machine"]["run"]), contest_table(report["contests"])]
     for collection, found in report["collections"].items():
         tasks = list(found["sizes"])
-        head = ["method", "rank", "energy", "c", "looks", "seconds", "accuracy", "normalised", *tasks]
-        head += ["− average", "p"]
+        head = ["method", "rank", "scale", "norm", "as run", *tasks, "chosen on dev", "c", "scale", "seconds"]
         parts += [f"### {collection}", markdown(head, [_line(one, tasks) for one in found["entries"]])]
         parts += [f"`{name}` refused: {why}" for name, why in found["refused"].items()]
     return "\n\n".join(parts)
 
 
 def overview(report: Mapping[str, Any]) -> str:
-    """Markdown for the README: the contests, and every entry in a line with its score on each collection.
-
-    Law: a line for each method and rank, of its setting that is best on dev; best mean on the test half
-    first; `–` where a method refused a collection.
-    """
+    """Markdown for the README: who is better, and the rows of `HEADLINE` on each collection."""
     collections = report["collections"]
-    lines: dict[tuple[str, Any], dict[str, Any]] = {}
-    for name, found in collections.items():
-        for entry in found["entries"]:
-            label = f"`{entry['method']}`" if "method" in entry else entry["entry"]
-            key = label, entry.get("parameters", {}).get("rank")
-            lines.setdefault(key, {"label": label})[name] = entry
+    by_name = {
+        name: {entry["entry"]: entry for entry in found["entries"]} for name, found in collections.items()
+    }
     rows = [
         [
-            line["label"],
-            str(max(line[name].get("rank", 0) for name in collections if name in line) or ""),
-            *(
-                f"{line[name]['normalised']:.3f} ± {line[name]['error']:.3f}" if name in line else "–"
-                for name in collections
-            ),
+            f"`{row}`",
+            str(max(one[row]["rank"] for one in by_name.values())),
+            *(_share(one[row].get(measure)) for measure in ("as_run", "chosen") for one in by_name.values()),
         ]
-        for line in sorted(
-            lines.values(),
-            key=lambda line: (
-                -float(np.mean([line[name]["normalised"] for name in collections if name in line]))
-            ),
-        )
+        for row in HEADLINE
+        if all(row in one for one in by_name.values())
     ]
-    table = markdown(["method", "rank", *collections], rows)
-    return f"{contest_table(report['contests'])}\n\n{table}"
+    rows += [
+        [title, "", *([_share(found[name]) for found in collections.values()] * 2)]
+        for name, title in (("specialists", "each specialist on its own task"), ("base", "base model alone"))
+    ]
+    head = ["method", "rank"]
+    head += [f"{measure}, {name}" for measure in ("as run", "scale chosen on dev") for name in collections]
+    return f"{markdown(head, rows)}\n\n{contest_table(report['contests'])}"
 
 
 def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: every contest in a line."""
     rows = [
         [
-            one["collection"],
+            one["measure"],
             "train rows" if one["statistics"] else "no",
             "any" if one["rank"] is None else str(one["rank"]),
             f"`{one['ours']}`",
             f"`{one['theirs']}`",
             f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]",
             number(one["p"]),
-            "yes" if one["low"] > 0 else "**no**",
-            "[{low:+.3f}, {high:+.3f}]".format(**one["groups"]),
+            "yes" if one["low"] > 0 else "worse" if one["high"] < 0 else "**not established**",
         ]
         for one in found
     ]
-    head = [
-        "collection",
-        "data",
-        "rank",
-        "ours, chosen on dev",
-        "theirs",
-        "difference on test",
-        "p",
-        "better",
-        "by groups",
-    ]
+    head = ["scale", "data", "rank", "ours", "theirs", "difference on test", "p", "better"]
     return markdown(head, rows)
 
 
+def _share(score: Mapping[str, Any] | None) -> str:
+    return "–" if score is None else f"{score['normalised']:.3f} ± {score['error']:.3f}"
+
+
 def _line(entry: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
-    ours = "method" in entry
-    against = entry.get("difference")
+    as_run, chosen = entry.get("as_run"), entry.get("chosen")
     return [
-        f"`{entry['entry']}`" if ours else entry["entry"],
-        str(entry["rank"]) if ours else "",
-        f"{entry['energy_kept']:.2f}" if ours else "",
-        number(entry["coefficient"]) if ours else "",
-        str(entry["dev_looks"]) if ours else "",
-        number(entry["seconds"]["merge"]) if ours else "",
-        f"{entry['accuracy']:.3f}",
-        f"{entry['normalised']:.3f} ± {entry['error']:.3f}",
-        *(f"{entry['by_task'][task]:.2f}" for task in tasks),
-        f"{against['value']:+.3f} [{against['low']:+.3f}, {against['high']:+.3f}]" if against else "",
-        number(against["p"]) if against else "",
+        f"`{entry['entry']}`",
+        str(entry["rank"]),
+        number(as_run["scale"]) if as_run else "–",
+        number(as_run["norm"]) if as_run else "–",
+        _share(as_run),
+        *(f"{as_run['by_task'][task]:.2f}" if as_run else "–" for task in tasks),
+        _share(chosen),
+        number(chosen["coefficient"]) if chosen else "–",
+        number(chosen["scale"] * chosen["coefficient"]) if chosen else "–",
+        number(chosen["seconds"]["merge"]) if chosen else "–",
     ]
 
 
 def picture(report: Mapping[str, Any]) -> Any:
-    """Bars with standard errors, best on top, one panel for each collection."""
+    """The rows of `HEADLINE` as run and with their scale chosen, with errors: a panel for each collection."""
     collections = report["collections"]
-    longest = max(len(found["entries"]) for found in collections.values())
-    figure, axes = canvas(1, len(collections), 7 * len(collections), 1.2 + 0.22 * longest)
+    figure, axes = canvas(1, len(collections), 6.5 * len(collections), 5.5)
     for axis, (collection, found) in zip(axes[0], collections.items(), strict=True):
-        entries = found["entries"][::-1]
-        values, errors = ([entry[name] for entry in entries] for name in ("normalised", "error"))
-        colours = ["tab:blue" if "method" in entry else "tab:grey" for entry in entries]
-        axis.barh([entry["entry"] for entry in entries], values, xerr=errors, color=colours)
-        axis.set_xlim(max(0.0, min(values) - 0.05), max(values) + 0.05)
-        axis.set_title(f"{collection}: normalised accuracy, test half")
-        axis.tick_params(axis="y", labelsize=7)
+        by_name = {entry["entry"]: entry for entry in found["entries"]}
+        shown = [name for name in HEADLINE if name in by_name][::-1]
+        for measure, colour, title in (
+            ("as_run", "tab:blue", "as its command runs it"),
+            ("chosen", "tab:orange", "scale chosen on labelled dev rows"),
+        ):
+            there = [place for place, name in enumerate(shown) if measure in by_name[name]]
+            scores = [by_name[shown[place]][measure] for place in there]
+            axis.errorbar(
+                [one["normalised"] for one in scores],
+                [place + (0.15 if measure == "as_run" else -0.15) for place in there],
+                xerr=[one["error"] for one in scores],
+                fmt="o",
+                color=colour,
+                label=title,
+            )
+        axis.set_yticks(range(len(shown)), shown, fontsize=8)
+        axis.axvline(found["base"]["normalised"], color="tab:grey", linestyle=":", label="base model alone")
+        axis.set_title(f"{collection}: share of the specialists' accuracy, test half")
+        axis.legend(loc="lower left", fontsize=8)
     return figure
