@@ -86,3 +86,14 @@ def test_draws_in_blocks_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bootstrap, "_AT_ONCE", 60 * 7)
     # Sums of ones and zeros are exact in any order.
     assert np.array_equal(bootstrap.draws(tasks, 500), whole)
+
+
+def test_tasks_of_one_number_are_drawn_alike() -> None:
+    rows = 90
+    scores, specialist = answers(rows, (0.6, 0.4), 5), np.ones(rows, bool)
+    twice = bootstrap.draws([bootstrap.Task(scores, specialist, number=3)] * 2)
+    once = bootstrap.draws([bootstrap.Task(scores, specialist, number=3)])
+    np.testing.assert_array_equal(twice, once)
+    apart = bootstrap.draws([bootstrap.Task(scores, specialist)] * 2)
+    # Two draws of their own halve the variance.
+    np.testing.assert_allclose(apart.std(axis=0), once.std(axis=0) / math.sqrt(2), rtol=0.05)

@@ -63,6 +63,9 @@ LONG = ("mats", "mats_forward", "fisher_rao")
 SCALED = ("spectrum", "spectrum_matched", "power_mean")
 """Rows of ours whose scale is `matched` where none is said: as run they are measured at scale 1, too."""
 
+WHOLE = ("spectrum", "average", "tsv")
+"""Rows that are measured as they run with `--rank sum`, too."""
+
 DENSITY = 0.2  # as published for TIES, and of the order of what DARE keeps
 
 # The specialists were trained and published in bfloat16; about one answer in a thousand differs from float32,
@@ -90,7 +93,7 @@ def candidates() -> list[Candidate]:
 
 
 def as_run_candidates() -> list[Candidate]:
-    """Every candidate, first those without data at their own rank; at both scales where there is a choice."""
+    """Every candidate at its own rank, at both scales where it has a choice and no data; some of them whole."""
     every = candidates()
     own = [one for one in every if "rank" not in one.parameters and not METHODS[one.method].statistics]
     chosen = [one for one in own if METHODS[one.method].normalised]
@@ -98,7 +101,9 @@ def as_run_candidates() -> list[Candidate]:
         Candidate(one.method, {**one.parameters, "scale": 1.0 if one.method in SCALED else MATCHED})
         for one in chosen
     ]
-    return [*own, *scales, *(one for one in every if one not in own)]
+    informed = [one for one in every if METHODS[one.method].statistics and "rank" not in one.parameters]
+    whole = [one for one in every if one.method in WHOLE and "rank" in one.parameters]
+    return [*own, *scales, *whole, *informed]
 
 
 def _applies(row: Method) -> bool:
