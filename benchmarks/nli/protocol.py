@@ -93,7 +93,7 @@ def candidates() -> list[Candidate]:
 
 
 def as_run_candidates() -> list[Candidate]:
-    """Every candidate at its own rank, at both scales where it has a choice and no data; some of them whole."""
+    """Every candidate at its own rank, at both scales where it has a choice and no data; some whole, too."""
     every = candidates()
     own = [one for one in every if "rank" not in one.parameters and not METHODS[one.method].statistics]
     chosen = [one for one in own if METHODS[one.method].normalised]
