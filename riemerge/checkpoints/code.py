@@ -29,21 +29,16 @@ def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
         "a merge carries the code of one model, to run on the weights of all: make them equal, or give "
         "single files of tensors, which carry no code"
     )
-    files = [(one.path, _files(one)) for one in checkpoints]
-    names = [(one.path, _named(one)) for one in checkpoints]
-    problems = {
-        f"{name}: is other code in {second} than in {first}: {advice}"
-        for (first, own), (second, other) in combinations(files, 2)
-        for name in {*own} & {*other}
-        if own[name] != other[name]
-    }
-    problems |= {
-        f"{key}: is {shown(own[key])} in {first} and {shown(other[key])} in {second}: {advice}"
-        for (first, own), (second, other) in combinations(names, 2)
-        for key in {*own} & {*other}
-        if not _same_class(own[key], other[key])
-    }
-    return sorted(problems)
+    problems: dict[str, str] = {}  # by what differs: of many models, the first two that do
+    for one, other in combinations(checkpoints, 2):
+        files, others = _files(one), _files(other)
+        for name in (name for name in files if others.get(name, files[name]) != files[name]):
+            problems.setdefault(name, f"is other code in {other.path} than in {one.path}")
+        names, others = _named(one), _named(other)
+        for key in (key for key in names if not _same_class(names[key], others.get(key, names[key]))):
+            said = f"is {shown(names[key])} in {one.path} and {shown(others[key])} in {other.path}"
+            problems.setdefault(key, said)
+    return [f"{shown(what)}: {said}: {advice}" for what, said in sorted(problems.items())]
 
 
 def code_notes(carried: Checkpoint) -> list[str]:
@@ -82,11 +77,13 @@ def _auto_map(path: Path) -> Iterator[tuple[str, str]]:
     except ValueError:
         return  # no settings that anyone could load
     said = settings.get("auto_map") if isinstance(settings, dict) else None
-    # Settings of tokenizers of old are a list alone; a pair is that of a slow and a fast tokenizer.
-    for key, value in said.items() if isinstance(said, dict) else [("auto_map", said)]:
-        for place, name in enumerate(value if isinstance(value, list) else [value]):
+    # Old settings of a tokenizer are a list alone.
+    for key, value in said.items() if isinstance(said, dict) else [("", said)]:
+        where = f"auto_map.{key}".removesuffix(".")
+        # A list is of a slow tokenizer and a fast one, either of which may be missing.
+        for place, name in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(name, str):
-                yield f"{key}[{place}]" if isinstance(value, list) else f"auto_map.{key}", name
+                yield where if place is None else f"{where}[{place}]", name
 
 
 def _same_class(one: str, other: str) -> bool:
