@@ -33,8 +33,8 @@ def parse_spec(text: str) -> tuple[str, float]:
         return folder, weight
     if os.path.lexists(folder):
         raise RecipeError(
-            f"{text}: is there, and so is {folder}, which {number} may be the weight of: write {text}:1 for "
-            f"the first, {folder}{os.sep}:{number} for the second"
+            f"{text}: both {text} and {folder} exist, so {number} is part of a name or a weight: write "
+            f"{text}:1 for the first, {folder}{os.sep}:{number} for the second"
         )
     return text, 1.0
 

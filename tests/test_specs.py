@@ -75,7 +75,7 @@ def test_a_merge_takes_the_folder_that_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path / "run", three)
     ran = run("merge", f"{tmp_path}/run:2", tmp_path / "other", "-o", tmp_path / "more")
     assert ran.exit_code == 3
-    assert f"{tmp_path}/run:2: is there, and so is {tmp_path}/run" in ran.stderr
+    assert f"both {tmp_path}/run:2 and {tmp_path}/run exist" in ran.stderr
 
 
 def test_a_sweep_s_models_are_folders_and_never_have_weights(tmp_path: Path) -> None:

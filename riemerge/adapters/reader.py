@@ -16,7 +16,7 @@ import torch
 
 from riemerge.adapters.config import AdapterConfig, parse_config
 from riemerge.errors import AdapterError
-from riemerge.storage.kinds import MODEL_FILE, MODEL_INDEX, holds_adapter, models_below
+from riemerge.storage.kinds import MODEL_FILE, MODEL_INDEX, holds_adapter, holds_statistics, models_below
 from riemerge.storage.tensor_file import FLOATS, Entry, TensorFile, open_tensors, read_start, why_not_finite
 from riemerge.storage.text import MAX_NAME, can_be_shown, listed, shown
 from riemerge.updates import LowRankUpdate
@@ -191,7 +191,7 @@ def _hint(folder: Path) -> str:
     """What is in a folder that holds no adapter, and what to do."""
     if any((folder / name).exists() for name in (MODEL_FILE, MODEL_INDEX)):
         return "; it is a full checkpoint, not an adapter"
-    if (folder / "statistics.json").exists():
+    if holds_statistics(folder):
         return "; it holds statistics of a model: name it under statistics, beside the model"
     below = models_below(folder)
     return f"; did you mean one of its folders: {listed(below)}?" if below else ""

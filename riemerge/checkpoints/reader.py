@@ -20,6 +20,7 @@ from riemerge.storage.kinds import (
     MODEL_FILE,
     MODEL_INDEX,
     holds_adapter,
+    holds_statistics,
     models_below,
     why_no_checkpoint,
 )
@@ -195,6 +196,8 @@ def _hint(folder: Path) -> str:
     inside = _files_in(folder)
     if holds_adapter(folder):
         return "; it is an adapter, not a full checkpoint"
+    if holds_statistics(folder):
+        return "; it holds statistics of a model, not a full checkpoint"
     if tensors := [name for name in inside if name.endswith((SUFFIX, INDEX_SUFFIX))]:
         return f"; did you mean one of its files: {listed(tensors)}?"
     if below := models_below(folder):

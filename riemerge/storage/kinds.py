@@ -11,6 +11,7 @@ from riemerge.storage.text import listed
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
+_STATISTICS_FILE = "statistics.json"
 
 _OF_ADAPTERS = re.compile(r"adapter_config\.json|adapter_model.*\..*")
 _TENSORS = re.compile(r".*\.(safetensors(\.index\.json)?|bin|pt|pth|ckpt|gguf)")
@@ -23,19 +24,19 @@ _FACTORS_OF_OTHERS = re.compile(
     r"(^|[._])(lora_(unet|te\d?|transformer)_|lora_(up|down|mid|linear_layer|magnitude_vector)\b)"
     r"|(^|[._])lora_[ABab]([._]|$)|lora\d?\.(up|down|mid)\b|(^|[._])(hada|lokr)_|\bdora_scale$|^lycoris_"
 )
-_STATISTICS = {"tokens", "examples", "loss"}
+_OF_STATISTICS = {"tokens", "examples", "loss"}
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a path is to be read as a full checkpoint; the reader of adapters takes all others.
 
-    Law: a file is. A folder is where it holds tensors of a model under any name, and neither the folder
-    itself nor one in it holds an adapter; beside `model.safetensors` none in it is looked at.
+    Law: a file is. A folder is where it holds tensors under any name but no statistics, and neither the
+    folder itself nor one in it holds an adapter; beside `model.safetensors` none in it is looked at.
     """
     path = Path(path)
     if not path.is_dir():
         return path.is_file()
-    if holds_adapter(path):
+    if holds_adapter(path) or holds_statistics(path):
         return False
     if (path / MODEL_FILE).exists() or (path / MODEL_INDEX).exists():
         return True
@@ -45,6 +46,11 @@ def is_checkpoint(path: str | Path) -> bool:
 def holds_adapter(folder: Path) -> bool:
     """Return whether the files of an adapter lie in a folder, or some of them."""
     return any(map(_OF_ADAPTERS.fullmatch, _names_in(folder)))
+
+
+def holds_statistics(folder: Path) -> bool:
+    """Return whether a folder is one of `riemerge.collect_statistics`."""
+    return _STATISTICS_FILE in _names_in(folder)
 
 
 def models_below(folder: Path) -> list[str]:
@@ -70,7 +76,7 @@ def why_no_checkpoint(names: Iterable[str]) -> str | None:
             "PEFT's format are read: convert it to a folder with adapter_config.json and "
             "adapter_model.safetensors"
         )
-    if {*names} >= _STATISTICS:
+    if {*names} >= _OF_STATISTICS:
         return "holds statistics of one module, not a full checkpoint: name their folder under statistics"
     return None
 

@@ -30,7 +30,7 @@ from riemerge.storage.kinds import holds_adapter, is_checkpoint, models_below
         (["x.bin", "style/adapter_config.json"], False, ["style"]),
         (["model.safetensors", "style/adapter_config.json"], True, ["style"]),
         (["model.safetensors", "adapter_model/adapter_config.json"], True, ["adapter_model"]),
-        (["statistics.json", "q.safetensors"], True, []),
+        (["statistics.json", "q.safetensors"], False, []),
     ],
 )
 def test_a_folder_is_what_its_files_are_called(
