@@ -126,8 +126,8 @@ def merge(
     """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
 
     A weight is what stands behind the last colon, if that is a number; 1 otherwise. A folder whose own name
-    ends so is that folder. Options win over the recipe. Which method takes which parameter, `riemerge methods` says; a value may also be a list over
-    depth: --density "[0.3, 0.7]".
+    ends so is that folder. Options win over the recipe. Which method takes which parameter, `riemerge
+    methods` says; a value may also be a list over depth: --density "[0.3, 0.7]".
     """
     from riemerge.recipe import read_recipe
 
