@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from riemerge import __version__
-from riemerge.adapters import Adapter
+from riemerge.adapters import Adapter, differing_facts
 from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, display_names
 from riemerge.measure import totals
@@ -38,6 +38,7 @@ def run_record(
     rows: Sequence[ModuleRow],
     evidence: Mapping[str, Evidence],
     matched_scale: float | None,
+    notes: Iterable[str] = (),
     began: float,
     read: float,
 ) -> RunRecord:
@@ -56,6 +57,7 @@ def run_record(
         rows: Of each module, as measured.
         evidence: Of each module, from the method.
         matched_scale: What `scale: matched` came to; None where no module asked for it.
+        notes: Warnings that are known only to who opened the inputs.
         began: When the merge began, by `perf_counter`.
         read: When the inputs had been read.
     """
@@ -70,7 +72,7 @@ def run_record(
         totals=totals(rows),
         matched_scale=matched_scale,
         advice={one.status: one.advice for one in evidence.values() if one.advice},
-        warnings=tuple(warnings(recipe, inputs, evidence, rows)),
+        warnings=(*notes, *warnings(recipe, inputs, evidence, rows)),
         timing=Timing(
             read=read - began,
             solve=perf_counter() - read,
@@ -168,8 +170,12 @@ def warnings(
         for twins in same.values()
         if len(twins) > 1
     ]
+    asked = sorted(inputs, key=lambda one: one.place)
+    adapters = {one.name: one.model for one in asked if isinstance(one.model, Adapter)}
+    found += [f"{name}: {note}" for name, adapter in adapters.items() for note in adapter.notes]
+    found += differing_facts(adapters)
     ranked = [row for row in rows if row.numerical_ranks is not None]
-    for place, one in enumerate(sorted(inputs, key=lambda one: one.place)):
+    for place, one in enumerate(asked):
         found += _of_rank(one.name, ranked, place, recipe.parameters.get("rank"))
     for status in sorted({one.status for one in evidence.values() if not one.ok}):
         there = [module for module, one in evidence.items() if one.status == status]

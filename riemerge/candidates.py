@@ -33,10 +33,13 @@ def parse(text: str) -> Candidate:
     'ties:density=0.2:rank=sum'
 
     Raises:
-        RecipeError: No such method, a parameter that it does not take, or no value of it.
+        RecipeError: No such method, a parameter that it does not take or that is said twice, or no value.
     """
     method, *said = text.split(":")
     takes, pairs = find_method(method).parameters, [one.partition("=")[::2] for one in said]
     if unknown := [name for name, _ in pairs if name not in takes]:
         raise RecipeError(f"{text}: {method} takes no {', '.join(unknown)}: it takes {', '.join(takes)}")
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RecipeError(f"{text}: {', '.join(twice)}: said more than once: say it once")
     return Candidate(method, {name: parse_value(PARAMETERS[name], value) for name, value in pairs})

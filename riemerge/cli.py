@@ -125,9 +125,9 @@ def merge(
 ) -> None:
     """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
 
-    A weight is what stands behind the last colon, if that is a number; 1 otherwise. Options win over the
-    recipe. Which method takes which parameter, `riemerge methods` says; a value may also be a list over
-    depth: --density "[0.3, 0.7]".
+    A weight is what stands behind the last colon, if that is a number; 1 otherwise. A folder whose own name
+    ends so is that folder. Options win over the recipe. Which method takes which parameter, `riemerge
+    methods` says; a value may also be a list over depth: --density "[0.3, 0.7]".
     """
     from riemerge.recipe import read_recipe
 
@@ -211,7 +211,11 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
 def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str | None]:
     if wrong := [text for text in texts if "=" not in text]:
         raise click.BadParameter(f"{wrong[0]!r}: expected TASK=MODEL")
-    return {task: model or None for task, _, model in (text.partition("=") for text in texts)}
+    pairs = [text.partition("=")[::2] for text in texts]
+    found = {task: model or None for task, model in pairs}
+    if len(found) < len(pairs) or "" in found:
+        raise click.BadParameter(f"{', '.join(texts)}: expected each TASK once, with a name")
+    return found
 
 
 @main.command()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from riemerge.bookkeeping import run_record
-from riemerge.checkpoints import Checkpoint, check_checkpoints, read_checkpoint
+from riemerge.checkpoints import Checkpoint, check_checkpoints, code_notes, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.inputs import counting as counting_models
-from riemerge.inputs import in_order
+from riemerge.inputs import in_order, read_each
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import tensor_row
@@ -78,6 +78,7 @@ class CheckpointMerge:
     Attributes:
         checkpoints: The inputs that count, in the order asked for.
         base: The base model, if any.
+        carried: The one whose other files go with the result: the base model, or the first.
 
     Raises:
         RecipeError: What was asked makes no sense for checkpoints.
@@ -94,17 +95,19 @@ class CheckpointMerge:
     ) -> None:
         self._started = perf_counter()
         self._recipe, self._method = recipe, find_method(recipe.merge_method)
+        # First what is wrong with a path: what is asked of it may then have been meant otherwise.
+        paths = [recipe.models[place].model for place in counting_models(recipe)]
+        opened = read_each(read_checkpoint, [*paths, *([recipe.base_model] if recipe.base_model else [])])
+        self.checkpoints = tuple(opened[: len(paths)])
+        self.base = opened[-1] if recipe.base_model else None
+        self.carried = self.base or self.checkpoints[0]
         _check(recipe)
+        check_checkpoints(opened)
         self._out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype) if recipe.out_dtype else None
         self._row = FlatRow.of(self._method)
         self._where = find_device(device)
         self._threads = find_threads(threads, self._where)
         self._tell = progress
-        self.checkpoints = tuple(
-            read_checkpoint(recipe.models[place].model) for place in counting_models(recipe)
-        )
-        self.base = read_checkpoint(recipe.base_model) if recipe.base_model else None
-        check_checkpoints([*self.checkpoints, *([self.base] if self.base else [])])
         self._inputs = in_order(recipe, self._method, self.checkpoints)
         self._names = self.checkpoints[0].names
         places = [one.place for one in self._inputs]
@@ -152,6 +155,7 @@ class CheckpointMerge:
             rows=rows,
             matched_scale=factor,
             evidence=evidence,
+            notes=code_notes(self.carried),
             began=self._started,
             read=read,
         )
@@ -319,9 +323,3 @@ def _check(recipe: Recipe) -> None:
         problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
     if problems:
         raise RecipeError(problems)
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Return whether a path is a full checkpoint: a file, or a folder without an adapter's config."""
-    folder = Path(path)
-    return folder.is_file() or (folder.is_dir() and not (folder / "adapter_config.json").exists())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, final
@@ -25,6 +25,8 @@ class Hashed(Protocol):
 
 
 _Model = TypeVar("_Model", bound=Hashed)
+_Given = TypeVar("_Given")
+_Read = TypeVar("_Read")
 
 
 @final
@@ -131,11 +133,20 @@ def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
     Raises:
         AdapterError: Every problem of every folder.
     """
-    found: list[Adapter] = []
+    return read_each(lambda one: one if isinstance(one, Adapter) else read_adapter(one), adapters)
+
+
+def read_each(read: Callable[[_Given], _Read], given: Iterable[_Given]) -> list[_Read]:
+    """Apply a reader to each model, and report the problems of all of them at once.
+
+    Raises:
+        AdapterError: Every problem of every model.
+    """
+    found: list[_Read] = []
     problems: list[str] = []
-    for one in adapters:
+    for one in given:
         try:
-            found.append(one if isinstance(one, Adapter) else read_adapter(one))
+            found.append(read(one))
         except AdapterError as fault:
             problems += fault.problems
     if problems:

@@ -14,13 +14,14 @@ from riemerge.adapters import Adapter, read_adapter
 from riemerge.bookkeeping import resolved_recipe
 from riemerge.card import model_card
 from riemerge.checkpoints import Checkpoint, DenseWriter, read_checkpoint
-from riemerge.dense import CheckpointMerge, is_checkpoint
+from riemerge.dense import CheckpointMerge
 from riemerge.errors import RecipeError
-from riemerge.inputs import counting, expanded
+from riemerge.inputs import counting, expanded, read_each
 from riemerge.merge import CARD_FILE, RECORD_FILE, AdapterMerge, Listener, Progress, merge_recipe
 from riemerge.methods import find_method
 from riemerge.recipe import Recipe
 from riemerge.record import RunRecord
+from riemerge.storage.kinds import is_checkpoint
 from riemerge.storage.staging import check_output
 from riemerge.updates import LowRankUpdate
 
@@ -63,6 +64,9 @@ def merge_into(
     check_output(folder, [*paths, *([recipe.base_model] if recipe.base_model else [])])
     # One that is not there is refused by the reader of the others.
     kinds = {is_checkpoint(path) for path in paths if Path(path).exists()}
+    if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
+        # First what is wrong with a path, which may not be of the kind that it seems to be.
+        read_each(open_model, [paths[place] for place in counting(recipe)])
     if len(kinds) > 1:
         named = ", ".join(path for path in paths if is_checkpoint(path))
         raise RecipeError(
@@ -140,7 +144,7 @@ def _checkpoint(job: CheckpointMerge, folder: str | Path, shard_bytes: int) -> W
             writer.add(name, tensor, dtype=dtype if tensor.is_floating_point() else None)
 
         record = job.run(keep)
-        for path in (job.base or job.checkpoints[0]).other_files:
+        for path in job.carried.other_files:
             if path.name not in {RECORD_FILE, CARD_FILE}:
                 writer.add_file(path.name, path)
         _describe(writer, record)

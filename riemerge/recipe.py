@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from riemerge.errors import RecipeError
 from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, did_you_mean, find_method
 from riemerge.methods.parameters import MATCHED, Parameter, check_value, described, scalars
+from riemerge.specs import parse_specs
 from riemerge.yaml12 import parse_yaml, read_yaml
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -103,7 +104,9 @@ _TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "
 
 
 def read_recipe(
-    sources: Sequence[str], overrides: Mapping[str, Any] | None = None, statistics: Sequence[str] = ()
+    sources: Sequence[str | tuple[str, float]],
+    overrides: Mapping[str, Any] | None = None,
+    statistics: Sequence[str] = (),
 ) -> Recipe:
     """Read what to merge: one YAML file, or folders with weights such as `a:0.5 b:0.5`.
 
@@ -111,7 +114,8 @@ def read_recipe(
     the file or at its default.
 
     Args:
-        sources: A single path that ends in .yaml or .yml, or one `folder[:weight]` for each model.
+        sources: A single file that ends in .yaml or .yml, or for each model one `folder[:weight]` (see
+            `riemerge.specs.parse_spec`), or its folder and its weight.
         overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
             `out_type` or any of `parameters`; None is no override.
         statistics: Folder of the statistics of each model, in their order, where `sources` are folders.
@@ -121,7 +125,7 @@ def read_recipe(
     """
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     top = {key: given.pop(key) for key in _TOP if key in given}
-    recipes = [source for source in sources if Path(source).suffix.lower() in {".yaml", ".yml"}]
+    recipes = [source for source in sources if isinstance(source, str) and _is_recipe(Path(source))]
     if recipes and (len(sources) > 1 or statistics):
         raise RecipeError(f"{recipes[0]}: a recipe stands alone: it names its models and statistics itself")
     if statistics and len(statistics) != len(sources):
@@ -132,7 +136,7 @@ def read_recipe(
         path = Path(recipes[0])
         raw, where = _read_file(path), path.name
     else:
-        specs = [parse_spec(source) for source in sources]
+        specs = parse_specs(sources)
         data: Sequence[str | None] = list(statistics) or [None] * len(specs)
         models = [
             {"model": folder, "parameters": {"weight": weight}, "statistics": own}
@@ -149,21 +153,8 @@ def read_recipe(
     return make_recipe(raw, where=where)
 
 
-def parse_spec(text: str) -> tuple[str, float]:
-    """Split `folder:weight` at its last colon, if a number follows it; a folder alone has weight 1.
-
-    >>> parse_spec("adapters/law:0.5")
-    ('adapters/law', 0.5)
-    >>> parse_spec("C:/adapters/law")
-    ('C:/adapters/law', 1.0)
-    """
-    folder, colon, number = text.rpartition(":")
-    if not colon or not folder:
-        return text, 1.0
-    try:
-        return folder, float(number)
-    except ValueError:
-        return text, 1.0
+def _is_recipe(path: Path) -> bool:
+    return path.suffix.lower() in {".yaml", ".yml"} and not path.is_dir()
 
 
 def parse_value(spec: Parameter, text: str) -> Any:

@@ -253,8 +253,8 @@ def _recipe(
         raise RecipeError(
             f"{', '.join(sorted(own))}: soups and sweeps have weights of their own: leave it out"
         )
-    # With a weight behind it, no folder's name is taken for a weight or a recipe.
-    sources = [f"{model}:1" for model in models]
+    # Not as text, so that no folder's name is taken for a weight or a recipe.
+    sources = [(str(model), 1.0) for model in models]
     return read_recipe(sources, {"merge_method": method, **asked}, [str(path) for path in statistics])
 
 

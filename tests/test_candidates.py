@@ -25,7 +25,16 @@ def test_what_is_read_has_a_name_that_reads_back(text: str, parameters: dict[str
 
 
 @pytest.mark.parametrize(
-    "text", ["tsvv", "average:density=0.2", "ties:density=2", "ties:density", "ties:", ""]
+    "text",
+    [
+        "tsvv",
+        "average:density=0.2",
+        "ties:density=2",
+        "ties:density",
+        "ties:",
+        "",
+        "ties:density=0.2:density=0.5",
+    ],
 )
 def test_what_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):

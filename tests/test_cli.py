@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 import riemerge
 from riemerge import cli, errors
@@ -234,6 +237,102 @@ def test_escapes_in_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     assert ran.exit_code == 4
     assert "\x1b" not in ran.stderr
     assert "\\x1b[31mred" in ran.stderr
+
+
+# --- paths that are something else --------------------------------------------------------------------------
+
+COMMANDS = (
+    ("merge",),
+    ("merge", "--method", "average"),
+    ("merge", "--method", "average", "--base-model", "base"),
+    ("merge", "--method", "average", "--out-type", "checkpoint"),
+    ("soup", "--scorer", "true {}"),
+    ("sweep", "--steps", 2),
+    ("evaluate", "--scorer", "true {} {part}"),
+    ("inspect",),
+)
+
+
+def run_below(root: Path, adapter: Path) -> list[Path]:
+    (root / "run").mkdir()
+    (root / "run" / "training_args.bin").write_bytes(b"\x80")
+    shutil.copytree(adapter, root / "run" / "checkpoint-500")
+    return [root / "run", adapter]
+
+
+def no_config(root: Path, adapter: Path) -> list[Path]:
+    (adapter / "adapter_config.json").unlink()
+    return [adapter]
+
+
+def run_of_checkpoints(root: Path, adapter: Path) -> list[Path]:
+    (root / "run" / "checkpoint-9").mkdir(parents=True)
+    save_file({"x": torch.ones(2)}, root / "run" / "checkpoint-9" / "model.safetensors")
+    return [root / "run"]
+
+
+def statistics_for_a_model(root: Path, adapter: Path) -> list[Path]:
+    (root / "data").mkdir()
+    (root / "data" / "statistics.json").write_text("{}")
+    save_file({"fisher": torch.ones(2, 2)}, root / "data" / "layers.0.q.safetensors")
+    return [root / "data"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: "-".join(map(str, words)))
+@pytest.mark.parametrize(
+    ("arrange", "says"),
+    [
+        (run_below, "run: has neither {} nor {}; did you mean one of its folders: checkpoint-500?"),
+        (no_config, "adapter_config.json: is missing; it says the scale of dW"),
+        (run_of_checkpoints, "run: has neither {} nor {}; did you mean one of its folders: checkpoint-9?"),
+        (statistics_for_a_model, "data: has neither {} nor {}; it holds statistics of a model"),
+    ],
+)
+def test_every_command_first_says_what_is_wrong_with_a_path(
+    folders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Any,
+    arrange: Any,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = arrange(tmp_path, folders[0])
+    other = [folders[1]] if len(given) == 1 else []
+    name, *words = command
+    target = [] if name == "inspect" else ["-o", "out"]
+    ran = run(name, *given, *other, *words, *target)
+    assert ran.exit_code == 4, ran.stderr
+    first = ran.stderr.splitlines()[0]
+    assert says.format("adapter_config.json", TENSORS) in first
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("base", ["a/adapter_model.safetensors", "a"])
+def test_an_adapter_is_no_base_model(folders: list[Path], tmp_path: Path, base: str) -> None:
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.ones(2)}, tmp_path / name / "model.safetensors")
+    models = (tmp_path / "x", tmp_path / "y")
+    ran = run("merge", *models, "-o", tmp_path / "out", "--base-model", tmp_path / base)
+    assert ran.exit_code == 4
+    assert "not a full checkpoint" in ran.stderr
+
+
+def test_every_path_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    for name in "xyz":
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    models = [tmp_path / f"{name}.safetensors" for name in "xyz"]
+    ran = run("merge", *models[:2], "-o", tmp_path / "out", "--base-model", models[2])
+    assert [line.split(": ")[1] for line in ran.stderr.splitlines()[:3]] == list(map(str, models))
+
+
+@pytest.mark.parametrize("said", [["a=b", "a=c"], ["=b"], ["a=b", "a="], ["b"]])
+def test_a_task_has_one_specialist_and_a_name(folders: list[Path], tmp_path: Path, said: list[str]) -> None:
+    words = [word for one in said for word in ("--specialist", one)]
+    ran = run("evaluate", *folders, "-o", tmp_path / "out", "--scorer", "true {} {part}", *words)
+    assert ran.exit_code == 2
+    assert "expected" in ran.stderr
 
 
 # --- inspect, methods, demo ---------------------------------------------------------------------------------

@@ -404,6 +404,34 @@ def test_a_sum_takes_updates_of_any_rank(tmp_path: Path) -> None:
     assert row.numerical_ranks is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (({"revision": "v1"}, {"revision": "v2"}), 'revision differs: "v1" in a, "v2" in b: their bases may'),
+        (({"revision": "v1"}, {}), 'revision differs: "v1" in a, null in b'),
+        (({"revision": "main"}, {}), None),  # what PEFT loads where there is none
+        (({"task_type": "CAUSAL_LM"}, {"task_type": "SEQ_CLS"}), "task_type differs"),
+        (({"auto_mapping": {"x": 1, "y": 2}}, {"auto_mapping": {"y": 2, "x": 1}}), None),
+        (({"auto_mapping": {"x": 1}}, {}), 'auto_mapping differs: {"x": 1} in a, null in b'),
+        (({"alpha_pattern": {"k_proj": 3}}, {}), "a: alpha_pattern: k_proj: decides nothing"),
+        (({}, {"lora_alpha": -1}), "b: alpha is negative"),
+        (({}, {"target_modules": ["q"]}), "b: PEFT loads no factors where"),
+        (({"use_rslora": True}, {"task_type": None}), None),
+    ],
+)
+def test_what_peft_goes_on_with_is_in_the_record(
+    tmp_path: Path, settings: tuple[dict[str, Any], ...], says: str | None
+) -> None:
+    adapters = family("close", 2)
+    folders = [
+        write_folder(tmp_path / name, one, **said)
+        for name, one, said in zip("ab", adapters, settings, strict=True)
+    ]
+    warnings = merge_adapters(folders, method="average").record.warnings
+    assert len(warnings) == (says is not None)
+    assert says is None or says in warnings[0]
+
+
 def test_an_optimizer_object_serves_every_block(tmp_path: Path) -> None:
     """Each block has a copy: on two threads the blocks would otherwise share one run's state."""
     shapes = {f"m{i:02}": (14, 12) for i in range(18)}

@@ -12,7 +12,7 @@ import pytest
 from riemerge.errors import RecipeError
 from riemerge.methods import METHODS, PARAMETERS, Method, find_method
 from riemerge.methods.parameters import Parameter
-from riemerge.recipe import make_recipe, parse_spec, parse_value, read_recipe
+from riemerge.recipe import make_recipe, parse_value, read_recipe
 from riemerge.yaml12 import MAX_BYTES, parse_yaml
 
 GOOD = """\
@@ -552,25 +552,6 @@ def test_whole_numbers_are_numbers() -> None:
 
 
 # --- words of the command line ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "folder", "weight"),
-    [
-        ("law", "law", 1.0),
-        ("law:0.5", "law", 0.5),
-        ("law:-1e-3", "law", -1e-3),
-        ("law:2", "law", 2.0),
-        ("C:/runs/law", "C:/runs/law", 1.0),
-        ("C:/runs/law:0.25", "C:/runs/law", 0.25),
-        ("run:12:0.5", "run:12", 0.5),
-        ("run:final", "run:final", 1.0),
-        ("law:", "law:", 1.0),
-        (":0.5", ":0.5", 1.0),
-    ],
-)
-def test_only_a_number_behind_the_last_colon_is_a_weight(text: str, folder: str, weight: float) -> None:
-    assert parse_spec(text) == (folder, weight)
 
 
 def test_words_make_the_same_recipe_as_a_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from riemerge.adapters.collection import check_collection
+from riemerge.adapters.collection import check_collection, differing_facts
 from riemerge.adapters.config import AdapterConfig
 from riemerge.adapters.reader import Adapter, read_adapter
 from riemerge.adapters.writer import round_update, write_adapter
@@ -11,6 +11,7 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "check_collection",
+    "differing_facts",
     "read_adapter",
     "round_update",
     "write_adapter",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from riemerge.adapters.reader import Adapter
 from riemerge.errors import AdapterError
-from riemerge.storage.text import listed, repeated, shown
+from riemerge.storage.text import brief, listed, repeated, shown
 
 
 def check_collection(adapters: Sequence[Adapter]) -> None:
@@ -26,6 +26,26 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
     ]
     if problems:
         raise AdapterError(problems)
+
+
+def differing_facts(adapters: Mapping[str, Adapter]) -> list[str]:
+    """Say what adapters, by their names, differ in that does not enter dW, so that a merge of them has none.
+
+    Source: PEFT 0.21.2. It loads the base model at the `revision` of an adapter (null is `main`), in the
+    class of its `task_type` or `auto_mapping`, and merges adapters that differ in them without a word.
+    """
+    found = []
+    for key, lost in (
+        ("revision", "their bases may differ, and the merged adapter names none, which is main"),
+        ("task_type", "the merged adapter names none"),
+        ("auto_mapping", "the merged adapter names none"),
+    ):
+        values = {name: getattr(one.config, key) for name, one in adapters.items()}
+        meant = [None if (key, value) == ("revision", "main") else value for value in values.values()]
+        if any(value != meant[0] for value in meant):
+            each = ", ".join(f"{brief(value)} in {name}" for name, value in values.items())
+            found.append(f"{key} differs: {each}: {lost}")
+    return found
 
 
 def _modules(adapters: Sequence[Adapter]) -> list[str]:

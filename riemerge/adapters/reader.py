@@ -16,6 +16,7 @@ import torch
 
 from riemerge.adapters.config import AdapterConfig, parse_config
 from riemerge.errors import AdapterError
+from riemerge.storage.kinds import MODEL_FILE, MODEL_INDEX, holds_adapter, holds_statistics, models_below
 from riemerge.storage.tensor_file import FLOATS, Entry, TensorFile, open_tensors, read_start, why_not_finite
 from riemerge.storage.text import MAX_NAME, can_be_shown, listed, shown
 from riemerge.updates import LowRankUpdate
@@ -72,6 +73,11 @@ class Adapter:
         """The narrowest dtype that holds all stored factors exactly."""
         stored = (FLOATS[factor.dtype] for pair in self._factors.values() for factor in pair)
         return reduce(torch.promote_types, stored)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a person may have meant otherwise, where PEFT goes on and so do we."""
+        return tuple(self.config.notes(self.modules))
 
     @cached_property
     def sha256(self) -> Mapping[str, str]:
@@ -139,7 +145,8 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         config, found = parse_config(content)
         problems += [f"{folder / CONFIG_FILE}: {text}" for text in found]
     except ValueError as error:
-        problems.append(f"{folder / CONFIG_FILE}: {error}")
+        what = "; it says the scale of dW, and lies where the adapter was saved" if not content else ""
+        problems.append(f"{folder / CONFIG_FILE}: {error}{what}")
 
     factors: dict[str, tuple[Entry, Entry]] = {}
     tensors = None
@@ -172,14 +179,22 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 def _check_folder(folder: Path) -> None:
     if not folder.exists():
         raise AdapterError(
-            f"{folder}: no such folder; nothing is downloaded, so fetch the adapter first (hf download)"
+            f"{folder}: no such folder or file; nothing is downloaded, so fetch it first (hf download)"
         )
     if not folder.is_dir():
         raise AdapterError(f"{folder}: is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}")
-    if not os.path.lexists(folder / CONFIG_FILE) and not os.path.lexists(folder / TENSOR_FILE):
-        inside = sorted(found.parent.name for found in folder.glob(f"*/{CONFIG_FILE}"))
-        hint = f"; did you mean one of its folders: {listed(inside)}?" if inside else ""
-        raise AdapterError(f"{folder}: has neither {CONFIG_FILE} nor {TENSOR_FILE}{hint}")
+    if not holds_adapter(folder):
+        raise AdapterError(f"{folder}: has neither {CONFIG_FILE} nor {TENSOR_FILE}{_hint(folder)}")
+
+
+def _hint(folder: Path) -> str:
+    """What is in a folder that holds no adapter, and what to do."""
+    if any((folder / name).exists() for name in (MODEL_FILE, MODEL_INDEX)):
+        return "; it is a full checkpoint, not an adapter"
+    if holds_statistics(folder):
+        return "; it holds statistics of a model: name it under statistics, beside the model"
+    below = models_below(folder)
+    return f"; did you mean one of its folders: {listed(below)}?" if below else ""
 
 
 def _open_tensors(path: Path) -> TensorFile:

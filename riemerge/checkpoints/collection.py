@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from riemerge.checkpoints.code import check_code
 from riemerge.checkpoints.reader import Checkpoint
 from riemerge.errors import AdapterError
 from riemerge.storage.text import listed, repeated, shown
 
 
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
-    """Check that these checkpoints can be merged with each other, from their headers alone.
+    """Check that these checkpoints can be merged with each other, from their headers and their code.
 
     Law: afterwards all have one set of names, each name one shape and one kind (a float of any width, or one
-    dtype of integers or bools), and no checkpoint occurs twice. Whether integers and bools have the same
-    values is known when they are read.
+    dtype of integers or bools), no checkpoint occurs twice, and none brings other code. Whether integers
+    and bools have the same values is known when they are read.
 
     Raises:
         AdapterError: With every problem found.
@@ -30,6 +31,7 @@ def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
         *_differing(
             "the dtype", {c: {name: _kind(dtype) for name, dtype in c.dtypes.items()} for c in checkpoints}
         ),
+        *check_code(checkpoints),
     ]
     if problems:
         raise AdapterError(problems)

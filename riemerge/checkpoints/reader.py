@@ -16,18 +16,34 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
+from riemerge.storage.kinds import (
+    MODEL_FILE,
+    MODEL_INDEX,
+    holds_adapter,
+    holds_statistics,
+    models_below,
+    why_no_checkpoint,
+)
 from riemerge.storage.tensor_file import DTYPES, TensorFile, open_tensors, read_start, why_not_finite
 from riemerge.storage.text import is_plain_name, listed, shown, strict_json
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
-TENSOR_FILE = f"model{SUFFIX}"
-INDEX_FILE = f"model{INDEX_SUFFIX}"
+TENSOR_FILE = MODEL_FILE
+INDEX_FILE = MODEL_INDEX
 
 # What a model needs beside its weights: settings, tokenizer, chat template, its own code. Not weights in
 # other formats, not what a trainer or an earlier merge recorded.
 _OTHER_SUFFIXES = {".jinja", ".json", ".model", ".py", ".tiktoken", ".txt"}
 _RECORDS = re.compile(r".*\.index\.json|(trainer_state|.*_results?|adapter_config|riemerge)\.json|\..*")
+
+_PICKLE = "; a pickle is never opened: convert it to safetensors"
+_NO_TENSORS = ": expected the tensors of a model"
+_KINDS = {
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE),
+    ".gguf": "; GGUF is not read: give the checkpoint that it was made from, in safetensors",
+    **dict.fromkeys((".yaml", ".yml"), "; a recipe is given alone and without a weight"),
+}
 
 _SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
@@ -118,7 +134,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Law: a checkpoint that opens is read exactly, each tensor from one place. Only the index and the headers
     of the shards it names are read, in its own folder; nothing is executed, nothing is downloaded. The values
     are checked when they are read (`Checkpoint.tensor`). Floats narrower than 16 bits are refused by name:
-    they mean nothing without their scales.
+    they mean nothing without their scales. So are the factors of a LoRA, which mean nothing apart.
 
     Args:
         path: A folder with `model.safetensors`, or with `model.safetensors.index.json` and its shards; such
@@ -138,9 +154,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     else:
         files, problems = _open_all([start])
         problems += [f"{file.path}: holds no tensors" for file in files if not file.entries]
+    holders = {name: file for file in files for name in file.entries}
+    if (why := why_no_checkpoint(holders)) is not None:
+        problems.append(f"{path}: {why}")
     if problems:
         raise AdapterError(problems)
-    holders = {name: file for file in files for name in file.entries}
     entries = {name: holders[name].entries[name] for name in sorted(holders)}
     return Checkpoint(
         path=path,
@@ -164,24 +182,29 @@ def _locate(path: Path) -> Path:
             raise AdapterError(f"{path}: is one shard of {int(shard['count'])}: give its folder")
         if path.name.endswith((SUFFIX, INDEX_SUFFIX)):
             return path
-        raise AdapterError(
-            f"{path}: is no {SUFFIX} file; a pickle is never opened: convert it to safetensors"
-        )
+        raise AdapterError(f"{path}: is no {SUFFIX} file{_KINDS.get(path.suffix, _NO_TENSORS)}")
     candidates = [path / name for name in (TENSOR_FILE, INDEX_FILE) if os.path.lexists(path / name)]
     if len(candidates) > 1:
         raise AdapterError(f"{path}: has both {TENSOR_FILE} and {INDEX_FILE}: give the one that is meant")
     if not candidates:
-        raise AdapterError(f"{path}: has neither {TENSOR_FILE} nor {INDEX_FILE}{_hint(_files_in(path))}")
+        raise AdapterError(f"{path}: has neither {TENSOR_FILE} nor {INDEX_FILE}{_hint(path)}")
     return candidates[0]
 
 
-def _hint(inside: list[str]) -> str:
-    if "adapter_config.json" in inside:
+def _hint(folder: Path) -> str:
+    """What is in a folder without the tensors of a checkpoint, and what to do."""
+    inside = _files_in(folder)
+    if holds_adapter(folder):
         return "; it is an adapter, not a full checkpoint"
+    if holds_statistics(folder):
+        return "; it holds statistics of a model, not a full checkpoint"
     if tensors := [name for name in inside if name.endswith((SUFFIX, INDEX_SUFFIX))]:
         return f"; did you mean one of its files: {listed(tensors)}?"
-    if pickles := [name for name in inside if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
-        return f"; a pickle is never opened ({listed(pickles)}): convert it to safetensors"
+    if below := models_below(folder):
+        return f"; did you mean one of its folders: {listed(below)}?"
+    for kind, advice in _KINDS.items():
+        if found := [name for name in inside if name.endswith(kind)]:
+            return f" ({listed(found)}){advice}"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from riemerge.adapters import read_adapter, write_adapter
+from riemerge.errors import AdapterError
 from riemerge.updates import sum_updates
 
 pytestmark = [
@@ -61,6 +63,9 @@ def gpt2() -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=3))
 
 
+TARGETS = ["q", "a.q+", "qq", "axq"]
+
+
 class Names(nn.Module):
     """Modules whose names end alike or hold what a regular expression would read otherwise."""
 
@@ -72,6 +77,15 @@ class Names(nn.Module):
         self.a = nn.ModuleDict({"q": nn.Linear(4, 5), "q+": nn.Linear(4, 5), "qq": nn.Linear(4, 5)})
         self.b = nn.ModuleDict({"a": nn.ModuleDict({"q": nn.Linear(4, 5)})})
         self.axq = nn.Linear(4, 5)
+
+
+class Layers(Names):
+    """As well with numbers in its names, of two kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.ModuleDict({"h": nn.ModuleList(nn.ModuleDict({"q": nn.Linear(4, 5)}) for _ in range(2))})
+        self.c["1"] = nn.ModuleDict({"q": nn.Linear(4, 5)})
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
@@ -106,8 +120,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "orthogonal": (bert, {"r": 2, "init_lora_weights": "orthogonal", "target_modules": ["key"]}),
     "mica": (bert, {"r": 2, "init_lora_weights": "mica", "target_modules": ["key"]}),
     "names": (
-        Names, {"r": 2, "target_modules": ["q", "a.q+", "qq", "axq"], "rank_pattern": {"^a.q": 1, "b.a.q": 3}}
+        Names, {"r": 2, "target_modules": TARGETS, "rank_pattern": {"^a.q": 1, "b.a.q": 3}}
     ),
+    "layers": (Layers, {"r": 2, "lora_alpha": 3, "target_modules": TARGETS}),
 }  # fmt: skip
 
 
@@ -189,6 +204,50 @@ def test_a_module_named_like_the_end_of_another_is_not_that_other(peft: ModuleTy
         written = loaded(peft, "names", tmp_path / "out")
     assert not written.pop("b.a.q").any()
     assert_same_and_nothing_else(written, {module: expected[module] for module in updates})
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "alpha null": {"lora_alpha": None},
+    "r null": {"r": None},
+    "alpha of a pattern null": {"alpha_pattern": {"q": None}},
+    "alpha not said": {"lora_alpha": ...},
+    "rslora null": {"use_rslora": None},
+    "alpha negative": {"lora_alpha": -3, "alpha_pattern": {"axq": -1}},
+    "alpha zero": {"lora_alpha": 0},
+    "a pattern of nothing": {"alpha_pattern": {"k": 5, "b.a.q": 7}},
+    "a pattern behind another": {"alpha_pattern": {"q": 5, "b.a.q": 7}},
+    "a group not captured": {"alpha_pattern": {r"(?:a|b)\.(?:a\.)q": 5}},
+    "a group left out": {"alpha_pattern": {r"(b\.)?a\.(q|qq)": 5}},
+    "task of no kind": {"task_type": "LM"},
+    "fewer targets": {"target_modules": ["q"]},
+    "targets by an expression": {"target_modules": r".*\.q"},
+    "targets that are excluded": {"exclude_modules": ["a.q", "qq"]},
+    "targets excluded by an expression": {"exclude_modules": r"a\..*"},
+    "layers by number": {"target_modules": ["q", "b.a.q"], "layers_to_transform": [1]},
+    "a layer by number": {"target_modules": ["q"], "layers_to_transform": 1, "layers_pattern": "c"},
+    "a layer by name": {"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": ["x", "c.h"]},
+    "revision": {"revision": "v2"},
+}
+
+
+# It too says which patterns are of no module.
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("case", ODD)
+def test_odd_settings_are_what_they_are_to_peft(peft: ModuleType, tmp_path: Path, case: str) -> None:
+    trained(peft, "layers", 0, tmp_path / "in")
+    path = tmp_path / "in" / "adapter_config.json"
+    settings = {**json.loads(path.read_text()), **ODD[case]}
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not ...}))
+    try:
+        expected = loaded(peft, "layers", tmp_path / "in")
+    except (TypeError, ValueError):
+        with pytest.raises(AdapterError):
+            read_adapter(tmp_path / "in")
+        return
+    adapter = read_adapter(tmp_path / "in")
+    assert {module for module in adapter.modules if adapter.config.loads(module)} == set(expected)
+    for module, delta in expected.items():
+        torch.testing.assert_close(adapter.update(module).dense(), delta, rtol=1e-13, atol=1e-13)
 
 
 def assert_same_and_nothing_else(written: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

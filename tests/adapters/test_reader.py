@@ -67,7 +67,6 @@ def test_an_adapter_tells_what_it_is(pico: Pico) -> None:
         ({"lora_alpha": 3.5}, (1.75,) * 3),
         ({"lora_alpha": 0}, (0.0,) * 3),
         ({"lora_alpha": -1}, (-0.5,) * 3),
-        ({"lora_alpha": None}, (4.0,) * 3),  # PEFT's default alpha is 8
         ({"use_rslora": True}, (4 / math.sqrt(2),) * 3),
         (
             {"use_rslora": True, "alpha_pattern": {"v": 6}},
@@ -83,6 +82,9 @@ def test_an_adapter_tells_what_it_is(pico: Pico) -> None:
         ({"alpha_pattern": {"^q": 6, "0": 6, "ayers.0.q": 6, "layers.0": 6}}, (2.0,) * 3),
         ({"alpha_pattern": {r"layers\.[1-9]\.(q|k)": 6}}, (2.0, 2.0, 3.0)),
         ({"alpha_pattern": {r".*\.\d+\.q": 6}}, (3.0, 2.0, 3.0)),
+        ({"alpha_pattern": {r".*\.(?:1|3)\..*q": 6}}, (2.0, 2.0, 3.0)),
+        ({"alpha_pattern": {r"(layers\.)?(1|2)\.q": 6}}, (2.0, 2.0, 3.0)),
+        ({"alpha_pattern": {"q": -6}}, (-3.0, 2.0, -3.0)),
         ({"r": 7, "rank_pattern": {"q": 2, "v": 2}}, (2.0,) * 3),
         ({"rank_pattern": {}, "alpha_pattern": None, "use_rslora": None}, (2.0,) * 3),
     ],
@@ -96,6 +98,13 @@ def test_the_scale_is_pefts(pico: Pico, settings: dict[str, Any], scales: tuple[
         np.testing.assert_allclose(
             update.dense().numpy(), scale * product(folder, module), rtol=1e-14, atol=1e-14
         )
+
+
+def test_an_alpha_that_is_not_said_is_pefts_default(pico: Pico) -> None:
+    folder = pico()
+    settings = {key: value for key, value in CONFIG.items() if key != "lora_alpha"}
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    assert read_adapter(folder).update("layers.0.q").scale == 8 / 2
 
 
 def test_a_rank_pattern_gives_each_module_its_rank_and_alpha_stays(pico: Pico) -> None:
@@ -297,6 +306,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "alpha of 5000 digits": (text('{"peft_type": "LORA", "r": ' + "9" * 5000 + "}"), "not acceptable JSON"),
     "alpha a string": (config(lora_alpha="4"), 'lora_alpha is "4"'),
     "alpha a bool": (config(lora_alpha=True), "lora_alpha is true"),
+    "alpha null": (config(lora_alpha=None), "lora_alpha is null: input should be a valid number"),
+    "alpha of a pattern null": (config(alpha_pattern={"q": None}), "alpha_pattern.q is null"),
+    "r null": (config(r=None), "r is null: input should be a valid integer"),
+    "task of no kind": (config(task_type="LM"), "task_type is \"LM\": input should be 'SEQ_CLS', "),
+    "targets a number": (config(target_modules=3), "target_modules"),
     "r zero": (config(r=0), "r is 0: input should be greater than 0"),
     "r negative": (config(r=-1), "r is -1"),
     "r a string": (config(r="2"), 'r is "2"'),
@@ -322,6 +336,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "pattern many stars": (config(rank_pattern={".*.*.*b": 2}), "too complex to match safely"),
     "pattern many options": (config(rank_pattern={"a?a?a?aaa": 2}), "too complex to match safely"),
     "pattern many groups": (config(rank_pattern={"(a|b)(a|b)(a|b)": 2}), "too complex to match safely"),
+    "pattern repeated alternatives, uncaptured": (
+        config(rank_pattern={"(?:a|aa)*b": 2}),
+        "too complex to match safely",
+    ),
+    "pattern options within": (config(rank_pattern={"((a?)?.*)?b": 2}), "too complex to match safely"),
     "pattern look-ahead": (config(rank_pattern={"(?=q)q": 2}), "too complex to match safely"),
     "pattern long": (config(rank_pattern={"a" * 201: 2}), "longer than 200 characters"),
     "peft_type missing": (config(peft_type=None), "peft_type is null: only LORA"),
@@ -449,7 +468,7 @@ def test_many_unknown_tensors_are_summed_up(pico: Pico) -> None:
     assert "and 197 more" in found
 
 
-@pytest.mark.parametrize("make", ["missing", "file", "empty", "parent"])
+@pytest.mark.parametrize("make", ["missing", "file", "empty", "parent", "model", "data"])
 def test_a_path_that_is_no_adapter_says_what_it_is(pico: Pico, tmp_path: Path, make: str) -> None:
     folder = tmp_path / make
     if make == "file":
@@ -458,11 +477,17 @@ def test_a_path_that_is_no_adapter_says_what_it_is(pico: Pico, tmp_path: Path, m
         folder.mkdir()
     if make == "parent":
         pico("parent/checkpoint-500")
+        (folder / "training_args.bin").write_bytes(b"\x80")
+    for name, file in {"model": "model.safetensors", "data": "statistics.json"}.items():
+        if make == name:
+            (folder / file).write_text("{}")
     words = {
-        "missing": "no such folder; nothing is downloaded",
+        "missing": "no such folder or file; nothing is downloaded",
         "file": "is not a folder",
         "empty": "has neither",
         "parent": "did you mean one of its folders: checkpoint-500",
+        "model": "it is a full checkpoint, not an adapter",
+        "data": "it holds statistics of a model: name it under statistics",
     }
     (found,) = problems(folder)
     assert words[make] in found
@@ -512,6 +537,30 @@ def test_what_was_read_does_not_change_with_the_file(pico: Pico) -> None:
 def test_an_unknown_module_is_a_key_error(pico: Pico) -> None:
     with pytest.raises(KeyError):
         read_adapter(pico()).update("layers.9.q")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"alpha_pattern": {"q": 6, "layers.0.v|layers.1.q": 4}}, None),
+        (
+            {"target_modules": ["layers.0.q", "v", "q"], "layers_pattern": [], "layers_to_transform": None},
+            None,
+        ),
+        ({"alpha_pattern": {"q": 6, "k_proj": 4}}, "alpha_pattern: k_proj: decides nothing"),
+        ({"rank_pattern": {"ayers.0.q": 4}}, "rank_pattern: ayers.0.q: decides nothing"),
+        ({"alpha_pattern": {"q": 6, "layers.1.q": 3}}, "alpha_pattern: layers.1.q: decides nothing"),
+        ({"lora_alpha": -1}, "alpha is negative, which turns its update around, here as in PEFT: 3 of 3"),
+        ({"alpha_pattern": {"v": -1}}, "1 of 3 modules (layers.0.v)"),
+        ({"lora_alpha": 0}, "alpha is 0, and so is its update: 3 of 3 modules"),
+        ({"target_modules": ["q"]}, "PEFT loads no factors"),
+        ({"exclude_modules": r".*\.v"}, "1 of 3 modules (layers.0.v)"),
+    ],
+)
+def test_what_peft_passes_over_is_noted(pico: Pico, settings: dict[str, Any], says: str | None) -> None:
+    adapter = read_adapter(pico(**settings))
+    assert len(adapter.notes) == (says is not None)
+    assert says is None or says in adapter.notes[0]
 
 
 # --- real adapters ------------------------------------------------------------------------------------------

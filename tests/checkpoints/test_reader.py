@@ -218,8 +218,9 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path, change: str) -> None:
         (None, "no such folder or file; nothing is downloaded"),
         ([], "has neither model.safetensors nor model.safetensors.index.json"),
         (["adapter_config.json"], "it is an adapter, not a full checkpoint"),
+        (["statistics.json", "a.safetensors"], "it holds statistics of a model, not a full checkpoint"),
         (["a.safetensors", "b.txt"], "did you mean one of its files: a.safetensors?"),
-        (["pytorch_model.bin"], r"a pickle is never opened \(pytorch_model.bin\)"),
+        (["pytorch_model.bin"], r"\(pytorch_model.bin\); a pickle is never opened"),
         ([ONE, INDEX], "has both model.safetensors and model.safetensors.index.json"),
     ],
 )
@@ -233,11 +234,91 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, files: list[str] | None,
         read_checkpoint(folder)
 
 
+def test_a_run_points_at_its_checkpoints(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    single(run / "checkpoint-500")
+    (run / "logs").mkdir()
+    (run / "training_args.bin").write_bytes(b"\x80")
+    (found,) = problems(run)
+    assert "did you mean one of its folders: checkpoint-500?" in found
+
+
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+# Names of the tensors of one module, as they are published.
+FACTORS = {
+    "peft": [
+        "base_model.model.layers.0.q_proj.lora_A.weight",
+        "base_model.model.layers.0.q_proj.lora_B.weight",
+    ],
+    "peft, a name left in": [
+        "layers.0.q_proj.lora_A.default.weight",
+        "layers.0.q_proj.lora_B.default.weight",
+    ],
+    "peft, embedding": ["embed.lora_embedding_A", "embed.lora_embedding_B"],
+    "peft, ia3": ["base_model.model.layers.0.q_proj.ia3_l"],
+    "peft, wrapped model": ["layers.0.q.lora_A.x.weight", "layers.0.q.lora_B.x.weight"],
+    "kohya": [f"lora_unet_mid_attn1_to_q.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")],
+    "kohya, text encoders": ["lora_te1_text_model_q.lora_down.weight", "lora_te_text_model_q.alpha"],
+    "lycoris": ["lora_unet_mid_proj.hada_w1_a", "lycoris_mid_proj.lokr_w1"],
+    "lycoris, bare": ["mid.proj.hada_w1_a", "mid.proj.lokr_w2_b"],
+    "dora": ["mid.proj.dora_scale"],
+    "diffusers": [f"unet.{UNET}.to_q.lora.down.weight", f"unet.{UNET}.to_q.lora.up.weight"],
+    "diffusers, processors": [f"{UNET}.processor.to_q_lora.down.weight"],
+    "diffusers, layers": ["text_encoder.layers.0.q_proj.lora_linear_layer.up.weight"],
+    "diffusers, of today": ["transformer.blocks.0.attn.to_q.lora_A.weight"],
+    "flux of xlabs": ["double_blocks.0.processor.qkv_lora1.down.weight"],
+    "mlx": ["model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_proj.lora_b"],
+    "torchtune": ["layers.0.attn.q_proj.lora_a.weight"],
+}
+OTHERS = [
+    "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+    "blocks.0.att.w_lora.lora.0.weight",  # RWKV's own
+    "text_model.explora_text.weight",
+    "flora_up.weight",
+    "lora_alpha_gate.weight",
+    "tokens",
+]
+
+
+@pytest.mark.parametrize("dialect", FACTORS)
+@pytest.mark.parametrize("make", ["file", "folder", "shards"])
+def test_the_factors_of_an_adapter_are_no_checkpoint(tmp_path: Path, dialect: str, make: str) -> None:
+    names = [*FACTORS[dialect], *([] if make == "file" else ["model.norm.weight"])]
+    content = {name: torch.ones(2, 2) for name in names}
+    path = sharded(tmp_path / "x", content) if make == "shards" else single(tmp_path / "x", content)
+    path = path / ONE if make == "file" else path
+    (found,) = problems(path)
+    assert "LoRA" in found
+    assert f"{len(FACTORS[dialect])} of {len(names)} tensors" in found
+    assert "adapter_config.json" in found
+
+
+def test_names_that_look_alike_are_read(tmp_path: Path) -> None:
+    path = single(tmp_path / "x", {name: torch.ones(2, 2) for name in OTHERS})
+    assert read_checkpoint(path).names == tuple(sorted(OTHERS))
+
+
+def test_statistics_of_a_module_are_no_checkpoint(tmp_path: Path) -> None:
+    content = {name: torch.ones(2, 2) for name in ("tokens", "examples", "loss", "fisher")}
+    (found,) = problems(single(tmp_path / "x", content) / ONE)
+    assert (
+        "holds statistics of one module, not a full checkpoint: name their folder under statistics" in found
+    )
+
+
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "model")
     (tmp_path / "x.bin").write_text("")
     assert problems(folder / SHARDS[0]) == [f"{folder / SHARDS[0]}: is one shard of 2: give its folder"]
     assert "is no .safetensors file; a pickle is never opened" in problems(tmp_path / "x.bin")[0]
+    for name, words in {
+        "x.gguf": "GGUF is not read",
+        "x.yaml": "a recipe is given alone",
+        "x": "expected",
+    }.items():
+        (tmp_path / name).write_text("")
+        assert words in problems(tmp_path / name)[0]
 
 
 @pytest.mark.parametrize(
