@@ -22,11 +22,11 @@ KEPT = 0.8
 
 
 class Measured(NamedTuple):
-    """Share of the specialists' accuracy that merges kept on the collections of `benchmarks/nli`.
+    """Share of the specialists' accuracy that merges kept on the collections of `benchmarks/nli`, test rows.
 
     Attributes:
         cosine: Mean cosine of the updates that were merged, over collections.
-        methods: Row at its default rank to its share on each collection.
+        methods: Row, as its command runs it without options, to its share on each collection.
     """
 
     cosine: float
@@ -74,8 +74,8 @@ def _measured_worse(record: RunRecord, found: Overlap) -> str:
     shares = measured().methods
     if abs(found.cosine) > UNRELATED or not {name, DEFAULT_METHOD} <= {*shares}:
         return ""
-    # What was measured is the row at its defaults, as an adapter.
-    usual = {"scale": said.get("scale"), "seed": said.get("seed"), **METHODS[name].defaults}
+    # What was measured is the row as it runs without options, as an adapter.
+    usual = {"scale": 1.0, "seed": said.get("seed"), **METHODS[name].defaults}
     if record.out_type != "adapter" or any(usual.get(key) != value for key, value in said.items()):
         return ""
     ours, best = shares[name], shares[DEFAULT_METHOD]
@@ -84,9 +84,9 @@ def _measured_worse(record: RunRecord, found: Overlap) -> str:
     return (
         f"The updates are hardly related (mean cosine {found.cosine:.2f}). On {len(best)} collections of "
         f"real adapters as unrelated (cosine {measured().cosine:.2f}) {name} kept {_listed(ours)} of "
-        f"the specialists' accuracy, {DEFAULT_METHOD} {_listed(best)}, each with the --scale that suited it "
-        f"best on other rows (benchmarks/nli): use --method {DEFAULT_METHOD}, or measure both on your own "
-        "tasks with riemerge evaluate."
+        f"the specialists' accuracy, {DEFAULT_METHOD} {_listed(best)}, each as its command runs it without "
+        f"options (benchmarks/nli): use --method {DEFAULT_METHOD}, or measure both on your own tasks with "
+        "riemerge evaluate."
     )
 
 

@@ -99,5 +99,7 @@ def test_the_paper_s_mean_is_told_of_what_it_lost_with_its_defaults_spelt_out(tm
     ours, best = (measured().methods[name] for name in ("geomerge", DEFAULT_METHOD))
     assert f"geomerge kept {ours[0]:.2f} and {ours[1]:.2f}" in found
     assert f"{DEFAULT_METHOD} {best[0]:.2f} and {best[1]:.2f}" in found
-    assert concerns(record_of(tmp_path / "said", "independent", "geomerge", tol=1e-8, scale=0.5)) == [found]
-    assert concerns(record_of(tmp_path / "other", "independent", "geomerge", max_passes=20)) == []
+    assert concerns(record_of(tmp_path / "said", "independent", "geomerge", tol=1e-8, scale=1)) == [found]
+    # Another scale is another merge: that of nobody who was measured.
+    for place, other in enumerate(({"max_passes": 20}, {"scale": 0.5}, {"scale": "matched"})):
+        assert concerns(record_of(tmp_path / str(place), "independent", "geomerge", **other)) == []
