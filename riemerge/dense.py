@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from riemerge.bookkeeping import run_record
+from riemerge.bookkeeping import checkpoint_class, run_record
 from riemerge.checkpoints import Checkpoint, check_checkpoints, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.inputs import counting as counting_models
@@ -154,6 +154,7 @@ class CheckpointMerge:
             self._out_dtype,
             device=self._where,
             bases=[self._recipe.base_model],
+            model_class=checkpoint_class(self.base or self.checkpoints[0]),
             inputs=self._inputs,
             weights=self._weights,
             modules=self._names,
@@ -291,6 +292,8 @@ def _check(recipe: Recipe) -> None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
+    if recipe.uniform_rank:
+        problems.append("uniform_rank: full checkpoints have no rank: leave it out")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:

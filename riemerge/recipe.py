@@ -48,6 +48,7 @@ class Recipe(BaseModel):
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
         out_dtype: The dtype written; None keeps that of the inputs.
         out_type: What is written; None is what the inputs are.
+        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
     """
 
     model_config = _STRICT
@@ -59,6 +60,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
+    uniform_rank: bool = False
 
     @property
     def weights(self) -> tuple[float | None, ...]:
@@ -99,7 +101,7 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     return recipe
 
 
-_TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type")
+_TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type", "uniform_rank")
 
 
 def read_recipe(
@@ -113,7 +115,7 @@ def read_recipe(
     Args:
         sources: A single path that ends in .yaml or .yml, or one `folder[:weight]` for each model.
         overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
-            `out_type` or any of `parameters`; None is no override.
+            `out_type`, `uniform_rank` or any of `parameters`; None is no override.
         statistics: Folder of the statistics of each model, in their order, where `sources` are folders.
 
     Raises:
@@ -349,6 +351,7 @@ def _explain(error: Any) -> str:
 
 _EXPECTED = {
     "string_type": "a text",
+    "bool_type": "true or false",
     "tuple_type": "a list",
     "mapping_type": "a mapping",
     "dict_type": "a mapping",

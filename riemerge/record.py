@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
@@ -166,6 +167,10 @@ class RunRecord(BaseModel):
 
     Law: holds names, never paths of the machine; two runs of one recipe on one machine differ in `timing`
     alone.
+
+    Attributes:
+        model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
+            checkpoint without settings.
     """
 
     model_config = _FROZEN
@@ -175,12 +180,17 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     device: str
     base_model: str | None
+    model_class: str = "transformers.AutoModel"
     inputs: tuple[InputRow, ...]
     modules: tuple[ModuleRow, ...]
     totals: Totals
     advice: dict[str, str]
     warnings: tuple[str, ...]
     timing: Timing
+
+    def warned(self, texts: Iterable[str]) -> RunRecord:
+        """Return the record with more warnings: of what only the writing of the result showed."""
+        return self.model_copy(update={"warnings": (*self.warnings, *texts)})
 
     def to_json(self) -> str:
         """Return the record as indented JSON, with a final line break."""
