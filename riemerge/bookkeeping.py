@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from time import perf_counter
@@ -15,13 +17,14 @@ import torch
 
 from riemerge import __version__
 from riemerge.adapters import Adapter, differing_facts
+from riemerge.caveats import peer_warnings, rank_warnings, written_ranks, zero_warnings
 from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, display_names
 from riemerge.measure import totals
 from riemerge.methods import Evidence, Method
 from riemerge.recipe import Recipe
 from riemerge.record import InputRow, ModuleRow, OutType, RunRecord, Timing
-from riemerge.storage.text import listed
+from riemerge.storage.text import listed, strict_json
 
 
 def run_record(
@@ -32,9 +35,10 @@ def run_record(
     *,
     device: torch.device,
     bases: Iterable[str | None],
+    model_class: str,
     inputs: Sequence[Input[Adapter]] | Sequence[Input[Checkpoint]],
     weights: Callable[[str], tuple[float, ...]],
-    modules: Iterable[str],
+    modules: Collection[str],
     rows: Sequence[ModuleRow],
     evidence: Mapping[str, Evidence],
     matched_scale: float | None,
@@ -51,6 +55,7 @@ def run_record(
         out_dtype: In which dtype; None where each tensor keeps that of the inputs.
         device: Where it was computed.
         bases: What the inputs call their base model.
+        model_class: As in the record.
         inputs: The T that count, in the order of the stack.
         weights: Their weights in each module, as used.
         modules: Names of all modules.
@@ -61,18 +66,26 @@ def run_record(
         began: When the merge began, by `perf_counter`.
         read: When the inputs had been read.
     """
+    resolved = resolved_recipe(recipe, method, out_type, out_dtype)
+    told = [
+        *warnings(recipe, inputs, evidence, rows),
+        *zero_warnings(resolved, method, rows),
+        *peer_warnings(resolved, method, [weights(module) for module in modules]),
+        *(rank_warnings(written_ranks(resolved, rows)) if out_type == "adapter" else ()),
+    ]
     return RunRecord(
         out_type=out_type,
-        recipe=resolved_recipe(recipe, method, out_type, out_dtype),
+        recipe=resolved,
         versions=versions(),
         device=device.type,
         base_model=base_model(bases),
+        model_class=model_class,
         inputs=input_rows(recipe, inputs, weights, modules),
         modules=tuple(rows),
         totals=totals(rows),
         matched_scale=matched_scale,
         advice={one.status: one.advice for one in evidence.values() if one.advice},
-        warnings=(*notes, *warnings(recipe, inputs, evidence, rows)),
+        warnings=(*notes, *told),
         timing=Timing(
             read=read - began,
             solve=perf_counter() - read,
@@ -99,6 +112,7 @@ def resolved_recipe(
         ],
         **{key: Path(path).name for key, path in bases.items() if path},
         **({} if out_type == "adapter" else {"out_type": out_type}),
+        **({"uniform_rank": True} if recipe.uniform_rank else {}),
         "parameters": {"scale": 1.0, **method.defaults, **recipe.parameters},
         "dtype": recipe.dtype,
         "out_dtype": None if out_dtype is None else dtype_name(out_dtype),
@@ -211,6 +225,55 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str 
             "before the mean; energy_kept says what that kept"
         )
     return found
+
+
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
+
+_ANY_MODEL = "transformers.AutoModel"
+
+
+def adapted_class(adapters: Sequence[Adapter]) -> str:
+    """Return `library.Class` of the model that adapters are for.
+
+    Law: what their `task_type` calls for, else the class that `auto_mapping` names; that of any model of
+    transformers where they say neither, or several.
+    """
+    tasks = {adapter.config.task_type for adapter in adapters} - {None}
+    if tasks:
+        task = tasks.pop() or ""
+        return _ANY_MODEL if tasks else f"transformers.{_AUTO_CLASSES.get(task, 'AutoModel')}"
+    mapping, *others = (adapter.config.auto_mapping or {} for adapter in adapters)
+    library = str(mapping.get("parent_library", "")).partition(".")[0]
+    alike = all(other == mapping for other in others)
+    return _class(library, mapping.get("base_model_class")) if alike else _ANY_MODEL
+
+
+def checkpoint_class(checkpoint: Checkpoint) -> str:
+    """Return `library.Class` of a checkpoint, as its settings say; nothing where it has none."""
+    found = [path for path in checkpoint.other_files if path.name == "config.json"]
+    if not found:
+        return ""
+    with suppress(OSError, ValueError):
+        settings = strict_json(found[0].read_bytes())
+        # A class of its own code is found by its settings alone.
+        if isinstance(settings, dict) and not settings.get("auto_map"):
+            names = settings.get("architectures")
+            return _class("transformers", names[0] if isinstance(names, list) and names else None)
+    return _ANY_MODEL
+
+
+def _class(library: str, name: object) -> str:
+    """The class of this name, where what is said by others is a name and no more; else that of any model."""
+    names = [library, name]
+    known = all(isinstance(one, str) and re.fullmatch(r"[A-Za-z]\w*", one, re.ASCII) for one in names)
+    return f"{library}.{name}" if known else _ANY_MODEL
 
 
 def base_model(named: Iterable[str | None]) -> str | None:

@@ -215,7 +215,7 @@ def model_card(record: RunRecord) -> str:
         _table(("adapter", "weight", "share", "rank", "sha256"), inputs),
         "\n".join(f"- {_escaped(text)}" for text in record.warnings),
         "## How to load",
-        _LOAD[record.out_type].format(base=json.dumps(record.base_model or "the base model")),
+        _loading(record),
         "## How to reproduce",
         _REPRODUCE.format(recipe=_yaml(record.recipe)),
         "Versions: " + ", ".join(f"{name} {_escaped(text)}" for name, text in record.versions.items()),
@@ -232,13 +232,27 @@ def _weights(sha256: Mapping[str, str] | None) -> list[str]:
     return [text for name, text in (sha256 or {}).items() if name.endswith(".safetensors")]
 
 
+def _loading(record: RunRecord) -> str:
+    """The code that loads what was written."""
+    library, _, name = record.model_class.rpartition(".")
+    if library == "transformers":
+        base = f"base = {name}.from_pretrained({json.dumps(record.base_model or 'the base model')})"
+        first = f"from transformers import {name}\n"
+    else:
+        # Each library has its own way to its models.
+        base = f"base = ...  # the {name} of {library} that the adapters were trained on"
+        first = ""
+    if not name:
+        return _LOAD["weights"]
+    return _LOAD[record.out_type].format(first=first, base=base, name=name)
+
+
 _LOAD = {
     "adapter": """\
 ```python
 from peft import PeftModel
-from transformers import AutoModel
-
-base = AutoModel.from_pretrained({base})
+{first}
+{base}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```""",
     "delta": """\
@@ -247,19 +261,28 @@ These are updates dW, to be added to the weights of the base model:
 ```python
 from pathlib import Path
 from safetensors.torch import load_file
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained({base})
-weights = dict(model.named_parameters())
+{first}
+{base}
+weights = dict(base.named_parameters())
 for file in Path("path/to/this/folder").glob("*.safetensors"):
     for name, update in load_file(file).items():
         weights[name].data += update.to(weights[name])
 ```""",
     "checkpoint": """\
 ```python
-from transformers import AutoModel
+{first}
+model = {name}.from_pretrained("path/to/this/folder")
+```""",
+    "weights": """\
+These are weights without settings:
 
-model = AutoModel.from_pretrained("path/to/this/folder")
+```python
+from pathlib import Path
+from safetensors.torch import load_file
+
+weights = {}
+for file in Path("path/to/this/folder").glob("*.safetensors"):
+    weights |= load_file(file)
 ```""",
 }
 

@@ -33,7 +33,12 @@ _threads = click.option(
     type=click.IntRange(min=1),
     help="Working at once; they change no bit. All CPUs if not given.",
 )
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, and only the path of the result.")
+_quiet = click.option(
+    "-q", "--quiet", is_flag=True, help="No progress, only the path of the result; warnings go to stderr."
+)
+
+
+_UNIFORM = "Write one rank in all modules, by columns of zero; a number or `sum` as --rank always do."
 
 
 def _parameters(command: Callable[..., None]) -> Callable[..., None]:
@@ -64,6 +69,7 @@ def _recipe(command: Callable[..., None]) -> Callable[..., None]:
     command = _computed(command)
     for option in (
         click.option("--out-type", help="adapter, delta or checkpoint; as the inputs if not given."),
+        click.option("--uniform-rank", is_flag=True, default=None, help=_UNIFORM),
         click.option("--base-model", type=click.Path(), help="Full checkpoint from which others differ."),
         click.option("--base-statistics", type=click.Path(), help="The same of the base model."),
         click.option(
@@ -345,12 +351,22 @@ def _merge_into(
 
     with progress_on_stderr(quiet) as listener:
         record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
+    if as_json or quiet:
+        _warn(record)
     if as_json:
         dump({"output": str(target), "rounding": rounding, "record": json.loads(record.to_json())})
     elif quiet:
         click.echo(str(target))
     else:
         _show_merge(record, target, rounding)
+
+
+def _warn(record: RunRecord) -> None:
+    """Say on stderr what the report would say among its tables."""
+    from riemerge.card import printable
+
+    for text in record.warnings:
+        click.echo(printable(f"warning: {text}"), err=True)
 
 
 def _show_merge(record: RunRecord, target: Path, rounding: float) -> None:

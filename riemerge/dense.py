@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from riemerge.bookkeeping import run_record
+from riemerge.bookkeeping import checkpoint_class, run_record
 from riemerge.checkpoints import Checkpoint, check_checkpoints, code_notes, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.inputs import counting as counting_models
@@ -21,10 +21,10 @@ from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.measure import tensor_row
 from riemerge.methods import Evidence, find_method
-from riemerge.methods.flat import FlatRow, setting
+from riemerge.methods.flat import FlatRow
 from riemerge.methods.reduction import in_order as each_in_order
 from riemerge.methods.scale import Norms, matched
-from riemerge.methods.setting import Answer, Setting
+from riemerge.methods.setting import Answer, Setting, setting
 from riemerge.recipe import Recipe
 from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
@@ -149,6 +149,7 @@ class CheckpointMerge:
             self._out_dtype,
             device=self._where,
             bases=[self._recipe.base_model],
+            model_class=checkpoint_class(self.base or self.checkpoints[0]),
             inputs=self._inputs,
             weights=self._weights,
             modules=self._names,
@@ -317,6 +318,8 @@ def _check(recipe: Recipe) -> None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
+    if recipe.uniform_rank:
+        problems.append("uniform_rank: full checkpoints have no rank: leave it out")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, TypeAlias, final
 import torch
 from torch import Tensor
 
-from riemerge.adapters import Adapter, round_update, write_adapter
-from riemerge.bookkeeping import run_record
+from riemerge.adapters import Adapter, RoundedUpdates, write_adapter
+from riemerge.bookkeeping import adapted_class, run_record
 from riemerge.card import model_card
-from riemerge.errors import NumericalError, RecipeError
+from riemerge.caveats import written_ranks
+from riemerge.errors import RecipeError
 from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
 from riemerge.manifolds.linalg import single_threaded
@@ -30,6 +31,7 @@ from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
 from riemerge.solvers import SOLVERS
 from riemerge.stacking import stack
+from riemerge.storage.rounding import Rounding, rounding_warnings
 from riemerge.storage.staging import check_output
 from riemerge.updates import LowRankUpdate
 
@@ -55,29 +57,6 @@ class Progress(NamedTuple):
     text: str
 
 
-@final
-class _Rounded:
-    """Updates in the dtype in which they are written, rounded one at a time, all faults at once."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._problems: list[str] = []
-        self.updates: dict[str, LowRankUpdate] = {}
-        self.errors: dict[str, float] = {}
-
-    def add(self, module: str, update: LowRankUpdate) -> None:
-        """Round one update, given in its canonical gauge."""
-        try:
-            self.updates[module], self.errors[module] = round_update(update, self._dtype)
-        except NumericalError as fault:
-            self._problems += [f"{module}: {problem}" for problem in fault.problems]
-
-    def check(self) -> None:
-        """Raise what went wrong, if anything did."""
-        if self._problems:
-            raise NumericalError(self._problems)
-
-
 Listener: TypeAlias = Callable[[Progress], None]
 Keep: TypeAlias = Callable[[str, LowRankUpdate | Tensor], None]
 
@@ -97,25 +76,30 @@ class MergeResult:
     record: RunRecord
     _inputs: tuple[Adapter, ...] = field(repr=False)
     _out_dtype: torch.dtype = field(repr=False)
-    _rounding: Mapping[str, float] | None = field(repr=False)
+    _rounding: Mapping[str, Rounding] | None = field(repr=False)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, float]:
         """Write the merged adapter as a PEFT folder, with `riemerge.json` and a model card in it.
 
-        Law: the folder appears whole or not at all, and `PeftModel.from_pretrained` loads it.
+        Law: the folder appears whole or not at all, and `PeftModel.from_pretrained` loads it. Modules of a
+        lower rank than the one that is written (see `riemerge.caveats.written_ranks`) have columns of
+        zero. What the rounding moved by more than the dtype promises is a warning in what is written.
 
         Returns:
             For each module the relative error of rounding its dW to the dtype that is written.
 
         Raises:
-            NumericalError: Factors that are not finite, or not in the dtype; all such modules are named.
+            NumericalError: Factors that are not finite, not in the dtype, or that it rounds to nearly
+                nothing; all such modules are named.
             OutputError: The folder exists, overlaps an input, or cannot be written.
         """
         check_output(folder, [adapter.path for adapter in self._inputs])
-        said = {RECORD_FILE: self.record.to_json(), CARD_FILE: model_card(self.record)}
-        if self._rounding is not None:
-            return self._write(folder, self.updates, self._rounding, said)
-        return self._write(folder, *self._rounded(self.updates), said)
+        record, updates, roundings = self.record, self.updates, self._rounding
+        if roundings is None:
+            updates, roundings = self._rounded(updates)
+            record = record.warned(rounding_warnings(roundings))
+        said = {RECORD_FILE: record.to_json(), CARD_FILE: model_card(record)}
+        return self._write(folder, updates, roundings, said)
 
     def save_multiple(self, folder: str | Path, factor: float) -> None:
         """Write factor · dW as a PEFT folder without record and card: to be tried, not to be kept.
@@ -133,23 +117,24 @@ class MergeResult:
 
     def _rounded(
         self, updates: Mapping[str, LowRankUpdate]
-    ) -> tuple[Mapping[str, LowRankUpdate], Mapping[str, float]]:
-        rounded = _Rounded(self._out_dtype)
+    ) -> tuple[Mapping[str, LowRankUpdate], Mapping[str, Rounding]]:
+        rounded = RoundedUpdates(self._out_dtype)
         for module, update in updates.items():
             rounded.add(module, update)
         rounded.check()
-        return rounded.updates, rounded.errors
+        return rounded.updates, rounded.roundings
 
     def _write(
         self,
         folder: str | Path,
         updates: Mapping[str, LowRankUpdate],
-        rounding: Mapping[str, float],
+        rounding: Mapping[str, Rounding],
         extra_files: Mapping[str, str],
     ) -> dict[str, float]:
+        ranks = written_ranks(self.record.recipe, self.record.modules)
         return write_adapter(
             folder,
-            updates,
+            {module: update.padded(ranks[module]) for module, update in updates.items()},
             like=self._inputs,
             dtype=self._out_dtype,
             rounding=rounding,
@@ -169,6 +154,7 @@ def merge_adapters(
     threads: int | None = None,
     dtype: str = "float64",
     out_dtype: str | None = None,
+    uniform_rank: bool = False,
     progress: Listener | None = None,
     **parameters: Any,
 ) -> MergeResult:
@@ -191,6 +177,8 @@ def merge_adapters(
         dtype: `float64` or `float32`, of the tall factors; the reduced problem is always float64.
         out_dtype: What is written: `float16`, `bfloat16`, `float32`, `float64`; None keeps that of the
             inputs.
+        uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
+            a share of the energy, or left out and the inputs have several. A number and `sum` always are.
         progress: Called now and then.
         parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
             `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
@@ -236,6 +224,7 @@ def merge_adapters(
             "parameters": {name: _plain(value) for name, value in said.items() if value is not None},
             "dtype": dtype,
             "out_dtype": out_dtype,
+            "uniform_rank": uniform_rank,
         }
     )
     opened = {place: one for place, one in enumerate(adapters) if isinstance(one, Adapter)}
@@ -268,7 +257,7 @@ def merge_recipe(
         progress: As in `merge_adapters`.
     """
     job = AdapterMerge(recipe, opened or {}, optimizer, device, threads, progress)
-    rounded = _Rounded(job.out_dtype)
+    rounded = RoundedUpdates(job.out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
     def keep(module: str, update: LowRankUpdate | Tensor) -> None:
@@ -280,12 +269,13 @@ def merge_recipe(
 
     record = job.run(keep)
     rounded.check()
+    record = record.warned(rounding_warnings(rounded.roundings))
     return MergeResult(
         rounded.updates if round_at_once else updates,
         record,
         job.adapters,
         job.out_dtype,
-        rounded.errors if round_at_once else None,
+        rounded.roundings if round_at_once else None,
     )
 
 
@@ -368,8 +358,9 @@ class AdapterMerge:
         with single_threaded():
             merged = run_method(self._method, self._stack, options)
             if options.later:
-                every = list(merged)
-                factor, merged = self._matched(every), iter(every)
+                every, there = list(merged), self._resolver.matched
+                norms = [Norms.of(one, self._stack.weights(name)) for name, one in every if name in there]
+                factor, merged = matched(norms), iter(every)
             # Of dense results one at a time is a lot.
             for row, known, update in in_order(measured, merged, 1 if dense else self._threads):
                 rows.append(row)
@@ -383,6 +374,7 @@ class AdapterMerge:
             self.out_dtype,
             device=self._where,
             bases=[adapter.config.base_model_name_or_path for adapter in self.adapters],
+            model_class=adapted_class(self.adapters),
             inputs=self._inputs,
             weights=self._stack.weights,
             modules=self._stack.modules,
@@ -391,14 +383,6 @@ class AdapterMerge:
             evidence=evidence,
             began=self._started,
             read=read,
-        )
-
-    def _matched(self, merged: Sequence[tuple[str, Merged]]) -> float:
-        """The factor that `scale: matched` stands for."""
-        return matched(
-            Norms(one.norm, [update.norm() for update in one.inputs], self._stack.weights(module))
-            for module, one in merged
-            if module in self._resolver.matched
         )
 
 

@@ -22,6 +22,7 @@ from riemerge.methods import find_method
 from riemerge.recipe import Recipe
 from riemerge.record import RunRecord
 from riemerge.storage.kinds import is_checkpoint
+from riemerge.storage.rounding import change_warnings, rounding_warnings
 from riemerge.storage.staging import check_output
 from riemerge.updates import LowRankUpdate
 
@@ -87,6 +88,10 @@ def merge_into(
             raise RecipeError(
                 "parameters.rank: out_type delta writes the whole dW, which has no rank: leave it out"
             )
+        if recipe.uniform_rank:
+            raise RecipeError(
+                "uniform_rank: out_type delta writes the whole dW, which has no rank: leave it out"
+            )
         return _delta(AdapterMerge(recipe, {}, None, device, threads, progress), folder, shard_bytes)
     result = merge_recipe(recipe, device=device, threads=threads, round_at_once=True, progress=progress)
     return Written(result.record, max(result.save_pretrained(folder).values()))
@@ -132,7 +137,7 @@ def _delta(job: AdapterMerge, folder: str | Path, shard_bytes: int) -> Written:
             whole = update if isinstance(update, Tensor) else update.dense()
             writer.add(f"{module}.weight", whole.mT if turned else whole)
 
-        record = job.run(keep, dense=True)
+        record = job.run(keep, dense=True).warned(rounding_warnings(writer.roundings))
         _describe(writer, record)
     return Written(record, max(writer.errors.values()))
 
@@ -144,6 +149,9 @@ def _checkpoint(job: CheckpointMerge, folder: str | Path, shard_bytes: int) -> W
             writer.add(name, tensor, dtype=dtype if tensor.is_floating_point() else None)
 
         record = job.run(keep)
+        changes = {row.module: row.norm for row in record.modules} if job.base else {}
+        record = record.warned(rounding_warnings(writer.roundings))
+        record = record.warned(change_warnings(writer.roundings, changes))
         for path in job.carried.other_files:
             if path.name not in {RECORD_FILE, CARD_FILE}:
                 writer.add_file(path.name, path)

@@ -49,6 +49,7 @@ class Recipe(BaseModel):
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
         out_dtype: The dtype written; None keeps that of the inputs.
         out_type: What is written; None is what the inputs are.
+        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
     """
 
     model_config = _STRICT
@@ -60,6 +61,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
+    uniform_rank: bool = False
 
     @property
     def weights(self) -> tuple[float | None, ...]:
@@ -100,7 +102,7 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     return recipe
 
 
-_TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type")
+_TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type", "uniform_rank")
 
 
 def read_recipe(
@@ -117,7 +119,7 @@ def read_recipe(
         sources: A single file that ends in .yaml or .yml, or for each model one `folder[:weight]` (see
             `riemerge.specs.parse_spec`), or its folder and its weight.
         overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
-            `out_type` or any of `parameters`; None is no override.
+            `out_type`, `uniform_rank` or any of `parameters`; None is no override.
         statistics: Folder of the statistics of each model, in their order, where `sources` are folders.
 
     Raises:
@@ -352,6 +354,7 @@ def _explain(error: Any) -> str:
 
 _EXPECTED = {
     "string_type": "a text",
+    "bool_type": "true or false",
     "tuple_type": "a list",
     "mapping_type": "a mapping",
     "dict_type": "a mapping",

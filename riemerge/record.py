@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
@@ -169,6 +170,8 @@ class RunRecord(BaseModel):
 
     Attributes:
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
+        model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
+            checkpoint without settings.
     """
 
     model_config = _FROZEN
@@ -178,6 +181,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     device: str
     base_model: str | None
+    model_class: str = "transformers.AutoModel"
     inputs: tuple[InputRow, ...]
     modules: tuple[ModuleRow, ...]
     totals: Totals
@@ -185,6 +189,10 @@ class RunRecord(BaseModel):
     advice: dict[str, str]
     warnings: tuple[str, ...]
     timing: Timing
+
+    def warned(self, texts: Iterable[str]) -> RunRecord:
+        """Return the record with more warnings: of what only the writing of the result showed."""
+        return self.model_copy(update={"warnings": (*self.warnings, *texts)})
 
     def to_json(self) -> str:
         """Return the record as indented JSON, with a final line break."""

@@ -142,6 +142,7 @@ def described(row: Method) -> list[tuple[str, str]]:
         ("rank of the result", row.output_rank),
         ("moves with the gauge", "no" if row.gauge_invariant else "yes"),
         ("copies of one merge to it", "yes" if row.idempotent else "no"),
+        *(("differs from its source", text) for text in row.differs.values()),
         ("source", row.source),
     ]
 

@@ -173,6 +173,18 @@ class LowRankUpdate:
         root = math.sqrt(abs(self.scale))
         return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
 
+    def padded(self, rank: int) -> LowRankUpdate:
+        """The same dW with columns of zero behind those of B, and as many rows behind those of A.
+
+        Args:
+            rank: How many there are then; one that has as many already is returned unchanged.
+        """
+        more = max(rank - self.rank, 0)
+        if not more:
+            return self
+        pad = torch.nn.functional.pad
+        return replace(self, B=pad(self.B, (0, more)), A=pad(self.A, (0, 0, 0, more)))
+
     def __neg__(self) -> LowRankUpdate:
         return self.scaled(-1.0)
 

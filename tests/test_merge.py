@@ -373,7 +373,10 @@ def test_a_rank_deficient_update_truncates_its_module_to_its_rank(tmp_path: Path
     (warning,) = result.record.warnings
     assert warning.startswith("b: its update is rank deficient in 1 of 3 modules (layers.0.q: 2 of 3)")
     result.save_pretrained(tmp_path / "out")
-    assert read_adapter(tmp_path / "out").ranks["layers.0.q"] == 2
+    written = read_adapter(tmp_path / "out")
+    # As the inputs have it, for loaders that know one rank; the third column is zero.
+    assert set(written.ranks.values()) == {3}
+    assert written.update("layers.0.q").numerical_rank(torch.float64) == 2
 
 
 def test_float32_factors_hide_no_rank_below_their_round_off(tmp_path: Path) -> None:

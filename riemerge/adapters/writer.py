@@ -9,16 +9,20 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors.torch import save
 
 from riemerge.adapters.reader import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.storage.rounding import Rounding, check_rounding
 from riemerge.storage.staging import check_output, publish, stage_beside, write_synced, writing
 from riemerge.storage.text import is_plain_name, shown
 from riemerge.updates import LowRankUpdate
+
+# PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
+_TASKS_WITH_A_HEAD = {"QUESTION_ANS", "SEQ_CLS", "TOKEN_CLS"}
 
 
 def write_adapter(
@@ -27,7 +31,7 @@ def write_adapter(
     *,
     like: Sequence[Adapter] = (),
     dtype: torch.dtype = torch.float32,
-    rounding: Mapping[str, float] | None = None,
+    rounding: Mapping[str, Rounding] | None = None,
     extra_files: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Write updates as a PEFT adapter, all or nothing.
@@ -42,10 +46,9 @@ def write_adapter(
         folder: The new folder; it must not exist, its parent must.
         updates: By module, named as in the base model.
         like: The adapters that were merged; what they agree in (base model, `fan_in_fan_out`, task type) is
-            carried on.
+            carried on, but for tasks whose head PEFT expects in the file: heads are not written.
         dtype: The dtype of the stored factors.
-        rounding: The errors of `round_update`, where that made the updates: they are then written as they
-            are.
+        rounding: What `round_update` found, where that made the updates: they are then written as they are.
         extra_files: Texts to lie beside the adapter, by file name.
 
     Returns:
@@ -53,7 +56,8 @@ def write_adapter(
         update).
 
     Raises:
-        NumericalError: Factors that are not finite, or not in `dtype`; all such modules are named.
+        NumericalError: Factors that are not finite, not in `dtype`, or that it rounds to nearly nothing (see
+            `riemerge.storage.rounding`); all such modules are named.
         OutputError: The folder exists, cannot be written, or does not read back as it was written.
         ValueError: No update, or a name in `extra_files` that is not a plain file name of its own.
     """
@@ -65,9 +69,12 @@ def write_adapter(
             raise ValueError(f"{name!r} cannot be the name of an extra file")
     check_output(target, [])
     if rounding is None:
-        stored, errors = _rounded(updates, dtype)
-    else:
-        stored, errors = dict(sorted(updates.items())), dict(sorted(rounding.items()))
+        rounded = RoundedUpdates(dtype)
+        for module, update in sorted(updates.items()):
+            rounded.add(module, _balanced(update))
+        rounded.check()
+        updates, rounding = rounded.updates, rounded.roundings
+    stored = dict(sorted(updates.items()))
     files = {name: text.encode() for name, text in extra_files.items()}
     files[TENSOR_FILE] = save(
         {
@@ -80,56 +87,80 @@ def write_adapter(
     config = _config({module: update.rank for module, update in stored.items()}, like)
     files[CONFIG_FILE] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     _publish(target, files, stored)
-    return errors
+    return {module: one.error for module, one in sorted(rounding.items())}
 
 
-def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, float]:
+def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, Rounding]:
     """Round an update in its canonical gauge (see `LowRankUpdate.balance`) to the dtype that is stored.
 
     Law: the error is that of the rounding, to about six digits, from one product of the factors a side. What
     is rounded away is E = δB A + B' δA, whose terms do not cancel, so Gram matrices lose nothing here.
 
     Returns:
-        The update with scale 1 in `dtype` on the CPU, and ‖stored − given‖ / ‖given‖ (0 for a zero update).
+        The update with scale 1 in `dtype` on the CPU, and what the rounding did to it.
 
     Raises:
         NumericalError: The factors are not finite, or not in `dtype`; the text is the bare fact.
     """
     exact = update.absorbed().to(torch.float64)
-    left, right = exact.B, exact.A.mT
+    largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
+    unit = largest or 1.0  # factors of size 1 have squares that do not underflow
+    left, right = exact.B / unit, exact.A.mT / unit
     square = float(((left.mT @ left) * (right.mT @ right)).sum())
-    if not math.isfinite(square):
+    norm = largest * largest * math.sqrt(max(square, 0.0))
+    if not math.isfinite(norm):
         raise NumericalError("the update holds NaN or Inf, or its norm overflows; nothing was written")
     rounded = exact.to(dtype)
     if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
-        largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
         raise NumericalError(
             f"the factors reach {largest:.3g} but the largest {dtype} is "
             f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
         )
-    near_left, near_right = rounded.B.to(torch.float64), rounded.A.to(torch.float64).mT
+    near_left, near_right = rounded.B.to(torch.float64) / unit, rounded.A.to(torch.float64).mT / unit
     lefts = torch.cat([near_left - left, near_left], dim=1)
     rights = torch.cat([right, near_right - right], dim=1)
     error = float(((lefts.mT @ lefts) * (rights.mT @ rights)).sum())
-    return rounded.to(device="cpu"), math.sqrt(max(error, 0.0) / square) if square > 0.0 else 0.0
+    relative = math.sqrt(max(error, 0.0) / square) if square > 0.0 else 0.0
+    return rounded.to(device="cpu"), Rounding(dtype, norm, relative)
 
 
-def _rounded(
-    updates: Mapping[str, LowRankUpdate], dtype: torch.dtype
-) -> tuple[dict[str, LowRankUpdate], dict[str, float]]:
-    """The balanced updates in the output's dtype on the CPU, and the relative error of the rounding."""
-    stored, errors, problems = {}, {}, []
-    for module, update in sorted(updates.items()):
-        exact = update.to(torch.float64)
-        # Factors that hold NaN or Inf have no singular values: they are refused as they are.
-        exact = exact.balance() if math.isfinite(exact.norm()) else exact
+@final
+class RoundedUpdates:
+    """Updates in the dtype in which they are written, rounded one at a time, all faults at once.
+
+    Attributes:
+        updates: By module, with scale 1, on the CPU.
+        roundings: What the rounding did to each.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._problems: list[str] = []
+        self.updates: dict[str, LowRankUpdate] = {}
+        self.roundings: dict[str, Rounding] = {}
+
+    def add(self, module: str, update: LowRankUpdate) -> None:
+        """Round one update, given in its canonical gauge."""
         try:
-            stored[module], errors[module] = round_update(exact, dtype)
+            self.updates[module], self.roundings[module] = round_update(update, self._dtype)
         except NumericalError as fault:
-            problems += [f"{shown(module)}: {problem}" for problem in fault.problems]
-    if problems:
-        raise NumericalError(problems)
-    return stored, errors
+            self._problems += [f"{shown(module)}: {problem}" for problem in fault.problems]
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did.
+
+        Raises:
+            NumericalError: As `write_adapter`.
+        """
+        if self._problems:
+            raise NumericalError(self._problems)
+        check_rounding(self.roundings)
+
+
+def _balanced(update: LowRankUpdate) -> LowRankUpdate:
+    """The update in its canonical gauge; one that holds NaN or Inf has none, and is refused as it is."""
+    exact = update.to(torch.float64)
+    return exact.balance() if math.isfinite(exact.norm()) else exact
 
 
 def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]:
@@ -139,11 +170,12 @@ def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]
     others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r}
     configs = [adapter.config for adapter in like]
     bases = [config.base_model_name_or_path for config in configs]
+    task = _common([config.task_type for config in configs])
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": _common([base for base in bases if base is not None]),
         "revision": _common([config.revision for config in configs]),
-        "task_type": _common([config.task_type for config in configs]),
+        "task_type": None if task in _TASKS_WITH_A_HEAD else task,
         "auto_mapping": _common([config.auto_mapping for config in configs]),
         "inference_mode": True,
         "r": r,

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Self, final
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from riemerge.checkpoints.reader import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.storage.rounding import Rounding, check_rounding
 from riemerge.storage.staging import check_output, publish, stage_beside, sync, write_synced, writing
 from riemerge.storage.tensor_file import DTYPES
 from riemerge.storage.text import can_be_shown, is_plain_name, shown
@@ -45,6 +46,8 @@ class DenseWriter:
         shard_bytes: At least 1.
 
     Raises:
+        NumericalError: At the end of the block, tensors that the dtype rounds to nearly nothing (see
+            `riemerge.storage.rounding`): all of them are named.
         OutputError: The folder exists, cannot be written, or does not read back as it was written.
         ValueError: No tensor was added, a dtype that is no float of 16 bits or more, or `shard_bytes` below
             1.
@@ -61,7 +64,7 @@ class DenseWriter:
         if shard_bytes < 1:
             raise ValueError(f"shards of {shard_bytes} bytes: expected at least 1")
         self._target, self._dtype, self._shard_bytes = Path(folder), dtype, shard_bytes
-        self._errors: dict[str, float] = {}
+        self._roundings: dict[str, Rounding] = {}
         self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._shards: list[tuple[str, ...]] = []  # the names in each that is written
         self._pending: dict[str, Tensor] = {}
@@ -71,7 +74,12 @@ class DenseWriter:
     @property
     def errors(self) -> Mapping[str, float]:
         """For each tensor the error of its rounding, ‖stored − given‖ / ‖given‖ (0 for a zero tensor)."""
-        return MappingProxyType(self._errors)
+        return {name: one.error for name, one in self._roundings.items()}
+
+    @property
+    def roundings(self) -> Mapping[str, Rounding]:
+        """For each float tensor what its rounding did to it."""
+        return {name: one for name, one in self._roundings.items() if one.dtype.is_floating_point}
 
     def __enter__(self) -> Self:
         check_output(self._target, [])
@@ -108,14 +116,14 @@ class DenseWriter:
         """
         stage = self._opened()
         _check_float(dtype)
-        if name in self._errors:
+        if name in self._roundings:
             raise ValueError(f"the tensor {shown(name)} was added already")
         if not can_be_shown(name) or name in {"", "__metadata__"}:
             raise ValueError(f"{shown(name)!r} cannot be the name of a tensor")
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"the tensor {shown(name)} is {tensor.dtype}, which is not stored")
         try:
-            stored, error = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
+            stored, rounding = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
         except NumericalError as fault:
             raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
         if self._pending_bytes + stored.nbytes > self._shard_bytes:
@@ -123,8 +131,8 @@ class DenseWriter:
         self._pending[name] = stored
         self._pending_bytes += stored.nbytes
         self._total_bytes += stored.nbytes
-        self._errors[name], self._entries[name] = error, (tuple(stored.shape), stored.dtype)
-        return error
+        self._roundings[name], self._entries[name] = rounding, (tuple(stored.shape), stored.dtype)
+        return rounding.error
 
     def add_file(self, name: str, content: str | Path) -> None:
         """Put a file beside the tensors.
@@ -173,6 +181,7 @@ class DenseWriter:
         count = len(self._shards)
         if not count:
             raise ValueError("no tensor to write")
+        check_rounding(self.roundings)
         places = [f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}" for i in range(count)]
         places = places if count > 1 else [TENSOR_FILE]
         for i, place in enumerate(places):
@@ -197,15 +206,15 @@ def _check_float(dtype: torch.dtype | None) -> None:
         raise ValueError(f"{dtype} is not stored: expected a float dtype of 16 bits or more")
 
 
-def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """A contiguous copy on the CPU, floats in the dtype, and the relative error of the rounding.
+def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
+    """A contiguous copy on the CPU, floats in the dtype, and what the rounding did to it.
 
     Raises:
         NumericalError: The bare fact: NaN or Inf, or more than the dtype can hold.
     """
     if not given.is_floating_point():
-        return _copied(given), 0.0
-    norm = float(torch.linalg.vector_norm(given, dtype=torch.float64))
+        return _copied(given), Rounding(given.dtype, 0.0, 0.0)
+    norm = _norm(given)
     if not math.isfinite(norm):
         raise NumericalError("the tensor holds NaN or Inf, or its norm overflows; nothing was written")
     rounded = given.to(dtype)
@@ -215,9 +224,18 @@ def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
             f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
         )
     if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
-        return _copied(rounded), 0.0
-    apart = float(torch.linalg.vector_norm(rounded.to(torch.float64).sub_(given)))
-    return _copied(rounded), apart / norm if norm > 0.0 else 0.0
+        return _copied(rounded), Rounding(dtype, norm, 0.0)
+    apart = _norm(rounded.to(torch.float64).sub_(given))
+    return _copied(rounded), Rounding(dtype, norm, apart / norm if norm > 0.0 else 0.0)
+
+
+def _norm(tensor: Tensor) -> float:
+    """The norm, also of numbers whose squares underflow."""
+    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    if not norm <= 1e-150 or not tensor.numel():
+        return norm
+    largest = float(tensor.abs().max())
+    return largest * float(torch.linalg.vector_norm(tensor / largest)) if largest > 0.0 else 0.0
 
 
 def _copied(tensor: Tensor) -> Tensor:

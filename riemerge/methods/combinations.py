@@ -31,12 +31,13 @@ def slerp(gram: Tensor, at: Setting, /) -> Tensor:
 
     Law: c = (sin((1 − t)θ), sin(tθ))/sin θ, θ the angle between the two; for equal norms the arc is that of
     the sphere and the norm is kept. Without `t` the shares are the weights, and the result does not depend on
-    the order. One model, where the other has weight 0, is itself. Where |cos θ| > 0.9995 the chord takes the
-    place of the arc, c = (1 − t, t): for models that point the same way a change of at most 1.3e-4 of the
-    norm; opposite ones have no shortest arc.
+    the order. One model, where the other has weight 0, is itself, and so is an end of the arc. Where
+    cos θ > 0.9995 the chord takes the place of the arc, c = (1 − t, t): a change of at most 1.3e-4 of the
+    norm.
 
     Raises:
-        NumericalError: `t` beside weights that differ.
+        NumericalError: `t` beside weights that differ; cos θ < −0.9995 between the ends: the chord, which
+            mergekit takes there too, passes by zero, and opposite models have no shortest arc.
 
     Source: Shoemake 1985, eq. 6; threshold and un-normalised ends as in mergekit's `slerp`.
     """
@@ -48,28 +49,39 @@ def slerp(gram: Tensor, at: Setting, /) -> Tensor:
     _, cosines = _directions(gram)
     cosine = cosines[0, 1]
     shares = at.weights / at.weights.sum() if t is None else torch.tensor([1.0 - t, t], dtype=torch.float64)
+    if bool(shares.all()):
+        _expect_an_arc(cosine, cosine < -0.9995)
     return _arc(cosine, shares.to(gram), cosine.abs() > 0.9995)
 
 
 def nuslerp(gram: Tensor, at: Setting, /) -> Tensor:
     """Return the point of the arc between two models that their weights say, also where they are close.
 
-    Law: `slerp` with t = w₂/(w₁ + w₂) and no threshold: a smooth function of the two. Only where they are
-    parallel to round-off, in the same or in opposite directions, is it c = w.
+    Law: `slerp` with t = w₂/(w₁ + w₂) and no threshold: a smooth function of the two. Only where they point
+    the same way to round-off is it c = w.
+
+    Raises:
+        NumericalError: They are opposite to round-off: no arc between them is the shortest.
 
     Source: mergekit's `nuslerp` (flattened).
     """
     if len(gram) == 1:
         return torch.ones_like(gram[0])
     _, cosines = _directions(gram)
-    return _arc(cosines[0, 1], at.weights.to(gram), 1.0 - cosines[0, 1].square() <= _ROUND_OFF)
+    parallel = 1.0 - cosines[0, 1].square() <= _ROUND_OFF
+    _expect_an_arc(cosines[0, 1], parallel & (cosines[0, 1] < 0.0))
+    return _arc(cosines[0, 1], at.weights.to(gram), parallel)
 
 
 def nuslerp_rows(x: Tensor, at: Setting, /) -> Tensor:
     """Return `nuslerp` of each vector along the last axis by itself: of a matrix, the weights of each output.
 
-    Law: rows are independent; turning all inputs, x -> x R with Rᵀ = R⁻¹, turns the result. *Cost*:
-    entrywise, it needs the dense dW: a few passes over 2 m n numbers.
+    Law: rows are independent; turning all inputs, x -> x R with Rᵀ = R⁻¹, turns the result. A row of one
+    number has no direction, and gets the weighted mean. *Cost*: entrywise, it needs the dense dW: a few
+    passes over 2 m n numbers.
+
+    Raises:
+        NumericalError: Two rows of more than one number are opposite to round-off.
 
     Source: mergekit's `nuslerp` with `nuslerp_flatten: false`.
     """
@@ -78,17 +90,20 @@ def nuslerp_rows(x: Tensor, at: Setting, /) -> Tensor:
     first, second = torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
     cosine = (first * second).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0)
     shares = at.weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
-    return (_arc(cosine, shares, 1.0 - cosine.square() <= _ROUND_OFF) * x).sum(dim=0)
+    parallel = 1.0 - cosine.square() <= _ROUND_OFF
+    if x.shape[-1] > 1:
+        _expect_an_arc(cosine, parallel & (cosine < 0.0))
+    return (_arc(cosine, shares, parallel) * x).sum(dim=0)
 
 
 def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
     """Return the normalised mean of the directions, at the mean of the norms.
 
     Law: m · Σ wᵢ ‖xᵢ‖ with m = Σ wᵢ uᵢ / ‖Σ wᵢ uᵢ‖. The published step in the tangent space at m is
-    identically zero, as Σ wᵢ uᵢ is a multiple of m. Two models whose directions cancel are averaged.
+    identically zero, as Σ wᵢ uᵢ is a multiple of m. Models that are all zero merge to zero.
 
     Raises:
-        NumericalError: The directions of three or more models cancel.
+        NumericalError: The directions cancel.
 
     Source: Goddard, multislerp; in closed form here.
     """
@@ -97,7 +112,7 @@ def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
     square = weights @ (cosines @ weights)
     if square > _ROUND_OFF:
         return weights * _inverse(norms) * ((weights @ norms) / square.sqrt())
-    if len(weights) == 2 or not norms.any():
+    if not norms.any():
         return weights
     raise NumericalError(
         f"the weighted directions of the updates cancel (their sum has squared length {float(square):.1e}): "
@@ -215,6 +230,17 @@ def _directions(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(norms: Tensor) -> Tensor:
     return torch.where(norms > 0.0, 1.0 / norms, 0.0)
+
+
+def _expect_an_arc(cosine: Tensor, opposite: Tensor) -> None:
+    """Refuse two models, or rows of them, between which no arc is the shortest."""
+    if bool(opposite.any()):
+        where = f"in {int(opposite.sum())} of {opposite.numel()} rows " if opposite.ndim else ""
+        raise NumericalError(
+            f"the two updates are {where}opposite (their cosine is {float(cosine.min()):.6f}), where no arc "
+            "between them is the shortest and their mean on the sphere may be anything: merge others, or use "
+            "average"
+        )
 
 
 def _arc(cosine: Tensor, shares: Tensor, straight: Tensor) -> Tensor:

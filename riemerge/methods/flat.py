@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from riemerge.lowrank import nearest
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
-from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
+from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, setting
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, constant, resolve
 from riemerge.updates import JointSpan, LowRankUpdate, sum_updates
 
@@ -162,63 +161,6 @@ def _rank(row: FlatRow, largest: int, options: Options) -> int | None:
     if isinstance(options.rank, str) or (options.dense and not row.constrained):
         return None
     return options.rank or largest
-
-
-def setting(
-    module: str,
-    weights: Sequence[float],
-    used: Sequence[int],
-    values: Mapping[str, Any],
-    shape: tuple[int, ...],
-    *,
-    norms: Sequence[float],
-    seed: int,
-    **more: Any,
-) -> Setting:
-    """Return what a row sees of one module beside the updates that count there.
-
-    Args:
-        module: Its name.
-        weights: Of all models.
-        used: The places of those that count.
-        values: The parameters there, of all models where each has its own.
-        shape: The module's own.
-        norms: Of those that count.
-        seed: The user's.
-        more: The other fields of `Setting`.
-    """
-    return Setting(
-        module=module,
-        weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
-        values=_counting(values, used),
-        shape=shape,
-        places=tuple(used),
-        seeds=_seeds(module, norms, seed),
-        **more,
-    )
-
-
-def _seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
-    """A seed for the draws of each of T updates of a module.
-
-    Law: the k-th smallest in norm has the k-th seed: a function of the updates, of neither files nor gauges.
-    """
-    order = sorted(range(len(norms)), key=lambda place: norms[place])
-    drawn = [
-        int.from_bytes(hashlib.sha256(f"{seed}:{k}:{module}".encode()).digest()[:7], "big")
-        for k in range(len(norms))
-    ]
-    return tuple(drawn[order.index(place)] for place in range(len(norms)))
-
-
-def _counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
-    """The parameters of a module as a row sees them: those per model are tensors, of those that count."""
-    return {
-        name: torch.tensor([value[place] for place in used], dtype=torch.float64)
-        if isinstance(value, tuple)
-        else value
-        for name, value in values.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ class Method:
         checkpoints: Of full checkpoints: `weights` merges them as they are, or their differences from a base
             model where one is given; `updates` needs the base model; `no` takes adapters only.
         constrained: Whether the mean is sought among matrices of the result's rank, rather than cut to it.
+        directions: Whether the angles between the models count, which a model that is zero has none of.
+        differs: How the result differs from that of the package or paper whose name and words the row has, by
+            when it does: `always` (by what is its definition here), `weights` where they are not equal,
+            `rescale` where a random drop is rescaled as by default. The last two are told with each result.
         output_rank: The rank of a merged update, in words.
     """
 
@@ -63,4 +67,6 @@ class Method:
     base_statistics: bool = False
     checkpoints: Literal["weights", "updates", "no"] = "updates"
     constrained: bool = False
+    directions: bool = False
+    differs: Mapping[str, str] = field(default_factory=dict)
     output_rank: str = "the largest of the inputs', or --rank (`sum`: all of it)"

@@ -51,8 +51,9 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter(
             "rank",
             "rank",
-            "rank of the result (or of the inputs: see the method): a number; `sum`, all of it; a share such "
-            "as `95%`, in each module the least that keeps so much of the squared norm; `auto`, 95% of it",
+            "rank of the result (or of the inputs: see the method): a number, in every module, by columns of "
+            "zero where it has less; `sum`, all of it; a share such as `95%`, in each module the least that "
+            "keeps so much of the squared norm; `auto`, 95% of it",
             low=1,
         ),
         Parameter(

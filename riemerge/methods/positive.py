@@ -69,7 +69,8 @@ def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ for orthogonal L and R, and f(xᵀ) = f(x)ᵀ; copies give themselves, and f(c x) =
     c f(x). Where a matrix is singular to √eps, the kinds that have no mean there (all but
-    `bures_wasserstein`) give way to that one, and the status is SINGULAR.
+    `bures_wasserstein`) give way to that one, and the status is SINGULAR; so it is where rotations cancel,
+    opposite ones for example: their mean is arbitrary there, and zero stands for it.
 
     Args:
         cores: (T, p, q).
@@ -92,7 +93,22 @@ def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
     carried = rotation.mT @ u
     positive = torch.cat([(vh.mT * sigma[:, None]) @ vh, (carried * sigma[:, None]) @ carried.mT])
     found = positive_mean(positive, torch.cat([shares, shares]) / 2.0, kind)
-    return found._replace(value=rotation @ found.value)
+    answer = found._replace(value=rotation @ found.value)
+    if lost := _cancelled(rotations, cosines):
+        advice = (
+            f"The rotations of the cores cancel in {lost} directions, and have no mean there: it is zero."
+        )
+        return answer._replace(status="SINGULAR", advice=f"{advice} Use core_mean average.", ok=False)
+    return answer
+
+
+def _cancelled(rotations: Tensor, cosines: Tensor) -> int:
+    """How many directions of both sides the partial isometries (T, p, q) have, but not their sum."""
+    left = int((cosines > FLOOR).sum())
+    if left == len(cosines):
+        return 0
+    sides = torch.cat(list(rotations), dim=1), torch.cat(list(rotations), dim=0)
+    return max(min(int((torch.linalg.svdvals(side) > FLOOR).sum()) for side in sides) - left, 0)
 
 
 def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Answer:

@@ -7,6 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from riemerge.errors import NumericalError
+from riemerge.methods.stack import Merged
+
+CANCELLED = 1e-4
+"""The share of the inputs' norm from which on a merge is too short to be brought back to it. The mean of T
+unrelated updates has 1/√T of it, cut to a rank some less: a thousand of them stay above 1e-2."""
 
 
 class Norms(NamedTuple):
@@ -21,6 +26,11 @@ class Norms(NamedTuple):
     merged: float
     inputs: Sequence[float]
     weights: Sequence[float]
+
+    @classmethod
+    def of(cls, merged: Merged, weights: Sequence[float]) -> Norms:
+        """Return the norms of a merged module."""
+        return cls(merged.norm, [update.norm() for update in merged.inputs], weights)
 
 
 def matched(modules: Iterable[Norms]) -> float:
@@ -39,7 +49,8 @@ def matched(modules: Iterable[Norms]) -> float:
         modules: The norms of each module.
 
     Raises:
-        NumericalError: The merged update is zero in all modules, and the inputs are not.
+        NumericalError: The inputs cancel: the merge has less than `CANCELLED` of their mean norm, and what is
+            left of it may be round-off.
 
     Source: norm calibration as in MAGIC (arXiv 2512.19320) and NAN (arXiv 2505.16148), over all modules.
     """
@@ -49,10 +60,11 @@ def matched(modules: Iterable[Norms]) -> float:
     mean = math.fsum(_share(column) for column in by_input)
     if mean == 0.0:
         return 1.0
-    if merged == 0.0:
+    if merged <= CANCELLED * mean:
         raise NumericalError(
-            "scale: matched: the merged update is zero, and no factor brings it to the norm of the inputs: "
-            "give a number, such as --scale 1"
+            f"scale: matched: the inputs cancel in all {len(found)} modules: the merged update has "
+            f"{merged / mean:.1g} of their mean norm, and what is left may be round-off: give a number, such "
+            "as --scale 1, or merge other inputs"
         )
     return mean / merged
 

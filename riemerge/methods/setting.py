@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final
 
@@ -51,6 +52,63 @@ class Setting:
     def generator(self, place: int) -> torch.Generator:
         """Return a fresh CPU generator for the draws of one update of this module."""
         return torch.Generator().manual_seed(self.seeds[place])
+
+
+def setting(
+    module: str,
+    weights: Sequence[float],
+    used: Sequence[int],
+    values: Mapping[str, Any],
+    shape: tuple[int, ...],
+    *,
+    norms: Sequence[float],
+    seed: int,
+    **more: Any,
+) -> Setting:
+    """Return what a row sees of one module beside the updates that count there.
+
+    Args:
+        module: Its name.
+        weights: Of all models.
+        used: The places of those that count.
+        values: The parameters there, of all models where each has its own.
+        shape: The module's own.
+        norms: Of those that count.
+        seed: The user's.
+        more: The other fields of `Setting`.
+    """
+    return Setting(
+        module=module,
+        weights=torch.tensor([weights[place] for place in used], dtype=torch.float64),
+        values=_counting(values, used),
+        shape=shape,
+        places=tuple(used),
+        seeds=_seeds(module, norms, seed),
+        **more,
+    )
+
+
+def _seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
+    """A seed for the draws of each of T updates of a module.
+
+    Law: the k-th smallest in norm has the k-th seed: a function of the updates, of neither files nor gauges.
+    """
+    order = sorted(range(len(norms)), key=lambda place: norms[place])
+    drawn = [
+        int.from_bytes(hashlib.sha256(f"{seed}:{k}:{module}".encode()).digest()[:7], "big")
+        for k in range(len(norms))
+    ]
+    return tuple(drawn[order.index(place)] for place in range(len(norms)))
+
+
+def _counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
+    """The parameters of a module as a row sees them: those per model are tensors, of those that count."""
+    return {
+        name: torch.tensor([value[place] for place in used], dtype=torch.float64)
+        if isinstance(value, tuple)
+        else value
+        for name, value in values.items()
+    }
 
 
 class Answer(NamedTuple):

@@ -74,7 +74,7 @@ def spectrum_matched(x: Tensor, at: Setting) -> Tensor:
 
     Raises:
         NumericalError: Two singular values of X₁ are equal where those of the inputs are not, so that their
-            singular vectors are arbitrary.
+            singular vectors are arbitrary; or at `power` 0 the updates cancel in X₁, so that it has none.
 
     Source: von Neumann 1937 (the nearest matrix of a given spectrum). *Cost:* that of `spectrum`.
     """
@@ -87,6 +87,11 @@ def spectrum_matched(x: Tensor, at: Setting) -> Tensor:
     target = squares.sum(dim=0).sqrt()[: len(first.values)]
     if power < 1.0:
         _expect_determined(first.values, target)
+    if power == 0.0 and len(first.values) < int((sigma > 0.0).sum(dim=1).max()):
+        raise NumericalError(
+            f"the updates cancel: their mean has {len(first.values)} directions left, and at power 0 each "
+            "one of theirs has its full size there: use power above 0, or average"
+        )
     matched: Tensor = first._replace(values=first.values**power * target ** (1.0 - power)).powered(1.0)
     return matched
 

@@ -81,22 +81,25 @@ def test_balancing_keeps_a_narrow_dtype_from_underflow_and_overflow(tmp_path: Pa
 @pytest.mark.parametrize("scale", [1.0, -4.0, 0.0])
 def test_rounding_reports_its_error(dtype: torch.dtype, scale: float) -> None:
     update = random_updates()["layers.0.v"].balance().scaled(scale)
-    stored, error = round_update(update, dtype)
+    stored, rounding = round_update(update, dtype)
+    error = rounding.error
     assert (stored.dtype, stored.scale) == (dtype, 1.0)
     given = update.dense().numpy()
     apart = np.linalg.norm(stored.dense().numpy() - given)
     # Against the dense difference, which itself has the round-off of float64.
     assert error == pytest.approx(apart / np.linalg.norm(given) if scale else 0.0, rel=1e-6, abs=1e-14)
     assert (error > 1e-9) == (dtype is not torch.float64 and scale != 0)
+    assert rounding.norm == pytest.approx(np.linalg.norm(given), rel=1e-13)
 
 
 def test_updates_that_were_rounded_are_written_as_they_are(tmp_path: Path) -> None:
     rounded = {
         module: round_update(u.balance(), torch.bfloat16) for module, u in reversed(random_updates().items())
     }
-    updates, errors = ({m: pair[i] for m, pair in rounded.items()} for i in (0, 1))
-    found = write_adapter(tmp_path / "one", updates, dtype=torch.bfloat16, rounding=errors)
-    assert found == errors
+    updates = {module: update for module, (update, _) in rounded.items()}
+    roundings = {module: rounding for module, (_, rounding) in rounded.items()}
+    found = write_adapter(tmp_path / "one", updates, dtype=torch.bfloat16, rounding=roundings)
+    assert found == {module: rounding.error for module, rounding in roundings.items()}
     write_adapter(tmp_path / "two", random_updates(), dtype=torch.bfloat16)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

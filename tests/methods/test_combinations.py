@@ -220,28 +220,52 @@ def test_t_comes_before_the_weights_and_the_weights_are_symmetric() -> None:
     assert torch.equal(there, back.flip(0))
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_slerp_takes_the_chord_beyond_its_threshold(sign: float) -> None:
+def test_slerp_takes_the_chord_beyond_its_threshold() -> None:
     angle = math.acos(0.9995)
     for factor, chord in ((0.99, True), (1.01, False)):
-        turned = [sign * math.cos(factor * angle), math.sin(factor * angle)]
+        turned = [math.cos(factor * angle), math.sin(factor * angle)]
         x = torch.tensor([[1.0, 0.0], turned], dtype=torch.float64)
         assert (
             close(coefficients("slerp", x, [0.3, 0.7]), torch.tensor([0.3, 0.7], dtype=torch.float64))
             == chord
         )
         off = merged("slerp", x, [0.3, 0.7]) - merged("nuslerp", x, [0.3, 0.7])
-        if sign > 0.0:
-            assert torch.linalg.vector_norm(off) <= 1.3e-4  # as the docstring says
+        assert torch.linalg.vector_norm(off) <= 1.3e-4  # as the docstring says
 
 
-@pytest.mark.parametrize("name", ["slerp", "nuslerp"])
-def test_opposite_models_are_interpolated_as_published(name: str) -> None:
-    x = models((3, 4), 1, 9)[0]
-    assert close(merged(name, torch.stack([x, -3.0 * x]), [0.75, 0.25]), 0.0 * x, factor=1e17)
-    assert close(
-        coefficients(name, torch.stack([x, -3.0 * x]), [0.75, 0.25]), torch.tensor([0.75, 0.25]).double()
+def test_slerp_refuses_what_its_chord_would_take_past_zero() -> None:
+    angle = math.acos(-0.9995)
+    near, far = (
+        torch.tensor([[1.0, 0.0], [math.cos(f * angle), math.sin(f * angle)]], dtype=torch.float64)
+        for f in (0.999, 1.0001)
     )
+    assert close(merged("slerp", near, [0.3, 0.7]), merged("nuslerp", near, [0.3, 0.7]), factor=1e3)
+    with pytest.raises(NumericalError, match="opposite"):
+        merged("slerp", far, [0.3, 0.7])
+    for t, end in ((0.0, 0), (1.0, 1)):
+        assert close(merged("slerp", far, [0.5, 0.5], t=t), far[end])
+
+
+@pytest.mark.parametrize("name", SPHERE)
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.75, 0.25]])
+def test_opposite_models_have_no_mean_on_the_sphere(name: str, weights: list[float]) -> None:
+    x = models((3, 4), 1, 9)[0]
+    opposite = torch.stack([x, -3.0 * x])
+    if name == "multislerp" and weights[0] != weights[1]:
+        assert close(merged(name, opposite, weights), x * 1.5)  # one direction is left, at the mean norm
+        return
+    with pytest.raises(NumericalError, match=r"opposite|cancel|more than half of all directions"):
+        merged(name, opposite, weights)
+
+
+def test_one_opposite_row_is_refused_and_a_row_of_one_number_has_no_direction() -> None:
+    x = models((5, 6), 2, 10)
+    x[1, 3] = -2.0 * x[0, 3]
+    with pytest.raises(NumericalError, match="in 1 of 5 rows opposite"):
+        merged("nuslerp_rows", x, [0.3, 0.7])
+    column = torch.tensor([[[1.0], [2.0]], [[-1.0], [4.0]]], dtype=torch.float64)
+    mean = torch.tensor([[-0.4], [3.4]], dtype=torch.float64)
+    assert close(merged("nuslerp_rows", column, [0.3, 0.7]), mean)
 
 
 def test_nuslerp_keeps_the_arc_down_to_close_models() -> None:
@@ -323,8 +347,6 @@ def test_directions_of_three_models_that_cancel_are_refused() -> None:
     for name, reason in (("multislerp", "cancel"), ("karcher", "more than half of all directions")):
         with pytest.raises(NumericalError, match=reason):
             merged(name, x, [1 / 3, 1 / 3, 1 / 3])
-    two = torch.stack([x[0], -2.0 * x[0]])
-    assert close(merged("multislerp", two, [0.5, 0.5]), -0.5 * x[0])  # as published: their average
 
 
 def test_a_budget_that_runs_out_is_said() -> None:

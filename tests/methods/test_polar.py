@@ -179,6 +179,25 @@ def test_a_singular_core_gives_way_and_says_so() -> None:
 
 
 @KINDS
+def test_rotations_that_cancel_have_no_mean_and_say_so(kind: str) -> None:
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    x = normal(2, 3, 3, seed=5)
+    x[1] = -2.0 * x[0]
+    found = polar_mean(x, half, kind)
+    assert (found.status, found.ok) == ("SINGULAR", False)
+    assert "cancel in 3 directions" in found.advice
+    # Directions that no core has are no such thing, nor are those that cores have on one side alone.
+    lacking = normal(2, 3, 3, seed=6)
+    lacking[:, :, 2] = 0.0
+    assert polar_mean(lacking, half, "bures_wasserstein").ok
+    for side in (
+        torch.diag_embed(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()),
+        torch.eye(2).double()[:, None],
+    ):
+        assert polar_mean(side, half, "bures_wasserstein").ok
+
+
+@KINDS
 def test_rotations_do_not_shrink(kind: str) -> None:
     turns = torch.linalg.matrix_exp(torch.tensor([[0.0, -1.0], [1.0, 0.0]]).double() * 0.8)
     given = torch.stack([3.0 * turns, 3.0 * turns.mT])

@@ -83,10 +83,19 @@ def test_an_input_that_is_zero_in_a_module_counts_there_as_zero() -> None:
     assert found == 1.0  # (2 + 0) / 2 over 1
 
 
-def test_nothing_can_be_brought_to_a_norm_that_is_zero() -> None:
-    assert matched([Norms(0.0, [0.0, 0.0], [0.5, 0.5])]) == 1.0
-    with pytest.raises(NumericalError, match="the merged update is zero, and no factor brings it"):
-        matched([Norms(0.0, [1.0, 1.0], [0.5, 0.5])])
+@pytest.mark.parametrize("left", [0.0, 1e-16, 5e-5])
+def test_what_cancels_is_not_blown_up(left: float) -> None:
+    assert matched([Norms(left, [0.0, 0.0], [0.5, 0.5])]) == 1.0
+    with pytest.raises(
+        NumericalError, match=f"the inputs cancel in all 1 modules: .* {left:.1g} of their mean"
+    ):
+        matched([Norms(left, [1.0, 1.0], [0.5, 0.5])])
+
+
+def test_a_thousand_unrelated_inputs_have_one() -> None:
+    assert matched([Norms(1 / math.sqrt(1000), [1.0] * 1000, [1e-3] * 1000)]) == pytest.approx(
+        math.sqrt(1000)
+    )
 
 
 # --- merges -------------------------------------------------------------------------------------------------

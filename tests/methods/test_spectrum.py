@@ -263,6 +263,14 @@ def test_matched_refuses_to_tell_equal_singular_values_apart() -> None:
     assert_near(spectrum_matched(x, setting([0.5, 0.5], whitening=0.0, power=1.0)), average(x, [0.5, 0.5]))
 
 
+def test_matched_at_the_end_refuses_what_cancels() -> None:
+    x = normal(2, 6, 5, seed=3)
+    x[1] = -x[0]
+    with pytest.raises(NumericalError, match="0 directions left"):
+        spectrum_matched(x, setting([0.5, 0.5], whitening=0.0, power=0.0))
+    assert not spectrum_matched(x, setting([0.5, 0.5], whitening=0.0, power=0.5)).any()  # the limit is zero
+
+
 # --- the power mean -----------------------------------------------------------------------------------------
 
 

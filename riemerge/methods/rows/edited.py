@@ -7,6 +7,10 @@ from riemerge.methods.parameters import Parameter
 
 _EDITS = "riemerge.methods.entrywise:"
 _MEANS = "riemerge.methods.election:"
+_RESCALED = (
+    "mergekit keeps Σ|x| of each update after the drop, this one divides by the probability as published: "
+    "for mergekit's result ask for rescale norm"
+)
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("normalize", "flag", "divide by the sum of the weights of the models that count at an entry"),
@@ -118,6 +122,7 @@ ROWS: tuple[Method, ...] = (
         defaults={"density": 0.2, "merge_func": "mean"},
         normalised=False,
         idempotent=False,
+        differs={"always": "the authors' code keeps one entry more of each model, and has no weights"},
     ),
     Method(
         name="dare_linear",
@@ -130,6 +135,7 @@ ROWS: tuple[Method, ...] = (
         defaults={"density": 1.0, "rescale": "expected", "normalize": False},
         normalised=False,
         negative_weights=True,
+        differs={"rescale": _RESCALED},
     ),
     Method(
         name="dare_ties",
@@ -142,6 +148,7 @@ ROWS: tuple[Method, ...] = (
         defaults={"density": 1.0, "rescale": "expected", "normalize": False},
         normalised=False,
         negative_weights=True,
+        differs={"rescale": _RESCALED},
     ),
     Method(
         name="dare_ties_peft",
@@ -166,6 +173,7 @@ ROWS: tuple[Method, ...] = (
         parameters=("rank", "scale", "density", "epsilon", "rescale", "normalize", "seed"),
         defaults={"density": 1.0, "epsilon": 0.15, "rescale": "expected", "normalize": True},
         normalised=False,
+        differs={"rescale": _RESCALED},
     ),
     Method(
         name="della_linear",
@@ -178,6 +186,7 @@ ROWS: tuple[Method, ...] = (
         defaults={"density": 1.0, "epsilon": 0.15, "rescale": "expected", "normalize": False},
         normalised=False,
         negative_weights=True,
+        differs={"rescale": _RESCALED},
     ),
     Method(
         name="breadcrumbs",
@@ -211,6 +220,10 @@ ROWS: tuple[Method, ...] = (
         mean=_MEANS + "select_and_erase",
         parameters=("rank", "scale", "select_topk"),
         defaults={"select_topk": 1.0},
+        differs={
+            "always": "mergekit's clamps at 1e-6 in the unit of the updates, this one nowhere",
+            "weights": "mergekit's sce ignores weights, here they count: for its result make them equal",
+        },
     ),
     Method(
         name="magmax",
@@ -218,6 +231,7 @@ ROWS: tuple[Method, ...] = (
         source="Marczak et al. 2024, MagMax, arXiv 2407.06322",
         domain="entries",
         mean=_MEANS + "largest",
+        differs={"weights": "the authors' code has no weights, here the largest wᵢ |dWᵢ| is chosen"},
     ),
     Method(
         name="consensus",

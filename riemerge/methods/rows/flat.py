@@ -79,6 +79,10 @@ ROWS: tuple[Method, ...] = (
         ordered=True,
         models=(2, 2),
         checkpoints="weights",
+        directions=True,
+        differs={
+            "always": "mergekit's goes between whole weights, for adapters this one goes between updates"
+        },
     ),
     Method(
         name="nuslerp",
@@ -88,6 +92,7 @@ ROWS: tuple[Method, ...] = (
         mean=_HERE + "nuslerp",
         models=(2, 2),
         checkpoints="weights",
+        directions=True,
     ),
     Method(
         name="nuslerp_rows",
@@ -97,6 +102,7 @@ ROWS: tuple[Method, ...] = (
         mean=_HERE + "nuslerp_rows",
         models=(2, 2),
         checkpoints="weights",
+        directions=True,
     ),
     Method(
         name="multislerp",
@@ -105,6 +111,7 @@ ROWS: tuple[Method, ...] = (
         domain="gram",
         mean=_HERE + "multislerp",
         checkpoints="weights",
+        directions=True,
     ),
     Method(
         name="karcher",
@@ -115,6 +122,11 @@ ROWS: tuple[Method, ...] = (
         parameters=("rank", "scale", "tol", "max_passes"),
         defaults={"tol": 1e-12, "max_passes": 1000},
         checkpoints="weights",
+        directions=True,
+        differs={
+            "always": "mergekit's stops after 10 passes on whole weights, this one converges on updates",
+            "weights": "mergekit's karcher ignores weights, here they count: for its result make them equal",
+        },
     ),
     Method(
         name="median",
@@ -143,6 +155,11 @@ ROWS: tuple[Method, ...] = (
         source="Jang et al. 2024, Model Stock, arXiv 2403.19522",
         domain="gram",
         mean=_HERE + "model_stock",
+        directions=True,
+        differs={
+            "weights": "mergekit's model_stock ignores weights, here the mean that ρ scales has them: for "
+            "its result make them equal"
+        },
     ),
     Method(
         name="ema",

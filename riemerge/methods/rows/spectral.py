@@ -11,6 +11,8 @@ _CORE = "riemerge.methods.core_space:"
 _KNOTS_SOURCE = "Stoica et al. 2025, Model merging with SVD to tie the knots, arXiv 2410.19735"
 _CORE_SOURCE = "Panariello et al. 2025, Low-rank model merging in core space, arXiv 2509.17786"
 _ISO_SOURCE = "Marczak et al. 2025, No task left behind, arXiv 2502.04959"
+_FLAT = "the mean is over the directions of the joint span, that of the authors over min(m, n): another scale"
+_CORE_BASES = "the bases are of balanced factors, those of the authors of the stored ones, without alpha"
 _WHOLE = "the sum of the inputs' ranks; a cut to --rank of equal singular values is arbitrary"
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -46,6 +48,7 @@ ROWS: tuple[Method, ...] = (
         normalised=False,
         negative_weights=True,
         idempotent=False,
+        differs={"always": "the authors' code fills up low ranks with arbitrary singular vectors of zero"},
     ),
     Method(
         name="iso_c",
@@ -58,6 +61,7 @@ ROWS: tuple[Method, ...] = (
         negative_weights=True,
         idempotent=False,
         output_rank=_WHOLE,
+        differs={"always": _FLAT},
     ),
     Method(
         name="iso_cts",
@@ -71,6 +75,7 @@ ROWS: tuple[Method, ...] = (
         negative_weights=True,
         idempotent=False,
         output_rank=_WHOLE,
+        differs={"always": _FLAT},
     ),
     Method(
         name="cart",
@@ -100,6 +105,7 @@ ROWS: tuple[Method, ...] = (
         parameters=("rank", "scale", "density", "merge_func"),
         defaults={"density": 1.0, "merge_func": "mean"},
         normalised=False,
+        differs={"always": "the authors' code keeps one entry more, ignores alpha, and all weights but one"},
     ),
     Method(
         name="knots_dare_ties",
@@ -110,6 +116,7 @@ ROWS: tuple[Method, ...] = (
         parameters=("rank", "scale", "density", "merge_func", "seed"),
         defaults={"density": 1.0, "merge_func": "mean"},
         normalised=False,
+        differs={"always": "the authors' code ignores alpha, and all weights but one"},
     ),
     Method(
         name="core_ties",
@@ -121,6 +128,7 @@ ROWS: tuple[Method, ...] = (
         parameters=("rank", "scale", "density", "merge_func"),
         defaults={"density": 1.0, "merge_func": "mean"},
         normalised=False,
+        differs={"always": _CORE_BASES},
     ),
     Method(
         name="core_dare_ties",
@@ -131,5 +139,6 @@ ROWS: tuple[Method, ...] = (
         parameters=("rank", "scale", "density", "merge_func", "seed"),
         defaults={"density": 1.0, "merge_func": "mean"},
         normalised=False,
+        differs={"always": _CORE_BASES},
     ),
 )
