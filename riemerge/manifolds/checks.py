@@ -119,10 +119,12 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
             # has.
             gradient = manifold.horizontal(x, gradient)
         size = max(float(manifold.norm(x, gradient)), 1e-300)
-        slope = sum(float((e * a).sum()) for e, a in zip(_parts(euclidean), _parts(ambient), strict=True))
-        defects["riesz"] = max(
-            defects["riesz"], abs(float(manifold.inner_product(x, gradient, v)) - slope) / size
+        slope = sum(
+            float(np.real((np.conj(e) * a).sum()))
+            for e, a in zip(_parts(euclidean), _parts(ambient), strict=True)
         )
+        riesz = abs(_real(manifold.inner_product(x, gradient, v)) - slope) / size
+        defects["riesz"] = max(defects["riesz"], riesz)
         tangent = manifold.projection(x, _embedded(manifold, x, gradient))
         defects["tangency"] = max(defects["tangency"], float(manifold.norm(x, tangent - gradient)) / size)
         if hasattr(manifold, "lower"):
