@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Batched, differentiated, screened, step_off
+from riemerge.frechet.batched import Batched, differentiated, screened, start, step_off
 from riemerge.frechet.formulation import Evaluation
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm, scaled
@@ -48,7 +48,7 @@ class Own(Batched):
     def candidates(self) -> list[Tensor]:
         """The points that a solve may begin at."""
         if isinstance(self.manifold, GeodesicManifold):
-            return [self.manifold.extrinsic_mean(self.points, self.weights)]
+            return [start(self.manifold, self.points, self.weights)]
         return list(self.points)
 
     def moved_off(self, x: Tensor, attempt: int) -> Tensor:

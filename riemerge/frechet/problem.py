@@ -155,7 +155,7 @@ class FrechetProblem:
                     break
                 point = self._cheapest(form, [point, form.moved_off(form.candidates[0], attempt)])
         if isinstance(form, Stock):
-            form.refuse_gradient(point, self.evaluate(point))
+            form.refuse_gradient(point)
         return point
 
     def _cheapest(self, form: Formulation, candidates: Sequence[Point]) -> Point:

@@ -86,7 +86,10 @@ class Stock(Formulation):
         valid = True
         if self.problem is not None:
             squared = [float(self.squared(point, y)) for y in self.candidates]
-            gradient = self.problem.riemannian_gradient(point)
+            try:
+                gradient = self.problem.riemannian_gradient(point)
+            except NotImplementedError as error:
+                raise RecipeError(f"{self.manifold}: {error}, so no cost on it has a gradient") from error
         else:
             logs = [self.manifold.log(point, y) for y in self.candidates]
             lengths = [self.manifold.norm(point, v) for v in logs]
@@ -168,7 +171,8 @@ class Stock(Formulation):
 
     def moved_off(self, x: Point, attempt: int) -> Point:
         """Returns x moved by a seeded step; later attempts go farther."""
-        vector = self.manifold.projection(x, random_like(x, np.random.default_rng(attempt)))
+        ambient = self.manifold.embedding(x, self.manifold.zero_vector(x))
+        vector = self.manifold.projection(x, random_like(ambient, np.random.default_rng(attempt)))
         vector = self.manifold.to_tangent_space(x, vector)
         return self.manifold.exp(x, step_off(attempt) / self.manifold.norm(x, vector) * vector)
 
@@ -176,26 +180,38 @@ class Stock(Formulation):
         """Returns the point itself."""
         return point
 
-    def refuse_gradient(self, point: Point, evaluation: Evaluation) -> None:
-        """Refuses a user's cost whose gradient is not its slope, by central differences along it.
+    def refuse_gradient(self, point: Point) -> None:
+        """Refuses a user's cost whose gradient is not its slope at a point, nor at two near it (at one of
+        which alone the cost may not be smooth).
 
         Raises:
             RecipeError: The slope is another.
         """
-        norm = float(evaluation.norms[0])
-        if self.problem is None or not norm > 0:
+        if self.problem is None:
             return
+        slopes: tuple[float, float] | None = None
+        for place in (point, self.moved_off(point, 0), self.moved_off(point, 1)):
+            slopes = self._other_slope(place)
+            if slopes is None:
+                return
+        assert slopes is not None
+        raise RecipeError(
+            f"{self.manifold}: squared_dist rises by {slopes[0]:.3g} along what Pymanopt says is its "
+            f"gradient, of length {slopes[1]:.3g}: either it is not written with autograd.numpy throughout, "
+            "or the manifold's euclidean_to_riemannian_gradient is wrong (that of Pymanopt's UnitaryGroup is)"
+        )
+
+    def _other_slope(self, point: Point) -> tuple[float, float] | None:
+        """Returns the slope along the gradient, by central differences, and its length, where they differ."""
+        evaluation = self.evaluate(point)
+        norm = float(evaluation.norms[0])
+        if not norm > 0:
+            return None
         unit = 1 / norm * evaluation.gradient
         costs = [float(self.evaluate(self.manifold.exp(point, h * unit)).cost[0]) for h in (_STEP, -_STEP)]
         slope = (costs[0] - costs[1]) / (2 * _STEP)
         noise = 1e3 * np.finfo(float).eps * abs(float(evaluation.cost[0])) / _STEP
-        if np.isfinite(slope) and abs(slope - norm) > _SLOPE * norm + noise:
-            raise RecipeError(
-                f"{self.manifold}: squared_dist rises by {slope:.3g} along what Pymanopt says is its "
-                f"gradient, of length {norm:.3g}: either it is not written with autograd.numpy "
-                "throughout, or the manifold's euclidean_to_riemannian_gradient is wrong (that of "
-                "Pymanopt's UnitaryGroup is)"
-            )
+        return (slope, norm) if abs(slope - norm) > _SLOPE * norm + noise else None
 
     def _refuse_lawless(self, manifold: Manifold) -> None:
         """Refuses a manifold without the verbs of a mean, and one whose verbs contradict each other."""

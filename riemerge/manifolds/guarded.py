@@ -137,11 +137,11 @@ def is_finite(point: Any) -> bool:
     return all(bool(np.isfinite(np.asarray(part)).all()) for part in parts(point))
 
 
-def random_like(point: Any, generator: np.random.Generator) -> Any:
-    """Return a standard normal ambient vector for every array of a point, in the layout of the point."""
-    if isinstance(point, list | tuple):
-        return [random_like(part, generator) for part in point]
-    return generator.standard_normal(np.shape(point))
+def random_like(vector: Any, generator: np.random.Generator) -> Any:
+    """Return standard normal numbers for every array of a vector, in its layout."""
+    if isinstance(vector, list | tuple):
+        return [random_like(part, generator) for part in vector]
+    return generator.standard_normal(np.shape(vector))
 
 
 def _nowhere(point: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from riemerge.manifolds.base import TorchManifold, scaled
 from riemerge.manifolds.carrier import Carrier
-from riemerge.manifolds.guarded import guarded
+from riemerge.manifolds.guarded import guarded, is_finite
 from riemerge.manifolds.joint import JointManifold
 from riemerge.manifolds.linalg import frobenius
 
@@ -365,9 +365,19 @@ class _Backtracking:
         """Returns the length of the step and the new point (Pymanopt's protocol)."""
         step = 1.0
         arrival = manifold.retraction(x, d)
-        while not objective(arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
+        while not _cost(objective, arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
             step /= 2
             if step < _SHORTEST:
                 return 0.0, x
             arrival = manifold.retraction(x, step * d)
         return step * manifold.norm(x, d), arrival
+
+
+def _cost(objective: Any, point: Any) -> Any:
+    """Returns the cost of a trial, +inf where a step has left the set and linear algebra fails."""
+    if not isinstance(point, Tensor) and not is_finite(point):
+        return np.inf
+    try:
+        return objective(point)
+    except np.linalg.LinAlgError:
+        return np.inf

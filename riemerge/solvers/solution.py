@@ -31,7 +31,8 @@ class Status(enum.Enum):
         "tol."
     )
     UNDEFINED = (
-        "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus."
+        "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus, or "
+        "a squared_dist of one's own is not finite."
     )
 
     @property

@@ -120,6 +120,27 @@ def test_inner_products_may_be_complex_and_transport_missing(
     assert float(space.dist(found.point, target)) < 1e-6
 
 
+def test_a_trial_out_of_the_set_is_taken_back() -> None:
+    """A user's own cost by a factorisation, which fails where a first step of one ends."""
+    space = pymanopt.manifolds.Euclidean(2, 2)
+    function = pymanopt.function.numpy(space)
+    failed = []
+
+    def cost(x: np.ndarray) -> float:
+        try:
+            return float(np.trace(x) - 2 * np.log(np.diag(np.linalg.cholesky(x))).sum())
+        except np.linalg.LinAlgError:
+            failed.append(x)
+            raise
+
+    problem = pymanopt.Problem(
+        space, function(cost), riemannian_gradient=function(lambda x: np.eye(2) - np.linalg.inv(x))
+    )
+    found = LBFGS(min_gradient_norm=1e-8, verbosity=0).run(problem, initial_point=np.diag([9.0, 0.2]))
+    assert failed
+    np.testing.assert_allclose(found.point, np.eye(2), atol=1e-7)
+
+
 @pytest.mark.parametrize("log_verbosity", [0, 1])
 def test_logs_as_pymanopts_own_optimizers_do(log_verbosity: int) -> None:
     matrix = np.diag(np.arange(6.0))

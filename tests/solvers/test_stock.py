@@ -370,6 +370,54 @@ def test_a_gradient_that_is_none_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_cost_may_be_negative(solver: str) -> None:
+    """A tolerance by the root of the cost would be no number, and nothing would ever be converged."""
+    sphere = manifolds.Sphere(4)
+    generator = np.random.default_rng(0)
+    points = [unit(x) for x in generator.standard_normal((4, 4)) + 1]
+    solution = frechet_mean(
+        sphere, points, solver=solver, gradient="autograd", squared_dist=lambda x, y: -2 * anp.sum(x * y)
+    )
+    assert solution.status == (Status.CONVERGED,)
+    np.testing.assert_allclose(solution.point, unit(sum(points)), atol=1e-7)
+    flat = frechet_mean(
+        sphere,
+        points,
+        solver="steepest_descent",
+        gradient="autograd",
+        squared_dist=lambda x, y: -2 * anp.sum(x * y),
+        tol=0.0,
+        cost_tol=1e-3,
+    )
+    assert flat.status == (Status.FLAT,)
+
+
+def test_a_cost_that_is_not_smooth_where_it_starts_is_no_fault() -> None:
+    """The largest of distances has a kink where two are equal."""
+    line = manifolds.Euclidean(2)
+    points = [np.array([1.0, 1]), np.array([-1.0, -1])]
+    solution = frechet_mean(
+        line,
+        points,
+        gradient="autograd",
+        squared_dist=lambda x, y: anp.max((x - y) ** 2),
+        initial_point=np.array([0.5, 0.5]),
+        max_passes=200,
+    )
+    assert solution.cost[0] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_manifold_without_gradients_is_refused() -> None:
+    class Nothing(manifolds.Sphere):
+        def euclidean_to_riemannian_gradient(self, point, euclidean_gradient):
+            raise NotImplementedError("no euclidean_to_riemannian_gradient")
+
+    points = drawn(manifolds.Sphere(3), 2)
+    with pytest.raises(RecipeError, match="no euclidean_to_riemannian_gradient"):
+        frechet_mean(Nothing(3), points, gradient="autograd", squared_dist=chordal)
+
+
 def test_the_cost_of_ones_own_is_minimised_on_the_numpy_manifold() -> None:
     sphere = manifolds.Sphere(3)
     points = drawn(sphere, 3)
