@@ -469,6 +469,12 @@ def test_own_distance_on_a_quotient_is_of_orbits(form: str, solver: str) -> None
     best = left[..., :3] * values[..., None, :3] @ right[..., :3, :]
     costs = [(best - matrix(y)).square().sum(dim=(-2, -1)) for y in points]
     np.testing.assert_allclose(solution.cost, torch.stack(costs).sum(dim=0) / 6, rtol=1e-8)
+    # Copies in other gauges, whose distances are nothing but round-off, are their own mean.
+    turn = quotient.action.random_element((2,), torch.Generator().manual_seed(1))
+    copies = [points[0], quotient.action.act(quotient.total, points[0], turn)]
+    same = frechet_mean(quotient, copies, gradient="autograd", squared_dist=apart)
+    assert same.ok
+    assert float(same.cost.max()) < 1e-24
     with pytest.raises(RecipeError, match="changes with the representative"):
         FrechetProblem(quotient, points, form=form, gradient="autograd", squared_dist=quartic)
 

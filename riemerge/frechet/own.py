@@ -31,7 +31,7 @@ class Own(Batched):
         squared: q, of two points (K, rows, columns); returns (K,).
 
     Raises:
-        RecipeError: Of q: it returns another shape, torch cannot differentiate it, or on a quotient it is no
+        RecipeError: q returns another shape, torch cannot differentiate it, or on a quotient it is no
             function of orbits.
     """
 
@@ -53,8 +53,9 @@ class Own(Batched):
 
     def moved_off(self, x: Tensor, attempt: int) -> Tensor:
         """Returns x moved by a seeded step; later attempts go farther."""
-        noise = [self.manifold.random_ambient(x[:1]) for _ in range(attempt + 1)][-1]
-        vector = self.manifold.projection(x, noise.expand_as(x))
+        generator = torch.Generator().manual_seed(attempt)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        vector = self.manifold.projection(x, noise)
         length = step_off(attempt) / self.manifold.norms(x, vector)
         return self.manifold.retraction(x, scaled(length, vector))
 
@@ -111,7 +112,8 @@ class Own(Batched):
         return result
 
     def _refuse_gauges(self, manifold: QuotientManifold) -> None:
-        x, generator = self.points[-1], torch.Generator().manual_seed(0)
+        # Away from the data, where q is zero and its round-off would be the whole of it.
+        x, generator = self.moved_off(self.points[-1], 0), torch.Generator().manual_seed(0)
         turn = manifold.action.random_element((self.k,), generator).to(x)
         with torch.no_grad():
             here, there = self._values(x), self._values(manifold.action.act(manifold.total, x, turn))

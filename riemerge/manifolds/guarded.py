@@ -11,6 +11,9 @@ from pymanopt.manifolds.manifold import Manifold
 
 from riemerge.manifolds.base import TorchManifold
 
+# Share of a logarithm of real points that may be imaginary, by round-off.
+_IMAGINARY = 1e-8
+
 
 def guarded(manifold: Manifold) -> Any:
     """Return a manifold that solvers may rely on: ours as they are, Pymanopt's as `Guarded`.
@@ -110,7 +113,8 @@ class Guarded:
         with np.errstate(all="ignore"):
             log = np.asarray(self.manifold.log(point_a, point_b))
             if np.iscomplexobj(log) and not (np.iscomplexobj(point_a) or np.iscomplexobj(point_b)):
-                return np.full(log.shape, np.nan)
+                real = np.abs(log.imag).max() <= _IMAGINARY * np.abs(log).max()
+                log = log.real if real else np.full(log.shape, np.nan)
             unknown = np.isnan(log)
             if unknown.any():
                 # arccos(1 + eps) and 0 / 0, where entries of both points agree: the chord is the logarithm

@@ -19,6 +19,8 @@ _OFF = 1e-5
 # share of it that they may be off: a broken law is off by about one, and round-off by 1e-3 (positive definite
 # matrices of condition 1e12).
 _STEP, _SHARE = 0.1, 2e-2
+# Shorter ones tell nothing: an arccos of nearly one is off by 1e-8.
+_LEAST = 1e-4
 
 
 def refusal(manifold: Manifold, point: Any) -> str | None:
@@ -58,7 +60,7 @@ def broken_law(manifold: Manifold, points: Sequence[Any]) -> str | None:
         except np.linalg.LinAlgError:
             continue
         length, apart = safe.norm(start, vector), safe.dist(start, other)
-        if length > 0 and np.isclose(length, apart, rtol=_SHARE):
+        if length > _LEAST and np.isclose(length, apart, rtol=_SHARE):
             return _along(safe, start, min(_STEP / length, 1.0) * vector)
     return None
 
@@ -152,7 +154,7 @@ def _off(manifold: Manifold, point: Any) -> str | None:
         return None
     except np.linalg.LinAlgError as error:
         return f"it is singular ({error})"
-    if not _near(back, point):
+    if isinstance(point, np.ndarray) and not _near(back, point):
         return f"it is off the manifold by {np.abs(back - point).max():.3g}"
     projector = getattr(manifold, "_subspace_projector", None)  # of a sphere in a subspace
     if projector is not None and not _near(projector @ point, point):

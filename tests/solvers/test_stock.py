@@ -14,6 +14,7 @@ from pymanopt.optimizers import ConjugateGradient, SteepestDescent, TrustRegions
 from riemerge import Status, frechet_mean
 from riemerge.errors import RecipeError
 from riemerge.manifolds import Stiefel
+from riemerge.manifolds.guarded import guarded
 from riemerge.solvers import SOLVERS, FixedPoint
 
 FRAME = np.linalg.qr(np.random.default_rng(3).standard_normal((6, 3)))[0]
@@ -137,6 +138,18 @@ def test_a_manifold_that_can_only_retract_is_enough() -> None:
         solution = frechet_mean(Retracting(), points, solver=solver)
         assert solution.ok
         np.testing.assert_allclose(solution.point, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+@pytest.mark.parametrize("length", [1e-8, 1e-6, 1e-4])
+def test_points_next_to_each_other_obey_the_laws(name: str, length: float) -> None:
+    """Round-off of a distance by arccos is 1e-8 there, and no fault of the manifold."""
+    manifold = COMPLETE[name]()
+    point = drawn(manifold, 1)[0]
+    vector = manifold.random_tangent_vector(point)
+    safe = guarded(manifold)
+    other = safe.exp(point, length / safe.norm(point, vector) * vector)
+    assert frechet_mean(manifold, [point, other]).ok
 
 
 # --- points that stay on the manifold -----------------------------------------------------------------------
