@@ -3,6 +3,11 @@
 f(x) = t2 t1 x does not change under (t1, t2) -> (a t1, t2 / a). With the metric t2^2 a1 b1 + t1^2 a2 b2 the
 mean of networks on the quotient is the network whose predictor w = t1 t2 is the mean of theirs. Run: python
 examples/toy.py
+
+The paper's eq. 15 gives geodesics in closed form, for any initial velocity (n1, n2). It holds for horizontal
+ones only, n1/t1 = n2/t2: those of geodesics between aligned networks, which are all that the quotient needs.
+For any other velocity its curve is no geodesic, and misses the true one, which `TwoLayers.geodesic` follows:
+a straight line of the plane below. `main` prints by how much.
 """
 
 from __future__ import annotations
@@ -151,6 +156,11 @@ class Scaling(GroupAction):
         return sign * self.random_algebra(leading, generator).exp()
 
 
+def equation_15(point: Tensor, tangent_vector: Tensor, time: float = 1.0) -> Tensor:
+    """The curve of GeoMerge's eq. 15: a geodesic where the tangent vector is horizontal, and nowhere else."""
+    return point * (1 + 2 * time * tangent_vector / point).sqrt()
+
+
 def _radius(point: Tensor) -> Tensor:
     return point.prod(dim=-2).squeeze(-1).abs().double() / 2**0.5
 
@@ -170,6 +180,10 @@ def main() -> None:
         merged = frechet_mean(networks, points).point.prod().item()
         averaged = (sum(points) / len(points)).prod().item()
         print(f"{title}: merged w = {merged:.6f}, average of the parameters w = {averaged:.6f}")
+    start, networks = network(1, 2), TwoLayers()
+    for title, velocity in (("horizontal", network(0.1, 0.2)), ("not horizontal", network(0.2, 0.1))):
+        printed, true = equation_15(start, velocity), networks.exp(start, velocity)
+        print(f"eq. 15, start {title}: misses the geodesic by {networks.dist(true, printed):.1e}")
 
 
 if __name__ == "__main__":

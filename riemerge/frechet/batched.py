@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -20,28 +20,7 @@ class Batched(Formulation, ABC):
     """What formulations on torch manifolds share. Abstract."""
 
     manifold: TorchManifold
-    space: GeodesicManifold
     points: Tensor
-
-    @abstractmethod
-    def narrowed(self, modules: Tensor) -> Self:
-        """Returns the same problem for some of the modules."""
-
-    @abstractmethod
-    def glance(self, point: Tensor) -> Evaluation:
-        """Computes a pass as `evaluate` does; modules of logarithms that take long to find may cost +inf."""
-
-    @abstractmethod
-    def place(self, x: Tensor) -> Tensor:
-        """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
-
-    @final
-    def moved_off(self, x: Tensor, attempt: int) -> Tensor:
-        """Returns x moved by a seeded step, the same for every module; later attempts go farther."""
-        space = self.space
-        noise = [space.random_ambient(x[:1]) for _ in range(attempt + 1)][-1]
-        vector = space.projection(x, noise.expand_as(x))
-        return space.exp(x, scaled(_OFF * 1.25**attempt / space.norms(x, vector), vector))
 
     @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -65,22 +44,51 @@ class Batched(Formulation, ABC):
 
     @final
     def differentiate(
-        self, point: Tensor, direction: Tensor, field: Tensor, ahead: Tensor, behind: Tensor
+        self,
+        point: Tensor,
+        direction: Tensor,
+        field: Tensor,
+        ahead: tuple[Tensor, Tensor],
+        behind: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Turns a central difference into the covariant derivative."""
-        return self.manifold.covariant_derivative(point, direction, field, (ahead - behind) / 2)
+        return self.manifold.covariant_derivative(point, direction, field, (ahead[1] - behind[1]) / 2)
+
+
+class Geodesic(Batched, ABC):
+    """What formulations by logarithms on torch manifolds share. Abstract."""
+
+    space: GeodesicManifold
+
+    @abstractmethod
+    def narrowed(self, modules: Tensor) -> Self:
+        """Returns the same problem for some of the modules."""
+
+    @abstractmethod
+    def glance(self, point: Tensor) -> Evaluation:
+        """Computes a pass as `evaluate` does; modules of logarithms that take long to find may cost +inf."""
+
+    @abstractmethod
+    def place(self, x: Tensor) -> Tensor:
+        """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
+
+    @final
+    def moved_off(self, x: Tensor, attempt: int) -> Tensor:
+        """Returns x moved by a seeded step, the same for every module; later attempts go farther."""
+        space = self.space
+        noise = [space.random_ambient(x[:1]) for _ in range(attempt + 1)][-1]
+        vector = space.projection(x, noise.expand_as(x))
+        return space.exp(x, scaled(step_off(attempt) / space.norms(x, vector), vector))
 
 
 @final
-class Nested(Batched):
+class Nested(Geodesic):
     """The quotient's (or any torch manifold's) own cost: data are aligned anew, from scratch, at every point.
 
     The derivative of the alignment does not enter the gradient (envelope theorem).
     """
 
-    def __init__(
-        self, manifold: GeodesicManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
-    ) -> None:
+    def __init__(self, manifold: GeodesicManifold, points: Tensor, weights: Tensor, autograd: bool) -> None:
         self.manifold: GeodesicManifold = manifold
         self.space = manifold
         self.k = points.shape[1]
@@ -88,7 +96,6 @@ class Nested(Batched):
         self.points = points
         self.weights = weights
         self.autograd = autograd
-        self.squared = squared or self.total.squared_dists
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Computes one logarithm for each data point and module."""
@@ -106,7 +113,7 @@ class Nested(Batched):
         found = self.total.logarithm(x, aligned)
         if self.autograd:
             euclidean, found = differentiated(
-                lambda leaf: self.squared(leaf, aligned), x, found, self.weights
+                lambda leaf: self.total.squared_dists(leaf, aligned), x, found, self.weights
             )
             gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         else:
@@ -152,8 +159,10 @@ class Nested(Batched):
         return point
 
 
-# Length of the step off a cut locus: 0.05 was sometimes still on it, 0.3 never.
-_OFF = 0.3
+def step_off(attempt: int) -> float:
+    """Returns the length of a step off a cut locus; later attempts go farther."""
+    # 0.05 was sometimes still on it, 0.3 never.
+    return 0.3 * 1.25**attempt
 
 
 def start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:

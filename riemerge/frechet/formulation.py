@@ -110,10 +110,21 @@ class Formulation(ABC):
 
     @abstractmethod
     def differentiate(
-        self, point: Point, direction: Point, field: Point, ahead: Point, behind: Point
+        self,
+        point: Point,
+        direction: Point,
+        field: Point,
+        ahead: tuple[Point, Point],
+        behind: tuple[Point, Point],
     ) -> Point:
-        """Turns values of a tangent field at two points, (x moved by +direction, by -direction), into its
-        derivative.
+        """Turns values of a tangent field into its derivative along a direction.
+
+        Args:
+            point: The point x.
+            direction: Tangent vector at x.
+            field: Value of the field at x.
+            ahead: The point where x is moved by the direction, and the value there.
+            behind: The point where x is moved by minus the direction, and the value there.
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from riemerge.frechet.batched import Batched, differentiated, missed, screened, vertical_parts
+from riemerge.frechet.batched import Geodesic, differentiated, missed, screened, vertical_parts
 from riemerge.frechet.formulation import Evaluation
 from riemerge.manifolds import FixedRank, JointManifold, Orthogonal, QuotientManifold, linalg
 from riemerge.manifolds.aligned import AlignedLogarithms, Pass
@@ -25,7 +25,7 @@ _FEW_TURNS = 12
 
 
 @final
-class Joint(Batched):
+class Joint(Geodesic):
     """The smooth form: alignments are variables beside x, and a pass is one logarithm per data point.
 
     Logarithms are completed from those of the last accepted iterate and turned until they are as good as its
@@ -33,9 +33,7 @@ class Joint(Batched):
     the optimizer stands, but never on trial points.
     """
 
-    def __init__(
-        self, quotient: QuotientManifold, points: Tensor, weights: Tensor, autograd: bool, squared: Any
-    ) -> None:
+    def __init__(self, quotient: QuotientManifold, points: Tensor, weights: Tensor, autograd: bool) -> None:
         assert isinstance(quotient.action, Orthogonal)
         assert isinstance(quotient.total, FixedRank)
         self.space = quotient
@@ -47,7 +45,6 @@ class Joint(Batched):
         identity = torch.eye(self.action.r, dtype=points.dtype, device=points.device)
         self.stand_in = self.manifold.join(self.points[0], identity.expand(*points.shape[:2], -1, -1))
         self.autograd = autograd
-        self.squared = squared or self.total.squared_dists
         self._logarithms = (
             None
             if autograd or not AlignedLogarithms.applies(self.total)
@@ -130,7 +127,7 @@ class Joint(Batched):
 
             def squared(leaf: Tensor) -> Tensor:
                 at, turns = self.manifold.split(leaf)
-                result: Tensor = self.squared(at, self.action.act(self.total, self.points, turns))
+                result: Tensor = self.total.squared_dists(at, self.action.act(self.total, self.points, turns))
                 return result
 
             euclidean, found = differentiated(squared, point, found, self.weights)

@@ -11,9 +11,10 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Batched, Nested
+from riemerge.frechet.batched import Batched, Geodesic, Nested
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.joint import Joint
+from riemerge.frechet.own import Own
 from riemerge.frechet.stock import Stock
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Reduction, same, scaled, unreduced
@@ -33,7 +34,8 @@ class FrechetProblem:
     Law: F is a function of the points' orbits alone; its gradient is -sum w_i log_x(y_i) with aligned y_i.
 
     Args:
-        manifold: One of ours (points are tensors (K, ...)), or any of Pymanopt's with `log` and `dist`.
+        manifold: One of ours (points are tensors (K, ...)), or any of Pymanopt's with `log` and `dist`, or
+            any manifold at all with a `squared_dist`.
         points: T points.
         weights: T numbers, or (T, K) for weights per module; equal by default. Finite, not negative, not all
             zero; divided by their sum. A point whose weight is zero everywhere is left out.
@@ -43,11 +45,14 @@ class FrechetProblem:
             Pymanopt's autograd backend, for which `squared_dist` is needed).
         reduce: Solve in the joint span of the data, exactly, where the manifold offers it.
         squared_dist: A user's own squared distance of two points (differentiable; summed over nothing: (K,)
-            for ours, a scalar on numpy), in place of the geodesic one. Needs `gradient="autograd"`.
+            for ours, a scalar on numpy), in place of the geodesic one. Needs `gradient="autograd"`. It is
+            minimised on the manifold that was given: never reduced, without logarithms, and on a quotient it
+            must be a function of orbits.
         initial_point: Where to start instead of the deterministic average.
 
     Raises:
-        RecipeError: No points, or weights that are not a weighting.
+        RecipeError: No points, what is no point of the manifold, weights that are not a weighting, a
+            manifold without the verbs of a mean or whose verbs contradict each other.
     """
 
     def __init__(
@@ -70,14 +75,15 @@ class FrechetProblem:
             raise RecipeError(
                 "a squared_dist of your own is differentiated: pass gradient='autograd' with it"
             )
-        batched = isinstance(manifold, GeodesicManifold)
-        if isinstance(manifold, TorchManifold) and not batched:
-            raise RecipeError(f"{manifold} has no logarithm, so there is no Fréchet mean on it")
-        if not batched and gradient == "autograd" and squared_dist is None:
-            raise RecipeError(
-                f"{manifold} computes distances in numpy, which autograd cannot follow: pass squared_dist, "
-                "written with autograd.numpy, or use gradient='analytic'"
-            )
+        batched = isinstance(manifold, TorchManifold)
+        if squared_dist is None:
+            if batched and not isinstance(manifold, GeodesicManifold):
+                raise RecipeError(f"{manifold} has no logarithm, so there is no Fréchet mean on it")
+            if not batched and gradient == "autograd":
+                raise RecipeError(
+                    f"{manifold} computes distances in numpy, which autograd cannot follow: pass "
+                    "squared_dist, written with autograd.numpy, or use gradient='analytic'"
+                )
         self.manifold = manifold
         self.weights = normalised_weights(weights, len(points), manifold.k if batched else 1)
         kept = torch.nonzero((self.weights > 0).any(dim=1)).squeeze(-1).tolist()
@@ -86,24 +92,27 @@ class FrechetProblem:
         self.initial_point = initial_point
         self.passes = 0
         self._anew = False
-        self._custom = squared_dist is not None  # and so may know of single modules
         self._memo: list[tuple[Point, Evaluation]] = []
-        autograd = gradient == "autograd"
+        self._lift: Callable[[Point], Point] = same
         self.form: Formulation
-        self._whole: Formulation
-        if not isinstance(manifold, GeodesicManifold):
-            self.form = self._whole = Stock(manifold, points, self.weights[kept], autograd, squared_dist)
-            self._lift: Callable[[Point], Point] = same
-            return
-        data = _checked(manifold, points if initial_point is None else [*points, initial_point], kept)
-        dtype = points[0].dtype
-        small = manifold.reduce(data) if reduce else unreduced(manifold, data)
-        self._lift = lambda point: small.lift(point).to(dtype)
-        reduced = small.points[: len(points)]
-        self.initial_point = None if initial_point is None else small.points[-1]
-        weight = self.weights[kept].to(data.device)
-        self.form = _formulation(small, form)(small.manifold, reduced, weight, autograd, squared_dist)
-        self._whole = self.form
+        weight = self.weights[kept]
+        if not isinstance(manifold, TorchManifold):
+            self.form = Stock(manifold, points, weight, squared_dist, initial_point, kept)
+        else:
+            data = _checked(manifold, points if initial_point is None else [*points, initial_point], kept)
+            dtype, weight = points[0].dtype, weight.to(data.device)
+            lift: Callable[[Tensor], Tensor] = same
+            if squared_dist is not None or not isinstance(manifold, GeodesicManifold):
+                moved = data
+                self.form = Own(manifold, data[: len(points)], weight, squared_dist)
+            else:
+                small = manifold.reduce(data) if reduce else unreduced(manifold, data)
+                moved, lift = small.points, small.lift
+                kind = _formulation(small, form)
+                self.form = kind(small.manifold, moved[: len(points)], weight, gradient == "autograd")
+            self._lift = lambda point: lift(point).to(dtype)
+            self.initial_point = None if initial_point is None else moved[-1]
+        self._whole: Formulation = self.form
 
     @property
     def k(self) -> int:
@@ -117,8 +126,11 @@ class FrechetProblem:
         exactly may be at the cut locus of all of them) the best of that average moved off by a seeded step,
         the longer the more of them fail, and of the data themselves.
         """
-        form, point = self.form, self.form.start(self.initial_point)
-        if self.initial_point is not None or not isinstance(form, Batched) or len(self.kept) == 1:
+        form = self.form
+        if isinstance(form, Stock | Own):
+            return self._least(form)
+        point = form.start(self.initial_point)
+        if self.initial_point is not None or not isinstance(form, Geodesic) or len(self.kept) == 1:
             return point
         begun = point, self.evaluate(point)
         stuck = _without_cost(begun[1])
@@ -133,9 +145,36 @@ class FrechetProblem:
         self.memorise(*begun)
         return begun[0]
 
+    def _least(self, form: Stock | Own) -> Point:
+        """Returns, module by module, the candidate of least cost, moved off where none has a finite one."""
+        point = form.start(self.initial_point)
+        if self.initial_point is None and len(self.kept) > 1:
+            point = self._cheapest(form, form.candidates)
+            for attempt in range(_STEPS_OFF):
+                if _without_cost(self.evaluate(point)).numel() == 0:
+                    break
+                point = self._cheapest(form, [point, form.moved_off(form.candidates[0], attempt)])
+        if isinstance(form, Stock):
+            form.refuse_gradient(point)
+        return point
+
+    def _cheapest(self, form: Formulation, candidates: Sequence[Point]) -> Point:
+        """Returns, module by module, the first of the candidates of least cost."""
+        point, evaluation = candidates[0], self.evaluate(candidates[0])
+        for other in candidates[1:]:
+            found = self.evaluate(other)
+            better = found.cost < evaluation.cost
+            if better.all():
+                point, evaluation = other, found
+            elif better.any():
+                point = form.choose(better, other, point)
+                evaluation = self.evaluate(point)
+        self.memorise(point, evaluation)
+        return point
+
     def _improved(
         self,
-        form: Batched,
+        form: Geodesic,
         begun: tuple[Tensor, Evaluation],
         modules: Tensor,
         look: Literal["evaluate", "glance"],
@@ -183,7 +222,7 @@ class FrechetProblem:
 
         That happens to a module once: all of these are one pass.
         """
-        assert isinstance(self.form, Batched)
+        assert isinstance(self.form, Geodesic)
         before = self.evaluate(point)
         self.passes += not self._anew
         self._anew = True
@@ -205,11 +244,11 @@ class FrechetProblem:
     @property
     def divisible(self) -> bool:
         """Whether modules can leave the batch."""
-        return isinstance(self.form, Batched) and self.form.k > 1 and not self._custom
+        return isinstance(self.form, Geodesic) and self.form.k > 1
 
     def narrow(self, modules: Tensor) -> None:
         """Goes on with some of the modules; `solution` and `certify` stay those of all."""
-        assert isinstance(self.form, Batched)
+        assert isinstance(self.form, Geodesic)
         self.form = self.form.narrowed(modules)
         self._memo = []
 
@@ -228,8 +267,8 @@ class FrechetProblem:
         """
         lengths = self.form.inner_products(point, vector, vector).clamp_min(0).sqrt()
         step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), torch.zeros_like(lengths))
-        ahead = self.form.evaluate(self.form.move(point, step, vector), tight=True).gradient
-        behind = self.form.evaluate(self.form.move(point, -step, vector), tight=True).gradient
+        places = self.form.move(point, step, vector), self.form.move(point, -step, vector)
+        ahead, behind = ((x, self.form.evaluate(x, tight=True).gradient) for x in places)
         self.passes += 2
         field = self.evaluate(point).gradient
         if isinstance(self.form, Batched):
@@ -280,7 +319,7 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
     return tensor / total
 
 
-def _checked(manifold: GeodesicManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+def _checked(manifold: TorchManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """Returns points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
     manifold.
     """

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pymanopt import Problem
 from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
@@ -50,20 +51,18 @@ def check_manifold(
     defects: dict[str, float] = {}
 
     def record(key: str, value: Any) -> None:
-        defects[key] = max(defects.get(key, 0.0), float(value))
+        defects[key] = _worse(defects.get(key, 0.0), value)
 
     for _ in range(pairs):
         x = manifold.random_point() if point is None else point
         u, v = (manifold.random_tangent_vector(x) for _ in range(2))
         u, v = (scale / manifold.norm(x, w) * w for w in (u, v))
         record("projection", manifold.norm(x, manifold.projection(x, _embedded(manifold, x, u)) - u) / scale)
-        record(
-            "symmetry", _relative(manifold.inner_product(x, u, v), manifold.inner_product(x, v, u), scale**2)
-        )
-        both = manifold.inner_product(x, u, v) + manifold.inner_product(x, v, v)
-        record("linearity", _relative(manifold.inner_product(x, u + v, v), both, scale**2))
-        record("positivity", max(0.0, -float(manifold.inner_product(x, u, u))))
-        record("norm", _relative(manifold.norm(x, u) ** 2, manifold.inner_product(x, u, u), scale**2))
+        record("symmetry", _relative(_inner(manifold, x, u, v), _inner(manifold, x, v, u), scale**2))
+        both = _inner(manifold, x, u, v) + _inner(manifold, x, v, v)
+        record("linearity", _relative(_inner(manifold, x, u + v, v), both, scale**2))
+        record("positivity", max(0.0, -float(_inner(manifold, x, u, u))))
+        record("norm", _relative(manifold.norm(x, u) ** 2, _inner(manifold, x, u, u), scale**2))
         if _offers(manifold, "exp", x, u):
             _check_geodesics(manifold, x, u, v, scale, record)
             record("retraction", max(0.0, 2 - check_retraction(manifold, point=x, tangent_vector=u)))
@@ -90,7 +89,7 @@ def _check_geodesics(
                 manifold.dist(x, manifold.exp(y, t * w)) ** 2 for t in (1e-4 * scale, -1e-4 * scale)
             )
             slope = (ahead - behind) / (4e-4 * scale)
-            record("gauss", _relative(slope, -manifold.inner_product(y, manifold.log(y, x), w), scale))
+            record("gauss", _relative(slope, -_inner(manifold, y, manifold.log(y, x), w), scale))
         if _offers(manifold, "pair_mean", x, y):
             middle = manifold.pair_mean(x, y)
             record("pair_mean", _relative(manifold.dist(x, middle), manifold.dist(middle, y), scale))
@@ -105,29 +104,32 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
     """Measures Riesz: <gradient(E), v> = sum(E * v) for random E and tangent v, and that the gradient is
     tangent.
 
-    Keys: `riesz`, `tangency`; on our manifolds also `lower` (its inverse).
+    Keys: `riesz` (left out where points are the factors of a matrix, as on Pymanopt's `FixedRankEmbedded`),
+    `tangency`; on our manifolds also `lower` (its inverse).
     """
-    defects = {"riesz": 0.0, "tangency": 0.0}
+    defects = {"tangency": 0.0}
     for _ in range(draws):
         x = manifold.random_point() if point is None else point
         v = manifold.random_tangent_vector(x)
         ambient = _embedded(manifold, x, v)
-        euclidean = _ambient_like(manifold, ambient)
+        euclidean = _ambient_like(manifold, x)
+        # Where a point is the factors of a matrix, only the manifold knows the velocity of its entries.
+        alike = [np.shape(a) for a in _parts(ambient)] == [np.shape(a) for a in _parts(x)]
         gradient = manifold.euclidean_to_riemannian_gradient(x, euclidean)
         if isinstance(manifold, QuotientManifold):
             # On a quotient Riesz holds for functions of orbits; the horizontal part is what such a function
             # has.
             gradient = manifold.horizontal(x, gradient)
         size = max(float(manifold.norm(x, gradient)), 1e-300)
-        slope = sum(float((e * a).sum()) for e, a in zip(_parts(euclidean), _parts(ambient), strict=True))
-        defects["riesz"] = max(
-            defects["riesz"], abs(float(manifold.inner_product(x, gradient, v)) - slope) / size
-        )
+        if alike:
+            slope = sum(_pairing(e, a) for e, a in zip(_parts(euclidean), _parts(ambient), strict=True))
+            riesz = abs(float(_inner(manifold, x, gradient, v)) - slope) / size
+            defects["riesz"] = _worse(defects.get("riesz", 0.0), riesz)
         tangent = manifold.projection(x, _embedded(manifold, x, gradient))
-        defects["tangency"] = max(defects["tangency"], float(manifold.norm(x, tangent - gradient)) / size)
+        defects["tangency"] = _worse(defects["tangency"], manifold.norm(x, tangent - gradient) / size)
         if hasattr(manifold, "lower"):
             again = manifold.euclidean_to_riemannian_gradient(x, manifold.lower(x, v))
-            defects["lower"] = max(defects.get("lower", 0.0), float(manifold.norm(x, again - v)))
+            defects["lower"] = _worse(defects.get("lower", 0.0), manifold.norm(x, again - v))
     return defects
 
 
@@ -169,7 +171,7 @@ def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.
     log = total.logarithm(x, aligned).tangent
     along = total.norm(x, log - quotient.horizontal(x, log))
     apart = total.dist(x, y)
-    return {
+    defects = {
         "composition": size(twice - act(x, action.compose(g, h))) / size(twice),
         "isometry": _relative(total.dist(act(x, g), act(y, g)), apart, apart),
         "vertical": _ratio(size(difference - vertical), size(vertical)),
@@ -179,6 +181,7 @@ def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.
         "invariance": _relative(quotient.dist(act(x, h), act(y, g)), quotient.dist(x, y), apart),
         "alignment": float(along) / float(apart),
     }
+    return {key: _worse(0.0, value) for key, value in defects.items()}
 
 
 def check_gradient(problem: Problem, *, point: Any = None, tangent_vector: Any = None) -> float:
@@ -189,7 +192,7 @@ def check_gradient(problem: Problem, *, point: Any = None, tangent_vector: Any =
     """
     manifold = problem.manifold
     x, v = _draw(manifold, point, tangent_vector)
-    value, slope = float(problem.cost(x)), float(manifold.inner_product(x, problem.riemannian_gradient(x), v))
+    value, slope = float(problem.cost(x)), float(_inner(manifold, x, problem.riemannian_gradient(x), v))
     errors = [float(problem.cost(_move(manifold, x, t * v))) - value - t * slope for t in _STEPS]
     return _slope(errors, abs(value))
 
@@ -205,22 +208,22 @@ def check_hessian(problem: Problem, *, point: Any = None, tangent_vector: Any = 
     x, v = _draw(manifold, point, tangent_vector)
     w = manifold.random_tangent_vector(x)
     value, gradient = float(problem.cost(x)), problem.riemannian_gradient(x)
-    slope = float(manifold.inner_product(x, gradient, v))
+    slope = float(_inner(manifold, x, gradient, v))
     along_v, along_w = problem.riemannian_hessian(x, v), problem.riemannian_hessian(x, w)
-    bend = float(manifold.inner_product(x, along_v, v))
+    bend = float(_inner(manifold, x, along_v, v))
     errors = [
         float(problem.cost(_move(manifold, x, t * v))) - value - t * slope - t**2 * bend / 2 for t in _STEPS
     ]
     size = float(manifold.norm(x, along_v)) + float(manifold.norm(x, along_w))
     both = problem.riemannian_hessian(x, 2 * v + w)
     tangent = manifold.projection(x, _embedded(manifold, x, along_v))
-    return {
-        "slope": _slope(errors, abs(value)),
-        "symmetry": _relative(
-            manifold.inner_product(x, along_v, w), manifold.inner_product(x, v, along_w), size
-        ),
+    defects = {
+        "symmetry": _relative(_inner(manifold, x, along_v, w), _inner(manifold, x, v, along_w), size),
         "linearity": float(manifold.norm(x, both - 2 * along_v - along_w)) / size,
         "tangency": float(manifold.norm(x, tangent - along_v)) / size,
+    }
+    return {"slope": _slope(errors, abs(value))} | {
+        key: _worse(0.0, defect) for key, defect in defects.items()
     }
 
 
@@ -235,7 +238,7 @@ def check_retraction(manifold: Manifold, *, point: Any = None, tangent_vector: A
     errors = []
     for t in _STEPS:
         ends = manifold.retraction(x, t * v), manifold.exp(x, t * v)
-        apart = [float(((a - b) ** 2).sum()) for a, b in zip(*map(_parts, ends), strict=True)]
+        apart = [float((abs(a - b) ** 2).sum()) for a, b in zip(*map(_parts, ends), strict=True)]
         errors.append(float(np.sqrt(sum(apart))))
     return _slope(errors, 1.0)
 
@@ -275,6 +278,10 @@ def _ambient_like(manifold: Manifold, like: Any) -> Any:
         return manifold.random_ambient(like)
     generator = np.random.default_rng(0)
     draws = [generator.standard_normal(np.shape(part)) for part in _parts(like)]
+    draws = [
+        draw + 1j * generator.standard_normal(np.shape(part)) if np.iscomplexobj(part) else draw
+        for draw, part in zip(draws, _parts(like), strict=True)
+    ]
     return draws if isinstance(like, list | tuple) else draws[0]
 
 
@@ -289,11 +296,34 @@ def _rank(manifold: Manifold) -> int:
     for _ in range(manifold.dim + 5):
         parts = _parts(manifold.random_tangent_vector(x))
         flat = [
-            v.flatten().double().cpu() if isinstance(v, Tensor) else torch.from_numpy(np.ravel(v))
+            v.flatten().double().cpu() if isinstance(v, Tensor) else torch.from_numpy(_reals(v))
             for v in parts
         ]
         rows.append(torch.cat(flat))
     return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=1e-9))
+
+
+def _reals(array: Any) -> NDArray[np.float64]:
+    """Returns the entries of an array as real numbers: real and imaginary parts, where there are."""
+    flat = np.ravel(array)
+    return np.concatenate((flat.real, flat.imag)) if np.iscomplexobj(flat) else flat
+
+
+def _inner(manifold: Manifold, point: Any, a: Any, b: Any) -> Any:
+    """Returns the metric; Pymanopt's group of unitary matrices says it as a complex number."""
+    return np.real(manifold.inner_product(point, a, b))
+
+
+def _pairing(euclidean: Any, vector: Any) -> float:
+    """Returns the sum of the products of entries, of complex ones as pairs of real ones."""
+    if isinstance(vector, Tensor):
+        return float((euclidean * vector).sum())
+    return float(np.real((np.conj(euclidean) * vector).sum()))
+
+
+def _worse(defect: float, other: Any) -> float:
+    """Returns the larger of two defects; NaN is the worst, and `max` would pass over it."""
+    return float("inf") if np.isnan(other) else max(defect, float(other))
 
 
 def _relative(a: Any, b: Any, size: float) -> float:
@@ -306,8 +336,12 @@ def _ratio(a: Any, b: Any) -> float:
 
 
 def _slope(errors: list[float], size: float) -> float:
-    """Fits the order of an error in the step where it stands clear of round-off; inf where there is none."""
+    """Fits the order of an error in the step where it stands clear of round-off: inf where it never does, 0
+    where it is not a number.
+    """
     sizes = np.abs(np.asarray(errors))
+    if np.isnan(sizes).any():
+        return 0.0
     clear = sizes > 1e4 * np.finfo(float).eps * max(size, 1e-12)
     if clear.sum() < 3:
         return float("inf")

@@ -35,10 +35,12 @@ class Orthogonal(GroupAction):
         r: Size of the group's matrices: the rank.
     """
 
+    acts_on = FixedRank
+
     def __init__(self, r: int) -> None:
         if r < 1:
             raise ValueError(f"Orthogonal: r is {r}; at least 1 is needed")
-        self.r = r
+        self.r = self.columns = r
         self.dimension = r * (r - 1) // 2
 
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
+from riemerge.errors import RecipeError
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction
 
 
@@ -23,6 +24,10 @@ class GroupAction(ABC):
     """
 
     dimension: int
+    acts_on: ClassVar[type] = GeodesicManifold
+    """Class of the manifolds that the group acts on."""
+    columns: int | None = None
+    """Number of columns of the points that the group acts on; None for any."""
 
     @abstractmethod
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
@@ -82,9 +87,23 @@ class QuotientManifold(GeodesicManifold):
     Args:
         total: The manifold the group acts on.
         action: The group.
+
+    Raises:
+        RecipeError: The group does not act on this manifold.
     """
 
     def __init__(self, total: GeodesicManifold, action: GroupAction) -> None:
+        if not isinstance(total, action.acts_on):
+            raise RecipeError(
+                f"{type(action).__name__} acts on {action.acts_on.__name__}, and {total} is of class "
+                f"{type(total).__name__}: give it a {action.acts_on.__name__}, or write a GroupAction "
+                "that acts on yours"
+            )
+        if action.columns not in (None, total.point_shape[1]):
+            raise RecipeError(
+                f"this {type(action).__name__} acts on points of {action.columns} columns; those of {total} "
+                f"have {total.point_shape[1]}"
+            )
         name = f"Quotient of {total} by {type(action).__name__}"
         dimension = total.dim // total.k - action.dimension
         super().__init__(name, dimension, k=total.k, dtype=total.dtype, device=total.device, seed=total.seed)

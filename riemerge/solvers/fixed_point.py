@@ -8,6 +8,8 @@ from typing import Any, final
 from pymanopt import Problem
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 
+from riemerge.manifolds.guarded import guarded
+
 
 @final
 class FixedPoint(Optimizer):  # type: ignore[misc]
@@ -20,7 +22,7 @@ class FixedPoint(Optimizer):  # type: ignore[misc]
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterates until one of the optimizer's own stopping rules holds."""
-        manifold = problem.manifold
+        manifold = guarded(problem.manifold)
         point = manifold.random_point() if initial_point is None else initial_point
         began = time.time()
         self._initialize_log(optimizer_parameters={})
@@ -29,6 +31,7 @@ class FixedPoint(Optimizer):  # type: ignore[misc]
             iteration += 1
             gradient = problem.riemannian_gradient(point)
             norm = manifold.norm(point, gradient)
+            self._log_iterate(problem, iteration, point, norm)
             reason = self._check_stopping_criterion(start_time=began, iteration=iteration, gradient_norm=norm)
             if reason:
                 break
@@ -46,3 +49,9 @@ class FixedPoint(Optimizer):  # type: ignore[misc]
             step_size=norm,
             gradient_norm=norm,
         )
+
+    def _log_iterate(self, problem: Problem, iteration: int, point: Any, norm: float) -> None:
+        """Log an iterate as Pymanopt's own optimizers do; its cost is asked for only then."""
+        if self._log_verbosity > 0:
+            cost = problem.cost(point)
+            self._add_log_entry(iteration=iteration, point=point, cost=cost, gradient_norm=norm)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from riemerge.manifolds.base import TorchManifold, scaled
 from riemerge.manifolds.carrier import Carrier
+from riemerge.manifolds.guarded import guarded, is_finite
 from riemerge.manifolds.joint import JointManifold
 from riemerge.manifolds.linalg import frobenius
 
@@ -87,7 +88,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterates until one of the optimizer's own stopping rules holds."""
-        manifold = problem.manifold
+        manifold = guarded(problem.manifold)
         searcher: Any = copy.deepcopy(self._line_searcher)
         own = hasattr(searcher, "moved")
         point = manifold.random_point() if initial_point is None else initial_point
@@ -99,9 +100,11 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
         pulled, step_size, iteration = algebra.pulled(gradient), np.inf, 0
         while True:
-            # Of all modules together, which who judges each by itself does not ask for.
-            norm = manifold.norm(point, gradient) if self._min_gradient_norm > 0 else np.inf
+            # Norm over the whole stack. A per-module monitor does not need it.
+            needed = self._min_gradient_norm > 0 or self._log_verbosity > 0
+            norm = manifold.norm(point, gradient) if needed else np.inf
             iteration += 1
+            self._add_log_entry(iteration=iteration, point=point, cost=cost, gradient_norm=norm)
             reason = self._check_stopping_criterion(
                 start_time=began, step_size=step_size, gradient_norm=norm, iteration=iteration
             )
@@ -146,7 +149,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
             back = pair.inverse * algebra.applied(point, pair.of_change, vector)
             vector = algebra.added(vector, share - back, pair.step)
-        return problem.manifold.projection(point, algebra.pushed(vector))
+        return algebra.manifold.to_tangent_space(point, algebra.pushed(vector))
 
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
@@ -362,9 +365,19 @@ class _Backtracking:
         """Returns the length of the step and the new point (Pymanopt's protocol)."""
         step = 1.0
         arrival = manifold.retraction(x, d)
-        while not objective(arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
+        while not _cost(objective, arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
             step /= 2
             if step < _SHORTEST:
                 return 0.0, x
             arrival = manifold.retraction(x, step * d)
         return step * manifold.norm(x, d), arrival
+
+
+def _cost(objective: Any, point: Any) -> Any:
+    """Returns the cost of a trial, +inf where a step has left the set and linear algebra fails."""
+    if not isinstance(point, Tensor) and not is_finite(point):
+        return np.inf
+    try:
+        return objective(point)
+    except np.linalg.LinAlgError:
+        return np.inf

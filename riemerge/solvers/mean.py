@@ -67,7 +67,8 @@ def frechet_mean(
     same bits.
 
     Args:
-        manifold: One of ours, or any of Pymanopt's with `log` and `dist`.
+        manifold: One of ours, or one of Pymanopt's with `log` and `dist` that obey their laws (without them,
+            pass `squared_dist`).
         points: T points; on our manifolds tensors (K, ...).
         weights: T numbers or (T, K); equal by default; divided by their sum.
         solver: A name in `SOLVERS`, or any gradient-based Pymanopt optimizer (which then also stops by its
@@ -88,7 +89,8 @@ def frechet_mean(
         them.
 
     Raises:
-        RecipeError: Unknown solver, bad weights, bad tolerances, no points.
+        RecipeError: Unknown solver, bad weights, bad tolerances, no points, what is no point of the manifold,
+            a manifold that lacks what a mean needs.
 
     Example:
         >>> import numpy as np, pymanopt
@@ -175,7 +177,9 @@ def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, sta
             options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
         watched = _Watched(manifold, monitor.cost, monitor.gradient, monitor.hessian, monitor.preconditioned)
         try:
-            result = optimizer.run(watched, initial_point=start, **options)
+            # Pymanopt's conjugate gradients divide zero by zero after a step of zero, and restart.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                result = optimizer.run(watched, initial_point=start, **options)
             monitor.accept(result.point, problem.evaluate(result.point))
             monitor.finish(Status.STOPPED)
         except Narrow as narrow:

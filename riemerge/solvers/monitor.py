@@ -198,12 +198,12 @@ class Monitor:
             self._defined = defined
         self._costs.append(cost)
         self._freeze(~torch.isfinite(cost), Status.UNDEFINED if first else Status.STALLED)
-        self._freeze(norms <= self._tol * (2 * cost).sqrt().clamp_min(1), Status.CONVERGED)
+        self._freeze(norms <= self._tol * (2 * cost).clamp_min(0).sqrt().clamp_min(1), Status.CONVERGED)
         if self._cost_tol > 0 and len(self._costs) > WINDOW:
             decrease = self._costs[-1 - WINDOW] - cost
             # A module that waits for a better direction has not moved, and is not flat.
             moved = self._costs[-2] != cost
-            self._freeze(moved & (decrease <= self._cost_tol * cost), Status.FLAT)
+            self._freeze(moved & (decrease <= self._cost_tol * cost.abs()), Status.FLAT)
         active = int(self._going_on.sum())
         self.trace.append(
             TracePoint(self._problem.passes, self.seconds, host_array(cost), host_array(norms), active)

@@ -31,7 +31,8 @@ class Status(enum.Enum):
         "tol."
     )
     UNDEFINED = (
-        "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus."
+        "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus, or "
+        "a squared_dist of one's own is not finite."
     )
 
     @property
@@ -68,14 +69,15 @@ class Solution:
     Attributes:
         point: The mean, on the manifold that was asked for: (K, ...) on ours.
         status: How each module ended (K,).
-        cost: F = 1/2 sum w_i d_i^2 (K,).
+        cost: F = 1/2 sum w_i d_i^2 (K,), or the user's own cost.
         gradient_norm: Length of F's gradient in the metric (K,), alignments included.
         horizontality: Largest component of any logarithm along its orbit (K,), as a length: zero where all
             data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.
         forward_error: Largest distance between exp(log) and a data point (K,): zero to round-off, however the
-            logarithms were found. NaN on Pymanopt's manifolds without `exp`.
-        distances: d(mean, y_i) for each point given, (T, K); NaN for points of weight zero in the
-            module, and where the cost is not finite.
+            logarithms were found. NaN for a `squared_dist` of one's own, which needs no logarithms.
+        distances: The manifold's own distance from the mean to each point given, (T, K), whatever
+            `squared_dist` was minimised; NaN for points of weight zero in the module, where the cost is not
+            finite, and where the manifold has no distance.
         passes: Passes over all logarithms, those of Hessian-vector products and of candidate starts included;
             logarithms inside an alignment (at the start, and in the nested form) and the certificate's are
             not counted.

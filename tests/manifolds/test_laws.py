@@ -145,6 +145,8 @@ STOCK = {
     "Grassmann": lambda: pymanopt.manifolds.Grassmann(6, 2),
     "rotations": lambda: pymanopt.manifolds.SpecialOrthogonalGroup(3),
     "product": lambda: pymanopt.manifolds.Product([STOCK["sphere"](), STOCK["positive definite"]()]),
+    "complex subspaces": lambda: pymanopt.manifolds.ComplexGrassmann(6, 2),
+    "complex numbers": lambda: pymanopt.manifolds.ComplexEuclidean(3, 2),
 }
 
 
@@ -161,6 +163,28 @@ def test_checks_run_on_stock_numpy_manifolds(name: str) -> None:
     assert defects.pop("gauss") < DIFFERENCES
     assert max(defects.values()) < EXACT
     assert max(check_metric(manifold).values()) < EXACT
+
+
+def test_checks_see_tangent_vectors_as_a_manifold_writes_them() -> None:
+    """Factors in frames of the point on FixedRankEmbedded: Riesz cannot be seen in sums of products there."""
+    np.random.seed(0)  # noqa: NPY002 - Pymanopt draws from the global generator
+    manifold = pymanopt.manifolds.FixedRankEmbedded(6, 5, 2)
+    assert max(check_manifold(manifold).values()) < EXACT
+    found = check_metric(manifold)
+    assert found.keys() == {"tangency"}
+    assert found["tangency"] < EXACT
+
+
+def test_checks_find_what_is_wrong_with_pymanopts_complex_manifolds() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    # It projects complex matrices to skew ones as if they were real.
+    unitary = pymanopt.manifolds.UnitaryGroup(3)
+    assert check_metric(unitary)["riesz"] > 0.1
+    found = check_manifold(unitary)
+    assert found["projection"] > 0.1
+    assert max(found[key] for key in ("exp_log", "log_exp", "length", "norm", "dimension")) < 1e-12
+    # It counts n(n + 1) real dimensions where there are n².
+    assert check_manifold(pymanopt.manifolds.HermitianPositiveDefinite(3))["dimension"] == 3
 
 
 # --- planted faults -----------------------------------------------------------------------------------------
@@ -209,6 +233,17 @@ FAULTS = {
     ),
     "wrong dimension: dimension": lambda: broken(stiefel(), _dimension=41),
 }
+
+
+def test_what_is_not_a_number_is_the_worst_defect() -> None:
+    """`max` passes over NaN."""
+    for verb in ("dist", "exp", "log", "pair_mean"):
+        nan = broken(pymanopt.manifolds.Sphere(4), **{verb: lambda x, y: np.nan * x[0] * y})
+        nan.dist = (lambda x, y: np.nan) if verb == "dist" else nan.dist
+        assert max(check_manifold(nan).values()) == np.inf
+    undefined = broken(stiefel(), retraction=lambda x, v: x * torch.nan)
+    assert check_retraction(undefined) == 0
+    assert max(check_metric(broken(stiefel(), lower=lambda x, v: v * torch.nan)).values()) == np.inf
 
 
 @pytest.mark.parametrize("fault", FAULTS)

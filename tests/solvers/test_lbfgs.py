@@ -7,7 +7,7 @@ import numpy as np
 import pymanopt
 import pytest
 import torch
-from pymanopt.optimizers import SteepestDescent
+from pymanopt.optimizers import ConjugateGradient, SteepestDescent
 
 from riemerge import FrechetProblem, Status, frechet_mean
 from riemerge.frechet.joint import Joint
@@ -45,6 +45,121 @@ def test_finds_leading_eigenspaces_on_stock_manifolds(space: pymanopt.manifolds.
     )
     # What it is for.
     assert result.iterations < plain.iterations / 2
+
+
+def nearest_of_rank_three(
+    start: tuple[np.ndarray, ...], matrix: np.ndarray
+) -> tuple[pymanopt.Problem, tuple[np.ndarray, ...]]:
+    """The matrix of rank 3 nearest to another, as a problem; and a start."""
+    space = pymanopt.manifolds.FixedRankEmbedded(20, 15, 3)
+
+    @pymanopt.function.autograd(space)
+    def cost(u: np.ndarray, s: np.ndarray, vt: np.ndarray) -> float:
+        return anp.sum((anp.dot(u * s, vt) - matrix) ** 2) / 2
+
+    return pymanopt.Problem(space, cost), start
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_tangent_vectors_may_be_factors(seed: int) -> None:
+    """On FixedRankEmbedded `projection` wants ambient matrices, and `to_tangent_space` tangent vectors. The
+    minimum is the truncated SVD's (Eckart, Young).
+    """
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal((20, 15))
+    left, right = (np.linalg.qr(generator.standard_normal((n, 3)))[0] for n in (20, 15))
+    problem, start = nearest_of_rank_three((left, np.array([3.0, 2, 1]), right.T), matrix)
+    found = LBFGS(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(problem, initial_point=start)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    assert "min grad norm" in found.stopping_criterion
+    assert found.cost == pytest.approx((values[3:] ** 2).sum() / 2, rel=1e-9)
+
+
+def test_tangent_vectors_may_be_of_the_algebra() -> None:
+    """On rotations a tangent vector is a skew matrix, no ambient one. The minimum of -tr(XᵀA X N) pairs the
+    eigenvalues in order (Brockett 1991).
+    """
+    generator = np.random.default_rng(1)
+    space = pymanopt.manifolds.SpecialOrthogonalGroup(8)
+    root = generator.standard_normal((8, 8))
+    matrix, order = root + root.T, np.arange(1.0, 9)
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return -anp.sum(order * anp.sum(x * anp.dot(matrix, x), axis=0))
+
+    start = np.linalg.qr(generator.standard_normal((8, 8)))[0]
+    start[:, 0] *= np.sign(np.linalg.det(start))
+    found = LBFGS(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(
+        pymanopt.Problem(space, cost), initial_point=start
+    )
+    assert "min grad norm" in found.stopping_criterion
+    assert found.cost == pytest.approx(-(order * np.linalg.eigvalsh(matrix)).sum(), rel=1e-9)
+    assert found.iterations < 150  # projected as if they were ambient it does not converge in 500
+
+
+@pytest.mark.parametrize("space", [pymanopt.manifolds.UnitaryGroup(4), pymanopt.manifolds.PoincareBall(4)])
+def test_inner_products_may_be_complex_and_transport_missing(
+    space: pymanopt.manifolds.manifold.Manifold,
+) -> None:
+    generator = np.random.default_rng(2)
+    if isinstance(space, pymanopt.manifolds.UnitaryGroup):
+        start, target = (
+            np.linalg.qr(generator.standard_normal((4, 4)) + 1j * generator.standard_normal((4, 4)))[0]
+            for _ in range(2)
+        )
+    else:
+        start, target = 0.9 * np.eye(4)[0], -0.5 * np.eye(4)[1]
+    function = pymanopt.function.numpy(space)
+    problem = pymanopt.Problem(
+        space,
+        function(lambda x: space.dist(x, target) ** 2 / 2),
+        riemannian_gradient=function(lambda x: -space.log(x, target)),
+    )
+    found = LBFGS(min_gradient_norm=1e-7, max_iterations=100, verbosity=0).run(problem, initial_point=start)
+    assert float(space.dist(found.point, target)) < 1e-6
+
+
+def test_a_trial_out_of_the_set_is_taken_back() -> None:
+    """A user's own cost by a factorisation, which fails where a first step of one ends."""
+    space = pymanopt.manifolds.Euclidean(2, 2)
+    function = pymanopt.function.numpy(space)
+    failed = []
+
+    def cost(x: np.ndarray) -> float:
+        try:
+            return float(np.trace(x) - 2 * np.log(np.diag(np.linalg.cholesky(x))).sum())
+        except np.linalg.LinAlgError:
+            failed.append(x)
+            raise
+
+    problem = pymanopt.Problem(
+        space, function(cost), riemannian_gradient=function(lambda x: np.eye(2) - np.linalg.inv(x))
+    )
+    found = LBFGS(min_gradient_norm=1e-8, verbosity=0).run(problem, initial_point=np.diag([9.0, 0.2]))
+    assert failed
+    np.testing.assert_allclose(found.point, np.eye(2), atol=1e-7)
+
+
+@pytest.mark.parametrize("log_verbosity", [0, 1])
+def test_logs_as_pymanopts_own_optimizers_do(log_verbosity: int) -> None:
+    matrix = np.diag(np.arange(6.0))
+    problem = rayleigh(pymanopt.manifolds.Stiefel(6, 2), matrix)
+    start = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 2)))[0]
+    ours, theirs = (
+        kind(verbosity=0, log_verbosity=log_verbosity).run(problem, initial_point=start)
+        for kind in (LBFGS, ConjugateGradient)
+    )
+    if log_verbosity == 0:
+        assert ours.log["iterations"] is None
+        return
+    entries = ours.log["iterations"]
+    assert entries.keys() == theirs.log["iterations"].keys()
+    assert entries["iteration"] == [*range(1, ours.iterations + 1)]
+    assert entries["cost"][-1] == ours.cost
+    assert entries["gradient_norm"][-1] == ours.gradient_norm
+    np.testing.assert_array_equal(entries["point"][0], start)
+    np.testing.assert_array_equal(entries["point"][-1], ours.point)
 
 
 def test_needs_about_as_many_steps_as_dimensions_on_a_quadratic() -> None:

@@ -1,0 +1,125 @@
+"""The mean by a user's own squared distance on torch manifolds."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import RecipeError
+from riemerge.frechet.batched import Batched, differentiated, screened, start, step_off
+from riemerge.frechet.formulation import Evaluation
+from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
+from riemerge.manifolds.base import Logarithm, scaled
+
+# By this share a distance may change with the representative and still be taken for one of orbits.
+_INVARIANT = 1e-6
+
+
+@final
+class Own(Batched):
+    """A user's cost 1/2 Σ wᵢ q(x, yᵢ) on the manifold that was asked for.
+
+    Law: q sees x and yᵢ as points of that manifold, as they were given: nothing is reduced, aligned or
+    taken a logarithm of.
+
+    Args:
+        manifold: The manifold.
+        points: (T, K, rows, columns).
+        weights: (T, K), of sum one in each module.
+        squared: q, of two points (K, rows, columns); returns (K,).
+
+    Raises:
+        RecipeError: q returns another shape, torch cannot differentiate it, or on a quotient it is no
+            function of orbits.
+    """
+
+    def __init__(self, manifold: TorchManifold, points: Tensor, weights: Tensor, squared: Any) -> None:
+        self.manifold = manifold
+        self.k = points.shape[1]
+        self.points = points
+        self.weights = weights
+        self.squared = squared
+        if isinstance(manifold, QuotientManifold):
+            self._refuse_gauges(manifold)
+
+    @property
+    def candidates(self) -> list[Tensor]:
+        """The points that a solve may begin at."""
+        if isinstance(self.manifold, GeodesicManifold):
+            return [start(self.manifold, self.points, self.weights)]
+        return list(self.points)
+
+    def moved_off(self, x: Tensor, attempt: int) -> Tensor:
+        """Returns x moved by a seeded step; later attempts go farther."""
+        generator = torch.Generator().manual_seed(attempt)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        vector = self.manifold.projection(x, noise)
+        length = step_off(attempt) / self.manifold.norms(x, vector)
+        return self.manifold.retraction(x, scaled(length, vector))
+
+    def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
+        """Computes the cost by the user's function, and its gradient by torch."""
+        feasible = self.manifold.feasible(point)
+        x = self.choose(feasible, point, self.points[0])
+        found = Logarithm(x, torch.zeros_like(self.weights), self.weights >= 0)
+        euclidean, found = differentiated(self._values, x, found, self.weights)
+        gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
+        gradient = self.manifold.to_tangent_space(x, gradient)
+        aligned = torch.zeros_like(self.weights)
+        return screened(self, x, feasible, found, gradient, aligned, self.weights)
+
+    def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
+        """Computes the same; the distances are the manifold's own, NaN where it has none."""
+        squared = torch.full_like(self.weights, torch.nan)
+        if isinstance(self.manifold, GeodesicManifold):
+            found = self.manifold.logarithm(point, self.points)
+            squared = torch.where(found.valid, found.squared, torch.nan)
+        unknown = torch.full_like(self.weights, torch.nan)
+        return self.evaluate(point)._replace(squared=squared), unknown
+
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keeps nothing."""
+
+    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
+        """Returns the vector: nothing is known of the Hessian."""
+        return vector
+
+    def start(self, initial_point: Tensor | None) -> Tensor:
+        """Returns the first candidate, or a user's point."""
+        return self.candidates[0] if initial_point is None else initial_point
+
+    def solution(self, point: Tensor) -> Tensor:
+        """Returns the point itself."""
+        return point
+
+    def _values(self, x: Tensor) -> Tensor:
+        """Returns q(x, yᵢ), (T, K)."""
+        values = [self.squared(x, y) for y in self.points]
+        for value in values:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if shape != (self.k,) and not (self.k == 1 and shape == ()):
+                raise RecipeError(
+                    f"squared_dist returned {shape} for two points of shape {tuple(x.shape)}; expected one "
+                    f"number for each module, a tensor of shape ({self.k},)"
+                )
+        result = torch.stack(values).reshape(self.weights.shape)
+        if torch.is_grad_enabled() and not result.requires_grad:
+            raise RecipeError(
+                "squared_dist cannot be differentiated: it must compute with torch from its first argument"
+            )
+        return result
+
+    def _refuse_gauges(self, manifold: QuotientManifold) -> None:
+        # Away from the data, where q is zero and its round-off would be the whole of it.
+        x, generator = self.moved_off(self.points[-1], 0), torch.Generator().manual_seed(0)
+        turn = manifold.action.random_element((self.k,), generator).to(x)
+        with torch.no_grad():
+            here, there = self._values(x), self._values(manifold.action.act(manifold.total, x, turn))
+        size = here.abs().amax(dim=0)
+        if bool(((there - here).abs().amax(dim=0) > _INVARIANT * size).any()):
+            raise RecipeError(
+                f"squared_dist is no distance on {manifold}: it changes with the representative of an orbit. "
+                f"Write a function of orbits, or take the mean on {manifold.total}"
+            )
