@@ -379,11 +379,12 @@ def claim(report: Mapping[str, Any]) -> str:
     return " ".join(
         [
             f"Over all {scaled['count']} pairs, triples and quadruples of both collections the default,",
-            f"without options, keeps **{scaled['share']:.3f}** of the specialists' accuracy on test rows, and",
-            f"{six['share']:.3f} on all six adapters. **It loses to the same mean at `--scale 1` in",
-            f"{scaled['lose']} of the {scaled['count']} sets**, {loss(**scaled)}; to the plain average in",
-            f"{average['lose']}, {loss(**average)}. The mean at `--scale 1` keeps {scaled['against']:.3f} and",
-            f"{six['against']:.3f}, the average {average['against']:.3f} and {average_six['against']:.3f}: that is",
+            f"without options, keeps **{scaled['share']:.3f}** of the specialists' accuracy on test rows,",
+            f"and {six['share']:.3f} on all six adapters. **It loses to the same mean at `--scale 1` in",
+            f"{scaled['lose']} of the {scaled['count']} sets**, {loss(**scaled)};",
+            f"to the plain average in {average['lose']}, {loss(**average)}.",
+            f"The mean at `--scale 1` keeps {scaled['against']:.3f} and {six['against']:.3f}, the average",
+            f"{average['against']:.3f} and {average_six['against']:.3f}: that is",
             gain(p=number(scaled["sets_p"]), **scaled),
             "for the default over scale 1, and",
             gain(p=number(average["sets_p"]), **average),
