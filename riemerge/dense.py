@@ -29,6 +29,7 @@ from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
 from riemerge.stacking import open_statistics, values_of, weights_of
 from riemerge.statistics import read_statistics
+from riemerge.storage.tensor_file import reading
 from riemerge.storage.text import listed
 
 WEIGHT = ".weight"
@@ -73,6 +74,7 @@ class CheckpointMerge:
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: How many work at once on a CPU; they change no bit.
         progress: Called as `progress(stage, done, total, text)` with numbers of tensors.
+        opened: Those of the models and the base model that are open already, by path.
 
     Attributes:
         checkpoints: The inputs that count, in the order asked for.
@@ -90,6 +92,7 @@ class CheckpointMerge:
         device: str = "cpu",
         threads: int | None = None,
         progress: Callable[[str, int, int, str], None] | None = None,
+        opened: Mapping[Path, Checkpoint] | None = None,
     ) -> None:
         self._started = perf_counter()
         self._recipe, self._method = recipe, find_method(recipe.merge_method)
@@ -100,9 +103,9 @@ class CheckpointMerge:
         self._threads = find_threads(threads, self._where)
         self._tell = progress
         self.checkpoints = tuple(
-            read_checkpoint(recipe.models[place].model) for place in counting_models(recipe)
+            _open(recipe.models[place].model, opened or {}) for place in counting_models(recipe)
         )
-        self.base = read_checkpoint(recipe.base_model) if recipe.base_model else None
+        self.base = _open(recipe.base_model, opened or {}) if recipe.base_model else None
         check_checkpoints([*self.checkpoints, *([self.base] if self.base else [])])
         self._inputs = in_order(recipe, self._method, self.checkpoints)
         self._names = self.checkpoints[0].names
@@ -161,6 +164,7 @@ class CheckpointMerge:
             evidence=evidence,
             began=self._started,
             read=read,
+            base=self.base,
         )
 
     def _stored(self, name: str) -> torch.dtype:
@@ -243,6 +247,10 @@ class CheckpointMerge:
         return first
 
 
+def _open(path: str, opened: Mapping[Path, Checkpoint]) -> Checkpoint:
+    return opened.get(Path(path)) or read_checkpoint(path)
+
+
 def _mean(x: Tensor, at: Setting) -> Tensor:
     """The weighted mean of T tensors."""
     if at.weights.sum() == 0:
@@ -302,4 +310,5 @@ def _check(recipe: Recipe) -> None:
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a path is a full checkpoint: a file, or a folder without an adapter's config."""
     folder = Path(path)
-    return folder.is_file() or (folder.is_dir() and not (folder / "adapter_config.json").exists())
+    with reading(folder):
+        return folder.is_file() or (folder.is_dir() and not (folder / "adapter_config.json").exists())

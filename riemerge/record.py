@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
@@ -166,6 +167,12 @@ class RunRecord(BaseModel):
 
     Law: holds names, never paths of the machine; two runs of one recipe on one machine differ in `timing`
     alone.
+
+    Attributes:
+        beside: The sha256 of each file that was read beside the inputs, by file name, under the name that the
+            recipe has for its folder: `base_model`, `base_statistics`, `models[0].statistics`.
+        outputs: The sha256 of each file that was written beside this record and the card, by file name; none
+            of a merge that was not written.
     """
 
     model_config = _FROZEN
@@ -176,11 +183,17 @@ class RunRecord(BaseModel):
     device: str
     base_model: str | None
     inputs: tuple[InputRow, ...]
+    beside: dict[str, dict[str, str]] = {}
+    outputs: dict[str, str] = {}
     modules: tuple[ModuleRow, ...]
     totals: Totals
     advice: dict[str, str]
     warnings: tuple[str, ...]
     timing: Timing
+
+    def with_outputs(self, sha256: Mapping[str, str]) -> RunRecord:
+        """Return the record of the same merge, written to these files."""
+        return self.model_copy(update={"outputs": dict(sorted(sha256.items()))})
 
     def to_json(self) -> str:
         """Return the record as indented JSON, with a final line break."""

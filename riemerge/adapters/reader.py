@@ -16,7 +16,15 @@ import torch
 
 from riemerge.adapters.config import AdapterConfig, parse_config
 from riemerge.errors import AdapterError
-from riemerge.storage.tensor_file import FLOATS, Entry, TensorFile, open_tensors, read_start, why_not_finite
+from riemerge.storage.tensor_file import (
+    FLOATS,
+    Entry,
+    TensorFile,
+    open_tensors,
+    read_start,
+    reading,
+    why_not_finite,
+)
 from riemerge.storage.text import MAX_NAME, can_be_shown, listed, shown
 from riemerge.updates import LowRankUpdate
 
@@ -131,7 +139,8 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     Source: the format as PEFT 0.21.2 writes it.
     """
     folder = Path(path)
-    _check_folder(folder)
+    with reading(folder):
+        _check_folder(folder)
     problems: list[str] = []
     config, content = None, b""
     try:
