@@ -235,8 +235,8 @@ def sweep(
             points.append(_point(name, one, record, score))
             if progress is not None:
                 progress(points[-1])
-    swept = SweepRecord(method=method, models=_names(recipe), points=tuple(points))
-    write_atomically(root / SWEEP_FILE, _json(swept))
+        swept = SweepRecord(method=method, models=_names(recipe), points=tuple(points))
+        write_atomically(root / SWEEP_FILE, _json(swept))
     return swept
 
 

@@ -359,7 +359,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     assert Evaluation.model_validate_json((out / "evaluation.json").read_text()) == made
 
 
-@pytest.mark.parametrize("name", ["write_atomically", "publish", "compare"])
+@pytest.mark.parametrize("name", ["write_atomically", "exchange", "compare"])
 def test_a_fault_while_the_best_is_written_leaves_all_or_nothing_of_it(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
