@@ -133,13 +133,15 @@ def say(text: str, end: str = "\n") -> None:
     Raises:
         OutputError: It is closed or full.
     """
-    with _printing():  # as it is: what is not for a terminal has no colours in it
-        click.echo(f"{text}{end}", nl=False, color=True)
+    if sys.stdout is not None:  # as `>&-` leaves it
+        with _printing():
+            sys.stdout.write(f"{text}{end}")
+            sys.stdout.flush()
 
 
 def show(what: RenderableType) -> None:
     """Print a table, or text, on stdout, as `say` does."""
-    if sys.stdout is None:  # as `>&-` leaves it
+    if sys.stdout is None:
         return
     console = _console(sys.stdout)
     # Rendered first: rich has an answer of its own to a closed pipe.
