@@ -167,10 +167,14 @@ def dump(data: Any) -> None:
 def _console(stream: Any, *, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    columns = os.environ.get("COLUMNS", "")
-    given = int(columns) if columns.isdecimal() and len(columns) < 6 else 0
-    plain = None if stream.isatty() else given or PLAIN_WIDTH
-    return Console(stderr=stderr, width=plain, highlight=False, markup=False, emoji=False)
+    # rich ends at "²" and at numbers of thousands of digits.
+    sane = {
+        name: text
+        for name, text in os.environ.items()
+        if name not in {"COLUMNS", "LINES"} or re.fullmatch("[1-9][0-9]{0,4}", text)
+    }
+    width = None if stream.isatty() else int(sane.get("COLUMNS", PLAIN_WIDTH))
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False, _environ=sane)
 
 
 def _abandon(stream: Any) -> None:
