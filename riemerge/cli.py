@@ -94,6 +94,7 @@ def _sentence(spec: Parameter) -> str:
     return f"{spec.summary[0].upper()}{spec.summary[1:]}{words}."
 
 
+# Texts of their own, since python -OO takes docstrings away.
 _MAIN = """Merge LoRA adapters as weighted Fréchet means, without the base model.
 
 Exit codes: 0 done, 1 a bug, 2 usage, 3 recipe, 4 input adapters, 5 numbers, 6 output, 7 machine, 130
@@ -175,8 +176,8 @@ def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet
 
 _SWEEP = """Merge models with all weights of a grid: of two, OUT/0.00 is the first, OUT/1.00 the second.
 
-Merges that are there already stay, if they are of the same recipe and models: a sweep that was broken
-off goes on. The table is in sweep.json, in the output."""
+Merges of the same recipe and models that are there already stay while their files are as they were written,
+so that a sweep that was broken off goes on. The table is in sweep.json, in the output."""
 
 
 @main.command(help=_SWEEP)
@@ -297,10 +298,7 @@ def _tell(output: str, record: BaseModel, lines: list[str], as_json: bool, quiet
             say(output if quiet else "\n".join(map(printable, [*lines, f"written to {output}"])))
 
 
-_INSPECT = """Show what is in adapters, and how far apart each two of them are."""
-
-
-@main.command(help=_INSPECT)
+@main.command(help="Show what is in adapters, and how far apart each two of them are.")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @_json
 @answering
@@ -317,10 +315,7 @@ def inspect(folders: tuple[str, ...], as_json: bool) -> None:
         show(inspection_report(inspection))
 
 
-_METHODS = """List the ways to merge."""
-
-
-@main.command(help=_METHODS)
+@main.command(help="List the ways to merge.")
 @_json
 @answering
 def methods(as_json: bool) -> None:
@@ -337,12 +332,9 @@ def methods(as_json: bool) -> None:
         show(methods_report())
 
 
-_DEMO = (
-    """Merge the four real adapters that come with riemerge by their Fréchet mean, and explain the result."""
+@main.command(
+    help="Merge the four real adapters that come with riemerge by their Fréchet mean, and explain the result."
 )
-
-
-@main.command(help=_DEMO)
 @click.option("-o", "--output", type=click.Path(), help="Folder to make; a temporary one if not given.")
 @_threads
 @_json

@@ -9,7 +9,7 @@ from typing import ClassVar
 class RiemergeError(Exception):
     """A fault that a user can act on: says where, what was found, what was expected, what to do.
 
-    Law: nothing was written, unless its notes (`__notes__`) say what is there.
+    What a merge, a soup, a sweep or an evaluation wrote before it, its notes (`__notes__`) say.
 
     Args:
         problems: One text, or every problem found (they are reported together).

@@ -187,7 +187,7 @@ class DenseWriter:
             save_file(self._pending, path, metadata={"format": "pt"})
             path.chmod(mode)
             sync(path)
-            # Now, while the shard is in the cache of the system: for nothing is read from the disk for it.
+            # Hashed now: the shard is still in the system's cache, so that the disk is not read for it.
             self._sums.append(file_sha256(path))
         self._shards.append(tuple(self._pending))
         self._pending, self._pending_bytes = {}, 0

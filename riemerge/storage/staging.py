@@ -6,7 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -86,12 +86,17 @@ def exchange(stage: Path, target: Path, aside: Path) -> None:
     """Give a staged folder, as `publish` does, the name of what is there, which goes to `aside`.
 
     Raises:
-        OutputError: It cannot be done.
+        OutputError: It cannot be done; what was there is there.
     """
     with writing(target):
         if os.path.lexists(target):
             target.rename(aside)
-        publish(stage, target)
+        try:
+            publish(stage, target)
+        except BaseException:
+            with suppress(OSError):  # as it should be, where the name is taken or nothing was there
+                aside.rename(target)
+            raise
 
 
 def file_sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from riemerge.errors import OutputError
-from riemerge.storage.staging import check_output, publish, stage_beside, write_atomically, writing
+from riemerge.storage.staging import check_output, exchange, publish, stage_beside, write_atomically, writing
 
 # --- where a folder may appear ------------------------------------------------------------------------------
 
@@ -90,6 +90,45 @@ def test_what_is_there_when_the_last_sync_fails_is_said(
         with_stage(target)
     assert caught.value.__notes__ == [f"{target} is written, but may be gone after a power cut"]
     assert target.is_dir()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_an_exchange_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    """The n-th of the calls fails, for every n until one exchange succeeds."""
+    target, new, aside = (tmp_path / name for name in ("out", "new", "old"))
+    target.mkdir()
+    (target / "old").touch()
+    new.mkdir()
+    (new / "new").touch()
+    owner = {"rename": Path, "fsync": os}[call]
+    real, count = getattr(owner, call), 0
+    for n in range(1, 10):
+
+        def failing(*args: Any, at: int = n) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise error
+            return real(*args)
+
+        count = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, call, failing)
+            try:
+                exchange(new, target, aside)
+            except (OutputError, KeyboardInterrupt):
+                # Whole, and the new one only where all that was left to do was a sync.
+                assert [path.name for path in target.iterdir()] in (["old"], ["new"])
+                if not new.exists():
+                    break
+            else:
+                break
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in aside.iterdir()] == ["old"]
+    assert n > 1
 
 
 # --- one file -----------------------------------------------------------------------------------------------
