@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ from riemerge.recipe import Recipe, make_recipe
 from riemerge.record import Look
 from riemerge.scores import Answers, Judge, Part, answers_of, means_of, sizes_of
 from riemerge.storage.staging import write_atomically
+from riemerge.storage.text import shown
 
 AVERAGE = "average"
 
@@ -38,6 +41,8 @@ NORMS = (1.0, 2.0, 4.0)
 HALF_OCTAVE = math.sqrt(2.0)
 
 _ALONE = "models"
+_LONGEST = 100  # characters of the name of a file
+_log = logging.getLogger(__name__)
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -85,18 +90,17 @@ class Asked:
     device: str
     threads: int | None
 
-    def recipe(self, candidate: Candidate, scale: float | None = None) -> Recipe:
-        """Return the recipe of a candidate.
+    def recipe(self, candidate: Candidate, scale: float = 1.0) -> Recipe:
+        """Return the recipe of a candidate at a scale, whatever the row's own is: it is what is searched.
 
         Raises:
             RecipeError: The method does not merge as many models, or needs more than adapters.
         """
-        scaled = {} if scale is None else {"scale": scale}
         return make_recipe(
             {
                 "merge_method": candidate.method,
                 "models": [{"model": str(one.path)} for one in self.adapters.values()],
-                "parameters": {**candidate.parameters, **scaled},
+                "parameters": {**candidate.parameters, "scale": scale},
                 "dtype": self.dtype,
                 "out_dtype": self.out_dtype,
             }
@@ -228,11 +232,17 @@ class Bench:
         return self._kept(name, Result, self._asked.key(*said), lambda key: self._measure(candidate, key))
 
     def _kept(self, name: str, kind: type[_Kept], key: str, make: Callable[[str], _Kept]) -> _Kept:
+        if len(name) > _LONGEST:
+            name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         path = self._results / f"{name}.json"
-        with suppress(OSError, ValidationError):
-            found = kind.model_validate_json(path.read_bytes())
-            if found.key == key:
-                return found
+        if os.path.lexists(path):
+            why = "cannot be read as a result"
+            with suppress(OSError, ValidationError):
+                found = kind.model_validate_json(path.read_bytes())
+                if found.key == key:
+                    return found
+                why = "is of other models or options, another scorer or another version of riemerge"
+            _log.warning("%s: %s: it is measured again", shown(str(path)), why)
         result = make(key)
         write_atomically(path, (result.model_dump_json(indent=1) + "\n").encode())
         return result

@@ -19,11 +19,12 @@ from riemerge import __version__
 from riemerge.adapters import Adapter, differing_facts
 from riemerge.caveats import peer_warnings, rank_warnings, written_ranks, zero_warnings
 from riemerge.checkpoints import Checkpoint
-from riemerge.inputs import Input, display_names
+from riemerge.inputs import Input, counting, display_names
 from riemerge.measure import totals
 from riemerge.methods import Evidence, Method
 from riemerge.recipe import Recipe
 from riemerge.record import InputRow, ModuleRow, OutType, RunRecord, Timing
+from riemerge.statistics import read_statistics
 from riemerge.storage.text import listed, strict_json
 
 
@@ -45,6 +46,7 @@ def run_record(
     notes: Iterable[str] = (),
     began: float,
     read: float,
+    base: Checkpoint | None = None,
 ) -> RunRecord:
     """Put the record of a merge together, now that it has ended.
 
@@ -65,6 +67,7 @@ def run_record(
         notes: Warnings that are known only to who opened the inputs.
         began: When the merge began, by `perf_counter`.
         read: When the inputs had been read.
+        base: The base model, if it was read.
     """
     resolved = resolved_recipe(recipe, method, out_type, out_dtype)
     told = [
@@ -81,6 +84,7 @@ def run_record(
         base_model=base_model(bases),
         model_class=model_class,
         inputs=input_rows(recipe, inputs, weights, modules),
+        beside=read_beside(recipe, base),
         modules=tuple(rows),
         totals=totals(rows),
         matched_scale=matched_scale,
@@ -117,6 +121,22 @@ def resolved_recipe(
         "dtype": recipe.dtype,
         "out_dtype": None if out_dtype is None else dtype_name(out_dtype),
     }
+
+
+def read_beside(recipe: Recipe, base: Checkpoint | None) -> dict[str, dict[str, str]]:
+    """Return the sha256 of each file that a merge reads beside its models, as a record has them.
+
+    Args:
+        recipe: What names the statistics.
+        base: The base model, if it is read.
+
+    Raises:
+        AdapterError: A file cannot be read.
+    """
+    folders = {f"models[{place}].statistics": recipe.models[place].statistics for place in counting(recipe)}
+    folders["base_statistics"] = recipe.base_statistics
+    found = {} if base is None else {"base_model": dict(base.sha256)}
+    return found | {said: dict(read_statistics(folder).sha256) for said, folder in folders.items() if folder}
 
 
 def input_rows(

@@ -15,14 +15,13 @@ import click
 from riemerge import __version__
 from riemerge.errors import ResourceError
 from riemerge.methods import PARAMETERS, Parameter
-from riemerge.terminal import PLAIN_WIDTH, answering, dump, progress_on_stderr, show
+from riemerge.terminal import PLAIN_WIDTH, answering, dump, progress_on_stderr, reporting, say, show, tell
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from riemerge.bench import Scored
     from riemerge.recipe import Recipe
-    from riemerge.record import RunRecord
 
 DEMO = ("snli", "mnli", "qnli", "scitail")
 
@@ -100,20 +99,32 @@ def _sentence(spec: Parameter) -> str:
     return f"{spec.summary[0].upper()}{spec.summary[1:]}{words}."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PLAIN_WIDTH})
+# Texts of their own, since python -OO takes docstrings away.
+_MAIN = """Merge LoRA adapters as weighted Fréchet means, without the base model.
+
+Exit codes: 0 done, 1 a bug, 2 usage, 3 recipe, 4 input adapters, 5 numbers, 6 output, 7 machine, 130
+interrupted, 143 terminated."""
+
+
+@click.group(
+    help=_MAIN, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": PLAIN_WIDTH}
+)
 @click.version_option(__version__, prog_name="riemerge")
 def main() -> None:
-    """Merge LoRA adapters as weighted Fréchet means, without the base model.
-
-    Exit codes: 0 done, 1 a bug, 2 usage, 3 recipe, 4 input adapters, 5 numbers, 6 output, 7 machine, 130
-    interrupted.
-    """
+    """Merge LoRA adapters and full checkpoints: the group of all commands."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
-@main.command()
+_MERGE = """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
+
+A weight is what stands behind the last colon, if that is a number; 1 otherwise. A folder whose own name
+ends so is that folder. Options win over the recipe. Which method takes which parameter, `riemerge
+methods` says; a value may also be a list over depth: --density "[0.3, 0.7]"."""
+
+
+@main.command(help=_MERGE)
 @click.argument("sources", nargs=-1, required=True, metavar="ADAPTER[:WEIGHT]... | RECIPE.yaml")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
 @click.option("--method", help="See `riemerge methods`; spectrum if not given.")
@@ -129,12 +140,7 @@ def merge(
     statistics: tuple[str, ...],
     **asked: Any,
 ) -> None:
-    """Merge adapters into one, or full checkpoints: folders with weights (a:0.5 b:0.5), or a recipe.
-
-    A weight is what stands behind the last colon, if that is a number; 1 otherwise. A folder whose own name
-    ends so is that folder. Options win over the recipe. Which method takes which parameter, `riemerge
-    methods` says; a value may also be a list over depth: --density "[0.3, 0.7]".
-    """
+    """Do what `riemerge merge` is asked."""
     from riemerge.recipe import read_recipe
 
     given = _given(asked)
@@ -145,7 +151,13 @@ def merge(
 _SCORER = "Command that scores the model in {}: its last line is a number, higher is better."
 
 
-@main.command()
+_SOUP = """Merge those models that score best together, tried from the best alone to the worst.
+
+The scorer runs without a shell, once for each model alone and once for each that is tried in the soup:
+--scorer "python evaluate.py {}". All scores are in soup.json, in the output."""
+
+
+@main.command(help=_SOUP)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to make; it must not exist.")
 @click.option("--method", default="average", show_default=True, help="See `riemerge methods`.")
@@ -153,25 +165,27 @@ _SCORER = "Command that scores the model in {}: its last line is a number, highe
 @_recipe
 @answering
 def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
-    """Merge those models that score best together, tried from the best alone to the worst.
-
-    The scorer runs without a shell, once for each model alone and once for each that is tried in the soup:
-    --scorer "python evaluate.py {}". All scores are in soup.json, in the output.
-    """
+    """Do what `riemerge soup` is asked."""
     from riemerge.card import printable
     from riemerge.scores import command_scorer
     from riemerge.soups import Trial, greedy_soup
 
     def told(trial: Trial) -> None:
         if not quiet:
-            click.echo(f"soup: {printable(' + '.join(trial.models))}: score {trial.score:.6g}", err=True)
+            tell(f"soup: {printable(' + '.join(trial.models))}: score {trial.score:.6g}")
 
     made = greedy_soup(models, output, command_scorer(scorer), progress=told, **_given(asked))
     chosen = f"{len(made.chosen)} of {len(models)}: {' + '.join(made.chosen)}: score {made.score:.6g}"
     _tell(output, made, [chosen], as_json, quiet)
 
 
-@main.command()
+_SWEEP = """Merge models with all weights of a grid: of two, OUT/0.00 is the first, OUT/1.00 the second.
+
+Merges of the same recipe and models that are there already stay while their files are as they were written,
+so that a sweep that was broken off goes on. The table is in sweep.json, in the output."""
+
+
+@main.command(help=_SWEEP)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder around all.")
 @click.option("--method", default="average", show_default=True, help="See `riemerge methods`.")
@@ -182,18 +196,14 @@ def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet
 def sweep(
     models: tuple[str, ...], output: str, scorer: str | None, as_json: bool, quiet: bool, **asked: Any
 ) -> None:
-    """Merge models with all weights of a grid: of two, OUT/0.00 is the first, OUT/1.00 the second.
-
-    Merges that are there already stay, if they are of the same recipe and models: a sweep that was broken
-    off goes on. The table is in sweep.json, in the output.
-    """
+    """Do what `riemerge sweep` is asked."""
     from riemerge.card import number
     from riemerge.scores import command_scorer
     from riemerge.soups import SweepPoint, sweep
 
     def told(point: SweepPoint) -> None:
         if not quiet:
-            click.echo(f"sweep: {point.folder}", err=True)
+            tell(f"sweep: {point.folder}")
 
     judge = command_scorer(scorer) if scorer else None
     made = sweep(models, output, scorer=judge, progress=told, **_given(asked))
@@ -224,7 +234,13 @@ def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dic
     return found
 
 
-@main.command()
+_EVALUATE = """Find the method that merges best: each at equal norms, chosen on dev, reported on test.
+
+The scorer runs without a shell: --scorer "python score.py {} {part}". OUTPUT/best is the best merge;
+all scores are in OUTPUT/evaluation.json. A run that was broken off goes on."""
+
+
+@main.command(help=_EVALUATE)
 @click.argument("models", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "-o", "--output", required=True, type=click.Path(), help="Folder; of an earlier run, it goes on."
@@ -255,11 +271,7 @@ def evaluate(
     quiet: bool,
     **asked: Any,
 ) -> None:
-    """Find the method that merges adapters best: each at equal norms, chosen on dev, reported on test.
-
-    The scorer runs without a shell: --scorer "python score.py {} {part}". OUTPUT/best is the best merge;
-    all scores are in OUTPUT/evaluation.json. A run that was broken off goes on.
-    """
+    """Do what `riemerge evaluate` is asked."""
     from riemerge.card import printable
     from riemerge.evaluation import BEST, evaluate
     from riemerge.report import evaluation_report
@@ -268,53 +280,55 @@ def evaluate(
         if not quiet:
             what = "" if one.coefficient is None else f" at {one.coefficient:.3g}"
             scores = ", ".join(f"{task} {score:.4g}" for task, score in one.scores.items())
-            click.echo(printable(f"evaluate: {one.name}{what}: {one.part}: {scores}"), err=True)
+            tell(printable(f"evaluate: {one.name}{what}: {one.part}: {scores}"))
 
     given = {name: value for name, value in asked.items() if value is not None}
     if methods is not None:
         given["methods"] = re.split(r",(?![^\[]*\])", methods)  # but not within a list
     made = evaluate(models, scorer, folder=output, progress=told, **given)
-    if as_json:
-        dump({"output": output, "record": made.model_dump(mode="json")})
-    elif quiet:
-        click.echo(output)
-    else:
-        show(evaluation_report(made))
-        click.echo(f"\n{printable(f'written to {output}; the best merge is {Path(output) / BEST}')}")
+    with reporting(output):
+        if as_json:
+            dump({"output": output, "record": made.model_dump(mode="json")})
+        elif quiet:
+            say(output)
+        else:
+            show(evaluation_report(made))
+            say(f"\n{printable(f'written to {output}; the best merge is {Path(output) / BEST}')}")
 
 
 def _tell(output: str, record: BaseModel, lines: list[str], as_json: bool, quiet: bool) -> None:
     """Show what was made of several merges."""
     from riemerge.card import printable
 
-    if as_json:
-        dump({"output": output, "record": record.model_dump(mode="json")})
-    else:
-        click.echo(output if quiet else "\n".join(map(printable, [*lines, f"written to {output}"])))
+    with reporting(output):
+        if as_json:
+            dump({"output": output, "record": record.model_dump(mode="json")})
+        else:
+            say(output if quiet else "\n".join(map(printable, [*lines, f"written to {output}"])))
 
 
-@main.command()
+@main.command(help="Show what is in adapters, and how far apart each two of them are.")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...")
 @_json
 @answering
 def inspect(folders: tuple[str, ...], as_json: bool) -> None:
-    """Show what is in adapters, and how far apart each two of them are."""
+    """Do what `riemerge inspect` is asked."""
     from riemerge.inspection import inspect_adapters
 
     inspection = inspect_adapters(folders)
     if as_json:
-        click.echo(inspection.to_json(), nl=False)
+        dump(json.loads(inspection.to_json()))
     else:
         from riemerge.report import inspection_report
 
         show(inspection_report(inspection))
 
 
-@main.command()
+@main.command(help="List the ways to merge.")
 @_json
 @answering
 def methods(as_json: bool) -> None:
-    """List the ways to merge."""
+    """Do what `riemerge methods` is asked."""
     if as_json:
         from dataclasses import asdict
 
@@ -327,14 +341,16 @@ def methods(as_json: bool) -> None:
         show(methods_report())
 
 
-@main.command()
+@main.command(
+    help="Merge the four real adapters that come with riemerge by their Fréchet mean, and explain the result."
+)
 @click.option("-o", "--output", type=click.Path(), help="Folder to make; a temporary one if not given.")
 @_threads
 @_json
 @_quiet
 @answering
 def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
-    """Merge the four real adapters that come with riemerge by their Fréchet mean, and explain the result."""
+    """Do what `riemerge demo` is asked."""
     from riemerge.recipe import read_recipe
 
     folder = _demo_folder()
@@ -347,38 +363,22 @@ def _merge_into(
     recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
 ) -> None:
     """Merge, write, and show."""
+    from riemerge.card import printable
     from riemerge.outputs import merge_into
+    from riemerge.report import written_report
 
     with progress_on_stderr(quiet) as listener:
         record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
     if as_json or quiet:
-        _warn(record)
-    if as_json:
-        dump({"output": str(target), "rounding": rounding, "record": json.loads(record.to_json())})
-    elif quiet:
-        click.echo(str(target))
-    else:
-        _show_merge(record, target, rounding)
-
-
-def _warn(record: RunRecord) -> None:
-    """Say on stderr what the report would say among its tables."""
-    from riemerge.card import printable
-
-    for text in record.warnings:
-        click.echo(printable(f"warning: {text}"), err=True)
-
-
-def _show_merge(record: RunRecord, target: Path, rounding: float) -> None:
-    from rich.text import Text
-
-    from riemerge.card import printable
-    from riemerge.report import merge_report
-
-    show(merge_report(record))
-    dtype = record.recipe["out_dtype"]
-    where = f"{printable(str(target))} as {dtype}" if dtype else printable(str(target))
-    show(Text(f"\nwritten to {where}; rounding moved no module by more than {rounding:.1g} relative"))
+        for text in record.warnings:
+            tell(printable(f"warning: {text}"))
+    with reporting(target):
+        if as_json:
+            dump({"output": str(target), "rounding": rounding, "record": json.loads(record.to_json())})
+        elif quiet:
+            say(str(target))
+        else:
+            show(written_report(record, target, rounding))
 
 
 def _demo_folder() -> Path:

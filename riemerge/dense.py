@@ -74,6 +74,7 @@ class CheckpointMerge:
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: How many work at once on a CPU; they change no bit.
         progress: Called as `progress(stage, done, total, text)` with numbers of tensors.
+        opened: Those of the models and the base model that are open already, by path.
 
     Attributes:
         checkpoints: The inputs that count, in the order asked for.
@@ -92,17 +93,19 @@ class CheckpointMerge:
         device: str = "cpu",
         threads: int | None = None,
         progress: Callable[[str, int, int, str], None] | None = None,
+        opened: Mapping[Path, Checkpoint] | None = None,
     ) -> None:
         self._started = perf_counter()
         self._recipe, self._method = recipe, find_method(recipe.merge_method)
         # First what is wrong with a path: what is asked of it may then have been meant otherwise.
         paths = [recipe.models[place].model for place in counting_models(recipe)]
-        opened = read_each(read_checkpoint, [*paths, *([recipe.base_model] if recipe.base_model else [])])
-        self.checkpoints = tuple(opened[: len(paths)])
-        self.base = opened[-1] if recipe.base_model else None
+        everything = [*paths, *([recipe.base_model] if recipe.base_model else [])]
+        models = read_each(partial(_open, opened or {}), everything)
+        self.checkpoints = tuple(models[: len(paths)])
+        self.base = models[-1] if recipe.base_model else None
         self.carried = self.base or self.checkpoints[0]
         _check(recipe)
-        check_checkpoints(opened)
+        check_checkpoints(models)
         self._out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype) if recipe.out_dtype else None
         self._row = FlatRow.of(self._method)
         self._where = find_device(device)
@@ -159,6 +162,7 @@ class CheckpointMerge:
             notes=code_notes(self.carried),
             began=self._started,
             read=read,
+            base=self.base,
         )
 
     def _each(
@@ -268,6 +272,10 @@ class CheckpointMerge:
                 "so expected them to be equal"
             )
         return first
+
+
+def _open(opened: Mapping[Path, Checkpoint], path: str) -> Checkpoint:
+    return opened.get(Path(path)) or read_checkpoint(path)
 
 
 def _mean(x: Tensor, at: Setting) -> Tensor:

@@ -9,6 +9,8 @@ from typing import ClassVar
 class RiemergeError(Exception):
     """A fault that a user can act on: says where, what was found, what was expected, what to do.
 
+    What a merge, a soup, a sweep or an evaluation wrote before it, its notes (`__notes__`) say.
+
     Args:
         problems: One text, or every problem found (they are reported together).
     """
@@ -39,7 +41,7 @@ class NumericalError(RiemergeError):
 
 
 class OutputError(RiemergeError):
-    """The output cannot be written where it was asked for; nothing was written."""
+    """The output cannot be written where it was asked for; what is there all the same, its notes say."""
 
     exit_code = 6
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from pydantic import ValidationError
 
 from riemerge.adapters import Adapter, check_collection
 from riemerge.bench import AVERAGE, Asked, Bench, Listener, Result
@@ -20,11 +19,12 @@ from riemerge.comparison import check_groups, compare, without_errors
 from riemerge.errors import NumericalError, OutputError, RecipeError
 from riemerge.inputs import display_names, read_all
 from riemerge.merge import RECORD_FILE
-from riemerge.outputs import made_by
+from riemerge.outputs import made_by, read_record, why_not_as_written
 from riemerge.recipe import Recipe
-from riemerge.record import Entry, Evaluation, RunRecord
+from riemerge.record import Entry, Evaluation
 from riemerge.scores import Answers, TaskScorer, judge_of, sizes_of
-from riemerge.storage.staging import check_output, overlaps, publish, write_atomically, writing
+from riemerge.storage.staging import check_output, exchange, overlaps, write_atomically, writing
+from riemerge.storage.text import shown
 
 DEFAULT_METHODS = ("spectrum", "average", "tsv", "geomerge")
 """What is tried if nothing is asked for: the best rows that need no data (`benchmarks/nli`), their baseline,
@@ -33,6 +33,8 @@ and the Fréchet mean."""
 EVALUATION_FILE = "evaluation.json"
 RESULTS = "results"
 BEST = "best"
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -62,7 +64,8 @@ def evaluate(
     The folder holds a file for each method under `results`, as soon as it is there, then the best merge as
     the adapter `best`, whole or not at all, then `evaluation.json`: where that is, `best` is what it names. A
     run that was broken off goes on, and so does one that asks for more: a result stays for which inputs,
-    method, parameters, coefficients, scorer (see `scores.judge_of`) and version of riemerge are the same.
+    method, parameters, coefficients, scorer (see `scores.judge_of`) and version of riemerge are the same, and
+    `best` while its files are those that were written. What is made again, the log says, and why.
 
     Args:
         models: T >= 1 folders of adapters.
@@ -89,7 +92,7 @@ def evaluate(
     Raises:
         RiemergeError: As `merge_adapters`, and as the scorer; a NumericalError for scores that are no finite
             numbers, of other tasks or rows than before, or of a specialist that is not above 0; an
-            OutputError for a folder that is there and is no evaluation.
+            OutputError for a folder that is there and is no evaluation. Its notes say where results are kept.
     """
     candidates = _candidates(methods)
     _check_numbers(coefficients, resamples, seed)
@@ -261,19 +264,24 @@ def _workplace(root: Path, models: Sequence[Path]) -> Iterator[Path]:
     new = not os.path.lexists(root)
     if new:
         check_output(root, models)
-    elif problems := [*overlaps(root, models), *_strange(root)]:
-        raise OutputError(problems)
+    else:
+        with writing(root):
+            problems = [*overlaps(root, models), *_strange(root)]
+        if problems:
+            raise OutputError(problems)
     with writing(root):
         (root / RESULTS).mkdir(parents=True, exist_ok=True)
         work = TemporaryDirectory(prefix=".riemerge-", dir=root, ignore_cleanup_errors=True)
     try:
         with work as folder:
             yield Path(folder)
-    except BaseException:
+    except BaseException as fault:
         with suppress(OSError):  # they are not empty, which is as it should be
             (root / RESULTS).rmdir()
             if new:
                 root.rmdir()
+        if (root / RESULTS).is_dir():
+            fault.add_note(f"{root}: keeps what was measured so far: the same command goes on from there")
         raise
 
 
@@ -281,26 +289,21 @@ def _strange(root: Path) -> Iterator[str]:
     """What is there already and is not of an evaluation."""
     if not root.is_dir() or (any(root.iterdir()) and not (root / RESULTS).is_dir()):
         yield f"{root}: exists already and is no evaluation: choose another folder or remove it"
-    elif os.path.lexists(root / BEST) and _record_of(root / BEST) is None:
+    elif os.path.lexists(root / BEST) and read_record(root / BEST) is None:
         yield f"{root / BEST}: exists already, and its {RECORD_FILE} is no run record: remove it"
-
-
-def _record_of(folder: Path) -> RunRecord | None:
-    with suppress(OSError, ValidationError):
-        return RunRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
-    return None
 
 
 def _write_best(root: Path, work: Path, asked: Asked, recipe: Recipe) -> None:
     """Write the best merge, unless it is there."""
-    target, opened = root / BEST, {str(one.path): one for one in asked.adapters.values()}
-    record = _record_of(target)
-    if record is not None and made_by(recipe, record, opened.__getitem__):
-        return
+    target, opened = root / BEST, {one.path: one for one in asked.adapters.values()}
+    record = read_record(target)
+    if record is not None and made_by(recipe, record, opened):
+        why = why_not_as_written(target, record)
+        if why is None:
+            return
+        _log.warning("%s: is made again: %s", shown(str(target)), shown(why))
     asked.merge(recipe, round_at_once=True).save_pretrained(work / BEST)
     with writing(target):
         # Where evaluation.json is, `best` is what it names: so it goes before another best comes.
         (root / EVALUATION_FILE).unlink(missing_ok=True)
-        if os.path.lexists(target):
-            target.rename(work / "old")
-        publish(work / BEST, target)
+    exchange(work / BEST, target, work / "old")

@@ -13,6 +13,7 @@ from riemerge.adapters import Adapter, check_collection, read_adapter
 from riemerge.errors import AdapterError
 from riemerge.methods import Method, find_method
 from riemerge.recipe import Recipe
+from riemerge.storage.tensor_file import reading
 
 
 class Hashed(Protocol):
@@ -104,9 +105,10 @@ def expanded(recipe: Recipe) -> Recipe:
 
 def _steps(folder: Path) -> list[Path]:
     """The checkpoints in the folder of a run; the folder itself where it is none."""
-    if not folder.is_dir() or _is_model(folder):
-        return [folder]
-    found = [path for path in folder.iterdir() if path.is_dir() and _is_model(path)]
+    with reading(folder):
+        if not folder.is_dir() or _is_model(folder):
+            return [folder]
+        found = [path for path in folder.iterdir() if path.is_dir() and _is_model(path)]
     return sorted(found, key=lambda path: (_step(path.name), path.name)) or [folder]
 
 

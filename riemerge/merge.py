@@ -32,7 +32,7 @@ from riemerge.resolve import Resolver
 from riemerge.solvers import SOLVERS
 from riemerge.stacking import stack
 from riemerge.storage.rounding import Rounding, rounding_warnings
-from riemerge.storage.staging import check_output
+from riemerge.storage.staging import Text, check_output
 from riemerge.updates import LowRankUpdate
 
 _OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
@@ -98,7 +98,10 @@ class MergeResult:
         if roundings is None:
             updates, roundings = self._rounded(updates)
             record = record.warned(rounding_warnings(roundings))
-        said = {RECORD_FILE: record.to_json(), CARD_FILE: model_card(record)}
+        said: dict[str, Text] = {
+            RECORD_FILE: lambda sums: record.with_outputs(sums).to_json(),
+            CARD_FILE: model_card(record),
+        }
         return self._write(folder, updates, roundings, said)
 
     def save_multiple(self, folder: str | Path, factor: float) -> None:
@@ -110,8 +113,10 @@ class MergeResult:
 
         Raises:
             RiemergeError: As `save_pretrained`.
+            ValueError: The updates are rounded already.
         """
-        assert self._rounding is None
+        if self._rounding is not None:
+            raise ValueError("the updates were rounded as they were merged: expected exact ones")
         scaled = {module: update.scaled(factor) for module, update in self.updates.items()}
         self._write(folder, *self._rounded(scaled), {})
 
@@ -129,16 +134,13 @@ class MergeResult:
         folder: str | Path,
         updates: Mapping[str, LowRankUpdate],
         rounding: Mapping[str, Rounding],
-        extra_files: Mapping[str, str],
+        extra_files: Mapping[str, Text],
     ) -> dict[str, float]:
         ranks = written_ranks(self.record.recipe, self.record.modules)
+        padded = {module: update.padded(ranks[module]) for module, update in updates.items()}
+        like, dtype = self._inputs, self._out_dtype
         return write_adapter(
-            folder,
-            {module: update.padded(ranks[module]) for module, update in updates.items()},
-            like=self._inputs,
-            dtype=self._out_dtype,
-            rounding=rounding,
-            extra_files=extra_files,
+            folder, padded, like=like, dtype=dtype, rounding=rounding, extra_files=extra_files
         )
 
 
@@ -257,26 +259,7 @@ def merge_recipe(
         progress: As in `merge_adapters`.
     """
     job = AdapterMerge(recipe, opened or {}, optimizer, device, threads, progress)
-    rounded = RoundedUpdates(job.out_dtype)
-    updates: dict[str, LowRankUpdate] = {}
-
-    def keep(module: str, update: LowRankUpdate | Tensor) -> None:
-        assert isinstance(update, LowRankUpdate)
-        if round_at_once:
-            rounded.add(module, update)
-        else:
-            updates[module] = update
-
-    record = job.run(keep)
-    rounded.check()
-    record = record.warned(rounding_warnings(rounded.roundings))
-    return MergeResult(
-        rounded.updates if round_at_once else updates,
-        record,
-        job.adapters,
-        job.out_dtype,
-        rounded.roundings if round_at_once else None,
-    )
+    return job.result(round_at_once=round_at_once)
 
 
 @final
@@ -316,7 +299,7 @@ class AdapterMerge:
         self._where = find_device(device)
         self._threads = find_threads(threads, self._where)
         self._optimizer = optimizer or named
-        self._tell = progress or _ignore
+        self._tell = progress or (lambda _: None)
         self._inputs = open_inputs(recipe, self._method, opened)
         self.adapters = tuple(one.model for one in self._inputs)
         self._resolver = Resolver(recipe, self._method, sorted(self.adapters[0].modules))
@@ -324,6 +307,28 @@ class AdapterMerge:
         self._stack = stack(recipe, self._inputs, self._resolver, self._method, dtype, self._where)
         own = reduce(torch.promote_types, [adapter.dtype for adapter in self.adapters])
         self.out_dtype: torch.dtype = getattr(torch, recipe.out_dtype) if recipe.out_dtype else own
+
+    def result(self, *, round_at_once: bool) -> MergeResult:
+        """Merge all modules into memory, as `merge_recipe` does."""
+        rounded = RoundedUpdates(self.out_dtype)
+        updates: dict[str, LowRankUpdate] = {}
+
+        def keep(module: str, update: LowRankUpdate | Tensor) -> None:
+            assert isinstance(update, LowRankUpdate)
+            if round_at_once:
+                rounded.add(module, update)
+            else:
+                updates[module] = update
+
+        record = self.run(keep)
+        rounded.check()
+        return MergeResult(
+            rounded.updates if round_at_once else updates,
+            record.warned(rounding_warnings(rounded.roundings)),
+            self.adapters,
+            self.out_dtype,
+            rounded.roundings if round_at_once else None,
+        )
 
     def run(self, keep: Keep, *, dense: bool = False) -> RunRecord:
         """Merge all modules.
@@ -391,7 +396,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
-
-
-def _ignore(_: Progress) -> None:
-    """No one listens."""

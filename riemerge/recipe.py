@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -156,7 +157,8 @@ def read_recipe(
 
 
 def _is_recipe(path: Path) -> bool:
-    return path.suffix.lower() in {".yaml", ".yml"} and not path.is_dir()
+    # os.path asks without raising: too long a name is told by who opens it.
+    return path.suffix.lower() in {".yaml", ".yml"} and not os.path.isdir(path)  # noqa: PTH112
 
 
 def parse_value(spec: Parameter, text: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
@@ -172,6 +172,10 @@ class RunRecord(BaseModel):
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
         model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
             checkpoint without settings.
+        beside: The sha256 of each file that was read beside the inputs, by file name, under the name that the
+            recipe has for its folder: `base_model`, `base_statistics`, `models[0].statistics`.
+        outputs: The sha256 of each file that was written beside this record and the card, by file name; none
+            of a merge that was not written.
     """
 
     model_config = _FROZEN
@@ -183,6 +187,8 @@ class RunRecord(BaseModel):
     base_model: str | None
     model_class: str = "transformers.AutoModel"
     inputs: tuple[InputRow, ...]
+    beside: dict[str, dict[str, str]] = {}
+    outputs: dict[str, str] = {}
     modules: tuple[ModuleRow, ...]
     totals: Totals
     matched_scale: float | None = None
@@ -193,6 +199,10 @@ class RunRecord(BaseModel):
     def warned(self, texts: Iterable[str]) -> RunRecord:
         """Return the record with more warnings: of what only the writing of the result showed."""
         return self.model_copy(update={"warnings": (*self.warnings, *texts)})
+
+    def with_outputs(self, sha256: Mapping[str, str]) -> RunRecord:
+        """Return the record of the same merge, written to these files."""
+        return self.model_copy(update={"outputs": dict(sorted(sha256.items()))})
 
     def to_json(self) -> str:
         """Return the record as indented JSON, with a final line break."""

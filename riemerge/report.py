@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -33,6 +34,14 @@ def merge_report(record: RunRecord) -> RenderableType:
         *(Text(f"warning: {printable(text)}", style="yellow") for text in record.warnings),
         *(Text(f"\n{paragraph}") for paragraph in verdict(record)),
     )
+
+
+def written_report(record: RunRecord, target: Path, rounding: float) -> RenderableType:
+    """Show a merge that was written: its report, where it is, in which dtype, and what the rounding did."""
+    dtype = record.recipe["out_dtype"]
+    where = f"{printable(str(target))} as {dtype}" if dtype else printable(str(target))
+    last = f"written to {where}; rounding moved no module by more than {rounding:.1g} relative"
+    return Group(merge_report(record), Text(f"\n{last}"))
 
 
 def inspection_report(inspection: Inspection) -> RenderableType:

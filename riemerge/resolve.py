@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -141,16 +142,20 @@ class Resolver:
 
     def _weightless(self, method: Method) -> Iterator[str]:
         """Modules whose weights leave nothing to merge, or nothing to divide by."""
-        none, cancelled = [], []
+        none, cancelled, huge = [], [], []
         for module in self._depth:
             weights = self.weights(module)
             if not any(weights):
                 none.append(module)
+            elif math.isinf(sum(map(abs, weights))):
+                huge.append(module)
             # What is left of weights that cancel to their own round-off is no divisor.
             elif method.normalised and abs(sum(weights)) <= sys.float_info.epsilon * sum(map(abs, weights)):
                 cancelled.append(module)
         if none:
             yield f"weight: 0 for every model in {listed(none)}: at least one must count in every module"
+        if huge:
+            yield f"weight: the weights add up to more than a float holds in {listed(huge)}: choose others"
         if cancelled:
             yield (
                 f"weight: the weights add up to 0 in {listed(cancelled)}, and {method.name} divides by "

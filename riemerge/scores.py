@@ -200,7 +200,10 @@ def _words(command: str) -> list[str]:
 def _text_of(words: Sequence[str]) -> str:
     """The words of a command, and the sha256 of its program and scripts where they are named as files."""
     scripts = [Path(word) for word in words if word is words[0] or word.endswith(_SCRIPTS)]
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in scripts if path.is_file()]
+    sums = []
+    for path in scripts:
+        with suppress(OSError):  # no file, or one that only the program itself can read
+            sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
     return json.dumps([list(words), sums])
 
 

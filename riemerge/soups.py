@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from riemerge.errors import OutputError, RecipeError
 from riemerge.inputs import counting, display_names
 from riemerge.merge import RECORD_FILE
 from riemerge.methods import METHODS, find_method
-from riemerge.outputs import made_by, merge_into, open_model
+from riemerge.outputs import (
+    Models,
+    check_together,
+    folders_of,
+    made_by,
+    merge_into,
+    read_record,
+    why_not_as_written,
+)
 from riemerge.recipe import Recipe, read_recipe
 from riemerge.record import RunRecord
 from riemerge.scores import Scorer, score_of
-from riemerge.storage.staging import check_output, publish, write_atomically, writing
+from riemerge.storage.staging import (
+    check_output,
+    exchange,
+    hidden_prefix,
+    overlaps,
+    publish,
+    write_atomically,
+    writing,
+)
+from riemerge.storage.text import listed, shown
 
 SOUP_FILE = "soup.json"
 SWEEP_FILE = "sweep.json"
 
 _ALONE = "average"
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -91,7 +110,8 @@ def greedy_soup(
 
     Law: from the best alone to the worst (ties by place), a model stays in the soup where the score does not
     drop, so no model alone scores more. What is scored is the folder as it would be written. A model alone is
-    itself, whatever the method, but for `rank`, `scale` and dtypes. The folder appears whole or not at all.
+    itself, whatever the method, but for `rank`, `scale` and dtypes. All models are opened and checked against
+    each other before the first score. The folder appears whole or not at all.
     *Cost*: 2T merges and 2T - 1 scores; the space of one merge.
 
     Args:
@@ -117,14 +137,18 @@ def greedy_soup(
             "scores: choose another"
         )
     names, target = _names(recipe), Path(folder).absolute()
-    check_output(target, _inputs(recipe))
+    check_output(target, folders_of(recipe))
+    alone = [_weighted(recipe, [float(i == place) for i in range(len(names))]) for place in range(len(names))]
+    opened = check_together(recipe, alone, device=device, threads=threads)
     trials: list[Trial] = []
-    with TemporaryDirectory(prefix=f".{target.name}.riemerge-", dir=target.parent) as work:
+    with writing(target):
+        made = TemporaryDirectory(prefix=hidden_prefix(target), dir=target.parent, ignore_cleanup_errors=True)
+    with made as work:
         stage = Path(work, "soup")
 
         def merge(places: Sequence[int]) -> None:
             weights = [float(place in places) for place in range(len(names))]
-            merge_into(_weighted(recipe, weights), stage, device=device, threads=threads)
+            merge_into(_weighted(recipe, weights), stage, device=device, threads=threads, opened=opened)
 
         def tried(places: Sequence[int]) -> float:
             merge(places)
@@ -163,9 +187,10 @@ def sweep(
     """Merge models with all weights of a grid, each merge in a folder of its own, beside a `sweep.json`.
 
     Law: each folder of `grid` is what `merge_into` makes of its weights, whole or not at all; a model alone
-    is itself, as in `greedy_soup`. Folders that are there already stay, if their run records say the same
-    recipe and files of the models (a base model and statistics are compared by name alone); if any does
-    not, nothing is done.
+    is itself, as in `greedy_soup`. All models are opened and checked against each other before the first
+    merge. Folders that are there already must have run records of the same recipe and of all that it reads,
+    file by file; if any has not, nothing is done. Such a folder stays if its files are still those that this
+    version of riemerge wrote; if they are not, it is made again, and the log says why.
 
     Args:
         models: T >= 2 folders of adapters or full checkpoints.
@@ -180,7 +205,8 @@ def sweep(
         asked: What else a recipe says.
 
     Raises:
-        RiemergeError: As `greedy_soup`; an OutputError for folders that are there and are something else.
+        RiemergeError: As `greedy_soup`; an OutputError for folders that are there and are something else. Its
+            notes say which merges are there.
 
     **Source**: Rame et al. 2023, Rewarded soups.
     """
@@ -188,27 +214,29 @@ def sweep(
     if steps < 2 or len(models) < 2:
         raise RecipeError(f"{len(models)} models, {steps} steps: expected at least 2 models and 2 steps")
     recipes = {name: _weighted(recipe, weights) for name, weights in grid(len(models), steps)}
-    new = not os.path.lexists(root)
-    if new:
-        check_output(root, _inputs(recipe))
-    there = _records(root, recipes)
+    if not os.path.lexists(root):
+        check_output(root, folders_of(recipe))
+    opened = check_together(recipe, recipes.values(), device=device, threads=threads)
+    there = _records(root, recipes, opened)
     points: list[SweepPoint] = []
-    with writing(root):
-        root.mkdir(exist_ok=True)
-    try:
+
+    def merge(one: Recipe, target: Path) -> RunRecord:
+        return merge_into(one, target, device=device, threads=threads, opened=opened).record
+
+    with _around(root, recipes):
         for name, one in recipes.items():
-            record = there.get(name) or merge_into(one, root / name, device=device, threads=threads).record
+            record = there.get(name)
+            if record is None:
+                record = merge(one, root / name)
+            elif why := why_not_as_written(root / name, record):
+                _log.warning("%s: is made again: %s", shown(str(root / name)), shown(why))
+                record = _again(root, name, partial(merge, one))
             score = None if scorer is None else score_of(scorer, root / name, name)
             points.append(_point(name, one, record, score))
             if progress is not None:
                 progress(points[-1])
-    except BaseException:
-        with suppress(OSError):  # it is not empty, which is as it should be
-            if new:
-                root.rmdir()
-        raise
-    swept = SweepRecord(method=method, models=_names(recipe), points=tuple(points))
-    write_atomically(root / SWEEP_FILE, _json(swept))
+        swept = SweepRecord(method=method, models=_names(recipe), points=tuple(points))
+        write_atomically(root / SWEEP_FILE, _json(swept))
     return swept
 
 
@@ -279,10 +307,6 @@ def _names(recipe: Recipe) -> tuple[str, ...]:
     return display_names([entry.model for entry in recipe.models])
 
 
-def _inputs(recipe: Recipe) -> list[str]:
-    return [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
-
-
 def _splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
     """All ways to write a number as a sum of so many, the greatest first part first."""
     if parts == 1:
@@ -296,19 +320,18 @@ def _splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 # --- what is there already, and what is written -------------------------------------------------------------
 
 
-def _records(root: Path, recipes: Mapping[str, Recipe]) -> dict[str, RunRecord]:
+def _records(root: Path, recipes: Mapping[str, Recipe], opened: Models) -> dict[str, RunRecord]:
     """The run records of those folders that are there already; OutputError names all that are others."""
-    opened = cache(open_model)
     records: dict[str, RunRecord] = {}
     problems = []
     for name, recipe in recipes.items():
+        problems += overlaps(root / name, folders_of(recipe))
         if not os.path.lexists(root / name):
             continue
-        with suppress(OSError, ValidationError):
-            record = RunRecord.model_validate_json((root / name / RECORD_FILE).read_bytes())
-            if made_by(recipe, record, opened):
-                records[name] = record
-        if name not in records:
+        record = read_record(root / name)
+        if record is not None and made_by(recipe, record, opened):
+            records[name] = record
+        else:
             problems.append(
                 f"{root / name}: exists already, and its {RECORD_FILE} does not say this recipe and these "
                 "files: choose another folder or remove it"
@@ -316,6 +339,38 @@ def _records(root: Path, recipes: Mapping[str, Recipe]) -> dict[str, RunRecord]:
     if problems:
         raise OutputError(problems)
     return records
+
+
+@contextmanager
+def _around(root: Path, names: Collection[str]) -> Iterator[None]:
+    """The folder of a sweep: gone again if nothing came into it; else the notes of a fault say what did."""
+    new = not os.path.lexists(root)
+    with writing(root):
+        root.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException as fault:
+        with suppress(OSError):  # it is not empty, which is as it should be
+            if new:
+                root.rmdir()
+        if there := [name for name in names if (root / name).is_dir()]:
+            fault.add_note(
+                f"{root}: holds {len(there)} of {len(names)} merges ({listed(there)}): the same command "
+                "goes on from them"
+            )
+        raise
+
+
+def _again(root: Path, name: str, merge: Callable[[Path], RunRecord]) -> RunRecord:
+    """Merge anew what is there, which stays until the new one is whole."""
+    with writing(root):
+        made = TemporaryDirectory(prefix=".riemerge-", dir=root, ignore_cleanup_errors=True)
+    with made as work:
+        record = merge(Path(work, "new"))
+        with writing(root):  # the table may be of what was there
+            (root / SWEEP_FILE).unlink(missing_ok=True)
+        exchange(Path(work, "new"), root / name, Path(work, "old"))
+    return record
 
 
 def _point(name: str, recipe: Recipe, record: RunRecord, score: float | None) -> SweepPoint:

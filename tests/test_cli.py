@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 
 import riemerge
 from riemerge import cli, errors
+from riemerge.adapters import read_adapter
 from riemerge.cli import main
 from riemerge.methods import METHODS
 from riemerge.record import RunRecord
-from tests.folders import family, write_family
+from tests.folders import content, family, write_family, write_folder
 from tests.helpers import ROOT
 
 TENSORS = "adapter_model.safetensors"
@@ -401,3 +402,303 @@ def test_a_terminal_without_unicode_gets_escapes() -> None:
     ran = call("methods", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ran.returncode == 0, ran.stderr
     assert b"Fr\\xe9chet" in ran.stdout
+
+
+# --- faults of users and machines that are no bugs ----------------------------------------------------------
+
+
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+    "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        (RuntimeError(ALLOCATOR), 7, "out of memory"),
+        (RuntimeError("CUDA error: out of memory"), 7, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"), 7, "out of memory"),
+        (RuntimeError("can't start new thread"), 7, "--threads 1"),
+        (OSError(12, "Cannot allocate memory"), 7, "Cannot allocate memory"),
+        (OSError(24, "Too many open files", "a"), 7, "Too many open files"),
+        (OSError(28, "No space left on device", "a"), 6, "a: No space left on device"),
+        (OSError(30, "Read-only file system", "a"), 6, "a: Read-only file system"),
+        (PermissionError(13, "Permission denied", "a"), 4, "a: Permission denied"),
+        (OSError(36, "File name too long", "a"), 4, "a: File name too long"),
+        (RuntimeError("something else"), 1, "a bug: RuntimeError: something else"),
+    ],
+)
+def test_faults_of_the_machine_have_the_code_of_their_kind(
+    folders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    code: int,
+    says: str,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("riemerge.merge.run_method", fail)
+    ran = run("merge", *folders, "-o", tmp_path / "out", "-q")
+    assert (ran.exit_code, ran.stdout) == (code, "")
+    assert says in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_torch_says_in_these_words_that_memory_is_short(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*args: Any, **kwargs: Any) -> None:
+        torch.empty(2**60, dtype=torch.uint8)  # more than any machine has
+
+    monkeypatch.setattr("riemerge.merge.run_method", greedy)
+    ran = run("merge", *folders, "-o", tmp_path / "out", "-q")
+    assert ran.exit_code == 7
+    assert "out of memory" in ran.stderr
+
+
+LONG = "x" * 300  # no file system takes such a name
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("merge", LONG, "b", "-o", "out"), 4),
+        (("merge", "a", LONG, "-o", "out", "--method", "ema"), 4),
+        (("merge", "a", "b", "-o", LONG), 6),
+        (("merge", "a", "b", "-o", f"{LONG}/out"), 6),
+        (("inspect", "a", LONG), 4),
+        (("sweep", "a", LONG, "-o", "out", "--steps", "2"), 4),
+        (("soup", "a", LONG, "-o", "out", "--scorer", "echo 1 {}"), 4),
+        (("evaluate", "a", LONG, "-o", "out", "--scorer", "echo 1 {}"), 4),
+        (("evaluate", "a", "b", "-o", LONG, "--scorer", "echo 1 {}"), 6),
+        (("evaluate", "a", "b", "-o", "out", "--scorer", f"false {LONG}.py {{}}"), 7),
+    ],
+)
+def test_too_long_a_name_is_an_error_that_shows_it(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(*words)
+    assert ran.exit_code == code, ran.stderr
+    assert "a bug" not in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [("merge", "stat"), ("inspect", "stat"), ("sweep", "stat"), ("merge", "scandir"), ("sweep", "scandir")],
+)
+def test_a_folder_that_cannot_be_read_is_named(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, call: str
+) -> None:
+    """Root may read everything, so that the refusal is played."""
+    if call == "scandir":  # which only a folder without an adapter is asked for
+        for folder in folders:
+            (folder / "adapter_config.json").unlink()
+    real = getattr(os, call)
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(path).startswith(str(folders[0])):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    words = [] if command == "inspect" else ["-o", tmp_path / "out", "--method", "average"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        ran = run(command, *folders, *words)
+    assert ran.exit_code == 4, ran.stderr
+    assert "a bug" not in ran.stderr
+    assert f"{folders[0]}: cannot be read: Permission denied" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["merge", "inspect"])
+@pytest.mark.parametrize(
+    ("settings", "factor", "says"),
+    [
+        ({"lora_alpha": 1e308}, 1.0, "lora_alpha gives a scale of 3.33e+307"),
+        ({}, 1e200, "the factors reach"),
+        ({}, 1e80, "the factors reach"),  # whose squares overflow
+        ({}, 1e-200, "the factors reach"),  # whose product is 0 in float64
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_adapter_and_module(
+    tmp_path: Path, command: str, settings: dict[str, Any], factor: float, says: str
+) -> None:
+    good, bad = family("close", 2)
+    scaled = {module: (factor * b, factor * a) for module, (b, a) in bad.items()}
+    folders = [write_folder(tmp_path / "a", good), write_folder(tmp_path / "b", scaled, **settings)]
+    words = [] if command == "inspect" else ["-o", tmp_path / "out"]
+    ran = run(command, *folders, *words)
+    assert ran.exit_code == 4, ran.stderr
+    assert f"{tmp_path / 'b'}: layers.0.q: " in ran.stderr
+    assert says in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_factors_far_apart_whose_product_is_in_range_are_the_same_update(tmp_path: Path) -> None:
+    (one,) = family("close", 1)
+    turned = {module: (1e200 * b, 1e-200 * a) for module, (b, a) in one.items()}
+    paths = [write_folder(tmp_path / "a", one), write_folder(tmp_path / "b", turned)]
+    (pair,) = json.loads(run("inspect", *paths, "--json").stdout)["pairs"]
+    assert pair["overlap"]["cosine"] == pytest.approx(1.0, rel=1e-14)
+
+
+def test_factors_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    (one,) = family("close", 1)
+    turned = {module: (1e50 * b, 1e-50 * a) for module, (b, a) in one.items()}
+    words = ("merge", write_folder(tmp_path / "a", turned), "-o", tmp_path / "out")
+    ran = run(*words, "--dtype", "float32")
+    assert ran.exit_code == 4
+    assert "the largest torch.float32 is 3.4e+38: use float64" in ran.stderr
+    assert run(*words).exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["average", "ties", "geomerge"])
+def test_weights_that_overflow_are_refused(folders: list[Path], tmp_path: Path, method: str) -> None:
+    ran = run("merge", *(f"{path}:1e308" for path in folders), "-o", tmp_path / "out", "--method", method)
+    assert ran.exit_code == 3
+    assert "add up to more than a float holds" in ran.stderr
+
+
+def test_json_is_json_in_any_encoding() -> None:
+    # A code page without é, for which its escape in Python is none in JSON.
+    ran = call("methods", "--json", PYTHONIOENCODING="cp1251", PYTHONUTF8="0")
+    assert "weighted Fréchet mean" in json.loads(ran.stdout.decode("cp1251"))[0]["summary"]
+
+
+# --- streams that are closed or full ------------------------------------------------------------------------
+
+
+def merged(folders: list[Path], out: Path, *words: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """A merge in a process of its own, so that its streams can be anything."""
+    full = [sys.executable, *words, "-c", "from riemerge.cli import main; main()", "merge"]
+    full += [*map(str, folders), "-o", str(out)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **streams.pop("env", {})}
+    return subprocess.run(full, text=True, check=False, env=env, **streams)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_stdout_does_not_hide_that_the_merge_is_there(folders: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Path("/dev/full").open("w") as full:
+        ran = merged(folders, out, stdout=full, env={"PYTHONUNBUFFERED": ""})
+    assert ran.returncode == 6
+    assert ran.stderr.splitlines()[-2:] == [
+        "error: stdout: cannot be written: No space left on device",
+        f"{out}: is written, whole",
+    ]
+    assert "Exception ignored" not in ran.stderr
+    assert read_adapter(out).modules
+
+
+def test_a_pipe_that_no_one_reads_does_not_hide_that_the_merge_is_there(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = merged(folders, tmp_path / "out", stdout=writing)
+    os.close(writing)
+    assert ran.returncode == 6
+    assert ran.stderr.endswith(f"{tmp_path / 'out'}: is written, whole\n")
+    assert read_adapter(tmp_path / "out").modules
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_list_that_cannot_be_printed(unbuffered: str) -> None:
+    script = "from riemerge.cli import main; main()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+
+    def listed(stdout: Any) -> tuple[int, bytes]:
+        words = [sys.executable, "-c", script, "methods"]
+        ran = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, check=False, env=env)
+        return ran.returncode, ran.stderr
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert listed(writing) == (6, b"")  # whoever stops reading wants no word
+    os.close(writing)
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            assert listed(full) == (6, b"error: stdout: cannot be written: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_stderr_ends_no_merge(folders: list[Path], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = merged(folders, tmp_path / "out", stderr=full)
+    assert ran.returncode == 0
+    assert "written to" in ran.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the streams")
+def test_closed_streams_end_no_merge(folders: list[Path], tmp_path: Path) -> None:
+    command = f'exec "{sys.executable}" -c "from riemerge.cli import main; main()" "$@" >&- 2>&-'
+    words = ["sh", "merge", *map(str, folders), "-o", str(tmp_path / "out")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(["sh", "-c", command, *words], capture_output=True, check=False, env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert read_adapter(tmp_path / "out").modules
+
+
+def test_a_report_that_fails_does_not_hide_that_the_merge_is_there(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riemerge.report.merge_report", lambda _: 1 / 0)
+    ran = run("merge", *folders, "-o", tmp_path / "out")
+    assert ran.exit_code == 1
+    assert f"{tmp_path / 'out'}: is written, whole" in ran.stderr
+
+
+# --- the environment ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", ["abc", "", "-3", "0", "1", "9" * 5000, "²"])
+def test_any_number_of_columns_prints_a_report(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = run("merge", *folders, "-o", tmp_path / "out")
+    assert ran.exit_code == 0, ran.stderr
+    assert "writtentoout" in "".join(ran.stdout.split()).replace(f"{tmp_path}/", "") or columns == "1"
+
+
+@pytest.mark.slow
+def test_without_assertions_a_merge_has_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
+    assert run("merge", *folders, "-o", tmp_path / "plain").exit_code == 0
+    assert merged(folders, tmp_path / "optimised", "-O").returncode == 0
+    assert content(tmp_path / "plain") == content(tmp_path / "optimised")
+
+
+@pytest.mark.slow
+def test_without_docstrings_there_is_one_error_and_all_of_the_help(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    ran = merged(folders, tmp_path / "out", "-OO")
+    assert ran.returncode == 7
+    assert ran.stderr.splitlines() == [
+        "error: python: -OO (PYTHONOPTIMIZE=2) takes away docstrings, which Pymanopt needs: use -O"
+    ]
+    for words in (["--help"], *([name, "--help"] for name in main.commands)):
+        assert call(*words, PYTHONOPTIMIZE="2").stdout == call(*words).stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_to_end_clears_away_what_is_staged(folders: list[Path], tmp_path: Path) -> None:
+    """A merge that signals itself while its files are staged."""
+    script = (
+        "import os\nimport riemerge.adapters.writer as writer\nfrom riemerge.cli import main\n"
+        "writer._check_written = lambda *_: os.kill(os.getpid(), 15)\nmain()"
+    )
+    words = ["merge", *map(str, folders), "-o", str(tmp_path / "out"), "-q"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False, env=env
+    )
+    assert (ran.returncode, ran.stderr) == (143, "error: terminated; nothing is half-written\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

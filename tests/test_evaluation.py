@@ -359,7 +359,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     assert Evaluation.model_validate_json((out / "evaluation.json").read_text()) == made
 
 
-@pytest.mark.parametrize("name", ["write_atomically", "publish", "compare"])
+@pytest.mark.parametrize("name", ["write_atomically", "exchange", "compare"])
 def test_a_fault_while_the_best_is_written_leaves_all_or_nothing_of_it(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -538,6 +538,80 @@ def test_a_killed_exchange_never_leaves_an_evaluation_of_another_best(
     monkeypatch.setattr(Path, "rename", watched)
     evaluate(folders, lambda folder, part: 1.0, folder=out, methods=("average",), coefficients=[2])
     assert seen[-2:] == [{"results", "best"}, {"results"}]
+
+
+def said_again(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("riemerge.")]
+
+
+@pytest.mark.parametrize("damage", ["missing", "swapped"])
+def test_the_best_is_made_again_where_its_weights_are_not_as_written(
+    folders: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    judge, out = Closeness(folders), tmp_path / "out"
+    evaluate(folders, judge, folder=out, **QUICK)
+    before, calls = content(out), len(judge.calls)
+    if damage == "missing":
+        (out / "best" / TENSORS).unlink()
+    else:
+        # A sound adapter of the same shapes, which only its bytes tell from the best.
+        write_folder(tmp_path / "other", family("lora_like", 1, seed=5, shapes=SHAPES)[0])
+        shutil.copyfile(tmp_path / "other" / TENSORS, out / "best" / TENSORS)
+    evaluate(folders, judge, folder=out, **QUICK)
+    assert content(out) == before
+    assert len(judge.calls) == calls
+    why = "is missing" if damage == "missing" else "is not the file that was written"
+    assert said_again(caplog) == [f"{out / 'best'}: is made again: {TENSORS} {why}"]
+
+
+@pytest.mark.parametrize("change", ["torn", "version"])
+def test_what_is_measured_again_is_said_with_its_reason(
+    folders: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    out = tmp_path / "out"
+    evaluate(folders, Closeness(folders), folder=out, **QUICK)
+    assert said_again(caplog) == []
+    path = out / "results" / "tsv.json"
+    if change == "torn":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        monkeypatch.setattr("riemerge.bench.__version__", "0.0.0")
+    evaluate(folders, Closeness(folders), folder=out, **QUICK)
+    if change == "torn":
+        assert said_again(caplog) == [f"{path}: cannot be read as a result: it is measured again"]
+    else:
+        assert len(said_again(caplog)) == 1 + len(METHODS)
+        assert all("another version of riemerge" in text for text in said_again(caplog))
+
+
+def test_a_method_with_many_parameters_has_a_file_of_a_name_that_is_not_too_long(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """Names of 255 bytes are the longest that common file systems take."""
+    steps = [f"ties:density=[{', '.join(['0.5'] * 80)}, {last}]" for last in (0.25, 0.75)]
+    judge = Closeness(folders)
+    given = {"folder": tmp_path / "out", "methods": steps, "coefficients": [1], "resamples": 200}
+    made = evaluate(folders, judge, **given)
+    assert len(made.entries) == 3
+    calls = len(judge.calls)
+    assert evaluate(folders, judge, **given) == made
+    assert len(judge.calls) == calls  # two names that begin alike are two files
+
+
+def test_what_an_evaluation_keeps_when_it_fails_is_said(folders: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = run("evaluate", *folders, "-o", out, "--scorer", python(FAILS_LATE), "--methods", "average,tsv")
+    assert ran.exit_code == 7
+    assert f"{out}: keeps what was measured so far" in ran.stderr
+    assert {path.name for path in (out / "results").iterdir()} == {"models.json"}
+
+
+# It scores the models alone, and fails at the first merge, which lies in a hidden folder of ours.
+FAILS_LATE = 'import sys; "riemerge-" in sys.argv[1] and sys.exit(9); print(1)'
 
 
 # --- what makes no sense ------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from riemerge import merge_adapters
 from riemerge.errors import NumericalError, OutputError, RecipeError
+from riemerge.merge import merge_recipe
 from riemerge.methods import METHODS
 from riemerge.outputs import Written, merge_into
 from riemerge.recipe import make_recipe
+from riemerge.record import RunRecord
 from tests.fake_cuda import fake_cuda
 from tests.folders import SHAPES, family, write_family
 
@@ -254,6 +258,54 @@ def test_with_the_base_it_is_what_peft_merges_and_unloads(
     assert {name for name in after if not torch.equal(after[name], before[name])} == set(delta)
     for name, moved in delta.items():
         torch.testing.assert_close(before[name] + moved, after[name], rtol=1e-12, atol=1e-12)
+
+
+# --- what the record says of the files ----------------------------------------------------------------------
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """The sha256 of all that lies in a folder, but for the record and the card."""
+    files = [path for path in folder.iterdir() if path.name not in {RECORD, "README.md"}]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("shard_bytes", [10, 10**9])
+@pytest.mark.parametrize("kind", ["adapter", "delta", "checkpoint"])
+def test_the_record_has_the_sha256_of_every_file(tmp_path: Path, kind: str, shard_bytes: int) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    if kind == "checkpoint":
+        for folder in folders:
+            named = {f"{module}.weight": x.contiguous() for module, x in dense(folder).items()}
+            shutil.rmtree(folder)
+            folder.mkdir()
+            save_file(named, folder / ONE)
+            (folder / "config.json").write_text(folder.name)
+    written = merge(tmp_path / "out", "average", folders, out_type=kind, shard_bytes=shard_bytes)
+    found = sums(tmp_path / "out")
+    assert ({INDEX, "config.json"} & {*found}) == {
+        *({INDEX} if shard_bytes == 10 and kind != "adapter" else ()),
+        *({"config.json"} if kind == "checkpoint" else ()),
+    }
+    assert written.record.outputs == found
+    assert RunRecord.model_validate_json((tmp_path / "out" / RECORD).read_bytes()) == written.record
+
+
+def test_a_merge_in_memory_has_no_files_and_each_folder_its_own(tmp_path: Path) -> None:
+    result = merge_adapters(write_family(tmp_path, family("close", 2)), method="average")
+    assert result.record.outputs == {}
+    result.save_pretrained(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["outputs"] == sums(tmp_path / "out")
+    assert RunRecord.model_validate(record | {"outputs": {}}) == result.record
+
+
+def test_results_that_are_rounded_have_no_exact_multiple(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    recipe = make_recipe({"merge_method": "average", "models": [{"model": str(one)} for one in folders]})
+    rounded = merge_recipe(recipe, round_at_once=True)
+    with pytest.raises(ValueError, match="expected exact ones"):
+        rounded.save_multiple(tmp_path / "out", 2.0)
+    assert not (tmp_path / "out").exists()
 
 
 # --- all or nothing -----------------------------------------------------------------------------------------

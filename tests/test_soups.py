@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -32,7 +33,9 @@ from riemerge.recipe import read_recipe
 from riemerge.record import RunRecord
 from riemerge.scores import command_scorer
 from riemerge.soups import greedy_soup, grid, sweep
+from riemerge.statistics import collect_statistics
 from tests.folders import content, family, listing, write_family, write_folder
+from tests.helpers import ROOT
 
 SHAPES = {"layers.0.q": (8, 6), "layers.1.q": (5, 9)}
 TENSORS, WHOLE = "adapter_model.safetensors", "model.safetensors"
@@ -455,6 +458,291 @@ def test_a_sweep_that_makes_no_sense_writes_nothing(
     with pytest.raises(fault):
         sweep(folders[:count], target, steps, **given)
     assert listing(tmp_path) == before
+
+
+# --- what is there already is checked, file by file ---------------------------------------------------------
+
+KINDS: dict[str, dict[str, Any]] = {"adapter": {}, "delta": {"out_type": "delta"}, "checkpoint": {}}
+
+
+def no_weights(point: Path, _: Path) -> str:
+    (path,) = point.glob("*.safetensors")
+    path.unlink()
+    return f"{path.name} is missing"
+
+
+def weights_of_another(point: Path, other: Path) -> str:
+    """What a record cannot tell: whole and sound weights of the right shapes, but other ones."""
+    (path,) = point.glob("*.safetensors")
+    shutil.copyfile(other / path.name, path)
+    return f"{path.name} is not the file that was written"
+
+
+def other_settings(point: Path, _: Path) -> str:
+    name = "adapter_config.json" if (point / TENSORS).exists() else WHOLE
+    data = bytearray((point / name).read_bytes())
+    data[-2] ^= 1
+    (point / name).write_bytes(data)
+    return f"{name} is not the file that was written"
+
+
+def weights_beside(point: Path, other: Path) -> str:
+    (path,) = other.glob("*.safetensors")
+    shutil.copyfile(path, point / "model-00001-of-00001.safetensors")
+    return "model-00001-of-00001.safetensors was added"
+
+
+def other_version(point: Path, _: Path) -> str:
+    path = point / "riemerge.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"versions": record["versions"] | {"riemerge": "0.0.9"}}))
+    return "it was made by riemerge 0.0.9"
+
+
+def no_sums(point: Path, _: Path) -> str:
+    path = point / "riemerge.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "outputs": {}}))
+    return "riemerge.json has no sha256 of the files"
+
+
+def a_folder_for_a_file(point: Path, _: Path) -> str:
+    (path,) = point.glob("*.safetensors")
+    path.unlink()
+    path.mkdir()
+    return f"{path.name} cannot be read: Is a directory"
+
+
+DAMAGES = (
+    *(no_weights, weights_of_another, other_settings, weights_beside, other_version, no_sums),
+    a_folder_for_a_file,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_merge_whose_files_are_not_as_written_is_made_again(
+    folders: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    damage: Callable[[Path, Path], str],
+) -> None:
+    models = write_checkpoints(tmp_path, 2) if kind == "checkpoint" else folders[:2]
+    out, said = tmp_path / "out", KINDS[kind]
+    sweep(models, out, 3, **said)
+    before = {name: data for name, data in content(out).items() if name != "sweep.json"}
+    (out / "0.50" / "cache").write_text("of a scorer")  # which is no fault of the weights
+    made = {name: (out / name).stat().st_ino for name in ("0.00", "1.00")}
+    why = damage(out / "0.50", out / "1.00")
+    seen: dict[str, dict[str, bytes]] = {}
+
+    def scorer(folder: Path) -> float:
+        seen[folder.name] = {f"{folder.name}/{name}": data for name, data in content(folder).items()}
+        return 1.0
+
+    sweep(models, out, 3, scorer=scorer, **said)
+    assert [record.getMessage() for record in caplog.records if record.name == "riemerge.soups"] == [
+        f"{out / '0.50'}: is made again: {why}" + (", and this is 0.1.0" if "0.0.9" in why else "")
+    ]
+    # What is scored is what was written at first, and nothing else is touched.
+    assert seen["0.00"] | seen["0.50"] | seen["1.00"] == before
+    assert {name: (out / name).stat().st_ino for name in made} == made
+    assert {path.name for path in out.iterdir()} == {"0.00", "0.50", "1.00", "sweep.json"}
+    caplog.clear()
+    sweep(models, out, 3, **said)
+    assert not caplog.records
+
+
+def test_a_command_says_what_is_made_again_and_why(folders: list[Path], tmp_path: Path) -> None:
+    words = ("sweep", *folders[:2], "--steps", 3, "-o", tmp_path / "out", "-q")
+    assert run(*words).exit_code == 0
+    (tmp_path / "out" / "0.50" / TENSORS).unlink()
+    ran = subprocess.run(
+        [sys.executable, "-c", "from riemerge.cli import main; main()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert f"0.50: is made again: {TENSORS} is missing" in ran.stderr
+    assert (tmp_path / "out" / "0.50" / TENSORS).exists()
+
+
+def test_what_is_there_stays_until_the_other_is_whole(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    sweep(folders[:2], out, 3)
+    (out / "0.50" / "adapter_config.json").unlink()
+    before = content(out)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("riemerge.merge.run_method", fail)
+        with pytest.raises(ZeroDivisionError):
+            sweep(folders[:2], out, 3)
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("what", ["base_model", "statistics", "base's settings"])
+def test_a_sweep_of_another_base_or_other_statistics_is_refused(tmp_path: Path, what: str) -> None:
+    """What a merge reads beside its models decides its result as they do."""
+    base, *paths = write_checkpoints(tmp_path, 3)
+    said: dict[str, Any] = {"method": "task_arithmetic", "base_model": str(base)}
+    (base / "config.json").write_text("{}")
+    if what == "statistics":
+        said = {"method": "fisher", "statistics": [measured(tmp_path / f"of {path.name}") for path in paths]}
+    out = tmp_path / "out"
+    sweep(paths, out, 3, **said)
+    sweep(paths, out, 3, **said)
+    if what == "base_model":
+        (tmp_path / "others").mkdir()
+        write_checkpoints(tmp_path / "others", 1, seed=7)
+        shutil.copyfile(tmp_path / "others" / "x" / WHOLE, base / WHOLE)
+    elif what == "statistics":
+        shutil.rmtree(said["statistics"][1])
+        measured(said["statistics"][1], seed=7)
+    else:
+        (base / "config.json").write_text('{"of": "another"}')
+    before = content(out)
+    with pytest.raises(OutputError, match="does not say this recipe and these files"):
+        sweep(paths, out, 3, **said)
+    assert content(out) == before
+
+
+def measured(folder: Path, seed: int = 0) -> Path:
+    """Statistics of the matrix of `write_checkpoints`."""
+    torch.manual_seed(seed)
+    model = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList([torch.nn.ModuleDict({"q": torch.nn.Linear(4, 5)})])}
+    )
+
+    def loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
+        return model["layers"][0]["q"](batch).square().mean(dim=1)
+
+    collect_statistics(model, [torch.randn(3, 4)], loss, folder)
+    return folder
+
+
+# --- all are checked before any is merged, and what was written is said -------------------------------------
+
+
+def other_base(folders: list[Path]) -> str:
+    path = folders[1] / "adapter_config.json"
+    path.write_text(path.read_text().replace("somebody/base", "somebody/else"))
+    return "base_model_name_or_path differs"
+
+
+def other_modules(folders: list[Path]) -> str:
+    shutil.rmtree(folders[1])
+    write_folder(folders[1], family("close", 1, shapes={"layers.7.k": (8, 6)})[0])
+    return "no module in common"
+
+
+def other_shapes(folders: list[Path]) -> str:
+    shutil.rmtree(folders[1])
+    write_folder(
+        folders[1], family("close", 1, shapes={name: (m + 1, n) for name, (m, n) in SHAPES.items()})[0]
+    )
+    return "the shapes of dW differ"
+
+
+def no_tensors(folders: list[Path]) -> str:
+    (folders[1] / TENSORS).unlink()
+    return f"{TENSORS}: is missing"
+
+
+UNFIT = (other_base, other_modules, other_shapes, no_tensors)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("change", UNFIT, ids=lambda change: change.__name__)
+def test_all_models_of_a_sweep_are_checked_before_any_is_merged(
+    folders: list[Path], tmp_path: Path, change: Callable[[list[Path]], str], steps: int
+) -> None:
+    """At two steps no two of them are ever merged with each other."""
+    why, before = change(folders), listing(tmp_path)
+    ran = run("sweep", *folders[:2], "--steps", steps, "-o", tmp_path / "out")
+    assert ran.exit_code == 4
+    assert why in ran.stderr
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", UNFIT, ids=lambda change: change.__name__)
+def test_all_models_of_a_soup_are_checked_before_any_is_scored(
+    folders: list[Path], tmp_path: Path, change: Callable[[list[Path]], str]
+) -> None:
+    why, before = change(folders), listing(tmp_path)
+    with pytest.raises(AdapterError, match=why):
+        greedy_soup(folders, tmp_path / "out", lambda _: pytest.fail("was asked for a score"))
+    assert listing(tmp_path) == before
+
+
+def test_checkpoints_that_do_not_fit_their_base_are_refused_at_two_steps_too(tmp_path: Path) -> None:
+    paths = write_checkpoints(tmp_path, 2)
+    (tmp_path / "base").mkdir()
+    save_file({"other": torch.ones(2)}, tmp_path / "base" / WHOLE)
+    with pytest.raises(AdapterError, match="lacks"):
+        sweep(paths, tmp_path / "out", 2, method="task_arithmetic", base_model=str(tmp_path / "base"))
+    assert not (tmp_path / "out").exists()
+
+
+def opposite(tmp_path: Path) -> list[Path]:
+    """Two adapters whose mean on a sphere is not there: what only the merge itself can find."""
+    (one,) = family("close", 1, shapes=SHAPES)
+    return write_family(tmp_path, [one, {module: (-b, a) for module, (b, a) in one.items()}])
+
+
+def test_what_a_sweep_wrote_before_it_failed_is_said(tmp_path: Path) -> None:
+    paths = opposite(tmp_path)
+    words = ("sweep", *paths, "--steps", 3, "--method", "karcher", "-o", tmp_path / "out")
+    ran = run(*words)
+    assert ran.exit_code == 5
+    assert len([line for line in ran.stderr.splitlines() if line.startswith("error: ")]) == len(SHAPES)
+    assert "holds 1 of 3 merges (0.00)" in ran.stderr
+    assert "2 problems (exit 5)" in ran.stderr
+    assert "nothing was written" not in ran.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.00"]
+    document = json.loads(run(*words, "--json").stdout)
+    assert "holds 1 of 3 merges (0.00)" in document["error"]["notes"][0]
+
+
+def test_a_soup_that_fails_wrote_nothing_and_says_nothing_else(tmp_path: Path) -> None:
+    paths, before = opposite(tmp_path), listing(tmp_path)
+    with pytest.raises(NumericalError) as caught:
+        greedy_soup(paths, tmp_path / "out", lambda _: 1.0, method="karcher")
+    assert listing(tmp_path) == before
+    assert not getattr(caught.value, "__notes__", [])
+
+
+@pytest.mark.parametrize("kind", ["soup", "sweep"])
+def test_a_model_that_changes_meanwhile_ends_the_run(folders: list[Path], tmp_path: Path, kind: str) -> None:
+    """All merges are of the models that were checked, or there are none."""
+    moved = write_family(tmp_path / "new", family("close", 1, seed=5, shapes=SHAPES))[0] / TENSORS
+
+    def scorer(_: Path) -> float:
+        if moved.exists():
+            moved.replace(folders[1] / TENSORS)
+        return 1.0
+
+    run_it = {"soup": greedy_soup, "sweep": sweep}[kind]
+    with pytest.raises(AdapterError, match="changed while it was in use"):
+        run_it(folders[:2], tmp_path / "out", scorer=scorer)
+
+
+@pytest.mark.parametrize("command", ["soup", "sweep"])
+def test_a_name_that_is_as_long_as_may_be_is_no_fault(
+    folders: list[Path], tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / ("x" * 255)  # the longest that common file systems take
+    scorer = ("--scorer", python("print(1)"))
+    steps = ("--steps", 2) if command == "sweep" else ()
+    assert run(command, *folders[:2], "-o", out, *scorer, *steps, "-q").exit_code == 0
+    longer = run(command, *folders[:2], "-o", f"{out}x", *scorer, *steps)
+    assert longer.exit_code == 6
+    assert "File name too long" in longer.stderr
 
 
 # --- the command line ---------------------------------------------------------------------------------------

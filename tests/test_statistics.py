@@ -269,6 +269,32 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert passes == 20
 
 
+def test_a_finished_module_that_cannot_be_read_is_measured_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, out = tiny(), tmp_path / "out"
+    collect_statistics(model, data(), loss, out, modules=USED)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "mix.safetensors").write_bytes(before["mix.safetensors"][:-8])
+    collect_statistics(model, data(), loss, out, modules=USED)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "mix.safetensors: cannot be read" in said
+    assert said.endswith("it is measured again")
+
+
+def test_finished_modules_of_different_data_are_refused(tmp_path: Path) -> None:
+    """Also where nothing is left to measure that could tell."""
+    model, out = tiny(), tmp_path / "out"
+    collect_statistics(model, data(), loss, out, modules=USED)
+    with torch.no_grad():
+        model.head.weight.mul_(2.0)
+    collect_statistics(model, data(), loss, tmp_path / "other", modules=USED)
+    (tmp_path / "other" / "mix.safetensors").replace(out / "mix.safetensors")
+    with pytest.raises(AdapterError, match="expected the same model and data"):
+        collect_statistics(model, data(), loss, out, modules=USED)
+
+
 def test_a_collection_is_not_finished_with_other_settings_data_or_models(tmp_path: Path) -> None:
     model, out = tiny(), tmp_path / "out"
     collect_statistics(model, data(), loss, out, modules=USED)

@@ -13,11 +13,20 @@ from types import MappingProxyType
 from typing import final
 
 import torch
+from torch import Tensor
 
 from riemerge.adapters.config import AdapterConfig, parse_config
 from riemerge.errors import AdapterError
 from riemerge.storage.kinds import MODEL_FILE, MODEL_INDEX, holds_adapter, holds_statistics, models_below
-from riemerge.storage.tensor_file import FLOATS, Entry, TensorFile, open_tensors, read_start, why_not_finite
+from riemerge.storage.tensor_file import (
+    FLOATS,
+    Entry,
+    TensorFile,
+    open_tensors,
+    read_start,
+    reading,
+    why_not_finite,
+)
 from riemerge.storage.text import MAX_NAME, can_be_shown, listed, shown
 from riemerge.updates import LowRankUpdate
 
@@ -26,6 +35,9 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 # Trainers write the prefix or not, and PEFT's in-memory keys carry the adapter's name.
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+
+# Squares of what is between these, and sums of 1e20 of them, are numbers of float64.
+_LEAST, _MOST = 1e-140, 1e140
 
 # What else trainers save, by name: the first pattern found decides.
 _OTHER_TENSORS = (
@@ -107,7 +119,8 @@ class Adapter:
             device: Their device.
 
         Raises:
-            AdapterError: A factor holds NaN or Inf, or the file is no longer the one that was checked.
+            AdapterError: A factor holds NaN or Inf, dW is too large or too small to compute with in `dtype`,
+                or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
         b, a = self._tensors.read(*(factor.name for factor in self._factors[module]))
@@ -116,9 +129,12 @@ class Adapter:
             for side, factor in (("lora_A", a), ("lora_B", b))
             if (why := why_not_finite(factor)) is not None
         ]
+        scale = self.config.scale(module)
+        if not problems and (why := _why_out_of_range(b, a, scale, dtype)) is not None:
+            problems.append(f"{self.path}: {shown(module)}: {why}")
         if problems:
             raise AdapterError(problems)
-        return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), self.config.scale(module))
+        return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), scale)
 
 
 def read_adapter(path: str | os.PathLike[str]) -> Adapter:
@@ -137,7 +153,8 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     Source: the format as PEFT 0.21.2 writes it.
     """
     folder = Path(path)
-    _check_folder(folder)
+    with reading(folder):
+        _check_folder(folder)
     problems: list[str] = []
     config, content = None, b""
     try:
@@ -251,6 +268,22 @@ def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
     if (why := _why_no_product(a.shape, b.shape)) is not None:
         return f"lora_A is {a.shape} but lora_B is {b.shape}: {why}"
     return None
+
+
+def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
+    """Why dW is nothing to compute with: it, or a square of it, overflows or vanishes; None if it is."""
+    left, right = (float(factor.abs().max()) for factor in (b, a))
+    most = torch.finfo(dtype).max
+    if max(left, right) > most:
+        return f"the factors reach {max(left, right):.3g}, but the largest {dtype} is {most:.3g}: use float64"
+    # A product of numbers that are not 0 is 0 where it vanishes.
+    product = left * right * abs(scale)
+    if 0.0 in {left, right, scale} or _LEAST <= product <= _MOST:
+        return None
+    return (
+        f"lora_alpha gives a scale of {scale:.3g}, and the factors reach {left:.3g} (B) and {right:.3g} (A): "
+        f"expected a product between {_LEAST:g} and {_MOST:g}, whose squares can be added up"
+    )
 
 
 def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from safetensors.torch import save
 from riemerge.adapters.reader import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError
 from riemerge.storage.rounding import Rounding, check_rounding
-from riemerge.storage.staging import check_output, publish, stage_beside, write_synced, writing
+from riemerge.storage.staging import Text, check_output, publish, stage_beside, write_synced, writing
 from riemerge.storage.text import is_plain_name, shown
 from riemerge.updates import LowRankUpdate
 
@@ -32,7 +33,7 @@ def write_adapter(
     like: Sequence[Adapter] = (),
     dtype: torch.dtype = torch.float32,
     rounding: Mapping[str, Rounding] | None = None,
-    extra_files: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, Text] | None = None,
 ) -> dict[str, float]:
     """Write updates as a PEFT adapter, all or nothing.
 
@@ -49,7 +50,8 @@ def write_adapter(
             carried on, but for tasks whose head PEFT expects in the file: heads are not written.
         dtype: The dtype of the stored factors.
         rounding: What `round_update` found, where that made the updates: they are then written as they are.
-        extra_files: Texts to lie beside the adapter, by file name.
+        extra_files: Texts to lie beside the adapter, by file name, or functions that make them from the
+            sha256 of the adapter's own two files.
 
     Returns:
         For each module the error of the rounding to `dtype`, ‖stored − given‖ / ‖given‖ (0 for a zero
@@ -75,7 +77,7 @@ def write_adapter(
         rounded.check()
         updates, rounding = rounded.updates, rounded.roundings
     stored = dict(sorted(updates.items()))
-    files = {name: text.encode() for name, text in extra_files.items()}
+    files: dict[str, bytes] = {}
     files[TENSOR_FILE] = save(
         {
             f"base_model.model.{module}.lora_{side}.weight": factor.contiguous()
@@ -86,6 +88,9 @@ def write_adapter(
     )
     config = _config({module: update.rank for module, update in stored.items()}, like)
     files[CONFIG_FILE] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for name, text in extra_files.items():
+        files[name] = (text if isinstance(text, str) else text(sums)).encode()
     _publish(target, files, stored)
     return {module: one.error for module, one in sorted(rounding.items())}
 
@@ -109,7 +114,7 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
     square = float(((left.mT @ left) * (right.mT @ right)).sum())
     norm = largest * largest * math.sqrt(max(square, 0.0))
     if not math.isfinite(norm):
-        raise NumericalError("the update holds NaN or Inf, or its norm overflows; nothing was written")
+        raise NumericalError("the update holds NaN or Inf, or its norm overflows")
     rounded = exact.to(dtype)
     if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
         raise NumericalError(

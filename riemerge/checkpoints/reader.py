@@ -24,7 +24,14 @@ from riemerge.storage.kinds import (
     models_below,
     why_no_checkpoint,
 )
-from riemerge.storage.tensor_file import DTYPES, TensorFile, open_tensors, read_start, why_not_finite
+from riemerge.storage.tensor_file import (
+    DTYPES,
+    TensorFile,
+    open_tensors,
+    read_start,
+    reading,
+    why_not_finite,
+)
 from riemerge.storage.text import is_plain_name, listed, shown, strict_json
 
 SUFFIX = ".safetensors"
@@ -146,7 +153,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Source: the format as safetensors and transformers 4 and 5 write it.
     """
     path = Path(path)
-    start = _locate(path)
+    with reading(path):
+        start = _locate(path)
+        others = _other_files(start.parent) if path.is_dir() else ()
     index: tuple[str, str] | None = None
     if start.name.endswith(INDEX_SUFFIX):
         placed, index = _read_index(start)
@@ -164,7 +173,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         path=path,
         shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
         dtypes=MappingProxyType({name: DTYPES[entry.dtype] for name, entry in entries.items()}),
-        other_files=_other_files(start.parent) if path.is_dir() else (),
+        other_files=others,
         _files=MappingProxyType(holders),
         _index=index,
     )

@@ -6,9 +6,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, final
 
 import torch
@@ -18,7 +18,16 @@ from torch import Tensor
 from riemerge.checkpoints.reader import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, OutputError
 from riemerge.storage.rounding import Rounding, check_rounding
-from riemerge.storage.staging import check_output, publish, stage_beside, sync, write_synced, writing
+from riemerge.storage.staging import (
+    Text,
+    check_output,
+    file_sha256,
+    publish,
+    stage_beside,
+    sync,
+    write_synced,
+    writing,
+)
 from riemerge.storage.tensor_file import DTYPES
 from riemerge.storage.text import can_be_shown, is_plain_name, shown
 
@@ -67,6 +76,9 @@ class DenseWriter:
         self._roundings: dict[str, Rounding] = {}
         self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._shards: list[tuple[str, ...]] = []  # the names in each that is written
+        self._sums: list[str] = []  # their sha256
+        self._sha256: dict[str, str] = {}
+        self._late: dict[str, Callable[[Mapping[str, str]], str]] = {}
         self._pending: dict[str, Tensor] = {}
         self._pending_bytes = self._total_bytes = 0
         self._stage: Path | None = None
@@ -80,6 +92,11 @@ class DenseWriter:
     def roundings(self) -> Mapping[str, Rounding]:
         """For each float tensor what its rounding did to it."""
         return {name: one for name, one in self._roundings.items() if one.dtype.is_floating_point}
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256 of each file of tensors, their index, and each file that was copied; all at the end."""
+        return MappingProxyType(self._sha256)
 
     def __enter__(self) -> Self:
         check_output(self._target, [])
@@ -134,26 +151,31 @@ class DenseWriter:
         self._roundings[name], self._entries[name] = rounding, (tuple(stored.shape), stored.dtype)
         return rounding.error
 
-    def add_file(self, name: str, content: str | Path) -> None:
+    def add_file(self, name: str, content: Text | Path) -> None:
         """Put a file beside the tensors.
 
         Args:
             name: Its name, not used before.
-            content: Its text, or the path of a file to copy.
+            content: Its text, the path of a file to copy, or a function that makes the text from `sha256`
+                when all else is written.
 
         Raises:
             OutputError: It cannot be copied or written.
             ValueError: The name was used before, belongs to the tensors, or is no plain file name.
         """
         target = self._opened() / name
-        if not is_plain_name(name) or name == INDEX_FILE or name.endswith(SUFFIX) or target.exists():
+        taken = target.exists() or name in self._late
+        if not is_plain_name(name) or name == INDEX_FILE or name.endswith(SUFFIX) or taken:
             raise ValueError(f"{name!r} cannot be the name of an extra file")
         with writing(self._target):
             if isinstance(content, Path):
                 shutil.copyfile(content, target)
                 sync(target)
-            else:
+                self._sha256[name] = file_sha256(target)
+            elif isinstance(content, str):
                 write_synced(target, content.encode())
+            else:
+                self._late[name] = content
 
     def _opened(self) -> Path:
         if self._stage is None:
@@ -173,6 +195,8 @@ class DenseWriter:
             save_file(self._pending, path, metadata={"format": "pt"})
             path.chmod(mode)
             sync(path)
+            # Hashed now: the shard is still in the system's cache, so that the disk is not read for it.
+            self._sums.append(file_sha256(path))
         self._shards.append(tuple(self._pending))
         self._pending, self._pending_bytes = {}, 0
 
@@ -186,6 +210,7 @@ class DenseWriter:
         places = places if count > 1 else [TENSOR_FILE]
         for i, place in enumerate(places):
             (stage / _staged(i)).rename(stage / place)
+            self._sha256[place] = self._sums[i]
         if count > 1:
             shards = zip(places, self._shards, strict=True)
             index = {
@@ -193,6 +218,9 @@ class DenseWriter:
                 "weight_map": {name: place for place, names in shards for name in names},
             }
             write_synced(stage / INDEX_FILE, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+            self._sha256[INDEX_FILE] = file_sha256(stage / INDEX_FILE)
+        for name, text in self._late.items():
+            write_synced(stage / name, text(self.sha256).encode())
         _check_written(stage, self._entries)
         publish(stage, self._target)
 
@@ -216,7 +244,7 @@ def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
         return _copied(given), Rounding(given.dtype, 0.0, 0.0)
     norm = _norm(given)
     if not math.isfinite(norm):
-        raise NumericalError("the tensor holds NaN or Inf, or its norm overflows; nothing was written")
+        raise NumericalError("the tensor holds NaN or Inf, or its norm overflows")
     rounded = given.to(dtype)
     if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
         raise NumericalError(

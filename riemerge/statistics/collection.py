@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,12 +26,13 @@ from riemerge.statistics.files import (
     write_module,
 )
 from riemerge.statistics.sums import Sums
-from riemerge.storage.staging import write_atomically
+from riemerge.storage.staging import write_atomically, writing
 from riemerge.storage.text import shown
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 _PREFIX = "base_model.model."
+_log = logging.getLogger(__name__)
 _MEMORY = 4 * 2**30  # bytes of accumulators a pass, where modules_per_pass is not given
 
 
@@ -53,7 +56,7 @@ def collect_statistics(
     examples, whatever the batches and `modules_per_pass` (to the round-off of the model's own batching).
     The model is left as it was; it is in eval mode meanwhile. An interrupted collection, run again, skips
     the modules that are finished and ends with the same files, bit for bit: every pass starts from `seed`
-    and the data's start.
+    and the data's start. A module whose file cannot be read is measured again, and the log says so.
 
     Modules are `torch.nn.Linear`, by their names in the base model. Of a PEFT model only those that LoRA
     wraps are measured by default, as they act with the adapter; the names are those of
@@ -100,7 +103,9 @@ def collect_statistics(
         modules={name: (one.out_features, one.in_features) for name, one in sorted(chosen.items())},
     )
     _begin(folder, request)
-    open_ = [name for name in request.modules if not (folder / file_name(name)).is_file()]
+    finished = _finished(folder, request)
+    _check_same(folder, finished)
+    open_ = [name for name in request.modules if name not in finished]
     groups = list(_groups({name: request.modules[name] for name in open_}, request, dtype, modules_per_pass))
     if len(groups) > 1 and iter(batches) is batches:
         raise ValueError("batches can be iterated only once: expected a list or a data loader")
@@ -109,7 +114,7 @@ def collect_statistics(
         with _collecting(model, seed):
             _one_pass(model, batches, loss, {name: chosen[name] for name in group}, sums, examples, mask)
         results = {name: one.result(name) for name, one in sums.items()}
-        _check_same(folder, request, results)
+        _check_same(folder, finished | results)
         for name, tensors in results.items():
             write_module(folder, name, tensors)
     return read_statistics(folder)
@@ -169,12 +174,10 @@ def _begin(folder: Path, request: Request) -> None:
                 "the same: choose another folder or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: exists already and is no folder of statistics: choose another one")
-    try:
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: exists already and is no folder of statistics: choose another one")
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from error
     write_atomically(folder / INDEX, request.to_json().encode())
 
 
@@ -319,17 +322,26 @@ def _as_tokens(calls: Sequence[Tensor]) -> Tensor:
     return torch.cat([one.reshape(len(one), -1, one.shape[-1]) for one in calls], dim=1)
 
 
-def _check_same(folder: Path, request: Request, results: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """The finished modules saw the same model on the same data, as far as the loss can tell."""
-    finished = [name for name in request.modules if (folder / file_name(name)).is_file()]
-    if not finished:
-        return
-    before, now = Statistics(folder, request).of(finished[0], ()), next(iter(results.values()))
-    # Round-off differs between machines; another model or other data differ by more.
-    same = torch.isclose(before["loss"], now["loss"], rtol=1e-3, atol=1e-6)
-    if not bool(same) or before["examples"] != now["examples"]:
-        raise AdapterError(
-            f"{folder}: the finished modules saw {int(before['examples'])} examples with a mean loss of "
-            f"{float(before['loss']):.6g}, these {int(now['examples'])} with {float(now['loss']):.6g}: "
-            "expected the same model and data: choose another folder"
-        )
+def _finished(folder: Path, request: Request) -> dict[str, Mapping[str, Tensor]]:
+    """The counts of the modules that an earlier collection finished, as far as their files can be read."""
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for name in request.modules:
+        if os.path.lexists(folder / file_name(name)):
+            try:
+                found[name] = Statistics(folder, request).of(name, ())
+            except AdapterError as fault:
+                _log.warning("%s: it is measured again", fault)
+    return found
+
+
+def _check_same(folder: Path, results: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """All modules saw the same model on the same data, as far as the loss can tell."""
+    for before, now in pairwise(results.values()):
+        # Round-off differs between machines; another model or other data differ by more.
+        same = torch.isclose(before["loss"], now["loss"], rtol=1e-3, atol=1e-6)
+        if not bool(same) or before["examples"] != now["examples"]:
+            raise AdapterError(
+                f"{folder}: the finished modules saw {int(before['examples'])} examples with a mean loss of "
+                f"{float(before['loss']):.6g}, others {int(now['examples'])} with {float(now['loss']):.6g}: "
+                "expected the same model and data: choose another folder"
+            )

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from riemerge.errors import AdapterError
-from riemerge.storage.staging import write_atomically
-from riemerge.storage.tensor_file import open_tensors, why_not_finite
+from riemerge.storage.staging import file_sha256, write_atomically
+from riemerge.storage.tensor_file import open_tensors, reading, why_not_finite
 from riemerge.storage.text import listed, shown, strict_json
 
 Kind: TypeAlias = Literal["fisher", "gram", "covariance"]
@@ -76,6 +76,16 @@ class Statistics:
     def kinds(self) -> tuple[str, ...]:
         """The kinds that every module has."""
         return self.request.kinds
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file of the folder, by file name.
+
+        Raises:
+            AdapterError: A file cannot be read.
+        """
+        with reading(self.path):
+            return {name: file_sha256(self.path / name) for name in (INDEX, *map(file_name, self.modules))}
 
     def problems(self, shapes: Mapping[str, tuple[int, ...]], kinds: Iterable[str]) -> list[str]:
         """Say all that keeps these statistics from serving a merge, from `statistics.json` alone.

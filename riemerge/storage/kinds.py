@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from riemerge.storage.tensor_file import reading
 from riemerge.storage.text import listed
 
 MODEL_FILE = "model.safetensors"
@@ -32,15 +33,19 @@ def is_checkpoint(path: str | Path) -> bool:
 
     Law: a file is. A folder is where it holds tensors under any name but no statistics, and neither the
     folder itself nor one in it holds an adapter; beside `model.safetensors` none in it is looked at.
+
+    Raises:
+        AdapterError: The file system does not let itself be asked: too long a name, no permission.
     """
     path = Path(path)
-    if not path.is_dir():
-        return path.is_file()
-    if holds_adapter(path) or holds_statistics(path):
-        return False
-    if (path / MODEL_FILE).exists() or (path / MODEL_INDEX).exists():
-        return True
-    return _holds_tensors(path) and not any(map(holds_adapter, _folders_in(path)))
+    with reading(path):
+        if not path.is_dir():
+            return path.is_file()
+        if holds_adapter(path) or holds_statistics(path):
+            return False
+        if (path / MODEL_FILE).exists() or (path / MODEL_INDEX).exists():
+            return True
+        return _holds_tensors(path) and not any(map(holds_adapter, _folders_in(path)))
 
 
 def holds_adapter(folder: Path) -> bool:

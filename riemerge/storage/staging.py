@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from safetensors import SafetensorError
 
 from riemerge.errors import OutputError
+
+Text: TypeAlias = str | Callable[[Mapping[str, str]], str]
+"""A text to be written, or the function that makes it from the sha256 of the files beside it, by name."""
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
@@ -24,34 +29,40 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     """
     target = Path(path)
     problems = overlaps(path, inputs)
-    if os.path.lexists(target):
-        problems.append(
-            f"{target}: exists already and is not overwritten: choose another folder or remove it"
-        )
-    elif not target.parent.is_dir():
-        problems.append(f"{target}: the folder {target.parent} does not exist; create it first")
-    elif not os.access(target.parent, os.W_OK | os.X_OK):
-        problems.append(f"{target}: no permission to write in {target.parent}")
+    with writing(target):
+        if os.path.lexists(target):
+            problems.append(
+                f"{target}: exists already and is not overwritten: choose another folder or remove it"
+            )
+        elif not target.parent.is_dir():
+            problems.append(f"{target}: the folder {target.parent} does not exist; create it first")
+        elif not os.access(target.parent, os.W_OK | os.X_OK):
+            problems.append(f"{target}: no permission to write in {target.parent}")
     if problems:
         raise OutputError(problems)
 
 
 def overlaps(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return a problem for each input folder that a path is, contains or lies in."""
-    target = Path(path)
-    resolved = target.resolve()
+    # realpath, since Path.resolve raises where links go in circles.
+    target, resolved = Path(path), Path(os.path.realpath(path))
     return [
         f"{target}: is, contains or lies inside the input {folder}; choose another folder"
-        for folder, other in ((folder, Path(folder).resolve()) for folder in inputs)
+        for folder, other in ((folder, Path(os.path.realpath(folder))) for folder in inputs)
         if resolved == other or resolved in other.parents or other in resolved.parents
     ]
 
 
 def stage_beside(target: Path) -> Path:
     """Make an empty hidden folder on the file system of the target, with the modes of any new folder."""
-    stage = target.parent / f".{target.name}.riemerge-{uuid.uuid4().hex}"
+    stage = target.parent / f"{hidden_prefix(target)}{uuid.uuid4().hex}"
     stage.mkdir()
     return stage
+
+
+def hidden_prefix(target: Path) -> str:
+    """Return how the names of hidden folders begin that belong to a target: never too long a name."""
+    return f".{target.name[:40]}.riemerge-"
 
 
 def publish(stage: Path, target: Path) -> None:
@@ -64,7 +75,34 @@ def publish(stage: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise OutputError(f"{target}: appeared while it was being written; nothing was overwritten")
     stage.rename(target)
-    sync(target.parent)
+    try:
+        sync(target.parent)
+    except OSError as error:
+        error.add_note(f"{target} is written, but may be gone after a power cut")
+        raise
+
+
+def exchange(stage: Path, target: Path, aside: Path) -> None:
+    """Give a staged folder, as `publish` does, the name of what is there, which goes to `aside`.
+
+    Raises:
+        OutputError: It cannot be done; what was there is there.
+    """
+    with writing(target):
+        if os.path.lexists(target):
+            target.rename(aside)
+        try:
+            publish(stage, target)
+        except BaseException:
+            with suppress(OSError):  # as it should be, where the name is taken or nothing was there
+                aside.rename(target)
+            raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -106,6 +144,9 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        fault = OutputError(f"{target}: cannot be written: {error.strerror or error}")
+        for note in getattr(error, "__notes__", ()):
+            fault.add_note(note)
+        raise fault from error
     except SafetensorError as error:  # wraps the fault of the file system in words of its own
         raise OutputError(f"{target}: cannot be written: {error}") from error

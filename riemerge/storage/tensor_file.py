@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -178,6 +179,15 @@ def read_start(path: Path, size: int = MAX_JSON_BYTES + 1) -> bytes:
         raise ValueError(why) from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around whatever looks at an input: faults of the file system become an AdapterError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def why_not_finite(tensor: Tensor) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from riemerge.errors import OutputError
-from riemerge.storage.staging import check_output, write_atomically
+from riemerge.storage.staging import check_output, exchange, publish, stage_beside, write_atomically, writing
 
 # --- where a folder may appear ------------------------------------------------------------------------------
 
@@ -36,6 +36,99 @@ def test_a_parent_without_permission_is_refused(tmp_path: Path) -> None:
             check_output(tmp_path / "out", [])
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("where", ["x" * 300, "x" * 300 + "/out"])
+def test_too_long_a_name_is_no_place(tmp_path: Path, where: str) -> None:
+    with pytest.raises(OutputError, match=r"File name too long|does not exist"):
+        with_stage(tmp_path / where)
+
+
+def with_stage(target: Path) -> None:
+    check_output(target, [])
+    with writing(target):
+        publish(stage_beside(target), target)
+
+
+def test_the_longest_name_has_a_stage(tmp_path: Path) -> None:
+    for name in ("x" * 255, "ü" * 127):  # 255 and 254 bytes
+        with_stage(tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).rmdir()
+
+
+def test_links_in_circles_are_no_fault_of_the_output(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    check_output(tmp_path / "out", [tmp_path / "circle"])
+    with pytest.raises(OutputError, match="exists already"):
+        check_output(tmp_path / "circle", [])
+
+
+def test_a_parent_that_cannot_be_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(OutputError, match="out: cannot be written: Permission denied"):
+        check_output(tmp_path / "out", [])
+
+
+def test_what_is_there_when_the_last_sync_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, fsync = tmp_path / "out", os.fsync
+
+    def fail_late(descriptor: int) -> None:
+        if target.exists():
+            raise OSError(5, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_late)
+    with pytest.raises(OutputError, match="Input/output error") as caught:
+        with_stage(target)
+    assert caught.value.__notes__ == [f"{target} is written, but may be gone after a power cut"]
+    assert target.is_dir()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_an_exchange_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    """The n-th of the calls fails, for every n until one exchange succeeds."""
+    target, new, aside = (tmp_path / name for name in ("out", "new", "old"))
+    target.mkdir()
+    (target / "old").touch()
+    new.mkdir()
+    (new / "new").touch()
+    owner = {"rename": Path, "fsync": os}[call]
+    real, count = getattr(owner, call), 0
+    for n in range(1, 10):
+
+        def failing(*args: Any, at: int = n) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise error
+            return real(*args)
+
+        count = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, call, failing)
+            try:
+                exchange(new, target, aside)
+            except (OutputError, KeyboardInterrupt):
+                # Whole, and the new one only where all that was left to do was a sync.
+                assert [path.name for path in target.iterdir()] in (["old"], ["new"])
+                if not new.exists():
+                    break
+            else:
+                break
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in aside.iterdir()] == ["old"]
+    assert n > 1
 
 
 # --- one file -----------------------------------------------------------------------------------------------
