@@ -114,6 +114,7 @@ def evaluate(
         results = {name: bench.result(one) for name, one in candidates.items()}
         made = _evaluation(asked, bench, candidates, results, groups or {}, resamples, seed)
         best = made.entry(made.best)
+        assert best.scale is not None  # only models alone have none
         _write_best(root, work, asked, asked.recipe(candidates[best.name], best.scale))
         write_atomically(root / EVALUATION_FILE, made.to_json().encode())
     return made

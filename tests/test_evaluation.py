@@ -491,7 +491,7 @@ def test_the_best_is_what_was_scored_and_what_its_record_asks_for(tmp_path: Path
             scored.add((folder / TENSORS).read_bytes())
         return judge(folder, part)
 
-    for method in ("average", "iso_c", "geomerge"):
+    for method in ("average", "iso_c", "geomerge", "spectrum"):  # the last has a scale of its own
         out = tmp_path / method
         made = evaluate(folders, scorer, folder=out, methods=[method], resamples=50)
         best = made.entry(made.best)
