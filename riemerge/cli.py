@@ -30,7 +30,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 _threads = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Working at once; they change no bit. All CPUs if not given.",
+    help="Threads that work at once; they change no bit of the result. All CPUs if not given.",
 )
 _quiet = click.option(
     "-q", "--quiet", is_flag=True, help="No progress, only the path of the result; warnings go to stderr."
@@ -55,8 +55,8 @@ def _computed(command: Callable[..., None]) -> Callable[..., None]:
         _quiet,
         _json,
         _threads,
-        click.option("--out-dtype", help="Of the written weights; that of the inputs if not given."),
-        click.option("--dtype", help="Of the computation: float64 (if not given) or float32."),
+        click.option("--out-dtype", help="Dtype of the written weights; that of the inputs if not given."),
+        click.option("--dtype", help="Dtype of the computation: float64 (if not given) or float32."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto."),
     ):
         command = option(command)
@@ -70,7 +70,7 @@ def _recipe(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--out-type", help="adapter, delta or checkpoint; as the inputs if not given."),
         click.option("--uniform-rank", is_flag=True, default=None, help=_UNIFORM),
         click.option("--base-model", type=click.Path(), help="Full checkpoint from which others differ."),
-        click.option("--base-statistics", type=click.Path(), help="The same of the base model."),
+        click.option("--base-statistics", type=click.Path(), help="Folder of statistics of the base model."),
         click.option(
             "--statistics",
             multiple=True,
@@ -100,7 +100,7 @@ def _sentence(spec: Parameter) -> str:
 
 
 # Texts of their own, since python -OO takes docstrings away.
-_MAIN = """Merge LoRA adapters as weighted Fréchet means, without the base model.
+_MAIN = """Merge LoRA adapters, without their base model, or full checkpoints.
 
 Exit codes: 0 done, 1 a bug, 2 usage, 3 recipe, 4 input adapters, 5 numbers, 6 output, 7 machine, 130
 interrupted, 143 terminated."""
@@ -256,10 +256,10 @@ all scores are in OUTPUT/evaluation.json. A run that was broken off goes on."""
     multiple=True,
     callback=_pairs,
     metavar="TASK=MODEL",
-    help="Model whose score is 1; that called like the task if not given, no MODEL for raw scores.",
+    help="Adapter whose score is 1; the one called like the task if not given, no MODEL for raw scores.",
 )
 @click.option("--resamples", type=int, help="How often rows are drawn again for errors; 10000 if not given.")
-@click.option("--seed", type=int, help="Of these draws.")
+@click.option("--seed", type=int, help="Random seed of these draws; a fixed one if not given.")
 @_computed
 @answering
 def evaluate(
@@ -324,21 +324,23 @@ def inspect(folders: tuple[str, ...], as_json: bool) -> None:
         show(inspection_report(inspection))
 
 
-@main.command(help="List the ways to merge.")
+@main.command(help="Show the methods: all of them, or those named, with what each parameter means.")
+@click.argument("names", nargs=-1, metavar="[METHOD]...")
 @_json
 @answering
-def methods(as_json: bool) -> None:
+def methods(names: tuple[str, ...], as_json: bool) -> None:
     """Do what `riemerge methods` is asked."""
+    from riemerge.methods import METHODS, find_method
+
+    rows = [find_method(name) for name in names or METHODS]
     if as_json:
         from dataclasses import asdict
 
-        from riemerge.methods import METHODS
-
-        dump([asdict(row) for row in METHODS.values()])
+        dump([asdict(row) for row in rows])
     else:
         from riemerge.report import methods_report
 
-        show(methods_report())
+        show(methods_report(rows, explain=bool(names)))
 
 
 @main.command(

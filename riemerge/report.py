@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from riemerge.card import evaluation_verdict, matched_text, number, printable, verdict, weight_text
-from riemerge.methods import METHODS, Method
+from riemerge.methods import METHODS, PARAMETERS, Method
 from riemerge.record import Evaluation, Inspection, ModuleRow, Overlap, PairedDifference, RunRecord, Totals
 
 # Above so many inputs, their distances are shown as a range.
@@ -131,12 +131,14 @@ def _interval(one: PairedDifference) -> str:
     return f"{one.value:+.3f}{whole}"
 
 
-def methods_report() -> RenderableType:
-    """Show the table of methods."""
+def methods_report(rows: Iterable[Method], *, explain: bool = False) -> RenderableType:
+    """Show rows of the table of methods; if asked for, with what each of their parameters means."""
     parts: list[RenderableType] = []
-    for row in METHODS.values():
+    for row in rows:
         parts.append(Text(row.name, style="bold"))
         parts += [Text(f"  {title}: {text}" if title else f"  {text}") for title, text in described(row)]
+        if explain:
+            parts += [Text(f"    {name}: {PARAMETERS[name].summary}") for name in row.parameters]
         parts.append(Text(""))
     return Group(*parts)
 

@@ -19,7 +19,7 @@ import riemerge
 from riemerge import cli, errors
 from riemerge.adapters import read_adapter
 from riemerge.cli import main
-from riemerge.methods import METHODS
+from riemerge.methods import METHODS, PARAMETERS
 from riemerge.record import RunRecord
 from tests.folders import content, family, write_family, write_folder
 from tests.helpers import ROOT
@@ -353,6 +353,21 @@ def test_methods_lists_the_table() -> None:
     shown, dumped = run("methods"), run("methods", "--json")
     assert [row["name"] for row in json.loads(dumped.stdout)] == list(METHODS)
     assert all(name in shown.stdout for name in METHODS)
+
+
+def test_methods_explains_those_that_are_named() -> None:
+    shown, dumped = run("methods", "ties", "spectrum"), run("methods", "ties", "spectrum", "--json")
+    assert [row["name"] for row in json.loads(dumped.stdout)] == ["ties", "spectrum"]
+    assert PARAMETERS["whitening"].summary in " ".join(shown.stdout.split())
+    assert "geomerge" not in shown.stdout
+    unknown = run("methods", "tiez")
+    assert unknown.exit_code == 3
+    assert "did you mean 'ties'" in unknown.stderr
+
+
+def test_every_command_answers_in_json_if_asked_to() -> None:
+    for command in cli.main.commands.values():
+        assert any("--json" in option.opts for option in command.params)
 
 
 @pytest.mark.slow

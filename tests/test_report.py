@@ -16,7 +16,7 @@ from riemerge.card import evaluation_verdict, number, printable, verdict
 from riemerge.inspection import inspect_adapters
 from riemerge.measure import determined, determined_together, totals
 from riemerge.merge import MergeResult
-from riemerge.methods import METHODS
+from riemerge.methods import METHODS, PARAMETERS
 from riemerge.record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
 from riemerge.report import evaluation_report, inspection_report, merge_report, methods_report
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
@@ -307,10 +307,12 @@ def test_adapters_of_different_rank_have_an_overlap_but_no_distance(tmp_path: Pa
 
 
 def test_the_table_of_methods_shows_every_row() -> None:
-    text = " ".join(render(methods_report()).split())  # lines are wrapped
+    text = " ".join(render(methods_report(METHODS.values())).split())  # lines are wrapped
     for row in METHODS.values():
         assert row.name in text
         assert " ".join(row.source.split()) in text
+    explained = " ".join(render(methods_report([METHODS["spectrum"]], explain=True)).split())
+    assert all(PARAMETERS[name].summary in explained for name in METHODS["spectrum"].parameters)
 
 
 @pytest.mark.parametrize(

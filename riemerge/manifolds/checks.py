@@ -1,10 +1,9 @@
 """The laws of manifolds, metrics, symmetries and derivatives, as numbers.
 
-Every check works on any Pymanopt manifold, numpy or torch, draws through the manifold's own generator (numpy
-manifolds: the global one, so seed it), prints and plots nothing, and returns defects (relative; round-off
-    when the law holds) and slopes (the
-order of an error in the step: 2 for a correct gradient, 3 for a correct Hessian). What is below tolerance is
-for the caller to say:
+Every check but `check_action`, which is for our quotients, works on any Pymanopt manifold, numpy or torch. All
+draw through the manifold's own generator (numpy manifolds: the global one, so seed it), print and plot
+nothing, and return defects (relative; round-off when the law holds) and slopes (the order of an error in the
+step: 2 for a correct gradient, 3 for a correct Hessian). What is below tolerance is for the caller to say:
 
     defects = check_manifold(manifold)
     assert max(defects.values()) < 1e-10, defects
@@ -32,7 +31,7 @@ _STEPS = np.logspace(-3.5, -1.5, 9)
 def check_manifold(
     manifold: Manifold, *, scale: float = 0.5, pairs: int = 2, point: Any = None
 ) -> dict[str, float]:
-    """Measures the laws of points and geodesics; verbs that a manifold does not offer are left out.
+    """Measure the laws of points and geodesics; verbs that a manifold does not offer are left out.
 
     Keys, each the worst defect over a few random points and tangent vectors of length `scale`: `projection`
     (idempotent), `linearity` and `symmetry` of the metric, `positivity` (negative part of <v, v>), `norm`
@@ -101,7 +100,7 @@ def _check_geodesics(
 
 
 def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> dict[str, float]:
-    """Measures Riesz: <gradient(E), v> = sum(E * v) for random E and tangent v, and that the gradient is
+    """Measure Riesz: <gradient(E), v> = sum(E * v) for random E and tangent v, and that the gradient is
     tangent.
 
     Keys: `riesz` (left out where points are the factors of a matrix, as on Pymanopt's `FixedRankEmbedded`),
@@ -134,7 +133,7 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
 
 
 def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.5) -> dict[str, float]:
-    """Measures the laws of a symmetry.
+    """Measure the laws of a symmetry.
 
     Keys: `composition` (act twice = act by the product), `isometry` (of distances in the total space),
     `vertical` (is the derivative of the action), `momentum` (is its adjoint), `horizontal` (is orthogonal to
@@ -185,7 +184,7 @@ def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.
 
 
 def check_gradient(problem: Problem, *, point: Any = None, tangent_vector: Any = None) -> float:
-    """Returns the order of the error of a problem's gradient: 2 where it is correct, 1 where it is not.
+    """Return the order of the error of a problem's gradient: 2 where it is correct, 1 where it is not.
 
     The error is that of f(exp(t v)) - f - t <grad, v> (or along the retraction). Source: Boumal 2023, sec.
     4.8.
@@ -198,7 +197,7 @@ def check_gradient(problem: Problem, *, point: Any = None, tangent_vector: Any =
 
 
 def check_hessian(problem: Problem, *, point: Any = None, tangent_vector: Any = None) -> dict[str, float]:
-    """Measures a problem's Hessian.
+    """Measure a problem's Hessian.
 
     Keys: `slope` (order of the error of the quadratic model along geodesics: 3 where it is correct; along a
     retraction of first order only at critical points), `symmetry` and `tangency` and `linearity` (relative
@@ -228,7 +227,7 @@ def check_hessian(problem: Problem, *, point: Any = None, tangent_vector: Any = 
 
 
 def check_retraction(manifold: Manifold, *, point: Any = None, tangent_vector: Any = None) -> float:
-    """Returns the order of the distance between retraction and geodesic: 2 for first order, 3 for second, inf
+    """Return the order of the distance between retraction and geodesic: 2 for first order, 3 for second, inf
     for exp.
 
     Needs `exp` and, where points are not compared entry by entry, nothing else. Source: Boumal 2023, sec.

@@ -84,8 +84,8 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of the domains `gram`, `span` and `half` never form a dense dW; `entries` has all T of one module at
-    a time.
+    Rows of the domains `gram`, `span` and `half` never form a dense dW; `entries` has all T of one module on
+    each thread.
 
     Raises:
         NumericalError: The row has no answer for some modules: all of them are named, of a survey the first.

@@ -59,8 +59,9 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter(
             "scale",
             "number",
-            "factor on the merged update: a number, or `matched`, the one that brings its norm over all "
-            "modules to the mean norm of the inputs",
+            "factor on the merged update: a number, 1 where the method has no other default; or `matched`, "
+            "where weights are divided by their sum: the factor that makes ‖dW‖ of the whole merge, all "
+            "modules together, the weighted mean of the inputs'",
             words=(MATCHED,),
             per_module=True,
         ),
@@ -83,7 +84,7 @@ PARAMETERS: dict[str, Parameter] = {
             low=1,
             words=("auto",),
         ),
-        Parameter("seed", "integer", "of every random draw", low=0, high=2**31 - 1),
+        Parameter("seed", "integer", "random seed of every draw", low=0, high=2**31 - 1),
         Parameter(
             "density",
             "number",
