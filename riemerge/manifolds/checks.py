@@ -1,8 +1,8 @@
 """The laws of manifolds, metrics, symmetries and derivatives, as numbers.
 
-Every check but `check_action`, which is for our quotients, works on any Pymanopt manifold, numpy or torch. All
-draw through the manifold's own generator (numpy manifolds: the global one, so seed it), print and plot
-nothing, and return defects (relative; round-off when the law holds) and slopes (the order of an error in the
+Every check but `check_action`, which is for our quotients, works on any Pymanopt manifold, numpy or torch. It
+draws through the manifold's own generator (numpy manifolds: the global one, so seed it), prints and plots
+nothing, and returns defects (relative; round-off when the law holds) and slopes (the order of an error in the
 step: 2 for a correct gradient, 3 for a correct Hessian). What is below tolerance is for the caller to say:
 
     defects = check_manifold(manifold)
