@@ -10,21 +10,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.common import number
 from benchmarks.nli.report import overview
 from riemerge.adapters import read_adapter
 from riemerge.card import MEASURE
-from riemerge.methods import METHODS
+from riemerge.cli import main
+from riemerge.methods import DEFAULT_METHOD, METHODS
+from riemerge.methods.parameters import MATCHED
 from riemerge.record import Evaluation
 from riemerge.report import needs, parameters, weights
+from riemerge.solvers import SOLVERS
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLES = ROOT / "examples" / "adapters"
 NLI = ROOT / "benchmarks" / "nli" / "results" / "nli.json"
-MERGE_LLAMA = ROOT / "benchmarks" / "results" / "merge_llama.json"
-IDENTIFIABILITY = ROOT / "benchmarks" / "results" / "identifiability.json"
+RESULTS = ROOT / "benchmarks" / "results"
+MERGE_LLAMA = RESULTS / "merge_llama.json"
+IDENTIFIABILITY = RESULTS / "identifiability.json"
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The committed result of a benchmark."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def blocks(language: str) -> list[str]:
@@ -140,6 +154,124 @@ def test_how_it_scales_is_the_benchmark_s() -> None:
         assert f"{1 / found['ratios'][name]['floor']:.1f} times" in words
         assert f"{found['ratios'][name]['PEFT svd']:.0f} times as long" in words
     assert f"take {found['noise']['floor']['seconds']['median']:.1f} s" in words
+    hours = {name: one["seconds"] / 3600 for name, one in found["rivals"].items()}
+    assert f"PEFT's `svd` would take {hours['PEFT svd']:.1f} hours" in words
+    assert f"the KnOTS recipe {hours['KnOTS']:.0f} hours" in words
+    assert f"which is exact and keeps all ranks, {3600 * hours['PEFT cat']:.0f} seconds" in words
+    first = [run["mib"] for run in found["geomerge"]["28"]]
+    assert f"({np.median(first):.0f} MiB for the first 28 modules)" in words
+
+
+def test_what_rows_cost_is_the_benchmark_s() -> None:
+    found, words = measured("methods"), " ".join(README.split())
+    seconds = {
+        tool: {name: one["seconds"] for name, one in found[tool].items()}
+        for tool in ("riemerge", "PEFT", "mergekit")
+    }
+    ours, mergekit = seconds["riemerge"], seconds["mergekit"]
+    factors = [name for name in ours if METHODS[name].domain in {"gram", "span"}]
+    entries = [name for name in ours if METHODS[name].domain == "entries"]
+    assert {"average", "svd", "karcher", "tsv", "iso_c"} <= set(factors)
+    assert {"ties", "dare_ties"} <= set(entries)
+    low, high = (extreme(ours[name] for name in factors) for extreme in (min, max))
+    assert f"take {low:.0f} to {high:.0f} s for the first 28 of these modules" in words
+    assert f"at most {max(found['riemerge'][name]['mib'] for name in factors):.0f} MiB" in words
+    geomerge = [run["seconds"] for run in measured("merge_llama")["geomerge"]["28"]]
+    assert f"`geomerge` {np.median(geomerge):.0f} s, `knots_ties` {ours['knots_ties']:.0f} s" in words
+    times = seconds["PEFT"]["svd"] / ours["svd"]
+    assert f"PEFT's `svd` would take {times:.0f} times as long as ours" in words
+    assert f"mergekit's `karcher` {mergekit['karcher'] / ours['karcher']:.0f} times" in words
+    low, high = (extreme(ours[name] for name in entries) / 60 for extreme in (min, max))
+    assert f"take {low:.0f} to {high:.0f} minutes by extrapolation" in words
+    assert all(found["riemerge"][name]["extrapolated"] for name in entries)
+    assert ours["ties"] / mergekit["ties"] == pytest.approx(1, abs=0.05)
+    times = ours["dare_linear"] / mergekit["dare_linear"]
+    assert f"`dare_linear` {times:.1f} times as long" in words
+    assert times == max(ours[name] / mergekit[name] for name in entries if name in mergekit)
+    low, high = (extreme(found["riemerge"][name]["mib"] for name in entries) / 1024 for extreme in (min, max))
+    assert f"{low:.0f} to {high:.1f} GiB at 4096 × 4096" in words
+
+
+def test_what_is_said_of_solvers_is_the_benchmark_s() -> None:
+    found, words = measured("convergence"), " ".join(README.split())
+    assert "On close adapters all five reach the same cost to nine digits" in words
+    close = [run for run in found["runs"] if run["problem"] == "close" and run["solver"] in SOLVERS]
+    assert {run["solver"] for run in close} == {*SOLVERS}
+    assert len(SOLVERS) == 5
+    assert max(max(run["excess"]) for run in close) < 1e-9
+    cost_tol = METHODS["geomerge"].defaults["cost_tol"]
+    (default,) = (row for row in found["defaults"]["rows"] if row["cost_tol"] == number(cost_tol))
+    assert f"the solve alone takes about {default['seconds']:.0f} s now" in words
+
+
+def test_what_is_said_of_verdicts_is_the_benchmark_s() -> None:
+    sets, words = measured("verdict")["sets"], " ".join(README.split())
+    assert "each trained from a start of its own, are like that in all of their 36 modules" in words
+    assert sets["six of nli, own"]["measured"] == {"no": 36}
+    assert "it does not tell for most modules of adapters that were trained from one start" in words
+    for name in ("four of examples/adapters", "six of nli, shared"):
+        assert sum(sets[name]["open"].values()) > 36 / 2
+
+
+# --- what is said of the code -------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> set[str]:
+    """The words between backticks."""
+    return set(re.findall(r"`([a-z_]+)`", text))
+
+
+def test_what_is_said_of_rows_is_the_table_s() -> None:
+    words = " ".join(README.split())
+    (scale,) = re.findall(r"It is the default of (.*?), and 1 is that of all others", words)
+    assert quoted(scale) == {name for name, row in METHODS.items() if row.defaults.get("scale") == MATCHED}
+    (whole,) = re.findall(r"energy that was kept in the report \((.*?) keep all of it", words)
+    assert quoted(whole) == {name for name, row in METHODS.items() if row.defaults.get("rank") == "sum"}
+    (data,) = re.findall(r"\*\*Data\.\*\* (.*?) need statistics of each model", words)
+    assert quoted(data) == {name for name, row in METHODS.items() if row.statistics}
+    (server,) = re.findall(r"\*\*Rounds\.\*\* (.*?) are one round from rest", words)
+    assert quoted(server) == {name for name, row in METHODS.items() if ".outer:" in row.mean}
+    (last,) = re.findall(r"The folder of a run stands for its checkpoints in (.*?)\.", words)
+    ordered = {name for name, row in METHODS.items() if row.ordered and row.models[1] is None}
+    assert quoted(last) == ordered
+
+
+def test_what_is_said_of_commands_is_the_command_line_s() -> None:
+    words = " ".join(README.split())
+    assert f"`merge` takes `{DEFAULT_METHOD}` where no method is named" in words
+    assert "`soup` and `sweep` take `average`" in words
+    for name in ("soup", "sweep"):
+        (method,) = (one for one in main.commands[name].params if one.name == "method")
+        assert method.default == "average"
+    codes = "2 the usage, 3 the recipe, 4 an input, 5 the numbers, 6 the output, 7 the machine"
+    assert codes in words  # test_cli.py has the codes themselves
+
+
+def test_the_house_has_a_line_for_every_file_at_its_top() -> None:
+    (house,) = re.findall(r"```\nriemerge/\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)
+    named = set(re.findall(r"\b(\w+\.py|\w+/)", house))
+    there = {path.name for path in (ROOT / "riemerge").glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "riemerge").glob("*/__init__.py")}
+    assert named == there | folders | {"rows/"}
+
+
+def test_the_four_real_adapters_are_what_is_said_of_them() -> None:
+    said = " ".join((EXAMPLES / "README.md").read_text(encoding="utf-8").split())
+    rows = re.findall(r"\| `(\w+)` \|", said)
+    assert sorted(rows) == sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+    for name in rows:
+        adapter = read_adapter(EXAMPLES / name)
+        settings = json.loads((EXAMPLES / name / "adapter_config.json").read_text(encoding="utf-8"))
+        assert f"r = {settings['r']}, alpha = {settings['lora_alpha']}" in said
+        assert (settings["lora_dropout"], settings["bias"]) == (0.0, "none")
+        assert f"as PEFT {settings['peft_version']} wrote it" in said
+        updates = [adapter.update(module) for module in adapter.modules]
+        count = sum(update.A.numel() + update.B.numel() for update in updates)
+        assert f"{len(updates)} modules, {count:,} parameters" in said
+        assert adapter.dtype == torch.bfloat16
+
+
+# --- what merges are worth ----------------------------------------------------------------------------------
 
 
 def test_what_measures_a_mean_is_what_reports_say() -> None:
