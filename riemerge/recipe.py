@@ -279,8 +279,8 @@ def _unmatched(recipe: Recipe, method: Method) -> Iterator[str]:
     for path, scale in scalars(recipe.parameters.get("scale", 1.0), "parameters.scale"):
         if scale == MATCHED:
             yield (
-                f"{path}: {MATCHED}: brings the result to the weighted mean norm of the inputs, and the "
-                f"weights of {method.name} are factors of a sum: give a number"
+                f"{path}: {MATCHED}: brings the result to the weighted mean norm of the inputs, for weights "
+                f"that are divided by their sum, and {method.name} uses them as given: give a number"
             )
 
 

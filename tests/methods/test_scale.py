@@ -292,9 +292,7 @@ def test_what_waits_for_its_scale_holds_nothing_of_the_width(method: str) -> Non
 def test_a_sum_has_no_mean_norm_to_be_brought_to(name: str) -> None:
     row = METHODS[name]
     models = [{"model": one} for one in "abc"[: row.models[1] or 3]]
-    with pytest.raises(
-        RecipeError, match=f"parameters.scale: matched: .* weights of {name} are factors of a sum"
-    ):
+    with pytest.raises(RecipeError, match=f"parameters.scale: matched: .* and {name} uses them as given"):
         make_recipe({"merge_method": name, "models": models, "parameters": {"scale": MATCHED}})
 
 
