@@ -306,7 +306,7 @@ def matched_text(record: RunRecord) -> str:
         return ""
     return (
         f"scale: matched is {record.matched_scale:.4g} here: the factor that brings the merge to the mean "
-        "norm of its inputs, over all modules"
+        "norm of its inputs, over all modules; --scale 1 leaves it out"
     )
 
 

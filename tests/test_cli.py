@@ -505,13 +505,13 @@ def test_too_long_a_name_is_an_error_that_shows_it(
 
 @pytest.mark.parametrize(
     ("command", "call"),
-    [("merge", "stat"), ("inspect", "stat"), ("sweep", "stat"), ("merge", "scandir"), ("sweep", "scandir")],
+    [("merge", "stat"), ("inspect", "stat"), ("sweep", "stat"), ("merge", "listdir"), ("sweep", "listdir")],
 )
 def test_a_folder_that_cannot_be_read_is_named(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, call: str
 ) -> None:
     """Root may read everything, so that the refusal is played."""
-    if call == "scandir":  # which only a folder without an adapter is asked for
+    if call == "listdir":  # which only a folder without an adapter is asked for
         for folder in folders:
             (folder / "adapter_config.json").unlink()
     real = getattr(os, call)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from riemerge.errors import AdapterError
 from riemerge.storage.tensor_file import reading
 from riemerge.storage.text import listed
 
@@ -95,12 +96,17 @@ def _holds_tensors(folder: Path) -> bool:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [folder / name for name in _names_in(folder) if (folder / name).is_dir()]
+    """The folders in a folder that let themselves be read."""
+    paths = (folder / name for name in _names_in(folder))
+    return [path for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
 
 
 def _names_in(folder: Path) -> list[str]:
-    """The names of all that is in a folder; none of one that cannot be read, which its reader will say."""
+    """The names of all that is in a folder; none of what is no folder."""
     try:
-        return os.listdir(folder)  # noqa: PTH208 - names, not paths
-    except OSError:
-        return []
+        with reading(folder):
+            return os.listdir(folder)  # noqa: PTH208 - names, not paths
+    except AdapterError as fault:
+        if isinstance(fault.__cause__, FileNotFoundError | NotADirectoryError):
+            return []
+        raise
