@@ -47,8 +47,8 @@ def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
     text = (
         f"the rank differs between modules, from {least} to {most}, as rank_pattern and alpha_pattern say: "
         "PEFT reads them, but a loader that divides lora_alpha by the rank of the stored factors, such as "
-        f"llama.cpp, applies {len(strong)} of {len(ranks)} modules too strongly ({listed(strong)}): ask for "
-        "uniform_rank, or for a number as rank"
+        f"llama.cpp, applies {len(strong)} of {len(ranks)} modules too strongly ({listed(strong)}): "
+        "--uniform-rank (uniform_rank: true in a recipe) or a number as --rank writes one rank"
     )
     return [text]
 
