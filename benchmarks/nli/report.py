@@ -300,6 +300,53 @@ def overview(report: Mapping[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{contest_table(report['contests'])}"
 
 
+def advice(report: Mapping[str, Any]) -> str:
+    """Markdown for the README: which row to use when, with the figures that say so."""
+    collections = report["collections"]
+    by_name = {name: {one["entry"]: one for one in found["entries"]} for name, found in collections.items()}
+
+    def shares(row: str) -> str:
+        return " and ".join(f"{one[row]['as_run']['normalised']:.3f}" for one in by_name.values())
+
+    def outcome(measure: str, ours: str) -> str:
+        """Whom a row is better than on the test halves of all collections, and of whom that is not known."""
+        found = [one for one in report["contests"] if (one["measure"], one["ours"]) == (measure, ours)]
+        said = {
+            better: ", ".join(
+                f"`{one['theirs']}` ({one['value']:+.3f}, p = {number(one['p'])})"
+                for one in found
+                if (one["low"] > 0) == better
+            )
+            for better in (True, False)
+        }
+        return f"better than {said[True] or 'none'}; **not established** against {said[False] or 'none'}."
+
+    champion = next(
+        one["ours"] for one in report["contests"] if one["measure"] != "as run" and not one["statistics"]
+    )
+    # The default's norm is the mean of the specialists'.
+    norms = " and ".join(
+        f"{one['lowrank_mats']['as_run']['norm'] / one[DEFAULT_METHOD]['as_run']['norm']:.1f}"
+        for one in by_name.values()
+    )
+    names = " and ".join(f"`{name}`" for name in collections)
+    return "\n".join(
+        [
+            f"- **Without data**: `{DEFAULT_METHOD}`, the default. As run it keeps {shares(DEFAULT_METHOD)}",
+            f"  on {names}, the plain average {shares('average')}. As run it is",
+            f"  {outcome('as run', DEFAULT_METHOD)}",
+            f"  With scales chosen on dev rows for all, `{champion}` is",
+            f"  {outcome('chosen on dev', champion)}",
+            "- **With 256 labelled rows of each task**: `lowrank_mats`. As run it keeps",
+            f"  {shares('lowrank_mats')}: {outcome('as run', 'lowrank_mats')}",
+            f"  Its result has {norms} times the norm of a specialist: what it does away from the tasks of",
+            "  these rows is untested.",
+            "- `geomerge`, the Fréchet mean of fixed rank as the paper prints it, keeps",
+            f"  {shares('geomerge')}: use it where the report says that the adapters determine it.",
+        ]
+    )
+
+
 def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: every contest in a line."""
     rows = [
