@@ -154,15 +154,25 @@ def test_what_is_said_of_a_model_goes_before_what_is_said_of_all_and_that_before
 
 def test_scale_is_1_where_nothing_is_said_of_it(trial: Method) -> None:
     resolver = Resolver(asked(scale=[{"filter": "mlp", "value": [2, 3]}]), trial, MODULES)
-    assert resolver.scale("model.layers.0.self_attn.q_proj") == 1.0
-    assert [resolver.scale(f"model.layers.{i}.mlp.up_proj") for i in (0, LAYERS - 1)] == [2.0, 3.0]
+    assert resolver.scale("model.layers.0.self_attn.q_proj", None) == 1.0
+    assert [resolver.scale(f"model.layers.{i}.mlp.up_proj", 7.0) for i in (0, LAYERS - 1)] == [2.0, 3.0]
+
+
+def test_a_matched_scale_is_what_it_came_to_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Method("trial", "", "", normalised=True)
+    monkeypatch.setitem(METHODS, "trial", trial)
+    resolver = Resolver(asked(scale=[{"filter": "mlp", "value": "matched"}, {"value": 2}]), trial, MODULES)
+    assert resolver.matched == {module for module in MODULES if "mlp" in module}
+    modules = "model.layers.0.mlp.up_proj", "lm_head"
+    assert [resolver.scale(module, 7.0) for module in modules] == [7.0, 2.0]
+    assert [resolver.scale(module, None) for module in modules] == [1.0, 2.0]
 
 
 def test_a_published_scale_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     row = Method("trial", "", "", defaults={"scale": 0.3})
     monkeypatch.setitem(METHODS, "trial", row)
-    assert Resolver(asked(), row, MODULES).scale("lm_head") == 0.3
-    assert Resolver(asked(scale=2), row, MODULES).scale("lm_head") == 2.0
+    assert Resolver(asked(), row, MODULES).scale("lm_head", None) == 0.3
+    assert Resolver(asked(scale=2), row, MODULES).scale("lm_head", None) == 2.0
 
 
 def test_what_no_one_says_is_none_and_each_name_is_there(trial: Method) -> None:
