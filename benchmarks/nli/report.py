@@ -24,6 +24,7 @@ GEOMETRIC = frozenset(row.name for family in (geodesic, polar, spectrum, constra
 AS_RUN_RIVALS: dict[str, tuple[str, ...]] = {
     DEFAULT_METHOD: (
         f"{DEFAULT_METHOD}:scale=1.0",
+        "power_mean",
         "average",
         "average:scale=matched",
         "average:rank=sum",
