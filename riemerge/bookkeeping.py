@@ -17,7 +17,7 @@ import torch
 
 from riemerge import __version__
 from riemerge.adapters import Adapter, differing_facts
-from riemerge.caveats import peer_warnings, rank_warnings, written_ranks, zero_warnings
+from riemerge.caveats import peer_warnings, rank_warnings, scale_warnings, written_ranks, zero_warnings
 from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, counting, display_names
 from riemerge.measure import totals
@@ -73,6 +73,7 @@ def run_record(
     told = [
         *warnings(recipe, inputs, evidence, rows),
         *zero_warnings(resolved, method, rows),
+        *scale_warnings(matched_scale, len(inputs)),
         *peer_warnings(resolved, method, [weights(module) for module in modules]),
         *(rank_warnings(written_ranks(resolved, rows)) if out_type == "adapter" else ()),
     ]

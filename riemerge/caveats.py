@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from riemerge.errors import NumericalError
 from riemerge.methods import Method
 from riemerge.methods.parameters import scalars
 from riemerge.record import ModuleRow
@@ -70,6 +72,13 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
             f"the merged update is zero in {len(gone)} of {len(rows)} modules ({listed(gone)}), though its "
             "inputs are not: they cancel, or the method or the scale leaves nothing of them"
         )
+    noise = [row.module for row in rows if row.cancelled and row.module not in gone]
+    if noise and method.domain is not None:
+        texts.append(
+            f"the inputs cancel in {len(noise)} of {len(rows)} modules ({listed(noise)}): nothing is left of "
+            "their weighted sum but the rounding of their stored factors, and what was merged there may be "
+            "that: change the weights, or merge other inputs"
+        )
     blank = [row.module for row in rows if min(row.input_norms) == 0.0 < max(row.input_norms)]
     if blank and method.directions:
         texts.append(
@@ -78,6 +87,45 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
             "published; average needs no direction"
         )
     return texts
+
+
+def scale_warnings(scale: float | None, count: int) -> list[str]:
+    """Say where `scale: matched` came to more than unrelated inputs account for.
+
+    Args:
+        scale: What it came to; None where it was not asked for.
+        count: Number T of inputs.
+    """
+    # Unrelated inputs have √T, and a cut to the rank that keeps a hundredth of the square ten times that.
+    if scale is None or scale <= 10.0 * math.sqrt(count):
+        return []
+    text = (
+        f"scale: matched is {scale:.4g}: the inputs nearly cancel, and the little that is left of them is "
+        "brought to their full norm: --scale 1 leaves it as it is"
+    )
+    return [text]
+
+
+def check_directions(method: Method, rows: Sequence[ModuleRow]) -> None:
+    """Refuse a mean of directions that are opposite but for the rounding of what was stored.
+
+    Law: a direction found from that rounding moves with the gauge of the inputs; it is refused where it was
+    given a length, which is from a tenth of the shortest input on.
+
+    Args:
+        method: Row of the table.
+        rows: What was measured of each module.
+
+    Raises:
+        NumericalError: All such modules.
+    """
+    found = [row for row in rows if row.cancelled and row.norm > 0.1 * min(row.input_norms)]
+    if found and method.directions:
+        raise NumericalError(
+            f"{row.module}: the directions of the updates cancel to the rounding of their stored factors, so "
+            f"that {method.name} has none: change the weights, or use average"
+            for row in found
+        )
 
 
 def peer_warnings(

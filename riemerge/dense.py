@@ -183,10 +183,11 @@ class CheckpointMerge:
 
     def _matched(self, facts: Mapping[str, Any]) -> float:
         """What `scale: matched` stands for: all tensors are merged once for their norms, and dropped."""
+        there = self._resolver.matched
         return matched(
             Norms(one.row.norm, self._in_stack(one.row.input_norms), self._weights(name))
             for name, one in self._each("read", facts, None)
-            if one.row is not None and name in self._resolver.matched
+            if one.row is not None and name in there
         )
 
     def _in_stack(self, asked: Sequence[float]) -> list[float]:

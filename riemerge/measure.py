@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.methods import Evidence, Merged
+from riemerge.methods import Evidence, Merged, Method, Stack
+from riemerge.methods.cancelling import remainder
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
 from riemerge.updates import LowRankUpdate, sum_updates
 
@@ -161,8 +162,10 @@ def module_row(
     shape: tuple[int, ...],
     merged: Merged,
     scale: float,
-    storage: Sequence[torch.dtype],
+    stack: Stack,
+    stored: Sequence[torch.dtype],
     order: Sequence[int],
+    method: Method,
 ) -> ModuleRow:
     """Measure one merged module.
 
@@ -171,14 +174,17 @@ def module_row(
         shape: (m, n) of the module.
         merged: What a method made of it.
         scale: The factor λ on it.
-        storage: T dtypes, as in the stack.
+        stack: What was merged.
+        stored: T dtypes in which the factors of the inputs were stored.
         order: Places in the stack, in the order in which the record names the inputs.
+        method: The row of the table that merged them.
     """
     inputs, evidence = merged.inputs, merged.evidence
     norms = [update.norm() for update in inputs]
     norm, apart = _beside(merged, scale, norms)
     m, n = shape
-    found = _overlap(inputs, (m, n), storage)
+    found = _overlap(inputs, (m, n), stack.storage)
+    left = remainder(inputs, stack.weights(module), stored, directions=method.directions)
     numerical = evidence.numerical_ranks
     return ModuleRow(
         module=module,
@@ -202,6 +208,7 @@ def module_row(
         cost_spread=evidence.cost_spread,
         update_spread=evidence.update_spread,
         determined=determined(found, evidence.update_spread),
+        cancelled=left.cancels,
     )
 
 

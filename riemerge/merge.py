@@ -16,7 +16,7 @@ from torch import Tensor
 from riemerge.adapters import Adapter, RoundedUpdates, write_adapter
 from riemerge.bookkeeping import adapted_class, run_record
 from riemerge.card import model_card
-from riemerge.caveats import written_ranks
+from riemerge.caveats import check_directions, written_ranks
 from riemerge.errors import RecipeError
 from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
@@ -177,15 +177,13 @@ def merge_adapters(
         threads: How many work at once on a CPU; they change no bit. As many as the CPUs that this process may
             use if not given.
         dtype: `float64` or `float32`, of the tall factors; the reduced problem is always float64.
-        out_dtype: What is written: `float16`, `bfloat16`, `float32`, `float64`; None keeps that of the
-            inputs.
+        out_dtype: Dtype that is written, such as `bfloat16`; None keeps that of the inputs.
         uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
             a share of the energy, or left out and the inputs have several. A number and `sum` always are.
         progress: Called now and then.
         parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
             `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
-            `density`, `tol`, `seed`, ...; each a value, or what a recipe may say: a gradient over depth, a
-            list of filters.
+            `density`, `tol`, `seed`, ...; each a value, a gradient over depth, or a list of filters.
 
     Returns:
         The merged updates with their record; `save_pretrained` writes them.
@@ -348,6 +346,7 @@ class AdapterMerge:
             **{name: self._asked[name] for name in _OPTIONS if name in self._asked},
         )
         order = sorted(range(len(self._inputs)), key=lambda i: self._inputs[i].place)
+        stored = [one.model.dtype for one in self._inputs]
         evidence: dict[str, Evidence] = {}
         rows: list[ModuleRow] = []
         factor: float | None = None
@@ -355,7 +354,8 @@ class AdapterMerge:
         def measured(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Tensor]:
             module, one = merged
             scale, update = self._resolver.scale(module, factor), one.update
-            row = module_row(module, tuple(update.shape), one, scale, self._stack.storage, order)
+            shape, stack = tuple(update.shape), self._stack
+            row = module_row(module, shape, one, scale, stack, stored, order, self._method)
             if isinstance(update, Tensor):
                 return row, one.evidence, scale * update
             return row, one.evidence, update.scaled(scale).absorbed()
@@ -364,7 +364,8 @@ class AdapterMerge:
             merged = run_method(self._method, self._stack, options)
             if options.later:
                 every, there = list(merged), self._resolver.matched
-                norms = [Norms.of(one, self._stack.weights(name)) for name, one in every if name in there]
+                of = self._stack.weights
+                norms = [Norms.of(one, of(name), stored) for name, one in every if name in there]
                 factor, merged = matched(norms), iter(every)
             # Of dense results one at a time is a lot.
             for row, known, update in in_order(measured, merged, 1 if dense else self._threads):
@@ -372,6 +373,7 @@ class AdapterMerge:
                 evidence[row.module] = known
                 keep(row.module, update)
                 self._tell(Progress("measure", len(rows), len(self._stack.modules), ""))
+        check_directions(self._method, rows)
         return run_record(
             self._recipe,
             self._method,

@@ -95,6 +95,8 @@ class ModuleRow(BaseModel):
         update_spread: Largest ‖dWₐ - dW‖ / ‖dW‖ over the starts, against the best.
         determined: Whether the inputs determine their Fréchet mean: by the spread where it was measured, by
             the overlap where not, which may leave it "open".
+        cancelled: Whether nothing is left of the inputs in their weighted sum but the rounding of what was
+            stored (of their directions, where the method compares those).
     """
 
     model_config = _FROZEN
@@ -119,6 +121,7 @@ class ModuleRow(BaseModel):
     cost_spread: float | None
     update_spread: float | None
     determined: Determined | None
+    cancelled: bool = False
 
 
 @final

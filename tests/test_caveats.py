@@ -22,7 +22,7 @@ from riemerge.outputs import merge_into
 from riemerge.recipe import make_recipe
 from riemerge.report import described
 from tests.folders import SHAPES, family, write_family
-from tests.helpers import Factors, adapter_family
+from tests.helpers import Factors, adapter_family, random_gauge, seeded
 
 PREFIX = "base_model.model."
 RANKS = {"layers.0.q": 2, "layers.0.v": 6, "layers.1.q": 2}
@@ -300,3 +300,66 @@ def test_what_differs_is_known_to_be_told() -> None:
     for row in METHODS.values():
         assert {*row.differs} <= {"always", "weights", "rescale"}
         assert "rescale" not in row.differs or row.defaults["rescale"] == "expected"
+
+
+# --- inputs that cancel to their rounding -------------------------------------------------------------------
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def opposites(root: Path, dtype: torch.dtype, seed: int = 0) -> list[Path]:
+    """An update and its opposite, each rounded in a gauge of its own."""
+    (one,) = family("independent", 1)
+    other = {}
+    for place, (module, (b, a)) in enumerate(one.items()):
+        gauge = random_gauge(3, 10.0, seeded(seed + place))
+        other[module] = (-b @ gauge, torch.linalg.inv(gauge) @ a)
+    return write_family(root, [one, other], dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "spectrum",
+        "spectrum_matched",
+        "power_mean",
+        "slerp",
+        "nuslerp",
+        "nuslerp_rows",
+        "multislerp",
+        "karcher",
+    ],
+)
+def test_the_rounding_of_opposites_is_not_written_as_an_update(
+    tmp_path: Path, method: str, dtype: torch.dtype
+) -> None:
+    with pytest.raises(NumericalError, match=r"opposite|cancel|more than half of all directions"):
+        merge_adapters(opposites(tmp_path, dtype), method=method)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["average", "median", "ties", "magmax"])
+def test_what_may_be_rounding_is_said(tmp_path: Path, method: str, dtype: torch.dtype) -> None:
+    record = merge_adapters(opposites(tmp_path, dtype), method=method).record
+    assert any(text.startswith("the inputs cancel in 3 of 3 modules") for text in record.warnings)
+    assert all(row.cancelled for row in record.modules)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["close", "independent"])
+@pytest.mark.parametrize("method", ["spectrum", "average", "multislerp"])
+def test_inputs_that_do_not_cancel_are_left_alone(
+    tmp_path: Path, method: str, kind: str, dtype: torch.dtype
+) -> None:
+    folders = write_family(tmp_path, family(kind, 6, shapes={"q": (40, 30)}), dtype=dtype)
+    record = merge_adapters(folders, method=method).record
+    assert not any(row.cancelled for row in record.modules)
+    assert not any("cancel" in text for text in record.warnings)
+
+
+def test_a_factor_that_only_near_cancellation_explains_is_said(tmp_path: Path) -> None:
+    (one,) = family("independent", 1)
+    other = {module: (-0.999 * b, a) for module, (b, a) in one.items()}
+    record = merge_adapters(write_family(tmp_path, [one, other]), method="average", scale="matched").record
+    assert any("the inputs nearly cancel" in text for text in record.warnings)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
+
 from riemerge.errors import NumericalError
+from riemerge.methods.cancelling import Remainder, remainder
 from riemerge.methods.stack import Merged
 
-CANCELLED = 1e-4
-"""The share of the inputs' norm from which on a merge is too short to be brought back to it. The mean of T
-unrelated updates has 1/√T of it, cut to a rank some less: a thousand of them stay above 1e-2."""
+_ROUND_OFF = 1e-13  # of a merge in float64, relative to its inputs
 
 
 class Norms(NamedTuple):
@@ -21,16 +22,19 @@ class Norms(NamedTuple):
         merged: ‖dW‖ of the merged update at scale 1.
         inputs: ‖dWᵢ‖ of the T inputs.
         weights: The T weights, of sum 1.
+        left: What is left of the inputs in their weighted sum; None where that is not known.
     """
 
     merged: float
     inputs: Sequence[float]
     weights: Sequence[float]
+    left: Remainder | None = None
 
     @classmethod
-    def of(cls, merged: Merged, weights: Sequence[float]) -> Norms:
-        """Return the norms of a merged module."""
-        return cls(merged.norm, [update.norm() for update in merged.inputs], weights)
+    def of(cls, merged: Merged, weights: Sequence[float], stored: Sequence[torch.dtype]) -> Norms:
+        """Return the norms of a merged module, of inputs that were stored in T dtypes."""
+        left = remainder(merged.inputs, weights, stored)
+        return cls(merged.norm, [update.norm() for update in merged.inputs], weights, left)
 
 
 def matched(modules: Iterable[Norms]) -> float:
@@ -49,8 +53,8 @@ def matched(modules: Iterable[Norms]) -> float:
         modules: The norms of each module.
 
     Raises:
-        NumericalError: The inputs cancel: the merge has less than `CANCELLED` of their mean norm, and what is
-            left of it may be round-off.
+        NumericalError: The inputs cancel: nothing is left of their weighted sum, or of the merge, but
+            round-off.
 
     Source: norm calibration as in MAGIC (arXiv 2512.19320) and NAN (arXiv 2505.16148), over all modules.
     """
@@ -60,11 +64,13 @@ def matched(modules: Iterable[Norms]) -> float:
     mean = math.fsum(_share(column) for column in by_input)
     if mean == 0.0:
         return 1.0
-    if merged <= CANCELLED * mean:
+    left = [one.left for one in found if one.left is not None]
+    together = Remainder(*(math.hypot(*column) for column in zip(*left, strict=True))) if left else None
+    if merged <= _ROUND_OFF * mean or (together is not None and together.cancels):
         raise NumericalError(
-            f"scale: matched: the inputs cancel in all {len(found)} modules: the merged update has "
-            f"{merged / mean:.1g} of their mean norm, and what is left may be round-off: give a number, such "
-            "as --scale 1, or merge other inputs"
+            f"scale: matched: the inputs cancel in all {len(found)} modules: what is left of them is their "
+            "rounding, which no factor turns into an update: give a number, such as --scale 1, or merge "
+            "other inputs"
         )
     return mean / merged
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from riemerge.cli import main
 from riemerge.errors import NumericalError, RecipeError
 from riemerge.methods import METHODS, Options, run_method
+from riemerge.methods.cancelling import Remainder
 from riemerge.methods.parameters import MATCHED
 from riemerge.methods.scale import Norms, matched
 from riemerge.outputs import merge_into
@@ -85,11 +86,14 @@ def test_an_input_that_is_zero_in_a_module_counts_there_as_zero() -> None:
 
 @pytest.mark.parametrize("left", [0.0, 1e-16, 5e-5])
 def test_what_cancels_is_not_blown_up(left: float) -> None:
-    assert matched([Norms(left, [0.0, 0.0], [0.5, 0.5])]) == 1.0
-    with pytest.raises(
-        NumericalError, match=f"the inputs cancel in all 1 modules: .* {left:.1g} of their mean"
-    ):
-        matched([Norms(left, [1.0, 1.0], [0.5, 0.5])])
+    zero = Remainder(0.0, 0.0, 0.0)
+    assert matched([Norms(left, [0.0, 0.0], [0.5, 0.5], zero)]) == 1.0
+    rounding = Remainder(left, left, 1.0)
+    with pytest.raises(NumericalError, match="the inputs cancel in all 1 modules: what is left of them is"):
+        matched([Norms(left, [1.0, 1.0], [0.5, 0.5], rounding)])
+    if left > 1e-13:  # what is exact may be as small
+        exact = rounding._replace(noise=0.0)
+        assert matched([Norms(left, [1.0, 1.0], [0.5, 0.5], exact)]) == 1.0 / left
 
 
 def test_a_thousand_unrelated_inputs_have_one() -> None:
