@@ -15,7 +15,8 @@ from riemerge.record import Overlap, RunRecord
 RELATED, UNRELATED = 0.5, 0.2
 
 LOSS = 0.02
-"""What a method must lose to another on every collection to be called worse; its noise is about 0.01."""
+"""What a method must lose to another on every collection to be called worse: about a standard error of one
+share, by premise groups."""
 
 KEPT = 0.8
 """The share of the squared norm below which a cut to the rank is worth a word."""

@@ -278,7 +278,7 @@ def tables(report: Mapping[str, Any]) -> str:
 
 
 def overview(report: Mapping[str, Any]) -> str:
-    """Markdown for the README: who is better, and the rows of `HEADLINE` on each collection."""
+    """Markdown for the README: the rows of `HEADLINE` on each collection, by both measures."""
     collections = report["collections"]
     by_name = {
         name: {entry["entry"]: entry for entry in found["entries"]} for name, found in collections.items()
@@ -298,7 +298,7 @@ def overview(report: Mapping[str, Any]) -> str:
     ]
     head = ["method", "rank"]
     head += [f"{measure}, {name}" for measure in ("as run", "scale chosen on dev") for name in collections]
-    return f"{markdown(head, rows)}\n\n{contest_table(report['contests'])}"
+    return markdown(head, rows)
 
 
 def advice(report: Mapping[str, Any]) -> str:
@@ -320,7 +320,8 @@ def advice(report: Mapping[str, Any]) -> str:
             )
             for better in (True, False)
         }
-        return f"better than {said[True] or 'none'}; **not established** against {said[False] or 'none'}."
+        known = f"better than {said[True]}" if said[True] else "better than none of its rivals"
+        return f"{known}; **not established** against {said[False]}." if said[False] else f"{known}."
 
     champion = next(
         one["ours"] for one in report["contests"] if one["measure"] != "as run" and not one["statistics"]
