@@ -95,14 +95,14 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Adapter]]) ->
         if below := [module for module, have in cut.items() if have < rank]:
             least = min(least, *cut.values())
             problems.append(f"{one.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})")
-    if rank > most:
-        raise RecipeError(f"parameters.rank: {rank}: no module has a rank above {most}: give at most that")
     if problems and method.domain is None:
         raise RecipeError(
             f"parameters.rank: {rank}: {method.name} truncates its inputs to that rank, but {text}: give at "
             f"most {least}"
             for text in problems
         )
+    if rank > most:
+        raise RecipeError(f"parameters.rank: {rank}: no module has a rank above {most}: give at most that")
 
 
 def _mixed(module: str, inputs: Sequence[Input[Adapter]], weights: Sequence[float]) -> list[str]:

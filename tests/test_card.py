@@ -103,8 +103,10 @@ def test_the_code_beside_an_adapter_loads_it_into_its_kind_of_model(
     monkeypatch.chdir(tmp_path)
     make(task, Path("base"))
     merge_adapters(adapters(task, tmp_path), method="average").save_pretrained("out")
-    model = run_card(Path("out/README.md").read_text(), "out")["model"]
+    text = Path("out/README.md").read_text()
+    model = run_card(text, "out")["model"]
     assert type(model.base_model.model).__name__ == KINDS[task][0]
+    assert ("is not in this folder" in text) == (task in {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
     found = model.get_submodule(f"base_model.model.{KINDS[task][3]}").get_delta_weight("default")
     written = load_file("out/adapter_model.safetensors")
     b, a = (written[f"base_model.model.{KINDS[task][3]}.lora_{side}.weight"] for side in "BA")
