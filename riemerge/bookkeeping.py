@@ -17,11 +17,12 @@ import torch
 
 from riemerge import __version__
 from riemerge.adapters import Adapter, differing_facts
-from riemerge.caveats import peer_warnings, rank_warnings, scale_warnings, written_ranks, zero_warnings
+from riemerge.caveats import peer_warnings, scale_warnings, zero_warnings
 from riemerge.checkpoints import Checkpoint
 from riemerge.inputs import Input, counting, display_names
 from riemerge.measure import totals
 from riemerge.methods import Evidence, Method
+from riemerge.ranks import rank_warnings, written_ranks
 from riemerge.recipe import Recipe
 from riemerge.record import InputRow, ModuleRow, OutType, RunRecord, Timing
 from riemerge.statistics import read_statistics
@@ -54,15 +55,15 @@ def run_record(
         recipe: What was asked.
         method: Its row of the table.
         out_type: What is written.
-        out_dtype: In which dtype; None where each tensor keeps that of the inputs.
+        out_dtype: Dtype that is written; None where each tensor keeps that of the inputs.
         device: Where it was computed.
         bases: What the inputs call their base model.
         model_class: As in the record.
         inputs: The T that count, in the order of the stack.
         weights: Their weights in each module, as used.
         modules: Names of all modules.
-        rows: Of each module, as measured.
-        evidence: Of each module, from the method.
+        rows: What was measured of each module.
+        evidence: What the method says of its solve in each module.
         matched_scale: What `scale: matched` came to; None where no module asked for it.
         notes: Warnings that are known only to who opened the inputs.
         began: When the merge began, by `perf_counter`.
@@ -186,8 +187,8 @@ def warnings(
     Args:
         recipe: What was asked.
         inputs: The T inputs, in the order of the stack.
-        evidence: Of each module, from the method.
-        rows: Of each module, as measured.
+        evidence: What the method says of its solve in each module.
+        rows: What was measured of each module.
     """
     names = display_names([entry.model for entry in recipe.models])
     found = [

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from riemerge.methods import DEFAULT_METHOD, METHODS
+from riemerge.ranks import written_ranks
 from riemerge.record import SPREAD_PARTLY, SPREAD_YES, Entry, Evaluation, InputRow, RunRecord
 from riemerge.storage.text import listed
 from riemerge.suitability import concerns
@@ -221,6 +222,7 @@ def model_card(record: RunRecord) -> str:
         "Versions: " + ", ".join(f"{name} {_escaped(text)}" for name, text in record.versions.items()),
         "## What came out",
         _escaped(matched_text(record)),
+        _escaped(written_text(record)),
         *[_escaped(paragraph) for paragraph in verdict(record)],
         _table(("module", "shape", "rank", "status", "cost", "gradient norm", "‖dW‖", "determined"), modules),
     ]
@@ -244,8 +246,20 @@ def _loading(record: RunRecord) -> str:
         first = ""
     if not name:
         return _LOAD["weights"]
-    return _LOAD[record.out_type].format(first=first, base=base, name=name)
+    code = _LOAD[record.out_type].format(first=first, base=base, name=name)
+    headless = record.out_type != "checkpoint" and name in _WITH_A_HEAD
+    return f"{code}\n\n{_HEAD.format(name=name)}" if headless else code
 
+
+_WITH_A_HEAD = {
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+}
+_HEAD = (
+    "The head of `{name}` is not in this folder: it is that of the base model, or random where that has "
+    "none; load a trained one into it."
+)
 
 _LOAD = {
     "adapter": """\
@@ -308,6 +322,17 @@ def matched_text(record: RunRecord) -> str:
         f"scale: matched is {record.matched_scale:.4g} here: the factor that brings the merge to the mean "
         "norm of its inputs, over all modules; --scale 1 leaves it out"
     )
+
+
+def written_text(record: RunRecord) -> str:
+    """Return in words the rank with which an adapter is written; nothing for other results."""
+    if record.out_type != "adapter" or not record.modules:
+        return ""
+    ranks = written_ranks(record.recipe, record.modules)
+    least, most = min(ranks.values()), max(ranks.values())
+    said = f"rank {most} in every module" if least == most else f"rank {least} to {most}, by module"
+    zero = any((row.rank or 0) < ranks[row.module] for row in record.modules)
+    return f"written with {said}" + (", by columns of zero where the merge has less" if zero else "")
 
 
 def number(value: float | None) -> str:

@@ -37,7 +37,9 @@ _quiet = click.option(
 )
 
 
-_UNIFORM = "Write one rank in all modules, by columns of zero; a number or `sum` as --rank always do."
+_UNIFORM = (
+    "Write one rank in all modules, the largest, by columns of zero, as --rank N and --rank sum always do."
+)
 
 
 def _parameters(command: Callable[..., None]) -> Callable[..., None]:

@@ -22,6 +22,11 @@ class RiemergeError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+def may_pass(fault: BaseException) -> bool:
+    """Return whether the same command may go on where it ended: not after a refusal of what it was given."""
+    return not isinstance(fault, RecipeError | AdapterError | NumericalError)
+
+
 class RecipeError(RiemergeError):
     """What was asked makes no sense: an unknown method, a bad weight, too few adapters."""
 

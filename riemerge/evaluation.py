@@ -16,7 +16,7 @@ from riemerge.bookkeeping import versions
 from riemerge.bootstrap import RESAMPLES, SEED
 from riemerge.candidates import Candidate, parse
 from riemerge.comparison import check_groups, compare, without_errors
-from riemerge.errors import NumericalError, OutputError, RecipeError
+from riemerge.errors import NumericalError, OutputError, RecipeError, may_pass
 from riemerge.inputs import display_names, read_all
 from riemerge.merge import RECORD_FILE
 from riemerge.outputs import made_by, read_record, why_not_as_written
@@ -79,10 +79,10 @@ def evaluate(
             not named here, the model called like it if there is one.
         groups: By task for each test row the number of what is drawn as one; each row by itself if not given.
         resamples: How often rows are drawn again for the errors.
-        seed: Of these draws.
-        device: As in `merge_adapters`, and so the others.
+        seed: Random seed of the resamples.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: How many work at once.
-        dtype: Of the computation.
+        dtype: Dtype of the computation, `float64` or `float32`.
         out_dtype: What is written, and scored.
         progress: Called after each score.
 
@@ -282,7 +282,8 @@ def _workplace(root: Path, models: Sequence[Path]) -> Iterator[Path]:
             if new:
                 root.rmdir()
         if (root / RESULTS).is_dir():
-            fault.add_note(f"{root}: keeps what was measured so far: the same command goes on from there")
+            advice = ": the same command goes on from there" if may_pass(fault) else ""
+            fault.add_note(f"{root}: keeps what was measured so far{advice}")
         raise
 
 

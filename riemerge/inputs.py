@@ -13,7 +13,7 @@ from riemerge.adapters import Adapter, check_collection, read_adapter
 from riemerge.errors import AdapterError
 from riemerge.methods import Method, find_method
 from riemerge.recipe import Recipe
-from riemerge.storage.tensor_file import reading
+from riemerge.storage.kinds import holds_model, models_below
 
 
 class Hashed(Protocol):
@@ -105,17 +105,9 @@ def expanded(recipe: Recipe) -> Recipe:
 
 def _steps(folder: Path) -> list[Path]:
     """The checkpoints in the folder of a run; the folder itself where it is none."""
-    with reading(folder):
-        if not folder.is_dir() or _is_model(folder):
-            return [folder]
-        found = [path for path in folder.iterdir() if path.is_dir() and _is_model(path)]
-    return sorted(found, key=lambda path: (_step(path.name), path.name)) or [folder]
-
-
-def _is_model(folder: Path) -> bool:
-    # Pickles too, which are refused by name later: a step must not be left out in silence.
-    kinds = ("adapter_config.json", "*.safetensors*", "*.bin", "*.pt")
-    return any(True for kind in kinds for _ in folder.glob(kind))
+    # Pickles are steps too, and are refused by name later: none is left out in silence.
+    names = [] if holds_model(folder) else models_below(folder)
+    return [folder / name for name in sorted(names, key=lambda name: (_step(name), name))] or [folder]
 
 
 def _step(name: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from riemerge.adapters import Adapter, RoundedUpdates, write_adapter
 from riemerge.bookkeeping import adapted_class, run_record
 from riemerge.card import model_card
-from riemerge.caveats import check_directions, written_ranks
+from riemerge.caveats import check_directions
 from riemerge.errors import RecipeError
 from riemerge.inputs import expanded, open_inputs
 from riemerge.machine import find_device, find_threads
@@ -26,6 +26,7 @@ from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, fi
 from riemerge.methods.reduction import in_order
 from riemerge.methods.scale import Norms, matched
 from riemerge.methods.stack import Merged
+from riemerge.ranks import written_ranks
 from riemerge.recipe import Recipe, make_recipe
 from riemerge.record import ModuleRow, RunRecord
 from riemerge.resolve import Resolver
@@ -82,7 +83,7 @@ class MergeResult:
         """Write the merged adapter as a PEFT folder, with `riemerge.json` and a model card in it.
 
         Law: the folder appears whole or not at all, and `PeftModel.from_pretrained` loads it. Modules of a
-        lower rank than the one that is written (see `riemerge.caveats.written_ranks`) have columns of
+        lower rank than the one that is written (see `riemerge.ranks.written_ranks`) have columns of
         zero. What the rounding moved by more than the dtype promises is a warning in what is written.
 
         Returns:
@@ -172,7 +173,7 @@ def merge_adapters(
         method: A name of `riemerge.methods.METHODS`.
         solver: Name of a solver or a Pymanopt optimizer, for a method that takes one.
         statistics: A folder of `riemerge.collect_statistics` for each adapter, for a method that needs them.
-        base_statistics: The same of the base model.
+        base_statistics: Folder of statistics of the base model.
         device: `cpu`, `cuda` (also `cuda:1`), or `auto` for cuda where there is one.
         threads: How many work at once on a CPU; they change no bit. As many as the CPUs that this process may
             use if not given.
@@ -265,7 +266,7 @@ class AdapterMerge:
     """A merge of adapters, checked and opened; `run` does it, and hands each module on as it is done.
 
     Args:
-        recipe: As in `merge_recipe`, and so the others.
+        recipe: What to merge, and how; all arguments are those of `merge_recipe`.
 
     Attributes:
         adapters: The inputs that count, in the order of the stack.

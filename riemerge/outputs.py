@@ -62,7 +62,7 @@ def merge_into(
     Args:
         recipe: What to merge, and how.
         folder: The new folder.
-        device: As in `merge_adapters`, and so `threads`.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: How many work at once.
         shard_bytes: Most bytes of a file of tensors, for what is not an adapter.
         progress: Called now and then.
@@ -96,7 +96,7 @@ def check_together(
     Args:
         whole: A recipe in which every model counts.
         parts: The same with other weights, some of them 0, or another method.
-        device: As in `merge_into`, and so `threads`.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: How many work at once.
 
     Returns:
@@ -174,7 +174,7 @@ def made_by(recipe: Recipe, record: RunRecord, opened: Models) -> bool:
 
     Args:
         recipe: What would be asked.
-        record: Of what is there.
+        record: The run record in the folder that is there already.
         opened: The models of the recipe, and its base model.
     """
     used = counting(recipe)

@@ -77,7 +77,7 @@ class ModuleRow(BaseModel):
         input_ranks: Ranks of the T updates as stored; none of full checkpoints.
         numerical_ranks: Their numerical ranks as merged, where the method depends on them: an update of 0 is
             all zero and was left out here, the others were all truncated to the least.
-        rank: Rank of the merged update; None where it is dense.
+        rank: Rank of the merged update; None where it is dense. It may be written with more columns, of zero.
         status: Name of the outcome; EXACT for a closed form.
         cost: F = 1/2 Σ wᵢ dᵢ² in the geometry of the method; None for a closed form.
         gradient_norm: Of F, in the metric.

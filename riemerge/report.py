@@ -9,7 +9,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.card import evaluation_verdict, matched_text, number, printable, verdict, weight_text
+from riemerge.card import (
+    evaluation_verdict,
+    matched_text,
+    number,
+    printable,
+    verdict,
+    weight_text,
+    written_text,
+)
 from riemerge.methods import METHODS, PARAMETERS, Method
 from riemerge.record import Evaluation, Inspection, ModuleRow, Overlap, PairedDifference, RunRecord, Totals
 
@@ -192,7 +200,9 @@ def _heading(record: RunRecord) -> Text:
     base = printable(record.base_model or "not named")
     text = Text(f"{method.name}: {method.summary}\n")
     text.append(f"base model {base}; {record.totals.modules} modules; computed on {record.device}\n")
-    return text.append(f"{said}\n" if (said := matched_text(record)) else "")
+    for said in filter(None, (matched_text(record), written_text(record))):
+        text.append(f"{said}\n")
+    return text
 
 
 def _inputs(record: RunRecord) -> Table:

@@ -14,7 +14,7 @@ from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 
-from riemerge.errors import OutputError, RecipeError
+from riemerge.errors import OutputError, RecipeError, may_pass
 from riemerge.inputs import counting, display_names
 from riemerge.merge import RECORD_FILE
 from riemerge.methods import METHODS, find_method
@@ -120,7 +120,7 @@ def greedy_soup(
         scorer: Gives the score of a model in a folder: a finite number, higher is better.
         method: A row of the table whose models have no order; all weights are 1.
         statistics: A folder for each model, for a method that needs them.
-        device: As in `merge_into`, and so `threads`.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: How many work at once.
         progress: Called after each trial.
         asked: What else a recipe says: `base_model`, `dtype`, `out_dtype`, `out_type`, any parameter.
@@ -196,7 +196,8 @@ def sweep(
         models: T >= 2 folders of adapters or full checkpoints.
         folder: The folder around all; made if it is not there.
         steps: Points on each edge of the simplex of weights, at least 2.
-        scorer: As in `greedy_soup`, and so all others; it sees the folders of the sweep.
+        scorer: Gives the score of a model in a folder: a finite number, higher is better; it sees the
+            folders of the sweep.
         method: A row of the table that merges T models.
         statistics: A folder for each model.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
@@ -354,10 +355,8 @@ def _around(root: Path, names: Collection[str]) -> Iterator[None]:
             if new:
                 root.rmdir()
         if there := [name for name in names if (root / name).is_dir()]:
-            fault.add_note(
-                f"{root}: holds {len(there)} of {len(names)} merges ({listed(there)}): the same command "
-                "goes on from them"
-            )
+            advice = ": the same command goes on from them" if may_pass(fault) else ""
+            fault.add_note(f"{root}: holds {len(there)} of {len(names)} merges ({listed(there)}){advice}")
         raise
 
 

@@ -10,12 +10,14 @@ from typing import Any, final
 import torch
 
 from riemerge.adapters import Adapter
-from riemerge.errors import AdapterError
+from riemerge.errors import AdapterError, RecipeError
 from riemerge.inputs import Input
 from riemerge.methods import Method, Stack
+from riemerge.methods.quotient import mixed
 from riemerge.recipe import Recipe
 from riemerge.resolve import Resolver
 from riemerge.statistics import read_statistics
+from riemerge.storage.text import listed
 from riemerge.updates import LowRankUpdate
 
 
@@ -36,6 +38,10 @@ def stack(
         method: The row of the table.
         dtype: Of the tall factors.
         device: Where they go.
+
+    Raises:
+        RecipeError: The rank that is asked for is above those that there are.
+        AdapterError: The ranks, or the statistics, are not those that the method needs.
     """
     # What the stored factors say is the update, whatever their dtype: real adapters in half precision have
     # singular values below its round-off that count. But no adapter was trained to more than float32, and
@@ -43,18 +49,70 @@ def stack(
     exact = {torch.float64}
     storage = tuple(torch.float64 if {one.model.dtype, dtype} == exact else torch.float32 for one in inputs)
     places = [one.place for one in inputs]
+    weights = weights_of(resolver, method, places)
+    _check_ranks(recipe, method, inputs, weights)
     one = inputs[0].model
     shapes = {module: one.shape(module) for module in one.modules}
     *own, base = open_statistics(recipe, method, places, shapes)
     return Stack(
         names=tuple(one.name for one in inputs),
         modules=_Modules(inputs, dtype, device),
-        weights=weights_of(resolver, method, places),
+        weights=weights,
         storage=storage,
         values=values_of(resolver, places),
         statistics=tuple(own),
         base_statistics=base,
     )
+
+
+def _check_ranks(
+    recipe: Recipe,
+    method: Method,
+    inputs: Sequence[Input[Adapter]],
+    weights: Callable[[str], tuple[float, ...]],
+) -> None:
+    """Refuse the ranks that no merge has to be done for to see that they will not do."""
+    rank = recipe.parameters.get("rank", method.defaults.get("rank"))
+    if isinstance(rank, int):
+        _check_asked(rank, method, inputs)
+    elif method.domain is None:
+        problems = [
+            text for module in inputs[0].model.modules for text in _mixed(module, inputs, weights(module))
+        ]
+        if problems:
+            raise AdapterError(problems)
+
+
+def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Adapter]]) -> None:
+    """Refuse a rank above that of every module; for a method that cuts its inputs, above any of theirs."""
+    least, most, problems = rank, 1, []
+    for one in inputs:
+        stored = one.model.ranks
+        full = {module: min(one.model.shape(module)) for module in stored}
+        most = max(most, *stored.values(), *full.values())
+        # An update that has just as many columns stays as it is.
+        cut = {module: min(have, full[module]) for module, have in stored.items() if have != rank}
+        if below := [module for module, have in cut.items() if have < rank]:
+            least = min(least, *cut.values())
+            problems.append(f"{one.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})")
+    if problems and method.domain is None:
+        raise RecipeError(
+            f"parameters.rank: {rank}: {method.name} truncates its inputs to that rank, but {text}: give at "
+            f"most {least}"
+            for text in problems
+        )
+    if rank > most:
+        raise RecipeError(f"parameters.rank: {rank}: no module has a rank above {most}: give at most that")
+
+
+def _mixed(module: str, inputs: Sequence[Input[Adapter]], weights: Sequence[float]) -> list[str]:
+    """What is wrong with the ranks of one module; only where they differ is it read."""
+    counting = [one for one, weight in zip(inputs, weights, strict=True) if weight > 0]
+    if len({one.model.ranks[module] for one in counting}) == 1:
+        return []
+    # An update that is all zero is left out of its module.
+    there = [one for one in counting if one.model.update(module).norm() > 0.0]
+    return mixed(module, [(one.name, one.model.ranks[module]) for one in there])
 
 
 def open_statistics(

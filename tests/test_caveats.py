@@ -89,7 +89,7 @@ def mean(folders: Sequence[Path]) -> dict[str, Tensor]:
 UNIFORM = [
     ("--rank", "sum"),
     ("--rank", "12"),
-    ("--rank", "20"),
+    ("--rank", "11"),
     ("--rank", "95%", "--uniform-rank"),
     ("--uniform-rank",),
 ]
@@ -110,6 +110,44 @@ def test_one_rank_is_one_update_to_every_loader(tmp_path: Path, asked: tuple[str
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert settings["rank_pattern"] == settings["alpha_pattern"] == {}
     assert settings["r"] == settings["lora_alpha"]
+
+
+@pytest.mark.parametrize("method", ["average", "lowrank"])
+def test_a_rank_above_that_of_every_module_is_refused(tmp_path: Path, method: str) -> None:
+    folders = served(tmp_path)
+    ran = run("merge", *folders, "--method", method, "-o", tmp_path / "out", "--rank", "13")
+    assert ran.exit_code == 3
+    assert "parameters.rank: 13: no module has a rank above 12: give at most that" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_is_stored_may_be_asked_for(tmp_path: Path) -> None:
+    """It may be above what dW can have; the inputs have it all the same."""
+    modules = {
+        module: (torch.ones(m, 14).double(), torch.ones(14, n).double()) for module, (m, n) in SHAPES.items()
+    }
+    folders = write_family(tmp_path, [modules, modules])
+    ran = run("merge", *folders, "--method", "average", "-q", "-o", tmp_path / "out", "--rank", "14")
+    assert ran.exit_code == 0, ran.stderr
+    assert {a.shape[0] for _, a in factors(tmp_path / "out").values()} == {14}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ((), "written with rank 2 to 6, by module"),
+        (("--rank", "9"), "written with rank 9 in every module, by columns of zero where the merge has less"),
+        (("--rank", "2"), "written with rank 2 in every module"),
+    ],
+)
+def test_the_rank_that_is_written_is_said(tmp_path: Path, asked: tuple[str, ...], says: str) -> None:
+    words = ("--method", "average", "-o", tmp_path / "out", *asked)
+    ran = run("merge", *served(tmp_path), *words)
+    assert ran.exit_code == 0, ran.stderr
+    lines = [line.strip() for line in ran.stdout.splitlines()]
+    assert says in lines
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert says in card.splitlines()
 
 
 @pytest.mark.parametrize("asked", [(), ("--rank", "95%"), ("--rank", "auto"), ("--rank", "60%")])
@@ -190,7 +228,7 @@ def test_peft_loads_columns_of_zero(tmp_path: Path) -> None:
                 setattr(self.get_submodule(parent), name, nn.Linear(n, m, bias=False))
 
     folders = served(tmp_path)
-    merge_adapters(folders, method="average", rank=20).save_pretrained(tmp_path / "out")
+    merge_adapters(folders, method="average", rank=12).save_pretrained(tmp_path / "out")
     model = peft.PeftModel.from_pretrained(Layers(), tmp_path / "out").double()
     expected = mean(folders)
     for module in SHAPES:

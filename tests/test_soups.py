@@ -680,6 +680,33 @@ def test_all_models_of_a_soup_are_checked_before_any_is_scored(
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("rank", [None, 9, 1000])
+def test_ranks_that_a_method_has_no_use_for_are_refused_before_any_merge(
+    tmp_path: Path, rank: int | None
+) -> None:
+    paths = write_family(tmp_path, family("close", 1, rank=4))
+    paths += [write_folder(tmp_path / "b", family("close", 1, rank=4 if rank else 5, seed=1)[0])]
+    asked = {} if rank is None else {"rank": rank}
+    with pytest.raises(AdapterError if rank is None else RecipeError) as caught:
+        sweep(paths, tmp_path / "out", 2, method="geomerge", **asked)
+    words = {None: "the ranks differ (a 4, b 5)", 9: "give at most 4", 1000: "give at most 4"}
+    assert words[rank] in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "fault", [OutputError("x"), ResourceError("x"), KeyboardInterrupt()], ids=lambda one: type(one).__name__
+)
+def test_a_sweep_that_may_go_on_says_so(folders: list[Path], tmp_path: Path, fault: BaseException) -> None:
+    def scorer(_: Path) -> float:
+        raise fault
+
+    with pytest.raises(type(fault)) as caught:
+        sweep(folders[:2], tmp_path / "out", 3, scorer=scorer)
+    (note,) = caught.value.__notes__
+    assert note.endswith("holds 1 of 3 merges (0.00): the same command goes on from them")
+
+
 def test_checkpoints_that_do_not_fit_their_base_are_refused_at_two_steps_too(tmp_path: Path) -> None:
     paths = write_checkpoints(tmp_path, 2)
     (tmp_path / "base").mkdir()
@@ -704,6 +731,7 @@ def test_what_a_sweep_wrote_before_it_failed_is_said(tmp_path: Path) -> None:
     assert "holds 1 of 3 merges (0.00)" in ran.stderr
     assert "2 problems (exit 5)" in ran.stderr
     assert "nothing was written" not in ran.stderr
+    assert "goes on" not in ran.stderr  # it would fail at the same place
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.00"]
     document = json.loads(run(*words, "--json").stdout)
     assert "holds 1 of 3 merges (0.00)" in document["error"]["notes"][0]
@@ -734,12 +762,13 @@ def test_a_model_that_changes_meanwhile_ends_the_run(folders: list[Path], tmp_pa
 
 @pytest.mark.parametrize("command", ["soup", "sweep"])
 def test_a_name_that_is_as_long_as_may_be_is_no_fault(
-    folders: list[Path], tmp_path: Path, command: str
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     out = tmp_path / ("x" * 255)  # the longest that common file systems take
     scorer = ("--scorer", python("print(1)"))
     steps = ("--steps", 2) if command == "sweep" else ()
     assert run(command, *folders[:2], "-o", out, *scorer, *steps, "-q").exit_code == 0
+    monkeypatch.setattr("riemerge.merge.run_method", lambda *_: pytest.fail("was merged"))
     longer = run(command, *folders[:2], "-o", f"{out}x", *scorer, *steps)
     assert longer.exit_code == 6
     assert "File name too long" in longer.stderr

@@ -28,7 +28,6 @@ OPEN = {
     *(("targets", place) for place in range(2)),
     *(("names", place) for place in range(4)),
     *(("yaml", place) for place in range(2)),
-    # --rank N is N in every module
 }
 
 

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from riemerge.adapters.config import AdapterConfig, parse_config
 from riemerge.errors import AdapterError
-from riemerge.storage.kinds import MODEL_FILE, MODEL_INDEX, holds_adapter, holds_statistics, models_below
+from riemerge.storage.kinds import (
+    MODEL_FILE,
+    MODEL_INDEX,
+    holds_adapter,
+    holds_statistics,
+    models_below,
+    why_file_is_none,
+)
 from riemerge.storage.tensor_file import (
     FLOATS,
     Entry,
@@ -199,17 +206,21 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: no such folder or file; nothing is downloaded, so fetch it first (hf download)"
         )
     if not folder.is_dir():
-        raise AdapterError(f"{folder}: is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}")
+        expected = f"is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}"
+        raise AdapterError(f"{folder}: {why_file_is_none(folder) or expected}")
     if not holds_adapter(folder):
         raise AdapterError(f"{folder}: has neither {CONFIG_FILE} nor {TENSOR_FILE}{_hint(folder)}")
 
 
 def _hint(folder: Path) -> str:
     """What is in a folder that holds no adapter, and what to do."""
-    if any((folder / name).exists() for name in (MODEL_FILE, MODEL_INDEX)):
-        return "; it is a full checkpoint, not an adapter"
     if holds_statistics(folder):
         return "; it holds statistics of a model: name it under statistics, beside the model"
+    for file in sorted(folder.glob("*.safetensors")):
+        if why := why_file_is_none(file):
+            return f"; its {file.name} {why}"
+    if any((folder / name).exists() for name in (MODEL_FILE, MODEL_INDEX)):
+        return "; it is a full checkpoint, not an adapter"
     below = models_below(folder)
     return f"; did you mean one of its folders: {listed(below)}?" if below else ""
 

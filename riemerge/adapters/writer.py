@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from riemerge.adapters.reader import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.errors import AdapterError, NumericalError, OutputError
-from riemerge.storage.rounding import Rounding, check_rounding
+from riemerge.storage.rounding import Rounding, check_rounding, why_too_large
 from riemerge.storage.staging import Text, check_output, publish, stage_beside, write_synced, writing
 from riemerge.storage.text import is_plain_name, shown
 from riemerge.updates import LowRankUpdate
@@ -117,10 +117,7 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
         raise NumericalError("the update holds NaN or Inf, or its norm overflows")
     rounded = exact.to(dtype)
     if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
-        raise NumericalError(
-            f"the factors reach {largest:.3g} but the largest {dtype} is "
-            f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
-        )
+        raise NumericalError(f"the factors reach {why_too_large(largest, dtype)}")
     near_left, near_right = rounded.B.to(torch.float64) / unit, rounded.A.to(torch.float64).mT / unit
     lefts = torch.cat([near_left - left, near_left], dim=1)
     rights = torch.cat([right, near_right - right], dim=1)

@@ -22,6 +22,7 @@ from riemerge.storage.kinds import (
     holds_adapter,
     holds_statistics,
     models_below,
+    why_file_is_none,
     why_no_checkpoint,
 )
 from riemerge.storage.tensor_file import (
@@ -208,7 +209,10 @@ def _hint(folder: Path) -> str:
     if holds_statistics(folder):
         return "; it holds statistics of a model, not a full checkpoint"
     if tensors := [name for name in inside if name.endswith((SUFFIX, INDEX_SUFFIX))]:
-        return f"; did you mean one of its files: {listed(tensors)}?"
+        reasons = {name: why_file_is_none(folder / name) for name in tensors}
+        fit = [name for name in tensors if reasons[name] is None]
+        asked = f"; did you mean one of its files: {listed(fit)}?"
+        return asked if fit else f"; its {tensors[0]} {reasons[tensors[0]]}"
     if below := models_below(folder):
         return f"; did you mean one of its folders: {listed(below)}?"
     for kind, advice in _KINDS.items():

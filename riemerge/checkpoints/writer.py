@@ -17,7 +17,7 @@ from torch import Tensor
 
 from riemerge.checkpoints.reader import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
 from riemerge.errors import AdapterError, NumericalError, OutputError
-from riemerge.storage.rounding import Rounding, check_rounding
+from riemerge.storage.rounding import Rounding, check_rounding, why_too_large
 from riemerge.storage.staging import (
     Text,
     check_output,
@@ -247,10 +247,7 @@ def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
         raise NumericalError("the tensor holds NaN or Inf, or its norm overflows")
     rounded = given.to(dtype)
     if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
-        raise NumericalError(
-            f"the tensor reaches {float(given.abs().max()):.3g} but the largest {dtype} is "
-            f"{torch.finfo(dtype).max:.3g}; choose a wider dtype such as bfloat16 or float32"
-        )
+        raise NumericalError(f"the tensor reaches {why_too_large(float(given.abs().max()), dtype)}")
     if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
         return _copied(rounded), Rounding(dtype, norm, 0.0)
     apart = _norm(rounded.to(torch.float64).sub_(given))

@@ -173,14 +173,24 @@ def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
     return update if update.rank == rank else update.truncate(rank)
 
 
+def mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
+    """Say what is wrong with the ranks of the updates of one module that are not all zero: they differ.
+
+    Args:
+        module: Its name.
+        ranks: Name and rank of each update that counts.
+    """
+    if len({rank for _, rank in ranks}) < 2:
+        return []
+    named = ", ".join(f"{name} {rank}" for name, rank in ranks)
+    least = min(rank for _, rank in ranks)
+    advice = f"geomerge needs one rank: truncate all with --rank {least}, or use method average"
+    return [f"{module}: the ranks differ ({named}): {advice}"]
+
+
 def _mixed(stack: Stack, module: _Module) -> list[str]:
     """Refuse updates of several ranks, by name."""
-    ranks = {module.ranks[place] for place in module.used}
-    if len(ranks) < 2:
-        return []
-    named = (f"{stack.names[place]} {module.ranks[place]}" for place in module.used)
-    advice = f"geomerge needs one rank: truncate all with --rank {module.rank}, or use method average"
-    return [f"{module.name}: the ranks differ ({', '.join(named)}): {advice}"]
+    return mixed(module.name, [(stack.names[place], module.ranks[place]) for place in module.used])
 
 
 def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from riemerge.errors import AdapterError
-from riemerge.storage.tensor_file import reading
+from riemerge.storage.tensor_file import open_tensors, reading
 from riemerge.storage.text import listed
 
 MODEL_FILE = "model.safetensors"
@@ -21,10 +21,12 @@ _TENSORS = re.compile(r".*\.(safetensors(\.index\.json)?|bin|pt|pth|ckpt|gguf)")
 _OF_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 _FACTORS_OF_PEFT = re.compile(r"^base_model\.model\.|\.lora_[AB](\.|$)|\.lora_embedding_[AB]$")
-# Trainers of image models (kohya, LyCORIS, diffusers before it took PEFT's names), mlx, torchtune.
+# Trainers of image models (kohya, LyCORIS, diffusers before it took PEFT's names), mlx, torchtune, NeMo and
+# Megatron; VeRA and OFT without PEFT's prefix.
 _FACTORS_OF_OTHERS = re.compile(
     r"(^|[._])(lora_(unet|te\d?|transformer)_|lora_(up|down|mid|linear_layer|magnitude_vector)\b)"
     r"|(^|[._])lora_[ABab]([._]|$)|lora\d?\.(up|down|mid)\b|(^|[._])(hada|lokr)_|\bdora_scale$|^lycoris_"
+    r"|adapter\.linear_(in|out)\.|(^|[._])(vera_lambda_[bd]|oft_(r|R|blocks))\b"
 )
 _OF_STATISTICS = {"tokens", "examples", "loss"}
 
@@ -59,9 +61,14 @@ def holds_statistics(folder: Path) -> bool:
     return _STATISTICS_FILE in _names_in(folder)
 
 
+def holds_model(folder: Path) -> bool:
+    """Return whether an adapter or tensors, also pickles, lie in a folder, other than a trainer's own."""
+    return holds_adapter(folder) or _holds_tensors(folder)
+
+
 def models_below(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder that hold an adapter or tensors, sorted."""
-    return sorted(one.name for one in _folders_in(folder) if holds_adapter(one) or _holds_tensors(one))
+    """Return the names of the folders in a folder that hold a model, sorted."""
+    return sorted(one.name for one in _folders_in(folder) if holds_model(one))
 
 
 def why_no_checkpoint(names: Iterable[str]) -> str | None:
@@ -74,17 +81,26 @@ def why_no_checkpoint(names: Iterable[str]) -> str | None:
     if factors := [name for name in names if _FACTORS_OF_PEFT.search(name)]:
         return (
             f"holds a LoRA or another adapter ({_counted(factors, names)}), not a full checkpoint; its "
-            "factors do not say its scale: give its folder, with the adapter_config.json in it"
+            "factors do not say its scale: give its folder, with the adapter_config.json in it, or convert "
+            "it to PEFT's format"
         )
     if factors := [name for name in names if _FACTORS_OF_OTHERS.search(name)]:
         return (
-            f"is a LoRA in a single file ({_counted(factors, names)}), not a full checkpoint; only LoRAs in "
-            "PEFT's format are read: convert it to a folder with adapter_config.json and "
-            "adapter_model.safetensors"
+            f"is a LoRA or another adapter in a single file ({_counted(factors, names)}), not a full "
+            "checkpoint; only LoRAs in PEFT's format are read: convert it to a folder with "
+            "adapter_config.json and adapter_model.safetensors"
         )
     if {*names} >= _OF_STATISTICS:
         return "holds statistics of one module, not a full checkpoint: name their folder under statistics"
     return None
+
+
+def why_file_is_none(path: Path) -> str | None:
+    """Say what `why_no_checkpoint` says of a file; None where it may be a model's, or is no safetensors."""
+    try:
+        return why_no_checkpoint(open_tensors(path).entries)
+    except ValueError:
+        return None
 
 
 def _counted(some: list[str], names: list[str]) -> str:

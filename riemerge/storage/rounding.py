@@ -28,6 +28,19 @@ LOST = 0.5
 _SHARE = 0.1  # from which share of a merge's change its loss in whole weights is told
 
 
+def why_too_large(largest: float, dtype: torch.dtype) -> str:
+    """Say that a dtype cannot hold a number, and which can.
+
+    Args:
+        largest: The largest number in size.
+        dtype: The dtype whose largest is less.
+    """
+    narrow = largest <= torch.finfo(torch.bfloat16).max
+    wider = "bfloat16 or float32" if narrow else "float64"
+    most = torch.finfo(dtype).max
+    return f"{largest:.3g} but the largest {dtype} is {most:.3g}; choose a wider dtype such as {wider}"
+
+
 class Rounding(NamedTuple):
     """What storing one tensor or update in a dtype did to it.
 

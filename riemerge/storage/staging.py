@@ -30,7 +30,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     target = Path(path)
     problems = overlaps(path, inputs)
     with writing(target):
-        if os.path.lexists(target):
+        if _is_there(target):
             problems.append(
                 f"{target}: exists already and is not overwritten: choose another folder or remove it"
             )
@@ -40,6 +40,15 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
             problems.append(f"{target}: no permission to write in {target.parent}")
     if problems:
         raise OutputError(problems)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name; OSError where nothing can have it, such as too long a one."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def overlaps(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> list[str]:

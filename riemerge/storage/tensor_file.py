@@ -119,7 +119,7 @@ class TensorFile:
                 yield file
             after = _identity(self.path)
         except OSError as error:
-            raise AdapterError(f"{self.path}: can no longer be read: {error}") from error
+            raise AdapterError(f"{self.path}: can no longer be read: {error.strerror or error}") from error
         if not before == after == self._identity:
             raise AdapterError(f"{self.path}: changed while it was in use; start again")
 

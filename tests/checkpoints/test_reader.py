@@ -269,6 +269,13 @@ FACTORS = {
     "diffusers, of today": ["transformer.blocks.0.attn.to_q.lora_A.weight"],
     "flux of xlabs": ["double_blocks.0.processor.qkv_lora1.down.weight"],
     "mlx": ["model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_proj.lora_b"],
+    "nemo": [
+        f"model.decoder.layers.0.self_attention.adapter_layer.lora_kqv_adapter.linear_{side}.weight"
+        for side in ("in", "out")
+    ],
+    "megatron": ["decoder.layers.0.mlp.linear_fc1.adapter.linear_in.weight"],
+    "vera": ["layers.0.q_proj.vera_lambda_b", "layers.0.q_proj.vera_lambda_d"],
+    "oft": ["layers.0.q_proj.oft_r", "oft_unet_mid_proj.oft_blocks"],
     "torchtune": ["layers.0.attn.q_proj.lora_a.weight"],
 }
 OTHERS = [
@@ -277,6 +284,8 @@ OTHERS = [
     "text_model.explora_text.weight",
     "flora_up.weight",
     "lora_alpha_gate.weight",
+    "blocks.0.linear_in.weight",
+    "loft_r",
     "tokens",
 ]
 

@@ -39,6 +39,24 @@ def update(size: float = 1.0, seed: int = 0, cond: float = 10.0) -> LowRankUpdat
 
 
 @pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("size", [1e6, 1e40])
+def test_a_dtype_that_is_named_holds_what_the_other_does_not(
+    tmp_path: Path, dtype: torch.dtype, size: float
+) -> None:
+    if size <= torch.finfo(dtype).max:
+        round_update(LowRankUpdate(torch.full((2, 1), size), torch.full((1, 2), size)), dtype)
+        return
+    whole = torch.full((2, 2), size, dtype=torch.float64)
+    with pytest.raises(NumericalError) as narrow:
+        round_update(LowRankUpdate(whole[:, :1], whole[:1]), dtype)
+    with pytest.raises(NumericalError) as dense, DenseWriter(tmp_path / "out", dtype=dtype) as writer:
+        writer.add("x", whole)
+    for fault in (narrow, dense):
+        named = str(fault.value).partition("a wider dtype such as ")[2].split(" or ")
+        assert all(torch.finfo(getattr(torch, name)).max > size for name in named)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("cond", [1.0, 1e4])
 def test_an_update_moves_by_no_more_than_its_dtype_promises(dtype: torch.dtype, cond: float) -> None:
     for seed in range(20):

@@ -42,7 +42,7 @@ ROWS: tuple[Method, ...] = (
     Method(
         name="spectrum_matched",
         summary="whitened mean X₁, its singular values σₖ^γ tₖ^(1 − γ): on the geodesic to the mean spectrum "
-        "t of the dWᵢ",
+        "t of the dWᵢ (the spectrum is matched, whatever --scale)",
         source="von Neumann 1937, the nearest matrix of a given spectrum",
         domain="span",
         mean=_HERE + "spectrum_matched",
