@@ -188,7 +188,7 @@ def module_row(
     numerical = evidence.numerical_ranks
     return ModuleRow(
         module=module,
-        shape=shape,
+        shape=tuple(shape),
         input_ranks=tuple(inputs[i].rank for i in order),
         numerical_ranks=None if numerical is None else tuple(numerical[i] for i in order),
         rank=None if merged.small is None else merged.small.rank,

@@ -355,9 +355,7 @@ class AdapterMerge:
         def measured(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Tensor]:
             module, one = merged
             scale, update = self._resolver.scale(module, factor), one.update
-            row = module_row(
-                module, tuple(update.shape), one, scale, self._stack, stored, order, self._method
-            )
+            row = module_row(module, update.shape, one, scale, self._stack, stored, order, self._method)
             if isinstance(update, Tensor):
                 return row, one.evidence, scale * update
             return row, one.evidence, update.scaled(scale).absorbed()
