@@ -613,7 +613,7 @@ def made_up_sets(seed: int, lift: float) -> subsets.Measured:
             }
             for name in names
         }
-        lines.append({"set": list(chosen), "spectrum": {"matched": 1.2}, "correct": correct})
+        lines.append({"set": list(chosen), "spectrum": {"matched": 1.2, "cosine": 0.1}, "correct": correct})
     return subsets.Measured.of(lines)
 
 
@@ -631,6 +631,14 @@ def test_a_gain_over_all_sets_is_what_it_is_and_noise_is_none(lift: float, told:
     assert one["value"] == pytest.approx(np.mean(list(one["gains"].values())))
     assert one["lose"] == sum(gain < 0 for gain in one["gains"].values())
     assert len(subsets.contest_table(found["test"]).splitlines()) == 2 + len(found["test"])
+    # A rule that is a measured power has what was measured there; a cap above the scale changes nothing.
+    rules = {one["rule"]: one for one in found["rules"]}
+    (dev,) = (x for x in found["dev"] if (x["ours"], x["size"]) == ("spectrum, matched", None))
+    for name in ("matched^1", "matched, at most 1.3"):
+        assert rules[name]["gain"] == pytest.approx(dev["value"])
+        assert (rules[name]["lose"], rules[name]["worst"]) == (dev["lose"], pytest.approx(dev["worst"]))
+    assert rules["matched, at most 1.15"]["gain"] < rules["matched^1"]["gain"] or not told
+    assert len(subsets.rule_table(found["rules"]).splitlines()) == 2 + len(rules)
 
 
 def test_what_was_measured_on_sets_is_kept_by_its_key(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ class Measured:
     correct: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Mapping[str, str]]]]
     groups: Mapping[str, Mapping[str, Sequence[int]]]
     matched: Mapping[tuple[str, ...], float]
+    cosine: Mapping[tuple[str, ...], float]
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]]) -> Measured:
@@ -201,7 +202,10 @@ class Measured:
         return cls(
             {chosen: one["correct"] for chosen, one in by_set.items()},
             {chosen[0]: one["groups"] for chosen, one in by_set.items() if len(chosen) == 1},
-            {chosen: one["spectrum"]["matched"] for chosen, one in by_set.items() if len(chosen) > 1},
+            *(
+                {chosen: one["spectrum"][what] for chosen, one in by_set.items() if len(chosen) > 1}
+                for what in ("matched", "cosine")
+            ),
         )
 
     def sums(self, chosen: tuple[str, ...], entry: str, part: str, task: str) -> np.ndarray:
@@ -308,10 +312,64 @@ def summary(collections: Mapping[str, Measured], resamples: int = RESAMPLES) -> 
                         },
                     }
                 )
+    found["rules"] = rules(collections)
     found["matched"] = {
         name: {"+".join(chosen): value for chosen, value in one.matched.items()}
         for name, one in collections.items()
     }
+    return found
+
+
+def exponents(matched: np.ndarray, cosine: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
+    """Rules of one factor for all modules, as the power of the matched scale that each is in every set.
+
+    Args:
+        matched: The matched scale of each set.
+        cosine: Mean cosine of its updates.
+        size: How many there are.
+    """
+    one = np.ones_like(matched)
+    return {
+        **{f"matched^{power:g}": power * one for power in (0.5, 0.75, 1.0, 1.25, 1.5)},
+        **{
+            f"matched, at most {cap:g}": np.minimum(one, np.log(cap) / np.log(matched))
+            for cap in (1.15, 1.2, 1.3, 1.4, 1.5)
+        },
+        "matched from three on, 1 for pairs": np.where(size == 2, 0.0, one),
+        **{f"matched^(1 − {k} cosine)": one - k * cosine for k in (1, 2, 3)},
+        **{f"1 where the cosine is above {c:g}": np.where(cosine > c, 0.0, one) for c in (0.1, 0.2, 0.3)},
+    }
+
+
+def rules(collections: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """What rules of one factor gain over scale 1 on dev rows, interpolated between the powers measured."""
+    shares = Shares(collections, "dev", resamples=0)
+    powers = np.array([*EXPONENTS.values()])
+    gains = np.stack([shares.of(f"spectrum, {rule}")[0] for rule in EXPONENTS])
+    gains -= gains[0]
+    size = np.array([len(chosen) for _, chosen in shares.sets])
+    facts = [
+        np.array(
+            [known[chosen] for name, chosen in shares.sets for known in [getattr(collections[name], what)]]
+        )
+        for what in ("matched", "cosine")
+    ]
+    found = []
+    for name, exponent in exponents(facts[0], facts[1], size).items():
+        gain = np.array(
+            [np.interp(one, powers, gains[:, place]) for place, one in enumerate(np.clip(exponent, 0.0, 1.5))]
+        )
+        small = gain[size != ALL]
+        found.append(
+            {
+                "rule": name,
+                "gain": float(small.mean()),
+                "lose": int((small < 0).sum()),
+                "lose_much": int((small < -LOSS).sum()),
+                "worst": float(small.min()),
+                "six": float(gain[size == ALL].mean()),
+            }
+        )
     return found
 
 
@@ -326,6 +384,8 @@ def tables(report: Mapping[str, Any]) -> str:
             contest_table(report["test"]),
             "Dev rows, by which the rule was chosen:",
             contest_table(report["dev"]),
+            "Rules of one factor on dev rows, between those powers of the matched scale by interpolation:",
+            rule_table(report["rules"]),
         ]
     )
 
@@ -356,6 +416,22 @@ def contest_table(found: Sequence[Mapping[str, Any]]) -> str:
             number(one["sets_p"]),
             f"{one['lose']}, {one['lose_much']} by more than {LOSS:g}",
             f"{one['worst']:+.3f}",
+        ]
+        for one in found
+    ]
+    return markdown(head, rows)
+
+
+def rule_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line for each rule."""
+    head = ["rule", "gain over scale 1, sets of 2 to 4", "sets that lose", "worst", "gain on all six"]
+    rows = [
+        [
+            one["rule"],
+            f"{one['gain']:+.3f}",
+            f"{one['lose']}, {one['lose_much']} by more than {LOSS:g}",
+            f"{one['worst']:+.3f}",
+            f"{one['six']:+.3f}",
         ]
         for one in found
     ]
