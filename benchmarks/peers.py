@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -329,8 +329,6 @@ def spread(rows: list[dict[str, float]], name: str) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The README's table of a result of `measure`, in Markdown."""
-    rows = [["", *(f"{tool}<br>{name}" for tool, _, name in (m.partition(" ") for m in result["laws"]))]]
-    rows.append(["---"] * len(rows[0]))
     lines: dict[str, Callable[[Any], str]] = {
         "dW moves when one input is given as (B G, G⁻¹ A), G orthogonal": partial(worst, condition="1"),
         "the same, G of condition 100": partial(worst, condition="100"),
@@ -342,14 +340,24 @@ def table(result: Mapping[str, Any]) -> str:
         "a module missing": lambda law: ended(law["modules"]),
         "ranks differ": lambda law: ended(law["ranks"]),
     }
-    rows += [[name, *map(cell, result["laws"].values())] for name, cell in lines.items()]
-    for key, name in (
-        ("mib", "peak MiB"),
-        ("seconds", "seconds"),
-        ("after_imports", "seconds after imports"),
-    ):
-        rows.append([f"four real adapters: {name}", *(spread(one, key) for one in result["cost"].values())])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _markdown(
+        result["laws"], [[name, *map(cell, result["laws"].values())] for name, cell in lines.items()]
+    )
+
+
+def costs(result: Mapping[str, Any]) -> str:
+    """The table of memory and seconds of a result of `measure`, in Markdown."""
+    names = {"mib": "peak MiB", "seconds": "seconds", "after_imports": "seconds after imports"}
+    return _markdown(
+        result["cost"],
+        [[name, *(spread(one, key) for one in result["cost"].values())] for key, name in names.items()],
+    )
+
+
+def _markdown(methods: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows under a head with each method's tool and name."""
+    head = ["", *(f"{tool}<br>{name}" for tool, _, name in (method.partition(" ") for method in methods))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def main() -> None:
@@ -361,7 +369,7 @@ def main() -> None:
     result = measure()
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(result))
+    print(table(result), costs(result), sep="\n\n")
 
 
 if __name__ == "__main__":

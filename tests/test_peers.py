@@ -253,13 +253,17 @@ def test_every_claim_of_the_table_about_peft_and_us_is_tested_here() -> None:
         assert measured == {key for key, tested in laws.items() if method in tested}
 
 
-def test_the_readme_shows_the_table_of_the_committed_result() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, found, rest = readme.partition("<!-- peers -->\n")
-    shown, end, _ = rest.partition("\n<!-- /peers -->")
-    assert found
-    assert end
-    assert shown.strip() == peers.table(RESULT)
+def test_the_pages_show_the_tables_of_the_committed_result() -> None:
+    for page, marker, expected in (
+        ("README.md", "peers", peers.table(RESULT)),
+        ("benchmarks/README.md", "peers costs", peers.costs(RESULT)),
+    ):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        _, found, rest = text.partition(f"<!-- {marker} -->\n")
+        shown, end, _ = rest.partition(f"\n<!-- /{marker} -->")
+        assert found
+        assert end
+        assert shown.strip() == expected
 
 
 def test_the_table_is_of_the_result() -> None:
