@@ -146,21 +146,21 @@ def _cpu() -> float:
 # --- the command and its result -----------------------------------------------------------------------------
 
 
-def options(name: str, text: str) -> argparse.Namespace:
-    """The options that every benchmark has."""
+def options(name: str, text: str, results: Path = RESULTS) -> argparse.Namespace:
+    """The options that every benchmark has; the result goes into `results` if nothing else is asked for."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=text)
     parser.add_argument("--quick", action="store_true", help="a tiny size, in seconds: shows that it works")
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of the result; benchmarks/results if not given (of --quick: a temporary one)",
+        help=f"folder of the result; {results.relative_to(ROOT)} if not given (of --quick: a temporary one)",
     )
     parser.add_argument(
         "--table", action="store_true", help="measure nothing; print the tables of the result"
     )
     asked = parser.parse_args()
     if asked.out is None:
-        asked.out = Path(tempfile.mkdtemp(prefix=f"{name}-")) if asked.quick and not asked.table else RESULTS
+        asked.out = Path(tempfile.mkdtemp(prefix=f"{name}-")) if asked.quick and not asked.table else results
     return asked
 
 

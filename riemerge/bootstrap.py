@@ -88,8 +88,16 @@ def draws(tasks: Sequence[Task], resamples: int = RESAMPLES, seed: int = SEED) -
 
 def difference(found: np.ndarray, drawn: np.ndarray, first: int, second: int) -> Difference:
     """Compare two methods, given by their places in `normalised` and `draws`."""
-    value = float(found[first] - found[second])
-    moved = drawn[:, first] - drawn[:, second]
+    return spread(float(found[first] - found[second]), drawn[:, first] - drawn[:, second])
+
+
+def spread(value: float, moved: np.ndarray) -> Difference:
+    """Return a difference with how sure it is.
+
+    Args:
+        value: The difference on the rows as they are.
+        moved: The same of rows drawn again, (resamples,).
+    """
     low, high = np.quantile(moved, [0.025, 0.975])
     beyond = min(int((moved <= 0).sum()), int((moved >= 0).sum()))
     p = min(1.0, 2 * (beyond + 1) / (len(moved) + 1))

@@ -152,7 +152,7 @@ class CheckpointMerge:
             self._out_dtype,
             device=self._where,
             bases=[self._recipe.base_model],
-            model_class=checkpoint_class(self.base or self.checkpoints[0]),
+            model_class=checkpoint_class(self.carried),
             inputs=self._inputs,
             weights=self._weights,
             modules=self._names,

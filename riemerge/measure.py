@@ -184,7 +184,7 @@ def module_row(
     norm, apart = _beside(merged, scale, norms)
     m, n = shape
     found = _overlap(inputs, (m, n), stack.storage)
-    left = remainder(inputs, stack.weights(module), stored, directions=method.directions)
+    left = remainder(inputs, norms, stack.weights(module), stored, directions=method.directions)
     numerical = evidence.numerical_ranks
     return ModuleRow(
         module=module,

@@ -60,9 +60,6 @@ means them."""
 LONG = ("mats", "mats_forward", "fisher_rao")
 """Rows that are measured when they are named: without a preconditioner, or by entry, they take hours."""
 
-SCALED = ("spectrum", "spectrum_matched", "power_mean")
-"""Rows of ours whose scale is `matched` where none is said: as run they are measured at scale 1, too."""
-
 WHOLE = ("spectrum", "average", "tsv")
 """Rows that are measured as they run with `--rank sum`, too."""
 
@@ -98,12 +95,17 @@ def as_run_candidates() -> list[Candidate]:
     own = [one for one in every if "rank" not in one.parameters and not METHODS[one.method].statistics]
     chosen = [one for one in own if METHODS[one.method].normalised]
     scales = [
-        Candidate(one.method, {**one.parameters, "scale": 1.0 if one.method in SCALED else MATCHED})
+        Candidate(one.method, {**one.parameters, "scale": _other_scale(METHODS[one.method])})
         for one in chosen
     ]
     informed = [one for one in every if METHODS[one.method].statistics and "rank" not in one.parameters]
     whole = [one for one in every if one.method in WHOLE and "rank" in one.parameters]
     return [*own, *scales, *whole, *informed]
+
+
+def _other_scale(row: Method) -> float | str:
+    """The scale that a row does not have by itself."""
+    return 1.0 if row.defaults.get("scale") == MATCHED else MATCHED
 
 
 def _applies(row: Method) -> bool:

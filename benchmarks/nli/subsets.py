@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import canvas, machine, markdown, number, tell
+from benchmarks.common import canvas, machine, markdown, number, options, tell
 from benchmarks.nli.material import (
     COLLECTIONS,
     MAX_LENGTH,
@@ -38,7 +36,7 @@ from benchmarks.nli.protocol import DTYPE, digest, packed, unpacked
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
 from riemerge import merge_adapters
 from riemerge.adapters import read_adapter
-from riemerge.bootstrap import RESAMPLES
+from riemerge.bootstrap import RESAMPLES, spread
 from riemerge.methods import METHODS
 from riemerge.methods.scale import Norms, matched
 
@@ -264,10 +262,8 @@ def compared(gains: np.ndarray, sets: Sequence[tuple[str, tuple[str, ...]]]) -> 
     by_group = gains[1:].mean(axis=1)
     found = {"value": float(gains[0].mean())}
     for name, one in (("groups", by_group), ("sets", drawn)):
-        low, high = np.nanquantile(one, [0.025, 0.975])
-        beyond = min(int((one <= 0).sum()), int((one >= 0).sum()))
-        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-        found[f"{name}_p"] = min(1.0, 2 * (beyond + 1) / (len(one) + 1))
+        sure = spread(found["value"], one[np.isfinite(one)])
+        found |= {f"{name}_low": sure.low, f"{name}_high": sure.high, f"{name}_p": sure.p}
     return found
 
 
@@ -508,7 +504,7 @@ def picture(report: Mapping[str, Any]) -> Any:
 
 def main() -> None:
     """Measure what is not there yet, then write and print the tables of all results."""
-    asked = _options()
+    asked = options("nli.subsets", __doc__ or "", RESULTS)
     path = asked.out / "subsets.json"
     if not asked.table:
         require()
@@ -521,17 +517,6 @@ def main() -> None:
         where["run"] = {"measured": measured, "minutes": (time.perf_counter() - began) / 60}
         _write(path, where)
     print(tables(json.loads(path.read_text(encoding="utf-8"))))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nli.subsets", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="twelve rows of each half: shows that it works")
-    parser.add_argument("--out", type=Path, help="folder of the results; what is there is not done again")
-    parser.add_argument("--table", action="store_true", help="measure nothing; print the tables")
-    asked = parser.parse_args()
-    if asked.out is None:
-        asked.out = Path(tempfile.mkdtemp(prefix="nli-")) if asked.quick and not asked.table else RESULTS
-    return asked
 
 
 def _write(path: Path, where: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ class Remainder(NamedTuple):
 
 def remainder(
     updates: Sequence[LowRankUpdate],
+    norms: Sequence[float],
     weights: Sequence[float],
     stored: Sequence[torch.dtype],
     *,
@@ -51,12 +52,12 @@ def remainder(
 
     Args:
         updates: In any common orthonormal bases, as factors in the gauge in which they were stored.
+        norms: Their T norms, which every caller has.
         weights: T of them.
         stored: T dtypes in which the factors were stored.
         directions: Whether dWᵢ/‖dWᵢ‖ are added in place of the dWᵢ; of two they count alike, since between
             opposite ones no arc is the shortest, whatever the weights.
     """
-    norms = [update.norm() for update in updates]
     shares = list(weights)
     if directions:
         equal = len(updates) == 2 and all(shares)

@@ -33,8 +33,8 @@ class Norms(NamedTuple):
     @classmethod
     def of(cls, merged: Merged, weights: Sequence[float], stored: Sequence[torch.dtype]) -> Norms:
         """Return the norms of a merged module, of inputs that were stored in T dtypes."""
-        left = remainder(merged.inputs, weights, stored)
-        return cls(merged.norm, [update.norm() for update in merged.inputs], weights, left)
+        norms = [update.norm() for update in merged.inputs]
+        return cls(merged.norm, norms, weights, remainder(merged.inputs, norms, weights, stored))
 
 
 def matched(modules: Iterable[Norms]) -> float:

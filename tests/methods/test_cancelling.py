@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from riemerge.methods.cancelling import remainder
+from riemerge.methods import cancelling
+from riemerge.methods.cancelling import Remainder
 from riemerge.updates import LowRankUpdate
 from tests.helpers import random_gauge, random_update, seeded
+
+
+def remainder(
+    updates: Sequence[LowRankUpdate], weights: Sequence[float], stored: Sequence[torch.dtype], **asked: bool
+) -> Remainder:
+    norms = [update.norm() for update in updates]
+    return cancelling.remainder(updates, norms, weights, stored, **asked)
 
 
 def rounded(update: LowRankUpdate, dtype: torch.dtype) -> LowRankUpdate:
