@@ -23,11 +23,11 @@ from benchmarks import common
 from benchmarks.peers import SHIPPED
 from benchmarks.primitives import problem
 from riemerge import frechet_mean, read_adapter
+from riemerge.frechet import SOLVERS, Solution
+from riemerge.frechet.solvers.monitor import ENDLESS
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.methods import find_method
-from riemerge.solvers import SOLVERS, Solution
-from riemerge.solvers.monitor import ENDLESS
-from riemerge.updates import LowRankUpdate
+from riemerge.updates.low_rank import LowRankUpdate
 from tests.helpers import FAMILIES
 
 LEVELS = tuple(10.0**-k for k in range(2, 9))

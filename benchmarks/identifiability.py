@@ -15,8 +15,8 @@ import torch
 
 from riemerge import LowRankUpdate, Status, frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
-from riemerge.measure import frames, mean_overlap, overlap
-from riemerge.updates import sum_updates
+from riemerge.merging.measure import frames, mean_overlap, overlap
+from riemerge.updates.low_rank import sum_updates
 from tests.helpers import FAMILIES, adapter_family
 
 SIZE, RANK, COUNT, MODULES, PASSES = 4096, 16, 6, 2, 60

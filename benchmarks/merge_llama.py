@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import common
-from riemerge.updates import LowRankUpdate, sum_updates
+from riemerge.updates.low_rank import LowRankUpdate, sum_updates
 from tests.folders import write_folder
 from tests.helpers import Factors, adapter_family
 
@@ -48,7 +48,7 @@ SAMPLED_LAYER = FAMILIES.index("independent")
 TENSORS = "adapter_model.safetensors"
 OURS = ("default", "geomerge")  # what `riemerge merge` does without a method, and the Fréchet mean
 MEASURED = (*OURS, "floor")
-RIEMERGE = [sys.executable, "-c", "from riemerge.cli import main; main()"]
+RIEMERGE = [sys.executable, "-c", "from riemerge.cli.commands import main; main()"]
 
 
 class Size(NamedTuple):

@@ -27,10 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import common
 from riemerge import frechet_mean
-from riemerge.frechet import Evaluation, FrechetProblem
+from riemerge.frechet import Evaluation, FrechetProblem, TracePoint
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel
 from riemerge.methods import find_method
-from riemerge.solvers import TracePoint
 from tests.helpers import FAMILIES, adapter_family, import_geomstats, random_orthonormal, seeded
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from riemerge.methods.quadratic import regmean
+from riemerge.methods.data.quadratic import regmean
 from riemerge.methods.setting import Setting
 
 MODELS = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)

@@ -9,23 +9,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from riemerge._version import __version__
 from riemerge.errors import RiemergeError
 
 if TYPE_CHECKING:
-    from riemerge.adapters import read_adapter
-    from riemerge.evaluation import evaluate
-    from riemerge.frechet import FrechetProblem
-    from riemerge.merge import MergeResult, merge_adapters
-    from riemerge.methods.outer import FedAdam, Momentum, OuterOptimizer
-    from riemerge.outputs import merge_into
-    from riemerge.recipe import read_recipe
-    from riemerge.record import Evaluation
-    from riemerge.solvers import Solution, Status, frechet_mean
-    from riemerge.soups import greedy_soup, sweep
+    from riemerge.formats.peft import read_adapter
+    from riemerge.frechet import FrechetProblem, Solution, Status, frechet_mean
+    from riemerge.merging.merge import MergeResult, merge_adapters
+    from riemerge.merging.outputs import merge_into
+    from riemerge.methods.rounds.outer import FedAdam, Momentum, OuterOptimizer
+    from riemerge.recipes.recipe import read_recipe
+    from riemerge.records.run_record import Evaluation
     from riemerge.statistics import collect_statistics
-    from riemerge.updates import LowRankUpdate
-
-__version__ = "0.1.0"
+    from riemerge.study.evaluation import evaluate
+    from riemerge.study.soups import greedy_soup, sweep
+    from riemerge.updates.low_rank import LowRankUpdate
 
 __all__ = [
     "Evaluation",
@@ -51,24 +49,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Evaluation": "riemerge.record",
-    "FedAdam": "riemerge.methods.outer",
+    "Evaluation": "riemerge.records.run_record",
+    "FedAdam": "riemerge.methods.rounds.outer",
     "FrechetProblem": "riemerge.frechet",
-    "LowRankUpdate": "riemerge.updates",
-    "MergeResult": "riemerge.merge",
-    "Momentum": "riemerge.methods.outer",
-    "OuterOptimizer": "riemerge.methods.outer",
-    "Solution": "riemerge.solvers",
-    "Status": "riemerge.solvers",
+    "LowRankUpdate": "riemerge.updates.low_rank",
+    "MergeResult": "riemerge.merging.merge",
+    "Momentum": "riemerge.methods.rounds.outer",
+    "OuterOptimizer": "riemerge.methods.rounds.outer",
+    "Solution": "riemerge.frechet",
+    "Status": "riemerge.frechet",
     "collect_statistics": "riemerge.statistics",
-    "evaluate": "riemerge.evaluation",
-    "frechet_mean": "riemerge.solvers",
-    "greedy_soup": "riemerge.soups",
-    "merge_adapters": "riemerge.merge",
-    "merge_into": "riemerge.outputs",
-    "read_adapter": "riemerge.adapters",
-    "read_recipe": "riemerge.recipe",
-    "sweep": "riemerge.soups",
+    "evaluate": "riemerge.study.evaluation",
+    "frechet_mean": "riemerge.frechet",
+    "greedy_soup": "riemerge.study.soups",
+    "merge_adapters": "riemerge.merging.merge",
+    "merge_into": "riemerge.merging.outputs",
+    "read_adapter": "riemerge.formats.peft",
+    "read_recipe": "riemerge.recipes.recipe",
+    "sweep": "riemerge.study.soups",
 }
 
 

@@ -16,14 +16,14 @@ import torch
 
 from benchmarks.nli import subsets
 from benchmarks.nli.report import advice, overview
-from riemerge.adapters import read_adapter
-from riemerge.card import MEASURE
-from riemerge.cli import main
+from riemerge.cli.commands import main
+from riemerge.formats.peft import read_adapter
+from riemerge.frechet import SOLVERS
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.parameters import MATCHED
-from riemerge.record import Evaluation
-from riemerge.report import needs, parameters, weights
-from riemerge.solvers import SOLVERS
+from riemerge.records.run_record import Evaluation
+from riemerge.report.card import MEASURE
+from riemerge.report.tables import needs, parameters, weights
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def run_shell(script: str, workplace: Path) -> None:
-    command = f'"{sys.executable}" -c "from riemerge.cli import main; main()"'
+    command = f'"{sys.executable}" -c "from riemerge.cli.commands import main; main()"'
     run(["bash", "-c", f'riemerge() {{ {command} "$@"; }}\nset -e\n{script}'], workplace)
 
 

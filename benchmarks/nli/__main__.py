@@ -17,10 +17,10 @@ from benchmarks.common import machine, tell
 from benchmarks.nli.material import COLLECTIONS, require
 from benchmarks.nli.protocol import as_run_candidates, candidates, run_collection
 from benchmarks.nli.report import contests, for_package, picture, read_results, summary, tables
-from riemerge.candidates import parse
+from riemerge.recipes.candidates import parse
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGE = Path(riemerge.__file__).parent / "measured.json"
+PACKAGE = Path(riemerge.__file__).parent / "report" / "measured.json"
 QUICK = ("average:rank=sum", "tsv")
 
 

@@ -25,10 +25,10 @@ from benchmarks.common import markdown, tell
 from benchmarks.nli.material import COLLECTIONS, require
 from benchmarks.nli.protocol import Bench, is_fitted
 from benchmarks.nli.scorer import dense
-from riemerge.candidates import parse
-from riemerge.methods.quadratic import conjugate_gradients, shrunk
+from riemerge.methods.data.quadratic import conjugate_gradients, shrunk
+from riemerge.recipes.candidates import parse
 from riemerge.statistics import read_statistics
-from riemerge.updates import JointSpan, LowRankUpdate
+from riemerge.updates.low_rank import JointSpan, LowRankUpdate
 
 RESULTS = Path(__file__).parent / "results"
 RANK = 16

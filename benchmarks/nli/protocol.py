@@ -42,13 +42,13 @@ from benchmarks.nli.material import (
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
 from benchmarks.nli.statistics import EXAMPLES, Collected
 from riemerge import merge_adapters
-from riemerge.adapters import read_adapter
-from riemerge.candidates import Candidate
 from riemerge.errors import NumericalError
-from riemerge.merge import MergeResult
+from riemerge.formats.peft import read_adapter
+from riemerge.merging.merge import MergeResult
 from riemerge.methods import METHODS
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import MATCHED
+from riemerge.recipes.candidates import Candidate
 
 GRID = (1.0, 2.0, 4.0)
 """Norms that are tried first, as multiples of that of the plain average."""

@@ -11,10 +11,9 @@ import numpy as np
 
 from benchmarks.common import canvas, markdown, number, tell
 from benchmarks.nli.protocol import AS_RUN, is_current, unpacked
-from riemerge.bootstrap import Task, difference, draws, normalised
-from riemerge.candidates import Candidate
-from riemerge.methods import DEFAULT_METHOD, METHODS
-from riemerge.methods.rows import constrained, geodesic, polar, spectrum
+from riemerge.methods import DEFAULT_METHOD, METHODS, constrained, geodesic, polar, spectrum
+from riemerge.recipes.candidates import Candidate
+from riemerge.study.bootstrap import Task, difference, draws, normalised
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
@@ -142,7 +141,7 @@ def _best_of(entry: Mapping[str, Any]) -> float:
 
 
 def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What `riemerge.suitability` tells users: the share of each row as it runs without options."""
+    """What `riemerge.report.suitability` tells users: the share of each row as it runs without options."""
     collections = list(report["collections"].values())
     shares = [
         {
@@ -241,7 +240,7 @@ def _contest(
 
 
 def compare(tasks: Sequence[Task]) -> dict[str, float]:
-    """Difference of the first of two results to the second (see `riemerge.bootstrap.Difference`)."""
+    """Difference of the first of two results to the second (see `riemerge.study.bootstrap.Difference`)."""
     return difference(normalised(tasks), draws(tasks), 0, 1)._asdict()
 
 

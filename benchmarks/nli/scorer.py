@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.nli.material import Rows
-from riemerge.updates import LowRankUpdate
+from riemerge.updates.low_rank import LowRankUpdate
 
 WORDS = ("yes", "maybe", "no")  # entailment, neutral, contradiction
 TEMPERATURE = 20.0

@@ -35,10 +35,10 @@ from benchmarks.nli.material import (
 from benchmarks.nli.protocol import DTYPE, digest, packed, unpacked
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
 from riemerge import merge_adapters
-from riemerge.adapters import read_adapter
-from riemerge.bootstrap import RESAMPLES, spread
+from riemerge.formats.peft import read_adapter
 from riemerge.methods import METHODS
 from riemerge.methods.scale import Norms, matched
+from riemerge.study.bootstrap import RESAMPLES, spread
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (2, 3, 4)

@@ -1,6 +1,19 @@
-"""The weighted Fréchet mean as a problem for optimizers."""
+"""The weighted Fréchet mean: the problem, how it is solved, and how well it was."""
 
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
+from riemerge.frechet.mean import SOLVERS, frechet_mean
 from riemerge.frechet.problem import FrechetProblem, normalised_weights
+from riemerge.frechet.solution import Solution, Status, TracePoint
 
-__all__ = ["Evaluation", "Formulation", "FrechetProblem", "Point", "normalised_weights"]
+__all__ = [
+    "SOLVERS",
+    "Evaluation",
+    "Formulation",
+    "FrechetProblem",
+    "Point",
+    "Solution",
+    "Status",
+    "TracePoint",
+    "frechet_mean",
+    "normalised_weights",
+]

@@ -13,9 +13,9 @@ from torch import Tensor
 from riemerge.errors import RecipeError
 from riemerge.frechet.batched import Batched, Geodesic, Nested
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
-from riemerge.frechet.joint import Joint
-from riemerge.frechet.own import Own
-from riemerge.frechet.stock import Stock
+from riemerge.frechet.guest import Stock
+from riemerge.frechet.low_rank.joint import Joint
+from riemerge.frechet.own_distance import Own
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Reduction, same, scaled, unreduced
 

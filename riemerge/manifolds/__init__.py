@@ -10,9 +10,8 @@ if sys.flags.optimize > 1:
 
 from riemerge.manifolds.backend import torch_function
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, TorchManifold
-from riemerge.manifolds.fixed_rank import FixedRank
-from riemerge.manifolds.joint import JointManifold
-from riemerge.manifolds.orthogonal import Orthogonal
+from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import GroupAction, QuotientManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.stiefel import Stiefel
@@ -21,7 +20,6 @@ __all__ = [
     "FixedRank",
     "GeodesicManifold",
     "GroupAction",
-    "JointManifold",
     "Logarithm",
     "Orthogonal",
     "QuotientManifold",

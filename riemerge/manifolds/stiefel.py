@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemerge.manifolds import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
-from riemerge.manifolds.completion import (
+from riemerge.manifolds.stiefel_log import (
     completed,
     fibre_log,
     forward_error,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from riemerge.updates import LowRankUpdate, sum_updates
+from riemerge.updates.low_rank import LowRankUpdate, sum_updates
 
 _SURE = 4.0
 """So many times the expected rounding count as nothing but rounding: sums of opposite updates in all storage

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.lowrank import nearest
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, setting
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, constant, resolve
-from riemerge.updates import JointSpan, LowRankUpdate, sum_updates
+from riemerge.updates.low_rank import JointSpan, LowRankUpdate, sum_updates
+from riemerge.updates.truncation import nearest
 
 
 @final

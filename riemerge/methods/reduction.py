@@ -12,7 +12,7 @@ import torch
 
 from riemerge.errors import NumericalError
 from riemerge.methods.stack import Edit, Options, Stack
-from riemerge.updates import JointSpan, LowRankUpdate
+from riemerge.updates.low_rank import JointSpan, LowRankUpdate
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

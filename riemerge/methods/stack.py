@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from riemerge.methods.method import Method
-    from riemerge.updates import LowRankUpdate
+    from riemerge.updates.low_rank import LowRankUpdate
 
 
 _Value = TypeVar("_Value")

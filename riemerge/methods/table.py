@@ -6,25 +6,15 @@ import difflib
 from collections.abc import Iterable
 
 from riemerge.errors import RecipeError
+from riemerge.methods import constrained, data, elections, geodesic, polar, rounds, singular, spectrum, sums
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import PARAMETERS as COMMON
 from riemerge.methods.parameters import Parameter
-from riemerge.methods.rows import (
-    constrained,
-    edited,
-    flat,
-    geodesic,
-    outer,
-    polar,
-    quadratic,
-    spectral,
-    spectrum,
-)
 
 DEFAULT_METHOD = "spectrum"
 
 
-_FAMILIES = (geodesic, polar, flat, edited, spectral, spectrum, quadratic, constrained, outer)
+_FAMILIES = (geodesic, polar, sums, elections, singular, spectrum, data, constrained, rounds)
 
 METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
 """All rows, by name."""

@@ -20,7 +20,7 @@ how far a collection has come.
 
 from __future__ import annotations
 
-from riemerge.statistics.collection import collect_statistics
-from riemerge.statistics.files import KINDS, Statistics, read_statistics
+from riemerge.statistics.collect import collect_statistics
+from riemerge.statistics.folder import KINDS, Statistics, read_statistics
 
 __all__ = ["KINDS", "Statistics", "collect_statistics", "read_statistics"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
-from riemerge.storage.text import shown
+from riemerge.formats.files.text import shown
 
 
 @final

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemerge.methods.rows.edited import PARAMETERS, ROWS
+from riemerge.methods.elections import PARAMETERS, ROWS
 from riemerge.methods.setting import Setting
 from tests.helpers import seeded
 

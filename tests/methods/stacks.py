@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riemerge.merging.stacking import values_of, weights_of
 from riemerge.methods import METHODS, Method, Options, Stack, run_method
-from riemerge.recipe import make_recipe
-from riemerge.resolve import Resolver
-from riemerge.stacking import values_of, weights_of
-from riemerge.updates import LowRankUpdate
+from riemerge.recipes.recipe import make_recipe
+from riemerge.recipes.resolve import Resolver
+from riemerge.updates.low_rank import LowRankUpdate
 from tests.helpers import Factors, seeded
 
 MODULE = "layers.0.q"

@@ -10,7 +10,7 @@ import torch
 
 from riemerge.methods import cancelling
 from riemerge.methods.cancelling import Remainder
-from riemerge.updates import LowRankUpdate
+from riemerge.updates.low_rank import LowRankUpdate
 from tests.helpers import random_gauge, random_update, seeded
 
 

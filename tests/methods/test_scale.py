@@ -16,15 +16,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from riemerge.cli import main
+from riemerge.cli.commands import main
 from riemerge.errors import NumericalError, RecipeError
+from riemerge.merging.outputs import merge_into
 from riemerge.methods import METHODS, Options, run_method
 from riemerge.methods.cancelling import Remainder
 from riemerge.methods.parameters import MATCHED
 from riemerge.methods.scale import Norms, matched
-from riemerge.outputs import merge_into
-from riemerge.recipe import make_recipe
-from riemerge.updates import LowRankUpdate
+from riemerge.recipes.recipe import make_recipe
+from riemerge.updates.low_rank import LowRankUpdate
 from tests.folders import family, merge_adapters, write_family
 from tests.helpers import adapter_family, random_gauge, seeded
 from tests.methods.stacks import stacked

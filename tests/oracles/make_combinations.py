@@ -1,4 +1,4 @@
-"""Freeze what mergekit says of small seeded inputs, for tests/methods/test_combinations.py.
+"""Freeze what mergekit says of small seeded inputs, for tests/methods/sums/test_combinations.py.
 
 Run in an environment with mergekit 0.1.5 or later, which the tests do not need:
     python tests/oracles/make_combinations.py

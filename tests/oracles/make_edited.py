@@ -1,4 +1,4 @@
-"""Run the merges of mergekit and of fusion-bench, and freeze them for tests/methods/test_election_oracles.py.
+"""Run the merges of mergekit and of fusion-bench, and freeze them for tests/oracles/test_elections.py.
 
     python tests/oracles/make_edited.py mergekit
     python tests/oracles/make_edited.py fusion_bench

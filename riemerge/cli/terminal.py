@@ -1,0 +1,261 @@
+"""The terminal: results on stdout as tables or JSON, faults and progress on stderr."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from riemerge.merging.merge import Listener, Progress
+
+PLAIN_WIDTH = 100
+LOG_SECONDS = 10.0
+LOG_SHARE = 0.1
+INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM."""
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn every fault of a command into its message and exit code."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        try:
+            with _ending_on_sigterm():
+                command(**options)
+        except (click.ClickException, click.exceptions.Exit, SystemExit):
+            raise
+        except BaseException as fault:
+            kind, code, problems = _explained(fault)
+            # The last door: a bug must end in one line, not in a traceback.
+            if os.environ.get("RIEMERGE_TRACEBACK") and isinstance(fault, Exception) and kind == "Bug":
+                raise
+            notes = tuple(getattr(fault, "__notes__", ()))
+            if isinstance(fault.__cause__, BrokenPipeError) and not notes:
+                sys.exit(code)  # as `riemerge methods | head` ends: whoever read has enough
+            fail(kind, code, problems, options["as_json"], notes)
+
+    return run
+
+
+_HOW_TO_REPORT = "please report it with what the same command prints under RIEMERGE_TRACEBACK=1"
+
+# As torch's allocators say it, in a RuntimeError.
+_OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|(out of|not enough) memory", re.IGNORECASE)
+
+
+def _explained(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
+    """The kind of a fault, its exit code, and what there is to say."""
+    if isinstance(fault, RiemergeError):
+        return type(fault).__name__, fault.exit_code, fault.problems
+    if isinstance(fault, _TerminatedError):
+        return "Terminated", TERMINATED, ("terminated; nothing is half-written",)
+    if isinstance(fault, KeyboardInterrupt):
+        return "Interrupted", INTERRUPTED, ("interrupted; nothing is half-written",)
+    text, number = " ".join(str(fault).split()), getattr(fault, "errno", None)
+    of_torch = isinstance(fault, RuntimeError) and _OUT_OF_MEMORY.search(text)
+    if of_torch or isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
+        lacking = _MEMORY
+    elif isinstance(fault, RuntimeError) and "can't start new thread" in text:
+        lacking = "no more threads can be started: use --threads 1, or raise the limit (ulimit -u)"
+    elif number in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+        lacking = f"{text}: free some, or raise the limit (ulimit)"
+    else:
+        lacking = ""
+    if lacking:
+        return ResourceError.__name__, ResourceError.exit_code, (lacking,)
+    if isinstance(fault, OSError):
+        kind = OutputError if number in _OF_OUTPUTS else AdapterError
+        where = f"{fault.filename}: " if fault.filename else ""
+        return kind.__name__, kind.exit_code, (f"{where}{fault.strerror or text}",)
+    return "Bug", 1, (f"a bug: {type(fault).__name__}: {text}; {_HOW_TO_REPORT}",)
+
+
+_MEMORY = "out of memory: use --threads 1, --dtype float32 (for adapters), or fewer models at a time"
+_OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """While it lasts, SIGTERM ends the command as an interrupt does: what is staged is cleared away."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# --- stdout -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reporting(output: str | Path) -> Iterator[None]:
+    """Around what is said of a result that is on the disk: whatever goes wrong there, the result stays."""
+    try:
+        yield
+    except BaseException as fault:
+        fault.add_note(f"{output}: is written, whole")
+        raise
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a text on stdout, and a line break.
+
+    Raises:
+        OutputError: It is closed or full.
+    """
+    if sys.stdout is not None:  # as `>&-` leaves it
+        with _printing():
+            sys.stdout.write(f"{text}{end}")
+            sys.stdout.flush()
+
+
+def show(what: RenderableType) -> None:
+    """Print a table, or text, on stdout, as `say` does."""
+    if sys.stdout is None:
+        return
+    console = _console(sys.stdout)
+    # Rendered first: rich has an answer of its own to a closed pipe.
+    with _printing(), console.capture() as rendered:
+        console.print(what)
+    say(rendered.get(), end="")
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _abandon(sys.stdout)
+        raise OutputError(f"stdout: cannot be written: {error.strerror or error}") from error
+
+
+def dump(data: Any) -> None:
+    """Print one JSON document on stdout, which is JSON in any encoding, as `say` does."""
+    say(json.dumps(data, indent=2, allow_nan=False))
+
+
+def _console(stream: Any, *, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # rich ends at "²" and at numbers of thousands of digits.
+    sane = {
+        name: text
+        for name, text in os.environ.items()
+        if name not in {"COLUMNS", "LINES"} or re.fullmatch("[1-9][0-9]{0,4}", text)
+    }
+    width = None if stream.isatty() else int(sane.get("COLUMNS", PLAIN_WIDTH))
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False, _environ=sane)
+
+
+def _abandon(stream: Any) -> None:
+    """Lead a stream that cannot be written nowhere, so that what is left in it is no fault at the end."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# --- stderr -------------------------------------------------------------------------------------------------
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr, if it takes one: no merge ends because no one listens."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def fail(
+    kind: str, code: int, problems: tuple[str, ...], as_json: bool, notes: tuple[str, ...] = ()
+) -> NoReturn:
+    """Say what went wrong and what is there, on stderr and as JSON on stdout if asked for, and end."""
+    from riemerge.report.card import printable
+
+    if as_json:
+        there = {"notes": list(notes)} if notes else {}
+        with suppress(OutputError):
+            dump({"error": {"kind": kind, "code": code, "problems": list(problems), **there}})
+    for problem in problems:
+        tell(f"error: {printable(problem)}")
+    for note in notes:
+        tell(printable(note))
+    if len(problems) > 1:
+        nothing = "" if notes else "; nothing was written"
+        tell(f"{len(problems)} problems{nothing} (exit {code})")
+    sys.exit(code)
+
+
+@contextmanager
+def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
+    """A listener that draws a bar on a terminal, and writes a line now and then elsewhere."""
+    if quiet:
+        yield None
+    elif sys.stderr is not None and sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Bars(*columns, console=_console(sys.stderr, stderr=True)) as bars:
+            tasks: dict[str, Any] = {}
+
+            def draw(event: Progress) -> None:
+                if event.stage not in tasks:
+                    tasks[event.stage] = bars.add_task(event.stage, text="")
+                bars.update(tasks[event.stage], completed=event.done, total=event.total, text=event.text)
+
+            yield draw
+    else:
+        yield _log_lines()
+
+
+def _log_lines() -> Listener:
+    """A listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
+    stage, shown, since = "", 0.0, monotonic()
+
+    def log(event: Progress) -> None:
+        nonlocal stage, shown, since
+        share, now = event.done / event.total, monotonic()
+        if event.stage != stage:
+            stage, shown = event.stage, 0.0
+        step = share - shown >= LOG_SHARE and now - since >= 1.0
+        if step or share == 1 > shown or now - since >= LOG_SECONDS:
+            shown, since = share, now
+            text = f": {event.text}" if event.text else ""
+            tell(f"{event.stage}: {event.done} of {event.total} modules{text}")
+
+    return log

@@ -1,0 +1,9 @@
+"""Files: full checkpoints read a tensor at a time, checked against each other, and written in shards."""
+
+from __future__ import annotations
+
+from riemerge.formats.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.checkpoint.checkpoint_writer import DenseWriter
+from riemerge.formats.checkpoint.custom_code import code_notes
+
+__all__ = ["Checkpoint", "DenseWriter", "code_notes", "read_checkpoint"]

@@ -1,0 +1,308 @@
+"""A full checkpoint: all headers checked when it is opened, its tensors read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import AdapterError
+from riemerge.formats.files.tensor_file import (
+    DTYPES,
+    TensorFile,
+    open_tensors,
+    read_start,
+    reading,
+    why_not_finite,
+)
+from riemerge.formats.files.text import is_plain_name, listed, shown, strict_json
+from riemerge.formats.kinds import (
+    MODEL_FILE,
+    MODEL_INDEX,
+    holds_adapter,
+    holds_statistics,
+    models_below,
+    why_file_is_none,
+    why_no_checkpoint,
+)
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+TENSOR_FILE = MODEL_FILE
+INDEX_FILE = MODEL_INDEX
+
+# What a model needs beside its weights: settings, tokenizer, chat template, its own code. Not weights in
+# other formats, not what a trainer or an earlier merge recorded.
+_OTHER_SUFFIXES = {".jinja", ".json", ".model", ".py", ".tiktoken", ".txt"}
+_RECORDS = re.compile(r".*\.index\.json|(trainer_state|.*_results?|adapter_config|riemerge)\.json|\..*")
+
+_PICKLE = "; a pickle is never opened: convert it to safetensors"
+_NO_TENSORS = ": expected the tensors of a model"
+_KINDS = {
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE),
+    ".gguf": "; GGUF is not read: give the checkpoint that it was made from, in safetensors",
+    **dict.fromkeys((".yaml", ".yml"), "; a recipe is given alone and without a weight"),
+}
+
+_SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A full checkpoint: a tensor for each name, spread over files in any way. Made by `read_checkpoint`.
+
+    No file stays open; each read fails loudly if its file is no longer the one that was checked.
+
+    Attributes:
+        path: The folder or file that was given.
+        shapes: The shape of each tensor, by name, in the order of the names.
+        dtypes: The dtype in which each is stored.
+        other_files: What else the model needs (settings, tokenizer), where a folder was given.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    other_files: tuple[Path, ...]
+    _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
+    _index: tuple[str, str] | None = field(repr=False)  # the index's file name and sha256
+
+    @property
+    def name(self) -> str:
+        """The name of the folder or file."""
+        return self.path.absolute().name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors, sorted."""
+        return tuple(self.shapes)
+
+    @cached_property
+    def not_float(self) -> tuple[str, ...]:
+        """The names of the tensors that are integers or bools: they have no mean."""
+        return tuple(name for name, dtype in self.dtypes.items() if not dtype.is_floating_point)
+
+    @cached_property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file that enters the tensors, by file name.
+
+        Raises:
+            AdapterError: A file is no longer the one that was checked.
+        """
+        files = {file.path.name: file for file in self._files.values()}
+        sums = {name: file.sha256() for name, file in sorted(files.items())}
+        return MappingProxyType(sums if self._index is None else dict([self._index]) | sums)
+
+    def tensor(
+        self,
+        name: str,
+        dtype: torch.dtype | None = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Read one tensor.
+
+        Law: with `dtype` None the stored values bit for bit; otherwise their conversion, exact to float64.
+
+        Args:
+            name: One of `names`.
+            dtype: The dtype of the result, a float; None for that of the file, the only one that integers
+                and bools are read in.
+            device: Its device.
+
+        Raises:
+            AdapterError: It holds NaN or Inf, is no float where one is asked for, or its file is no longer
+                the one that was checked.
+            KeyError: The checkpoint has no such tensor.
+        """
+        file, stored = self._files[name], self.dtypes[name]
+        if dtype is not None and not stored.is_floating_point:
+            raise AdapterError(
+                f"{file.path}: {shown(name)}: is stored as {stored}: expected a float; "
+                "integers and bools have no mean and are only copied"
+            )
+        (tensor,) = file.read(name)
+        if (why := why_not_finite(tensor)) is not None:
+            raise AdapterError(f"{file.path}: {shown(name)}: {why}; export the model again or leave it out")
+        return tensor.to(device, dtype or stored)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a full checkpoint and check all that its index and headers can tell.
+
+    Law: a checkpoint that opens is read exactly, each tensor from one place. Only the index and the headers
+    of the shards it names are read, in its own folder; nothing is executed, nothing is downloaded. The values
+    are checked when they are read (`Checkpoint.tensor`). Floats narrower than 16 bits are refused by name:
+    they mean nothing without their scales. So are the factors of a LoRA, which mean nothing apart.
+
+    Args:
+        path: A folder with `model.safetensors`, or with `model.safetensors.index.json` and its shards; such
+            an index of any name; or a single `.safetensors` file.
+
+    Raises:
+        AdapterError: With every problem found.
+
+    Source: the format as safetensors and transformers 4 and 5 write it.
+    """
+    path = Path(path)
+    with reading(path):
+        start = _locate(path)
+        others = _other_files(start.parent) if path.is_dir() else ()
+    index: tuple[str, str] | None = None
+    if start.name.endswith(INDEX_SUFFIX):
+        placed, index = _read_index(start)
+        files, problems = _open_shards(start, placed)
+    else:
+        files, problems = _open_all([start])
+        problems += [f"{file.path}: holds no tensors" for file in files if not file.entries]
+    holders = {name: file for file in files for name in file.entries}
+    if (why := why_no_checkpoint(holders)) is not None:
+        problems.append(f"{path}: {why}")
+    if problems:
+        raise AdapterError(problems)
+    entries = {name: holders[name].entries[name] for name in sorted(holders)}
+    return Checkpoint(
+        path=path,
+        shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
+        dtypes=MappingProxyType({name: DTYPES[entry.dtype] for name, entry in entries.items()}),
+        other_files=others,
+        _files=MappingProxyType(holders),
+        _index=index,
+    )
+
+
+def _locate(path: Path) -> Path:
+    """The file to start from: the index, or the only file."""
+    if not os.path.lexists(path):
+        raise AdapterError(
+            f"{path}: no such folder or file; nothing is downloaded, so fetch the model first (hf download)"
+        )
+    if not path.is_dir():
+        shard = _SHARD.fullmatch(path.name)
+        if shard and int(shard["count"]) > 1:
+            raise AdapterError(f"{path}: is one shard of {int(shard['count'])}: give its folder")
+        if path.name.endswith((SUFFIX, INDEX_SUFFIX)):
+            return path
+        raise AdapterError(f"{path}: is no {SUFFIX} file{_KINDS.get(path.suffix, _NO_TENSORS)}")
+    candidates = [path / name for name in (TENSOR_FILE, INDEX_FILE) if os.path.lexists(path / name)]
+    if len(candidates) > 1:
+        raise AdapterError(f"{path}: has both {TENSOR_FILE} and {INDEX_FILE}: give the one that is meant")
+    if not candidates:
+        raise AdapterError(f"{path}: has neither {TENSOR_FILE} nor {INDEX_FILE}{_hint(path)}")
+    return candidates[0]
+
+
+def _hint(folder: Path) -> str:
+    """What is in a folder without the tensors of a checkpoint, and what to do."""
+    inside = _files_in(folder)
+    if holds_adapter(folder):
+        return "; it is an adapter, not a full checkpoint"
+    if holds_statistics(folder):
+        return "; it holds statistics of a model, not a full checkpoint"
+    if tensors := [name for name in inside if name.endswith((SUFFIX, INDEX_SUFFIX))]:
+        reasons = {name: why_file_is_none(folder / name) for name in tensors}
+        fit = [name for name in tensors if reasons[name] is None]
+        asked = f"; did you mean one of its files: {listed(fit)}?"
+        return asked if fit else f"; its {tensors[0]} {reasons[tensors[0]]}"
+    if below := models_below(folder):
+        return f"; did you mean one of its folders: {listed(below)}?"
+    for kind, advice in _KINDS.items():
+        if found := [name for name in inside if name.endswith(kind)]:
+            return f" ({listed(found)}){advice}"
+    return ""
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], tuple[str, str]]:
+    """Where the index places each tensor, and its own file name and sha256."""
+    try:
+        content = read_start(path)
+        placed = _weight_map(strict_json(content))
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}") from error
+    unsafe = sorted({place for place in placed.values() if not is_plain_name(place)})
+    wrong = [place for place in {*placed.values()} - {*unsafe} if not place.endswith(SUFFIX)]
+    problems = [
+        f"{path}: places tensors in {shown(place)}: expected a file of its folder" for place in unsafe
+    ]
+    problems += [
+        f"{path}: places tensors in {shown(place)}: expected a {SUFFIX} file" for place in sorted(wrong)
+    ]
+    if problems:
+        raise AdapterError(problems)
+    return placed, (path.name, hashlib.sha256(content).hexdigest())
+
+
+def _weight_map(index: object) -> dict[str, str]:
+    """The places of the tensors, from the index's content; ValueError says what it is instead."""
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(place, str) for place in placed.values()):
+        raise ValueError("has no weight_map: expected an object of tensor names and their files")
+    if not placed:
+        raise ValueError("has an empty weight_map: expected the name of each tensor and its file")
+    return placed
+
+
+def _open_all(paths: Iterable[Path]) -> tuple[list[TensorFile], list[str]]:
+    files, problems = [], []
+    for path in paths:
+        try:
+            file = open_tensors(path)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+        else:
+            found = file.faults()
+            problems += [f"{path}: {text}" for text in found]
+            files += [] if found else [file]
+    return files, problems
+
+
+def _open_shards(index: Path, placed: Mapping[str, str]) -> tuple[list[TensorFile], list[str]]:
+    """The shards that the index names, and everything in which they differ from what it says."""
+    shards: dict[str, set[str]] = {}
+    for name, place in placed.items():
+        shards.setdefault(place, set()).add(name)
+    files, problems = _open_all(index.parent / shard for shard in sorted(shards))
+    for file in files:
+        problems += _misplaced(index, file, shards[file.path.name], placed)
+    return files, problems
+
+
+def _misplaced(index: Path, file: TensorFile, names: set[str], placed: Mapping[str, str]) -> list[str]:
+    problems = []
+    if lacking := sorted(names - {*file.entries}):
+        problems.append(
+            f"{file.path}: lacks {len(lacking)} tensors that {index.name} places there: {listed(lacking)}"
+        )
+    others = sorted({*file.entries} - names)
+    if twice := [name for name in others if name in placed]:
+        problems.append(
+            f"{file.path}: holds {len(twice)} tensors that {index.name} places in other files: "
+            f"{listed(twice)}"
+        )
+    if unnamed := [name for name in others if name not in placed]:
+        problems.append(
+            f"{file.path}: holds {len(unnamed)} tensors that {index.name} does not name: {listed(unnamed)}"
+        )
+    return problems
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The names of the regular files in a folder, sorted; links count as what they lead to."""
+    return sorted(found.name for found in os.scandir(folder) if found.is_file())
+
+
+def _other_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(
+        folder / name
+        for name in _files_in(folder)
+        if Path(name).suffix in _OTHER_SUFFIXES and is_plain_name(name) and not _RECORDS.fullmatch(name)
+    )

@@ -1,0 +1,282 @@
+"""Tensors as a full checkpoint that appears whole or not at all, with one shard in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self, final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.formats.checkpoint.checkpoint import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
+from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
+from riemerge.formats.files.staging import (
+    Text,
+    check_output,
+    file_sha256,
+    publish,
+    stage_beside,
+    sync,
+    write_synced,
+    writing,
+)
+from riemerge.formats.files.tensor_file import DTYPES
+from riemerge.formats.files.text import can_be_shown, is_plain_name, shown
+
+
+@final
+class DenseWriter:
+    """Write a full checkpoint as transformers does, a tensor at a time, all or nothing.
+
+        with DenseWriter("merged", dtype=torch.bfloat16) as writer:
+            for name in checkpoint.names:
+                writer.add(name, ...)
+            for path in checkpoint.other_files:
+                writer.add_file(path.name, path)
+
+    Law: at the end of the block the folder holds `model.safetensors`, or shards of at most `shard_bytes` of
+    tensors and their index; a tensor that is larger has a shard of its own. The same calls give the same
+    bytes. Files are written and synced in a hidden folder beside the target, their headers are read back, and
+    the folder is then given its name by one rename; an exception in the block or in the writing leaves
+    nothing behind, a killed process only the hidden folder. Memory: the tensors of one shard.
+
+    Args:
+        folder: The new folder; it must not exist, its parent must.
+        dtype: The float dtype to store floats in; None for that of each tensor. Integers and bools keep
+            theirs.
+        shard_bytes: At least 1.
+
+    Raises:
+        NumericalError: At the end of the block, tensors that the dtype rounds to nearly nothing (see
+            `riemerge.formats.files.rounding`): all of them are named.
+        OutputError: The folder exists, cannot be written, or does not read back as it was written.
+        ValueError: No tensor was added, a dtype that is no float of 16 bits or more, or `shard_bytes` below
+            1.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        shard_bytes: int = 5_000_000_000,
+    ) -> None:
+        _check_float(dtype)
+        if shard_bytes < 1:
+            raise ValueError(f"shards of {shard_bytes} bytes: expected at least 1")
+        self._target, self._dtype, self._shard_bytes = Path(folder), dtype, shard_bytes
+        self._roundings: dict[str, Rounding] = {}
+        self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._shards: list[tuple[str, ...]] = []  # the names in each that is written
+        self._sums: list[str] = []  # their sha256
+        self._sha256: dict[str, str] = {}
+        self._late: dict[str, Callable[[Mapping[str, str]], str]] = {}
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = self._total_bytes = 0
+        self._stage: Path | None = None
+
+    @property
+    def errors(self) -> Mapping[str, float]:
+        """For each tensor the error of its rounding, ‖stored − given‖ / ‖given‖ (0 for a zero tensor)."""
+        return {name: one.error for name, one in self._roundings.items()}
+
+    @property
+    def roundings(self) -> Mapping[str, Rounding]:
+        """For each float tensor what its rounding did to it."""
+        return {name: one for name, one in self._roundings.items() if one.dtype.is_floating_point}
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256 of each file of tensors, their index, and each file that was copied; all at the end."""
+        return MappingProxyType(self._sha256)
+
+    def __enter__(self) -> Self:
+        check_output(self._target, [])
+        with writing(self._target):
+            self._stage = stage_beside(self._target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stage, self._stage = self._opened(), None
+        try:
+            if kind is None:
+                with writing(self._target):
+                    self._finish(stage)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def add(self, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None) -> float:
+        """Round a tensor to the dtype that is stored, and write it when its shard is full.
+
+        Args:
+            name: Its name in the model, not used before.
+            tensor: Of any shape, on any device; it is copied.
+            dtype: A float dtype for this tensor instead of the writer's.
+
+        Returns:
+            The error of the rounding, as in `errors`.
+
+        Raises:
+            NumericalError: It holds NaN or Inf, or what `dtype` cannot hold.
+            OutputError: The disk is full, or the folder cannot be written.
+            ValueError: The name was used before or cannot be one, or the dtype cannot be stored.
+        """
+        stage = self._opened()
+        _check_float(dtype)
+        if name in self._roundings:
+            raise ValueError(f"the tensor {shown(name)} was added already")
+        if not can_be_shown(name) or name in {"", "__metadata__"}:
+            raise ValueError(f"{shown(name)!r} cannot be the name of a tensor")
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"the tensor {shown(name)} is {tensor.dtype}, which is not stored")
+        try:
+            stored, rounding = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
+        except NumericalError as fault:
+            raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
+        if self._pending_bytes + stored.nbytes > self._shard_bytes:
+            self._flush(stage)
+        self._pending[name] = stored
+        self._pending_bytes += stored.nbytes
+        self._total_bytes += stored.nbytes
+        self._roundings[name], self._entries[name] = rounding, (tuple(stored.shape), stored.dtype)
+        return rounding.error
+
+    def add_file(self, name: str, content: Text | Path) -> None:
+        """Put a file beside the tensors.
+
+        Args:
+            name: Its name, not used before.
+            content: Its text, the path of a file to copy, or a function that makes the text from `sha256`
+                when all else is written.
+
+        Raises:
+            OutputError: It cannot be copied or written.
+            ValueError: The name was used before, belongs to the tensors, or is no plain file name.
+        """
+        target = self._opened() / name
+        taken = target.exists() or name in self._late
+        if not is_plain_name(name) or name == INDEX_FILE or name.endswith(SUFFIX) or taken:
+            raise ValueError(f"{name!r} cannot be the name of an extra file")
+        with writing(self._target):
+            if isinstance(content, Path):
+                shutil.copyfile(content, target)
+                sync(target)
+                self._sha256[name] = file_sha256(target)
+            elif isinstance(content, str):
+                write_synced(target, content.encode())
+            else:
+                self._late[name] = content
+
+    def _opened(self) -> Path:
+        if self._stage is None:
+            raise ValueError("the writer is not open: use it in a with statement, once")
+        return self._stage
+
+    def _flush(self, stage: Path) -> None:
+        """Write the pending shard, under a name that does not depend on how many follow."""
+        if not self._pending:
+            return
+        path = stage / _staged(len(self._shards))
+        with writing(self._target):
+            path.touch()
+            mode = (
+                path.stat().st_mode
+            )  # as the user's umask has it: safetensors makes files for one's own eyes
+            save_file(self._pending, path, metadata={"format": "pt"})
+            path.chmod(mode)
+            sync(path)
+            # Hashed now: the shard is still in the system's cache, so that the disk is not read for it.
+            self._sums.append(file_sha256(path))
+        self._shards.append(tuple(self._pending))
+        self._pending, self._pending_bytes = {}, 0
+
+    def _finish(self, stage: Path) -> None:
+        self._flush(stage)
+        count = len(self._shards)
+        if not count:
+            raise ValueError("no tensor to write")
+        check_rounding(self.roundings)
+        places = [f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}" for i in range(count)]
+        places = places if count > 1 else [TENSOR_FILE]
+        for i, place in enumerate(places):
+            (stage / _staged(i)).rename(stage / place)
+            self._sha256[place] = self._sums[i]
+        if count > 1:
+            shards = zip(places, self._shards, strict=True)
+            index = {
+                "metadata": {"total_size": self._total_bytes},
+                "weight_map": {name: place for place, names in shards for name in names},
+            }
+            write_synced(stage / INDEX_FILE, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+            self._sha256[INDEX_FILE] = file_sha256(stage / INDEX_FILE)
+        for name, text in self._late.items():
+            write_synced(stage / name, text(self.sha256).encode())
+        _check_written(stage, self._entries)
+        publish(stage, self._target)
+
+
+def _staged(shard: int) -> str:
+    return f"shard-{shard}{SUFFIX}"
+
+
+def _check_float(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (dtype in DTYPES.values() and dtype.is_floating_point):
+        raise ValueError(f"{dtype} is not stored: expected a float dtype of 16 bits or more")
+
+
+def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
+    """A contiguous copy on the CPU, floats in the dtype, and what the rounding did to it.
+
+    Raises:
+        NumericalError: The bare fact: NaN or Inf, or more than the dtype can hold.
+    """
+    if not given.is_floating_point():
+        return _copied(given), Rounding(given.dtype, 0.0, 0.0)
+    norm = _norm(given)
+    if not math.isfinite(norm):
+        raise NumericalError("the tensor holds NaN or Inf, or its norm overflows")
+    rounded = given.to(dtype)
+    if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
+        raise NumericalError(f"the tensor reaches {why_too_large(float(given.abs().max()), dtype)}")
+    if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
+        return _copied(rounded), Rounding(dtype, norm, 0.0)
+    apart = _norm(rounded.to(torch.float64).sub_(given))
+    return _copied(rounded), Rounding(dtype, norm, apart / norm if norm > 0.0 else 0.0)
+
+
+def _norm(tensor: Tensor) -> float:
+    """The norm, also of numbers whose squares underflow."""
+    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    if not norm <= 1e-150 or not tensor.numel():
+        return norm
+    largest = float(tensor.abs().max())
+    return largest * float(torch.linalg.vector_norm(tensor / largest)) if largest > 0.0 else 0.0
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """The values in contiguous CPU memory that nobody else holds."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
+
+
+def _check_written(folder: Path, entries: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+    """Open the folder as a user would, and compare all that its headers say."""
+    try:
+        read = read_checkpoint(folder)
+    except AdapterError as error:
+        raise OutputError(
+            f"what was written cannot be read back: {text}" for text in error.problems
+        ) from error
+    found = {name: (read.shapes[name], read.dtypes[name]) for name in read.names}
+    wrong = sorted(name for name in {*found, *entries} if found.get(name) != entries.get(name))
+    if wrong:
+        raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")

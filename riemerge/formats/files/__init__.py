@@ -1,0 +1,1 @@
+"""Files and folders, read safely and written whole or not at all."""

@@ -1,0 +1,221 @@
+"""One safetensors file: its header checked when it is opened, its tensors read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from riemerge.errors import AdapterError
+from riemerge.formats.files.text import MAX_JSON_BYTES, MAX_NAME, can_be_shown, listed, strict_json
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SIGNED = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_UNSIGNED = {"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8}
+DTYPES: Mapping[str, torch.dtype] = FLOATS | _SIGNED | _UNSIGNED | {"BOOL": torch.bool}
+
+_MAGIC = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the tensors: run git lfs pull"),
+    (b"<", "looks like an HTML page, not tensors: download it again"),
+    (b"PK\x03\x04", "is a zip archive (a torch pickle?): convert it to safetensors"),
+    (b"\x80", "is a pickle: convert it to safetensors"),
+    (b"GGUF", "is a GGUF file: convert it to safetensors"),
+)
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """One tensor as the header of its file describes it.
+
+    Attributes:
+        name: Its key.
+        dtype: As safetensors calls it; only those of `DTYPES` can be read.
+        shape: Its sizes.
+        start: The place of its first byte in the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """A safetensors file whose header is sound. Made by `open_tensors`.
+
+    No file stays open; each read fails loudly if the file is no longer the one that was checked.
+
+    Attributes:
+        path: The file.
+        entries: What it holds, by name, sorted.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    _identity: tuple[int, ...] = field(repr=False)
+
+    def faults(self) -> list[str]:
+        """Say all that has no exact meaning, or cannot be shown, among the names and dtypes."""
+        found = []
+        if unfit := [name for name in self.entries if not can_be_shown(name)]:
+            found.append(
+                f"has {len(unfit)} tensors whose names are not printable or over {MAX_NAME} characters: "
+                f"{listed(unfit)}"
+            )
+        unknown = {name: entry.dtype for name, entry in self.entries.items() if entry.dtype not in DTYPES}
+        if unknown:
+            found.append(
+                f"stores {len(unknown)} of {len(self.entries)} tensors as "
+                f"{listed(sorted({*unknown.values()}))} ({listed(unknown)}): expected floats of 16 bits or "
+                "more, integers or bools; quantised values mean nothing without their scales, so dequantise "
+                "them first"
+            )
+        return found
+
+    def read(self, *names: str) -> tuple[Tensor, ...]:
+        """Read tensors, as they are stored, into CPU memory of their own.
+
+        Their values may be anything: `why_not_finite` is for the caller to ask, who knows their names.
+
+        Raises:
+            AdapterError: The file is no longer the one that was checked.
+            KeyError: There is no such tensor, or it has none of `DTYPES`.
+        """
+        # By its place in the file: opening a file as safetensors reads its whole header, each time.
+        entries = [self.entries[name] for name in names]
+        with self._reading() as file:
+            return tuple(_read_entry(file, entry) for entry in entries)
+
+    def sha256(self) -> str:
+        """Return the sha256 of the file, in hex.
+
+        Raises:
+            AdapterError: The file is no longer the one that was checked.
+        """
+        with self._reading() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextmanager
+    def _reading(self) -> Iterator[BufferedReader]:
+        """Around each use of the file: it is the one that was checked, before and after."""
+        try:
+            before = _identity(self.path)
+            with self.path.open("rb") as file:
+                yield file
+            after = _identity(self.path)
+        except OSError as error:
+            raise AdapterError(f"{self.path}: can no longer be read: {error.strerror or error}") from error
+        if not before == after == self._identity:
+            raise AdapterError(f"{self.path}: changed while it was in use; start again")
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Check the header of a safetensors file, as safetensors itself understands it, and nothing else.
+
+    Raises:
+        ValueError: It cannot be read; the text says why, without naming the file.
+    """
+    start = read_start(path, 64)
+    identity = _identity(path)  # before anything that is relied on, so that no exchange goes unnoticed
+    for magic, what in _MAGIC:
+        # A header of 60 bytes also starts with "<": a safetensors file has zeros after its length.
+        if start.startswith(magic) and start[4:8] != bytes(4):
+            raise ValueError(what)
+    size, length = path.stat().st_size, int.from_bytes(start[:8], "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"is {size} bytes long, too short for its own header: download it again")
+    if length > MAX_JSON_BYTES:
+        raise ValueError(f"has a header of {length} bytes: expected at most {MAX_JSON_BYTES}")
+    # safetensors would let one of two tensors of a name win
+    header = strict_json(read_start(path, 8 + length)[8:])
+    try:
+        # What safetensors accepts is a sound header: no gap, no overlap, sizes as shapes and dtypes say.
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"is {size} bytes long and not a whole safetensors file ({error}): download or export it again"
+        ) from error
+    entries = {
+        name: Entry(
+            name=name,
+            dtype=header[name]["dtype"],
+            shape=tuple(header[name]["shape"]),
+            start=8 + length + header[name]["data_offsets"][0],
+        )
+        for name in names
+    }
+    return TensorFile(path, MappingProxyType(entries), identity)
+
+
+def read_start(path: Path, size: int = MAX_JSON_BYTES + 1) -> bytes:
+    """Read the first bytes of a regular file; by default, more than `strict_json` takes.
+
+    Raises:
+        ValueError: It is none, or cannot be read; the text says why, without naming the file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("is not a regular file")
+        with path.open("rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        why = "is a link to a file that is not there" if path.is_symlink() else "is missing"
+        raise ValueError(why) from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around whatever looks at an input: faults of the file system become an AdapterError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def why_not_finite(tensor: Tensor) -> str | None:
+    """Say how many values are NaN or Inf, and where the first is; None where all are finite."""
+    # One pass without a copy, and any of them would have come through.
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float64)):
+        return None
+    bad = ~torch.isfinite(tensor)
+    count = int(bad.sum())
+    return f"holds {count} NaN or Inf, the first at {bad.nonzero()[0].tolist()}" if count else None
+
+
+def _read_entry(file: BufferedReader, entry: Entry) -> Tensor:
+    """The tensor at its place in the file.
+
+    Raises:
+        OSError: The file ends before it.
+    """
+    dtype = DTYPES[entry.dtype]
+    content = bytearray(math.prod(entry.shape) * dtype.itemsize)
+    if not content:
+        return torch.empty(entry.shape, dtype=dtype, device="cpu")
+    file.seek(entry.start)
+    if (count := file.readinto(content)) != len(content):
+        raise OSError(f"it ends {len(content) - count} bytes before the end of a tensor")
+    return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

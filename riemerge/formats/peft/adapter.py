@@ -1,0 +1,309 @@
+"""A PEFT LoRA folder as updates: checked whole when it is opened, its tensors read one module at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import AdapterError
+from riemerge.formats.files.tensor_file import (
+    FLOATS,
+    Entry,
+    TensorFile,
+    open_tensors,
+    read_start,
+    reading,
+    why_not_finite,
+)
+from riemerge.formats.files.text import MAX_NAME, can_be_shown, listed, shown
+from riemerge.formats.kinds import (
+    MODEL_FILE,
+    MODEL_INDEX,
+    holds_adapter,
+    holds_statistics,
+    models_below,
+    why_file_is_none,
+)
+from riemerge.formats.peft.config import AdapterConfig, parse_config
+from riemerge.updates.low_rank import LowRankUpdate
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+
+# Trainers write the prefix or not, and PEFT's in-memory keys carry the adapter's name.
+_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+
+# Squares of what is between these, and sums of 1e20 of them, are numbers of float64.
+_LEAST, _MOST = 1e-140, 1e140
+
+# What else trainers save, by name: the first pattern found decides.
+_OTHER_TENSORS = (
+    (r"\.lora_embedding_[AB]", "embedding factors; only linear layers are supported"),
+    (r"lora_magnitude_vector|dora_scale", "DoRA magnitudes; DoRA needs the base weight and is not supported"),
+    (r"\.lora_[AB](\.\w+)?\.bias$", "bias vectors of the factors (lora_bias); not supported"),
+    (r"lora_diag", "KaSA diagonals; not supported"),
+    (r"trainable_tokens", "trained token rows (trainable_token_indices); not supported"),
+    (r"lora_(down|up|mid|unet|te\d?)|\.alpha$", "kohya or diffusers keys; convert them to PEFT's format"),
+    (r"\.lora_[AB]\.\w+\.weight$", "factors of an adapter not called default; save it again with PEFT"),
+    (r"modules_to_save|original_module", "saved modules (modules_to_save); not supported"),
+    (r"\.bias$", "trained bias vectors or saved modules; not supported"),
+    (r"", "no factors of a linear layer (a saved module, head or another method); not supported"),
+)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A PEFT LoRA folder whose every setting enters dW exactly. Made by `read_adapter`.
+
+    Modules are named as in the base model: without PEFT's prefix. No file stays open; each read fails loudly
+    if the file is no longer the one that was checked.
+    """
+
+    path: Path
+    config: AdapterConfig
+    modules: tuple[str, ...]
+    _factors: Mapping[str, tuple[Entry, Entry]] = field(repr=False)
+    _config_sha256: str = field(repr=False)
+    _tensors: TensorFile = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.path.absolute().name
+
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """The rank r of each module."""
+        return MappingProxyType({module: b.shape[1] for module, (b, _) in self._factors.items()})
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds all stored factors exactly."""
+        stored = (FLOATS[factor.dtype] for pair in self._factors.values() for factor in pair)
+        return reduce(torch.promote_types, stored)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a person may have meant otherwise, where PEFT goes on and so do we."""
+        return tuple(self.config.notes(self.modules))
+
+    @cached_property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file that enters the updates, by file name.
+
+        Raises:
+            AdapterError: The tensors' file is no longer the one that was checked.
+        """
+        return MappingProxyType({CONFIG_FILE: self._config_sha256, TENSOR_FILE: self._tensors.sha256()})
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """The shape (m, n) of dW of this module: outputs by inputs."""
+        b, a = self._factors[module]
+        return b.shape[0], a.shape[1]
+
+    def update(
+        self, module: str, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> LowRankUpdate:
+        """Read the update of one module.
+
+        Law: `update(module).dense()` is PEFT's `get_delta_weight` of the loaded adapter (its transpose with
+        `fan_in_fan_out`), to round-off of the conversion to `dtype`.
+
+        Args:
+            module: One of `modules`.
+            dtype: The dtype of the returned factors.
+            device: Their device.
+
+        Raises:
+            AdapterError: A factor holds NaN or Inf, dW is too large or too small to compute with in `dtype`,
+                or the file is no longer the one that was checked.
+            KeyError: The adapter has no such module.
+        """
+        b, a = self._tensors.read(*(factor.name for factor in self._factors[module]))
+        problems = [
+            f"{self.path}: {shown(module)}: {side} {why}; export the adapter again or leave it out"
+            for side, factor in (("lora_A", a), ("lora_B", b))
+            if (why := why_not_finite(factor)) is not None
+        ]
+        scale = self.config.scale(module)
+        if not problems and (why := _why_out_of_range(b, a, scale, dtype)) is not None:
+            problems.append(f"{self.path}: {shown(module)}: {why}")
+        if problems:
+            raise AdapterError(problems)
+        return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), scale)
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Open a PEFT LoRA folder and check all that its settings and the header of its tensors can tell.
+
+    Law: an adapter that opens is read exactly; any setting or tensor that would not enter dW = s·B·A is
+    refused by name. Only `adapter_config.json` and `adapter_model.safetensors` are opened; nothing is
+    executed, nothing is downloaded. The values are checked when they are read (`Adapter.update`).
+
+    Args:
+        path: The folder.
+
+    Raises:
+        AdapterError: With every problem found in the folder.
+
+    Source: the format as PEFT 0.21.2 writes it.
+    """
+    folder = Path(path)
+    with reading(folder):
+        _check_folder(folder)
+    problems: list[str] = []
+    config, content = None, b""
+    try:
+        content = read_start(folder / CONFIG_FILE)
+        config, found = parse_config(content)
+        problems += [f"{folder / CONFIG_FILE}: {text}" for text in found]
+    except ValueError as error:
+        what = "; it says the scale of dW, and lies where the adapter was saved" if not content else ""
+        problems.append(f"{folder / CONFIG_FILE}: {error}{what}")
+
+    factors: dict[str, tuple[Entry, Entry]] = {}
+    tensors = None
+    try:
+        tensors = _open_tensors(folder / TENSOR_FILE)
+        factors, found = _pair(tensors.entries)
+        problems += [f"{folder}: {text}" for text in found]
+    except ValueError as error:
+        problems.append(f"{folder / TENSOR_FILE}: {error}")
+
+    if config is not None:
+        problems += [
+            f"{folder}: {module}: the factors have rank {b.shape[1]} but {CONFIG_FILE} says "
+            f"{config.rank(module)} (r, rank_pattern): they must agree"
+            for module, (b, _) in factors.items()
+            if b.shape[1] != config.rank(module)
+        ]
+    if problems or config is None or tensors is None:
+        raise AdapterError(problems)
+    return Adapter(
+        path=folder,
+        config=config,
+        modules=tuple(factors),
+        _factors=MappingProxyType(factors),
+        _config_sha256=hashlib.sha256(content).hexdigest(),
+        _tensors=tensors,
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise AdapterError(
+            f"{folder}: no such folder or file; nothing is downloaded, so fetch it first (hf download)"
+        )
+    if not folder.is_dir():
+        expected = f"is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}"
+        raise AdapterError(f"{folder}: {why_file_is_none(folder) or expected}")
+    if not holds_adapter(folder):
+        raise AdapterError(f"{folder}: has neither {CONFIG_FILE} nor {TENSOR_FILE}{_hint(folder)}")
+
+
+def _hint(folder: Path) -> str:
+    """What is in a folder that holds no adapter, and what to do."""
+    if holds_statistics(folder):
+        return "; it holds statistics of a model: name it under statistics, beside the model"
+    for file in sorted(folder.glob("*.safetensors")):
+        if why := why_file_is_none(file):
+            return f"; its {file.name} {why}"
+    if any((folder / name).exists() for name in (MODEL_FILE, MODEL_INDEX)):
+        return "; it is a full checkpoint, not an adapter"
+    below = models_below(folder)
+    return f"; did you mean one of its folders: {listed(below)}?" if below else ""
+
+
+def _open_tensors(path: Path) -> TensorFile:
+    """The file of the factors; ValueError says what is there instead."""
+    if not os.path.lexists(path):
+        if any(path.parent.glob("adapter_model*.safetensors*")):
+            raise ValueError("is missing; sharded adapters are not supported: save it again as one file")
+        if any(path.parent.glob("adapter_model*.bin")):
+            raise ValueError("is missing; a pickle (.bin) is never opened: convert it to safetensors")
+    return open_tensors(path)
+
+
+def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], list[str]]:
+    """The factors (B, A) of each module, sorted by name, and everything that is wrong with them."""
+    sides: dict[str, dict[str, Entry]] = {}
+    others: dict[str, list[str]] = {}
+    problems = []
+    for key in header:
+        if not can_be_shown(key):
+            problems.append(
+                f"the tensor {shown(key)} has a name that is not printable or over {MAX_NAME} characters"
+            )
+        elif match := _FACTOR.fullmatch(key):
+            module, side = match["module"], match["side"]
+            first = sides.setdefault(module, {}).setdefault(side, header[key])
+            if first.name != key:
+                problems.append(f"{module}: lora_{side} is stored twice, as {first.name} and as {key}")
+        else:
+            kind = next(text for pattern, text in _OTHER_TENSORS if re.search(pattern, key))
+            others.setdefault(kind, []).append(key)
+    problems += [
+        f"{len(keys)} of {len(header)} tensors are {kind}: {listed(keys)}" for kind, keys in others.items()
+    ]
+    if not sides and not problems:
+        problems.append(f"{TENSOR_FILE} holds no tensors")
+    factors = {}
+    for module, found in sorted(sides.items()):
+        if (why := _why_unfit(module, found)) is not None:
+            problems.append(f"{module}: {why}")
+        else:
+            factors[module] = (found["B"], found["A"])
+    return factors, problems
+
+
+def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
+    if {"base_layer", "_orig_mod", "_fsdp_wrapped_module"} & set(module.split(".")):
+        return "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
+    if len(sides) < 2:
+        missing = ({"A", "B"} - set(sides)).pop()
+        return f"has no lora_{missing}: both factors are needed"
+    a, b = sides["A"], sides["B"]
+    if unknown := sorted({a.dtype, b.dtype} - set(FLOATS)):
+        return f"is stored as {', '.join(unknown)}: expected one of {', '.join(FLOATS)} (dequantise it first)"
+    if (why := _why_no_product(a.shape, b.shape)) is not None:
+        return f"lora_A is {a.shape} but lora_B is {b.shape}: {why}"
+    return None
+
+
+def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
+    """Why dW is nothing to compute with: it, or a square of it, overflows or vanishes; None if it is."""
+    left, right = (float(factor.abs().max()) for factor in (b, a))
+    most = torch.finfo(dtype).max
+    if max(left, right) > most:
+        return f"the factors reach {max(left, right):.3g}, but the largest {dtype} is {most:.3g}: use float64"
+    # A product of numbers that are not 0 is 0 where it vanishes.
+    product = left * right * abs(scale)
+    if 0.0 in {left, right, scale} or _LEAST <= product <= _MOST:
+        return None
+    return (
+        f"lora_alpha gives a scale of {scale:.3g}, and the factors reach {left:.3g} (B) and {right:.3g} (A): "
+        f"expected a product between {_LEAST:g} and {_MOST:g}, whose squares can be added up"
+    )
+
+
+def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:
+    if len(a) > 2 or len(b) > 2:
+        return "only linear layers are supported, no convolutions"
+    if 0 in a + b:
+        return "they must not be empty (saved from ZeRO-3 without gathering?)"
+    if len(a) < 2 or len(b) < 2:
+        return "they must be matrices"
+    if a[0] != b[1]:
+        return f"the inner sizes {a[0]} and {b[1]} must agree"
+    return None

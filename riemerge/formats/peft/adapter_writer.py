@@ -1,0 +1,232 @@
+"""Updates as a PEFT LoRA folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors.torch import save
+
+from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
+from riemerge.formats.files.staging import Text, check_output, publish, stage_beside, write_synced, writing
+from riemerge.formats.files.text import is_plain_name, shown
+from riemerge.formats.peft.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
+from riemerge.updates.low_rank import LowRankUpdate
+
+# PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
+_TASKS_WITH_A_HEAD = {"QUESTION_ANS", "SEQ_CLS", "TOKEN_CLS"}
+
+
+def write_adapter(
+    folder: str | os.PathLike[str],
+    updates: Mapping[str, LowRankUpdate],
+    *,
+    like: Sequence[Adapter] = (),
+    dtype: torch.dtype = torch.float32,
+    rounding: Mapping[str, Rounding] | None = None,
+    extra_files: Mapping[str, Text] | None = None,
+) -> dict[str, float]:
+    """Write updates as a PEFT adapter, all or nothing.
+
+    Law: `PeftModel.from_pretrained` loads the folder, and dW of every module is the given one to the returned
+    error. All scales are 1 (`lora_alpha` = `r`, patterns only for modules of another rank, anchored to their
+    full names); the factors are balanced (√ of the singular values on each side, canonical gauge) before they
+    are rounded. The files are written and synced beside the target, read back and compared, and the folder is
+    then given its name by one rename; whatever happens earlier leaves nothing behind.
+
+    Args:
+        folder: The new folder; it must not exist, its parent must.
+        updates: By module, named as in the base model.
+        like: The adapters that were merged; what they agree in (base model, `fan_in_fan_out`, task type) is
+            carried on, but for tasks whose head PEFT expects in the file: heads are not written.
+        dtype: The dtype of the stored factors.
+        rounding: What `round_update` found, where that made the updates: they are then written as they are.
+        extra_files: Texts to lie beside the adapter, by file name, or functions that make them from the
+            sha256 of the adapter's own two files.
+
+    Returns:
+        For each module the error of the rounding to `dtype`, ‖stored − given‖ / ‖given‖ (0 for a zero
+        update).
+
+    Raises:
+        NumericalError: Factors that are not finite, not in `dtype`, or that it rounds to nearly nothing (see
+            `riemerge.formats.files.rounding`); all such modules are named.
+        OutputError: The folder exists, cannot be written, or does not read back as it was written.
+        ValueError: No update, or a name in `extra_files` that is not a plain file name of its own.
+    """
+    target, extra_files = Path(folder), dict(extra_files or {})
+    if not updates:
+        raise ValueError("no update to write")
+    for name in extra_files:
+        if name in {CONFIG_FILE, TENSOR_FILE} or not is_plain_name(name):
+            raise ValueError(f"{name!r} cannot be the name of an extra file")
+    check_output(target, [])
+    if rounding is None:
+        rounded = RoundedUpdates(dtype)
+        for module, update in sorted(updates.items()):
+            rounded.add(module, _balanced(update))
+        rounded.check()
+        updates, rounding = rounded.updates, rounded.roundings
+    stored = dict(sorted(updates.items()))
+    files: dict[str, bytes] = {}
+    files[TENSOR_FILE] = save(
+        {
+            f"base_model.model.{module}.lora_{side}.weight": factor.contiguous()
+            for module, update in stored.items()
+            for side, factor in (("A", update.A), ("B", update.B))
+        },
+        metadata={"format": "pt"},
+    )
+    config = _config({module: update.rank for module, update in stored.items()}, like)
+    files[CONFIG_FILE] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for name, text in extra_files.items():
+        files[name] = (text if isinstance(text, str) else text(sums)).encode()
+    _publish(target, files, stored)
+    return {module: one.error for module, one in sorted(rounding.items())}
+
+
+def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, Rounding]:
+    """Round an update in its canonical gauge (see `LowRankUpdate.balance`) to the dtype that is stored.
+
+    Law: the error is that of the rounding, to about six digits, from one product of the factors a side. What
+    is rounded away is E = δB A + B' δA, whose terms do not cancel, so Gram matrices lose nothing here.
+
+    Returns:
+        The update with scale 1 in `dtype` on the CPU, and what the rounding did to it.
+
+    Raises:
+        NumericalError: The factors are not finite, or not in `dtype`; the text is the bare fact.
+    """
+    exact = update.absorbed().to(torch.float64)
+    largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
+    unit = largest or 1.0  # factors of size 1 have squares that do not underflow
+    left, right = exact.B / unit, exact.A.mT / unit
+    square = float(((left.mT @ left) * (right.mT @ right)).sum())
+    norm = largest * largest * math.sqrt(max(square, 0.0))
+    if not math.isfinite(norm):
+        raise NumericalError("the update holds NaN or Inf, or its norm overflows")
+    rounded = exact.to(dtype)
+    if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
+        raise NumericalError(f"the factors reach {why_too_large(largest, dtype)}")
+    near_left, near_right = rounded.B.to(torch.float64) / unit, rounded.A.to(torch.float64).mT / unit
+    lefts = torch.cat([near_left - left, near_left], dim=1)
+    rights = torch.cat([right, near_right - right], dim=1)
+    error = float(((lefts.mT @ lefts) * (rights.mT @ rights)).sum())
+    relative = math.sqrt(max(error, 0.0) / square) if square > 0.0 else 0.0
+    return rounded.to(device="cpu"), Rounding(dtype, norm, relative)
+
+
+@final
+class RoundedUpdates:
+    """Updates in the dtype in which they are written, rounded one at a time, all faults at once.
+
+    Attributes:
+        updates: By module, with scale 1, on the CPU.
+        roundings: What the rounding did to each.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._problems: list[str] = []
+        self.updates: dict[str, LowRankUpdate] = {}
+        self.roundings: dict[str, Rounding] = {}
+
+    def add(self, module: str, update: LowRankUpdate) -> None:
+        """Round one update, given in its canonical gauge."""
+        try:
+            self.updates[module], self.roundings[module] = round_update(update, self._dtype)
+        except NumericalError as fault:
+            self._problems += [f"{shown(module)}: {problem}" for problem in fault.problems]
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did.
+
+        Raises:
+            NumericalError: As `write_adapter`.
+        """
+        if self._problems:
+            raise NumericalError(self._problems)
+        check_rounding(self.roundings)
+
+
+def _balanced(update: LowRankUpdate) -> LowRankUpdate:
+    """The update in its canonical gauge; one that holds NaN or Inf has none, and is refused as it is."""
+    exact = update.to(torch.float64)
+    return exact.balance() if math.isfinite(exact.norm()) else exact
+
+
+def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]:
+    r = max(ranks.values())
+    # PEFT matches a pattern with the end of a module's name from any dot on; the anchor leaves only the whole
+    # name.
+    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r}
+    configs = [adapter.config for adapter in like]
+    bases = [config.base_model_name_or_path for config in configs]
+    task = _common([config.task_type for config in configs])
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": _common([base for base in bases if base is not None]),
+        "revision": _common([config.revision for config in configs]),
+        "task_type": None if task in _TASKS_WITH_A_HEAD else task,
+        "auto_mapping": _common([config.auto_mapping for config in configs]),
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": r,
+        "use_rslora": False,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": bool(_common([config.fan_in_fan_out for config in configs])),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value that all have, or None."""
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _publish(target: Path, files: Mapping[str, bytes], stored: Mapping[str, LowRankUpdate]) -> None:
+    with writing(target):
+        stage = stage_beside(target)
+        try:
+            for name, content in files.items():
+                write_synced(stage / name, content)
+            _check_written(stage, stored)
+            publish(stage, target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:
+    """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
+    try:
+        adapter = read_adapter(folder)
+        wrong = sorted({*adapter.modules} ^ {*stored}) or [
+            module for module, update in stored.items() if not _equal(adapter, module, update)
+        ]
+    except AdapterError as error:
+        raise OutputError(
+            f"what was written cannot be read back: {text}" for text in error.problems
+        ) from error
+    if wrong:
+        raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")
+
+
+def _equal(adapter: Adapter, module: str, update: LowRankUpdate) -> bool:
+    read = adapter.update(module, dtype=adapter.dtype)
+    same = read.dtype == update.dtype and read.scale == update.scale
+    return same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)

@@ -1,0 +1,262 @@
+"""`adapter_config.json`: what of it enters dW, what does not matter, and what is refused by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from riemerge.formats.files.text import brief, listed, shown, strict_json
+
+_T = TypeVar("_T")
+
+_MAX_PATTERN = 200
+
+# PEFT loads no adapter of any other task.
+_TaskType: TypeAlias = Literal[
+    "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"
+]
+
+# W0 is what these leave alone (read in PEFT's source, 0.21.2), so dW = s·B·A is the whole update. "eva" and
+# "gaussian" choose A with B = 0, "orthogonal" chooses both with B A = 0, "mica" chooses B with A = 0, false
+# is a plain random start. All others (pissa*, olora, corda, lora_ga, loftq) subtract from W0 or replace it at
+# initialisation.
+_INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+_REFUSED: Mapping[str, str] = {
+    "alora_invocation_tokens": "aLoRA acts only after certain tokens",
+    "arrow_config": "Arrow routes between adapters",
+    "kasa_config": "KaSA adds a diagonal and truncates the base weight",
+    "layer_replication": "layer replication changes the base model",
+    "lora_bias": "lora_bias adds a bias vector",
+    "megatron_config": "Megatron layers are split over devices",
+    "modules_to_save": "whole modules are saved beside the low-rank factors",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "target_parameters": "target_parameters adapts stacked 3-D weights",
+    "trainable_token_indices": "trainable tokens replace embedding rows",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "use_dora": "DoRA is not a function of B and A alone: it needs the base weight",
+    "use_qalora": "QA-LoRA pools the input before A",
+    "velora_config": "VeLoRA changes the training of the factors",
+}
+
+# Settings of training, of loading, or of a mode that another key (refused above) switches on.
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("bias", "init_lora_weights", "peft_type"),  # refused below unless they have no effect
+        *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+        *("megatron_core", "qalora_group_size"),
+        *("ensure_weight_tying", "inference_mode", "lora_dropout", "peft_version", "runtime_config"),
+    }
+)
+
+
+@final
+class AdapterConfig(BaseModel):
+    """The facts of `adapter_config.json` that give dW its scale and name what it belongs to.
+
+    Law: `scale(module)` is PEFT's own: alpha / r, or alpha / sqrt(r) with `use_rslora`, after `alpha_pattern`
+    and `rank_pattern` have been looked up independently of each other. Absent keys have PEFT's defaults, and
+    so have null ones but `r` and `lora_alpha`: PEFT computes with them, and fails.
+
+    `fan_in_fan_out` says that the base stores its weights as (in, out) (GPT-2's Conv1D). The update is B @ A,
+    (out, in), all the same; what is added to the stored weight is its transpose. So the flag does not enter
+    any computation: the inputs of a merge must agree in it, and the output carries it on.
+
+    Source: docs of PEFT 0.21.2, LoraConfig.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+    r: int = Field(default=8, gt=0)
+    lora_alpha: float = 8.0
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
+    alpha_pattern: dict[str, float] = {}
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    task_type: _TaskType | None = None
+    auto_mapping: dict[str, Any] | None = None
+
+    def rank(self, module: str) -> int:
+        """The rank r that PEFT gives to this module."""
+        return _look_up(self.rank_pattern, module, self.r)
+
+    def alpha(self, module: str) -> float:
+        """The alpha that PEFT gives to this module."""
+        return _look_up(self.alpha_pattern, module, self.lora_alpha)
+
+    def scale(self, module: str) -> float:
+        """The factor s of dW = s·B·A for this module."""
+        rank = self.rank(module)
+        return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def loads(self, module: str) -> bool:
+        """Return whether PEFT puts factors on a module of this name, as far as the settings decide it.
+
+        Law: PEFT's own rule; true where PEFT chooses by the base model, and for a regular expression that
+        could take for ever to match.
+        """
+        targets, layers = self.target_modules, self.layers_to_transform
+        if _names(self.exclude_modules or (), module, unknown=False):
+            return False
+        if targets is None or (isinstance(targets, str) and targets.lower() == "all-linear"):
+            return True
+        if isinstance(targets, list) and module in targets:  # whatever its layer
+            return True
+        if not _names(targets, module, unknown=True):
+            return False
+        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+        if layers is None or layers == [] or any(map(_why_unsafe, patterns or ())):
+            return True
+        return _layer(patterns or (), module) in (layers if isinstance(layers, list) else [layers])
+
+    def notes(self, modules: Collection[str]) -> list[str]:
+        """Say what a person may have meant otherwise, where PEFT goes on and so do we.
+
+        Args:
+            modules: Names of all modules that have factors.
+        """
+        found = []
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(self, name)
+            decide = {_key(pattern, module) for module in modules}
+            if idle := [key for key in pattern if key not in decide]:
+                found.append(
+                    f"{name}: {listed(idle)}: decides nothing, here as in PEFT: no module has such a name, "
+                    "or an earlier key comes first"
+                )
+        unusual = {
+            "alpha is negative, which turns its update around, here as in PEFT": [
+                module for module in modules if self.alpha(module) < 0
+            ],
+            "alpha is 0, and so is its update": [module for module in modules if self.alpha(module) == 0],
+            "PEFT loads no factors where target_modules, exclude_modules or layers_to_transform leave a "
+            "module out; they are in its file, and are merged": [
+                module for module in modules if not self.loads(module)
+            ],
+        }
+        return found + [
+            f"{what}: {len(chosen)} of {len(modules)} modules ({listed(chosen)})"
+            for what, chosen in unusual.items()
+            if chosen
+        ]
+
+
+def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
+    """Read the bytes of an `adapter_config.json`, and say everything that keeps it from being read exactly.
+
+    Returns:
+        The configuration (None where it has no meaning) and the problems, each without the name of the file.
+    """
+    try:
+        raw = strict_json(content)
+    except ValueError as error:
+        return None, [str(error)]
+    if not isinstance(raw, dict):
+        return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
+    if (kind := raw.get("peft_type")) != "LORA":
+        return None, [f"peft_type is {brief(kind)}: only LORA is supported"]
+
+    problems = [
+        f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
+    ]
+    if raw.get("bias") not in (None, "none"):
+        problems.append(f"bias is {brief(raw['bias'])}: bias vectors were trained too; not supported")
+    if (init := raw.get("init_lora_weights")) is not None and (
+        not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
+    ):
+        problems.append(
+            f"init_lora_weights is {brief(init)}: this initialisation changes the base weights, so s·B·A is "
+            "not the update of the original base; not supported unless converted by PEFT's save_pretrained("
+            "path_initial_model_for_weight_conversion=...)"
+        )
+    known = {*AdapterConfig.model_fields, *_REFUSED, *_WITHOUT_EFFECT}
+    problems += [
+        f"{brief(key)} is {brief(value)}: an unknown setting, whose effect on the update is not known"
+        for key, value in raw.items()
+        if key not in known and value
+    ]
+    try:
+        # PEFT writes null for "not set", but not for these two: it cannot load an adapter in which they are.
+        said = {key: one for key, one in raw.items() if one is not None or key in {"r", "lora_alpha"}}
+        config = AdapterConfig.model_validate(said)
+    except ValidationError as error:
+        for found in error.errors():
+            where = ".".join(shown(str(part)) for part in found["loc"])
+            problems.append(
+                f"{where} is {brief(found['input'])}: {found['msg'][0].lower()}{found['msg'][1:]}"
+            )
+        return None, problems
+    unsafe = [
+        f"{field} has the key {brief(key)}: {why}"
+        for field in ("rank_pattern", "alpha_pattern")
+        for key in getattr(config, field)
+        if (why := _why_unsafe(key))
+    ]
+    return (None if unsafe else config), problems + unsafe
+
+
+def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:
+    key = _key(pattern, module)
+    return default if key is None else pattern[key]
+
+
+def _key(pattern: Iterable[str], module: str) -> str | None:
+    """The first key that PEFT's rule matches: the whole name, or its end from any dot on."""
+    return next((key for key in pattern if re.match(_as_peft(key), module)), None)
+
+
+def _as_peft(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+def _names(said: Iterable[str], module: str, *, unknown: bool) -> bool:
+    """Whether a setting names a module: a list by its end from any dot on, a text as a regular expression.
+
+    Args:
+        said: The setting.
+        module: The module.
+        unknown: What to answer where the expression is not run.
+    """
+    if isinstance(said, str):
+        return unknown if _why_unsafe(said) else re.fullmatch(said, module) is not None
+    return any(f".{module}".endswith(f".{name}") for name in said)
+
+
+def _layer(patterns: Collection[str], module: str) -> int | None:
+    """The number of the layer that PEFT finds in a module's name."""
+    prefixes = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
+    found = (re.match(rf"{prefix}\.(?P<index>\d+)\.", module) for prefix in prefixes)
+    return next((int(one["index"]) for one in found if one), None)
+
+
+def _why_unsafe(key: str) -> str | None:
+    r"""Why a pattern is not run: it is no regular expression, or matching it could take for ever.
+
+    Backtracking is polynomial of low degree, in names of at most MAX_NAME characters, when at most two
+    quantifiers and two groups occur and no group is repeated; one that may be left out, `(...)?`, is not.
+    PEFT's usual keys (names, `^name`, `.*layers\.\d+\.q_proj`, `(?:q|v)_proj`) pass.
+    """
+    bare = re.sub(r"\\.|\[[^\]]*\]", "x", key).replace("(?:", "(")
+    if len(key) > _MAX_PATTERN:
+        return f"longer than {_MAX_PATTERN} characters"
+    repeats, groups = len(re.findall(r"[*+?{]", bare)), bare.count("(")
+    if "(?" in bare or re.search(r"\)[*+{]", bare) or repeats > 2 or groups > 2:
+        return (
+            "too complex to match safely; expected a module name, or at most two groups, two of * + ? {, and "
+            "no (...)* or lookaround"
+        )
+    try:
+        re.compile(_as_peft(key))
+    except re.error as error:
+        return f"not a regular expression ({error})"
+    return None

@@ -1,0 +1,256 @@
+"""The Fréchet problem on Pymanopt's own manifolds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import pymanopt
+import torch
+from pymanopt.manifolds.manifold import Manifold
+from torch import Tensor
+
+from riemerge.errors import RecipeError
+from riemerge.frechet.batched import step_off
+from riemerge.frechet.formulation import Evaluation, Formulation, Point
+from riemerge.manifolds.guests.guarded import guarded, is_finite, random_like
+from riemerge.manifolds.guests.membership import broken_law, refusal
+
+# Central differences of a user's cost and the share by which they may miss the gradient, besides round-off.
+_STEP, _SLOPE = 1e-5, 1e-2
+
+
+@final
+class Stock(Formulation):
+    """Pymanopt's own manifolds, on numpy (or whatever their points are): one module.
+
+    Args:
+        manifold: The manifold; what solvers move on is `Guarded`.
+        points: T of its points.
+        weights: (T, 1), of sum one.
+        squared: A user's own squared distance, differentiated by Pymanopt's autograd; None for the geodesic
+            one, by `log` and `dist`.
+        initial_point: A user's start, or None.
+        places: The index of each point among those that were given.
+
+    Raises:
+        RecipeError: Something that is no point of the manifold; a manifold without `log` and `dist`, or
+            whose geodesics break their laws.
+    """
+
+    def __init__(
+        self,
+        manifold: Manifold,
+        points: Sequence[Point],
+        weights: Tensor,
+        squared: Any,
+        initial_point: Point | None,
+        places: Sequence[int],
+    ) -> None:
+        self.manifold = guarded(manifold)
+        self.k = 1
+        self.candidates = list(points)
+        self.weights = [float(w) for w in weights[:, 0]]
+        self.problem: pymanopt.Problem | None = None
+        self.squared = squared
+        named = [(f"point {i}", y) for i, y in zip(places, points, strict=True)]
+        named += [] if initial_point is None else [("initial_point", initial_point)]
+        reasons = [(name, refusal(manifold, y)) for name, y in named]
+        problems = [f"{manifold}: {name} is no point of it: {why}" for name, why in reasons if why]
+        if problems:
+            raise RecipeError(problems)
+        if squared is None:
+            self._refuse_lawless(manifold)
+        else:
+
+            @pymanopt.function.autograd(manifold)  # type: ignore[untyped-decorator]
+            def cost(*x: Any) -> Any:
+                at = x[0] if manifold.num_values == 1 else x
+                return sum(w * squared(at, y) for w, y in zip(self.weights, self.candidates, strict=True)) / 2
+
+            self.problem = pymanopt.Problem(manifold, cost)
+
+    def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:
+        """Computes one logarithm and distance for each data point; +inf where the point is out of the set."""
+        if is_finite(point):
+            try:
+                with np.errstate(all="ignore"):
+                    return self._evaluated(point)
+            except np.linalg.LinAlgError:
+                pass
+        nothing = [np.nan] * len(self.weights)
+        return _evaluation(np.inf, self.manifold.zero_vector(self.candidates[0]), 0.0, nothing)
+
+    def _evaluated(self, point: Point) -> Evaluation:
+        valid = True
+        if self.problem is not None:
+            squared = [float(self.squared(point, y)) for y in self.candidates]
+            try:
+                gradient = self.problem.riemannian_gradient(point)
+            except NotImplementedError as error:
+                raise RecipeError(f"{self.manifold}: {error}, so no cost on it has a gradient") from error
+        else:
+            logs = [self.manifold.log(point, y) for y in self.candidates]
+            lengths = [self.manifold.norm(point, v) for v in logs]
+            distances = [float(self.manifold.dist(point, y)) for y in self.candidates]
+            # Pymanopt's logarithms are silent at the cut locus (on the sphere the log of the antipode is
+            # zero). Round-off of positive definite matrices of condition 1e12 is 1e-4.
+            valid = bool(np.allclose(lengths, distances, rtol=1e-3, atol=1e-6))
+            squared = [d * d for d in distances]
+            gradient = sum((-w * v for w, v in zip(self.weights, logs, strict=True)), 0 * logs[0])
+        cost = 0.5 * sum(w * d for w, d in zip(self.weights, squared, strict=True))
+        norm = float(self.manifold.norm(point, gradient))
+        if not (valid and np.isfinite(cost) and np.isfinite(norm)):
+            cost, gradient, norm = np.inf, self.manifold.zero_vector(point), 0.0
+        return _evaluation(cost, gradient, norm, squared)
+
+    def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
+        """Computes the same, and follows the logarithms: NaN where the manifold has no exp or no log, or the
+        distance is a user's own. Distances are the manifold's, whatever the cost; NaN where it has none.
+        """
+        evaluation = self.evaluate(point)
+        distances, missed = [], []
+        for y in self.candidates:
+            distances.append(self._known(self.manifold.dist, point, y))
+            missed.append(np.nan if self.squared is not None else self._known(self._miss, point, y))
+        squared = torch.tensor(distances, dtype=torch.float64).square().unsqueeze(-1)
+        return evaluation._replace(squared=squared), torch.tensor(missed, dtype=torch.float64).unsqueeze(-1)
+
+    def _miss(self, point: Point, other: Point) -> float:
+        """Returns the distance of exp(log) from a point."""
+        arrival = self.manifold.exp(point, self.manifold.log(point, other))
+        return float(self.manifold.dist(arrival, other))
+
+    @staticmethod
+    def _known(verb: Any, point: Point, other: Point) -> float:
+        """Returns a number of two points, or NaN where the manifold has none."""
+        try:
+            return float(verb(point, other))
+        except (NotImplementedError, np.linalg.LinAlgError):
+            return np.nan
+
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keeps nothing."""
+
+    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
+        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
+        return vector
+
+    def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
+        """Returns the metric (1,)."""
+        return torch.tensor([float(self.manifold.inner_product(point, a, b))], dtype=torch.float64)
+
+    def scaled(self, factor: Tensor, vector: Point) -> Point:
+        """Multiplies a tangent vector."""
+        return float(factor[0]) * vector
+
+    def move(self, point: Point, step: Tensor, direction: Point) -> Point:
+        """Follows the geodesic where there is one, else retracts."""
+        return self.manifold.exp(point, float(step[0]) * direction)
+
+    def choose(self, mask: Tensor, a: Point, b: Point) -> Point:
+        """Takes a or b."""
+        return a if bool(mask[0]) else b
+
+    def differentiate(
+        self,
+        point: Point,
+        direction: Point,
+        field: Point,
+        ahead: tuple[Point, Point],
+        behind: tuple[Point, Point],
+    ) -> Point:
+        """Transports the values to the point and takes their central difference."""
+        here = [self.manifold.transport(there, point, value) for there, value in (ahead, behind)]
+        return self.manifold.to_tangent_space(point, 0.5 * (here[0] - here[1]))
+
+    def start(self, initial_point: Point | None) -> Point:
+        """Returns the first of the data, or a user's point."""
+        return self.candidates[0] if initial_point is None else initial_point
+
+    def moved_off(self, x: Point, attempt: int) -> Point:
+        """Returns x moved by a seeded step; later attempts go farther."""
+        ambient = self.manifold.embedding(x, self.manifold.zero_vector(x))
+        vector = self.manifold.projection(x, random_like(ambient, np.random.default_rng(attempt)))
+        vector = self.manifold.to_tangent_space(x, vector)
+        return self.manifold.exp(x, step_off(attempt) / self.manifold.norm(x, vector) * vector)
+
+    def solution(self, point: Point) -> Point:
+        """Returns the point itself."""
+        return point
+
+    def refuse_gradient(self, point: Point) -> None:
+        """Refuses a user's cost whose gradient is not its slope at a point, nor at two near it (at one of
+        which alone the cost may not be smooth).
+
+        Raises:
+            RecipeError: The slope is another.
+        """
+        if self.problem is None:
+            return
+        slopes: tuple[float, float] | None = None
+        for place in (point, self.moved_off(point, 0), self.moved_off(point, 1)):
+            slopes = self._other_slope(place)
+            if slopes is None:
+                return
+        assert slopes is not None
+        raise RecipeError(
+            f"{self.manifold}: squared_dist rises by {slopes[0]:.3g} along what Pymanopt says is its "
+            f"gradient, of length {slopes[1]:.3g}: either it is not written with autograd.numpy throughout, "
+            "or the manifold's euclidean_to_riemannian_gradient is wrong (that of Pymanopt's UnitaryGroup is)"
+        )
+
+    def _other_slope(self, point: Point) -> tuple[float, float] | None:
+        """Returns the slope along the gradient, by central differences, and its length, where they differ."""
+        evaluation = self.evaluate(point)
+        norm = float(evaluation.norms[0])
+        if not norm > 0:
+            return None
+        unit = 1 / norm * evaluation.gradient
+        costs = [float(self.evaluate(self.manifold.exp(point, h * unit)).cost[0]) for h in (_STEP, -_STEP)]
+        slope = (costs[0] - costs[1]) / (2 * _STEP)
+        noise = 1e3 * np.finfo(float).eps * abs(float(evaluation.cost[0])) / _STEP
+        return (slope, norm) if abs(slope - norm) > _SLOPE * norm + noise else None
+
+    def _refuse_lawless(self, manifold: Manifold) -> None:
+        """Refuses a manifold without the verbs of a mean, and one whose verbs contradict each other."""
+        try:
+            self._known_verbs(self.candidates[0], self.candidates[-1])
+            broken = broken_law(manifold, self.candidates)
+        except NotImplementedError as error:
+            raise RecipeError(
+                f"{manifold}: {error}. A Fréchet mean needs log, dist and retraction; or pass a squared_dist "
+                "of your own with gradient='autograd'"
+            ) from error
+        if broken is not None:
+            raise RecipeError(
+                f"{manifold}: its exp, log and dist contradict each other, so there is no mean by them: "
+                f"{broken}. That is a fault of the manifold; pass a squared_dist of your own with "
+                "gradient='autograd'"
+            )
+
+    def _known_verbs(self, point: Point, other: Point) -> None:
+        """Raises NotImplementedError where log, dist, or a way to move is missing."""
+        for verb in (self.manifold.manifold.log, self.manifold.manifold.dist):
+            try:
+                with np.errstate(all="ignore"):
+                    verb(point, other)
+            except np.linalg.LinAlgError:
+                continue
+        zero = self.manifold.zero_vector(point)
+        try:
+            self.manifold.retraction(point, zero)
+        except NotImplementedError:
+            self.manifold.exp(point, zero)
+
+
+def _evaluation(cost: float, gradient: Point, norm: float, squared: list[float]) -> Evaluation:
+    """Returns what is known of one module."""
+    return Evaluation(
+        torch.tensor([cost], dtype=torch.float64),
+        gradient,
+        torch.tensor([norm], dtype=torch.float64),
+        torch.tensor(squared, dtype=torch.float64).unsqueeze(-1),
+        torch.zeros((len(squared), 1), dtype=torch.float64),
+    )

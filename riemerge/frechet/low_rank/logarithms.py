@@ -1,0 +1,219 @@
+"""All logarithms of one pass of a Fréchet mean at once: from a point to data that carry their alignments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+from riemerge.manifolds import linalg
+from riemerge.manifolds.base import scaled
+from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.stiefel_log import (
+    FibreLog,
+    completed,
+    continued,
+    fibre_log,
+    normal_factor,
+)
+
+# Turns of a completion that started from that of a point nearby, before it is started from scratch.
+_WARM_TURNS = 8
+_TURNS = 100
+# What may be left of the block C at least: the round-off of each precision.
+_ROUND_OFF = {torch.float64: 1e-13, torch.float32: 1e-5}
+
+
+class Pass(NamedTuple):
+    """What one pass over T data and K modules finds at a point x = (U, B, V).
+
+    Attributes:
+        squared: Squared lengths of the logarithms, (T, K).
+        valid: Whether each was found, boolean (T, K).
+        mean: sum_i w_i log_x(y_i O_i), (K, m + r + n, r).
+        momentum: Of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
+        values: Eigenvalues of B, (K, r).
+        basis: Eigenvectors of B, (K, r, r).
+        products: U'U_i O_i and V'V_i O_i, (2, T, K, r, r).
+        rotations: What the frames were completed to, (2, T, K, 2 r, 2 r); a start for a point nearby.
+        generators: Their logarithms, likewise.
+    """
+
+    squared: Tensor
+    valid: Tensor
+    mean: Tensor
+    momentum: Tensor
+    values: Tensor
+    basis: Tensor
+    products: Tensor
+    rotations: Tensor
+    generators: Tensor
+
+    def narrowed(self, modules: Tensor) -> Pass:
+        """Returns the same for some of the modules."""
+        return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, _AXES, strict=True)))
+
+    def replaced(self, modules: Tensor, other: Pass) -> Pass:
+        """Returns the same with another pass for some of the modules, in the wider of two precisions."""
+        return Pass(*(replaced(x, axis, modules, y) for x, y, axis in zip(self, other, _AXES, strict=True)))
+
+
+# Where the parts of a pass have their modules.
+_AXES = (1, 1, 0, 1, 0, 0, 2, 2, 2)
+
+
+def replaced(whole: Tensor, axis: int, places: Tensor, part: Tensor) -> Tensor:
+    """Returns a tensor with others in some places along an axis, in the wider of two dtypes."""
+    dtype = torch.promote_types(whole.dtype, part.dtype)
+    return whole.to(dtype).index_copy(axis, places, part.to(dtype))
+
+
+@final
+class AlignedLogarithms:
+    """Data y_i = (U_i, diag(l_i), V_i) of a Fréchet problem, prepared for many passes.
+
+    A logarithm between frames needs only M = U'U_i O_i and N'N, the Gram matrix of what is normal to U: it is
+    U A + (U_i O_i - U M) N^-1 B. So all that is tall are a few products with all data side by side, and
+    everything else happens in one batch of both sides, all data and all modules. The results are those of
+    `FixedRank.logarithm` for frames with n >= 2r rows.
+
+    Args:
+        total: The FixedRank manifold; its frames have at least 2r rows.
+        points: (T, K, m + r + n, r), float64, with diagonal cores.
+        weights: (T, K).
+    """
+
+    def __init__(self, total: FixedRank, points: Tensor, weights: Tensor) -> None:
+        u, b, v = total.split(points)
+        self._total = total
+        self._weights = weights
+        # Transposed, the data side by side: (K, T r, rows), of which each is a block without gaps.
+        frames = [torch.cat(tuple(side.mT), dim=-2) for side in (u, v)]
+        self._frames = {dtype: tuple(side.to(dtype) for side in frames) for dtype in _ROUND_OFF}
+        self._cores = torch.diagonal(b, dim1=-2, dim2=-1)
+
+    @staticmethod
+    def applies(total: FixedRank) -> bool:
+        """Tells whether the frames of a manifold have room for geodesics in general position."""
+        return min(total.m, total.n) >= 2 * total.r
+
+    def narrowed(self, modules: Tensor) -> Self:
+        """Returns the same for some of the modules."""
+        narrow = object.__new__(type(self))
+        narrow._total = self._total.with_modules(modules.numel())
+        narrow._weights = self._weights[:, modules]
+        narrow._frames = {
+            dtype: tuple(side[modules] for side in frames) for dtype, frames in self._frames.items()
+        }
+        narrow._cores = self._cores[:, modules]
+        return narrow
+
+    def at(
+        self,
+        x: Tensor,
+        alignments: Tensor,
+        *,
+        earlier: Pass | None = None,
+        tolerance: Tensor | None = None,
+        turns: int | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Pass:
+        """Computes all logarithms at one point.
+
+        Args:
+            x: (K, m + r + n, r), feasible.
+            alignments: O_i, (T, K, r, r).
+            earlier: A pass at a point nearby, whose completions are continued; from scratch without it.
+            tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
+                off by that much, their squares by its square. To round-off without it.
+            turns: Of a completion that starts from scratch, at most.
+            dtype: In which the logarithms of the frames are computed; float32 costs less than half. The
+                cores, whose logarithms lose digits to their condition, are always in float64.
+        """
+        r, (count, k) = self._total.r, self._weights.shape
+        u, b, v = self._total.split(x)
+        points, frames, turned = (u.to(dtype), v.to(dtype)), self._frames[dtype], alignments.to(dtype)
+        sides, grams = [], []
+        for point, data in zip(points, frames, strict=True):
+            product = data @ point
+            # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
+            inside = product @ point.mT
+            normal = torch.sub(data, inside, out=inside).unflatten(-2, (count, r))
+            grams.append((normal @ normal.mT).movedim(-3, 0))
+            sides.append(product.unflatten(-2, (count, r)).movedim(-3, 0).mT)
+        products = torch.stack(sides) @ turned
+        gram = (turned.mT @ torch.stack(grams) @ turned).reshape(-1, r, r)
+        flat = products.reshape(-1, r, r)
+        normal, found = normal_factor(linalg.sym(gram))
+        frame = torch.cat((flat, normal), dim=-2)
+        goal = torch.full_like(flat[:, 0, 0], _ROUND_OFF[dtype])
+        if tolerance is not None:
+            goal = torch.maximum(goal, tolerance.to(dtype).expand(2, count, k).reshape(-1))
+        log, settled = self._settled(frame, earlier, goal, _TURNS if turns is None else turns)
+        upper, lower = log.upper, log.lower
+        inside = torch.linalg.solve_triangular(normal, lower, upper=True)
+        squares = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
+        squares = squares.reshape(2, count, k)
+        settled = (settled & found).reshape(2, count, k)
+        shape = (2, count, k, r, r)
+        upper, inside = upper.reshape(shape), inside.reshape(shape)
+
+        values, basis = torch.linalg.eigh(b)
+        core, cross, core_squares = self._cores_at(values, basis, alignments)
+        turning = basis.mT @ linalg.skew(upper[0] + upper[1]).double() @ basis / 2
+        weights = self._weights
+        means = []
+        for point, data, a, w, m in zip(points, frames, upper, inside, products, strict=True):
+            along = scaled(weights, a - m @ w).sum(dim=0)
+            across = scaled(weights, turned @ w).movedim(0, -3).flatten(-3, -2)
+            means.append((point @ along + data.mT @ across).double())
+        return Pass(
+            squared=squares[0] + squares[1] + core_squares,
+            valid=settled[0] & settled[1] & torch.isfinite(core_squares),
+            mean=self._total.join(means[0], core, means[1]),
+            momentum=turning - cross,
+            values=values,
+            basis=basis,
+            products=products.double(),
+            rotations=log.rotation.reshape(2, count, k, 2 * r, 2 * r),
+            generators=log.log.reshape(2, count, k, 2 * r, 2 * r),
+        )
+
+    def _settled(
+        self, frame: Tensor, earlier: Pass | None, goal: Tensor, turns: int
+    ) -> tuple[FibreLog, Tensor]:
+        """Returns the paths to frames, and whether each is a logarithm, pair by pair."""
+        if earlier is None:
+            found = fibre_log(frame, completed(frame), goal, turns)
+            return found, (found.residual <= goal) & found.regular
+        rotation, log = (x.flatten(0, 2).to(frame.dtype) for x in (earlier.rotations, earlier.generators))
+        rest, near = continued(frame, rotation, log)
+        rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
+        found = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
+        settled = near & (found.residual <= goal) & found.regular
+        cold = torch.nonzero(~settled).squeeze(-1)
+        if cold.numel():
+            again = fibre_log(frame[cold], completed(frame[cold]), goal[cold], turns)
+            found = FibreLog(*(x.index_copy(0, cold, y) for x, y in zip(found, again, strict=True)))
+            settled = settled.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
+        return found, settled
+
+    def _cores_at(self, values: Tensor, basis: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's
+        eigenbasis, (T, K, r, r); and squared distances (T, K).
+        """
+        turned = alignments @ basis
+        root = values.sqrt()
+        white = (turned.mT * self._cores.unsqueeze(-2)) @ turned / (root.unsqueeze(-1) * root.unsqueeze(-2))
+        # A core may be positive to Cholesky and not to eigh, by round-off: a step too far, with no logarithm.
+        there = torch.isfinite(white).all(dim=(-2, -1), keepdim=True)
+        white = torch.where(there, white, linalg.eye_like(white))
+        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(white))
+        logs = torch.where(there.squeeze(-1), eigenvalues.clamp_min(0).log(), torch.nan)
+        small = (vectors * torch.nan_to_num(logs, neginf=0).unsqueeze(-2)) @ vectors.mT
+        ratio = root.unsqueeze(-2) / root.unsqueeze(-1)
+        mean = scaled(self._weights, small).sum(dim=0) * (root.unsqueeze(-1) * root.unsqueeze(-2))
+        # B^-1 D - D B^-1 for D = B^(1/2) S B^(1/2).
+        cross = small * (ratio - ratio.mT)
+        return linalg.sym(basis @ mean @ basis.mT), cross, logs.square().sum(dim=-1)

@@ -1,0 +1,1 @@
+"""Quadratic costs on matrices of one rank: the cost, and its descent."""

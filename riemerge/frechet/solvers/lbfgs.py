@@ -1,0 +1,383 @@
+"""Limited-memory BFGS as a Pymanopt optimizer, with a step and a Hessian of its own for every module."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from pymanopt import Problem
+from pymanopt.manifolds.manifold import Manifold
+from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
+from torch import Tensor
+
+from riemerge.frechet.low_rank.carrier import Carrier
+from riemerge.frechet.low_rank.search_space import JointManifold
+from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.manifolds.guests.guarded import guarded, is_finite
+from riemerge.manifolds.linalg import frobenius
+
+# A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
+_LEAST_COSINE = 1e-6
+_SUFFICIENT_DECREASE = 1e-4
+_SHORTEST = 1e-12
+
+
+class _Pair(NamedTuple):
+    """A step s, the change y of the gradient along it, both as functionals, 1 / <s, y>, or 0 where that is no
+    curvature, and the size <s, y> / <y, P y> of the inverse Hessian that it shows.
+    """
+
+    step: Any
+    change: Any
+    of_step: Any
+    of_change: Any
+    inverse: Any
+    size: Any
+
+
+@final
+class LBFGS(Optimizer):  # type: ignore[misc]
+    """Limited-memory BFGS for any Pymanopt problem.
+
+    Minimises with the direction -H grad, H the BFGS approximation of the inverse Hessian from the last few
+    steps, started from the problem's preconditioner. Steps and changes of the gradient are carried along by
+    the manifold's transport. On the torch manifolds of this package all inner products, and so H, are of
+    each module by itself: a stack of problems runs as if each ran alone.
+
+    Args:
+        memory: How many pairs of steps and changes are kept.
+        line_searcher: Pymanopt's protocol; by default backtracking from a step of one, which Pymanopt's own
+            do not try. One that gives each module its own step says in `moved` along which vector it went,
+            and sees to it that each descends.
+        rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
+            Not for a preconditioner that is of the Hessian's size already.
+        kwargs: Of Pymanopt's `Optimizer`.
+
+    Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
+    where <s, y> is not positive.
+    """
+
+    def __init__(
+        self, *, memory: int = 20, line_searcher: Any = None, rescale: bool = True, **kwargs: Any
+    ) -> None:
+        if memory < 1:
+            raise ValueError(f"LBFGS: memory is {memory}; at least 1 is needed")
+        super().__init__(**kwargs)
+        self._memory = memory
+        self._rescale = rescale
+        self._line_searcher = _Backtracking() if line_searcher is None else line_searcher
+        self._pairs: list[_Pair] = []
+        self._algebra: _Algebra | None = None
+        self._resumed = False
+
+    def narrow(self, modules: Tensor, manifold: TorchManifold) -> None:
+        """Goes on with some of the modules of a stack, on the manifold that is theirs: the next `run` starts
+        with what is known of them.
+        """
+        self._pairs = [
+            _Pair(*(None if part is None else part[modules.to(part.device)] for part in pair))
+            for pair in self._pairs
+        ]
+        if self._algebra is not None:
+            self._algebra.narrow(modules, manifold)
+        self._resumed = True
+
+    def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
+        """Iterates until one of the optimizer's own stopping rules holds."""
+        manifold = guarded(problem.manifold)
+        searcher: Any = copy.deepcopy(self._line_searcher)
+        own = hasattr(searcher, "moved")
+        point = manifold.random_point() if initial_point is None else initial_point
+        if self._algebra is None or not self._resumed:
+            self._pairs, self._algebra = [], _algebra(manifold, point, self._memory)
+        algebra, self._resumed = self._algebra, False
+        began = time.time()
+        self._initialize_log(optimizer_parameters={"memory": self._memory})
+        cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
+        pulled, step_size, iteration = algebra.pulled(gradient), np.inf, 0
+        while True:
+            # Norm over the whole stack. A per-module monitor does not need it.
+            needed = self._min_gradient_norm > 0 or self._log_verbosity > 0
+            norm = manifold.norm(point, gradient) if needed else np.inf
+            iteration += 1
+            self._add_log_entry(iteration=iteration, point=point, cost=cost, gradient_norm=norm)
+            reason = self._check_stopping_criterion(
+                start_time=began, step_size=step_size, gradient_norm=norm, iteration=iteration
+            )
+            if reason:
+                break
+            direction = -self._applied(problem, algebra, point, pulled)
+            slope = np.nan if own else manifold.inner_product(point, gradient, direction)
+            if not own and not slope < 0:
+                self._pairs = []
+                direction, slope = -gradient, -manifold.inner_product(point, gradient, gradient)
+            step_size, arrival = searcher.search(problem.cost, manifold, point, direction, cost, slope)
+            if own:
+                step = searcher.moved
+            else:
+                length = manifold.norm(point, direction)
+                step = step_size / length * direction if length > 0 else direction
+            cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
+            pulled = self._carry(problem, algebra, (point, step, pulled), (arrival, after))
+            point, gradient = arrival, after
+        self._pairs, self._algebra = [], None
+        return self._return_result(
+            start_time=began,
+            point=point,
+            cost=cost,
+            iterations=iteration,
+            stopping_criterion=reason,
+            cost_evaluations=iteration,
+            step_size=step_size,
+            gradient_norm=manifold.norm(point, gradient),
+        )
+
+    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
+        """Returns H v, a tangent vector, of a kept vector by the two-loop recursion."""
+        shares = []
+        for pair in reversed(self._pairs):
+            share = pair.inverse * algebra.applied(point, pair.of_step, vector)
+            vector = algebra.added(vector, -share, pair.change)
+            shares.append(share)
+        vector = algebra.preconditioned(problem, point, vector)
+        if self._pairs and self._rescale:
+            vector = algebra.scaled(self._pairs[-1].size, vector)
+        for pair, share in zip(self._pairs, reversed(shares), strict=True):
+            back = pair.inverse * algebra.applied(point, pair.of_change, vector)
+            vector = algebra.added(vector, share - back, pair.step)
+        return algebra.manifold.to_tangent_space(point, algebra.pushed(vector))
+
+    def _carry(
+        self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
+    ) -> Any:
+        """Carries the pairs to a new point and adds the newest: (point, step, gradient as it is kept),
+        (arrival, gradient); returns the last as it is kept.
+        """
+        (point, step, gradient), (arrival, new) = before, after
+        kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
+        old = [part for pair in kept for part in (pair.step, pair.change)]
+        step, gradient, *old = algebra.advanced(point, arrival, [algebra.pulled(step), gradient, *old])
+        new = algebra.pulled(new)
+        change = new - gradient
+        known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
+        known = algebra.kept(arrival, known, old)
+        of_step, of_change = algebra.functionals(arrival, [step, change])
+        curved = algebra.applied(arrival, of_change, step)
+        lengths = algebra.applied(arrival, of_change, change) * algebra.applied(arrival, of_step, step)
+        inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
+        size = None
+        if self._rescale:
+            conditioned = algebra.preconditioned(problem, arrival, change)
+            shown = inverse * algebra.applied(arrival, of_change, conditioned)
+            size = algebra.inverse(shown, inverse > 0, kept[-1].size if kept else 1.0)
+        self._pairs = [
+            _Pair(s, y, f, g, pair.inverse, pair.size)
+            for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
+        ]
+        self._pairs.append(_Pair(step, change, of_step, of_change, inverse, size))
+        return new
+
+
+class _Algebra(ABC):
+    """Vectors, functionals and numbers of the recursion: of whole points, or module by module. Abstract.
+
+    Args:
+        manifold: Where the points are.
+    """
+
+    def __init__(self, manifold: Manifold) -> None:
+        self.manifold = manifold
+
+    @abstractmethod
+    def pulled(self, vector: Any) -> Any:
+        """Returns a tangent vector at the current point as it is kept."""
+
+    @abstractmethod
+    def pushed(self, vector: Any) -> Any:
+        """Returns a kept vector as a tangent vector at the current point."""
+
+    @abstractmethod
+    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+        """Applies the problem's preconditioner at the current point to a kept vector."""
+
+    @abstractmethod
+    def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+        """Makes another point the current one; returns kept vectors as they are kept from now on."""
+
+    @abstractmethod
+    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
+        """Returns <v, .> for kept vectors v."""
+
+    @abstractmethod
+    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+        """Returns the functionals of kept vectors at a new point, given those at the last."""
+
+    @abstractmethod
+    def applied(self, point: Any, functional: Any, vector: Any) -> Any:
+        """Returns the number, or one for each module, that a functional gives for a kept vector."""
+
+    @abstractmethod
+    def scaled(self, factor: Any, vector: Any) -> Any:
+        """Multiplies a kept vector."""
+
+    @abstractmethod
+    def added(self, vector: Any, factor: Any, other: Any) -> Any:
+        """Adds a multiple of a kept vector to another one."""
+
+    @abstractmethod
+    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+        """Returns 1 / number where a condition holds, and another number elsewhere."""
+
+    @abstractmethod
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
+        """Goes on with some of the modules, on the manifold that is theirs."""
+
+
+def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
+    # To carry costs by the square of the rows, to transport a memory by their product with it.
+    rows = memory * point.shape[-1] if isinstance(point, Tensor) else 0
+    if isinstance(manifold, JointManifold) and max(manifold.total.m, manifold.total.n) <= rows:
+        return _Carried(manifold, point)
+    return _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
+
+
+class _Transported(_Algebra, ABC):
+    """Keeps vectors at the current point. Abstract."""
+
+    @final
+    def pulled(self, vector: Any) -> Any:
+        return vector
+
+    @final
+    def pushed(self, vector: Any) -> Any:
+        return vector
+
+    @final
+    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+        return problem.preconditioner(point, vector)
+
+    @final
+    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+        return self.functionals(point, vectors) if vectors else []
+
+    @final
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
+        self.manifold = manifold
+
+
+@final
+class _Whole(_Transported):
+    def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+        return [self.manifold.transport(point, arrival, vector) for vector in vectors]
+
+    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
+        return vectors
+
+    def applied(self, point: Any, functional: Any, vector: Any) -> Any:
+        return self.manifold.inner_product(point, functional, vector)
+
+    def scaled(self, factor: Any, vector: Any) -> Any:
+        return factor * vector
+
+    def added(self, vector: Any, factor: Any, other: Any) -> Any:
+        return vector + factor * other
+
+    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+        return 1 / number if where else other
+
+
+class _PerModule(_Algebra, ABC):
+    """Has a number for each module. Abstract."""
+
+    @final
+    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:
+        return frobenius(functional, vector)
+
+    @final
+    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
+        return scaled(factor, vector)
+
+    @final
+    def added(self, vector: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+        return torch.addcmul(vector, factor.to(vector.dtype)[..., None, None], other)
+
+    @final
+    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
+        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
+
+
+@final
+class _Modulewise(_Transported, _PerModule):
+    def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        return list(self.manifold.transport(point, arrival, torch.stack(vectors)))
+
+    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        return list(self.manifold.lower(point, torch.stack(vectors)))
+
+
+@final
+class _Carried(_PerModule):
+    """Keeps vectors at the first point, as a `Carrier` does; in single precision, which blurs directions
+    only, and halves the memory that each of them is read from.
+    """
+
+    def __init__(self, manifold: JointManifold, point: Tensor) -> None:
+        super().__init__(manifold)
+        self._carrier = Carrier(manifold, point, torch.float32)
+
+    def pulled(self, vector: Tensor) -> Tensor:
+        return self._carrier.pull(vector)
+
+    def pushed(self, vector: Tensor) -> Tensor:
+        return self._carrier.push(vector)
+
+    def preconditioned(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
+        # Changes the turns alone, and those are kept as they are.
+        changed: Tensor = problem.preconditioner(point, vector)
+        return changed
+
+    def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        self._carrier.advance(point, arrival)
+        return vectors
+
+    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        return [self._carrier.lower(vector) for vector in vectors]
+
+    def kept(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
+        return functionals
+
+    def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
+        self.manifold = manifold
+        self._carrier.narrow(modules, manifold)
+
+
+@final
+class _Backtracking:
+    """Halves a step of one until Armijo's rule holds."""
+
+    def search(
+        self, objective: Any, manifold: Manifold, x: Any, d: Any, f0: float, df0: float
+    ) -> tuple[float, Any]:
+        """Returns the length of the step and the new point (Pymanopt's protocol)."""
+        step = 1.0
+        arrival = manifold.retraction(x, d)
+        while not _cost(objective, arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
+            step /= 2
+            if step < _SHORTEST:
+                return 0.0, x
+            arrival = manifold.retraction(x, step * d)
+        return step * manifold.norm(x, d), arrival
+
+
+def _cost(objective: Any, point: Any) -> Any:
+    """Returns the cost of a trial, +inf where a step has left the set and linear algebra fails."""
+    if not isinstance(point, Tensor) and not is_finite(point):
+        return np.inf
+    try:
+        return objective(point)
+    except np.linalg.LinAlgError:
+        return np.inf

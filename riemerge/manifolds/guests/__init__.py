@@ -1,0 +1,1 @@
+"""Pymanopt's own manifolds as guests: guarded against their faults, and checked."""

@@ -1,0 +1,267 @@
+"""The gauge of a low-rank update: (U, B, V) and (U O, O'B O, V O) are the same matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemerge.manifolds import linalg
+from riemerge.manifolds.base import GeodesicManifold, scaled
+from riemerge.manifolds.low_rank import surrogate
+from riemerge.manifolds.low_rank.curvature import group_curvature
+from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.quotient import GroupAction
+
+# Steps of the extrinsic mean; it is a start, and settles in a few.
+_MEAN_SWEEPS = 4
+# Of the spectra in the sum that the extrinsic mean starts from.
+_CONDITION = 4.0
+# Candidates, the nearest of all, that are refined by the true distance.
+_REFINED = 8
+# Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d^2 errs
+# by the square: the loose value ranks candidates, the tight one leaves logs horizontal.
+_LOOSE, _TIGHT = 3e-2, 1e-10
+_MAX_REFINEMENTS = 200
+
+
+@final
+class Orthogonal(GroupAction):
+    """O(r) acting on FixedRank: (U, B, V) . O = (U O, O'B O, V O).
+
+    Args:
+        r: Size of the group's matrices: the rank.
+    """
+
+    acts_on = FixedRank
+
+    def __init__(self, r: int) -> None:
+        if r < 1:
+            raise ValueError(f"Orthogonal: r is {r}; at least 1 is needed")
+        self.r = self.columns = r
+        self.dimension = r * (r - 1) // 2
+
+    def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
+        """Moves a point along its orbit."""
+        total = _fixed_rank(total)
+        u, b, v = total.split(point)
+        element = element.to(point.dtype)
+        return total.join(u @ element, linalg.sym(element.mT @ b @ element), v @ element)
+
+    def compose(self, first: Tensor, second: Tensor) -> Tensor:
+        """Returns first @ second."""
+        return first @ second
+
+    def exponential(self, algebra: Tensor) -> Tensor:
+        """Returns the rotation exp of a skew matrix."""
+        return linalg.exp_skew(algebra)
+
+    def vertical(self, total: GeodesicManifold, point: Tensor, algebra: Tensor) -> Tensor:
+        """Returns (U W, B W - W B, V W) for a skew W."""
+        total = _fixed_rank(total)
+        u, b, v = total.split(point)
+        algebra = algebra.to(point.dtype)
+        return total.join(u @ algebra, linalg.sym(b @ algebra - algebra @ b), v @ algebra)
+
+    def momentum(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+        """Returns (U'a + V'c)/2 - (B^-1 d - d B^-1) for a vector (a, d, c), skew."""
+        _, basis, small = self._momentum(_fixed_rank(total), point, vector)
+        return linalg.skew(basis @ small @ basis.mT)
+
+    def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+        """Solves B^-1 W B + B W B^-1 - W = momentum for skew W, in B's eigenbasis.
+
+        The equation is GeoMerge's (sec. 2.2) for the canonical metric; its divisors are at least one, so it
+        is well posed everywhere.
+        """
+        return self._gauge(_fixed_rank(total), point, vector)[0]
+
+    def _momentum(self, total: FixedRank, point: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns B's eigenvalues and eigenvectors and the momentum in that basis."""
+        u, b, v = total.split(point)
+        a, d, c = total.split(vector)
+        values, basis = torch.linalg.eigh(b.double())
+        quotient = (basis.mT @ d.double() @ basis) / values.unsqueeze(-1)
+        frames = basis.mT @ linalg.skew((u.mT @ a + v.mT @ c).double()) @ basis / 2
+        return values, basis, frames - (quotient - quotient.mT)
+
+    def random_algebra(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draws skew matrices."""
+        return linalg.skew(torch.randn(*leading, self.r, self.r, generator=generator, dtype=torch.float64))
+
+    def random_element(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draws orthogonal matrices of both determinants."""
+        return linalg.polar(torch.randn(*leading, self.r, self.r, generator=generator, dtype=torch.float64))
+
+    def extrinsic_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
+        """Averages by generalised Procrustes: the mean of `aligned_mean`."""
+        return self.aligned_mean(total, points, weights)[0]
+
+    def aligned_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Averages orbits by generalised Procrustes: align all to a reference, average in the total space,
+        repeat.
+
+        The first reference is the truncated SVD of the weighted sum of the updates, so the order of the
+        points does not matter. Alignments are those of the surrogate, so only matrices of size r are
+        decomposed; they are searched for once, and then follow the reference in both components of O(r). A
+        single point is its own mean, to the bit.
+
+        Args:
+            total: The FixedRank manifold of the points.
+            points: (T, K, m + r + n, r).
+            weights: (T, K), of sum one in each module.
+
+        Returns:
+            The mean (K, m + r + n, r), and the elements (T, K, r, r), float64, that align the points to it.
+        """
+        total = _fixed_rank(total)
+        if points.shape[0] == 1:
+            identity = linalg.eye_like(points[..., : self.r, :]).double()
+            return points[0].clone(), identity.expand(*points.shape[:2], -1, -1)
+        data, reference = surrogate.spectrum(total, points), _truncated_sum(total, points, weights)
+        both = None
+        for _ in range(_MEAN_SWEEPS):
+            both, element = surrogate.followed(data, surrogate.spectrum(total, reference), both)
+            reference = total.extrinsic_mean(self.act(total, points, element), weights)
+        return reference, surrogate.followed(data, surrogate.spectrum(total, reference), both)[1]
+
+    def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
+        """Returns the nearest representative found by `nearest`."""
+        return self.act(total, point, self.nearest(total, point, to))
+
+    def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
+        """Finds orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
+        total = _fixed_rank(total)
+        return surrogate.followed(surrogate.spectrum(total, point), surrogate.spectrum(total, to))[1]
+
+    def diagonalised(self, total: GeodesicManifold, point: Tensor) -> Tensor:
+        """Returns the representative whose core is diagonal, with falling entries."""
+        _, basis = torch.linalg.eigh(_fixed_rank(total).split(point)[1].double())
+        return self.act(total, point, basis.flip(-1))
+
+    def nearest(
+        self, total: GeodesicManifold, point: Tensor, to: Tensor, *, tolerance: float = _TIGHT
+    ) -> Tensor:
+        """Finds the orthogonal matrices (..., r, r) that bring points nearest to others, in the true
+        distance.
+
+        The function is smooth with many minima (about 2^r sign patterns), so the nearest few of about thirty
+        candidates of the surrogate, of either determinant, are refined in the true distance, by safeguarded
+        Newton steps with a diagonal model. The result depends only on the two arguments, never on earlier
+        calls, and is no certificate of a global minimum.
+
+        Args:
+            total: The FixedRank manifold of both points.
+            point: (..., m + r + n, r), broadcast against `to`.
+            to: Likewise.
+            tolerance: Refine until the vertical part of the log is this share of (1 + its length).
+        """
+        total = _fixed_rank(total)
+        leading = np.broadcast_shapes(point.shape[:-2], to.shape[:-2])
+        rows = total.m + total.r + total.n
+        flat = [x.expand(*leading, rows, self.r).reshape(-1, rows, self.r) for x in (point, to)]
+        moving, fixed = flat
+        candidates = surrogate.candidates(*(surrogate.spectrum(total, x) for x in flat))
+        found = total.logarithm(fixed, self.act(total, moving, candidates))
+        squared = torch.where(found.valid, found.squared, torch.inf)
+        nearest = torch.argsort(squared, dim=0, stable=True)[:_REFINED, :, None, None]
+        chosen = torch.take_along_dim(candidates, nearest, dim=0)
+        chosen, squared = self._refine(total, moving, fixed, chosen, _LOOSE)
+        best = torch.argmin(squared, dim=0)
+        picked = chosen[best, torch.arange(best.shape[0], device=best.device)]
+        polished, _ = self._refine(total, moving, fixed, picked.unsqueeze(0), tolerance)
+        return polished.reshape(*leading, self.r, self.r)
+
+    def _refine(
+        self, total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Descends d^2 over the group from elements (c, P, r, r); returns elements and squared distances (c,
+        P).
+        """
+        count = element.shape[0]
+        element = element.reshape(-1, self.r, self.r).clone()
+        moving, fixed = (x.expand(count, *x.shape).reshape(-1, *x.shape[-2:]) for x in (moving, fixed))
+        found = total.logarithm(fixed, self.act(total, moving, element))
+        squared = torch.where(found.valid, found.squared, torch.inf)
+        gauge, length = self._gauge(total, fixed, found.tangent)
+        damping = torch.ones_like(squared)
+        for _ in range(_MAX_REFINEMENTS):
+            busy = (length > tolerance * (1 + squared.sqrt())) & (damping > 1e-3) & torch.isfinite(squared)
+            active = torch.nonzero(busy).squeeze(-1)
+            if active.numel() == 0:
+                break
+            at, turning = fixed[active], moving[active]
+            step = _curvature_step(total, at, self.act(total, turning, element[active]), gauge[active])
+            trial = element[active] @ linalg.exp_skew(damping[active][:, None, None] * step)
+            found = total.logarithm(at, self.act(total, turning, trial))
+            value = torch.where(found.valid, found.squared, torch.inf)
+            turned, left = self._gauge(total, at, found.tangent)
+            # Round-off in d^2 (eps cond(B)) hides decreases near the minimum; there the gradient decides.
+            visible = (value - squared[active]).abs() > 1e-9 * (1 + squared[active])
+            better = torch.where(visible, value < squared[active], left < length[active])
+            damping[active] = torch.where(better, (1.5 * damping[active]).clamp_max(1), damping[active] / 4)
+            keep = active[better]
+            element[keep], squared[keep] = trial[better], value[better]
+            gauge[keep], length[keep] = turned[better], left[better]
+        return element.reshape(count, -1, self.r, self.r), squared.reshape(count, -1)
+
+    def _gauge(self, total: FixedRank, point: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gauge part of tangent vectors, and the length of what it stands for."""
+        values, basis, small = self._momentum(total, point, tangent)
+        solved = small / orbit_metric(values)
+        length = (solved * small).sum(dim=(-2, -1)).clamp_min(0).sqrt()
+        return linalg.skew(basis @ solved @ basis.mT), length
+
+
+def _fixed_rank(total: GeodesicManifold) -> FixedRank:
+    if not isinstance(total, FixedRank):
+        raise TypeError(f"Orthogonal acts on FixedRank, not on {type(total).__name__}")
+    return total
+
+
+def orbit_metric(values: Tensor) -> Tensor:
+    """Returns l_j/l_k + l_k/l_j - 1: the squared length of the vertical vector of each plane (j, k),
+    halved.
+    """
+    ratio = values.unsqueeze(-1) / values.unsqueeze(-2)
+    return ratio + ratio.mT - 1
+
+
+def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
+    """Returns the best rank-r approximation of sum_i w_i U_i B_i^p V_i' as a point; its spectrum is floored
+    to stay positive.
+
+    A power p below one draws the spectrum together, so that the noise in the largest directions does not
+    drown the smallest: to a condition of `_CONDITION` at most.
+    """
+    u, b, v = (x.double() for x in total.split(points))
+    values, basis = torch.linalg.eigh(b)
+    logs = values.clamp_min(torch.finfo(values.dtype).tiny).log()
+    condition = (logs[..., -1] - logs[..., 0]).amax(dim=0)
+    power = (math.log(_CONDITION) / condition.clamp_min(1e-300)).clamp_max(1)[..., None]
+    b = (basis * (power * logs).exp().unsqueeze(-2)) @ basis.mT
+    left = torch.cat(tuple(scaled(weights, u @ b)), dim=-1)
+    right = torch.cat(tuple(v), dim=-1)
+    (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+    rows, values, columns = torch.linalg.svd(r_left @ r_right.mT)
+    r = total.r
+    # The updates may cancel in the sum, wholly or in part, and a core must be positive.
+    size = scaled(weights, b).abs().amax(dim=(0, -2, -1)).unsqueeze(-1)
+    kept = torch.maximum(values[..., :r], 1e-3 * torch.maximum(values[..., :1], 1e-3 * size))
+    core = torch.diag_embed(kept ** (1 / power))
+    return total.join(q_left @ rows[..., :r], core, q_right @ columns[..., :r, :].mT).to(points.dtype)
+
+
+def _curvature_step(total: FixedRank, fixed: Tensor, moving: Tensor, gauge: Tensor) -> Tensor:
+    """Turns the gauge part of a log, which assumes coinciding points, into a Newton step over the group."""
+    u, b, v = (x.double() for x in total.split(fixed))
+    m, c, w = (x.double() for x in total.split(moving))
+    values, basis = torch.linalg.eigh(b)
+    left, right = (basis.mT @ (x.mT @ y) @ basis for x, y in ((u, m), (v, w)))
+    core = torch.diagonal(basis.mT @ c @ basis, dim1=-2, dim2=-1)
+    small = basis.mT @ gauge @ basis
+    step = small * orbit_metric(values) / group_curvature(values, left, right, core)
+    return -linalg.skew(basis @ step @ basis.mT)

@@ -1,0 +1,1 @@
+"""The pipeline: a recipe planned, run, measured and written."""

@@ -1,0 +1,353 @@
+"""Means among matrices of one rank: the rank is a constraint of the problem, and not a cut of its solution.
+
+Model t has the update xₜ, a weight wₜ, a positive definite form Lₜ on outputs and one Mₜ on inputs, and the
+mean is the minimiser over all X of rank at most R of
+
+    F(X) = 1/2 Σₜ wₜ tr(Lₜ (X − xₜ) Mₜ (X − xₜ)ᵀ).
+
+**Law:** where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
+exactly: at one of lower rank, F could not decrease along any matrix of rank one, so its gradient were zero
+and it were X*. So the problem lives on the manifold of matrices of rank R. Cutting X* to rank R answers
+another question, unless all forms are the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
+from riemerge.frechet.quadratic.quadratic_descent import minimise
+from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
+from riemerge.methods.elections.election import elect_globally
+from riemerge.methods.setting import Answer, Setting
+from riemerge.methods.singular.core_space import core
+from riemerge.methods.singular.singular_vectors import FLOOR, tsv
+from riemerge.updates.low_rank import LowRankUpdate
+from riemerge.updates.truncation import nearest
+
+
+def lowrank(x: Tensor, at: Setting) -> Tensor:
+    """Return the matrix of rank R nearest to all updates: with identities for forms, the cut average.
+
+    **Law:** Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
+    largest singular values.
+
+    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+
+    **Source:** Eckart and Young 1936.
+    """
+    mean: Tensor = average(x, at)
+    if at.rank is None or at.rank >= min(mean.shape):
+        return mean
+    u, sigma, vh = torch.linalg.svd(mean, full_matrices=False)
+    cut: Tensor = (u[:, : at.rank] * sigma[: at.rank]) @ vh[: at.rank]
+    return cut
+
+
+def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
+    """Find the linear map of rank R whose outputs are nearest to every model's on that model's own inputs.
+
+    Lₜ is the identity and Mₜ = Gₜ the input Gram matrix per token, shrunk as `regmean` does, with `ridge`
+    times its mean diagonal entry added to the diagonal. With M = Σ wₜ Mₜ = K Kᵀ and D RegMean's solution,
+    F(X) is 1/2 ‖(X − D) K‖² and a constant.
+
+    **Law:** X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
+    closed form. Inputs that are zero in all data have P times the weighted average.
+
+    Args:
+        x: (T, p, n) updates, reduced on the left.
+        at: With `statistics[t]["gram"]` (n, n) and `tokens`, and the values `off_diagonal` and `ridge`.
+
+    Raises:
+        NumericalError: See `regmean`.
+
+    **Source:** Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
+    Cholesky factorisation of n x n, one SVD (p, n).
+    """
+    factor, ridge = at.values["off_diagonal"], at.values["ridge"]
+    grams = (_ridged(shrunk(per_token(at, t, "gram", x), factor), ridge) for t in range(len(x)))
+    return _projected(*regressed(x, at, grams), at.rank)
+
+
+def lowrank_mats(x: Tensor, at: Setting) -> Answer:
+    """Find the matrix of rank R that is nearest in the Kronecker-factored Fisher information of every model.
+
+    Lₜ is the covariance of output gradients and Mₜ the Gram matrix of inputs, both per token, each with
+    `ridge` times its mean diagonal entry added to the diagonal.
+
+    **Law:** a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
+    without a constraint to half of the digits of `tol`, cut to rank R in the Frobenius norm or in that of the
+    mean forms. See `kronecker`.
+
+    Args:
+        x: (T, m, n) dense updates.
+        at: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values `ridge`,
+            `solver`, `tol`, `cost_tol` and `max_passes`.
+
+    Raises:
+        NumericalError: All forms are zero, or the mean ones are singular: only when `ridge` is 0.
+
+    **Source:** the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014. *Cost:*
+    needs the dense dW, and T forms of either side at once.
+    """
+    ridge = at.values["ridge"]
+    lefts, rights = (
+        torch.stack([_ridged(per_token(at, t, kind, x), ridge) for t in range(len(x))])
+        for kind in ("covariance", "gram")
+    )
+    return kronecker(lefts, rights, x, at)
+
+
+def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
+    """Find the matrix of rank R that is nearest to every model where that model's own update is large.
+
+    Lₜ = p xₜ xₜᵀ / ‖xₜ‖² + ridge I and Mₜ = q xₜᵀ xₜ / ‖xₜ‖² + ridge I, p and q the dimensions of the joint
+    column and row spaces: no data, and no unit. `sides` `inputs` has the identity for each Lₜ, `outputs` for
+    each Mₜ: those are weighted SVDs, in closed form. `target` says what is approximated: each model's own
+    update (`mean`); or for all models the same matrix Z, scaled to the norm of Σ wₜ xₜ: their TSV merge
+    (`tsv`), or their TIES merge without a trim in the reference bases of Core Space (`ties`).
+
+    **Law:** f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
+    onto the joint column and row spaces, all Lₜ commute with P and all Mₜ with Q, so F(X) is F(P X Q) and a
+    positive definite form of X − P X Q; and P X Q has no larger rank than X.
+
+    Args:
+        x: (T, p, q) in bases of the joint span.
+        at: With the values `ridge`, `sides`, `target`, `solver`, `tol`, `cost_tol` and `max_passes`.
+
+    Raises:
+        NumericalError: `ridge` is 0, which leaves directions free; or what `tsv` and `core` raise.
+
+    **Source:** this package. *Cost:* in the joint span, whatever the widths.
+    """
+    ridge, sides = at.values["ridge"], at.values["sides"]
+    if not ridge > 0:
+        raise NumericalError("ridge is 0, and the updates alone leave directions free: raise ridge")
+    # Norms first: squares of small updates would vanish.
+    unit = x / torch.linalg.matrix_norm(x).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]
+    if not bool(unit.any()):
+        return x[0]
+    targets = _TARGETS[at.values["target"]](x, at)
+
+    def forms(y: Tensor) -> Tensor:
+        size = int((sigma := torch.linalg.svdvals(torch.cat(list(y), dim=1))).gt(FLOOR * sigma[0]).sum())
+        found: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
+        return found
+
+    if sides == "inputs":
+        return _projected(*regressed(targets, at, forms(unit.mT)), at.rank)
+    if sides == "outputs":
+        return _projected(*regressed(targets.mT, at, forms(unit)), at.rank).mT
+    return kronecker(forms(unit), forms(unit.mT), targets, at)
+
+
+def _mean_targets(x: Tensor, _: Setting) -> Tensor:
+    return x
+
+
+def _tsv_targets(x: Tensor, at: Setting) -> Tensor:
+    return _like_the_mean(tsv(x, at), x, at)
+
+
+def _ties_targets(x: Tensor, at: Setting) -> Tensor:
+    left, cores, right = core(x)
+    # Without a majority: its sign would be that of arbitrary axes.
+    plain = replace(at, values={"merge_func": "mean"}, facts={"majority": 0})
+    return _like_the_mean(left @ elect_globally(cores, plain) @ right.mT, x, at)
+
+
+_TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
+    "mean": _mean_targets,
+    "tsv": _tsv_targets,
+    "ties": _ties_targets,
+}
+
+
+def _like_the_mean(one: Tensor, x: Tensor, at: Setting) -> Tensor:
+    """T times one matrix, with the norm of the weighted average."""
+    norm = torch.linalg.matrix_norm(one)
+    size: Tensor = torch.linalg.matrix_norm(average(x, at)) / torch.where(norm > 0, norm, 1.0)
+    return (size * one).expand(len(x), -1, -1)
+
+
+def _ridged(form: Tensor, ridge: float) -> Tensor:
+    ridged: Tensor = form + torch.diag_embed((ridge * form.diagonal().mean()).expand(len(form)))
+    return ridged
+
+
+def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
+    """The X of that rank with the least ‖(X − value) K‖, K the root."""
+    if rank is None or rank >= min(value.shape):
+        return value
+    u: Tensor = torch.linalg.svd(root.right(value), full_matrices=False).U[:, :rank]
+    return u @ (u.mT @ value)
+
+
+def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
+    """Minimise F among matrices of rank `at.rank`, for any positive definite forms.
+
+    In Y = Kᵀ X H, with K Kᵀ and H Hᵀ the means of the forms, the mean form is the identity: there X* is found
+    by conjugate gradients, and X on the manifold by the row's `solver`, from that start of rank R which costs
+    least: an X* of half of the digits of `tol` cut in either norm, or the right-hand side cut.
+
+    Args:
+        lefts: (T, m, m) positive semidefinite.
+        rights: (T, n, n) positive semidefinite.
+        x: (T, m, n) the updates.
+        at: With `rank` and the values `solver`, `tol`, `cost_tol` and `max_passes`.
+
+    Returns:
+        X, of the status of the solve; X* of that of the conjugate gradients where its rank is at most R to
+        half of the digits, or no rank is asked for. The cost is F; the gradient is that in Y, along matrices
+        of rank R, in units of the right-hand side.
+
+    Raises:
+        NumericalError: All forms are zero, or a mean form is singular.
+    """
+    white = _Whitened(lefts, rights, x, at.weights.to(x))
+    if not white.norm > 0:
+        return Answer(torch.zeros_like(x[0]), "EXACT", cost=white.constant * white.unit)
+    values, rank = at.values, at.rank
+    tol, budget = values["tol"], values["max_passes"]
+    constrained = rank is not None and rank < min(white.linear.shape)
+    # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
+    # manifold are thin.
+    free = white.free(white.start, min(tol**0.5, 0.03) if constrained else tol, budget)
+    if rank is None or not constrained:
+        return white.answer(free)
+    cut = nearest(free.value, rank)[0]
+    if _is_cut(free.value, cut):
+        # It may be X* itself, or a start that happens to have the rank: to be seen at the end of the way.
+        free = white.free(free.value, tol, budget)
+        cut = nearest(free.value, rank)[0]
+        if _is_cut(free.value, cut):
+            return white.answer(free)
+    problem = LowRankQuadratic(white.lefts, white.rights, white.linear, white.constant, rank)
+    starts = [cut, nearest(white.linear, rank)[0], white.there(nearest(white.back(free.value), rank)[0])]
+    points = [
+        problem.total.factor((start.B * start.scale).unsqueeze(0), start.A.mT.unsqueeze(0))
+        for start in (one.balance() for one in starts)
+        if start.rank == rank and _well_ranked(start)
+    ]
+    found = minimise(
+        problem,
+        min(points, key=problem.cost),
+        solver=values["solver"],
+        tol=tol,
+        cost_tol=values.get("cost_tol") or 0.0,
+        max_passes=budget,
+    )
+    advice = "" if found.status.name == "CONVERGED" else found.status.value
+    return Answer(
+        white.back(problem.total.matrix(found.point)[0]),
+        found.status.name,
+        advice,
+        found.status.ok,
+        free.passes + found.passes,
+        found.cost * white.unit,
+        found.slope,
+    )
+
+
+def _is_cut(value: Tensor, cut: LowRankUpdate) -> bool:
+    """Whether a matrix is its cut to half of the digits."""
+    return bool(torch.linalg.matrix_norm(value - cut.dense()) <= FLOOR * cut.norm())
+
+
+def _well_ranked(update: LowRankUpdate) -> bool:
+    """Whether the least singular value of a balanced update counts."""
+    sizes = torch.linalg.vector_norm(update.B, dim=0)
+    return bool(sizes.min() ** 2 > FLOOR * sizes.max() ** 2)
+
+
+@final
+class _Whitened:
+    """The problem in Y = Kᵀ X H / s: data of length one, forms whose mean is the identity.
+
+    Attributes:
+        lefts: (T, m, m), the weights in them.
+        rights: (T, n, n).
+        linear: (m, n), of norm 1.
+        constant: Of the cost.
+        start: (m, n), the average in these units.
+        norm: s, the norm of the right-hand side.
+        unit: That of the cost.
+    """
+
+    def __init__(self, lefts: Tensor, rights: Tensor, x: Tensor, weights: Tensor) -> None:
+        left_sizes, right_sizes = (_sizes(forms) for forms in (lefts, rights))
+        shares = weights * left_sizes * right_sizes
+        total = shares.sum()
+        if not bool(total > 0):
+            raise NumericalError("all forms are zero here: expected statistics of data that the module saw")
+        shares = shares / total
+        self._left, self.lefts = _whitened(lefts, left_sizes, shares)
+        self._right, self.rights = _whitened(rights, right_sizes, shares)
+        self.lefts = self.lefts * shares[:, None, None]
+        data = self._left.mT @ x @ self._right
+        pulled = self.lefts @ data @ self.rights
+        linear = pulled.sum(dim=0)
+        self.norm = float(torch.linalg.matrix_norm(linear))
+        scale = self.norm if self.norm > 0 else 1.0
+        self.unit = float(total) * scale**2
+        self.linear = linear / scale
+        self.constant = float((pulled * data).sum()) / (2 * scale**2)
+        self.start = torch.tensordot(shares, data, dims=1) / scale
+        self._scale = scale
+
+    def applied(self, y: Tensor) -> Tensor:
+        """The form: Σ Lₜ y Mₜ."""
+        return (self.lefts @ y @ self.rights).sum(dim=0)
+
+    def free(self, start: Tensor, tol: float, budget: int) -> Answer:
+        """The Y of X*, by conjugate gradients."""
+        return conjugate_gradients(
+            self.applied, self.linear, start, torch.ones_like(self.linear), tol, budget
+        )
+
+    def answer(self, free: Answer) -> Answer:
+        """The X of such a Y, with its cost and gradient."""
+        return free._replace(
+            value=self.back(free.value),
+            cost=self.cost(free.value),
+            gradient_norm=float(torch.linalg.matrix_norm(self.applied(free.value) - self.linear)),
+        )
+
+    def cost(self, y: Tensor) -> float:
+        """F at the X of a Y."""
+        inner = (y * (self.applied(y) / 2 - self.linear)).sum()
+        return (float(inner) + self.constant) * self.unit
+
+    def back(self, y: Tensor) -> Tensor:
+        """The X of a Y."""
+        half = torch.linalg.solve_triangular(self._left.mT, self._scale * y, upper=True)
+        x: Tensor = torch.linalg.solve_triangular(self._right, half, upper=False, left=False)
+        return x
+
+    def there(self, x: LowRankUpdate) -> LowRankUpdate:
+        """The Y of an X."""
+        return LowRankUpdate(self._left.mT @ x.B, x.A @ self._right, x.scale / self._scale)
+
+
+def _sizes(forms: Tensor) -> Tensor:
+    sizes: Tensor = forms.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    return sizes
+
+
+def _whitened(forms: Tensor, sizes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor K of the mean of the forms of one side, and K⁻¹ form K⁻ᵀ for each."""
+    forms = forms / torch.where(sizes > 0, sizes, 1.0)[:, None, None]
+    root, info = torch.linalg.cholesky_ex(torch.tensordot(shares, forms, dims=1))
+    if bool(info != 0):
+        raise NumericalError(
+            f"the mean of the forms ({len(root)} x {len(root)}) is singular to working precision: raise ridge"
+        )
+    half = torch.linalg.solve_triangular(root, forms, upper=False)
+    full = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return root, (full + full.mT) / 2

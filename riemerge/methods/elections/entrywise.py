@@ -1,0 +1,161 @@
+"""Edits of single entries: each update loses some of its entries before the mean.
+
+All of them take (T, ...) dense updates of any shape and return as many; they read `at.values`, `at.seeds` and
+`at.facts`, never `at.shape`. *Cost*: they need the dense dW, m n numbers for each model of one module at a
+time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.methods.elections.selection import above, top_mask
+from riemerge.methods.setting import Setting
+
+
+def trim(x: Tensor, at: Setting) -> Tensor:
+    """Keep the `density` of entries of largest magnitude of each update, zero elsewhere.
+
+    Law: exactly k = max(1, ⌊density · size⌋) entries of each update are kept as they are; of equal magnitudes
+    at the boundary those of lower flat index. Density 1 changes nothing. Odd, and homogeneous of degree 1.
+
+    Source: Yadav et al. 2023 (TIES), §3.1, for each tensor as in PEFT and mergekit.
+    """
+    densities = _numbers(at, "density")
+    return _kept(x, [top_mask(one, _count(p, one)) for one, p in zip(x, densities, strict=True)])
+
+
+def trim_globally(x: Tensor, at: Setting) -> Tensor:
+    """Keep the `density` of entries of largest magnitude of each whole model, zero elsewhere.
+
+    Law: over all modules together exactly k = max(1, ⌊density · size⌋) entries of each model are kept, as the
+    survey found (`election.vote`: facts `thresholds` and `ties`); of equal magnitudes at the boundary those
+    of the first modules and of lower flat index.
+
+    Source: Yadav et al. 2023 (TIES), §3.1. Their code keeps one entry more than ⌊density · size⌋.
+    """
+    return keep_above(x, at.facts["thresholds"], at.facts["ties"][at.module])
+
+
+def keep_above(x: Tensor, thresholds: Tensor, ties: tuple[int, ...]) -> Tensor:
+    """Keep the entries of each update above its threshold, and its first `ties` entries that equal it.
+
+    Args:
+        x: (T, ...) updates.
+        thresholds: (T,) magnitudes.
+        ties: T numbers of entries.
+
+    Returns:
+        The updates, zero elsewhere.
+    """
+    limits = thresholds.to(x.device)
+    return _kept(x, [above(one, limit, n) for one, limit, n in zip(x, limits, ties, strict=True)])
+
+
+def trim_both_ends(x: Tensor, at: Setting) -> Tensor:
+    """Remove the `gamma` of entries of largest magnitude of each update, then keep the `density` that follow.
+
+    Law: exactly k = max(1, ⌊density · size⌋) entries of each update are kept, those after the ⌊gamma · size⌋
+    largest; where fewer than k follow, fewer of the largest are removed. So density 1 changes nothing. Equal
+    magnitudes are ranked by flat index.
+
+    Source: Davari & Belilovsky 2023 (Model Breadcrumbs), for each tensor and with the two shares as in
+    mergekit 0.1.5.
+    """
+    masks = []
+    for one, density, gamma in zip(x, _numbers(at, "density"), _numbers(at, "gamma"), strict=True):
+        kept = _count(density, one)
+        outliers = min(int(gamma * one.numel()), one.numel() - kept)
+        masks.append(top_mask(one, outliers + kept) & ~top_mask(one, outliers))
+    return _kept(x, masks)
+
+
+def drop(x: Tensor, at: Setting) -> Tensor:
+    """Keep each entry with probability `density`, and rescale what is left.
+
+    Law: with `rescale` `expected` (where the row has no such parameter, too) kept entries are divided by the
+    density p: the expectation over seeds is the update, the variance of an entry x² (1 − p) / p. With `norm`
+    the update is multiplied so that Σ|x| stays what it was (mergekit), unless nothing is left. With `none` it
+    is left alone. Draws follow from `at.seeds` alone: each update's own CPU generator, on any device.
+
+    Source: Yu et al. 2024 (DARE), Algorithm 1.
+    """
+    return torch.stack(
+        [
+            _dropped(one, torch.full_like(one, p), at, place)
+            for place, (one, p) in enumerate(zip(x, _numbers(at, "density"), strict=True))
+        ]
+    )
+
+
+def drop_by_rank(x: Tensor, at: Setting) -> Tensor:
+    """Keep each entry with a probability that grows with its rank by magnitude in its row, and rescale.
+
+    Law: in a row of n entries the probability of the i-th smallest magnitude, i from 0, is
+    density − epsilon + 2 epsilon i / (n − 1), and the density itself in a row of one; equal magnitudes rank
+    by flat index, the lower one as the larger. `rescale` is that of `drop`, where `expected` divides each
+    entry by its own probability. Density 1 changes nothing. A row is what the first axis of an update counts;
+    an update of one axis is one row.
+
+    Raises:
+        NumericalError: A density below 1 that is not within (epsilon, 1 − epsilon).
+
+    Source: Deep et al. 2024 (DELLA-Merging), §3.1 (MAGPRUNE).
+    """
+    edited = []
+    parameters = zip(x, _numbers(at, "density"), _numbers(at, "epsilon"), strict=True)
+    for place, (one, density, epsilon) in enumerate(parameters):
+        if density == 1.0:
+            edited.append(one)
+            continue
+        if not epsilon < density < 1.0 - epsilon:
+            raise NumericalError(
+                f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): expected "
+                "density 1, or a smaller epsilon"
+            )
+        chances = density + epsilon * (2.0 * _standing(one) - 1.0)
+        edited.append(_dropped(one, chances, at, place))
+    return torch.stack(edited)
+
+
+def _numbers(at: Setting, name: str) -> list[float]:
+    """A parameter of each model."""
+    numbers: list[float] = at.values[name].tolist()
+    return numbers
+
+
+def _count(density: float, update: Tensor) -> int:
+    """How many entries a density keeps: mergekit's and PEFT's rounding, but at least one."""
+    return max(1, int(density * update.numel()))
+
+
+def _kept(x: Tensor, masks: list[Tensor]) -> Tensor:
+    return torch.where(torch.stack(masks), x, 0.0)
+
+
+def _standing(update: Tensor) -> Tensor:
+    """The rank of each magnitude in its row, from 0 for the smallest to 1; 1/2 in rows of one."""
+    rows = update.abs().reshape(update.shape[0] if update.ndim > 1 else 1, -1)
+    length = rows.shape[1]
+    if length == 1:
+        return torch.full_like(update, 0.5)
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    falling = torch.arange(length - 1, -1, -1, device=rows.device, dtype=rows.dtype) / (length - 1)
+    return torch.empty_like(rows).scatter_(1, order, falling.expand_as(rows)).view(update.shape)
+
+
+def _dropped(update: Tensor, chances: Tensor, at: Setting, place: int) -> Tensor:
+    """One update with each entry kept by its own chance, rescaled."""
+    # Drawn on the CPU, so that the device changes no bit.
+    mask = torch.bernoulli(chances.cpu(), generator=at.generator(place)).to(update.device)
+    kept = update * mask
+    match at.values.get("rescale", "expected"):
+        case "expected":
+            return kept / chances
+        case "norm":
+            before, after = update.abs().sum(), kept.abs().sum()
+            return kept * torch.where(after > 0.0, before / after, 1.0)
+        case _:
+            return kept

@@ -1,0 +1,242 @@
+"""Solving the Fréchet means of many modules: those of one size in blocks, blocks on several threads."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from time import perf_counter
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riemerge.frechet import Solution, frechet_mean
+from riemerge.manifolds.base import scaled
+from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.low_rank.orthogonal import Orthogonal
+from riemerge.manifolds.quotient import QuotientManifold
+from riemerge.methods.reduction import in_order
+from riemerge.methods.stack import Evidence, Options
+
+# Modules solved together on a CPU: at most so many, and no more than so few together where that spreads them
+# over two threads. Whatever the threads are: the bits of a solve depend on who is solved beside it, and must
+# not depend on them. Larger blocks spread the cost of Python over more modules, which also holds threads up.
+_BLOCK, _FEW = 64, 8
+SEVERAL = 10
+"""Starts that tell whether a module's inputs determine its mean (`benchmarks.verdict`)."""
+# The bound on the relative decrease of the cost at which those that go to one place are there.
+_SETTLED = 1e-6
+# Length of the step off a mean: a small part of the distances between adapters, which are one and more.
+_OFF = 0.3
+
+
+class Size(NamedTuple):
+    """The manifold of a block: (St(m, r) × SPD(r) × St(n, r))/O(r)."""
+
+    m: int
+    n: int
+    r: int
+
+
+class Solved(NamedTuple):
+    """The mean of one module as a point (m + r + n, r), and the evidence for it."""
+
+    point: Tensor
+    evidence: Evidence
+
+
+class _Block(NamedTuple):
+    """K modules of one size and as many starts: their T points (T, K, rows, r) and weights (T, K)."""
+
+    names: tuple[str, ...]
+    size: Size
+    starts: int
+    points: Tensor
+    weights: Tensor
+
+
+def solve(
+    groups: Mapping[tuple[Size, int], Mapping[str, tuple[Tensor, Sequence[float]]]],
+    options: Options,
+    *,
+    done: int,
+) -> dict[str, Solved]:
+    """Solve every module of every group.
+
+    Law: a module's result depends on the modules of its own block only, so on no number of threads.
+
+    Args:
+        groups: For each size and number of starts its modules: points (T, rows, r) and T weights of each; of
+            several starts the best counts.
+        options: What is asked of the solver.
+        done: How many modules needed no solving, for the progress.
+    """
+    blocks: list[_Block] = []
+    for (size, starts), modules in groups.items():
+        names = list(modules)
+        on_cpu = modules[names[0]][0].device.type == "cpu"
+        for part in _parts(names) if on_cpu else [tuple(names)]:
+            points = torch.stack([modules[name][0] for name in part], dim=1)
+            weights = torch.tensor([modules[name][1] for name in part], dtype=torch.float64, device="cpu")
+            blocks.append(_Block(part, size, starts, points, weights.T))
+    run = _Run(options, blocks, done)
+    solved: dict[str, Solved] = {}
+    for block, found in zip(
+        blocks, in_order(run.solve, range(len(blocks)), options.threads, run.cancelled), strict=True
+    ):
+        solved |= dict(zip(block.names, found, strict=True))
+    return solved
+
+
+def _parts(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Divides modules into blocks as equal as can be, an even number of them."""
+    count = len(names)
+    blocks = 1 if count <= _FEW else 2 * math.ceil(count / (2 * _BLOCK))
+    ends = [count * i // blocks for i in range(blocks + 1)]
+    return [tuple(names[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+@final
+class _Run:
+    """One run over all blocks: what they share, under a lock."""
+
+    def __init__(self, options: Options, blocks: Sequence[_Block], done: int) -> None:
+        self._options = options
+        self._blocks = blocks
+        self._done = done
+        self._total = done + sum(len(block.names) for block in blocks)
+        self._finished = [0] * len(blocks)
+        self._waiting = sum(block.starts for block in blocks)
+        self._began = perf_counter()
+        self._lock = threading.Lock()
+        self.cancelled = threading.Event()
+
+    def solve(self, index: int) -> list[Solved]:
+        """Solve one block, from every start."""
+        began, block, options = perf_counter(), self._blocks[index], self._options
+        asked = {
+            "solver": options.solver,
+            "tol": options.tol,
+            "cost_tol": options.cost_tol,
+            "max_passes": options.max_passes,
+            "form": options.form,
+        }
+        if options.starts == "auto" and block.starts > 1:
+            asked["cost_tol"] = min(_SETTLED, _SETTLED if options.cost_tol is None else options.cost_tol)
+        total = FixedRank(*block.size, k=len(block.names), device=block.points.device)
+        manifold = QuotientManifold(total, Orthogonal(block.size.r))
+        solutions = [
+            frechet_mean(
+                manifold,
+                list(block.points),
+                block.weights,
+                reduce=False,
+                initial_point=_start(manifold, block, options.seed or 0, start) if start else None,
+                callback=self._reporter(index, last=start == block.starts - 1),
+                # A copy each: an optimizer holds the state of its run.
+                **{name: copy.deepcopy(value) for name, value in asked.items() if value is not None},
+                **self._budget(),
+            )
+            for start in range(block.starts)
+        ]
+        seconds = (perf_counter() - began) / len(block.names)
+        return _best(total, solutions, seconds)
+
+    def _budget(self) -> dict[str, Any]:
+        """The share of the seconds left that falls to the solve that begins now."""
+        if self._options.max_seconds is None:
+            return {}
+        with self._lock:
+            left = self._options.max_seconds - (perf_counter() - self._began)
+            share = left * min(1.0, self._options.threads / self._waiting)
+            self._waiting -= 1
+        # A solver takes no empty budget; it looks at its clock after its first pass.
+        return {"max_seconds": max(share, 1e-6)}
+
+    def _reporter(self, index: int, *, last: bool) -> Callable[..., None]:
+        """A callback of the solver that says how many modules are done, and ends it where no one waits."""
+
+        def report(trace: Any) -> None:
+            if self.cancelled.is_set():
+                raise CancelledError
+            if self._options.progress is None:
+                return
+            worst = max(trace.gradient_norm.tolist(), default=0.0)
+            with self._lock:
+                if last:
+                    self._finished[index] = len(self._blocks[index].names) - trace.active
+                done = self._done + sum(self._finished)
+                text = f"pass {trace.passes}, largest gradient norm {worst:.1e}"
+                self._options.progress("merge", done, self._total, text)
+
+        return report
+
+
+def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> Tensor:
+    """A start for each module: the cheap mean of its points under other weights, Dirichlet(1) over the points
+    that count, and a step off it, since that mean may lie at the cut locus of points that share a subspace.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + start)
+    draw = torch.empty(len(block.points), 1, dtype=torch.float64, device="cpu")
+    weights = draw.exponential_(generator=generator) * (block.weights > 0)
+    mean = manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
+    noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
+    step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
+    return manifold.exp(mean, scaled(_OFF / manifold.norms(mean, step), step))
+
+
+def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[Solved]:
+    """For each module the solution of least cost, and how far the others are from it."""
+    costs = np.stack([np.where(np.isnan(solution.cost), np.inf, solution.cost) for solution in solutions])
+    best = costs.argmin(axis=0)
+    chosen = [(solutions[start], module) for module, start in enumerate(best.tolist())]
+    point = torch.stack([solution.point[module] for solution, module in chosen])
+    found: list[dict[str, Any]] = [{} for _ in chosen]
+    if len(solutions) > 1:
+        least = costs.min(axis=0)
+        apart = np.stack([_apart(total, solution.point, point).cpu() for solution in solutions])
+        # A start without a finite cost is none, and one start alone has no spread.
+        defined = np.isfinite(costs)
+        for module, spreads in enumerate(found):
+            there = defined[:, module]
+            spreads["starts"] = int(there.sum())
+            if there.sum() > 1:
+                excess = costs[there, module].max() - least[module]
+                spreads["cost_spread"] = float(excess / max(least[module], np.finfo(float).tiny))
+                spreads["update_spread"] = float(apart[there, module].max())
+    return [
+        Solved(point[module], _evidence(solution, module, seconds, spreads))
+        for (solution, module), spreads in zip(chosen, found, strict=True)
+    ]
+
+
+def _apart(total: FixedRank, points: Tensor, others: Tensor) -> Tensor:
+    """‖dW - dW'‖ / ‖dW'‖ of K pairs of points (K,)."""
+    u, core, v = total.split(points)
+    x, other, y = total.split(others)
+    left = torch.linalg.qr(torch.cat([u @ core, x @ other], dim=-1), mode="r").R
+    right = torch.linalg.qr(torch.cat([v, -y], dim=-1), mode="r").R
+    relative: Tensor = torch.linalg.matrix_norm(left @ right.mT) / torch.linalg.matrix_norm(other)
+    return relative
+
+
+def _evidence(solution: Solution, index: int, seconds: float, spreads: Mapping[str, Any]) -> Evidence:
+    status = solution.status[index]
+    return Evidence(
+        status=status.name,
+        advice=status.value,
+        ok=status.ok,
+        cost=float(solution.cost[index]),
+        gradient_norm=float(solution.gradient_norm[index]),
+        horizontality=float(solution.horizontality[index]),
+        forward_error=float(solution.forward_error[index]),
+        distances=tuple(float(distance) for distance in solution.distances[:, index]),
+        passes=int(solution.passes),
+        seconds=seconds,
+        **spreads,
+    )

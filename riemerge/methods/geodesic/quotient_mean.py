@@ -1,0 +1,282 @@
+"""The quotient geometry: updates U B Vᵀ of one rank, on (Stiefel × SPD × Stiefel)/O(r)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast, final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import AdapterError, NumericalError
+from riemerge.manifolds.base import Reduction
+from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.low_rank.orthogonal import Orthogonal
+from riemerge.methods.geodesic.batches import SEVERAL, Size, Solved, solve
+from riemerge.methods.method import Method
+from riemerge.methods.reduction import Reduced, in_order, reduced
+from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
+from riemerge.updates.low_rank import LowRankUpdate
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What the first stream keeps of a module.
+
+    Attributes:
+        name: The module.
+        weights: The T weights.
+        ranks: The T ranks as edited.
+        numerical: The T numerical ranks.
+        kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
+        problems: Why it cannot be merged.
+        reduced: The module in its joint span, without what is tall of it.
+        placed: Its points; None where there is nothing to solve.
+        starts: How many starts to solve from.
+    """
+
+    name: str
+    reduced: Reduced
+    weights: tuple[float, ...]
+    ranks: tuple[int, ...]
+    numerical: tuple[int, ...]
+    kept: float | None
+    problems: tuple[str, ...]
+    placed: _Placed | None
+    starts: int
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The places of the updates that count: neither all zero nor of weight 0."""
+        counts = zip(self.numerical, self.weights, strict=True)
+        return tuple(place for place, (rank, weight) in enumerate(counts) if rank > 0 and weight > 0)
+
+    @property
+    def rank(self) -> int:
+        """The rank at which it is merged."""
+        return min((self.numerical[place] for place in self.used), default=0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The points of a module on the manifold on which it is solved.
+
+    Attributes:
+        points: (T, rows, r); those of left-out updates are copies of another.
+        size: Of that manifold.
+        total: The manifold of the span of all factors.
+        reduction: From that to the span of the updates that are merged.
+    """
+
+    points: Tensor
+    size: Size
+    total: FixedRank
+    reduction: Reduction
+
+
+def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
+    """Return the weighted Fréchet mean of each module: the minimiser of F = 1/2 Σ wᵢ d(x, yᵢ)².
+
+    Law: a function of the dW alone. A module is read, reduced to the span of its factors (exact: it is
+    totally geodesic) and dropped; all are solved there, in float64, in batches of one size whatever their
+    widths; each is then read again and the mean lifted. An update that is all zero has no place on the
+    manifold: it is left out of its module, and the weights of the others count in proportion. Where an update
+    has a numerical rank below its rank, all of that module are truncated to the least numerical rank: no
+    floor stands in for directions that are not there.
+
+    Raises:
+        AdapterError: The updates of a module do not have one rank.
+        NumericalError: An edit has no answer, or a distance was undefined.
+
+    Source: arXiv 2604.27155, section 3.
+    """
+    names = sorted(stack.modules)
+    read = partial(reduced, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
+    modules: dict[str, _Module] = {}
+    for module in in_order(partial(_prepared, read, stack, options), names, options.threads):
+        modules[module.name] = module
+        _report(options, "read", len(modules), len(names))
+    if problems := [problem for module in modules.values() for problem in module.problems]:
+        raise NumericalError(problems)
+    if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
+        raise AdapterError(mixed)
+
+    solved = _solved(options, modules)
+    undefined = [name for name, one in solved.items() if one.evidence.status == "UNDEFINED"]
+    if undefined:
+        raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
+    lifted = in_order(partial(_lifted, stack, options, modules, solved), names, options.threads)
+    yield from zip(names, lifted, strict=True)
+
+
+# d^2 errs by the square of what is left of the gauge.
+_ALIGNED = 1e-4
+
+
+def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate]) -> Tensor:
+    """Return the quotient distance of each update to its partner: K modules of one shape and one common rank.
+
+    Law: a metric on updates of that rank; computed in the joint span of both, in float64, on one thread (the
+    caller sees to that).
+
+    Returns:
+        (K,) float64; NaN where no geodesic was found.
+
+    Raises:
+        NumericalError: An update has a numerical rank below its rank.
+    """
+    total = FixedRank(*updates[0].shape, updates[0].rank, k=len(updates), device=updates[0].device)
+    reduction = total.reduce(torch.stack([_factored(total, updates), _factored(total, others)]))
+    small, action = reduction.manifold, Orthogonal(total.r)
+    to, point = reduction.points.double()
+    element = action.nearest(small, point, to, tolerance=_ALIGNED)
+    return small.dists(to, action.act(small, point, element))
+
+
+def _prepared(read: Callable[[str], Reduced], stack: Stack, options: Options, name: str) -> _Module:
+    """First stream: read a module and keep its points."""
+    one = read(name)
+    numerical = tuple(
+        update.numerical_rank(storage) for update, storage in zip(one.edited, stack.storage, strict=True)
+    )
+    ranks = tuple(update.rank for update in one.edited)
+    weights = stack.weights(name)
+    light = one._replace(span=one.span.without_bases())
+    starts = _starts(one, stack, options)
+    module = _Module(name, light, weights, ranks, numerical, None, one.problems, None, starts)
+    if one.problems or _mixed(stack, module) or not module.used:
+        return module
+    cut = [_cut(one.edited[place], module.rank) for place in module.used]
+    kept = [
+        (after.norm() / before.norm()) ** 2
+        for before, after in zip((one.inputs[place] for place in module.used), cut, strict=True)
+        if after is not before
+    ]
+    placed = _placed(cut, module.used, len(ranks)) if len(module.used) > 1 else None
+    return replace(module, kept=min([*kept, 1.0]) if kept else None, placed=placed)
+
+
+def _starts(one: Reduced, stack: Stack, options: Options) -> int:
+    """How many starts a module is solved from."""
+    if options.starts != "auto":
+        return int(options.starts or 1)
+    doubt = options.doubtful is None or options.doubtful(one.inputs, one.span.shape, stack.storage)
+    return SEVERAL if doubt else 1
+
+
+def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
+    return update if update.rank == rank else update.truncate(rank)
+
+
+def mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
+    """Say what is wrong with the ranks of the updates of one module that are not all zero: they differ.
+
+    Args:
+        module: Its name.
+        ranks: Name and rank of each update that counts.
+    """
+    if len({rank for _, rank in ranks}) < 2:
+        return []
+    named = ", ".join(f"{name} {rank}" for name, rank in ranks)
+    least = min(rank for _, rank in ranks)
+    advice = f"geomerge needs one rank: truncate all with --rank {least}, or use method average"
+    return [f"{module}: the ranks differ ({named}): {advice}"]
+
+
+def _mixed(stack: Stack, module: _Module) -> list[str]:
+    """Refuse updates of several ranks, by name."""
+    return mixed(module.name, [(stack.names[place], module.ranks[place]) for place in module.used])
+
+
+def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
+    """The points (K, rows, r) of K updates of one shape and rank."""
+    return total.factor(
+        torch.stack([update.B * update.scale for update in updates]),
+        torch.stack([update.A.mT for update in updates]),
+    )
+
+
+def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Placed:
+    """The points of a module's updates that are not all zero, on the manifold of their span.
+
+    It is that of every other module of as many updates, whatever its width, unless the module is smaller than
+    the span: its frames are not padded, since nothing would keep a mean in the module's own rows.
+    """
+    r = updates[0].rank
+    total = FixedRank(*updates[0].shape, r, k=len(updates), device=updates[0].device)
+    points = _factored(total, updates).unsqueeze(1)
+    total = total.with_modules(1)
+    reduction = total.reduce(points)
+    own = reduction.manifold
+    assert isinstance(own, FixedRank)
+    place = [used.index(one) if one in used else 0 for one in range(count)]
+    return _Placed(reduction.points.squeeze(1)[place], Size(own.m, own.n, r), total, reduction)
+
+
+def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
+    """Solve all modules that have something to solve, those of one size and as many starts together."""
+    alike: dict[tuple[Size, int], list[_Module]] = defaultdict(list)
+    for module in modules.values():
+        if module.placed is not None:
+            alike[module.placed.size, module.starts].append(module)
+    total = sum(map(len, alike.values()))
+    return solve(
+        {
+            key: {one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None}
+            for key, group in sorted(alike.items())
+        },
+        options,
+        done=len(modules) - total,
+    )
+
+
+def _weights(module: _Module) -> list[float]:
+    return [weight if place in module.used else 0.0 for place, weight in enumerate(module.weights)]
+
+
+def _lifted(
+    stack: Stack, options: Options, modules: Mapping[str, _Module], solved: Mapping[str, Solved], name: str
+) -> Merged:
+    """Second stream: read a module again and give the mean its width, now or when it is asked for."""
+    module = modules[name]
+    one = module.reduced
+    if module.placed is not None:
+        small, evidence = _returned(module.placed, solved[name].point), solved[name].evidence
+    elif module.used:
+        (place,) = module.used
+        small = one.edited[place].truncate(module.rank)
+        apart = tuple(0.0 if i == place else None for i in range(len(module.ranks)))
+        evidence = Evidence("EXACT", cost=0.0, gradient_norm=0.0, distances=apart)
+    else:
+        zero = one.inputs[0].truncate(min(module.ranks)).scaled(0.0)
+        small, evidence = zero.absorbed(), Evidence("EXACT")
+    evidence = replace(
+        evidence,
+        # A left-out update stood in as a copy of another.
+        distances=evidence.distances
+        and tuple(apart if place in module.used else None for place, apart in enumerate(evidence.distances)),
+        numerical_ranks=module.numerical,
+        energy_kept=module.kept,
+    )
+
+    def lift() -> LowRankUpdate:
+        return one.span.lift(small, stack.modules[name])
+
+    return Merged(lift if options.later else constant(lift()), evidence, one.inputs, small)
+
+
+def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
+    """The update of a mean (rows, r), in the bases of its module's span."""
+    lifted = placed.reduction.lift(point.unsqueeze(0))
+    u, core, v = placed.total.split(lifted.squeeze(0))
+    return LowRankUpdate(u @ core, v.mT.contiguous()).balance()
+
+
+def _report(options: Options, stage: str, done: int, total: int) -> None:
+    if options.progress is not None:
+        options.progress(stage, done, total, "")

@@ -1,0 +1,1 @@
+"""What was asked: recipes in YAML or words, and what they say of one module."""

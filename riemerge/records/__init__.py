@@ -1,0 +1,1 @@
+"""What was done, as data that can be written, read again, and shown."""

@@ -1,0 +1,1 @@
+"""Run records in words: verdicts, tables, the model card."""

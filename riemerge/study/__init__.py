@@ -1,0 +1,1 @@
+"""Play with merges: evaluations, soups, sweeps, inspections."""

@@ -1,0 +1,118 @@
+"""Inspecting adapters: what is in each, and how far apart each two are, without merging."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from riemerge.formats.fit import check_collection
+from riemerge.formats.peft import Adapter
+from riemerge.manifolds.linalg import single_threaded
+from riemerge.merging.inputs import display_names, read_all
+from riemerge.merging.measure import Frames, determined, determined_together, frames, mean_overlap, overlap
+from riemerge.methods.geodesic.quotient_mean import distances
+from riemerge.records.run_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
+from riemerge.updates.low_rank import JointSpan, LowRankUpdate
+
+
+class _Module(NamedTuple):
+    """One module of all T adapters: updates and frames in bases of their joint span, and its own shape."""
+
+    shape: tuple[int, int]
+    updates: tuple[LowRankUpdate, ...]
+    frames: tuple[Frames, ...]
+    rows: tuple[InspectedModule, ...]
+
+
+def inspect_adapters(paths: Sequence[str | Path]) -> Inspection:
+    """Read adapters and say what is in them, and how far apart each two of them are.
+
+    Law: every number but `rank` and `scale` is a function of the updates dW alone. A module is read, reduced
+    to the joint span of its updates, and dropped.
+
+    Raises:
+        AdapterError: Folders that cannot be read exactly, all of them; or adapters that do not fit each
+            other.
+    """
+    adapters = read_all(paths)
+    check_collection(adapters)
+    names = display_names([adapter.path for adapter in adapters])
+    with single_threaded():
+        modules = {module: _module(module, adapters) for module in (adapters[0].modules if adapters else ())}
+        return Inspection(
+            adapters=tuple(
+                _adapter(name, adapter, [module.rows[place] for module in modules.values()])
+                for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
+            ),
+            pairs=tuple(_pair(names, i, j, modules) for i, j in itertools.combinations(range(len(names)), 2)),
+        )
+
+
+def _module(name: str, adapters: Sequence[Adapter]) -> _Module:
+    updates = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
+    shape = adapters[0].shape(name)
+    rows = tuple(
+        InspectedModule(
+            module=name,
+            shape=shape,
+            rank=update.rank,
+            numerical_rank=update.numerical_rank(torch.promote_types(adapter.dtype, torch.float32)),
+            scale=update.scale,
+            norm=update.norm(),
+            singular_values=tuple(update.singular_values().tolist()[: min(shape)]),
+        )
+        for adapter, update in zip(adapters, updates, strict=True)
+    )
+    return _Module(shape, updates, tuple(_frames(*x) for x in zip(adapters, updates, strict=True)), rows)
+
+
+def _frames(adapter: Adapter, update: LowRankUpdate) -> Frames:
+    return frames(update, torch.promote_types(adapter.dtype, torch.float32))
+
+
+def _adapter(name: str, adapter: Adapter, rows: Sequence[InspectedModule]) -> InspectedAdapter:
+    return InspectedAdapter(
+        name=name,
+        sha256=dict(adapter.sha256),
+        dtype=str(adapter.dtype).removeprefix("torch."),
+        base_model=adapter.config.base_model_name_or_path,
+        norm=math.hypot(*(row.norm for row in rows)),
+        modules=tuple(rows),
+    )
+
+
+def _pair(names: Sequence[str], i: int, j: int, modules: Mapping[str, _Module]) -> InspectedPair:
+    notes: list[str] = []
+    alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        ranks = module.rows[i].rank, module.rows[j].rank
+        short = min(module.rows[i].numerical_rank, module.rows[j].numerical_rank)
+        if ranks[0] != ranks[1]:
+            notes.append(f"{name}: ranks {ranks[0]} and {ranks[1]} differ: no quotient distance")
+        elif short < ranks[0]:
+            notes.append(f"{name}: numerical rank {short} of {ranks[0]}: no quotient distance")
+        else:
+            alike[*module.updates[i].shape, ranks[0]].append(name)
+    found: dict[str, float] = {}
+    for group in alike.values():
+        apart = distances(*([modules[name].updates[place] for name in group] for place in (i, j))).tolist()
+        found |= {name: d for name, d in zip(group, apart, strict=True) if not math.isnan(d)}
+        notes += [
+            f"{name}: no geodesic was found: no quotient distance" for name in group if name not in found
+        ]
+    overlaps = [overlap([module.frames[i], module.frames[j]], module.shape) for module in modules.values()]
+    return InspectedPair(
+        first=names[i],
+        second=names[j],
+        distance=None if notes else math.hypot(*found.values()),
+        distances={name: found[name] for name in modules if name in found},
+        overlap=mean_overlap(overlaps),
+        determined=determined_together([determined(found) for found in overlaps]),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,159 @@
+"""The nearest matrix of low rank to a dense one, in canonical factors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.updates.low_rank import LowRankUpdate
+
+# The Krylov space of the wanted rank, widened: a few columns more cost little and converge sooner, and below
+# 24 columns a product of BLAS falls back to slow kernels.
+_MORE_COLUMNS = 8
+_FEWEST_COLUMNS = 24
+
+# Where a full SVD costs no more than what precedes convergence: the blocks that must fit into min(m, n), and
+# the share of it that a Krylov space may grow to.
+_BLOCKS = 16
+_LARGEST_SHARE = 0.5
+
+
+def nearest(matrix: Tensor, rank: int) -> tuple[LowRankUpdate, float]:
+    """Return the nearest matrix of at most that rank, and how much of the given one it keeps.
+
+    Law: no matrix of that rank is nearer in the Frobenius norm (Eckart and Young 1936), to a relative 1e-8 of
+    the least distance plus the round-off of float64, eps·‖matrix‖. The gauge is that of
+    `LowRankUpdate.balance`. A thin SVD where the rank is not much below min(m, n); otherwise a block Krylov
+    space from a start of fixed seed, whose singular triples are verified: ‖Aᵀu − σ v‖ is at most 1e-9 σ_rank
+    or 1e-13 σ_1, whichever is larger, for each that is kept, or the thin SVD is taken after all. The start is
+    drawn on the CPU, so it is the same on every device.
+
+    *Cost*: it needs the dense matrix. About 2 m n k + 4 (m + n) k² operations for a space of dimension k,
+    which is a few times the rank where the singular values decay and up to half of min(m, n) where they
+    are flat.
+
+    Args:
+        matrix: (m, n), not empty, on any device; computed with in float64.
+        rank: At least 1. The result has min(rank, m, n) columns.
+
+    Returns:
+        The factors in float64 on the matrix's device, with scale 1, and the share of ‖matrix‖² that they
+        keep, in [0, 1]; 1 for the zero matrix.
+
+    Raises:
+        NumericalError: The matrix holds NaN or Inf.
+        ValueError: No matrix, or a rank below 1.
+
+    Source: Golub, Luk and Overton 1981 (block Lanczos); Musco and Musco 2015 (a random start; block Krylov).
+    """
+    if matrix.ndim != 2 or not matrix.numel() or rank < 1:
+        raise ValueError(
+            f"a matrix of shape {tuple(matrix.shape)} and rank {rank}: expected (m, n), rank 1 or more"
+        )
+    matrix = matrix.to(torch.float64)
+    largest = float(torch.linalg.vector_norm(matrix, ord=torch.inf))
+    if not largest < torch.inf:
+        raise NumericalError("the matrix holds NaN or Inf; expected finite numbers: look at what made it")
+    if largest == 0.0:
+        (m, n), columns = matrix.shape, min(rank, *matrix.shape)
+        return LowRankUpdate(matrix.new_zeros(m, columns), matrix.new_zeros(columns, n)), 1.0
+    if not 1e-100 < largest < 1e100:  # squares of the entries are needed
+        update, kept = nearest(matrix / largest, rank)
+        return update.scaled(largest).absorbed(), kept
+    update = _krylov(matrix, rank) or _exact(matrix, rank)
+    share = update.norm() / float(torch.linalg.vector_norm(matrix))
+    return update, min(share**2, 1.0)
+
+
+def _exact(matrix: Tensor, rank: int) -> LowRankUpdate:
+    u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return LowRankUpdate(u[:, :rank] * sigma[:rank], vt[:rank]).truncate(rank)
+
+
+def _krylov(matrix: Tensor, rank: int) -> LowRankUpdate | None:
+    """The same from a Krylov space; None where that is not cheaper, or did not converge."""
+    width = max(rank + _MORE_COLUMNS, _FEWEST_COLUMNS)
+    if _BLOCKS * width > min(matrix.shape):
+        return None
+    space, looked = _Space(matrix, width, int(_LARGEST_SHARE * min(matrix.shape))), 0
+    while space.grow():
+        # Triples cost the cube of the dimension: they are looked at where it has grown by a fifth.
+        if space.dimension >= 1.2 * looked:
+            triples, looked = space.triples(rank), space.dimension
+            if triples.residual <= 0.5 * _tolerance(triples.sigma):
+                return _verified(matrix, triples)
+    return None
+
+
+class _Triples(NamedTuple):
+    """Leading singular triples, with Av = σu: u (m, r), σ (r,), v (n, r), and the largest ‖Aᵀu − σv‖."""
+
+    u: Tensor
+    sigma: Tensor
+    v: Tensor
+    residual: float
+
+
+def _tolerance(sigma: Tensor) -> float:
+    """How far Aᵀu may be from σv, in the units of the matrix."""
+    return max(1e-9 * float(sigma[-1]), 1e-13 * float(sigma[0]))
+
+
+def _verified(matrix: Tensor, triples: _Triples) -> LowRankUpdate | None:
+    """The projection u uᵀA, which is nearer to A than u σ vᵀ, if the triples are what they claim."""
+    image = matrix.mT @ triples.u
+    residual = torch.linalg.vector_norm(image - triples.v * triples.sigma, dim=0).max()
+    # Copies of one triple would pass as triples, but are not orthogonal.
+    skew = (triples.u.mT @ triples.u - torch.eye(len(triples.sigma)).to(triples.u)).abs().max()
+    if not (float(residual) <= _tolerance(triples.sigma) and float(skew) <= 1e-10):
+        return None
+    return LowRankUpdate(triples.u, image.mT).truncate(len(triples.sigma))
+
+
+@final
+class _Space:
+    """Orthonormal U (m, k), V (n, k) and a core (k, k) with A V = U core, growing by a block at a time.
+
+    Law: V spans the Krylov space of AᵀA from the start, and Aᵀ U = V coreᵀ + a remainder of the newest block.
+    Full reorthogonalisation, twice.
+    """
+
+    def __init__(self, matrix: Tensor, width: int, largest: int) -> None:
+        (m, n), draw = matrix.shape, torch.Generator().manual_seed(0)
+        start = torch.randn(n, width, generator=draw, dtype=torch.float64, device="cpu")
+        self.dimension = 0
+        self._matrix, self._width, self._largest = matrix, width, largest
+        self._left, self._right = matrix.new_empty(m, largest), matrix.new_empty(n, largest)
+        self._core = matrix.new_zeros(largest, largest)
+        self._next, self._remainder = torch.linalg.qr(start.to(matrix.device))
+
+    def grow(self) -> bool:
+        """Add a block to both bases; False where there is no room for one."""
+        old, new = self.dimension, self.dimension + self._width
+        if new > self._largest:
+            return False
+        self._right[:, old:new] = self._next
+        u, inside, beyond = _orthogonalised(self._matrix @ self._next, self._left[:, :old])
+        self._left[:, old:new], self._core[:old, old:new], self._core[old:new, old:new] = u, inside, beyond
+        self._next, _, self._remainder = _orthogonalised(self._matrix.mT @ u, self._right[:, :new])
+        self.dimension = new
+        return True
+
+    def triples(self, rank: int) -> _Triples:
+        """The leading singular triples of the matrix on these spaces (Rayleigh and Ritz)."""
+        k = self.dimension
+        p, sigma, qt = torch.linalg.svd(self._core[:k, :k])
+        p, sigma, q = p[:, :rank], sigma[:rank], qt[:rank].mT
+        residual = torch.linalg.vector_norm(self._remainder @ p[-self._width :], dim=0).max()
+        return _Triples(self._left[:, :k] @ p, sigma, self._right[:, :k] @ q, float(residual))
+
+
+def _orthogonalised(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Orthonormal columns q, orthogonal to the basis, with block = basis @ inside + q @ beyond."""
+    inside = basis.mT @ block
+    q, beyond = torch.linalg.qr(block - basis @ inside)
+    q, again = torch.linalg.qr(q - basis @ (basis.mT @ q))
+    return q, inside, again @ beyond

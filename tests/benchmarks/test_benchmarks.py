@@ -1,0 +1,496 @@
+"""The benchmarks work, their arithmetic is right, and the README shows what they found. No second decides."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import common, convergence, gauge, merge_llama, methods, primitives
+from riemerge import frechet_mean
+from riemerge.frechet import SOLVERS, FrechetProblem, Solution, Status, TracePoint
+from riemerge.manifolds import Stiefel
+from riemerge.methods import METHODS
+from tests.helpers import ROOT, random_orthonormal, seeded
+
+BENCHMARKS: dict[str, ModuleType] = {
+    "merge_llama": merge_llama,
+    "primitives": primitives,
+    "convergence": convergence,
+    "methods": methods,
+    "gauge": gauge,
+}
+README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+NOT_YET = "Not measured yet."
+
+# --- the commands -------------------------------------------------------------------------------------------
+
+
+KEYS = {
+    "merge_llama": {
+        "setting",
+        "default",
+        "geomerge",
+        "floor",
+        "rivals",
+        "ended",
+        "noise",
+        "ratios",
+        "growth",
+    },
+    "primitives": {"setting", "logs", "alignment", "width", "growth", "decompositions"},
+    "convergence": {"setting", "runs", "ends", "defaults"},
+    "methods": {"setting", "riemerge", "PEFT", "mergekit"},
+}
+MACHINE = {"cpu", "cores", "system", "threads", "load", "versions"}
+
+
+def quick(name: str, folder: Path) -> dict[str, Any]:
+    """The result of a command, run as a user runs it but quick; it has its keys, its tables and a picture."""
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert done.stdout.strip() == BENCHMARKS[name].tables(result)
+    assert set(result) == KEYS[name] | {"date", "quick", "machine", "goals"}
+    assert result["quick"] is True
+    assert set(result["machine"]) == MACHINE
+    assert set(result["machine"]["load"]) == {"before", "after"}
+    assert result["goals"]
+    assert all(set(goal) == {"goal", "bound", "found", "met"} for goal in result["goals"])
+    assert not any(key.startswith("_") for key in keys(result))
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return result
+
+
+def keys(value: Any) -> set[str]:
+    """Every key in nested containers."""
+    if isinstance(value, Mapping):
+        return set(value) | {key for one in value.values() for key in keys(one)}
+    return {key for one in value for key in keys(one)} if isinstance(value, list) else set()
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_merge_llama_says_what_was_sampled_and_all_compute_what_they_mean(tmp_path: Path) -> None:
+    result = quick("merge_llama", tmp_path)
+    size = merge_llama.QUICK
+    counts = sorted(layers * len(size.shapes) for layers in size.layers)
+    for name in merge_llama.MEASURED:
+        assert sorted(map(int, result[name])) == counts
+    assert sum(sum(one["statuses"].values()) for one in result["ended"].values()) == counts[-1]
+    assert set(result["ended"]) == set(merge_llama.FAMILIES)
+    assert set(result["rivals"]) == set(merge_llama.RIVALS)
+    for name, one in result["rivals"].items():
+        assert one["extrapolated"] is True
+        measured = [row for row in one["rows"] if "from" not in row]
+        assert [row["shape"] for row in measured] == one["sampled"]
+        # float32 (6e-8) where the result is kept in it; PEFT keeps that of `cat` in the base's bfloat16.
+        bound = 4e-3 if name == "PEFT cat" else 1e-5
+        assert all(row["error"] < bound for row in measured)
+    assert result["rivals"]["PEFT svd"]["sampled"] == [[24, 24], [24, 40]]
+    assert result["rivals"]["KnOTS"]["sampled"] == [[24, 24]]
+    assert [row["shape"] for row in result["rivals"]["KnOTS"]["rows"] if "from" in row] == [[24, 40]]
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_primitives_measures_every_piece(tmp_path: Path) -> None:
+    result = quick("primitives", tmp_path)
+    assert [one["pairs"] for one in result["logs"]] == ["near", "independent"]
+    # Both are logarithms: exp reaches the other point, to the tolerance each has (geomstats' is 1e-8).
+    assert all(one["error"] < 1e-12 and one["geomstats_error"] < 1e-7 for one in result["logs"])
+    assert all(one["geomstats_length_over_ours"] > 1 - 1e-8 for one in result["logs"])
+    assert set(result["growth"]) == {"adapters", "rank", "modules"}
+    for one in result["decompositions"]:
+        assert set(one["phases"]) == {"start", "pass", "step", "certificate"}
+        assert one["logs"]["needed"] <= one["logs"]["computed"]
+        # None of size 2r while products are enough; of size r one for the core of every pair at least.
+        assert 0 <= one["eigh_per_log"]["size 2r"] <= 3
+        assert one["eigh_per_log"]["size r"] >= 0.5
+
+
+@pytest.mark.slow
+def test_convergence_covers_every_solver_and_the_stock_line_search(tmp_path: Path) -> None:
+    result = quick("convergence", tmp_path)
+    runs = result["runs"]
+    assert {run["solver"] for run in runs} == {*SOLVERS, *convergence.STOCK}
+    assert {run["problem"] for run in runs} == {*convergence.QUICK.families, convergence.REAL}
+    for run in runs:
+        passes = [run["levels"][level]["passes"] for level in result["setting"]["levels"]]
+        for module in zip(*passes, strict=True):
+            found = [x for x in module if x is not None]
+            assert found == sorted(found)  # a lower gradient is not met earlier
+            assert list(module[: len(found)]) == found
+        assert min(run["excess"]) >= 0
+    starts = {(run["problem"], run["start_passes"]) for run in runs}
+    assert len(starts) == len({problem for problem, _ in starts})  # one start for all solvers
+    assert [row["cost_tol"] for row in result["defaults"]["rows"]][-2:] == ["0", "0, from the first adapter"]
+    assert result["defaults"]["rows"][-2]["update_apart"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_methods_says_what_was_sampled(tmp_path: Path) -> None:
+    result = quick("methods", tmp_path)
+    size = methods.QUICK
+    assert tuple(result["riemerge"]) == size.ours
+    assert tuple(result["PEFT"]) == size.peft
+    for name, one in result["riemerge"].items():
+        assert one["extrapolated"] is (METHODS[name].domain == "entries")
+    sampled = {name: [row["shape"] for row in one["sampled"]] for name, one in result["PEFT"].items()}
+    assert sampled == {"linear": [[24, 24], [24, 40]], "svd": [[24, 24]]}
+
+
+def test_no_result_of_a_quick_run_is_committed() -> None:
+    for name in BENCHMARKS:
+        path = common.RESULTS / f"{name}.json"
+        assert not path.exists() or json.loads(path.read_text(encoding="utf-8"))["quick"] is False
+
+
+# --- the README ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_readme_shows_the_tables_of_the_committed_result(name: str) -> None:
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, flags=re.DOTALL)
+    assert found is not None
+    path = common.RESULTS / f"{name}.json"
+    expected = BENCHMARKS[name].tables(json.loads(path.read_text("utf-8"))) if path.exists() else NOT_YET
+    assert found.group(1).strip() == expected.strip()
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_readme_names_the_command(name: str) -> None:
+    assert f"`python -m benchmarks.{name}`" in README
+
+
+# --- what they have in common -------------------------------------------------------------------------------
+
+
+def test_an_exponent_is_that_of_the_larger_half() -> None:
+    sizes = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    cost = [5.0, 5.0, 5.0, *(size**1.5 for size in sizes[3:])]  # a call costs 5, whatever the size
+    assert common.exponent(sizes, cost) == pytest.approx(1.5)
+    assert common.exponent(sizes[::-1], cost[::-1]) == pytest.approx(1.5)
+    assert common.exponent([3, 6], [1, 8]) == pytest.approx(3)
+
+
+def test_noise() -> None:
+    found = common.noise([3.0, 1.0, 2.0])
+    assert found == {"median": 2.0, "lowest": 1.0, "highest": 3.0, "spread": 1.0, "repeats": 3}
+
+
+def test_repeats_of_several_tasks_are_in_turn() -> None:
+    calls: list[str] = []
+    found = common.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
+    assert "".join(calls) == "ab" * 4  # the first of each is not measured
+    assert found["a"]["repeats"] == found["b"]["repeats"] == 3
+
+
+def test_a_goal_is_met_within_its_bound_only() -> None:
+    assert common.goal("x", 2.0, at_most=2.0)["met"]
+    assert not common.goal("x", 2.1, at_most=2.0)["met"]
+    assert common.goal("x", 2.0, at_least=2.0)["met"]
+    assert not common.goal("x", 1.9, at_least=2.0)["met"]
+    assert not common.goal("x", None, at_most=2.0)["met"]
+    assert not common.goal("x", math.nan, at_most=2.0)["met"]
+
+
+def test_a_process_is_watched_from_outside() -> None:
+    hold = "x = bytearray(300 << 20); n = sum(range(10**7)); import time; time.sleep(0.2); print(n)"
+    ran = common.watch([sys.executable, "-c", hold])
+    assert int(ran.printed) == sum(range(10**7))
+    assert 300 <= ran.mib < 400
+    assert ran.cpu > 0
+    assert ran.seconds > 0.2
+    ask = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    assert common.watch([sys.executable, "-c", ask], threads=1).printed == "1\n"
+    assert common.watch([sys.executable, "-c", ask]).printed == "None\n"
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        common.watch([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0, "0"), (1234.5, "1.23e+03"), (2e-4, "2.0e-04")]
+)
+def test_numbers_of_a_table(value: float | None, text: str) -> None:
+    assert common.number(value) == text
+
+
+# --- merge_llama --------------------------------------------------------------------------------------------
+
+
+def test_seconds_of_shapes_that_were_not_measured_follow_the_flops() -> None:
+    counts = {(4, 8): 3, (8, 8): 2, (8, 16): 5, (16, 8): 1}
+    measured = {(4, 8): {"seconds": 1.0}, (8, 8): {"seconds": 10.0}}
+    found = merge_llama.extrapolate(measured, counts)
+    # 8 x 8 is nearest to both: 512 flops against their 1024, and a transpose costs the same.
+    assert [row["seconds"] for row in found["rows"]] == pytest.approx([1, 10, 20, 20])
+    assert found["seconds"] == pytest.approx(3 * 1 + 2 * 10 + 5 * 20 + 1 * 20)
+    assert found["sampled"] == [[4, 8], [8, 8]]
+    # Two updates side by side: 8 x 16 is decomposed as 8 x 32.
+    pair = merge_llama.extrapolate({(8, 8): {"seconds": 10.0}}, {(8, 8): 1, (8, 16): 1, (32, 8): 1}, 2)
+    assert [row["seconds"] for row in pair["rows"]] == pytest.approx([10, 20, 80])
+
+
+def test_the_modules_of_a_llama() -> None:
+    size = merge_llama.FULL
+    assert sum(size.counts.values()) == 224
+    assert [layers * len(size.shapes) for layers in size.layers] == [28, 112, 224]
+    assert size.counts[4096, 4096] == size.counts[1024, 4096] == size.counts[14336, 4096] == 64
+    # r (m + n) for each module: rank 16 on all linear layers of Llama-3-8B has 41.9 million parameters.
+    parameters = sum(size.rank * (m + n) * count for (m, n), count in size.counts.items())
+    assert parameters == 41_943_040
+    layers = [merge_llama.family_of(f"model.layers.{i}.mlp.up_proj") for i in range(5)]
+    assert layers == [*merge_llama.FAMILIES, merge_llama.FAMILIES[0]]
+
+
+@pytest.fixture
+def factors() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = seeded(3)
+    return [
+        (torch.randn(12, 3, generator=generator), torch.randn(3, 9, generator=generator)) for _ in range(4)
+    ]
+
+
+def test_the_rivals_compute_what_their_papers_say(factors: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    mean = np.mean([(b @ a).double().numpy() for b, a in factors], axis=0)
+    u, s, vt = np.linalg.svd(mean)
+    best = (u[:, :3] * s[:3]) @ vt[:3]
+    # float32 all through
+    assert np.allclose(merge_llama.truncated_svd(factors), best, rtol=0, atol=1e-5)
+    assert np.allclose(merge_llama.knots(factors), mean, rtol=0, atol=1e-5)
+    assert np.allclose(merge_llama.knots(factors, torch.float64), mean, rtol=0, atol=1e-5)
+    assert not np.allclose(best, mean, rtol=0, atol=1e-2)
+
+
+def test_the_floor_reads_and_writes_as_many_bytes_as_a_merge(tmp_path: Path) -> None:
+    modules = merge_llama.make_modules(merge_llama.QUICK)
+    folders = merge_llama.write_folders(tmp_path / "in", modules)
+    merge_llama.floor(folders, tmp_path / "out.safetensors")
+    one = load_file(folders[0] / merge_llama.TENSORS)
+    out = load_file(tmp_path / "out.safetensors")
+    assert {key: (x.shape, x.dtype) for key, x in out.items()} == {
+        key: (x.shape, x.dtype) for key, x in one.items()
+    }
+    # One Gram matrix and one product a side, which bfloat16 keeps to 2^-8.
+    for key in out:
+        axis = 1 if "lora_B" in key else 0
+        factors = [load_file(folder / merge_llama.TENSORS)[key].double().numpy() for folder in folders]
+        tall = np.moveaxis(np.concatenate(factors, axis=axis), axis, 1)
+        gram = tall.T @ tall
+        product = np.moveaxis(tall @ gram[:, : merge_llama.QUICK.rank] / np.linalg.norm(gram), 1, axis)
+        assert np.allclose(out[key].double().numpy(), product, rtol=2**-8, atol=1e-5)
+
+
+def test_growth_is_between_the_fewest_and_the_most_modules() -> None:
+    runs = {
+        "28": [{"seconds": 3.0, "cpu": 4.0, "mib": 500.0}, {"seconds": 5.0, "cpu": 4.0, "mib": 500.0}],
+        "112": [{"seconds": 99.0, "cpu": 99.0, "mib": 99.0}],
+        "228": [{"seconds": 14.0, "cpu": 24.0, "mib": 520.0}],
+    }
+    found = merge_llama.growth(runs)
+    assert found == pytest.approx({"seconds_per_module": 0.05, "cpu_per_module": 0.1, "mib_per_module": 0.1})
+
+
+# --- methods ------------------------------------------------------------------------------------------------
+
+
+def test_seconds_of_rows_that_were_sampled_follow_their_size() -> None:
+    counts = {(4, 8): 3, (8, 8): 2, (16, 8): 5}
+    measured = {(4, 8): {"seconds": 3.0, "mib": 10.0}, (8, 8): {"seconds": 4.0, "mib": 20.0}}
+    found = methods.extrapolate(measured, counts, by_flops=False, start=2.0)
+    # One start; the module of 16 x 8, not measured, takes twice the 4 - 2 seconds of the one of 8 x 8.
+    assert found["seconds"] == pytest.approx(2 + 3 * 1 + 2 * 2 + 5 * 4)
+    assert found["mib"] == 20
+    assert found["extrapolated"] is True
+    # min² · max: 16 x 16 has eight times the flops of 8 x 8, and four times its entries.
+    wide = methods.extrapolate(
+        {(8, 8): {"seconds": 4.0, "mib": 1.0}}, {(8, 8): 1, (16, 16): 1}, by_flops=True
+    )
+    assert wide["seconds"] == pytest.approx(4 + 8 * 4)
+    # A start that took longer than a sample makes no module cheaper than nothing.
+    assert methods.extrapolate(measured, {(4, 8): 9}, by_flops=False, start=5.0)["seconds"] == 5
+
+
+def test_peers_are_named_as_they_are() -> None:
+    assert set(methods.PEERS) <= set(gauge.OURS)
+    peft, mergekit = ({pair[i] for pair in methods.PEERS.values()} - {None} for i in (0, 1))
+    assert peft == {kind for kind in gauge.PEFT if kind == "cat" or kind.endswith("svd")}
+    assert mergekit == set(gauge.MERGEKIT)
+
+
+# --- primitives ---------------------------------------------------------------------------------------------
+
+
+def test_the_closed_exponential_is_a_geodesic_of_the_canonical_metric() -> None:
+    """Oracle for the oracle: d/dt exp(t v) = v at 0, the end is a frame, and half of the way twice is the
+    way."""
+    generator = seeded(1)
+    u = random_orthonormal(12, 3, generator)
+    noise = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    vector = Stiefel(12, 3).projection(u[None], noise[None])[0].numpy()
+    end = primitives.closed_exp(u.numpy(), vector)
+    assert np.allclose(end.T @ end, np.eye(3), atol=1e-13)
+    step = 1e-6
+    ahead, behind = (primitives.closed_exp(u.numpy(), sign * step * vector) for sign in (1, -1))
+    assert np.allclose((ahead - behind) / (2 * step), vector, atol=1e-8)  # a central difference: step²
+    flipped = primitives.closed_exp(u.numpy() @ np.diag([1, -1, 1]), vector @ np.diag([1, -1, 1]))
+    assert np.allclose(flipped, end @ np.diag([1, -1, 1]), atol=1e-13)
+
+
+def test_the_ruler_of_accuracy_sees_an_error_of_a_logarithm() -> None:
+    u, y = primitives.pairs(24, 4, 3, "independent")
+    tangent = Stiefel(24, 4, k=3).logarithm(u, y).tangent
+    assert primitives.accuracy(u, y, tangent) < 1e-11
+    wrong = tangent.clone()
+    wrong[2, 0, 0] += 1e-6
+    assert primitives.accuracy(u, y, wrong) > 1e-7
+
+
+def test_near_pairs_are_one_apart() -> None:
+    u, y = primitives.pairs(24, 4, 3, "near")
+    assert torch.allclose(Stiefel(24, 4, k=3).dists(u, y), torch.ones(3, dtype=torch.float64))
+
+
+def test_decompositions_are_counted_by_matrix_kind_size_and_phase() -> None:
+    phases = ["step"]
+    x = torch.randn(5, 2, 4, 4, generator=seeded(0), dtype=torch.float64)
+    symmetric = x @ x.mT + torch.eye(4, dtype=x.dtype)
+    with primitives.Decompositions(phases) as counter:
+        torch.linalg.eigh(symmetric)
+        torch.linalg.eigvalsh(symmetric[0])
+        phases.append("pass")
+        torch.linalg.svd(x[0, :, :, :3])
+        torch.linalg.qr(x[..., :1])
+        torch.linalg.cholesky(symmetric[0, 0])
+        torch.linalg.solve(symmetric[0], x[0])
+        torch.linalg.det(symmetric)
+        torch.matrix_exp(x)  # decomposes nothing
+    assert counter.counts == {
+        ("step", "eigh", 4): 12,
+        ("pass", "svd", 3): 2,
+        ("pass", "qr", 1): 10,
+        ("pass", "cholesky", 4): 1,
+        ("pass", "solve", 4): 2,
+        ("pass", "det", 4): 10,
+    }
+
+
+def test_every_pass_of_a_solve_is_seen_and_those_of_the_start_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quotient, points = primitives.problem("close", 3, 12, 10, 2, 2)
+
+    def start_of_three_passes(self: FrechetProblem) -> torch.Tensor:
+        candidates = [self.form.start(None) for _ in range(3)]
+        for one in candidates:
+            self.evaluate(one)
+        return candidates[-1]
+
+    monkeypatch.setattr(FrechetProblem, "start", start_of_three_passes)
+    seen: list[primitives.Pass] = []
+    phases = ["step"]
+    with primitives.watched(seen.append, phases):
+        solution = frechet_mean(quotient, points)
+    assert solution.passes > 3
+    assert [one.of_start for one in seen] == [True] * 3 + [False] * (solution.passes - 3)
+    assert seen[0].modules == 2
+    assert phases == ["step"]
+
+
+def test_a_solve_is_left_after_the_passes_that_were_asked_for() -> None:
+    quotient, points = primitives.problem("mix", 3, 12, 10, 2, 1)
+    seen: list[primitives.Pass] = []
+    with primitives.watched(seen.append):
+        found = primitives.solve_passes(quotient, points, 3)
+    assert set(found) == {"start", "pass"}
+    # The last accepted iterate may have taken some trials.
+    assert 3 <= sum(not one.of_start for one in seen) <= 3 + 5
+
+
+def test_a_problem_embedded_in_wider_space_is_the_same_problem() -> None:
+    quotient, points = primitives.problem("mix", 3, 9, 9, 3, 2)
+    wide, lifted = primitives.embedded(quotient, points, 40)
+    assert wide.point_shape == (83, 3)
+    for one, other in zip(points[1:], lifted[1:], strict=True):
+        expected = quotient.total.dists(points[0], one)
+        assert torch.allclose(wide.total.dists(lifted[0], other), expected, atol=1e-10)
+
+
+# --- convergence --------------------------------------------------------------------------------------------
+
+
+def planted(norms: list[list[float]], passes: list[int], active: list[int]) -> Solution:
+    """A solution whose trace has these gradient norms."""
+    trace = tuple(
+        TracePoint(count, count / 10, np.ones(len(row)), np.asarray(row), left)
+        for row, count, left in zip(norms, passes, active, strict=True)
+    )
+    status = (Status.CONVERGED,) * len(norms[0])
+    fields: dict[str, Any] = dict.fromkeys(Solution.__dataclass_fields__)
+    known = {"status": status, "passes": passes[-1], "seconds": passes[-1] / 10, "trace": trace}
+    return Solution(**(fields | known))
+
+
+def test_a_level_is_reached_at_the_first_iterate_below_it() -> None:
+    solution = planted([[1.0, 2.0], [0.1, 1.0], [0.2, 0.01], [0.001, 0.01]], [4, 5, 8, 9], [2, 2, 1, 1])
+    assert convergence.reached(solution, np.array([0.1, 0.02])) == {"passes": [5, 8], "seconds": [0.5, 0.8]}
+    assert convergence.reached(solution, np.array([1e-3, 1e-3])) == {
+        "passes": [9, None],
+        "seconds": [0.9, None],
+    }
+
+
+def test_passes_of_a_module_end_when_it_is_finished() -> None:
+    solution = planted([[1.0, 1.0]] * 4, [4, 5, 8, 10], [2, 2, 1, 0])
+    # One leaves after pass 8, the other after pass 10.
+    assert convergence.passes_of_a_module(solution) == (8 + 10) / 2
+
+
+def test_the_excess_is_relative_to_the_best_solver_of_each_module() -> None:
+    runs = [{"cost": [2.0, 10.0]}, {"cost": [1.0, 40.0]}]
+    assert [run["excess"] for run in convergence.with_excess(runs)] == [[1.0, 0.0], [0.0, 3.0]]
+
+
+def test_the_worst_of_runs_is_unknown_where_one_did_not_get_there() -> None:
+    assert convergence.worst([{"a": {"b": [1, 3]}}, {"a": {"b": [2]}}], "a", "b") == 3
+    assert convergence.worst([{"a": {"b": [1, None]}}], "a", "b") is None
+    assert convergence.worst([], "a", "b") is None
+
+
+def test_the_tolerance_is_met_by_no_module_before_the_last_level() -> None:
+    quotient, points = primitives.problem("close", 3, 12, 10, 2, 2)
+    tol = convergence.tolerance(quotient, points)
+    solution = frechet_mean(quotient, points, tol=tol, solver="steepest_descent")
+    start = solution.trace[0].gradient_norm
+    assert (solution.trace[-1].gradient_norm <= convergence.LEVELS[-1] * start).all()
+    assert (solution.trace[-1].gradient_norm <= convergence.ABSOLUTE).all()
+
+
+def test_the_shipped_adapters_in_their_joint_span() -> None:
+    quotient, points = convergence.real_problem()
+    assert (quotient.k, len(points)) == (36, 4)
+    few, some = convergence.real_problem(("encoder.layer.0.output.dense",))
+    assert few.k == 1
+    updates = [
+        convergence.read_adapter(folder).update("encoder.layer.0.output.dense")
+        for folder in convergence.SHIPPED
+    ]
+    norms = [float(few.total.matrix(point).norm()) for point in some]  # type: ignore[attr-defined]
+    assert norms == pytest.approx([update.norm() for update in updates])
+    inner = float((few.total.matrix(some[0]) * few.total.matrix(some[1])).sum())  # type: ignore[attr-defined]
+    assert inner == pytest.approx(updates[0].inner(updates[1]))

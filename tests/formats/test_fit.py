@@ -1,0 +1,64 @@
+"""Adapters that do not fit each other are refused together, with every reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from riemerge.errors import AdapterError
+from riemerge.formats.fit import check_collection
+from riemerge.formats.peft import read_adapter
+from tests.formats.pico import SHAPES, Pico, pico_tensors
+
+
+def test_adapters_of_other_ranks_scales_and_unnamed_bases_fit(pico: Pico) -> None:
+    first = pico("a", use_rslora=True, task_type="CAUSAL_LM")
+    second = pico("b", pico_tensors(rank=3, seed=1), r=3, base_model_name_or_path=None)
+    third = pico("c", lora_alpha=0)
+    check_collection([read_adapter(folder) for folder in (first, second, third)])
+    check_collection([read_adapter(first)])
+
+
+def test_everything_that_differs_is_reported_at_once(pico: Pico) -> None:
+    shapes = {**SHAPES, "layers.0.v": (7, 4), "layers.2.q": (5, 4)}
+    del shapes["layers.1.q"]
+    a, b = (
+        pico("a"),
+        pico("b", pico_tensors(shapes), fan_in_fan_out=True, base_model_name_or_path="other/base"),
+    )
+    with pytest.raises(AdapterError) as caught:
+        check_collection([read_adapter(a), read_adapter(b), read_adapter(a)])
+    found = caught.value.problems
+    same = "it must be the same in all adapters"
+    assert found == (
+        f"{a}: is listed 2 times: give it once, with a larger weight",
+        f"{a}: lacks 1 of 4 modules that others have: layers.2.q",
+        f"{b}: lacks 1 of 4 modules that others have: layers.1.q",
+        f"{a}: lacks 1 of 4 modules that others have: layers.2.q",
+        f"layers.0.v: the shapes of dW differ: 3 x 4 in {a}, 7 x 4 in {b}; is it one base model?",
+        f"fan_in_fan_out differs: False in {a}, True in {b}; {same}",
+        f"base_model_name_or_path differs: somebody/base in {a}, other/base in {b}; {same}",
+    )
+
+
+def test_nothing_in_common_is_said_once(pico: Pico) -> None:
+    other = pico("b", pico_tensors({"h.0.c_attn": (5, 4)}))
+    with pytest.raises(AdapterError, match="no module in common") as caught:
+        check_collection([read_adapter(pico("a")), read_adapter(other)])
+    assert len(caught.value.problems) == 1
+
+
+def test_a_path_is_recognised_however_it_is_written(pico: Pico, tmp_path: Path) -> None:
+    folder = pico("a")
+    (tmp_path / "link").symlink_to(folder)
+    for other in (tmp_path / "link", tmp_path / "x" / ".." / "a"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(AdapterError, match="is listed 2 times"):
+            check_collection([read_adapter(folder), read_adapter(other)])
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_alpha": 8}])
+def test_equal_bytes_in_two_folders_are_two_adapters(pico: Pico, settings: dict[str, Any]) -> None:
+    check_collection([read_adapter(pico("a")), read_adapter(pico("b", **settings))])

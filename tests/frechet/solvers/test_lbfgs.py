@@ -1,0 +1,370 @@
+"""L-BFGS: on Pymanopt's own manifolds, and module by module on stacks."""
+
+from __future__ import annotations
+
+import autograd.numpy as anp
+import numpy as np
+import pymanopt
+import pytest
+import torch
+from pymanopt.optimizers import ConjugateGradient, SteepestDescent
+
+from riemerge import FrechetProblem, Status, frechet_mean
+from riemerge.frechet.low_rank.carrier import Carrier
+from riemerge.frechet.low_rank.joint import Joint
+from riemerge.frechet.low_rank.search_space import JointManifold
+from riemerge.frechet.solvers import LBFGS, lbfgs
+from tests.manifolds.subjects import family, matrices, relative, updates
+
+R, T, M, N = 8, 6, 120, 100
+
+
+def rayleigh(manifold: pymanopt.manifolds.manifold.Manifold, matrix: np.ndarray) -> pymanopt.Problem:
+    """Minus the sum of the leading eigenvalues, as a problem."""
+
+    @pymanopt.function.autograd(manifold)
+    def cost(x: np.ndarray) -> float:
+        return -anp.trace(anp.dot(x.T, anp.dot(matrix, x)))
+
+    return pymanopt.Problem(manifold, cost)
+
+
+@pytest.mark.parametrize("space", [pymanopt.manifolds.Stiefel(20, 3), pymanopt.manifolds.Grassmann(20, 3)])
+def test_finds_leading_eigenspaces_on_stock_manifolds(space: pymanopt.manifolds.manifold.Manifold) -> None:
+    generator = np.random.default_rng(1)
+    root = generator.standard_normal((20, 20))
+    matrix = root @ root.T
+    start = np.linalg.qr(generator.standard_normal((20, 3)))[0]
+    result = LBFGS(min_gradient_norm=1e-7, max_iterations=400, verbosity=0).run(
+        rayleigh(space, matrix), initial_point=start
+    )
+    best = -np.sort(np.linalg.eigvalsh(matrix))[-3:].sum()
+    assert result.cost == pytest.approx(best, rel=1e-10)
+    plain = SteepestDescent(min_gradient_norm=1e-7, max_iterations=4000, verbosity=0).run(
+        rayleigh(space, matrix), initial_point=start
+    )
+    # What it is for.
+    assert result.iterations < plain.iterations / 2
+
+
+def nearest_of_rank_three(
+    start: tuple[np.ndarray, ...], matrix: np.ndarray
+) -> tuple[pymanopt.Problem, tuple[np.ndarray, ...]]:
+    """The matrix of rank 3 nearest to another, as a problem; and a start."""
+    space = pymanopt.manifolds.FixedRankEmbedded(20, 15, 3)
+
+    @pymanopt.function.autograd(space)
+    def cost(u: np.ndarray, s: np.ndarray, vt: np.ndarray) -> float:
+        return anp.sum((anp.dot(u * s, vt) - matrix) ** 2) / 2
+
+    return pymanopt.Problem(space, cost), start
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_tangent_vectors_may_be_factors(seed: int) -> None:
+    """On FixedRankEmbedded `projection` wants ambient matrices, and `to_tangent_space` tangent vectors. The
+    minimum is the truncated SVD's (Eckart, Young).
+    """
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal((20, 15))
+    left, right = (np.linalg.qr(generator.standard_normal((n, 3)))[0] for n in (20, 15))
+    problem, start = nearest_of_rank_three((left, np.array([3.0, 2, 1]), right.T), matrix)
+    found = LBFGS(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(problem, initial_point=start)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    assert "min grad norm" in found.stopping_criterion
+    assert found.cost == pytest.approx((values[3:] ** 2).sum() / 2, rel=1e-9)
+
+
+def test_tangent_vectors_may_be_of_the_algebra() -> None:
+    """On rotations a tangent vector is a skew matrix, no ambient one. The minimum of -tr(XᵀA X N) pairs the
+    eigenvalues in order (Brockett 1991).
+    """
+    generator = np.random.default_rng(1)
+    space = pymanopt.manifolds.SpecialOrthogonalGroup(8)
+    root = generator.standard_normal((8, 8))
+    matrix, order = root + root.T, np.arange(1.0, 9)
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return -anp.sum(order * anp.sum(x * anp.dot(matrix, x), axis=0))
+
+    start = np.linalg.qr(generator.standard_normal((8, 8)))[0]
+    start[:, 0] *= np.sign(np.linalg.det(start))
+    found = LBFGS(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(
+        pymanopt.Problem(space, cost), initial_point=start
+    )
+    assert "min grad norm" in found.stopping_criterion
+    assert found.cost == pytest.approx(-(order * np.linalg.eigvalsh(matrix)).sum(), rel=1e-9)
+    assert found.iterations < 150  # projected as if they were ambient it does not converge in 500
+
+
+@pytest.mark.parametrize("space", [pymanopt.manifolds.UnitaryGroup(4), pymanopt.manifolds.PoincareBall(4)])
+def test_inner_products_may_be_complex_and_transport_missing(
+    space: pymanopt.manifolds.manifold.Manifold,
+) -> None:
+    generator = np.random.default_rng(2)
+    if isinstance(space, pymanopt.manifolds.UnitaryGroup):
+        start, target = (
+            np.linalg.qr(generator.standard_normal((4, 4)) + 1j * generator.standard_normal((4, 4)))[0]
+            for _ in range(2)
+        )
+    else:
+        start, target = 0.9 * np.eye(4)[0], -0.5 * np.eye(4)[1]
+    function = pymanopt.function.numpy(space)
+    problem = pymanopt.Problem(
+        space,
+        function(lambda x: space.dist(x, target) ** 2 / 2),
+        riemannian_gradient=function(lambda x: -space.log(x, target)),
+    )
+    found = LBFGS(min_gradient_norm=1e-7, max_iterations=100, verbosity=0).run(problem, initial_point=start)
+    assert float(space.dist(found.point, target)) < 1e-6
+
+
+def test_a_trial_out_of_the_set_is_taken_back() -> None:
+    """A user's own cost by a factorisation, which fails where a first step of one ends."""
+    space = pymanopt.manifolds.Euclidean(2, 2)
+    function = pymanopt.function.numpy(space)
+    failed = []
+
+    def cost(x: np.ndarray) -> float:
+        try:
+            return float(np.trace(x) - 2 * np.log(np.diag(np.linalg.cholesky(x))).sum())
+        except np.linalg.LinAlgError:
+            failed.append(x)
+            raise
+
+    problem = pymanopt.Problem(
+        space, function(cost), riemannian_gradient=function(lambda x: np.eye(2) - np.linalg.inv(x))
+    )
+    found = LBFGS(min_gradient_norm=1e-8, verbosity=0).run(problem, initial_point=np.diag([9.0, 0.2]))
+    assert failed
+    np.testing.assert_allclose(found.point, np.eye(2), atol=1e-7)
+
+
+@pytest.mark.parametrize("log_verbosity", [0, 1])
+def test_logs_as_pymanopts_own_optimizers_do(log_verbosity: int) -> None:
+    matrix = np.diag(np.arange(6.0))
+    problem = rayleigh(pymanopt.manifolds.Stiefel(6, 2), matrix)
+    start = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 2)))[0]
+    ours, theirs = (
+        kind(verbosity=0, log_verbosity=log_verbosity).run(problem, initial_point=start)
+        for kind in (LBFGS, ConjugateGradient)
+    )
+    if log_verbosity == 0:
+        assert ours.log["iterations"] is None
+        return
+    entries = ours.log["iterations"]
+    assert entries.keys() == theirs.log["iterations"].keys()
+    assert entries["iteration"] == [*range(1, ours.iterations + 1)]
+    assert entries["cost"][-1] == ours.cost
+    assert entries["gradient_norm"][-1] == ours.gradient_norm
+    np.testing.assert_array_equal(entries["point"][0], start)
+    np.testing.assert_array_equal(entries["point"][-1], ours.point)
+
+
+def test_needs_about_as_many_steps_as_dimensions_on_a_quadratic() -> None:
+    """Without curvature pairs this takes hundreds: the condition is 1e4."""
+    space = pymanopt.manifolds.Euclidean(12)
+    scales = np.logspace(0, 4, 12)
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return anp.sum(scales * x**2) / 2
+
+    found = LBFGS(min_gradient_norm=1e-8, max_iterations=200, verbosity=0).run(
+        pymanopt.Problem(space, cost), initial_point=np.ones(12)
+    )
+    assert np.abs(found.point).max() < 1e-7
+    assert found.iterations < 120
+
+
+def test_stops_at_once_at_a_minimum_and_by_its_own_rules() -> None:
+    space = pymanopt.manifolds.Sphere(4)
+    scales = np.array([3.0, 2, 1, 0])
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return -anp.sum(scales * x**2)
+
+    problem = pymanopt.Problem(space, cost)
+    found = LBFGS(verbosity=0).run(problem, initial_point=np.eye(4)[0])
+    assert found.iterations == 1
+    found = LBFGS(max_iterations=3, min_gradient_norm=0, verbosity=0).run(
+        problem, initial_point=np.ones(4) / 2
+    )
+    assert "max iterations" in found.stopping_criterion
+    with pytest.raises(ValueError, match="memory is 0"):
+        LBFGS(memory=0)
+
+
+def test_each_module_runs_as_if_alone() -> None:
+    """A stack of an easy and a hard module takes the iterates that each takes by itself."""
+    quotient = updates(40, 36, 4, k=2)
+    close, far = (family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "independent"))
+    points = [torch.cat(pair) for pair in zip(close, far, strict=True)]
+    together = frechet_mean(quotient, points, tol=1e-6)
+    for index, alone in enumerate((close, far)):
+        single = frechet_mean(updates(40, 36, 4), alone, tol=1e-6)
+        assert single.status[0] is together.status[index]
+        assert relative(
+            matrices(quotient, together.point)[index : index + 1],
+            matrices(updates(40, 36, 4), single.point),
+        ) < (1e-9 if index == 0 else 1e-5)  # round-off grows along the flat directions of the far one
+
+
+def test_finished_modules_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    evaluate = FrechetProblem.evaluate
+    monkeypatch.setattr(
+        FrechetProblem, "evaluate", lambda self, x: (sizes.append(self.k), evaluate(self, x))[1]
+    )
+    parts = [family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "lora_like", "close", "mix")]
+    points = [torch.cat(pair) for pair in zip(*parts, strict=True)]
+    for solver in ("lbfgs", "conjugate_gradient", "steepest_descent", "trust_regions"):
+        sizes.clear()
+        solution = frechet_mean(updates(40, 36, 4, k=4), points, solver=solver, max_passes=600, tol=1e-6)
+        assert solution.status == (Status.CONVERGED,) * 4
+        assert sizes[0] == 4
+        assert sizes[-1] < 4
+        for index, part in enumerate(parts):
+            alone = frechet_mean(updates(40, 36, 4), part, max_passes=600, tol=1e-6)
+            # The gradient's square, over a curvature that is a tenth at least; several minima are one F
+            # apart.
+            if index in (0, 2):
+                assert solution.cost[index] == pytest.approx(alone.cost[0], abs=1e-10)
+        # The certificate is of all modules, whenever they left.
+        assert float(solution.gradient_norm.max()) < 1.1e-6 * np.sqrt(2 * solution.cost.max()).clip(1)
+        assert solution.trace[-1].cost == pytest.approx(solution.cost, rel=1e-9)
+
+
+def test_steps_without_curvature_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a concave stretch <s, y> is negative; taken in, such a pair would turn the direction uphill."""
+    space = pymanopt.manifolds.Euclidean(1)
+
+    @pymanopt.function.autograd(space)
+    def cost(x: np.ndarray) -> float:
+        return anp.sum(1 - anp.exp(-((x / 4) ** 2)))
+
+    def slopes() -> list[float]:
+        seen: list[float] = []
+        search = lbfgs._Backtracking.search
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                lbfgs._Backtracking,
+                "search",
+                lambda self, f, m, x, d, f0, df0: (
+                    seen.append(df0 / np.abs(d).max()),
+                    search(self, f, m, x, d, f0, df0),
+                )[1],
+            )
+            LBFGS(max_iterations=12, verbosity=0).run(
+                pymanopt.Problem(space, cost), initial_point=np.array([12.0])
+            )
+        return seen
+
+    assert max(slopes()) < 0
+
+
+def test_an_optimizer_used_again_knows_nothing_of_its_last_run() -> None:
+    """The way out of a solve is an exception: what it leaves on the object must not enter the next run."""
+    quotient = updates(24, 20, 3, k=2)
+    first, second = (family(name, 3, 24, 20, 3, seed=5, k=2) for name in ("lora_like", "close"))
+    fresh = frechet_mean(quotient, second, solver=LBFGS(verbosity=0), max_passes=40)
+    used = LBFGS(verbosity=0)
+    assert frechet_mean(quotient, first, solver=used, max_passes=10).status[0] is Status.BUDGET
+    again = frechet_mean(quotient, second, solver=used, max_passes=40)
+    assert torch.equal(fresh.point, again.point)
+    single = frechet_mean(updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1), solver=used)
+    assert single.point.shape[0] == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(("n", "dtype"), [(20, None), (24, None), (20, torch.float32), (24, torch.float32)])
+def test_a_carrier_is_the_transport(steps: int, n: int, dtype: torch.dtype | None) -> None:
+    """Also of equal sides, which it carries as one batch, and in single precision, to its digits."""
+    points = family("independent", 3, 24, n, 4, seed=5, k=2, cond=1e3)
+    problem = FrechetProblem(updates(24, n, 4, k=2), points, reduce=False)
+    search, point = problem.form.manifold, problem.start()
+    assert isinstance(search, JointManifold)
+    carrier = Carrier(search, point, dtype)
+    blurred = 1.0 if dtype is None else 1e8
+    a, b = (search.projection(point, search.random_ambient(point)) for _ in range(2))
+    moved, kept, length = a, a, search.inner_products(point, a, b)
+    for _ in range(steps):
+        arrival = search.retraction(point, 0.4 * search.random_tangent_vector(point))
+        moved = search.transport(point, arrival, moved)
+        carrier.advance(point, arrival)
+        point = arrival
+    # Round-off times the condition of the cores.
+    near = {"rtol": 0, "atol": 1e-10 * blurred * float(moved.abs().max())}
+    torch.testing.assert_close(carrier.push(kept), moved, **near)
+    assert carrier.pull(b).dtype is (dtype or torch.float64)
+    torch.testing.assert_close(carrier.pull(carrier.push(b)).double(), b, **near)
+    size = float(search.norms(point, moved).max() ** 2)
+    close = {"rtol": 1e-9 * blurred**0.5, "atol": 1e-12 * blurred * size}
+    torch.testing.assert_close(search.inner_products(point, moved, carrier.push(b)), length, **close)
+    torch.testing.assert_close(
+        (carrier.lower(a.to(carrier.pull(a))) * carrier.pull(moved)).sum(dim=(-2, -1)).double(),
+        search.inner_products(point, moved, moved),
+        **close,
+    )
+    carrier.narrow(torch.tensor([1]), search_of_one(search, problem))
+    torch.testing.assert_close(carrier.push(kept[1:]), moved[1:], **near)
+
+
+def search_of_one(search: JointManifold, problem: FrechetProblem) -> JointManifold:
+    """The search manifold of the second of two modules."""
+    assert isinstance(problem.form, Joint)
+    manifold = problem.form.narrowed(torch.tensor([1])).manifold
+    assert manifold.k == search.k - 1
+    return manifold
+
+
+def test_a_bad_direction_is_given_up_before_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along one direction nothing is accepted; the gradient then goes on, and the solve converges."""
+    quotient, points = updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1)
+    applied, calls = LBFGS._applied, []
+
+    def spoiled(self, problem, algebra, point, kept):
+        calls.append(0)
+        direction = applied(self, problem, algebra, point, kept)
+        gradient = algebra.pushed(kept)
+        if len(calls) != 2:
+            return direction
+        # Downhill by next to nothing, and far across.
+        across = problem.manifold.random_tangent_vector(point)
+        share = (
+            problem.manifold.inner_product(point, across, gradient)
+            / problem.manifold.norm(point, gradient) ** 2
+        )
+        return 1e9 * (across - share * gradient) + 1e-12 * gradient
+
+    monkeypatch.setattr(LBFGS, "_applied", spoiled)
+    assert frechet_mean(quotient, points, max_passes=200).status == (Status.CONVERGED,)
+    assert len(calls) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "most"), [("close", 15), ("lora_like", 150), ("shared_subspace", 150)])
+def test_passes_to_eight_digits(name: str, most: int) -> None:
+    """Rank 8, six adapters: the gradient norm 1e-8."""
+    for seed in (2001, 2002):
+        points = family(name, T, M, N, R, seed, k=2)
+        solution = frechet_mean(updates(M, N, R, k=2), points, tol=1e-9, max_passes=most)
+        assert float(solution.gradient_norm.max()) < 1e-8
+        assert float(solution.forward_error.max()) < 1e-11
+        assert float(solution.horizontality.max()) < 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["close", "lora_like", "shared_subspace"])
+def test_trust_regions_find_the_same_cost(name: str) -> None:
+    """From one start in the basin of a minimum: from far away the two may end in different ones."""
+    points = family(name, T, M, N, R, 2001, k=1)
+    near = frechet_mean(updates(M, N, R), points, tol=1e-2, max_passes=150).point
+    one, two = (
+        frechet_mean(updates(M, N, R), points, solver=solver, tol=1e-7, max_passes=1500, initial_point=near)
+        for solver in ("lbfgs", "trust_regions")
+    )
+    assert one.status == two.status == (Status.CONVERGED,)
+    assert one.cost == pytest.approx(two.cost, rel=1e-9)

@@ -1,0 +1,323 @@
+"""Means among matrices of one rank: closed forms, dense oracles, and never a cost above the cut mean's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError, RecipeError
+from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
+from riemerge.frechet.quadratic.quadratic_descent import minimise
+from riemerge.manifolds.checks import check_gradient, check_hessian
+from riemerge.methods import METHODS, Options, run_method
+from riemerge.methods.constrained.rank_constrained import (
+    kronecker,
+    lowrank,
+    lowrank_mats,
+    lowrank_regmean,
+    lowrank_updates,
+)
+from riemerge.methods.setting import Answer, Setting
+from tests.helpers import adapter_family, random_gauge, random_orthonormal, seeded
+from tests.methods.stacks import SHAPE, merged, spd, stacked, statistics
+
+VALUES: dict[str, Any] = {
+    "ridge": 0.1,
+    "off_diagonal": 0.9,
+    "sides": "both",
+    "target": "mean",
+    "solver": "trust_regions",
+    "tol": 1e-10,
+    "cost_tol": 0.0,
+    "max_passes": 2000,
+}
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def setting(x: Tensor, rank: int | None = 2, **values: Any) -> Setting:
+    data = tuple(statistics(10 * t, (x.shape[1], x.shape[2])) for t in range(len(x)))
+    return Setting("m", WEIGHTS, VALUES | values, tuple(x.shape[1:]), statistics=data, rank=rank)
+
+
+def cut(x: Tensor, rank: int) -> Tensor:
+    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
+    return (u[:, :rank] * sigma[:rank]) @ vh[:rank]
+
+
+def forms_of(at: Setting, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The forms of lowrank_mats, written anew."""
+    return tuple(  # type: ignore[return-value]
+        torch.stack(
+            [
+                s[kind] + at.values["ridge"] * s[kind].trace() / size * torch.eye(size).double()
+                for s in at.statistics
+            ]
+        )
+        for kind, size in (("covariance", x.shape[1]), ("gram", x.shape[2]))
+    )
+
+
+def cost_of(lefts: Tensor, rights: Tensor, x: Tensor, found: Tensor) -> float:
+    moved = found - x
+    return float(torch.einsum("t,tij,tjk,tkl,til->", WEIGHTS, lefts, moved, rights, moved)) / 2
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+# --- the problem and its solvers ----------------------------------------------------------------------------
+
+
+def problem(rank: int = 3) -> LowRankQuadratic:
+    lefts = torch.stack([spd(8, t) * WEIGHTS[t] for t in range(3)])
+    linear = normal(8, 7)
+    return LowRankQuadratic(
+        lefts, torch.stack([spd(7, t + 5) for t in range(3)]), linear / linear.norm(), 0.4, rank
+    )
+
+
+def test_gradient_and_hessian_are_those_of_the_cost_and_faults_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = problem()
+    assert check_gradient(given) == pytest.approx(2.0, abs=0.05)
+    hessian = check_hessian(given)
+    assert hessian["slope"] == pytest.approx(3.0, abs=0.05)
+    assert max(hessian[key] for key in ("symmetry", "linearity", "tangency")) < 1e-12
+    exact = given.riemannian_hessian
+    monkeypatch.setattr(given, "riemannian_hessian", lambda x, v: 0.9 * exact(x, v))
+    assert check_hessian(given)["slope"] < 2.5
+    right = given.riemannian_gradient
+    monkeypatch.setattr(given, "riemannian_gradient", lambda x: 1.1 * right(x))
+    assert check_gradient(given) < 1.5
+
+
+def test_the_preconditioner_is_the_inverse_of_the_embedded_metric() -> None:
+    given = problem()
+    x = given.manifold.random_point()
+    y, z = (given.manifold.random_tangent_vector(x) for _ in range(2))
+
+    def motion(v: Tensor) -> Tensor:
+        return torch.func.jvp(given.total.matrix, (x,), (v,))[1]  # type: ignore[misc, no-any-return]
+
+    found = given.preconditioner(x, y)
+    product = given.manifold.inner_product(x, y, z)
+    assert float((motion(found) * motion(z)).sum()) == pytest.approx(product, abs=1e-12)
+    gradient = given.riemannian_gradient(x)
+    length = motion(given.preconditioner(x, gradient)).norm()
+    assert float(given.at(x).slope) == pytest.approx(float(length), rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["trust_regions", "lbfgs"])
+def test_with_identities_any_start_ends_at_eckart_and_young(solver: str) -> None:
+    target = normal(9, 7)
+    target /= target.norm()
+    eye = (torch.eye(9).double()[None], torch.eye(7).double()[None])
+    given = LowRankQuadratic(*eye, target, 0.5, 3)
+    found = minimise(given, given.manifold.random_point(), solver=solver, tol=1e-8, max_passes=3000)
+    assert found.status.name == "CONVERGED"
+    assert (
+        apart(given.total.matrix(found.point)[0], cut(target, 3)) < 1e-6
+    )  # the gradient over the spectral gap
+
+
+def test_a_solve_says_how_it_ended() -> None:
+    given = problem()
+    start = given.manifold.random_point()
+    short = minimise(given, start, max_passes=3)
+    assert (short.status.name, short.passes) == ("BUDGET", 3)
+    assert short.cost <= given.cost(start)
+    assert minimise(given, start, cost_tol=0.9, tol=0.0).status.name == "FLAT"
+    with pytest.raises(RecipeError, match="fixed_point: under a rank constraint"):
+        minimise(given, start, solver="fixed_point")
+
+
+# --- closed forms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [1, 2, 9, None])
+def test_lowrank_is_the_cut_average(rank: int | None) -> None:
+    x = normal(3, 6, 8)
+    mean = torch.einsum("t,tij->ij", WEIGHTS, x)
+    assert apart(lowrank(x, setting(x, rank)), mean if rank in (9, None) else cut(mean, rank or 0)) < 1e-12
+
+
+def test_regmean_of_one_rank_is_the_weighted_svd_and_what_the_manifold_finds() -> None:
+    x = normal(3, 6, 8)
+    at = setting(x, ridge=0.0)
+    found = lowrank_regmean(x, at)
+    grams = [0.9 * s["gram"] + 0.1 * s["gram"].diag().diag() for s in at.statistics]
+    total = sum(w * g for w, g in zip(WEIGHTS, grams, strict=True))
+    best = sum(w * one @ g for w, one, g in zip(WEIGHTS, x, grams, strict=True)) @ torch.linalg.inv(total)
+    root = torch.from_numpy(np.real(scipy.linalg.sqrtm(total.numpy())))
+    expected = cut(best @ root, 2) @ torch.linalg.inv(root)
+    assert apart(found, expected) < 1e-10
+    lefts, rights = torch.eye(6).double().expand(3, 6, 6), torch.stack(grams)
+    solved = kronecker(lefts, rights, x, at)
+    assert solved.status == "CONVERGED"
+    assert apart(solved.value, found) < 1e-8
+    least = cost_of(lefts, rights, x, found)
+    assert solved.cost == pytest.approx(least, rel=1e-12)
+    # What a cut of RegMean costs, the planted fault.
+    assert cost_of(lefts, rights, x, cut(best, 2)) > least * (1 + 1e-4)
+
+
+def test_inputs_without_data_are_carried_along() -> None:
+    x = normal(3, 6, 8)
+    at = setting(x, ridge=0.0)
+    for s in at.statistics:
+        s["gram"][2], s["gram"][:, 2] = 0.0, 0.0  # type: ignore[index]
+    found = lowrank_regmean(x, at)
+    assert bool(found.isfinite().all())
+    assert torch.linalg.matrix_rank(found) == 2
+
+
+# --- the Kronecker form -------------------------------------------------------------------------------------
+
+
+def alternating(lefts: Tensor, rights: Tensor, x: Tensor, start: Tensor, rank: int) -> Tensor:
+    """Alternating least squares with dense Kronecker systems."""
+    w, ls, rs, xs = (one.numpy() for one in (WEIGHTS, lefts, rights, x))
+    v = np.linalg.svd(start.numpy())[2][:rank].T
+
+    def solved(v: Any, ls: Any, rs: Any, xs: Any) -> Any:
+        system = sum(a * np.kron(v.T @ r @ v, one) for a, one, r in zip(w, ls, rs, strict=True))
+        right = sum(a * one @ d @ r @ v for a, one, d, r in zip(w, ls, xs, rs, strict=True))
+        return np.linalg.solve(system, right.T.ravel()).reshape(rank, -1).T
+
+    for _ in range(3000):
+        u = np.linalg.qr(solved(v, ls, rs, xs))[0]
+        v = solved(u, rs, ls, xs.transpose(0, 2, 1))
+        if _ < 2999:
+            v = np.linalg.qr(v)[0]
+    return torch.from_numpy(u @ v.T)
+
+
+def test_mats_of_one_rank_is_what_alternating_least_squares_find_and_below_the_cut() -> None:
+    x = normal(3, 6, 5)
+    at = setting(x)
+    lefts, rights = forms_of(at, x)
+    found, whole = lowrank_mats(x, at), lowrank_mats(x, setting(x, None))
+    assert (found.status, whole.status) == ("CONVERGED", "CONVERGED")
+    dense = sum(w * torch.kron(a, b) for w, a, b in zip(WEIGHTS, lefts, rights, strict=True))
+    right = torch.einsum("t,tij,tjk,tkl->il", WEIGHTS, lefts, x, rights).flatten()
+    assert apart(whole.value.flatten(), torch.linalg.solve(dense, right)) < 1e-8
+    assert found.cost == pytest.approx(cost_of(lefts, rights, x, found.value), rel=1e-10)
+    other = alternating(lefts, rights, x, found.value + 0.1 * normal(6, 5, seed=3), 2)
+    assert cost_of(lefts, rights, x, other) == pytest.approx(found.cost, rel=1e-9)
+    assert apart(other, found.value) < 1e-4
+    assert cost_of(lefts, rights, x, cut(whole.value, 2)) > found.cost * (1 + 1e-4)
+
+
+def test_forms_of_condition_1e6_are_solved() -> None:
+    x = normal(3, 12, 10)
+    at = setting(x, 3, ridge=1e-3, tol=1e-8)
+    for t, s in enumerate(at.statistics):
+        for kind, size in (("covariance", 12), ("gram", 10)):
+            frame = random_orthonormal(size, size, seeded(t + size))
+            s[kind] = frame * torch.logspace(0, -6, size).double() @ frame.mT  # type: ignore[index]
+    found = lowrank_mats(x, at)
+    assert found.status == "CONVERGED"
+    whole = lowrank_mats(x, Setting(**{**{k: getattr(at, k) for k in Setting.__slots__}, "rank": None}))
+    assert whole.ok
+    assert found.cost is not None
+    assert found.cost < cost_of(*forms_of(at, x), x, cut(whole.value, 3))
+
+
+@pytest.mark.parametrize("target", ["mean", "tsv", "ties"])
+def test_forms_of_the_updates_move_with_isometries_and_cost_less_than_the_cut(target: str) -> None:
+    x = normal(3, 9, 2) @ normal(3, 2, 8, seed=1)
+    at = setting(x, target=target)
+    found = lowrank_updates(x, at)
+    assert isinstance(found, Answer)
+    left, right = random_orthonormal(12, 9, seeded(1)), random_orthonormal(11, 8, seeded(2))
+    tall = lowrank_updates(left @ x @ right.mT, at)
+    assert isinstance(tall, Answer)
+    assert apart(tall.value, left @ found.value @ right.mT) < 1e-7
+    assert tall.cost == pytest.approx(found.cost, rel=1e-9)
+    copies = x[:1].expand(3, -1, -1)
+    same = lowrank_updates(copies, setting(copies, target=target))
+    assert isinstance(same, Answer)
+    assert apart(same.value, x[0]) < 1e-8
+    unit = x / torch.linalg.matrix_norm(x)[:, None, None]
+    # Joint spaces of dimension 6 = 3 models x rank 2.
+    lefts, rights = (6 * y @ y.mT + 0.1 * torch.eye(y.shape[1]).double() for y in (unit, unit.mT))
+    if target == "mean":
+        whole = lowrank_updates(x, setting(x, None))
+        assert isinstance(whole, Answer)
+        assert found.cost == pytest.approx(cost_of(lefts, rights, x, found.value), rel=1e-9)
+        assert cost_of(lefts, rights, x, cut(whole.value, 2)) > found.cost * (1 + 1e-3)
+    one_sided = lowrank_updates(x, setting(x, target=target, sides="inputs"))
+    assert isinstance(one_sided, Tensor)
+    if target == "mean":
+        solved = kronecker(torch.eye(9).double().expand(3, 9, 9), rights, x, at)
+        assert apart(solved.value, one_sided) < 1e-7
+
+
+def test_what_has_no_answer_is_refused() -> None:
+    x = normal(3, 6, 5)
+    with pytest.raises(NumericalError, match="raise ridge"):
+        lowrank_updates(x, setting(x, ridge=0.0))
+    zero = torch.zeros(3, 6, 6).double(), torch.zeros(3, 5, 5).double()
+    with pytest.raises(NumericalError, match="all forms are zero"):
+        kronecker(*zero, x, setting(x))
+    flat = torch.ones(3, 6, 6).double(), torch.ones(3, 5, 5).double()
+    with pytest.raises(NumericalError, match="singular to working precision: raise ridge"):
+        kronecker(*flat, x, setting(x))
+
+
+# --- through the table --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.constrained])
+def test_the_answer_has_the_rank_and_is_a_function_of_the_updates(name: str) -> None:
+    given = adapter_family("independent", 3, *SHAPE, 3, 7)
+    said = {"tol": 3e-10, "cost_tol": 0.0} if "tol" in METHODS[name].parameters else {}
+    first = merged(name, given, [0.5, 0.3, 0.2], rank=2, **said)
+    gauge = random_gauge(3, 1e2, seeded(3))
+    turned = [(b @ gauge, torch.linalg.solve(gauge, a)) for b, a in given]
+    again = [[of[i] for i in (2, 0, 1)] for of in (turned, [0.5, 0.3, 0.2], [0, 10, 20])]
+    # The gradient at which a solve ends, over the least curvature.
+    assert apart(merged(name, *again, rank=2, **said), first) < 1e-7
+    stack = stacked(METHODS[name], given, [0.5, 0.3, 0.2], [0, 10, 20], **said)
+    ((_, one),) = run_method(METHODS[name], stack, Options(rank=2))
+    assert one.evidence.ok
+    assert one.evidence.energy_kept == pytest.approx(1.0, abs=1e-12)
+    assert one.evidence.status == ("CONVERGED" if said else "EXACT")
+
+
+def test_a_start_that_happens_to_have_the_rank_is_not_taken_for_the_answer() -> None:
+    """Two multiples of one update: their average has the rank, and nearly the answer's gradient."""
+    generator = seeded(3)
+    x = torch.randn(12, 3, generator=generator, dtype=torch.float64) @ torch.randn(
+        3, 9, generator=generator, dtype=torch.float64
+    )
+    lefts, rights = (torch.stack([spd(size, seed) for seed in (size, size + 1)]) for size in (12, 9))
+    at = Setting(
+        module="q",
+        weights=torch.tensor([0.5, 0.5], dtype=torch.float64),
+        values={"solver": "lbfgs", "tol": 1e-3, "cost_tol": 0.0, "max_passes": 500},
+        shape=(12, 9),
+        rank=3,
+    )
+    found = kronecker(lefts, rights, torch.stack([x, 1.02 * x]), at)
+    assert found.status == "CONVERGED"
+    assert found.gradient_norm is not None
+    assert found.gradient_norm <= 1e-3
+    exact = kronecker(
+        lefts, rights, torch.stack([x, 1.02 * x]), replace(at, values={**at.values, "tol": 1e-9})
+    )
+    assert found.cost is not None
+    assert exact.cost is not None
+    assert found.cost <= exact.cost * (1 + 1e-3)
