@@ -8,7 +8,7 @@ from functools import reduce
 from numbers import Integral, Real
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from riemerge.merging.caveats import check_directions
 from riemerge.merging.inputs import expanded, open_inputs
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.measure import doubtful, module_row
+from riemerge.merging.progress import Listener, Progress
 from riemerge.merging.stacking import stack
 from riemerge.methods import DEFAULT_METHOD, Evidence, Options, did_you_mean, find_method, run_method
 from riemerge.methods.reduction import in_order
@@ -42,23 +43,6 @@ RECORD_FILE = "riemerge.json"
 CARD_FILE = "README.md"
 
 
-class Progress(NamedTuple):
-    """How far a merge is.
-
-    Attributes:
-        stage: `read`, `merge` or `measure`; a method that needs one pass only has no `read`.
-        done: Modules that are through this stage.
-        total: All modules.
-        text: More, for a person.
-    """
-
-    stage: str
-    done: int
-    total: int
-    text: str
-
-
-Listener: TypeAlias = Callable[[Progress], None]
 Keep: TypeAlias = Callable[[str, LowRankUpdate | Tensor], None]
 
 

@@ -23,7 +23,8 @@ from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.merging.bookkeeping import read_beside, resolved_recipe
 from riemerge.merging.dense import CheckpointMerge
 from riemerge.merging.inputs import counting, expanded, read_each
-from riemerge.merging.merge import CARD_FILE, RECORD_FILE, AdapterMerge, Listener, Progress
+from riemerge.merging.merge import CARD_FILE, RECORD_FILE, AdapterMerge
+from riemerge.merging.progress import Listener, Progress
 from riemerge.methods import find_method
 from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import RunRecord

@@ -22,7 +22,8 @@ from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.frechet.solvers import LBFGS
 from riemerge.manifolds import FixedRank
 from riemerge.merging.inputs import display_names
-from riemerge.merging.merge import MergeResult, Progress, merge_recipe
+from riemerge.merging.merge import MergeResult, merge_recipe
+from riemerge.merging.progress import Progress
 from riemerge.methods import METHODS, Options
 from riemerge.methods.geodesic import batches
 from riemerge.methods.reduction import in_order
