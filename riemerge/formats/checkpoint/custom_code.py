@@ -19,8 +19,8 @@ _SETTINGS = "config.json"  # config.json itself, tokenizer_config.json, preproce
 def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Say in what the code of checkpoints differs: a merge carries the code of one, to run on all weights.
 
-    Law: where nothing is said, files of one name have the same bytes, and a class of the settings (`auto_map`)
-    has one name, and comes from one repository among the checkpoints that name one.
+    Law: where nothing is said, files of one name have the same bytes, and a class that settings name
+    (`auto_map`) has one name, and comes from one repository among the checkpoints that name one.
 
     Raises:
         AdapterError: A file of code cannot be read.
@@ -32,16 +32,12 @@ def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
     problems: dict[str, str] = {}  # by what differs: of many models, the first two that do
     for first, second in combinations(checkpoints, 2):
         files, others = _files(first), _files(second)
-        for name in files.keys() & others:
-            if files[name] != others[name]:
-                problems.setdefault(name, f"is other code in {second.path} than in {first.path}")
+        for name in (name for name in files.keys() & others if files[name] != others[name]):
+            problems.setdefault(name, f"is other code in {second.path} than in {first.path}")
         classes, others = _named(first), _named(second)
-        for key in classes.keys() & others:
-            if not _same_class(classes[key], others[key]):
-                difference = (
-                    f"is {shown(classes[key])} in {first.path} and {shown(others[key])} in {second.path}"
-                )
-                problems.setdefault(key, difference)
+        for key in (key for key in classes.keys() & others if not _same_class(classes[key], others[key])):
+            names = f"is {shown(classes[key])} in {first.path} and {shown(others[key])} in {second.path}"
+            problems.setdefault(key, names)
     return [f"{shown(name)}: {difference}: {advice}" for name, difference in sorted(problems.items())]
 
 

@@ -109,7 +109,7 @@ def exchange(stage: Path, target: Path, aside: Path) -> None:
 
 
 def encode(text: Text, sha256: Mapping[str, str]) -> bytes:
-    """Return a text to be written as bytes, made from the sha256 of the files beside it where it asks for them."""
+    """Return the bytes of a text, made from the sha256 of the files beside it if it asks for them."""
     if callable(text):
         text = text(sha256)
     return text.encode()

@@ -152,13 +152,8 @@ def open_tensors(path: Path) -> TensorFile:
             f"is {size} bytes long and not a whole safetensors file ({error}): download or export it again"
         ) from error
     entries = {
-        name: Entry(
-            name=name,
-            dtype=header[name]["dtype"],
-            shape=tuple(header[name]["shape"]),
-            start=8 + length + header[name]["data_offsets"][0],
-        )
-        for name in names
+        name: Entry(name, item["dtype"], tuple(item["shape"]), 8 + length + item["data_offsets"][0])
+        for name, item in ((name, header[name]) for name in names)
     }
     return TensorFile(path, MappingProxyType(entries), identity)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -136,21 +136,18 @@ class AdapterConfig(BaseModel):
                     f"{name}: {listed(idle)}: decides nothing, here as in PEFT: no module has such a name, "
                     "or an earlier key comes first"
                 )
-        unusual = {
-            "alpha is negative, which turns its update around, here as in PEFT": [
-                module for module in modules if self.alpha(module) < 0
-            ],
-            "alpha is 0, and so is its update": [module for module in modules if self.alpha(module) == 0],
+        unusual: dict[str, Callable[[str], bool]] = {
+            "alpha is negative, which turns its update around, here as in PEFT": (
+                lambda module: self.alpha(module) < 0
+            ),
+            "alpha is 0, and so is its update": lambda module: self.alpha(module) == 0,
             "PEFT loads no factors where target_modules, exclude_modules or layers_to_transform leave a "
-            "module out; they are in its file, and are merged": [
-                module for module in modules if not self.loads(module)
-            ],
+            "module out; they are in its file, and are merged": lambda module: not self.loads(module),
         }
-        return texts + [
-            f"{fact}: {len(chosen)} of {len(modules)} modules ({listed(chosen)})"
-            for fact, chosen in unusual.items()
-            if chosen
-        ]
+        for fact, applies in unusual.items():
+            if chosen := list(filter(applies, modules)):
+                texts.append(f"{fact}: {len(chosen)} of {len(modules)} modules ({listed(chosen)})")
+        return texts
 
 
 def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
@@ -213,7 +210,7 @@ def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:
 
 
 def _keys(pattern: Iterable[str], module: str) -> Iterator[str]:
-    """Yield the keys that PEFT's rule matches, the whole name or its end from any dot on: the first decides."""
+    """Return the keys that PEFT matches, the whole name or its end from any dot on; the first one decides."""
     return (key for key in pattern if re.match(_as_peft(key), module))
 
 
