@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Formulation
+from riemerge.linalg import frobenius
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm, scaled
-from riemerge.manifolds.linalg import frobenius
 
 
 class Batched(Formulation, ABC):

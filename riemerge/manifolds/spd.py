@@ -8,7 +8,7 @@ from typing import Literal, Self, final
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 
 

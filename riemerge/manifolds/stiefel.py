@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 from riemerge.manifolds.stiefel_log import (
     completed,

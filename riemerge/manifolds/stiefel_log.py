@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 
 # Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
 _LEAST_CURVATURE = 0.05

@@ -16,7 +16,7 @@ from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.formats.checkpoint import Checkpoint, code_notes, read_checkpoint
 from riemerge.formats.files.text import listed
 from riemerge.formats.fit import check_checkpoints
-from riemerge.manifolds.linalg import single_threaded
+from riemerge.linalg import single_threaded
 from riemerge.merging.bookkeeping import checkpoint_class, run_record
 from riemerge.merging.inputs import counting as counting_models
 from riemerge.merging.inputs import in_order, read_each

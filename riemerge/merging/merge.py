@@ -18,7 +18,7 @@ from riemerge.formats.files.rounding import Rounding, rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.peft import Adapter, RoundedUpdates, write_adapter
 from riemerge.frechet import SOLVERS
-from riemerge.manifolds.linalg import single_threaded
+from riemerge.linalg import single_threaded
 from riemerge.merging.bookkeeping import adapted_class, run_record
 from riemerge.merging.caveats import check_directions
 from riemerge.merging.inputs import expanded, open_inputs

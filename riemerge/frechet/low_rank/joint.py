@@ -8,11 +8,12 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from riemerge import linalg
 from riemerge.frechet.batched import Geodesic, differentiated, missed, screened, vertical_parts
 from riemerge.frechet.formulation import Evaluation
 from riemerge.frechet.low_rank.logarithms import AlignedLogarithms, Pass
 from riemerge.frechet.low_rank.search_space import JointManifold
-from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, linalg
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.manifolds.base import Logarithm
 from riemerge.manifolds.stiefel_log import orthonormalised
 

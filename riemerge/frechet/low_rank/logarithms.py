@@ -7,7 +7,7 @@ from typing import NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import scaled
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.stiefel_log import (

@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from riemerge import linalg
 from riemerge.frechet.low_rank.logarithms import Pass
-from riemerge.manifolds import linalg
 from riemerge.manifolds.base import TorchManifold, scaled
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, linalg
+from riemerge import linalg
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.manifolds.base import host
 
 

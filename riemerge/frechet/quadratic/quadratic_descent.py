@@ -15,8 +15,8 @@ from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.solution import Status
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.monitor import ENDLESS, MAX_REJECTIONS, WINDOW, Stop
+from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host
-from riemerge.manifolds.linalg import single_threaded
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     "trust_regions": TrustRegions,

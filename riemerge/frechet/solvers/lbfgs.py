@@ -16,9 +16,9 @@ from torch import Tensor
 
 from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.search_space import JointManifold
+from riemerge.linalg import frobenius
 from riemerge.manifolds.base import TorchManifold, scaled
 from riemerge.manifolds.guests.guarded import guarded, is_finite
-from riemerge.manifolds.linalg import frobenius
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
 _LEAST_COSINE = 1e-6

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemerge import linalg
 from riemerge.errors import NumericalError
-from riemerge.manifolds import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, unreduced
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.stiefel import Stiefel
@@ -103,19 +103,20 @@ class FixedRank(GeodesicManifold):
         left, right = linalg.working(left), linalg.working(right)
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right)
-        rows, values, columns = torch.linalg.svd(r_left.double() @ r_right.double().mT)
-        threshold = 10 * torch.finfo(left.dtype).eps * max(self.m, self.n) ** 0.5
-        deficient = ~(values[..., -1] > threshold * values[..., 0])
-        if deficient.any():
-            found = [int((row > threshold * row[0]).sum()) for row in values.reshape(-1, self.r)]
+        small = linalg.thin_svd(r_left.double() @ r_right.double().mT)
+        # Round-off of the two QR factorisations, in the precision of the factors.
+        ranks = linalg.numerical_rank(
+            small.values, 10 * torch.finfo(left.dtype).eps * max(self.m, self.n) ** 0.5
+        )
+        if (deficient := ranks < self.r).any():
             raise NumericalError(
                 f"{self}: {int(deficient.sum())} of {deficient.numel()} updates have a numerical rank below "
-                f"{self.r} (least: {min(found)}); an update is a point only at its own rank"
+                f"{self.r} (least: {int(ranks.min())}); an update is a point only at its own rank"
             )
-        u = q_left @ rows.to(left.dtype)
-        signs = linalg.canonical_signs(u).unsqueeze(-2)
-        v = q_right @ columns.mT.to(right.dtype)
-        return self.join(u * signs, torch.diag_embed(values).to(left.dtype), v * signs).to(dtype)
+        u = q_left @ small.left.to(left.dtype)
+        signs = linalg.canonical_signs(u)
+        v = q_right @ small.right.to(right.dtype)
+        return self.join(u * signs, torch.diag_embed(small.values).to(left.dtype), v * signs).to(dtype)
 
     def matrix(self, point: Tensor) -> Tensor:
         """Returns dW = U B V' (..., m, n), dense: for tests and small modules."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, scaled
 from riemerge.manifolds.low_rank import surrogate
 from riemerge.manifolds.low_rank.curvature import group_curvature

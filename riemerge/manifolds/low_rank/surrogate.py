@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.low_rank.curvature import stiffness
 from riemerge.manifolds.low_rank.factors import FixedRank
 
