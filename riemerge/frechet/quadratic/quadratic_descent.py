@@ -57,7 +57,7 @@ def minimise(
     cost_tol: float = 0.0,
     max_passes: int = 1000,
 ) -> Minimum:
-    """Minimises from a start, by an unmodified optimizer of Pymanopt (or our LBFGS).
+    """Minimise from a start, by an unmodified optimizer of Pymanopt (or our LBFGS).
 
     Law: the cost never exceeds that of the start, but for round-off. `CONVERGED` is a gradient, as a matrix,
     of length at most tol; `FLAT` a cost that a few iterates lowered by at most the share cost_tol; `BUDGET`
