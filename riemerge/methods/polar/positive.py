@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riemerge.manifolds.linalg import sym
+from riemerge.linalg import sym
 from riemerge.manifolds.spd import spectral as function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.manifolds.linalg import polar
+from riemerge.linalg import polar
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import leading, numerical_rank
