@@ -16,6 +16,7 @@ from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.formats.checkpoint import Checkpoint, code_notes, read_checkpoint
 from riemerge.formats.files.text import listed
 from riemerge.formats.fit import check_checkpoints
+from riemerge.frechet.status import Status
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.merging.bookkeeping import checkpoint_class, run_record
 from riemerge.merging.inputs import counting as counting_models
@@ -221,12 +222,12 @@ class CheckpointMerge:
         if self._applies(name):
             found = self._row.of_tensors(read.counting, read.at)
         else:
-            found = Answer(_mean(read.counting, read.at), "EXACT")
+            found = Answer(_mean(read.counting, read.at), Status.EXACT)
         if not bool(torch.isfinite(found.value).all()):
             raise NumericalError("the merged tensor is not finite: the inputs are too large for this method")
         scaled = self._resolver.scale(name, factor) * found.value.reshape(read.at.shape)
         seconds = perf_counter() - started
-        evidence = Evidence(found.status, found.advice, found.ok, passes=found.passes, seconds=seconds)
+        evidence = Evidence(found.status, found.advice, passes=found.passes, seconds=seconds)
         order = sorted(range(len(read.every)), key=lambda i: self._inputs[i].place)
         row = tensor_row(name, scaled, list(read.every), evidence, order)
         return _Merged(scaled if read.base is None else read.base + scaled, row, evidence)
