@@ -197,7 +197,7 @@ def module_row(
         input_ranks=tuple(inputs[i].rank for i in order if inputs),
         numerical_ranks=numerical and tuple(numerical[i] for i in order),
         rank=merged.small and merged.small.rank,
-        status=evidence.status,
+        status=evidence.status.name,
         cost=evidence.cost,
         gradient_norm=evidence.gradient_norm,
         horizontality=evidence.horizontality,

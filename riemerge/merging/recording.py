@@ -62,7 +62,7 @@ def run_record(
         modules=tuple(rows),
         totals=totals(rows),
         matched_scale=matched_scale,
-        advice={one.status: one.advice for one in evidence.values() if one.advice},
+        advice={one.status.name: one.advice for one in evidence.values() if one.advice},
         warnings=tuple(warnings),
         timing=Timing(
             read=plan.seconds,
@@ -133,8 +133,8 @@ def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[Modul
     ranked = [row for row in rows if row.numerical_ranks is not None]
     for place, one in enumerate(asked):
         found += _of_rank(one.name, ranked, place, recipe.parameters.get("rank"))
-    for status in sorted({one.status for one in evidence.values() if not one.ok}):
-        there = [module for module, one in evidence.items() if one.status == status]
+    for status in sorted({one.status.name for one in evidence.values() if not one.ok}):
+        there = [module for module, one in evidence.items() if one.status.name == status]
         advice = evidence[there[0]].advice
         count = f"{len(there)} of {len(evidence)} modules"
         found.append(f"{count} ended as {status} ({', '.join(there)}): {advice}")

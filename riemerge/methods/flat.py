@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
@@ -46,7 +47,7 @@ class FlatRow:
         for edit in self.edits:
             x = edit(x, at)
         found = self.mean(x, at)
-        return found if isinstance(found, Answer) else Answer(found, "EXACT")
+        return found if isinstance(found, Answer) else Answer(found, Status.EXACT)
 
     def surveyed(self, stream: Stream) -> Mapping[str, Any]:
         """Return what the row's survey finds; a fault of it is told with the module that it was at."""
@@ -207,7 +208,6 @@ class _Module(ABC):
         evidence = Evidence(
             answer.status,
             answer.advice,
-            answer.ok,
             answer.cost,
             answer.gradient_norm,
             passes=answer.passes,

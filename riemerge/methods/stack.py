@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, fina
 if TYPE_CHECKING:
     import torch
 
+    from riemerge.frechet.status import Status
     from riemerge.methods.method import Method
     from riemerge.updates import Dense, DenseSpan, LowRankUpdate
 
@@ -106,9 +107,8 @@ class Evidence:
     """How well one module was merged, in the geometry of its method.
 
     Attributes:
-        status: Name of the outcome; `EXACT` for a closed form.
+        status: How the mean was found; `EXACT` for a closed form.
         advice: What a person should do about it; empty when nothing.
-        ok: Whether the update is what the method promises.
         cost: F = 1/2 Σ wᵢ dᵢ² at the result; None where nothing was minimised.
         gradient_norm: Norm of the gradient of F at the result.
         horizontality: How far the logs to the inputs are from horizontal.
@@ -126,9 +126,8 @@ class Evidence:
         seconds: Solve time that falls to this module.
     """
 
-    status: str
+    status: Status
     advice: str = ""
-    ok: bool = True
     cost: float | None = None
     gradient_norm: float | None = None
     horizontality: float | None = None
@@ -141,6 +140,11 @@ class Evidence:
     update_spread: float | None = None
     passes: int = 0
     seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the update is what the method promises."""
+        return self.status.ok
 
 
 class Apart(NamedTuple):

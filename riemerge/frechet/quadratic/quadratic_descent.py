@@ -12,10 +12,10 @@ from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
-from riemerge.frechet.solution import Status
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.monitor import ENDLESS, MAX_REJECTIONS, WINDOW, Stop
 from riemerge.linalg import single_threaded
+from riemerge.frechet.status import Status
 from riemerge.manifolds.base import host
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
