@@ -264,7 +264,7 @@ class CheckpointMerge:
             return False
         # A number has no direction, and its sign is no angle.
         sees = {"gram": math.prod(shape) > 1, "entries": True}
-        return sees.get(self._method.domain or "", len(shape) == 2 and 0 not in shape)
+        return sees.get(self._method.domain, len(shape) == 2 and 0 not in shape)
 
     def _common(self, name: str) -> Tensor:
         """The integers or bools that all inputs agree in."""

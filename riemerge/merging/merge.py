@@ -274,7 +274,7 @@ class AdapterMerge:
         if optimizer is None and named is not None and named not in SOLVERS:
             raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
         rank = self._asked.get("rank")
-        fixed = self._method.domain is None or (self._method.constrained and rank != "sum")
+        fixed = self._method.truncates_inputs or (self._method.constrained and rank != "sum")
         if isinstance(rank, str) and fixed:
             raise RecipeError(
                 f"parameters.rank: {rank}: {self._method.name} has one rank: give a number, or leave it out"

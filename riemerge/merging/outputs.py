@@ -141,7 +141,7 @@ def _job(
         )
     if recipe.out_type == "delta":
         method, rank = find_method(recipe.merge_method), recipe.parameters.get("rank")
-        if rank not in {None, "sum"} and method.domain and not method.constrained:
+        if rank not in {None, "sum"} and not (method.truncates_inputs or method.constrained):
             raise RecipeError(
                 "parameters.rank: out_type delta writes the whole dW, which has no rank: leave it out"
             )

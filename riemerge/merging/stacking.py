@@ -75,7 +75,7 @@ def _check_ranks(
     rank = recipe.parameters.get("rank", method.defaults.get("rank"))
     if isinstance(rank, int):
         _check_asked(rank, method, inputs)
-    elif method.domain is None:
+    elif method.truncates_inputs:
         problems = [
             text for module in inputs[0].model.modules for text in _mixed(module, inputs, weights(module))
         ]
@@ -95,7 +95,7 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Adapter]]) ->
         if below := [module for module, have in cut.items() if have < rank]:
             least = min(least, *cut.values())
             problems.append(f"{one.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})")
-    if problems and method.domain is None:
+    if problems and method.truncates_inputs:
         raise RecipeError(
             f"parameters.rank: {rank}: {method.name} truncates its inputs to that rank, but {text}: give at "
             f"most {least}"
