@@ -39,7 +39,7 @@ class Solution:
     Attributes:
         point: The mean, on the manifold that was asked for: (K, ...) on ours.
         status: How each module ended (K,).
-        cost: F = 1/2 sum w_i d_i^2 (K,), or the user's own cost.
+        cost: F = 1/2 Σ wᵢ dᵢ² (K,), or the user's own cost.
         gradient_norm: Length of F's gradient in the metric (K,), alignments included.
         horizontality: Largest component of any logarithm along its orbit (K,), as a length: zero where all
             data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.

@@ -54,7 +54,7 @@ class Setting:
         return torch.Generator().manual_seed(self.seeds[place])
 
 
-def setting(
+def make_setting(
     module: str,
     weights: Sequence[float],
     used: Sequence[int],

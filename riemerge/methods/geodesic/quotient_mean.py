@@ -266,7 +266,7 @@ def _lifted(
     )
 
     def lift() -> LowRankUpdate:
-        return one.span.lift(small, stack.modules[name])
+        return one.span.lift(small, stack.low_rank(name))
 
     return Merged(lift if options.later else constant(lift()), evidence, one.inputs, small)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
-from riemerge.manifolds.linalg import sym
+from riemerge.linalg import sym
 from riemerge.manifolds.spd import spectral as function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR
