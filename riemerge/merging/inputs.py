@@ -249,7 +249,7 @@ class CheckpointInputs(Inputs[Checkpoint]):
         if method.statistics:
             return frozenset(name for name in self.merged if name not in weights)
         return frozenset(
-            name for name in self.merged if not _sees(method.domain or "", self.models[0].shapes[name])
+            name for name in self.merged if not _sees(method.domain, self.models[0].shapes[name])
         )
 
     def read(self, module: str, dtype: torch.dtype, device: torch.device) -> DenseSpan:
@@ -364,7 +364,7 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
         return
     whole = "out_type delta writes the whole dW, which has no rank: leave it out"
     cut = recipe.parameters.get("rank") not in {None, "sum"}
-    if cut and method.domain and not method.constrained:
+    if cut and not (method.truncates_inputs or method.constrained):
         raise RecipeError(f"parameters.rank: {whole}")
     if recipe.uniform_rank:
         raise RecipeError(f"uniform_rank: {whole}")

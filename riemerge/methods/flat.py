@@ -38,7 +38,6 @@ class FlatRow:
     @classmethod
     def of(cls, method: Method) -> FlatRow:
         """Find the functions that a row names."""
-        assert method.domain is not None
         edits = tuple(cast("FlatEdit", resolve(edit)) for edit in method.edits)
         survey = cast("Survey", resolve(method.survey)) if method.survey else None
         return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey, method.constrained)
