@@ -31,6 +31,7 @@ from riemerge.merging.sinks import RECORD_FILE
 from riemerge.merging.verbs import merge_into
 from riemerge.merging.written_before import made_by, read_record, why_not_as_written
 from riemerge.methods import METHODS, find_method
+from riemerge.progress import Listener, Progress
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.study.scores import Scorer, score_of
@@ -97,7 +98,7 @@ def greedy_soup(
     statistics: Sequence[str | Path] = (),
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[Trial], None] | None = None,
+    progress: Listener | None = None,
     **asked: Any,
 ) -> SoupRecord:
     """Merge those of several models that score best together, and write the merge with a `soup.json` in it.
@@ -151,7 +152,8 @@ def greedy_soup(
             shutil.rmtree(stage, ignore_errors=True)  # a scorer may have moved it
             trials.append(Trial(models=chosen, score=score))
             if progress is not None:
-                progress(trials[-1])
+                text = f"{' + '.join(chosen)}: score {score:.6g}"
+                progress(Progress("soup", len(trials), 2 * len(names) - 1, text))
             return score
 
         soup, score = _greedy(len(names), tried)
@@ -175,7 +177,7 @@ def sweep(
     statistics: Sequence[str | Path] = (),
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[SweepPoint], None] | None = None,
+    progress: Listener | None = None,
     **asked: Any,
 ) -> SweepRecord:
     """Merge models with all weights of a grid, each merge in a folder of its own, beside a `sweep.json`.
@@ -229,7 +231,7 @@ def sweep(
             score = None if scorer is None else score_of(scorer, root / name, name)
             points.append(_point(name, one, record, score))
             if progress is not None:
-                progress(points[-1])
+                progress(Progress("sweep", len(points), len(recipes), name))
         swept = SweepRecord(method=method, models=_names(recipe), points=tuple(points))
         write_atomically(root / SWEEP_FILE, _json(swept))
     return swept
