@@ -87,6 +87,16 @@ class Checkpoint:
         """The names of all tensors, sorted."""
         return tuple(self.shapes)
 
+    @property
+    def stored(self) -> frozenset[torch.dtype]:
+        """The dtypes in which its tensors are stored."""
+        return frozenset(self.dtypes.values())
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """The rank of each tensor that has factors: none."""
+        return MappingProxyType({})
+
     @cached_property
     def not_float(self) -> tuple[str, ...]:
         """The names of the tensors that are integers or bools: they have no mean."""

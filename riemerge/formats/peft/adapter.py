@@ -93,6 +93,11 @@ class Adapter:
         stored = (FLOATS[factor.dtype] for pair in self._factors.values() for factor in pair)
         return reduce(torch.promote_types, stored)
 
+    @property
+    def stored(self) -> frozenset[torch.dtype]:
+        """The dtype that holds all stored factors, as a set of one: see `Checkpoint.stored`."""
+        return frozenset([self.dtype])
+
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a person may have meant otherwise, where PEFT goes on and so do we."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
+from riemerge.frechet.status import Status
 from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
@@ -212,7 +213,7 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
     """
     white = _Whitened(lefts, rights, x, at.weights.to(x))
     if not white.norm > 0:
-        return Answer(torch.zeros_like(x[0]), "EXACT", cost=white.constant * white.unit)
+        return Answer(torch.zeros_like(x[0]), Status.EXACT, cost=white.constant * white.unit)
     values, rank = at.values, at.rank
     tol, budget = values["tol"], values["max_passes"]
     constrained = rank is not None and rank < min(white.linear.shape)
@@ -243,12 +244,11 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
         cost_tol=values.get("cost_tol") or 0.0,
         max_passes=budget,
     )
-    advice = "" if found.status.name == "CONVERGED" else found.status.value
+    advice = "" if found.status is Status.CONVERGED else found.status.advice
     return Answer(
         white.back(problem.total.matrix(found.point)[0]),
-        found.status.name,
+        found.status,
         advice,
-        found.status.ok,
         free.passes + found.passes,
         found.cost * white.unit,
         found.slope,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
 
 _BLOCK = 2**18  # entries solved at once: bounds the memory
@@ -57,10 +58,11 @@ def fisher_rao(x: Tensor, at: Setting) -> Answer:
     worst = max((one.gradient for one in solved), default=0.0)
     passes = max((one.passes for one in solved), default=0)
     if worst <= tol:
-        return Answer(value, "CONVERGED", passes=passes)
-    status, remedy = ("BUDGET", "raise max_passes or tol") if passes >= budget else ("STALLED", "raise tol")
-    advice = f"The largest gradient of an entry is {worst:.1e}, above tol {tol:.1e}: {remedy}."
-    return Answer(value, status, advice, ok=False, passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
+    gradient = f"The largest gradient of an entry is {worst:.1e}, above tol {tol:.1e}"
+    if passes < budget:
+        return Answer(value, Status.STALLED, f"{gradient}: raise tol.", passes=passes)
+    return Answer(value, Status.BUDGET, f"{gradient}: raise max_passes or tol.", passes=passes)
 
 
 class _Solved(NamedTuple):

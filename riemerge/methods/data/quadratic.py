@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting, Stream
 
 
@@ -292,11 +293,9 @@ def conjugate_gradients(
     # The recursion's residual runs away from the true one by round-off: what counts is the true one.
     left = torch.linalg.vector_norm(rhs - apply(value))
     if bool(left <= 2 * bound):
-        return Answer(value, "CONVERGED", passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
     relative = float(left / torch.linalg.vector_norm(rhs))
     found = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
     if passes == budget:
-        return Answer(value, "BUDGET", f"{found}: raise max_passes or tol.", ok=False, passes=passes)
-    return Answer(
-        value, "STALLED", f"{found}, at the limit of round-off: raise tol.", ok=False, passes=passes
-    )
+        return Answer(value, Status.BUDGET, f"{found}: raise max_passes or tol.", passes=passes)
+    return Answer(value, Status.STALLED, f"{found}, at the limit of round-off: raise tol.", passes=passes)

@@ -228,9 +228,8 @@ def _apart(total: FixedRank, points: Tensor, others: Tensor) -> Tensor:
 def _evidence(solution: Solution, index: int, seconds: float, spreads: Mapping[str, Any]) -> Evidence:
     status = solution.status[index]
     return Evidence(
-        status=status.name,
-        advice=status.value,
-        ok=status.ok,
+        status=status,
+        advice=status.advice,
         cost=float(solution.cost[index]),
         gradient_norm=float(solution.gradient_norm[index]),
         horizontality=float(solution.horizontality[index]),

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from riemerge.frechet.status import Status
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, numerical_rank
@@ -36,7 +37,7 @@ def shared_private(x: Tensor, at: Setting) -> Answer:
     left, right = shares(x, weights, at.shape)
     cores = (left.mT @ x) @ right
     if not cores.numel():
-        return Answer(mean, "EXACT")
+        return Answer(mean, Status.EXACT)
     found = polar_mean(cores, weights, at.values["core_mean"])
     moved = found.value - torch.einsum("t,tpq->pq", weights, cores)
     # The frames carry the shares once, on the way there.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.manifolds.linalg import polar
+from riemerge.linalg import polar
+from riemerge.frechet.status import Status
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import leading, numerical_rank
@@ -42,7 +43,7 @@ def subspace(x: Tensor, at: Setting) -> Answer:
     asked = at.values.get("rank")
     size = sum(ranks) if isinstance(asked, str) else max(ranks) if asked is None else asked
     if not size:
-        return Answer(torch.einsum("t,tpq->pq", weights, x), "EXACT")
+        return Answer(torch.einsum("t,tpq->pq", weights, x), Status.EXACT)
     means = [
         chordal([frame[:, :rank] for frame, rank in zip(frames, ranks, strict=True)], weights, size)
         for frames in (u, vh.mT)
@@ -59,7 +60,7 @@ def subspace(x: Tensor, at: Setting) -> Answer:
         ]
         if not all(one.ok for one in found):
             advice = "The mean subspace is not found: the subspaces are too far apart. Use frames chordal."
-            return Answer(torch.einsum("t,tpq->pq", weights, x), "BUDGET", advice, ok=False, passes=_PASSES)
+            return Answer(torch.einsum("t,tpq->pq", weights, x), Status.BUDGET, advice, passes=_PASSES)
         means = [one.value for one in found]
     left, right = means
     core = polar_mean((left.mT @ x) @ right, weights, at.values["core_mean"])
@@ -94,7 +95,7 @@ def grassmann(frames: Tensor, weights: Tensor, start: Tensor) -> Answer:
         logs = (u * tangents.atan()[:, None]) @ vh
         gradient = torch.einsum("t,tpr->pr", weights, logs)
         if float(torch.linalg.matrix_norm(gradient)) <= _TOL:
-            return Answer(point, "CONVERGED", passes=passes)
+            return Answer(point, Status.CONVERGED, passes=passes)
         u, angles, vh = torch.linalg.svd(gradient, full_matrices=False)
         point = polar(((point @ vh.mT) * angles.cos() + u * angles.sin()) @ vh)
-    return Answer(point, "BUDGET", ok=False, passes=_PASSES)
+    return Answer(point, Status.BUDGET, passes=_PASSES)

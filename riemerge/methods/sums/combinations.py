@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
 
 # What cancels to below this is round-off of the inner products: a few eps of float64 for each of the terms.
@@ -136,7 +137,7 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     norms, cosines = _directions(gram.cpu())
     present = norms > 0.0
     if not present.any():
-        return Answer(at.weights.to(gram), "CONVERGED")
+        return Answer(at.weights.to(gram), Status.CONVERGED)
     if not _in_one_half(cosines[present][:, present]):
         raise NumericalError(
             "the updates point into more than half of all directions, where their mean on the sphere may not "
@@ -149,9 +150,9 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     )
     value = (point * _inverse(norms) * (at.weights @ norms)).to(gram)
     if passes <= budget:
-        return Answer(value, "CONVERGED", passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
     advice = f"The gradient is {gradient:.1e} after {budget} passes. Raise max_passes, or loosen tol."
-    return Answer(value, "BUDGET", advice, ok=False, passes=budget)
+    return Answer(value, Status.BUDGET, advice, passes=budget)
 
 
 def model_stock(gram: Tensor, at: Setting, /) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
 
 # Inner products are right to a few eps for each of their terms, so distances below its root are none.
@@ -139,6 +140,6 @@ def _middle(values: Tensor, weights: Tensor) -> Tensor:
 
 def _answer(value: Tensor, bound: float, passes: int, tol: float, budget: int) -> Answer:
     if bound <= tol:
-        return Answer(value, "CONVERGED", passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
     advice = f"The gradient is {bound:.1e} after {budget} passes. Raise max_passes, or loosen tol."
-    return Answer(value, "BUDGET", advice, ok=False, passes=budget)
+    return Answer(value, Status.BUDGET, advice, passes=budget)

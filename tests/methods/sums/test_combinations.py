@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.method import Method
 from riemerge.methods.setting import Answer, Mean, Setting
 from riemerge.methods.sums import PARAMETERS, ROWS, combinations
@@ -352,7 +353,7 @@ def test_a_budget_that_runs_out_is_said() -> None:
     flat = x.flatten(1)
     weights = weights_of(BY_NAME["karcher"], 5)
     answer = combinations.karcher(flat @ flat.T, setting(weights, max_passes=2))
-    assert (answer.status, answer.ok, answer.passes) == ("BUDGET", False, 2)
+    assert (answer.status, answer.ok, answer.passes) == (Status.BUDGET, False, 2)
     assert "max_passes" in answer.advice
     answer = combinations.karcher(flat @ flat.T, setting(weights))
     assert answer.ok
