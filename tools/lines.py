@@ -1,4 +1,4 @@
-"""Count lines of code and conditional expressions, room by room: python tools/lines.py [riemerge] [--files]
+"""Count lines of code and conditional expressions, room by room: python -m tools.lines [--files]
 
 A line of code holds a token that is neither a comment nor part of a docstring; blank lines are none.
 """
