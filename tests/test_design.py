@@ -153,7 +153,7 @@ class Halfway(Base):
 @final
 class PropertyOverriding(Base):
     asked = None  # type: ignore[assignment]
-    given = property(lambda self: 2)  # type: ignore[assignment]
+    given = property(lambda self: 2)
 
 
 class Extending(Good):  # type: ignore[misc]
