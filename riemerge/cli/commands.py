@@ -367,7 +367,7 @@ def _merge_into(
     recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
 ) -> None:
     """Merge, write, and show."""
-    from riemerge.merging.outputs import merge_into
+    from riemerge.merging.verbs import merge_into
     from riemerge.report.card import printable
     from riemerge.report.tables import written_report
 

@@ -282,7 +282,9 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Any]]) -> Non
         cut = {module: min(have, full[module]) for module, have in stored.items() if have != rank}
         if below := [module for module, have in cut.items() if have < rank]:
             least = min(least, *cut.values())
-            problems.append(f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})")
+            problems.append(
+                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})"
+            )
     if problems and method.domain is None:
         raise RecipeError(
             f"parameters.rank: {rank}: {method.name} truncates its inputs to that rank, but {text}: give at "
@@ -317,7 +319,7 @@ def open_statistics(
     Raises:
         AdapterError: They cannot be read, or lack something: all of it.
     """
-    folders = [method.statistics and recipe.models[i].statistics or None for i in places]
+    folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
     if problems := [text for data in opened if data for text in data.problems(shapes, method.statistics)]:
         raise AdapterError(problems)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.linalg import polar
 from riemerge.frechet.status import Status
+from riemerge.linalg import polar
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import leading, numerical_rank
