@@ -20,8 +20,8 @@ from riemerge.frechet.solvers.fixed_point import FixedPoint
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.line_search import ModulewiseLineSearcher
 from riemerge.frechet.solvers.monitor import ENDLESS, Monitor, Narrow, Stop
-from riemerge.linalg import single_threaded
 from riemerge.frechet.status import Status
+from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host_array
 
 # Inner iterations of the trust-region subproblem; each costs two passes.

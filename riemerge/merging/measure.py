@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from riemerge.methods import Evidence, Merged, Method, Stack
+from riemerge.methods import Merged, Method, Stack
 from riemerge.methods.cancelling import remainder
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
 from riemerge.updates.low_rank import LowRankUpdate

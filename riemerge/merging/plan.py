@@ -205,7 +205,7 @@ def _check_solver_and_rank(asked: Mapping[str, Any], method: Method, optimizer: 
     named, rank = asked.get("solver"), asked.get("rank")
     if optimizer is None and named is not None and named not in SOLVERS:
         raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
-    fixed = method.domain is None or (method.constrained and rank != "sum")
+    fixed = method.truncates_inputs or (method.constrained and rank != "sum")
     if isinstance(rank, str) and fixed:
         raise RecipeError(
             f"parameters.rank: {rank}: {method.name} has one rank: give a number, or leave it out"
@@ -263,7 +263,7 @@ def _check_ranks(
     rank = recipe.parameters.get("rank", method.defaults.get("rank"))
     if isinstance(rank, int):
         _check_asked(rank, method, inputs)
-    elif method.domain is None:
+    elif method.truncates_inputs:
         problems = [
             text for module in inputs[0].model.modules for text in _mixed(module, inputs, weights(module))
         ]
@@ -282,8 +282,10 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Any]]) -> Non
         cut = {module: min(have, full[module]) for module, have in stored.items() if have != rank}
         if below := [module for module, have in cut.items() if have < rank]:
             least = min(least, *cut.values())
-            problems.append(f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})")
-    if problems and method.domain is None:
+            problems.append(
+                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})"
+            )
+    if problems and method.truncates_inputs:
         raise RecipeError(
             f"parameters.rank: {rank}: {method.name} truncates its inputs to that rank, but {text}: give at "
             f"most {least}"
@@ -317,7 +319,7 @@ def open_statistics(
     Raises:
         AdapterError: They cannot be read, or lack something: all of it.
     """
-    folders = [method.statistics and recipe.models[i].statistics or None for i in places]
+    folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
     if problems := [text for data in opened if data for text in data.problems(shapes, method.statistics)]:
         raise AdapterError(problems)

@@ -76,9 +76,7 @@ def merge(
         raise RecipeError(f"weights: {len(given)} for {len(models)} adapters: give one weight for each")
     folders: list[str | Path | None] = list(statistics) if statistics else [None] * len(models)
     if len(folders) != len(models):
-        raise RecipeError(
-            f"statistics: {len(folders)} for {len(models)} adapters: give one folder for each"
-        )
+        raise RecipeError(f"statistics: {len(folders)} for {len(models)} adapters: give one folder for each")
     named = solver if solver is None or isinstance(solver, str) else type(solver).__name__
     said = {"solver": named, **parameters}
     paths = [one.path if isinstance(one, Adapter) else one for one in models]

@@ -105,7 +105,7 @@ def _share(value: float) -> str:
 
 def _consequence(record: RunRecord, count: int) -> str:
     method, answer = record.recipe["merge_method"], record.totals.determined
-    if method != "geomerge":
+    if not METHODS[method].may_be_undetermined:
         exact = record.totals.statuses.keys() == {Status.EXACT.name}
         closed_form = exact and "seed" not in METHODS[method].parameters
         unique = f"; {method} has one answer whatever the overlap" if closed_form else ""

@@ -14,8 +14,8 @@ from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.monitor import ENDLESS, MAX_REJECTIONS, WINDOW, Stop
-from riemerge.linalg import single_threaded
 from riemerge.frechet.status import Status
+from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {

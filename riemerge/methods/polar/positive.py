@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riemerge.linalg import sym
 from riemerge.frechet.status import Status
+from riemerge.linalg import sym
 from riemerge.manifolds.spd import spectral as function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR
