@@ -16,7 +16,7 @@ def test_a_fault_has_its_problems_line_by_line() -> None:
 
 def test_problems_are_refused_by_their_kind_and_none_are_no_fault() -> None:
     AdapterError.refuse([])
-    AdapterError.refuse(text for text in ())
+    AdapterError.refuse(iter(()))
     with pytest.raises(AdapterError) as caught:
         AdapterError.refuse(text for text in ("one", "two"))
     assert caught.value.problems == ("one", "two")
@@ -47,7 +47,7 @@ def test_another_fault_of_an_item_is_not_collected() -> None:
 
 
 def test_each_kind_has_an_exit_code_of_its_own() -> None:
-    kinds = [RiemergeError, *RiemergeError.__subclasses__()]
+    kinds: list[type[RiemergeError]] = [RiemergeError, *RiemergeError.__subclasses__()]
     assert len({kind.exit_code for kind in kinds}) == len(kinds)
 
 

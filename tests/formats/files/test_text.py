@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,21 +25,17 @@ from riemerge.formats.files import text
     ],
 )
 def test_json_that_means_nothing_certain_is_refused(content: bytes, words: str) -> None:
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match="^" + re.escape(words)):
         text.strict_json(content)
-    assert str(caught.value).startswith(words)
 
 
 def test_json_that_is_written_reads_back_whatever_its_order() -> None:
-    content = {"b": [1, 2.5, None], "a": {"Ω": "x"}}
+    content = {"b": [1, None], "a": {"Ω": "x"}}
     written = text.as_json(content)
     assert text.strict_json(written) == content
     assert text.strict_json(b"\xef\xbb\xbf" + written) == content  # a byte order mark is harmless
     assert text.as_json(dict(reversed(content.items()))) == written
-    assert (
-        written.decode()
-        == '{\n  "a": {\n    "\\u03a9": "x"\n  },\n  "b": [\n    1,\n    2.5,\n    null\n  ]\n}\n'
-    )
+    assert written == b'{\n  "a": {\n    "\\u03a9": "x"\n  },\n  "b": [\n    1,\n    null\n  ]\n}\n'
 
 
 @pytest.mark.parametrize("given", ["plain", "\x1b[31mred", "turned \u202e around", "a" * 201, "\n" * 80, ""])
