@@ -102,7 +102,7 @@ class ModuleRow(BaseModel):
     model_config = _FROZEN
     module: str
     shape: tuple[int, ...]
-    input_ranks: tuple[int, ...]
+    input_ranks: tuple[int, ...] = ()
     numerical_ranks: tuple[int, ...] | None
     rank: int | None
     status: str

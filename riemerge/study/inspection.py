@@ -13,9 +13,9 @@ import torch
 
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import Adapter
-from riemerge.linalg import single_threaded
+from riemerge.linalg import SVD, single_threaded
+from riemerge.merging.identifiability import determined, determined_together, frames, mean_overlap, overlap
 from riemerge.merging.inputs import display_names, read_all
-from riemerge.merging.measure import Frames, determined, determined_together, frames, mean_overlap, overlap
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Listener, Progress
 from riemerge.records.run_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
@@ -27,7 +27,7 @@ class _Module(NamedTuple):
 
     shape: tuple[int, int]
     updates: tuple[LowRankUpdate, ...]
-    frames: tuple[Frames, ...]
+    frames: tuple[SVD, ...]
     rows: tuple[InspectedModule, ...]
 
 
@@ -92,7 +92,7 @@ def _module(name: str, adapters: Sequence[Adapter]) -> _Module:
     return _Module(shape, updates, tuple(_frames(*x) for x in zip(adapters, updates, strict=True)), rows)
 
 
-def _frames(adapter: Adapter, update: LowRankUpdate) -> Frames:
+def _frames(adapter: Adapter, update: LowRankUpdate) -> SVD:
     return frames(update, torch.promote_types(adapter.dtype, torch.float32))
 
 

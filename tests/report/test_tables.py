@@ -12,7 +12,8 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from riemerge.merging.measure import determined, determined_together, totals
+from riemerge.merging.identifiability import determined, determined_together
+from riemerge.merging.measure import totals
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.records.run_record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
