@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemerge.merging.stacking import values_of, weights_of
+from riemerge.merging.plan import values_of, weights_of
 from riemerge.methods import METHODS, Method, Options, Stack, run_method
 from riemerge.recipes.recipe import make_recipe
 from riemerge.recipes.resolve import Resolver
