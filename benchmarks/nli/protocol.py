@@ -44,7 +44,7 @@ from benchmarks.nli.statistics import EXAMPLES, Collected
 from riemerge import merge_adapters
 from riemerge.errors import NumericalError
 from riemerge.formats.peft import read_adapter
-from riemerge.merging.merge import MergeResult
+from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import MATCHED

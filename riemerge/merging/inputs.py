@@ -157,38 +157,48 @@ class AdapterInputs(Inputs[Adapter]):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the modules, which all adapters have."""
         return tuple(sorted(self.models[0].modules))
 
     @property
     def merged(self) -> tuple[str, ...]:
+        """All modules."""
         return self.names
 
     def measured(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of all modules."""
         first = self.models[0]
         return {module: first.shape(module) for module in first.modules}
 
     def unseen(self, method: Method, measured: Iterable[str]) -> frozenset[str]:
+        """Return none: rows see all updates of adapters."""
         return frozenset()
 
     def read(self, module: str, dtype: torch.dtype, device: torch.device) -> tuple[LowRankUpdate, ...]:
+        """Read the factors of a module."""
         return tuple(adapter.update(module, dtype=dtype, device=device) for adapter in self.models)
 
     def out_dtype(self, asked: torch.dtype | None) -> torch.dtype:
+        """Return the dtype asked for, or the least that holds all stored factors."""
         return asked or reduce(torch.promote_types, self.stored)
 
     @property
     def stored(self) -> tuple[torch.dtype, ...]:
+        """The T dtypes in which factors are stored."""
         return tuple(adapter.dtype for adapter in self.models)
 
     def bases(self, recipe: Recipe) -> tuple[str | None, ...]:
+        """Return what the T adapters call their base model."""
         return tuple(adapter.config.base_model_name_or_path for adapter in self.models)
 
     @property
     def model_class(self) -> str:
+        """The class of the model that the adapters are for."""
         return adapted_class(self.models)
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """None: what there is to say of adapters, the record says of each."""
         return ()
 
 
@@ -208,13 +218,16 @@ class CheckpointInputs(Inputs[Checkpoint]):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
         return self.carried.names
 
     @cached_property
     def merged(self) -> tuple[str, ...]:
+        """The names of the tensors of floats."""
         return tuple(name for name in self.names if self.models[0].dtypes[name].is_floating_point)
 
     def measured(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the weights that have statistics, by module."""
         first = self.models[0]
         folders = [*(recipe.models[i].statistics for i in self.places), recipe.base_statistics]
         known = {module for folder in folders if folder for module in read_statistics(folder).modules}
@@ -231,6 +244,7 @@ class CheckpointInputs(Inputs[Checkpoint]):
         return shapes
 
     def unseen(self, method: Method, measured: Iterable[str]) -> frozenset[str]:
+        """Return the tensors without statistics, or of a shape that the domain does not see."""
         weights = {module + WEIGHT for module in measured}
         if method.statistics:
             return frozenset(name for name in self.merged if name not in weights)
@@ -239,27 +253,33 @@ class CheckpointInputs(Inputs[Checkpoint]):
         )
 
     def read(self, module: str, dtype: torch.dtype, device: torch.device) -> DenseSpan:
+        """Read a tensor of all checkpoints, less that of the base model."""
         x = torch.stack([model.tensor(module, device=device) for model in self.models])
         if self.base is not None:
             x -= self.base.tensor(module, device=device)
         return DenseSpan(x)
 
     def out_dtype(self, asked: torch.dtype | None) -> torch.dtype | None:
+        """Return the dtype asked for."""
         return asked
 
     @property
     def stored(self) -> tuple[torch.dtype, ...]:
+        """float64 for each: there are no factors."""
         return (torch.float64,) * len(self.each)
 
     def bases(self, recipe: Recipe) -> tuple[str | None, ...]:
+        """Return what the recipe calls the base model."""
         return (recipe.base_model,)
 
     @property
     def model_class(self) -> str:
+        """The class that the settings beside the tensors name."""
         return checkpoint_class(self.carried)
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """Which code goes with the result."""
         return tuple(code_notes(self.carried))
 
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from riemerge._version import __version__
+from riemerge.formats.checkpoint import Checkpoint
 from riemerge.formats.files.text import listed
 from riemerge.formats.fit import differing_facts
 from riemerge.formats.peft import Adapter
 from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warnings
-from riemerge.merging.inputs import display_names
+from riemerge.merging.inputs import Input, display_names
 from riemerge.merging.measure import totals
 from riemerge.merging.model_class import base_model
 from riemerge.merging.plan import Plan
@@ -85,7 +86,8 @@ def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRo
         InputRow(name=name, weight=weight, share=0.0)
         for name, weight in zip(names, recipe.weights, strict=True)
     ]
-    for one, share in zip(plan.inputs.each, zip(*weights, strict=True), strict=True):
+    each: Sequence[Input[Adapter] | Input[Checkpoint]] = plan.inputs.each
+    for one, share in zip(each, zip(*weights, strict=True), strict=True):
         model = one.model
         mean = math.fsum(share) / len(share)
         if len(set(share)) == 1:
@@ -109,7 +111,8 @@ def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[Modul
         evidence: What the method says of its solve in each module.
         rows: What was measured of each module.
     """
-    recipe, inputs = plan.recipe, plan.inputs.each
+    recipe = plan.recipe
+    inputs: Sequence[Input[Adapter] | Input[Checkpoint]] = plan.inputs.each
     names = display_names([entry.model for entry in recipe.models])
     found = [
         f"{name}: its weight is 0: it was left out and not read"

@@ -20,6 +20,7 @@ from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, make_setting
 from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant, resolve
+from riemerge.progress import Progress
 from riemerge.updates import Dense, DenseSpan, JointSpan, LowRankUpdate, nearest, sum_updates
 
 
@@ -99,7 +100,7 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
     merged = in_order(partial(_tried, row, stack, options, facts), names, options.threads)
     for done, (module, one) in enumerate(zip(names, merged, strict=True), 1):
         if options.progress is not None:
-            options.progress("merge", done, len(names), method.name)
+            options.progress(Progress("merge", done, len(names), method.name))
         if isinstance(one, Merged):
             if not problems:
                 yield module, one
@@ -161,7 +162,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
 
 
 def _read(updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
-    """Return updates in float64: what decides by rank or position must not see a narrower span's round-off."""
+    """Return updates in float64: what decides by rank or position must not see a narrower round-off."""
     return [update.to(torch.float64) for update in updates]
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from riemerge.frechet.status import Status
     from riemerge.methods.method import Method
+    from riemerge.progress import Listener
     from riemerge.updates import Dense, DenseSpan, LowRankUpdate
 
 
@@ -31,9 +32,9 @@ class Stack:
 
     Attributes:
         names: T names of the adapters, for messages.
-        modules: Module name to its T updates, all of the shape of that module, on one device: with factors, or
-            dense and side by side. They are read from disk at each access, so that only what a method keeps
-            takes memory.
+        modules: Module name to its T updates, all of the shape of that module, on one device: with factors,
+            or dense and side by side. They are read from disk at each access, so that only what a method
+            keeps takes memory.
         weights: Module name to T weights, already normalised where the method asks for it; 0 is absence.
         storage: T dtypes, below whose round-off a singular value counts as zero.
         values: Module name to the method's own parameters there; one that may differ between models has T.
@@ -79,7 +80,7 @@ class Options:
         starts: How many starts to solve from; `auto` means several where `doubtful` says so.
         seed: Of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
-        progress: Called as `progress(stage, done, total, text)` with numbers of modules.
+        progress: Called now and then with the numbers of modules that are through a stage.
         doubtful: Called as `doubtful(updates, shape, storage)` with a module's inputs in common bases, the
             shape that they have outside of them and their stored dtypes: whether only a measurement can tell
             that they determine their mean.
@@ -97,7 +98,7 @@ class Options:
     starts: int | str | None = None
     seed: int | None = None
     threads: int = 1
-    progress: Callable[[str, int, int, str], None] | None = None
+    progress: Listener | None = None
     doubtful: Callable[[Sequence[LowRankUpdate], tuple[int, int], Sequence[torch.dtype]], bool] | None = None
 
 
@@ -182,8 +183,8 @@ class Merged:
 
     Attributes:
         lift: Returns the merged update, of the shape of its module: factors in the canonical gauge of
-            `LowRankUpdate.balance`, or dense where the inputs are, or where `Options.dense` asked for a result
-            that has no factors. With `Options.later` it reads the module again.
+            `LowRankUpdate.balance`, or dense where the inputs are, or where `Options.dense` asked for a
+            result that has no factors. With `Options.later` it reads the module again.
         evidence: How well it was merged.
         inputs: The T updates before any edit, in orthonormal bases of their joint span or of one that holds
             the merged update too: everything measured is an invariant of such isometries, and costs nothing

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from riemerge.cli.commands import main
 from riemerge.errors import NumericalError, RecipeError
-from riemerge.merging.outputs import merge_into
+from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS, Options, run_method
 from riemerge.methods.cancelling import Remainder
 from riemerge.methods.parameters import MATCHED
@@ -283,7 +283,7 @@ def test_what_waits_for_its_scale_holds_nothing_of_the_width(method: str) -> Non
         lifted = one.update
         assert stack.modules.reads[module] > before[module]  # type: ignore[attr-defined]
         assert isinstance(lifted, LowRankUpdate)
-        assert lifted.norm() == pytest.approx(one.norm, rel=1e-12)
+        assert lifted.norm() == pytest.approx(one.norms[0], rel=1e-12)
         expected = now[module].update
         assert isinstance(expected, LowRankUpdate)
         assert torch.allclose(lifted.dense(), expected.dense(), rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console, RenderableType
 
 from riemerge.merging.measure import determined, determined_together, totals
-from riemerge.merging.merge import MergeResult
+from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.records.run_record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
 from riemerge.report.card import evaluation_verdict, number, printable, verdict

@@ -20,6 +20,7 @@ from riemerge.methods.geodesic.batches import SEVERAL, Size, Solved, solve
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import Reduced, in_order, reduced
 from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
+from riemerge.progress import Progress
 from riemerge.updates.low_rank import LowRankUpdate
 
 
@@ -280,4 +281,4 @@ def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
 
 def _report(options: Options, stage: str, done: int, total: int) -> None:
     if options.progress is not None:
-        options.progress(stage, done, total, "")
+        options.progress(Progress(stage, done, total, ""))
