@@ -5,7 +5,7 @@ mean is the minimiser over all X of rank at most R of
 
     F(X) = 1/2 Σₜ wₜ tr(Lₜ (X − xₜ) Mₜ (X − xₜ)ᵀ).
 
-**Law:** where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
+Law: where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
 exactly: at one of lower rank, F could not decrease along any matrix of rank one, so its gradient were zero
 and it were X*. So the problem lives on the manifold of matrices of rank R. Cutting X* to rank R answers
 another question, unless all forms are the identity.
@@ -24,6 +24,7 @@ from riemerge.errors import NumericalError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
 from riemerge.frechet.status import Status
+from riemerge.linalg import numerical_rank, thin_svd
 from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
@@ -36,19 +37,22 @@ from riemerge.updates.truncation import nearest
 def lowrank(x: Tensor, setting: Setting) -> Tensor:
     """Return the matrix of rank R nearest to all updates: with identities for forms, the cut average.
 
-    **Law:** Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
+    Law: Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
     largest singular values.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the rank R.
 
-    **Source:** Eckart and Young 1936.
+    Returns:
+        The merged update (p, q).
+
+    Source: Eckart and Young 1936.
     """
-    mean: Tensor = average(x, setting)
+    mean = average(x, setting)
     if setting.rank is None or setting.rank >= min(mean.shape):
         return mean
-    u, sigma, vh = torch.linalg.svd(mean, full_matrices=False)
-    cut: Tensor = (u[:, : setting.rank] * sigma[: setting.rank]) @ vh[: setting.rank]
-    return cut
+    return thin_svd(mean).truncate(setting.rank).matrix()
 
 
 def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
@@ -58,7 +62,7 @@ def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     times its mean diagonal entry added to the diagonal. With M = Σ wₜ Mₜ = K Kᵀ and D RegMean's solution,
     F(X) is 1/2 ‖(X − D) K‖² and a constant.
 
-    **Law:** X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
+    Law: X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
     closed form. Inputs that are zero in all data have P times the weighted average.
 
     Args:
@@ -68,7 +72,7 @@ def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     Raises:
         NumericalError: See `regmean`.
 
-    **Source:** Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
+    Source: Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
     Cholesky factorisation of n x n, one SVD (p, n).
     """
     factor, ridge = setting.values["off_diagonal"], setting.values["ridge"]
@@ -82,7 +86,7 @@ def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     Lₜ is the covariance of output gradients and Mₜ the Gram matrix of inputs, both per token, each with
     `ridge` times its mean diagonal entry added to the diagonal.
 
-    **Law:** a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
+    Law: a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
     without a constraint to half of the digits of `tol`, cut to rank R in the Frobenius norm or in that of the
     mean forms. See `kronecker`.
 
@@ -94,8 +98,9 @@ def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     Raises:
         NumericalError: All forms are zero, or the mean ones are singular: only when `ridge` is 0.
 
-    **Source:** the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014. *Cost:*
-    needs the dense dW, and T forms of either side at once.
+    Source: the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014.
+
+    Cost: needs the dense dW, and T forms of either side at once.
     """
     ridge = setting.values["ridge"]
     lefts, rights = (
@@ -114,7 +119,7 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     update (`mean`); or for all models the same matrix Z, scaled to the norm of Σ wₜ xₜ: their TSV merge
     (`tsv`), or their TIES merge without a trim in the reference bases of Core Space (`ties`).
 
-    **Law:** f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
+    Law: f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
     onto the joint column and row spaces, all Lₜ commute with P and all Mₜ with Q, so F(X) is F(P X Q) and a
     positive definite form of X − P X Q; and P X Q has no larger rank than X.
 
@@ -125,7 +130,9 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     Raises:
         NumericalError: `ridge` is 0, which leaves directions free; or what `tsv` and `core` raise.
 
-    **Source:** this package. *Cost:* in the joint span, whatever the widths.
+    Source: this package.
+
+    Cost: in the joint span, whatever the widths.
     """
     ridge, sides = setting.values["ridge"], setting.values["sides"]
     if not ridge > 0:
@@ -136,16 +143,16 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
         return x[0]
     targets = _TARGETS[setting.values["target"]](x, setting)
 
-    def forms(y: Tensor) -> Tensor:
-        size = int((sigma := torch.linalg.svdvals(torch.cat(list(y), dim=1))).gt(FLOOR * sigma[0]).sum())
-        found: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
-        return found
+    def ridged(y: Tensor) -> Tensor:
+        size = int(numerical_rank(torch.linalg.svdvals(torch.cat(list(y), dim=1)), FLOOR))
+        forms: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
+        return forms
 
     if sides == "inputs":
-        return _projected(*regressed(targets, setting, forms(unit.mT)), setting.rank)
+        return _projected(*regressed(targets, setting, ridged(unit.mT)), setting.rank)
     if sides == "outputs":
-        return _projected(*regressed(targets.mT, setting, forms(unit)), setting.rank).mT
-    return kronecker(forms(unit), forms(unit.mT), targets, setting)
+        return _projected(*regressed(targets.mT, setting, ridged(unit)), setting.rank).mT
+    return kronecker(ridged(unit), ridged(unit.mT), targets, setting)
 
 
 def _mean_targets(x: Tensor, _: Setting) -> Tensor:
@@ -186,8 +193,8 @@ def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
     """The X of that rank with the least ‖(X − value) K‖, K the root."""
     if rank is None or rank >= min(value.shape):
         return value
-    u: Tensor = torch.linalg.svd(root.right(value), full_matrices=False).U[:, :rank]
-    return u @ (u.mT @ value)
+    frame = thin_svd(root.right(value)).left[:, :rank]
+    return frame @ (frame.mT @ value)
 
 
 def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Answer:

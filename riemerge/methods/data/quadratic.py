@@ -22,13 +22,14 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
+from riemerge.linalg import weighted_mean
 from riemerge.methods.setting import Answer, Setting, Stream
 
 
 def fisher(x: Tensor, setting: Setting) -> Tensor:
     """Weigh each entry of each model by its Fisher information.
 
-    **Law:** Σ cₜ (Fₜ + floor) xₜ / Σ cₜ (Fₜ + floor), entry by entry, with cₜ = wₜ; with `normalize_fisher`
+    Law: Σ cₜ (Fₜ + floor) xₜ / Σ cₜ (Fₜ + floor), entry by entry, with cₜ = wₜ; with `normalize_fisher`
     cₜ = wₜ / (‖Fₜ‖ + floor), the norm over all modules. One factor on all Fₜ and the floor changes nothing.
     With all Fₜ equal it is the weighted average.
 
@@ -40,8 +41,9 @@ def fisher(x: Tensor, setting: Setting) -> Tensor:
     Raises:
         NumericalError: An entry without positive information in any model: only when the floor is 0.
 
-    **Source:** Matena and Raffel 2022 (Fisher merging); floor and norm as in FusionBench. *Cost:* needs the
-    dense dW, and as many numbers of statistics.
+    Source: Matena and Raffel 2022 (Fisher merging); floor and norm as in FusionBench.
+
+    Cost: needs the dense dW, and as many numbers of statistics.
     """
     floor, shares = setting.values["floor"], setting.weights
     if setting.values["normalize_fisher"]:
@@ -71,7 +73,7 @@ def fisher_norms(stream: Stream) -> Mapping[str, Any]:
 def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
     """Weigh entries so that the gradients of all models' losses cancel, with the base model's curvature H₀.
 
-    **Law:** Σ wₜ (Hₜ + H₀) xₜ / (H₀ + Σ wₜ Hₜ), entry by entry, where H₀ has the floor added. It is the
+    Law: Σ wₜ (Hₜ + H₀) xₜ / (H₀ + Σ wₜ Hₜ), entry by entry, where H₀ has the floor added. It is the
     minimiser of Σ wₜ ⟨x − xₜ, (Hₜ + H₀)(x − xₜ)⟩ + (1 − Σ wₜ) ⟨x, H₀ x⟩; so with Σ wₜ = 1 it is `fisher` with
     Hₜ + H₀, and with all Hₜ = 0 it is Σ wₜ xₜ. A negative weight takes a model's task away.
 
@@ -83,8 +85,9 @@ def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
     Raises:
         NumericalError: No statistics of the base model, or H₀ + Σ wₜ Hₜ is not positive in some entry.
 
-    **Source:** Daheim et al. 2023 (uncertainty-based gradient matching), with squared gradients for Hessians.
-    *Cost:* needs the dense dW.
+    Source: Daheim et al. 2023 (uncertainty-based gradient matching), with squared gradients for Hessians.
+
+    Cost: needs the dense dW.
     """
     if "fisher" not in setting.base_statistics:
         raise NumericalError(
@@ -103,7 +106,7 @@ def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
 def regmean(x: Tensor, setting: Setting) -> Tensor:
     """Find the linear map whose outputs are nearest to every model's on that model's own inputs.
 
-    **Law:** Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, with Gₜ the input Gram matrix per token, XₜᵀXₜ / tokens (as it is where
+    Law: Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, with Gₜ the input Gram matrix per token, XₜᵀXₜ / tokens (as it is where
     `tokens` is not given), its off-diagonal entries multiplied by `off_diagonal`. With `off_diagonal` 1 it is
     the minimiser of Σ wₜ ‖Xₜ (x − xₜ)ᵀ‖² / tokensₜ. Inputs that are zero in all data are free; there the
     answer is the weighted average.
@@ -116,7 +119,7 @@ def regmean(x: Tensor, setting: Setting) -> Tensor:
         NumericalError: Σ wₜ Gₜ is singular to working precision, beyond inputs that are zero: only when
             `off_diagonal` is 1 or near it.
 
-    **Source:** Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
+    Source: Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
     """
     factor = setting.values["off_diagonal"]
     return regressed(x, setting, (shrunk(per_token(setting, t, "gram", x), factor) for t in range(len(x))))[0]
@@ -125,7 +128,7 @@ def regmean(x: Tensor, setting: Setting) -> Tensor:
 def mats(x: Tensor, setting: Setting) -> Answer:
     """Match models in the task subspaces that their Kronecker-factored Fisher information spans.
 
-    **Law:** Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, with Lₜ the covariance of output gradients and Rₜ the Gram matrix
+    Law: Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, with Lₜ the covariance of output gradients and Rₜ the Gram matrix
     of inputs, both per token; by conjugate gradients with a diagonal preconditioner, from the weighted
     average, until the residual is `tol` of the right-hand side.
 
@@ -134,8 +137,10 @@ def mats(x: Tensor, setting: Setting) -> Answer:
         setting: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values
             `tol` and `max_passes`.
 
-    **Source:** Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and
-    have no preconditioner. *Cost:* needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
+    Source: Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and have
+        no preconditioner.
+
+    Cost: needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
     """
     return _matched(x, setting, [per_token(setting, t, "covariance", x) for t in range(len(x))])
 
@@ -143,14 +148,14 @@ def mats(x: Tensor, setting: Setting) -> Answer:
 def mats_forward(x: Tensor, setting: Setting) -> Answer:
     """Match models in the task subspaces that their inputs alone span: `mats` with the identity for each Lₜ.
 
-    **Law:** x Σ wₜ Rₜ = Σ wₜ xₜ Rₜ: `regmean` with `off_diagonal` 1, but also where the sum is singular;
+    Law: x Σ wₜ Rₜ = Σ wₜ xₜ Rₜ: `regmean` with `off_diagonal` 1, but also where the sum is singular;
     solved and started as `mats` is.
 
     Args:
         x: (T, p, n) updates, reduced on the left.
         setting: With `statistics[t]["gram"]` (n, n) and `tokens`; the values `tol` and `max_passes`.
 
-    **Source:** Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
+    Source: Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
     """
     return _matched(x, setting, None)
 
@@ -166,7 +171,7 @@ def per_token(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
 
 def average(x: Tensor, setting: Setting) -> Tensor:
     """Return the weighted average of T updates."""
-    return torch.einsum("t,t...->...", (setting.weights / setting.weights.sum()).to(x), x)
+    return weighted_mean(setting.weights / setting.weights.sum(), x)
 
 
 def _diagonal_minimiser(x: Tensor, forms: Iterable[Tensor]) -> Tensor:

@@ -1,8 +1,10 @@
 """Means of dense updates entry by entry: weighted sums, elections of signs, and choices of the largest.
 
 All of them take (T, ...) updates of any shape, on any device, and answer with the shape of one; they read
-weights, values and facts of a setting, never its shape. Cost: they need the dense dW, m n numbers for each
-model of one module at a time, and as many again to work with.
+weights, values and facts of a setting, never its shape.
+
+Cost: they need the dense dW, m n numbers for each model of one module at a time, and as many again to work
+    with.
 """
 
 from __future__ import annotations
@@ -98,8 +100,7 @@ def vote(stream: Stream) -> Mapping[str, Any]:
     Law: keeping what is above `thresholds` and in each module the first `ties` entries that equal it keeps
     exactly k = max(1, ⌊density · size⌋) entries of each model, over all modules. `majority` is the sign of
     the number of entries with Σ wᵢ xᵢ > 0 less that of entries with Σ wᵢ xᵢ < 0, of the trimmed updates.
-    Update i must be of model i in every module. *Cost*: four passes over all dense updates, of which nothing
-    is kept but numbers.
+    Update i must be of model i in every module.
 
     Returns:
         `thresholds` (T,) float64, `ties` by module: T numbers, `majority` -1, 0 or 1.
@@ -108,6 +109,8 @@ def vote(stream: Stream) -> Mapping[str, Any]:
         NumericalError: The models, or the density of one, differ between modules.
 
     Source: Yadav et al. 2023 (TIES), §3.
+
+    Cost: four passes over all dense updates, of which nothing is kept but numbers.
     """
     first = next(stream())[1]
     densities = first.values["density"]

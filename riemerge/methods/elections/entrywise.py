@@ -1,7 +1,9 @@
 """Edits of single entries: each update loses some of its entries before the mean.
 
 All of them take (T, ...) dense updates of any shape and return as many; they read values, seeds and facts of
-a setting, never its shape. Cost: they need the dense dW, m n numbers for each model of one module at a time.
+a setting, never its shape.
+
+Cost: they need the dense dW, m n numbers for each model of one module at a time.
 """
 
 from __future__ import annotations

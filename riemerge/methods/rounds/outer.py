@@ -232,10 +232,11 @@ def fedadam(x: Tensor, setting: Setting, /) -> Tensor:
     """Return the first round of FedAdam from rest (see `FedAdam`).
 
     Law: entry by entry η (1 − β₁) s/(√(β₂ τ² + (1 − β₂) s²) + τ) of s = Σ pᵢ dWᵢ: near a multiple of its sign
-    where s is far above τ, of s where it is far below. *Cost*: entrywise, it needs the dense dW: a few passes
-    over T m n numbers.
+    where s is far above τ, of s where it is far below.
 
     Source: Reddi et al. 2021, algorithm 2.
+
+    Cost: entrywise, it needs the dense dW: a few passes over T m n numbers.
     """
     total = torch.tensordot(setting.weights.to(x), x, dims=1)
     values = setting.values

@@ -82,13 +82,14 @@ def nuslerp_rows(x: Tensor, setting: Setting, /) -> Tensor:
     """Return `nuslerp` of each vector along the last axis by itself: of a matrix, the weights of each output.
 
     Law: rows are independent; turning all inputs, x -> x R with Rᵀ = R⁻¹, turns the result. A row of one
-    number has no direction, and gets the weighted mean. *Cost*: entrywise, it needs the dense dW: a few
-    passes over 2 m n numbers.
+    number has no direction, and gets the weighted mean.
 
     Raises:
         NumericalError: Two rows of more than one number are opposite to round-off.
 
     Source: mergekit's `nuslerp` with `nuslerp_flatten: false`.
+
+    Cost: entrywise, it needs the dense dW: a few passes over 2 m n numbers.
     """
     if len(x) == 1:
         return x[0]
@@ -128,15 +129,17 @@ def multislerp(gram: Tensor, setting: Setting, /) -> Tensor:
 def karcher(gram: Tensor, setting: Setting, /) -> Answer:
     """Return the weighted Fréchet mean of the directions on the unit sphere, at the mean of the norms.
 
-    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` in radians; of two
-    models it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the
-    sphere, and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close
-    models lose no digit. *Cost*: O(T²) for each of at most `max_passes` passes, on the CPU.
+    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` in radians; of two models
+    it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the sphere,
+    and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close models
+    lose no digit.
 
     Raises:
         NumericalError: The directions are not in one half: opposite ones, or ones that cancel.
 
     Source: Karcher 1977; uniqueness Afsari 2011; unit steps Afsari, Tron and Vidal 2013.
+
+    Cost: O(T²) for each of at most `max_passes` passes, on the CPU.
     """
     norms, cosines = _directions(gram.cpu())
     present = norms > 0.0

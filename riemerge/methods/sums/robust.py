@@ -28,9 +28,9 @@ def median(gram: Tensor, setting: Setting, /) -> Answer:
     gradient norm is at most `tol`. Updates nearer than 1e-7 of the largest norm are copies: their inner
     products do not tell them apart.
 
-    *Cost*: O(T²) for each of at most `max_passes` passes, on the CPU.
-
     Source: Weiszfeld 1937; Vardi, Zhang 2000, The multivariate L1-median, PNAS 97.
+
+    Cost: O(T²) for each of at most `max_passes` passes, on the CPU.
     """
     products, weights = gram.cpu(), setting.weights
     tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
@@ -47,9 +47,9 @@ def huber(gram: Tensor, setting: Setting, /) -> Answer:
     Law: copies give themselves; the average for a large `delta`, the geometric median as it goes to 0; it
     moves with every isometry and f(c x) = c f(x). The gradient norm is at most `tol` of δ.
 
-    *Cost*: that of `median`, twice.
-
     Source: Huber 1964, Robust estimation of a location parameter; Weiszfeld's reweighting.
+
+    Cost: that of `median`, twice.
     """
     products, weights = gram.cpu(), setting.weights
     tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
