@@ -275,9 +275,5 @@ def described(value: object) -> str:
             return f"the text {value!r}"
         case int() | float():
             return str(value).removesuffix(".0")
-        case Mapping():
-            return "a mapping"
-        case list() | tuple():
-            return "a list"
-        case _:
-            return repr(value)
+    words = {Mapping: "a mapping", list | tuple: "a list"}
+    return next((text for kind, text in words.items() if isinstance(value, kind)), repr(value))
