@@ -135,7 +135,7 @@ class Scaling(GroupAction):
         rates = vector / point
         return point.prod(dim=-2, keepdim=True).square() * (rates[..., :1, :] - rates[..., 1:, :])
 
-    def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+    def vertical_generator(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
         rates = vector / point
         return (rates[..., :1, :] - rates[..., 1:, :]) / 2
 

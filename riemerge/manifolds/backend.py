@@ -48,7 +48,7 @@ class TorchBackend(Backend):  # type: ignore[misc]
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in point]
                 gradients = torch.autograd.grad(function(*leaves), leaves, allow_unused=True)
-            filled = _filled(gradients, leaves)
+            filled = _fill(gradients, leaves)
             return filled[0] if num_arguments == 1 else filled
 
         return gradient
@@ -64,7 +64,7 @@ class TorchBackend(Backend):  # type: ignore[misc]
             point, vector = arguments[:num_arguments], arguments[num_arguments:]
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in point]
-                gradients = _filled(
+                gradients = _fill(
                     torch.autograd.grad(function(*leaves), leaves, create_graph=True, allow_unused=True),
                     leaves,
                 )
@@ -74,13 +74,13 @@ class TorchBackend(Backend):  # type: ignore[misc]
                     if slope.requires_grad
                     else [None] * len(leaves)
                 )
-            filled = _filled(products, leaves)
+            filled = _fill(products, leaves)
             return filled[0] if num_arguments == 1 else filled
 
         return hessian
 
 
-def _filled(gradients: object, leaves: list[Tensor]) -> list[Tensor]:
+def _fill(gradients: object, leaves: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]  # type: ignore[call-overload]
 
 

@@ -14,6 +14,7 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.linalg import scale_modules
 
 # torch keeps the level of forward differentiation in one place for all threads.
 _FORWARD = threading.Lock()
@@ -266,7 +267,7 @@ class GeodesicManifold(TorchManifold):
         Raises:
             NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
         """
-        return host(self._found(point_a, point_b).squared.sum().sqrt())
+        return host(self._require_logarithm(point_a, point_b).squared.sum().sqrt())
 
     @final
     def log(self, point_a: Tensor, point_b: Tensor) -> Tensor:
@@ -275,7 +276,7 @@ class GeodesicManifold(TorchManifold):
         Raises:
             NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
         """
-        return self._found(point_a, point_b).tangent
+        return self._require_logarithm(point_a, point_b).tangent
 
     @final
     def pair_mean(self, point_a: Tensor, point_b: Tensor) -> Tensor:
@@ -283,7 +284,7 @@ class GeodesicManifold(TorchManifold):
         return self.exp(point_a, self.log(point_a, point_b) / 2)
 
     @final
-    def _found(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
+    def _require_logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         found = self.logarithm(point_a, point_b)
         failed = int(host((~found.valid).sum()))
         if failed:
@@ -304,18 +305,13 @@ def host_array(tensor: Tensor) -> NDArray[np.float64]:
     return np.asarray(tensor.tolist(), dtype=np.float64)
 
 
-def scaled(factor: Tensor, vector: Tensor) -> Tensor:
-    """Multiply each module's vector (..., rows, columns) by its own factor (...)."""
-    return factor.to(vector.dtype)[..., None, None] * vector
+def trivial_reduction(manifold: GeodesicManifold, points: Tensor) -> Reduction:
+    """Return the problem itself as a reduction."""
+    return Reduction(manifold, points, identity)
 
 
-def unreduced(manifold: GeodesicManifold, points: Tensor) -> Reduction:
-    """The trivial reduction: the problem itself."""
-    return Reduction(manifold, points, same)
-
-
-def same(point: Any) -> Any:
-    """Return its argument: the lift of what was not reduced."""
+def identity(point: Any) -> Any:
+    """Return the point itself: the lift of a problem that was not reduced."""
     return point
 
 
@@ -337,8 +333,8 @@ class _SquaredDistance(torch.autograd.Function):
         factor = 2 * torch.where(valid | (grad == 0), grad, torch.nan)
         grad_a = grad_b = None
         if ctx.needs_input_grad[1]:
-            grad_a = scaled(-factor, manifold.lower(point_a, tangent)).sum_to_size(point_a.shape)
+            grad_a = scale_modules(-factor, manifold.lower(point_a, tangent)).sum_to_size(point_a.shape)
         if ctx.needs_input_grad[2]:
             back = manifold.logarithm(point_b, point_a).tangent
-            grad_b = scaled(-factor, manifold.lower(point_b, back)).sum_to_size(point_b.shape)
+            grad_b = scale_modules(-factor, manifold.lower(point_b, back)).sum_to_size(point_b.shape)
         return None, grad_a, grad_b

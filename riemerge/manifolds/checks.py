@@ -56,7 +56,7 @@ def check_manifold(
         x = manifold.random_point() if point is None else point
         u, v = (manifold.random_tangent_vector(x) for _ in range(2))
         u, v = (scale / manifold.norm(x, w) * w for w in (u, v))
-        record("projection", manifold.norm(x, manifold.projection(x, _embedded(manifold, x, u)) - u) / scale)
+        record("projection", manifold.norm(x, manifold.projection(x, _embed(manifold, x, u)) - u) / scale)
         record("symmetry", _relative(_inner(manifold, x, u, v), _inner(manifold, x, v, u), scale**2))
         both = _inner(manifold, x, u, v) + _inner(manifold, x, v, v)
         record("linearity", _relative(_inner(manifold, x, u + v, v), both, scale**2))
@@ -94,7 +94,7 @@ def _check_geodesics(
             record("pair_mean", _relative(manifold.dist(x, middle), manifold.dist(middle, y), scale))
     if _offers(manifold, "transport", x, y, v):
         moved = manifold.transport(x, y, v)
-        tangent = manifold.projection(y, _embedded(manifold, y, moved))
+        tangent = manifold.projection(y, _embed(manifold, y, moved))
         record("transport", manifold.norm(y, tangent - moved) / scale)
         record("isometry", _relative(manifold.norm(y, moved), scale, scale))
 
@@ -110,7 +110,7 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
     for _ in range(draws):
         x = manifold.random_point() if point is None else point
         v = manifold.random_tangent_vector(x)
-        ambient = _embedded(manifold, x, v)
+        ambient = _embed(manifold, x, v)
         euclidean = _ambient_like(manifold, x)
         # Where a point is the factors of a matrix, only the manifold knows the velocity of its entries.
         alike = [np.shape(a) for a in _parts(ambient)] == [np.shape(a) for a in _parts(x)]
@@ -124,7 +124,7 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
             slope = sum(_pairing(e, a) for e, a in zip(_parts(euclidean), _parts(ambient), strict=True))
             riesz = abs(float(_inner(manifold, x, gradient, v)) - slope) / size
             defects["riesz"] = _worse(defects.get("riesz", 0.0), riesz)
-        tangent = manifold.projection(x, _embedded(manifold, x, gradient))
+        tangent = manifold.projection(x, _embed(manifold, x, gradient))
         defects["tangency"] = _worse(defects["tangency"], manifold.norm(x, tangent - gradient) / size)
         if hasattr(manifold, "lower"):
             again = manifold.euclidean_to_riemannian_gradient(x, manifold.lower(x, v))
@@ -215,7 +215,7 @@ def check_hessian(problem: Problem, *, point: Any = None, tangent_vector: Any = 
     ]
     size = float(manifold.norm(x, along_v)) + float(manifold.norm(x, along_w))
     both = problem.riemannian_hessian(x, 2 * v + w)
-    tangent = manifold.projection(x, _embedded(manifold, x, along_v))
+    tangent = manifold.projection(x, _embed(manifold, x, along_v))
     defects = {
         "symmetry": _relative(_inner(manifold, x, along_v, w), _inner(manifold, x, v, along_w), size),
         "linearity": float(manifold.norm(x, both - 2 * along_v - along_w)) / size,
@@ -260,7 +260,7 @@ def _offers(manifold: Manifold, verb: str, *arguments: Any) -> bool:
     return True
 
 
-def _embedded(manifold: Manifold, point: Any, vector: Any) -> Any:
+def _embed(manifold: Manifold, point: Any, vector: Any) -> Any:
     """Tangent vectors of Pymanopt's groups are elements of the algebra; projection and Riesz want ambient
     ones.
     """

@@ -53,7 +53,7 @@ class GroupAction(ABC):
         """
 
     @abstractmethod
-    def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+    def vertical_generator(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
         """Return the algebra element whose vertical vector is the orthogonal projection of a tangent
         vector.
         """
@@ -125,7 +125,7 @@ class QuotientManifold(GeodesicManifold):
 
     def horizontal(self, point: Tensor, vector: Tensor) -> Tensor:
         """Remove the component of a tangent vector along the orbit."""
-        gauge = self.action.gauge_part(self.total, point, vector)
+        gauge = self.action.vertical_generator(self.total, point, vector)
         return vector - self.action.vertical(self.total, point, gauge)
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:

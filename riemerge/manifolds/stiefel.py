@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
+from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, trivial_reduction
 from riemerge.manifolds.stiefel_log import (
-    completed,
+    complete_rotation,
     fibre_log,
     forward_error,
     generator,
     normal_factor,
-    orthonormalised,
+    orthonormalize,
 )
 
 # Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
@@ -106,7 +106,7 @@ class Stiefel(GeodesicManifold):
             return self.exp(point, tangent_vector)
         if self._retraction == "polar":
             return linalg.polar(point + tangent_vector)
-        orthonormal, upper = torch.linalg.qr(linalg.working(point + tangent_vector))
+        orthonormal, upper = torch.linalg.qr(linalg.widen(point + tangent_vector))
         signs = torch.diagonal(upper, dim1=-2, dim2=-1).sign()
         signed = orthonormal * torch.where(signs == 0, torch.ones_like(signs), signs).unsqueeze(-2)
         return signed.to(point.dtype)
@@ -135,9 +135,9 @@ class Stiefel(GeodesicManifold):
         leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         span = _Span(u, y)
-        target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
         goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
-        found = fibre_log(target, completed(target), goal, _MAX_TURNS)
+        found = fibre_log(target, complete_rotation(target), goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
@@ -157,10 +157,10 @@ class Stiefel(GeodesicManifold):
         torsion term.
         """
         span = _Span(point_a, point_b)
-        target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
-        turned = torch.cat((target, completed(target)), dim=-1) - linalg.eye_like(target @ target.mT)
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
+        turned = torch.cat((target, complete_rotation(target)), dim=-1) - linalg.eye_like(target @ target.mT)
         # Stacks of vectors at one point lie side by side as columns: two products, whatever their number.
-        vectors = linalg.working(tangent_vector_a)
+        vectors = linalg.widen(tangent_vector_a)
         over = vectors.ndim - span.upper.ndim
         if over > 0:
             vectors = vectors.flatten(0, over - 1).movedim(0, -2).flatten(-2)
@@ -190,7 +190,7 @@ class Stiefel(GeodesicManifold):
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Return the frame nearest to the weighted sum of frames."""
-        return linalg.polar(scaled(weights, points).sum(dim=0))
+        return linalg.polar(linalg.scale_modules(weights, points).sum(dim=0))
 
     def reduce(self, points: Tensor) -> Reduction:
         """Reduce to the span of all frames: St(T p, p) in St(n, p) is totally geodesic (fixed by a
@@ -200,8 +200,8 @@ class Stiefel(GeodesicManifold):
         """
         count = points.shape[0] * self.p
         if count >= self.n:
-            return unreduced(self, points)
-        basis = torch.linalg.qr(linalg.working(torch.cat(tuple(points), dim=-1))).Q.to(points.dtype)
+            return trivial_reduction(self, points)
+        basis = torch.linalg.qr(linalg.widen(torch.cat(tuple(points), dim=-1))).Q.to(points.dtype)
         small = type(self)(
             count,
             self.p,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from riemerge import linalg
 from riemerge.frechet.low_rank.logarithms import Pass
-from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.manifolds.base import TorchManifold
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal, orbit_metric
@@ -58,7 +58,7 @@ class JointManifold(TorchManifold):
         positive = torch.where(weights > 0, weights, torch.ones_like(weights))
         self._values = values
         self._metric = orbit_metric(values)
-        self._weighted_metric = scaled(positive, self._metric)
+        self._weighted_metric = linalg.scale_modules(positive, self._metric)
 
     @property
     def point_shape(self) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class JointManifold(TorchManifold):
         The derivative in Oᵢ is the momentum of the log, carried into the frame of yᵢ: no second logarithm
         is needed.
         """
-        mean = scaled(weights, logs).sum(dim=0)
+        mean = linalg.scale_modules(weights, logs).sum(dim=0)
         momentum = self.action.momentum(self.total, x, logs)
         turned = alignments.to(momentum) @ momentum @ alignments.mT.to(momentum)
         turned = torch.where((weights > 0)[..., None, None], turned, torch.zeros_like(turned))
@@ -92,7 +92,7 @@ class JointManifold(TorchManifold):
     def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, found: Pass) -> Tensor:
         """Return the same gradient from what one pass of `AlignedLogarithms` found."""
         basis, momentum = found.basis, found.momentum
-        gauge = scaled(weights, momentum).sum(dim=0) / orbit_metric(found.values)
+        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / orbit_metric(found.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
         frame = alignments @ basis
         turned = frame @ momentum @ frame.mT

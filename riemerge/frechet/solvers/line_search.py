@@ -68,7 +68,7 @@ class ModulewiseLineSearcher:
         self._monitor.narrow()
         problem, form = self._problem, self._problem.form
         before = problem.evaluate(x)
-        d = self._monitor.masked(x, d)
+        d = self._monitor.mask_frozen(x, d)
         slope = form.inner_products(x, before.gradient, d)
         active = self._monitor.active.to(slope.device)
         failed = self._failed if self._failed.shape == active.shape else torch.zeros_like(active)
@@ -98,7 +98,7 @@ class ModulewiseLineSearcher:
         self._failed = pending
         if self._longest > 1:
             self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, self._longest)
-        self.moved = form.scaled(step, d)
+        self.moved = form.scale(step, d)
         return float(np.sqrt(host((form.inner_products(x, d, d) * step.square()).sum()))), point
 
 

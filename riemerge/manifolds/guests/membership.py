@@ -35,7 +35,7 @@ def refusal(manifold: Manifold, point: Any) -> str | None:
     """
     if isinstance(manifold, manifolds.Product):
         if not isinstance(point, list | tuple) or len(point) != len(manifold.manifolds):
-            return f"it is {_described(point)}; expected a list of {len(manifold.manifolds)} points"
+            return f"it is {_describe(point)}; expected a list of {len(manifold.manifolds)} points"
         found = enumerate(map(refusal, manifold.manifolds, point))
         return next((f"in factor {i}, {reason}" for i, reason in found if reason is not None), None)
     return _misfit(manifold, point) or _broken(manifold, point)
@@ -83,7 +83,7 @@ def _along(safe: Guarded, start: Any, step: Any) -> str | None:
     return None
 
 
-def _described(point: Any) -> str:
+def _describe(point: Any) -> str:
     if isinstance(point, list | tuple):
         return f"a {type(point).__name__} of {len(point)}"
     return f"an array of shape {np.shape(point)}" if hasattr(point, "shape") else f"{type(point).__name__}"
@@ -94,10 +94,10 @@ def _misfit(manifold: Manifold, point: Any) -> str | None:
     if type(manifold).__module__.startswith("pymanopt."):
         like = _example(manifold)
         if isinstance(like, tuple) != isinstance(point, tuple) or len(parts(like)) != len(parts(point)):
-            return f"it is {_described(point)}; expected {_described(like)}"
+            return f"it is {_describe(point)}; expected {_describe(like)}"
         for array, expected in zip(parts(point), parts(like), strict=True):
             if np.shape(array) != np.shape(expected) or not hasattr(array, "shape"):
-                return f"it is {_described(array)}; expected {_described(expected)}"
+                return f"it is {_describe(array)}; expected {_describe(expected)}"
             if np.iscomplexobj(array) and not np.iscomplexobj(expected):
                 return "it is complex; expected real numbers"
     return None if is_finite(point) else "it is not finite"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemerge import linalg
 from riemerge.errors import NumericalError
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, unreduced
+from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, trivial_reduction
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.stiefel import Stiefel
 
@@ -100,7 +100,7 @@ class FixedRank(GeodesicManifold):
                 manifold.
         """
         dtype = left.dtype
-        left, right = linalg.working(left), linalg.working(right)
+        left, right = linalg.widen(left), linalg.widen(right)
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right)
         small = linalg.thin_svd(r_left.double() @ r_right.double().mT)
@@ -194,7 +194,7 @@ class FixedRank(GeodesicManifold):
         left, right = self.left.reduce(u), self.right.reduce(v)
         m, n = left.points.shape[-2], right.points.shape[-2]
         if (m, n) == (self.m, self.n):
-            return unreduced(self, points)
+            return trivial_reduction(self, points)
         small = self._sized(m, n, self.k)
 
         def lift(point: Tensor) -> Tensor:

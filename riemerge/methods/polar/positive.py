@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riemerge.linalg import sym
-from riemerge.manifolds.spd import spectral as function_of
+from riemerge.manifolds.spd import function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR
 
