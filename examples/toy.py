@@ -48,7 +48,7 @@ class TwoLayers(GeodesicManifold):
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         return euclidean_gradient / point.flip(-2).square()
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         return tangent_vector * point.flip(-2).square()
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:

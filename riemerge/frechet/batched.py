@@ -17,7 +17,7 @@ from riemerge.manifolds.base import Logarithm
 
 
 class Batched(Formulation, ABC):
-    """What formulations on torch manifolds share. Abstract."""
+    """A formulation on a torch manifold. Abstract."""
 
     manifold: TorchManifold
     points: Tensor
@@ -60,7 +60,7 @@ class Batched(Formulation, ABC):
 
 
 class Geodesic(Batched, ABC):
-    """What formulations by logarithms on torch manifolds share. Abstract."""
+    """A formulation by logarithms on a torch manifold. Abstract."""
 
     space: GeodesicManifold
 

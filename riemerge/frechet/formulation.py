@@ -23,8 +23,8 @@ class Evaluation(NamedTuple):
         norms: Length of the gradient per module (K,).
         squared: Squared distances (T, K).
         vertical: Length of the part of each logarithm along the orbit (T, K): zero where data are aligned.
-        state: What the formulation wants back when an optimizer accepts this point; None where it keeps
-            nothing.
+        state: The pass itself, which the formulation wants back when an optimizer accepts this point; None
+            where it keeps nothing.
     """
 
     cost: Tensor

@@ -38,7 +38,7 @@ SOLVERS: dict[str, str] = {
 """The solvers by name, the default first."""
 
 
-# Those of them that may make passes of single precision. The others need more of a cost than that it falls:
+# Solvers that may make passes of single precision. The others need more of a cost than that it falls:
 # its minimum along a direction, for whose noise conjugate gradients take half as many passes more, or the
 # ratio to what a model promised.
 _SINGLE = ("lbfgs",)
@@ -73,15 +73,16 @@ def frechet_mean(
         weights: T numbers or (T, K); equal by default; divided by their sum.
         solver: A name in `SOLVERS`, or any gradient-based Pymanopt optimizer (which then also stops by its
             own rules).
-        form: See `FrechetProblem`.
-        gradient: See `FrechetProblem`.
-        reduce: See `FrechetProblem`.
-        squared_dist: See `FrechetProblem`.
-        initial_point: Where to start, on the manifold; by default a cheap average of the points.
-        tol: Converged where ‖gradient‖ <= tol * max(1, sqrt(2 F)).
+        form: `joint` or `nested`: see `FrechetProblem`.
+        gradient: `analytic` or `autograd`: see `FrechetProblem`.
+        reduce: Solve in the joint span of the data: see `FrechetProblem`.
+        squared_dist: A user's own squared distance: see `FrechetProblem`.
+        initial_point: Point of the manifold to start at; by default a cheap average of the points.
+        tol: Converged where ‖gradient‖ <= tol * max(1, √(2 F)).
         cost_tol: Flat where a few iterates lower F by at most this share; 0 to switch off.
         max_passes: Budget of passes over all logarithms; those at the start may exceed it.
-        max_seconds: Budget of wall time; none by default. Results that ran out of it are not reproducible.
+        max_seconds: Budget of wall time in seconds; none by default. Results that ran out of it are not
+            reproducible.
         callback: Called with each accepted iterate.
 
     Returns:

@@ -48,7 +48,7 @@ class FrechetProblem:
             for ours, a scalar on numpy), in place of the geodesic one. Needs `gradient="autograd"`. It is
             minimised on the manifold that was given: never reduced, without logarithms, and on a quotient it
             must be a function of orbits.
-        initial_point: Where to start instead of the deterministic average.
+        initial_point: Point to start at instead of the deterministic average.
 
     Raises:
         RecipeError: No points, what is no point of the manifold, weights that are not a weighting, a

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Self, final
+from typing import Literal, Self, Unpack, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, trivial_reduction
+from riemerge.manifolds.base import (
+    GeodesicManifold,
+    Logarithm,
+    Options,
+    Reduction,
+    change_options,
+    trivial_reduction,
+)
 
 
 @final
@@ -24,23 +31,17 @@ class SymmetricPositiveDefinite(GeodesicManifold):
 
     Args:
         r: Size of the matrices.
-        k: Number of modules.
         retraction: `exp` (the geodesic), or `quadratic`: B + v + v B⁻¹ v / 2, which is at least B / 2
             however long the step.
-        dtype: Of drawn points.
-        device: Of drawn points.
-        seed: Of `random_point`.
+        options: See `riemerge.manifolds.base.Options`.
     """
 
     def __init__(
         self,
         r: int,
         *,
-        k: int = 1,
         retraction: Literal["exp", "quadratic"] = "exp",
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         if r < 1:
             raise ValueError(f"SymmetricPositiveDefinite: r is {r}; at least 1 is needed")
@@ -49,7 +50,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
                 f"SymmetricPositiveDefinite: retraction is {retraction!r}; known are 'exp' and 'quadratic'"
             )
         name = f"Manifold of {r}x{r} symmetric positive definite matrices"
-        super().__init__(name, r * (r + 1) // 2, k=k, dtype=dtype, device=device, seed=seed)
+        super().__init__(name, r * (r + 1) // 2, **options)
         self.r = r
         self._retraction: Literal["exp", "quadratic"] = retraction
 
@@ -59,10 +60,8 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         return self.r, self.r
 
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
-        return type(self)(
-            self.r, k=k, retraction=self._retraction, dtype=self.dtype, device=self.device, seed=self.seed
-        )
+        """Return this manifold with k modules."""
+        return type(self)(self.r, retraction=self._retraction, **change_options(self.options, k=k))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(B⁻¹ a B⁻¹ b) per module."""
@@ -78,7 +77,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         wide = point.double()
         return linalg.sym(wide @ linalg.sym(euclidean_gradient.double()) @ wide).to(point.dtype)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Return B⁻¹ v B⁻¹."""
         factor = _cholesky(point)
         white = _whiten(factor, tangent_vector)

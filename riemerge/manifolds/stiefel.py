@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, final
+from typing import Literal, Self, Unpack, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, trivial_reduction
+from riemerge.manifolds.base import (
+    GeodesicManifold,
+    Logarithm,
+    Options,
+    Reduction,
+    change_options,
+    trivial_reduction,
+)
 from riemerge.manifolds.stiefel_log import (
     complete_rotation,
     fibre_log,
@@ -37,11 +44,8 @@ class Stiefel(GeodesicManifold):
     Args:
         n: Rows.
         p: Columns, p <= n.
-        k: Number of modules.
         retraction: `exp` (the geodesic), `qr` or `polar`.
-        dtype: Of drawn points. Small matrices are always computed in float64.
-        device: Of drawn points.
-        seed: Of `random_point`.
+        options: See `riemerge.manifolds.base.Options`. Small matrices are always computed in float64.
     """
 
     def __init__(
@@ -49,20 +53,15 @@ class Stiefel(GeodesicManifold):
         n: int,
         p: int,
         *,
-        k: int = 1,
         retraction: Literal["exp", "qr", "polar"] = "exp",
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         if not 1 <= p <= n:
             raise ValueError(f"Stiefel: n is {n} and p is {p}; 1 <= p <= n is needed")
         if retraction not in ("exp", "qr", "polar"):
             raise ValueError(f"Stiefel: retraction is {retraction!r}; known are 'exp', 'qr' and 'polar'")
         dimension = n * p - p * (p + 1) // 2
-        super().__init__(
-            f"Stiefel manifold St({n},{p})", dimension, k=k, dtype=dtype, device=device, seed=seed
-        )
+        super().__init__(f"Stiefel manifold St({n},{p})", dimension, **options)
         self.n = n
         self.p = p
         self._retraction = retraction
@@ -73,16 +72,8 @@ class Stiefel(GeodesicManifold):
         return self.n, self.p
 
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
-        return type(self)(
-            self.n,
-            self.p,
-            k=k,
-            retraction=self._retraction,
-            dtype=self.dtype,
-            device=self.device,
-            seed=self.seed,
-        )
+        """Return this manifold with k modules."""
+        return self._resize(self.n, k)
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(aᵀ(I - UUᵀ/2)b) per module."""
@@ -96,7 +87,7 @@ class Stiefel(GeodesicManifold):
         """Return E - U EᵀU (Edelman et al. 1998, eq. 2.53)."""
         return euclidean_gradient - point @ (euclidean_gradient.mT @ point)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Return (I - UUᵀ/2) v."""
         return tangent_vector - point @ (point.mT @ tangent_vector) / 2
 
@@ -202,20 +193,15 @@ class Stiefel(GeodesicManifold):
         if count >= self.n:
             return trivial_reduction(self, points)
         basis = torch.linalg.qr(linalg.widen(torch.cat(tuple(points), dim=-1))).Q.to(points.dtype)
-        small = type(self)(
-            count,
-            self.p,
-            k=self.k,
-            retraction=self._retraction,
-            dtype=self.dtype,
-            device=self.device,
-            seed=self.seed,
-        )
+        small = self._resize(count, self.k)
         return Reduction(small, basis.mT @ points, lambda point: basis @ point)
 
     def random_point(self) -> Tensor:
         """Draw uniformly (the Haar measure)."""
         return linalg.polar(self._draw(self.k, self.n, self.p))
+
+    def _resize(self, n: int, k: int) -> Self:
+        return type(self)(n, self.p, retraction=self._retraction, **change_options(self.options, k=k))
 
 
 @final

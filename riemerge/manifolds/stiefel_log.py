@@ -180,7 +180,7 @@ def continue_rotation(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Ten
 
 
 def orthonormalize(frame: Tensor) -> Tensor:
-    """Newton's iteration for the nearest frame: for frames whose singular values are near one."""
+    """Return the nearest frame by Newton's iteration, for frames whose singular values are near one."""
     for _ in range(_SCHULZ):
         gram = frame.mT @ frame
         frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)

@@ -20,7 +20,7 @@ from riemerge.manifolds.stiefel_log import orthonormalize
 # What is left of the block C of a logarithm, against the gradient of the last iterate. The gradient at the
 # next one is off by this share, the cost by its square.
 _LOOSE = 0.06
-# The same at a first point of single precision, where no gradient is known yet.
+# What is left of that block at a first point of single precision, where no gradient is known yet.
 _FIRST = 3e-4
 # Turns of a completion, from scratch, within which most logarithms are found.
 _FEW_TURNS = 12

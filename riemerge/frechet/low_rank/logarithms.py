@@ -29,17 +29,17 @@ _ROUND_OFF = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 class Pass(NamedTuple):
-    """What one pass over T data and K modules finds at a point x = (U, B, V).
+    """One pass over T data and K modules at a point x = (U, B, V).
 
     Attributes:
         squared: Squared lengths of the logarithms, (T, K).
         valid: Whether each was found, boolean (T, K).
         mean: Σ wᵢ log_x(yᵢ Oᵢ), (K, m + r + n, r).
-        momentum: Of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
+        momentum: Momentum of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
         values: Eigenvalues of B, (K, r).
         basis: Eigenvectors of B, (K, r, r).
         products: UᵀUᵢ Oᵢ and VᵀVᵢ Oᵢ, (2, T, K, r, r).
-        rotations: What the frames were completed to, (2, T, K, 2 r, 2 r); a start for a point nearby.
+        rotations: Completions of the frames, (2, T, K, 2 r, 2 r); a start for a point nearby.
         generators: Logarithms of the rotations, (2, T, K, 2 r, 2 r).
         coarse: Whether each module's pass is of single precision, boolean (K,).
     """
@@ -129,8 +129,8 @@ class AlignedLogarithms:
             x: The point, (K, m + r + n, r), feasible.
             alignments: Oᵢ, (T, K, r, r).
             earlier: A pass at a point nearby, whose completions are continued; from scratch without it.
-            tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
-                off by that much, their squares by its square. To round-off without it.
+            tolerance: Bound of what is left of the block C of each module's logarithms, (K,): the logarithms
+                are off by that much, their squares by its square. To round-off without it.
             turns: Most turns of a completion that starts from scratch.
             coarse: Compute the logarithms of the frames in float32, which costs less than half. The cores,
                 whose logarithms lose digits to their condition, are always in float64.

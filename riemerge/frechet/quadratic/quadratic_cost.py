@@ -132,7 +132,7 @@ class LowRankQuadratic:
         of B everything is a division.
         """
         u, b, v = self._factors(point)
-        left, core, right = self._factors(self.total.lower(point, vector))
+        left, core, right = self._factors(self.total.riemannian_to_euclidean_gradient(point, vector))
         values, basis = torch.linalg.eigh(b)
         inverse = (basis / values.square()) @ basis.mT
         sums = values[:, None] + values

@@ -32,7 +32,7 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {"trust_regions": {"mininner": 0, "Del
 
 
 class Minimum(NamedTuple):
-    """Where a solve ended.
+    """The end of a solve.
 
     Attributes:
         point: The last accepted point, (1, m + r + n, r).

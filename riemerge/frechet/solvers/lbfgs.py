@@ -55,7 +55,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             and sees to it that each descends.
         rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
             Not for a preconditioner that is of the Hessian's size already.
-        kwargs: Of Pymanopt's `Optimizer`.
+        kwargs: Options of Pymanopt's `Optimizer`.
 
     Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
     where ⟨s, y⟩ is not positive.
@@ -143,7 +143,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             share = pair.inverse * algebra.apply(point, pair.of_step, vector)
             vector = algebra.add(vector, -share, pair.change)
             shares.append(share)
-        vector = algebra.preconditioned(problem, point, vector)
+        vector = algebra.precondition(problem, point, vector)
         if self._pairs and self._rescale:
             vector = algebra.scale(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
@@ -164,16 +164,16 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         new = algebra.pull(new)
         change = new - gradient
         known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
-        known = algebra.kept(arrival, known, old)
+        known = algebra.renew(arrival, known, old)
         of_step, of_change = algebra.functionals(arrival, [step, change])
         curved = algebra.apply(arrival, of_change, step)
         lengths = algebra.apply(arrival, of_change, change) * algebra.apply(arrival, of_step, step)
-        inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
+        inverse = algebra.invert(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
         size = None
         if self._rescale:
-            conditioned = algebra.preconditioned(problem, arrival, change)
+            conditioned = algebra.precondition(problem, arrival, change)
             shown = inverse * algebra.apply(arrival, of_change, conditioned)
-            size = algebra.inverse(shown, inverse > 0, kept[-1].size if kept else 1.0)
+            size = algebra.invert(shown, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
             _Pair(s, y, f, g, pair.inverse, pair.size)
             for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
@@ -186,7 +186,7 @@ class _Algebra(ABC):
     """Vectors, functionals and numbers of the recursion: of whole points, or module by module. Abstract.
 
     Args:
-        manifold: Where the points are.
+        manifold: The manifold of the points.
     """
 
     def __init__(self, manifold: Manifold) -> None:
@@ -201,7 +201,7 @@ class _Algebra(ABC):
         """Return a kept vector as a tangent vector at the current point."""
 
     @abstractmethod
-    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+    def precondition(self, problem: Problem, point: Any, vector: Any) -> Any:
         """Apply the problem's preconditioner at the current point to a kept vector."""
 
     @abstractmethod
@@ -213,7 +213,7 @@ class _Algebra(ABC):
         """Return ⟨v, .⟩ for kept vectors v."""
 
     @abstractmethod
-    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+    def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
         """Return the functionals of kept vectors at a new point, given those at the last."""
 
     @abstractmethod
@@ -229,7 +229,7 @@ class _Algebra(ABC):
         """Add a multiple of a kept vector to another one."""
 
     @abstractmethod
-    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+    def invert(self, number: Any, where: Any, other: Any) -> Any:
         """Return 1 / number where a condition holds, and another number elsewhere."""
 
     @abstractmethod
@@ -257,11 +257,11 @@ class _Transported(_Algebra, ABC):
         return vector
 
     @final
-    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+    def precondition(self, problem: Problem, point: Any, vector: Any) -> Any:
         return problem.preconditioner(point, vector)
 
     @final
-    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+    def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
         return self.functionals(point, vectors) if vectors else []
 
     @final
@@ -286,7 +286,7 @@ class _Whole(_Transported):
     def add(self, vector: Any, factor: Any, other: Any) -> Any:
         return vector + factor * other
 
-    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+    def invert(self, number: Any, where: Any, other: Any) -> Any:
         return 1 / number if where else other
 
 
@@ -306,7 +306,7 @@ class _PerModule(_Algebra, ABC):
         return torch.addcmul(vector, factor.to(vector.dtype)[..., None, None], other)
 
     @final
-    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
+    def invert(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
         return torch.where(where, 1 / torch.where(where, number, 1.0), other)
 
 
@@ -316,7 +316,7 @@ class _Modulewise(_Transported, _PerModule):
         return list(self.manifold.transport(point, arrival, torch.stack(vectors)))
 
     def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return list(self.manifold.lower(point, torch.stack(vectors)))
+        return list(self.manifold.riemannian_to_euclidean_gradient(point, torch.stack(vectors)))
 
 
 @final
@@ -335,7 +335,7 @@ class _Carried(_PerModule):
     def push(self, vector: Tensor) -> Tensor:
         return self._carrier.push(vector)
 
-    def preconditioned(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
+    def precondition(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
         # Changes the turns alone, and those are kept as they are.
         changed: Tensor = problem.preconditioner(point, vector)
         return changed
@@ -345,9 +345,9 @@ class _Carried(_PerModule):
         return vectors
 
     def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return [self._carrier.lower(vector) for vector in vectors]
+        return [self._carrier.functional(vector) for vector in vectors]
 
-    def kept(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
+    def renew(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
         return functionals
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:

@@ -32,8 +32,9 @@ class ModulewiseLineSearcher:
     instead; one in which nothing is accepted along that either is frozen.
 
     Args:
-        problem: What is solved; its memo makes the accepted trial the optimizer's next iterate at no cost.
-        monitor: What freezes modules.
+        problem: The problem that is solved; its memory makes the accepted trial the optimizer's next iterate
+            at no cost.
+        monitor: The monitor, which freezes modules.
         longest: Longest first step. Above one, the minimum of the parabola through the last step's costs is
             tried first: conjugate gradients need that, and directions that know the curvature do not.
         freeze: Freeze a module in which nothing is accepted. Without it the module waits for a better
@@ -52,7 +53,7 @@ class ModulewiseLineSearcher:
         self.moved: Point = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Pymanopt copies line searchers at every run; this one is a view of its problem, not data."""
+        """Return this searcher: Pymanopt copies them at every run, but this one is a view of its problem."""
         return self
 
     def search(

@@ -50,7 +50,7 @@ class Narrow(Exception):  # noqa: N818 - not an error
     """Raised inside an optimizer's callback when finished modules should leave the batch.
 
     Attributes:
-        modules: Which of the batch go on, indices.
+        modules: Indices of the modules of the batch that go on.
     """
 
     def __init__(self, modules: Tensor) -> None:
@@ -59,7 +59,8 @@ class Narrow(Exception):  # noqa: N818 - not an error
 
 
 class Watch(ABC):
-    """All that Pymanopt's optimizers ask of a problem, and what ends them from outside: `Stop`. Abstract.
+    """What Pymanopt's optimizers ask of a problem, and what ends them from outside: `Stop`. Abstract; a watch
+    adds `cost`, `riemannian_gradient`, `riemannian_hessian` and `preconditioner`, as they name them.
 
     Optimizers ask for the gradient at every iterate that they accept, and there alone: so a watch sees those
     without a change of the optimizer.
@@ -68,7 +69,7 @@ class Watch(ABC):
     issue 254), so that no optimizer runs on a product manifold with a Riemannian gradient.
 
     Args:
-        manifold: Where the optimizer moves.
+        manifold: The manifold on which the optimizer moves.
         cost_tol: Flat is where a few iterates lower F by at most this share; 0 for never.
         max_passes: Budget of passes.
         max_seconds: Budget of wall time; none by default.
@@ -91,28 +92,12 @@ class Watch(ABC):
         """Number of passes so far."""
 
     @abstractmethod
-    def cost(self, point: Point) -> np.float64:
-        """Return the cost that the optimizer sees."""
-
-    @abstractmethod
-    def riemannian_gradient(self, point: Point) -> Point:
-        """Return the gradient that the optimizer sees; each new point here is an accepted iterate."""
-
-    @abstractmethod
-    def riemannian_hessian(self, point: Point, vector: Point) -> Point:
-        """Return the Hessian-vector product that the optimizer sees."""
-
-    @abstractmethod
-    def preconditioner(self, point: Point, vector: Point) -> Point:
-        """Apply the inverse of a model of the Hessian to a tangent vector."""
-
-    @abstractmethod
     def finish(self, status: Status) -> NoReturn:
         """Give what is still being solved this status, and end the solve."""
 
     @property
     def seconds(self) -> float:
-        """Wall time since the solve began."""
+        """Wall time since the solve began, in seconds."""
         return time.perf_counter() - self._began
 
     @final
@@ -145,7 +130,7 @@ class Monitor(Watch):
     Everything public is of all K modules; the problem and the optimizer see the batch, those that are left.
 
     Args:
-        problem: What is solved.
+        problem: The problem that is solved.
         tol: A module is converged where ‖gradient‖ <= tol * max(1, √(2 F)).
         cost_tol: A module is flat where the relative decrease of F over a few iterates is at most this; 0 for
             never.
@@ -253,7 +238,7 @@ class Monitor(Watch):
             self._costs.append(cost)
             self._freeze(~defined, Status.UNDEFINED)
         else:
-            # What is finished stays as it was found, though the batch has it in another precision.
+            # A finished module stays as it was, though the batch has it in another precision.
             before, indices = self._costs[-1], self._batch[self.active]
             cost = before.index_copy(0, indices, cost[self.active])
             norms = self._norms.index_copy(0, indices, norms[self.active])

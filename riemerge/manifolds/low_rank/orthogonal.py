@@ -18,7 +18,7 @@ from riemerge.manifolds.quotient import GroupAction
 
 # Steps of the extrinsic mean; it is a start, and settles in a few.
 _MEAN_SWEEPS = 4
-# Of the spectra in the sum that the extrinsic mean starts from.
+# Condition of the spectra in the sum that the extrinsic mean starts from.
 _CONDITION = 4.0
 # Candidates, the nearest of all, that are refined by the true distance.
 _REFINED = 8
@@ -156,7 +156,7 @@ class Orthogonal(GroupAction):
         Args:
             total: The FixedRank manifold of both points.
             point: (..., m + r + n, r), broadcast against `to`.
-            to: Likewise.
+            to: Points to come near to, (..., m + r + n, r).
             tolerance: Refine until the vertical part of the log is this share of (1 + its length).
         """
         total = _fixed_rank(total)

@@ -1,4 +1,4 @@
-"""Where alignments start: a cheap stand-in for the squared distance, as a function of the gauge alone.
+"""Alignments to start from: a cheap stand-in for the squared distance, as a function of the gauge alone.
 
 Only matrices of size r are decomposed. For two points (M, C, W) and (U, B, V) and an element O, cores that
 nearly commute and frames far apart, d² from (M O, OᵀC O, W O) to (U, B, V) is a constant minus
