@@ -90,8 +90,10 @@ class NewFolder:
         self.sha256: dict[str, str] = {}
         self._texts: dict[str, Text] = {}
         check_output(target, [])
+        # On the file system of the target, with the modes of any new folder.
+        self.stage = self.target.parent / f"{hidden_prefix(self.target)}{uuid.uuid4().hex}"
         with writing(self.target):
-            self.stage = stage_beside(self.target)
+            self.stage.mkdir()
 
     def write(self, name: str, content: bytes) -> None:
         """Write a new file.
@@ -141,13 +143,6 @@ class NewFolder:
     def close(self) -> None:
         """Remove the hidden folder, if it is still there."""
         shutil.rmtree(self.stage, ignore_errors=True)
-
-
-def stage_beside(target: Path) -> Path:
-    """Make an empty hidden folder on the file system of the target, with the modes of any new folder."""
-    stage = target.parent / f"{hidden_prefix(target)}{uuid.uuid4().hex}"
-    stage.mkdir()
-    return stage
 
 
 def hidden_prefix(target: Path) -> str:
