@@ -197,13 +197,19 @@ def pairs(name: str, count: int) -> tuple[FixedRank, Tensor, Tensor]:
     return small.manifold, small.points[0], small.points[1]
 
 
+def with_determinant(orthogonal: Tensor, determinant: Tensor) -> Tensor:
+    """Orthogonal matrices (..., r, r), the last column reversed where the determinant has the other sign."""
+    flip = torch.linalg.det(orthogonal).sign() * determinant.to(orthogonal.dtype)
+    return torch.cat((orthogonal[..., :-1], orthogonal[..., -1:] * flip[..., None, None]), dim=-1)
+
+
 def best_known(total: FixedRank, point: Tensor, to: Tensor, starts: int = 64) -> Tensor:
     """The least d^2 over random starts, half of either determinant, and all candidates, each refined."""
     action, count = Orthogonal(total.r), point.shape[0]
     elements = action.random_element((starts, count), torch.Generator().manual_seed(0))
     sign = torch.ones(starts, count, dtype=torch.float64)
     sign[starts // 2 :] = -1
-    elements = linalg.with_determinant(elements, sign)
+    elements = with_determinant(elements, sign)
     candidates = surrogate.candidates(surrogate.spectrum(total, point), surrogate.spectrum(total, to))
     found, squared = action._refine(total, point, to, torch.cat((elements, candidates)), 3e-2)
     leaders = squared.argsort(dim=0)[:3, :, None, None]
