@@ -14,11 +14,12 @@ from pymanopt.optimizers.optimizer import Optimizer
 from riemerge.errors import RecipeError
 from riemerge.frechet.formulation import Point
 from riemerge.frechet.problem import FrechetProblem
-from riemerge.frechet.solution import Solution, Status, TracePoint
+from riemerge.frechet.solution import Solution, TracePoint
 from riemerge.frechet.solvers.fixed_point import FixedPoint
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.line_search import ModulewiseLineSearcher
 from riemerge.frechet.solvers.monitor import ENDLESS, Monitor, Narrow, Stop
+from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host_array
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
-from riemerge.frechet.solution import Status
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.monitor import ENDLESS, Stop, Watch
+from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Point
 from riemerge.frechet.problem import FrechetProblem
-from riemerge.frechet.solution import Status, TracePoint
+from riemerge.frechet.solution import TracePoint
+from riemerge.frechet.status import Status
 from riemerge.manifolds.base import host, host_array
 
 ENDLESS: dict[str, Any] = {
