@@ -168,7 +168,7 @@ The scorer runs without a shell, once for each model alone and once for each tha
 @answering
 def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Do what `riemerge soup` is asked."""
-    from riemerge.study.scores import command_scorer
+    from riemerge.study.scorer import command_scorer
     from riemerge.study.soups import greedy_soup
 
     made = greedy_soup(models, output, command_scorer(scorer), progress=_lines(quiet), **_given(asked))
@@ -195,8 +195,8 @@ def sweep(
 ) -> None:
     """Do what `riemerge sweep` is asked."""
     from riemerge.report.card import number
-    from riemerge.study.scores import command_scorer
-    from riemerge.study.soups import sweep
+    from riemerge.study.scorer import command_scorer
+    from riemerge.study.sweeps import sweep
 
     judge = command_scorer(scorer) if scorer else None
     made = sweep(models, output, scorer=judge, progress=_lines(quiet), **_given(asked))

@@ -13,7 +13,8 @@ import yaml
 from riemerge.formats.files.text import listed
 from riemerge.frechet.status import Status
 from riemerge.methods import DEFAULT_METHOD, METHODS
-from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, Entry, Evaluation, InputRow, RunRecord
+from riemerge.records.evaluation_record import Entry, Evaluation
+from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
 from riemerge.records.written_ranks import written_ranks
 from riemerge.report.suitability import concerns
 

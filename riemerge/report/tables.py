@@ -10,15 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from riemerge.methods import METHODS, PARAMETERS, Method
-from riemerge.records.run_record import (
-    Evaluation,
-    Inspection,
-    ModuleRow,
-    Overlap,
-    PairedDifference,
-    RunRecord,
-    Totals,
-)
+from riemerge.records.evaluation_record import Evaluation, PairedDifference
+from riemerge.records.inspection_record import Inspection
+from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
 from riemerge.report.card import (
     evaluation_verdict,
     matched_text,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet import Solution, frechet_mean
-from riemerge.manifolds.base import scaled
+from riemerge.linalg import scale_modules
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
@@ -195,7 +195,7 @@ def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> 
     mean = manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
     noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
     step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
-    return manifold.exp(mean, scaled(_OFF / manifold.norms(mean, step), step))
+    return manifold.exp(mean, scale_modules(_OFF / manifold.norms(mean, step), step))
 
 
 def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[ModuleMean]:
