@@ -293,7 +293,7 @@ def measure(collection: str, asked: Sequence[str]) -> dict[str, dict[str, float]
     """Share of the specialists' accuracy on the looks, by idea and multiple."""
     bench, found = Bench(collection, RESULTS), {}
     for name, update, multiples in answers(bench, asked):
-        found[name] = {f"{c:.2f}": bench.look(update, c)[0] for c in multiples}
+        found[name] = {f"{c:.2f}": bench.look(update, c) for c in multiples}
         tell(f"{collection}, {name}: {max(found[name].values()):.3f}")
     return found
 
