@@ -15,8 +15,8 @@ from riemerge.errors import RiemergeError
 if TYPE_CHECKING:
     from riemerge.formats.peft import read_adapter
     from riemerge.frechet import FrechetProblem, Solution, Status, frechet_mean
-    from riemerge.merging.merge import MergeResult, merge_adapters
-    from riemerge.merging.outputs import merge_into
+    from riemerge.merging.sinks import MergeResult
+    from riemerge.merging.verbs import merge_adapters, merge_into
     from riemerge.methods.rounds.outer import FedAdam, Momentum, OuterOptimizer
     from riemerge.recipes.recipe import read_recipe
     from riemerge.records.evaluation_record import Evaluation
@@ -54,7 +54,7 @@ _HOMES = {
     "FedAdam": "riemerge.methods.rounds.outer",
     "FrechetProblem": "riemerge.frechet",
     "LowRankUpdate": "riemerge.updates.low_rank",
-    "MergeResult": "riemerge.merging.merge",
+    "MergeResult": "riemerge.merging.sinks",
     "Momentum": "riemerge.methods.rounds.outer",
     "OuterOptimizer": "riemerge.methods.rounds.outer",
     "Solution": "riemerge.frechet",
@@ -63,8 +63,8 @@ _HOMES = {
     "evaluate": "riemerge.study.evaluation",
     "frechet_mean": "riemerge.frechet",
     "greedy_soup": "riemerge.study.soups",
-    "merge_adapters": "riemerge.merging.merge",
-    "merge_into": "riemerge.merging.outputs",
+    "merge_adapters": "riemerge.merging.verbs",
+    "merge_into": "riemerge.merging.verbs",
     "read_adapter": "riemerge.formats.peft",
     "read_recipe": "riemerge.recipes.recipe",
     "sweep": "riemerge.study.sweeps",

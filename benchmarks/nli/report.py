@@ -10,14 +10,14 @@ import numpy as np
 
 from benchmarks.common import canvas, markdown, number, tell
 from benchmarks.nli.protocol import AS_RUN, CHOSEN, REFERENCE, is_current, label_of, unpacked
-from riemerge.methods import DEFAULT_METHOD, METHODS, constrained, geodesic, polar, spectrum
+from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.study.paired_differences import Task, compare_two, draw_shares, measure_shares
 from riemerge.study.result_table import ResultTable
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
 INFORMED = ("regmean", "fisher")  # rivals of rows that have statistics, with the same
-GEOMETRIC = frozenset(row.name for family in (geodesic, polar, spectrum, constrained) for row in family.ROWS)
+GEOMETRIC = frozenset(name for name, row in METHODS.items() if row.geometric)
 
 AS_RUN_RIVALS: dict[str, tuple[str, ...]] = {
     DEFAULT_METHOD: (

@@ -20,7 +20,7 @@ from riemerge.methods import PARAMETERS, Parameter
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from riemerge.merging.progress import Listener, Progress
+    from riemerge.progress import Listener, Progress
     from riemerge.recipes.recipe import Recipe
 
 DEMO = ("snli", "mnli", "qnli", "scitail")
@@ -362,7 +362,7 @@ def _merge_into(
     recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
 ) -> None:
     """Merge, write, and show."""
-    from riemerge.merging.outputs import merge_into
+    from riemerge.merging.verbs import merge_into
     from riemerge.report.card import printable
     from riemerge.report.tables import written_report
 

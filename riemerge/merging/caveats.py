@@ -19,8 +19,8 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
     """Say where a merged update is zero though its inputs are not, and which inputs have no direction.
 
     Args:
-        recipe: As resolved for the record.
-        method: Its row of the table.
+        recipe: The completed recipe, as the record has it.
+        method: The row of the table.
         rows: What was measured of each module.
     """
     texts = []
@@ -33,7 +33,7 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
             "inputs are not: they cancel, or the method or the scale leaves nothing of them"
         )
     noise = [row.module for row in rows if row.cancelled and row.module not in gone]
-    if noise and method.domain is not None:
+    if noise and not method.truncates_inputs:
         texts.append(
             f"the inputs cancel in {len(noise)} of {len(rows)} modules ({listed(noise)}): nothing is left of "
             "their weighted sum but the rounding of their stored factors, and what was merged there may be "
@@ -94,9 +94,9 @@ def peer_warnings(
     """Say how the result differs from that of the package whose name and words the method has.
 
     Args:
-        recipe: As resolved for the record.
-        method: Its row of the table.
-        weights: Those of the T models that count, in each module.
+        recipe: The completed recipe, as the record has it.
+        method: The row of the table.
+        weights: In each module the weights of the T models that count.
     """
     asked = recipe["parameters"]
     levels = [asked, *(entry["parameters"] for entry in recipe["models"])]

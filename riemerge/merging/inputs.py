@@ -1,89 +1,254 @@
-"""Inputs: adapters as a recipe names them, opened together, told apart by name, put in one order."""
+"""Inputs: models as a recipe names them, opened together, told apart by name, put in one order, read."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, final
+from typing import TypeAlias, TypeVar, cast, final
 
-from riemerge.errors import AdapterError
-from riemerge.formats.fit import check_collection
-from riemerge.formats.kinds import holds_model, models_below
+import torch
+
+from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.fit import check_checkpoints, check_collection
+from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.methods import Method, find_method
 from riemerge.recipes.recipe import Recipe
+from riemerge.updates import DenseSpan, LowRankUpdate
 
+Model: TypeAlias = Adapter | Checkpoint
+Models: TypeAlias = Mapping[Path, Model]
+"""Models that are open, by path: what is read of them later is what was checked, or an error."""
 
-class Hashed(Protocol):
-    """A model whose files have been hashed."""
-
-    @property
-    def sha256(self) -> Mapping[str, str]:
-        """By file name, in hex."""
-        ...
-
-
-_Model = TypeVar("_Model", bound=Hashed)
 _Given = TypeVar("_Given")
 _Read = TypeVar("_Read")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Input(Generic[_Model]):
+class Input:
     """One model that takes part in a merge.
 
     Attributes:
-        place: Its place among the models asked for.
-        name: Its name in messages and records.
-        model: The open folder.
+        place: The place of the model among those asked for.
+        name: The name of the model in messages and records.
+        model: The open adapter or checkpoint.
     """
 
     place: int
     name: str
-    model: _Model
+    model: Model
 
 
-def open_inputs(recipe: Recipe, method: Method, opened: Mapping[int, Adapter]) -> tuple[Input[Adapter], ...]:
-    """Open the adapters that count somewhere, and put them in an order that depends on their content alone.
+@final
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The T models that count in a merge, all of one kind, in the order of the stack; and their reader.
 
-    Law: an adapter of weight 0 is not touched; the order asked for changes nothing but `place`, except for a
+    Attributes:
+        each: The T inputs.
+        base: The base model, where full checkpoints are merged by their differences from it.
+    """
+
+    each: tuple[Input, ...]
+    base: Checkpoint | None = None
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The T open adapters; none where the inputs are full checkpoints."""
+        return tuple(entry.model for entry in self.each if isinstance(entry.model, Adapter))
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The T open checkpoints; none where the inputs are adapters."""
+        return tuple(entry.model for entry in self.each if isinstance(entry.model, Checkpoint))
+
+    @property
+    def carried(self) -> Checkpoint:
+        """The checkpoint whose other files go with the result: the base model, or the first asked for."""
+        return self.base or self.checkpoints[self.order[0]]
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The places of the T models among those asked for."""
+        return tuple(entry.place for entry in self.each)
+
+    @property
+    def order(self) -> list[int]:
+        """Places in the stack, in the order in which the record names the inputs."""
+        return sorted(range(len(self.each)), key=lambda i: self.each[i].place)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all that is merged, sorted: modules of adapters, tensors of floats of checkpoints."""
+        return tuple(sorted(self.each[0].model.modules))
+
+    @property
+    def stored(self) -> tuple[torch.dtype, ...]:
+        """The T dtypes in which factors are stored; float64 for each checkpoint, which has none."""
+        return tuple(adapter.dtype for adapter in self.adapters) or (torch.float64,) * len(self.each)
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape that a module has in all inputs."""
+        return self.each[0].model.shape(module)
+
+    def read(
+        self, module: str, dtype: torch.dtype, device: torch.device
+    ) -> tuple[LowRankUpdate, ...] | DenseSpan:
+        """Read the T updates of a module: factors, or whole tensors less those of the base model.
+
+        Args:
+            module: One of `modules`.
+            dtype: The dtype of tall factors; dense updates are float64.
+            device: Where they go.
+
+        Raises:
+            AdapterError: A tensor cannot be read.
+        """
+        if adapters := self.adapters:
+            return tuple(adapter.update(module, dtype=dtype, device=device) for adapter in adapters)
+        x = torch.stack([checkpoint.tensor(module, device=device) for checkpoint in self.checkpoints])
+        if self.base is not None:
+            x -= self.base.tensor(module, device=device)
+        return DenseSpan(x)
+
+    def unseen(self, domain: str) -> frozenset[str]:
+        """Return the modules that rows of a domain do not see: tensors of a shape that it has no use for."""
+        return frozenset(name for name in self.modules if not _sees(domain, self.shape(name)))
+
+
+def _sees(domain: str, shape: tuple[int, ...]) -> bool:
+    """Return whether rows of a domain see tensors of a shape."""
+    if domain == "gram":
+        return math.prod(shape) > 1  # a number has no direction, and its sign is no angle
+    return domain == "entries" or (len(shape) == 2 and 0 not in shape)
+
+
+# --- opening ------------------------------------------------------------------------------------------------
+
+
+def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
+    """Open the models that count somewhere, and put them in an order that depends on their content alone.
+
+    Law: a model of weight 0 is not touched; the order asked for changes nothing but `place`, except for a
     method whose models are a sequence.
 
     Args:
-        recipe: What names them.
+        recipe: What names the models, expanded (see `expanded`).
         method: The row of the table.
-        opened: Place to adapter, of those that are open already.
+        opened: Models that are open already.
 
     Raises:
-        AdapterError: Every problem of every folder; or the adapters do not fit each other.
+        RecipeError: The models are of two kinds, or the recipe asks what makes no sense for their kind.
+        AdapterError: Every problem of every model; or the models do not fit each other.
     """
-    paths = [Path(entry.model) for entry in recipe.models]
-    used = counting(recipe)
-    adapters = read_all([opened.get(place, paths[place]) for place in used])
-    check_collection(adapters)
-    return in_order(recipe, method, adapters)
+    paths = [entry.model for entry in recipe.models]
+    used = [paths[i] for i in counting(recipe)]
+    # One that is not there is refused by the reader of the others.
+    kinds = {is_checkpoint(path) for path in paths if os.path.lexists(path)}
+    if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
+        # First what is wrong with a path, which may not be of the kind that it seems to be.
+        read_each(partial(_open, opened, _read_as_it_is), used)
+    if len(kinds) > 1:
+        named = ", ".join(path for path in paths if is_checkpoint(path))
+        raise RecipeError(
+            f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
+        )
+    if kinds != {True}:
+        _check_for_adapters(recipe, method)
+        adapters = read_each(partial(_open, opened, read_adapter), used)
+        check_collection(adapters)
+        return Inputs(_in_order(recipe, method, adapters))
+    # Here too: what is asked of a path may have been meant otherwise.
+    base = [*filter(None, [recipe.base_model])]
+    checkpoints = read_each(partial(_open, opened, read_checkpoint), [*used, *base])
+    _check_for_checkpoints(recipe, method)
+    check_checkpoints(checkpoints)
+    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), *checkpoints[len(used) :])
 
 
-def in_order(recipe: Recipe, method: Method, models: Sequence[_Model]) -> tuple[Input[_Model], ...]:
+def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
+    """Return a model that is open already, or open it."""
+    return cast("_Read", opened.get(Path(path))) or read(path)
+
+
+def _read_as_it_is(path: str) -> Model:
+    if is_checkpoint(path):
+        return read_checkpoint(path)
+    return read_adapter(path)
+
+
+def _check_for_adapters(recipe: Recipe, method: Method) -> None:
+    """Refuse what makes no sense for adapters."""
+    if recipe.base_model:
+        raise RecipeError("base_model: the base model is not needed to merge adapters: leave it out")
+    if recipe.out_type == "checkpoint":
+        raise RecipeError(
+            "out_type: checkpoint: adapters merge to an adapter or a delta: add a delta to the base"
+        )
+    if recipe.out_type != "delta":
+        return
+    whole = "out_type delta writes the whole dW, which has no rank: leave it out"
+    cut = recipe.parameters.get("rank") not in {None, "sum"}
+    if cut and not (method.truncates_inputs or method.constrained):
+        raise RecipeError(f"parameters.rank: {whole}")
+    if recipe.uniform_rank:
+        raise RecipeError(f"uniform_rank: {whole}")
+
+
+def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
+    """Refuse what makes no sense for full checkpoints."""
+    problems = []
+    if method.checkpoints == "no":
+        problems.append(f"merge_method: {method.name} merges adapters only, and these are full checkpoints")
+    if method.checkpoints == "updates" and not recipe.base_model:
+        problems.append(
+            f"base_model: missing: {method.name} merges what each model changed of a common base: name it"
+        )
+    if recipe.base_model and method.checkpoints == "weights":
+        base = Path(recipe.base_model).resolve()
+        problems += [
+            f"models[{i}]: {entry.model} is the base_model itself, and its difference from it is zero: "
+            "leave base_model out to merge the weights as they are"
+            for i, entry in enumerate(recipe.models)
+            if Path(entry.model).resolve() == base
+        ]
+    if "scale" in recipe.parameters and not recipe.base_model:
+        problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
+    if "rank" in recipe.parameters:
+        problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
+    if recipe.uniform_rank:
+        problems.append("uniform_rank: full checkpoints have no rank: leave it out")
+    if recipe.dtype != "float64":
+        problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
+    if recipe.out_type not in {None, "checkpoint"}:
+        problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
+    if problems:
+        raise RecipeError(problems)
+
+
+def _in_order(recipe: Recipe, method: Method, models: Sequence[Model]) -> tuple[Input, ...]:
     """Put the models that count in an order that depends on their content alone, if the method lets it.
 
     Args:
         recipe: What names them.
         method: The row of the table.
-        models: They themselves, in the order asked for.
+        models: The open models, in the order asked for.
     """
-    names, used = display_names([entry.model for entry in recipe.models]), counting(recipe)
-    inputs = [Input(place, names[place], model) for place, model in zip(used, models, strict=True)]
+    names, entries = display_names([entry.model for entry in recipe.models]), recipe.models
+    inputs = [Input(i, names[i], model) for i, model in zip(counting(recipe), models, strict=True)]
     if method.ordered:
         return tuple(inputs)
-    # Copies of one file may differ in what is said of them.
-    entries = [(entry.statistics or "", dict(entry.parameters)) for entry in recipe.models]
-    said = [json.dumps(entry, sort_keys=True) for entry in entries]
-    return tuple(sorted(inputs, key=lambda one: (*one.model.sha256.values(), said[one.place])))
+    # Two entries may share a file, but not their parameters: these break the tie.
+    said = [json.dumps((entry.statistics or "", dict(entry.parameters)), sort_keys=True) for entry in entries]
+    return tuple(sorted(inputs, key=lambda entry: (*entry.model.sha256.values(), said[entry.place])))
 
 
 def expanded(recipe: Recipe) -> Recipe:
@@ -105,30 +270,36 @@ def expanded(recipe: Recipe) -> Recipe:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a run; the folder itself where it is none."""
+    """Return the checkpoints in the folder of a run; the folder itself where it is none."""
+    if holds_model(folder):
+        return [folder]
     # Pickles are steps too, and are refused by name later: none is left out in silence.
-    names = [] if holds_model(folder) else models_below(folder)
-    return [folder / name for name in sorted(names, key=lambda name: (_step(name), name))] or [folder]
+    names = sorted(models_below(folder), key=lambda name: (_step(name), name))
+    return [folder / name for name in names] or [folder]
 
 
 def _step(name: str) -> int:
-    """The last number in a name; -1 without one."""
-    found = re.findall(r"\d+", name)
-    return int(found[-1]) if found else -1
+    """Return the last number in a name; -1 without one."""
+    return int(["-1", *re.findall(r"\d+", name)][-1])
 
 
 def counting(recipe: Recipe) -> tuple[int, ...]:
     """Return the places of the models whose weight is not 0 everywhere."""
-    return tuple(place for place, weight in enumerate(recipe.weights) if weight is None or weight != 0)
+    return tuple(i for i, weight in enumerate(recipe.weights) if weight is None or weight != 0)
 
 
-def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
-    """Open adapters that are not open yet, and report the problems of all of them at once.
+def folders_of(recipe: Recipe) -> list[str]:
+    """Return the folders of models that a recipe reads, which no output may touch."""
+    return [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+
+
+def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
+    """Open adapters, and report the problems of all of them at once.
 
     Raises:
         AdapterError: Every problem of every folder.
     """
-    return read_each(lambda one: one if isinstance(one, Adapter) else read_adapter(one), adapters)
+    return read_each(read_adapter, paths)
 
 
 def read_each(read: Callable[[_Given], _Read], given: Iterable[_Given]) -> list[_Read]:
@@ -137,16 +308,16 @@ def read_each(read: Callable[[_Given], _Read], given: Iterable[_Given]) -> list[
     Raises:
         AdapterError: Every problem of every model.
     """
-    found: list[_Read] = []
+    models: list[_Read] = []
     problems: list[str] = []
-    for one in given:
+    for model in given:
         try:
-            found.append(read(one))
+            models.append(read(model))
         except AdapterError as fault:
             problems += fault.problems
     if problems:
         raise AdapterError(problems)
-    return found
+    return models
 
 
 def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:

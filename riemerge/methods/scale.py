@@ -33,8 +33,10 @@ class Norms(NamedTuple):
     @classmethod
     def of(cls, merged: Merged, weights: Sequence[float], stored: Sequence[torch.dtype]) -> Norms:
         """Return the norms of a merged module, of inputs that were stored in T dtypes."""
-        norms = [update.norm() for update in merged.inputs]
-        return cls(merged.norm, norms, weights, remainder(merged.inputs, norms, weights, stored))
+        norm, norms = merged.norms
+        if not merged.inputs:
+            return cls(norm, norms, weights)
+        return cls(norm, norms, weights, remainder(merged.inputs, norms, weights, stored))
 
 
 def matched(modules: Iterable[Norms]) -> float:
@@ -78,4 +80,4 @@ def matched(modules: Iterable[Norms]) -> float:
 def _share(modules: Sequence[tuple[float, float]]) -> float:
     """w̄ N of one input, of its norm and weight in each module."""
     whole = math.hypot(*(norm for norm, _ in modules))
-    return math.fsum(weight * norm * (norm / whole) for norm, weight in modules) if whole > 0.0 else 0.0
+    return math.fsum(weight * norm * (norm / whole) for norm, weight in modules if whole > 0.0)

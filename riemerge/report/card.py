@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from riemerge.formats.files.text import listed
+from riemerge.frechet.status import Status
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.records.evaluation_record import Entry, Evaluation
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
@@ -105,8 +106,9 @@ def _share(value: float) -> str:
 
 def _consequence(record: RunRecord, count: int) -> str:
     method, answer = record.recipe["merge_method"], record.totals.determined
-    if method != "geomerge":
-        closed_form = record.totals.statuses.keys() == {"EXACT"} and "seed" not in METHODS[method].parameters
+    if not METHODS[method].may_be_undetermined:
+        exact = record.totals.statuses.keys() == {Status.EXACT.name}
+        closed_form = exact and "seed" not in METHODS[method].parameters
         unique = f"; {method} has one answer whatever the overlap" if closed_form else ""
         too = " --method geomerge would be well determined here too." if answer == "yes" else ""
         return f"That is asked of geomerge{unique}.{too}"

@@ -181,7 +181,7 @@ def needs(row: Method) -> str:
     order = ["the models in the order of their run"] if row.ordered else []
     whose = "each model and the base" if row.base_statistics else "each model"
     data = [f"statistics of {whose}: {', '.join(row.statistics)}"] if row.statistics else []
-    ranks = ["one rank"] if row.domain is None else []
+    ranks = ["one rank"] if row.truncates_inputs else []
     takes = {
         "weights": "also merges full checkpoints",
         "updates": "also merges full checkpoints with their base model",

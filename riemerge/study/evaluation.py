@@ -12,11 +12,11 @@ from riemerge.errors import NumericalError, OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import Adapter
-from riemerge.merging.bookkeeping import versions
 from riemerge.merging.inputs import display_names, read_all
-from riemerge.merging.merge import RECORD_FILE
-from riemerge.merging.outputs import read_record
-from riemerge.merging.progress import Listener
+from riemerge.merging.recording import versions
+from riemerge.merging.sinks import RECORD_FILE
+from riemerge.merging.written_before import read_record
+from riemerge.progress import Listener
 from riemerge.recipes.candidates import Candidate, parse
 from riemerge.records.evaluation_record import Entry, Evaluation
 from riemerge.study.kept_merges import keep_merge, study_folder, workplace

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from riemerge._version import __version__
 from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.formats.peft import Adapter
-from riemerge.merging.merge import MergeResult, merge_recipe
-from riemerge.merging.progress import Listener, Progress
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import MergeResult, collect
+from riemerge.progress import Listener, Progress
 from riemerge.recipes.candidates import Candidate
 from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.records.evaluation_record import Look
@@ -73,9 +74,9 @@ class EvaluationPlan:
         )
 
     def merge(self, candidate: Candidate) -> MergeResult:
-        """Merge the adapters as they are open by a candidate at scale 1, as `merge_recipe` does."""
-        opened = dict(enumerate(self.adapters.values()))
-        return merge_recipe(self.recipe(candidate), opened=opened, device=self.device, threads=self.threads)
+        """Merge the adapters as they are open by a candidate at scale 1, into memory."""
+        opened = {adapter.path: adapter for adapter in self.adapters.values()}
+        return collect(plan(self.recipe(candidate), opened=opened, device=self.device, threads=self.threads))
 
     def key(self, *more: Any) -> str:
         """Return a hash of what decides a score, and of more."""

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from riemerge.errors import RecipeError
 from riemerge.formats.files.staging import check_output, hidden_prefix, publish, write_atomically, writing
-from riemerge.merging.outputs import check_together, folders_of, merge_into
-from riemerge.merging.progress import Listener, Progress
+from riemerge.merging.inputs import folders_of
+from riemerge.merging.plan import plan_together
+from riemerge.merging.verbs import merge_into
 from riemerge.methods import find_method
+from riemerge.progress import Listener, Progress
 from riemerge.study.reweighting import equal_weights, model_names, reweight, to_json
 from riemerge.study.scorer import Scorer, ask_score
 
@@ -110,7 +112,7 @@ def greedy_soup(
         return [float(place in places) for place in range(len(names))]
 
     alone = [reweight(recipe, weights_of([place])) for place in range(len(names))]
-    opened = check_together(recipe, alone, device=device, threads=threads)
+    opened = plan_together(recipe, alone, device=device, threads=threads)
     trials: list[Trial] = []
     with writing(target):
         made = TemporaryDirectory(prefix=hidden_prefix(target), dir=target.parent, ignore_cleanup_errors=True)

@@ -13,16 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from riemerge.errors import OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically
 from riemerge.formats.files.text import listed
-from riemerge.merging.inputs import counting
-from riemerge.merging.merge import RECORD_FILE
-from riemerge.merging.outputs import (
-    Models,
-    check_together,
-    folders_of,
-    made_by,
-    read_record,
-)
-from riemerge.merging.progress import Listener, Progress
+from riemerge.merging.inputs import Models, counting, folders_of
+from riemerge.merging.plan import plan, plan_together
+from riemerge.merging.sinks import RECORD_FILE
+from riemerge.merging.written_before import made_by, read_record
+from riemerge.progress import Listener, Progress
 from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.study.kept_merges import keep_merge, study_folder
@@ -123,7 +118,7 @@ def sweep(
     recipes = {name: reweight(recipe, weights) for name, weights in grid(len(models), steps)}
     if not os.path.lexists(root):
         check_output(root, folders_of(recipe))
-    opened = check_together(recipe, recipes.values(), device=device, threads=threads)
+    opened = plan_together(recipe, recipes.values(), device=device, threads=threads)
     _check_folders(root, recipes, opened)
     points: list[SweepPoint] = []
 
@@ -173,7 +168,7 @@ def _check_folders(root: Path, recipes: Mapping[str, Recipe], opened: Models) ->
     for name, recipe in recipes.items():
         problems += overlaps(root / name, folders_of(recipe))
         record = read_record(root / name)
-        if os.path.lexists(root / name) and not (record and made_by(recipe, record, opened)):
+        if os.path.lexists(root / name) and not (record and made_by(plan(recipe, opened=opened), record)):
             problems.append(
                 f"{root / name}: exists already, and its {RECORD_FILE} does not say this recipe and these "
                 "files: choose another folder or remove it"

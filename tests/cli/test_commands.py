@@ -217,7 +217,7 @@ def test_interruption_bugs_and_exhaustion_end_in_one_line(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("riemerge.merging.merge.run_method", fail)
+    monkeypatch.setattr("riemerge.merging.run.run_method", fail)
     ran = run("merge", *folders, "-o", tmp_path / "out", "--json", "-q")
     assert ran.exit_code == code
     assert says in ran.stderr
@@ -229,7 +229,7 @@ def test_interruption_bugs_and_exhaustion_end_in_one_line(
 def test_a_bug_shows_its_traceback_when_asked(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("riemerge.merging.merge.run_method", lambda *_: 1 / 0)
+    monkeypatch.setattr("riemerge.merging.run.run_method", lambda *_: 1 / 0)
     monkeypatch.setenv("RIEMERGE_TRACEBACK", "1")
     assert isinstance(run("merge", *folders, "-o", tmp_path / "out").exception, ZeroDivisionError)
 
@@ -488,7 +488,7 @@ def test_faults_of_the_machine_have_the_code_of_their_kind(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("riemerge.merging.merge.run_method", fail)
+    monkeypatch.setattr("riemerge.merging.run.run_method", fail)
     ran = run("merge", *folders, "-o", tmp_path / "out", "-q")
     assert (ran.exit_code, ran.stdout) == (code, "")
     assert says in ran.stderr
@@ -502,7 +502,7 @@ def test_torch_says_in_these_words_that_memory_is_short(
     def greedy(*args: Any, **kwargs: Any) -> None:
         torch.empty(2**60, dtype=torch.uint8)  # more than any machine has
 
-    monkeypatch.setattr("riemerge.merging.merge.run_method", greedy)
+    monkeypatch.setattr("riemerge.merging.run.run_method", greedy)
     ran = run("merge", *folders, "-o", tmp_path / "out", "-q")
     assert ran.exit_code == 7
     assert "out of memory" in ran.stderr
@@ -531,7 +531,7 @@ def test_too_long_a_name_is_an_error_that_shows_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if code != 7:  # a scorer is called when there is something to score
-        monkeypatch.setattr("riemerge.merging.merge.run_method", lambda *_: pytest.fail("was merged"))
+        monkeypatch.setattr("riemerge.merging.run.run_method", lambda *_: pytest.fail("was merged"))
     ran = run(*words)
     assert ran.exit_code == code, ran.stderr
     assert "a bug" not in ran.stderr

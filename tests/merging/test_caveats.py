@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from riemerge import merge_adapters
 from riemerge.cli.commands import main
 from riemerge.errors import NumericalError, RecipeError
-from riemerge.merging.outputs import merge_into
+from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS
 from riemerge.recipes.recipe import make_recipe
 from riemerge.report.tables import described

@@ -12,8 +12,9 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from riemerge.merging.measure import determined, determined_together, totals
-from riemerge.merging.merge import MergeResult
+from riemerge.merging.identifiability import determined, determined_together
+from riemerge.merging.measure import totals
+from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.records.evaluation_record import Entry, Evaluation, Look, PairedDifference
 from riemerge.records.run_record import Determined, Overlap

@@ -26,8 +26,8 @@ from riemerge.errors import (
     RiemergeError,
 )
 from riemerge.formats.peft import read_adapter
-from riemerge.merging.merge import merge_adapters
-from riemerge.merging.progress import Progress
+from riemerge.merging.verbs import merge_adapters
+from riemerge.progress import Progress
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.run_record import RunRecord
 from riemerge.study.evaluation import DEFAULT_METHODS, evaluate
