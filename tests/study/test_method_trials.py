@@ -294,3 +294,14 @@ def test_methods_with_many_parameters_are_told_apart(folders: list[Path], tmp_pa
     calls = len(judge.calls)
     assert again() == made
     assert len(judge.calls) == calls
+
+
+def test_results_that_are_in_the_table_count_as_done(folders: list[Path], tmp_path: Path) -> None:
+    judge, events = Closeness(folders), list[Progress]()
+    quick(folders, judge, folder=tmp_path / "out")
+    more_of_them = (*METHODS, "tsv:rank=1")
+    quick(folders, judge, folder=tmp_path / "out", methods=more_of_them, progress=events.append)
+    total = 2 * len(TASKS) + 6 * len(more_of_them)
+    assert [(event.done, event.total) for event in events] == [
+        (place, total) for place in range(total - 5, total + 1)
+    ]

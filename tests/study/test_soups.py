@@ -234,14 +234,8 @@ def test_soup_as_a_command(folders: list[Path], tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     assert "2 of 2: a + b: score 2" in ran.stdout
     assert "soup: a + b: score 2" in ran.stderr
-    fewest = run(
-        "soup",
-        *folders[:2],
-        "--scorer",
-        python(COUNT_MODELS.replace("sum(", "-sum("), ""),
-        "-o",
-        tmp_path / "one",
-    )
+    negated = python(COUNT_MODELS.replace("sum(", "-sum("), "")
+    fewest = run("soup", *folders[:2], "--scorer", negated, "-o", tmp_path / "one")
     assert "1 of 2: a: score -1" in fewest.stdout
     merge_into(
         read_recipe([*map(str, folders[:2])], {"merge_method": "average", "scale": 0.5}), tmp_path / "m"
