@@ -33,7 +33,7 @@ from benchmarks.nli.protocol import DTYPE, Laboratory, digest, packed, unpacked
 from benchmarks.nli.scorer import Dense, dense
 from riemerge import merge_adapters
 from riemerge.methods import METHODS
-from riemerge.methods.scale import Norms, matched
+from riemerge.methods.scale import Norms, match_norms
 from riemerge.study.paired_differences import RESAMPLES, summarize_draws
 from riemerge.study.result_table import ResultTable, Row
 
@@ -158,10 +158,14 @@ def _merged(method: str, adapters: Sequence[Any]) -> tuple[dict[str, Any], dict[
     update = dense(merged.updates)
     totals = merged.record.totals
     assert totals.overlap is not None
-    said = {"matched": matched(norms.values()), "cosine": totals.overlap.cosine, "norms": totals.input_norms}
+    said = {
+        "matched": match_norms(norms.values()),
+        "cosine": totals.overlap.cosine,
+        "norms": totals.input_norms,
+    }
     return said, {
         "scale 1": update,
-        BY_MODULE: {module: matched([norms[module]]) * change for module, change in update.items()},
+        BY_MODULE: {module: match_norms([norms[module]]) * change for module, change in update.items()},
     }
 
 

@@ -54,8 +54,8 @@ def merge(
         uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
             a share of the energy, or left out and the inputs have several. A number and `sum` always are.
         progress: Called now and then.
-        parameters: Parameters of the method, which `riemerge methods` lists: `rank` (a number, a share such as
-            `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
+        parameters: Parameters of the method, which `riemerge methods` lists: `rank` (a number, a share such
+            as `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
             `density`, `tol`, `seed`, ...; each a value, a gradient over depth, or a list of filters.
 
     Returns:

@@ -51,8 +51,8 @@ class InputRow(BaseModel):
     Attributes:
         name: The name of its folder; never a path of the machine.
         weight: The weight asked for; None where it differs between modules.
-        share: The weight that was used, mean over modules: divided by the sum where the method does so; 0 where it was left
-            out unread.
+        share: The weight that was used, mean over modules: divided by the sum where the method does so; 0
+            where it was left out unread.
         sha256: The sha256 of each file that enters the updates, by file name; None where it was not read.
         ranks: The ranks of its modules, each once, ascending.
         dtype: The dtype in which it is stored.
@@ -75,8 +75,8 @@ class ModuleRow(BaseModel):
         module: The name of the module in the base model.
         shape: (m, n), outputs by inputs; of a tensor of a full checkpoint, its own.
         input_ranks: Ranks of the T updates as stored; none of full checkpoints.
-        numerical_ranks: Numerical ranks of the T updates as merged, where the method depends on them: an update of 0 is
-            all zero and was left out here, the others were all truncated to the least.
+        numerical_ranks: Numerical ranks of the T updates as merged, where the method depends on them: an
+            update of 0 is all zero and was left out here, the others were all truncated to the least.
         rank: Rank of the merged update; None where it is dense. It may be written with more columns, of zero.
         status: Name of the outcome; EXACT for a closed form.
         cost: F = 1/2 Σ wᵢ dᵢ² in the geometry of the method; None for a closed form.
@@ -199,7 +199,7 @@ class RunRecord(BaseModel):
     warnings: tuple[str, ...]
     timing: Timing
 
-    def warned(self, texts: Iterable[str]) -> RunRecord:
+    def with_warnings(self, texts: Iterable[str]) -> RunRecord:
         """Return the record with more warnings: of what only the writing of the result showed."""
         return self.model_copy(update={"warnings": (*self.warnings, *texts)})
 
