@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from riemerge.merging.verbs import merge_adapters, merge_into
     from riemerge.methods.rounds.outer import FedAdam, Momentum, OuterOptimizer
     from riemerge.recipes.recipe import read_recipe
-    from riemerge.records.run_record import Evaluation
+    from riemerge.records.evaluation_record import Evaluation
     from riemerge.statistics import collect_statistics
     from riemerge.study.evaluation import evaluate
-    from riemerge.study.soups import greedy_soup, sweep
+    from riemerge.study.soups import greedy_soup
+    from riemerge.study.sweeps import sweep
     from riemerge.updates.low_rank import LowRankUpdate
 
 __all__ = [
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Evaluation": "riemerge.records.run_record",
+    "Evaluation": "riemerge.records.evaluation_record",
     "FedAdam": "riemerge.methods.rounds.outer",
     "FrechetProblem": "riemerge.frechet",
     "LowRankUpdate": "riemerge.updates.low_rank",
@@ -66,7 +67,7 @@ _HOMES = {
     "merge_into": "riemerge.merging.verbs",
     "read_adapter": "riemerge.formats.peft",
     "read_recipe": "riemerge.recipes.recipe",
-    "sweep": "riemerge.study.soups",
+    "sweep": "riemerge.study.sweeps",
 }
 
 

@@ -114,7 +114,7 @@ def _applies(row: Method) -> bool:
 
 
 def _has_ranks(row: Method) -> bool:
-    return row.domain is not None and "rank" not in row.defaults and not row.constrained
+    return not row.truncates_inputs and "rank" not in row.defaults and not row.constrained
 
 
 def settings_of(row: Method) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeEr
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from riemerge.merging.progress import Listener, Progress
+    from riemerge.progress import Listener, Progress
 
 PLAIN_WIDTH = 100
 LOG_SECONDS = 10.0

@@ -60,8 +60,8 @@ def remainder(
     """
     shares = list(weights)
     if directions:
-        equal = len(updates) == 2 and all(shares)
-        shares = [1.0, 1.0] if equal else shares
+        if len(updates) == 2 and all(shares):
+            shares = [1.0, 1.0]
         shares = [share / norm if norm > 0.0 else 0.0 for share, norm in zip(shares, norms, strict=True)]
     each = zip(updates, shares, stored, strict=True)
     return Remainder(

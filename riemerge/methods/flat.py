@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -38,17 +38,20 @@ class FlatRow:
     @classmethod
     def of(cls, method: Method) -> FlatRow:
         """Find the functions that a row names."""
-        assert method.domain is not None
-        edits = tuple(cast("FlatEdit", resolve(edit)) for edit in method.edits)
-        survey = cast("Survey", resolve(method.survey)) if method.survey else None
-        return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey, method.constrained)
+        survey = None
+        if method.survey:
+            survey = resolve(method.survey)
+        edits = tuple(map(resolve, method.edits))
+        return cls(method.domain, edits, resolve(method.mean), survey, method.constrained)
 
-    def __call__(self, x: Tensor, at: Setting) -> Answer:
+    def __call__(self, x: Tensor, setting: Setting) -> Answer:
         """Return the mean of a module's updates, given in the row's domain (see `Mean`)."""
         for edit in self.edits:
-            x = edit(x, at)
-        found = self.mean(x, at)
-        return found if isinstance(found, Answer) else Answer(found, Status.EXACT)
+            x = edit(x, setting)
+        answer = self.mean(x, setting)
+        if isinstance(answer, Answer):
+            return answer
+        return Answer(answer, Status.EXACT)
 
     def surveyed(self, stream: Stream) -> Mapping[str, Any]:
         """Return what the row's survey finds; a fault of it is told with the module that it was at."""
@@ -57,9 +60,9 @@ class FlatRow:
 
         def watched() -> Iterator[tuple[Tensor, Setting]]:
             nonlocal module
-            for x, at in stream():
-                module = at.module
-                yield x, at
+            for x, setting in stream():
+                module = setting.module
+                yield x, setting
 
         try:
             return self.survey(watched)
@@ -115,7 +118,8 @@ def _tried(
     row: FlatRow, stack: Stack, options: Options, facts: Mapping[str, Any], module: str
 ) -> Merged | NumericalError:
     """Merge one module, or say why not, so that the faults of all modules can be told at once."""
-    row = _PLAIN if module in stack.plain else row
+    if module in stack.plain:
+        row = _PLAIN
     try:
         there = _of(row, stack, options, module, facts)
         merged = there.merged(row, options)
@@ -137,7 +141,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         make_setting, module, weights, used, stack.values(module), seed=options.seed or 0, facts=facts
     )
     if module not in stack.plain:
-        own = tuple(stack.statistics[i](module) for i in used) if stack.statistics else ()
+        own = tuple(stack.statistics[i](module) for i in used if stack.statistics)
         see = partial(see, statistics=own, base_statistics=stack.base_statistics(module))
     updates = stack.modules[module]
     if isinstance(updates, DenseSpan):
@@ -246,7 +250,9 @@ class _Whole(_Module):
         kept = self.stacked
         if len(self.used) < len(kept):
             kept = kept[self.used]
-        return kept if kept.ndim > 1 else kept.unsqueeze(-1)
+        if kept.ndim == 1:
+            kept = kept.unsqueeze(-1)
+        return kept
 
     def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
         if self.domain == "gram":
@@ -418,7 +424,9 @@ def factored(matrix: Tensor) -> LowRankUpdate:
     """Return a (p, q) matrix as an update of min(p, q) columns, by no arithmetic."""
     p, q = matrix.shape
     eye = torch.eye(min(p, q), dtype=matrix.dtype, device=matrix.device)
-    return LowRankUpdate(eye, matrix) if p <= q else LowRankUpdate(matrix, eye)
+    if p <= q:
+        return LowRankUpdate(eye, matrix)
+    return LowRankUpdate(matrix, eye)
 
 
 def _truncated(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:

@@ -13,7 +13,8 @@ import yaml
 from riemerge.formats.files.text import listed
 from riemerge.frechet.status import Status
 from riemerge.methods import DEFAULT_METHOD, METHODS
-from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, Entry, Evaluation, InputRow, RunRecord
+from riemerge.records.evaluation_record import Entry, Evaluation
+from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, RunRecord
 from riemerge.records.written_ranks import written_ranks
 from riemerge.report.suitability import concerns
 
@@ -105,7 +106,7 @@ def _share(value: float) -> str:
 
 def _consequence(record: RunRecord, count: int) -> str:
     method, answer = record.recipe["merge_method"], record.totals.determined
-    if method != "geomerge":
+    if not METHODS[method].may_be_undetermined:
         exact = record.totals.statuses.keys() == {Status.EXACT.name}
         closed_form = exact and "seed" not in METHODS[method].parameters
         unique = f"; {method} has one answer whatever the overlap" if closed_form else ""

@@ -59,12 +59,7 @@ def concerns(record: RunRecord) -> list[str]:
 def _copies(record: RunRecord, found: Overlap) -> str:
     """Rows that do not give copies back, on updates that nearly are copies."""
     method = METHODS[record.recipe["merge_method"]]
-    # A server's step is a multiple of the average, and meant for updates of one model.
-    if (
-        method.idempotent
-        or method.mean.startswith("riemerge.methods.rounds.outer:")
-        or found.cosine < RELATED
-    ):
+    if method.idempotent or method.server_step or found.cosine < RELATED:
         return ""
     return (
         f"{method.name} is for updates of their own, and these are nearly one (mean cosine "
@@ -97,7 +92,7 @@ def _measured_worse(record: RunRecord, found: Overlap) -> str:
 
 def _cut(record: RunRecord) -> str:
     """Results that lost much of their squared norm to the cut."""
-    if METHODS[record.recipe["merge_method"]].domain is None:
+    if METHODS[record.recipe["merge_method"]].truncates_inputs:
         return ""
     cut = [(row.norm**2, 1.0 if row.energy_kept is None else row.energy_kept) for row in record.modules]
     whole = sum(square / kept for square, kept in cut if kept > 0)

@@ -10,15 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from riemerge.methods import METHODS, PARAMETERS, Method
-from riemerge.records.run_record import (
-    Evaluation,
-    Inspection,
-    ModuleRow,
-    Overlap,
-    PairedDifference,
-    RunRecord,
-    Totals,
-)
+from riemerge.records.evaluation_record import Evaluation, PairedDifference
+from riemerge.records.inspection_record import Inspection
+from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
 from riemerge.report.card import (
     evaluation_verdict,
     matched_text,
@@ -187,7 +181,7 @@ def needs(row: Method) -> str:
     order = ["the models in the order of their run"] if row.ordered else []
     whose = "each model and the base" if row.base_statistics else "each model"
     data = [f"statistics of {whose}: {', '.join(row.statistics)}"] if row.statistics else []
-    ranks = ["one rank"] if row.domain is None else []
+    ranks = ["one rank"] if row.truncates_inputs else []
     takes = {
         "weights": "also merges full checkpoints",
         "updates": "also merges full checkpoints with their base model",

@@ -23,11 +23,11 @@ from riemerge.frechet.solvers import LBFGS
 from riemerge.manifolds import FixedRank
 from riemerge.merging.inputs import display_names
 from riemerge.merging.plan import plan
-from riemerge.merging.progress import Progress
 from riemerge.merging.sinks import MergeResult, collect
 from riemerge.methods import METHODS, Options
 from riemerge.methods.geodesic import batches
 from riemerge.methods.reduction import in_order
+from riemerge.progress import Progress
 from riemerge.recipes.recipe import make_recipe, read_recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.report.card import verdict

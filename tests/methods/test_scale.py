@@ -151,7 +151,7 @@ def test_neither_gauge_nor_order_moves_it(tmp_path: Path, method: str) -> None:
         for name, made in (("a", adapters), ("b", turned))
     )
     # The solve of geomerge stops at a tolerance; what is in closed form differs by round-off.
-    tolerance = 1e-4 if METHODS[method].domain is None else 1e-9
+    tolerance = 1e-4 if METHODS[method].truncates_inputs else 1e-9
     assert first.matched_scale == pytest.approx(second.matched_scale, rel=tolerance)
     forth = merge_adapters([tmp_path / "a" / n for n in "abc"], method=method, scale=MATCHED).record
     back = merge_adapters([tmp_path / "a" / n for n in "cba"], method=method, scale=MATCHED).record
@@ -273,12 +273,12 @@ def test_what_waits_for_its_scale_holds_nothing_of_the_width(method: str) -> Non
     row = METHODS[method]
     (small,) = ([LowRankUpdate(b, a) for b, a in adapter_family("close", 3, 9, 8, 2, 0)],)
     stack = replace(stacked(row, [(one.B, one.A) for one in small], [1, 1, 1], [0, 1, 2]), modules=Counted(3))
-    values = stack.values("layers.0.q") if row.domain else {}
+    values = {} if row.truncates_inputs else stack.values("layers.0.q")
     stack = replace(stack, weights=lambda _: (1 / 3,) * 3, values=lambda _: values)
-    merged = list(run_method(row, stack, Options(later=True, rank=2 if row.domain else None)))
+    merged = list(run_method(row, stack, Options(later=True, rank=None if row.truncates_inputs else 2)))
     assert wide_tensors() == []
     before = dict(stack.modules.reads)  # type: ignore[attr-defined]
-    now = dict(run_method(row, stack, Options(rank=2 if row.domain else None)))
+    now = dict(run_method(row, stack, Options(rank=None if row.truncates_inputs else 2)))
     for module, one in merged:
         lifted = one.update
         assert stack.modules.reads[module] > before[module]  # type: ignore[attr-defined]

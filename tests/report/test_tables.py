@@ -12,10 +12,12 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from riemerge.merging.measure import determined, determined_together, totals
+from riemerge.merging.identifiability import determined, determined_together
+from riemerge.merging.measure import totals
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
-from riemerge.records.run_record import Determined, Entry, Evaluation, Look, Overlap, PairedDifference
+from riemerge.records.evaluation_record import Entry, Evaluation, Look, PairedDifference
+from riemerge.records.run_record import Determined, Overlap
 from riemerge.report.card import evaluation_verdict, number, printable, verdict
 from riemerge.report.tables import evaluation_report, inspection_report, merge_report, methods_report
 from riemerge.study.inspection import inspect_adapters

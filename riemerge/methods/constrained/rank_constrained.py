@@ -5,7 +5,7 @@ mean is the minimiser over all X of rank at most R of
 
     F(X) = 1/2 Σₜ wₜ tr(Lₜ (X − xₜ) Mₜ (X − xₜ)ᵀ).
 
-**Law:** where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
+Law: where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
 exactly: at one of lower rank, F could not decrease along any matrix of rank one, so its gradient were zero
 and it were X*. So the problem lives on the manifold of matrices of rank R. Cutting X* to rank R answers
 another question, unless all forms are the identity.
@@ -24,6 +24,7 @@ from riemerge.errors import NumericalError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
 from riemerge.frechet.status import Status
+from riemerge.linalg import numerical_rank, thin_svd
 from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
@@ -33,79 +34,83 @@ from riemerge.updates.low_rank import LowRankUpdate
 from riemerge.updates.truncation import nearest
 
 
-def lowrank(x: Tensor, at: Setting) -> Tensor:
+def lowrank(x: Tensor, setting: Setting) -> Tensor:
     """Return the matrix of rank R nearest to all updates: with identities for forms, the cut average.
 
-    **Law:** Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
+    Law: Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
     largest singular values.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the rank R.
 
-    **Source:** Eckart and Young 1936.
+    Returns:
+        The merged update (p, q).
+
+    Source: Eckart and Young 1936.
     """
-    mean: Tensor = average(x, at)
-    if at.rank is None or at.rank >= min(mean.shape):
+    mean = average(x, setting)
+    if setting.rank is None or setting.rank >= min(mean.shape):
         return mean
-    u, sigma, vh = torch.linalg.svd(mean, full_matrices=False)
-    cut: Tensor = (u[:, : at.rank] * sigma[: at.rank]) @ vh[: at.rank]
-    return cut
+    return thin_svd(mean).truncate(setting.rank).matrix()
 
 
-def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
+def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     """Find the linear map of rank R whose outputs are nearest to every model's on that model's own inputs.
 
     Lₜ is the identity and Mₜ = Gₜ the input Gram matrix per token, shrunk as `regmean` does, with `ridge`
     times its mean diagonal entry added to the diagonal. With M = Σ wₜ Mₜ = K Kᵀ and D RegMean's solution,
     F(X) is 1/2 ‖(X − D) K‖² and a constant.
 
-    **Law:** X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
+    Law: X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
     closed form. Inputs that are zero in all data have P times the weighted average.
 
     Args:
         x: (T, p, n) updates, reduced on the left.
-        at: With `statistics[t]["gram"]` (n, n) and `tokens`, and the values `off_diagonal` and `ridge`.
+        setting: With `statistics[t]["gram"]` (n, n) and `tokens`, and the values `off_diagonal` and `ridge`.
 
     Raises:
         NumericalError: See `regmean`.
 
-    **Source:** Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
+    Source: Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
     Cholesky factorisation of n x n, one SVD (p, n).
     """
-    factor, ridge = at.values["off_diagonal"], at.values["ridge"]
-    grams = (_ridged(shrunk(per_token(at, t, "gram", x), factor), ridge) for t in range(len(x)))
-    return _projected(*regressed(x, at, grams), at.rank)
+    factor, ridge = setting.values["off_diagonal"], setting.values["ridge"]
+    grams = (_ridged(shrunk(per_token(setting, t, "gram", x), factor), ridge) for t in range(len(x)))
+    return _projected(*regressed(x, setting, grams), setting.rank)
 
 
-def lowrank_mats(x: Tensor, at: Setting) -> Answer:
+def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     """Find the matrix of rank R that is nearest in the Kronecker-factored Fisher information of every model.
 
     Lₜ is the covariance of output gradients and Mₜ the Gram matrix of inputs, both per token, each with
     `ridge` times its mean diagonal entry added to the diagonal.
 
-    **Law:** a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
+    Law: a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
     without a constraint to half of the digits of `tol`, cut to rank R in the Frobenius norm or in that of the
     mean forms. See `kronecker`.
 
     Args:
         x: (T, m, n) dense updates.
-        at: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values `ridge`,
-            `solver`, `tol`, `cost_tol` and `max_passes`.
+        setting: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values
+            `ridge`, `solver`, `tol`, `cost_tol` and `max_passes`.
 
     Raises:
         NumericalError: All forms are zero, or the mean ones are singular: only when `ridge` is 0.
 
-    **Source:** the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014. *Cost:*
-    needs the dense dW, and T forms of either side at once.
+    Source: the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014.
+
+    Cost: needs the dense dW, and T forms of either side at once.
     """
-    ridge = at.values["ridge"]
+    ridge = setting.values["ridge"]
     lefts, rights = (
-        torch.stack([_ridged(per_token(at, t, kind, x), ridge) for t in range(len(x))])
+        torch.stack([_ridged(per_token(setting, t, kind, x), ridge) for t in range(len(x))])
         for kind in ("covariance", "gram")
     )
-    return kronecker(lefts, rights, x, at)
+    return kronecker(lefts, rights, x, setting)
 
 
-def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
+def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     """Find the matrix of rank R that is nearest to every model where that model's own update is large.
 
     Lₜ = p xₜ xₜᵀ / ‖xₜ‖² + ridge I and Mₜ = q xₜᵀ xₜ / ‖xₜ‖² + ridge I, p and q the dimensions of the joint
@@ -114,53 +119,55 @@ def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
     update (`mean`); or for all models the same matrix Z, scaled to the norm of Σ wₜ xₜ: their TSV merge
     (`tsv`), or their TIES merge without a trim in the reference bases of Core Space (`ties`).
 
-    **Law:** f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
+    Law: f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
     onto the joint column and row spaces, all Lₜ commute with P and all Mₜ with Q, so F(X) is F(P X Q) and a
     positive definite form of X − P X Q; and P X Q has no larger rank than X.
 
     Args:
         x: (T, p, q) in bases of the joint span.
-        at: With the values `ridge`, `sides`, `target`, `solver`, `tol`, `cost_tol` and `max_passes`.
+        setting: With the values `ridge`, `sides`, `target`, `solver`, `tol`, `cost_tol` and `max_passes`.
 
     Raises:
         NumericalError: `ridge` is 0, which leaves directions free; or what `tsv` and `core` raise.
 
-    **Source:** this package. *Cost:* in the joint span, whatever the widths.
+    Source: this package.
+
+    Cost: in the joint span, whatever the widths.
     """
-    ridge, sides = at.values["ridge"], at.values["sides"]
+    ridge, sides = setting.values["ridge"], setting.values["sides"]
     if not ridge > 0:
         raise NumericalError("ridge is 0, and the updates alone leave directions free: raise ridge")
     # Norms first: squares of small updates would vanish.
     unit = x / torch.linalg.matrix_norm(x).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]
     if not bool(unit.any()):
         return x[0]
-    targets = _TARGETS[at.values["target"]](x, at)
+    targets = _TARGETS[setting.values["target"]](x, setting)
 
-    def forms(y: Tensor) -> Tensor:
-        size = int((sigma := torch.linalg.svdvals(torch.cat(list(y), dim=1))).gt(FLOOR * sigma[0]).sum())
-        found: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
-        return found
+    def ridged(y: Tensor) -> Tensor:
+        size = int(numerical_rank(torch.linalg.svdvals(torch.cat(list(y), dim=1)), FLOOR))
+        forms: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
+        return forms
 
     if sides == "inputs":
-        return _projected(*regressed(targets, at, forms(unit.mT)), at.rank)
+        return _projected(*regressed(targets, setting, ridged(unit.mT)), setting.rank)
     if sides == "outputs":
-        return _projected(*regressed(targets.mT, at, forms(unit)), at.rank).mT
-    return kronecker(forms(unit), forms(unit.mT), targets, at)
+        return _projected(*regressed(targets.mT, setting, ridged(unit)), setting.rank).mT
+    return kronecker(ridged(unit), ridged(unit.mT), targets, setting)
 
 
 def _mean_targets(x: Tensor, _: Setting) -> Tensor:
     return x
 
 
-def _tsv_targets(x: Tensor, at: Setting) -> Tensor:
-    return _like_the_mean(tsv(x, at), x, at)
+def _tsv_targets(x: Tensor, setting: Setting) -> Tensor:
+    return _like_the_mean(tsv(x, setting), x, setting)
 
 
-def _ties_targets(x: Tensor, at: Setting) -> Tensor:
+def _ties_targets(x: Tensor, setting: Setting) -> Tensor:
     left, cores, right = core(x)
     # Without a majority: its sign would be that of arbitrary axes.
-    plain = replace(at, values={"merge_func": "mean"}, facts={"majority": 0})
-    return _like_the_mean(left @ elect_globally(cores, plain) @ right.mT, x, at)
+    plain = replace(setting, values={"merge_func": "mean"}, facts={"majority": 0})
+    return _like_the_mean(left @ elect_globally(cores, plain) @ right.mT, x, setting)
 
 
 _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
@@ -170,10 +177,10 @@ _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
 }
 
 
-def _like_the_mean(one: Tensor, x: Tensor, at: Setting) -> Tensor:
+def _like_the_mean(one: Tensor, x: Tensor, setting: Setting) -> Tensor:
     """T times one matrix, with the norm of the weighted average."""
     norm = torch.linalg.matrix_norm(one)
-    size: Tensor = torch.linalg.matrix_norm(average(x, at)) / torch.where(norm > 0, norm, 1.0)
+    size: Tensor = torch.linalg.matrix_norm(average(x, setting)) / torch.where(norm > 0, norm, 1.0)
     return (size * one).expand(len(x), -1, -1)
 
 
@@ -186,12 +193,12 @@ def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
     """The X of that rank with the least ‖(X − value) K‖, K the root."""
     if rank is None or rank >= min(value.shape):
         return value
-    u: Tensor = torch.linalg.svd(root.right(value), full_matrices=False).U[:, :rank]
-    return u @ (u.mT @ value)
+    frame = thin_svd(root.right(value)).left[:, :rank]
+    return frame @ (frame.mT @ value)
 
 
-def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
-    """Minimise F among matrices of rank `at.rank`, for any positive definite forms.
+def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Answer:
+    """Minimise F among matrices of rank `setting.rank`, for any positive definite forms.
 
     In Y = Kᵀ X H, with K Kᵀ and H Hᵀ the means of the forms, the mean form is the identity: there X* is found
     by conjugate gradients, and X on the manifold by the row's `solver`, from that start of rank R which costs
@@ -201,7 +208,7 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
         lefts: (T, m, m) positive semidefinite.
         rights: (T, n, n) positive semidefinite.
         x: (T, m, n) the updates.
-        at: With `rank` and the values `solver`, `tol`, `cost_tol` and `max_passes`.
+        setting: With `rank` and the values `solver`, `tol`, `cost_tol` and `max_passes`.
 
     Returns:
         X, of the status of the solve; X* of that of the conjugate gradients where its rank is at most R to
@@ -211,10 +218,10 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
     Raises:
         NumericalError: All forms are zero, or a mean form is singular.
     """
-    white = _Whitened(lefts, rights, x, at.weights.to(x))
+    white = _Whitened(lefts, rights, x, setting.weights.to(x))
     if not white.norm > 0:
         return Answer(torch.zeros_like(x[0]), Status.EXACT, cost=white.constant * white.unit)
-    values, rank = at.values, at.rank
+    values, rank = setting.values, setting.rank
     tol, budget = values["tol"], values["max_passes"]
     constrained = rank is not None and rank < min(white.linear.shape)
     # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
@@ -241,7 +248,7 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
         min(points, key=problem.cost),
         solver=values["solver"],
         tol=tol,
-        cost_tol=values.get("cost_tol") or 0.0,
+        cost_tol=values["cost_tol"],
         max_passes=budget,
     )
     advice = "" if found.status is Status.CONVERGED else found.status.advice

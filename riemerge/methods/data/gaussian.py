@@ -23,10 +23,10 @@ from riemerge.methods.setting import Answer, Setting
 _BLOCK = 2**18  # entries solved at once: bounds the memory
 
 
-def fisher_rao(x: Tensor, at: Setting) -> Answer:
+def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     """Average models as Gaussians N(xₜ, 1/(Fₜ + floor)) in the Fisher-Rao distance, and keep the mean's mean.
 
-    **Law:** each entry is the first coordinate of argmin Σ wₜ d²((xₜ, sₜ), ·) with
+    Law: each entry is the first coordinate of argmin Σ wₜ d²((xₜ, sₜ), ·) with
     d = √2 arccosh(1 + (Δθ²/2 + Δs²) / (2 s s')). A shift of all xₜ shifts the answer; one factor on all xₜ
     and sₜ is one on the answer. For models that come near to each other it is `fisher` (not normalised) up to
     the second order of their distance, and the average with weights wₜ √Fₜ up to the third. Models of equal
@@ -35,23 +35,25 @@ def fisher_rao(x: Tensor, at: Setting) -> Answer:
 
     Args:
         x: (T, ...) dense updates.
-        at: With `statistics[t]["fisher"]` of the shape of one update, and the values `floor`, `tol` (on the
-            gradient's norm of every entry, so on its distance from its mean) and `max_passes`.
+        setting: With `statistics[t]["fisher"]` of the shape of one update, and the values `floor`, `tol` (on
+            the gradient's norm of every entry, so on its distance from its mean) and `max_passes`.
 
     Raises:
         NumericalError: An entry whose Fisher information is not positive: only when the floor is 0.
 
-    **Source:** Atkinson and Mitchell 1981 (the geometry); by Newton's method on the half-plane, damped until
-    the gradient decreases. *Cost:* needs the dense dW; about a hundred operations per entry, model and pass.
+    Source: Atkinson and Mitchell 1981 (the geometry); by Newton's method on the half-plane, damped until the
+        gradient decreases.
+
+    Cost: needs the dense dW; about a hundred operations per entry, model and pass.
     """
-    weights = (at.weights / at.weights.sum()).to(x).unsqueeze(-1)
-    information = torch.stack([one["fisher"].to(x) for one in at.statistics]) + at.values["floor"]
+    weights = (setting.weights / setting.weights.sum()).to(x).unsqueeze(-1)
+    information = torch.stack([one["fisher"].to(x) for one in setting.statistics]) + setting.values["floor"]
     if not bool((positive := information > 0).all()):
         raise NumericalError(
             f"{int((~positive).sum())} of {positive.numel()} entries of the Fisher information are not "
             "positive; expected a variance 1/F for each: raise floor"
         )
-    tol, budget = at.values["tol"], at.values["max_passes"]
+    tol, budget = setting.values["tol"], setting.values["max_passes"]
     points = zip(x.flatten(1).split(_BLOCK, 1), information.flatten(1).split(_BLOCK, 1), strict=True)
     solved = [_solve(mean / 2**0.5, form.rsqrt(), weights, tol, budget) for mean, form in points]
     value = 2**0.5 * torch.cat([one.centre for one in solved]).reshape(x.shape[1:])

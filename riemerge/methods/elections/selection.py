@@ -16,7 +16,7 @@ def top_mask(x: Tensor, k: int) -> Tensor:
     """Return where the k entries of largest magnitude of one tensor are, exactly k of them.
 
     Law: no entry outside is larger in magnitude than one inside; of equal ones at the boundary those of lower
-    flat index are inside. So the masks of growing k are nested, and f(−x) = f(x). Cost: O(size), no sort.
+    flat index are inside. So the masks of growing k are nested, and f(−x) = f(x).
 
     Args:
         x: Any shape, float64.
@@ -24,6 +24,8 @@ def top_mask(x: Tensor, k: int) -> Tensor:
 
     Returns:
         Booleans of the shape of `x`.
+
+    Cost: O(size), no sort.
     """
     if k >= x.numel() or k <= 0:
         return torch.full_like(x, k > 0, dtype=torch.bool)

@@ -18,7 +18,7 @@ _ROUND_OFF = 1e-14
 _TIE = 1e-9
 
 
-def median(gram: Tensor, at: Setting, /) -> Answer:
+def median(gram: Tensor, setting: Setting, /) -> Answer:
     """Return the geometric median: the minimiser of Σ wᵢ ‖x − xᵢ‖.
 
     Law: copies give themselves; a model, or copies of it, of more than half of the weight is the median
@@ -28,17 +28,17 @@ def median(gram: Tensor, at: Setting, /) -> Answer:
     gradient norm is at most `tol`. Updates nearer than 1e-7 of the largest norm are copies: their inner
     products do not tell them apart.
 
-    *Cost*: O(T²) for each of at most `max_passes` passes, on the CPU.
-
     Source: Weiszfeld 1937; Vardi, Zhang 2000, The multivariate L1-median, PNAS 97.
+
+    Cost: O(T²) for each of at most `max_passes` passes, on the CPU.
     """
-    products, weights = gram.cpu(), at.weights
-    tol, budget = float(at.values["tol"]), int(at.values["max_passes"])
+    products, weights = gram.cpu(), setting.weights
+    tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     point, bound, passes = _median(products, weights, tol, budget)
     return _answer(point.to(gram), bound, passes, tol, budget)
 
 
-def huber(gram: Tensor, at: Setting, /) -> Answer:
+def huber(gram: Tensor, setting: Setting, /) -> Answer:
     """Return Huber's mean: the minimiser of Σ wᵢ ρ(‖x − xᵢ‖), ρ(d) = d²/2 up to δ and δ d − δ²/2 beyond.
 
     δ is `delta` times the weighted median of the distances to the geometric median. So models within δ count
@@ -47,14 +47,14 @@ def huber(gram: Tensor, at: Setting, /) -> Answer:
     Law: copies give themselves; the average for a large `delta`, the geometric median as it goes to 0; it
     moves with every isometry and f(c x) = c f(x). The gradient norm is at most `tol` of δ.
 
-    *Cost*: that of `median`, twice.
-
     Source: Huber 1964, Robust estimation of a location parameter; Weiszfeld's reweighting.
+
+    Cost: that of `median`, twice.
     """
-    products, weights = gram.cpu(), at.weights
-    tol, budget = float(at.values["tol"]), int(at.values["max_passes"])
+    products, weights = gram.cpu(), setting.weights
+    tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     middle, bound, passes = _median(products, weights, tol, budget)
-    delta = float(at.values["delta"]) * float(_middle(_distances(products, middle), weights))
+    delta = float(setting.values["delta"]) * float(_middle(_distances(products, middle), weights))
     if bound > tol or delta == 0.0:
         return _answer(middle.to(gram), bound, passes, tol, budget)
     point = weights / weights.sum()
