@@ -111,7 +111,7 @@ def determined(overlap: Overlap | None, spread: float | None = None) -> Determin
     """Say whether inputs determine their Fréchet mean.
 
     Args:
-        overlap: Their overlap, which tells where it is clear: "yes", "no", or "open".
+        overlap: The overlap of the inputs. It tells where it is clear: "yes" or "no", else "open".
         spread: How far apart several starts ended, relative to the mean: that decides where it was measured.
     """
     if overlap is None:

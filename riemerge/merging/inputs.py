@@ -37,8 +37,8 @@ class Input:
     """One model that takes part in a merge.
 
     Attributes:
-        place: Its place among the models asked for.
-        name: Its name in messages and records.
+        place: The place of the model among those asked for.
+        name: The name of the model in messages and records.
         model: The open adapter or checkpoint.
     """
 
@@ -125,7 +125,7 @@ class Inputs:
 
 
 def _sees(domain: str, shape: tuple[int, ...]) -> bool:
-    """Whether rows of a domain see tensors of a shape."""
+    """Return whether rows of a domain see tensors of a shape."""
     if domain == "gram":
         return math.prod(shape) > 1  # a number has no direction, and its sign is no angle
     return domain == "entries" or (len(shape) == 2 and 0 not in shape)
@@ -270,7 +270,7 @@ def expanded(recipe: Recipe) -> Recipe:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a run; the folder itself where it is none."""
+    """Return the checkpoints in the folder of a run; the folder itself where it is none."""
     if holds_model(folder):
         return [folder]
     # Pickles are steps too, and are refused by name later: none is left out in silence.
@@ -279,7 +279,7 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _step(name: str) -> int:
-    """The last number in a name; -1 without one."""
+    """Return the last number in a name; -1 without one."""
     return int(["-1", *re.findall(r"\d+", name)][-1])
 
 

@@ -37,7 +37,7 @@ def module_row(
     """Measure one merged module.
 
     Args:
-        module: Its name.
+        module: The name of the module.
         shape: (m, n) of the module.
         merged: What a method made of it.
         scale: The factor λ on it.
@@ -102,14 +102,14 @@ def totals(rows: Sequence[ModuleRow]) -> Totals:
 
 
 def _parameters(row: ModuleRow) -> int:
-    """The number of parameters of a merged module: of its factors, if it has some."""
+    """Return the number of parameters of a merged module: of its factors, if it has some."""
     if row.rank is None:
         return math.prod(row.shape)
     return sum(row.shape) * row.rank
 
 
 def _common_spread(spreads: Sequence[tuple[float, float]]) -> float:
-    """The spread of all modules as one: each start's updates apart, as a share of the norm of them all."""
+    """Return the spread of all modules as one: how far starts are apart, as a share of the norm of all."""
     apart, norms = zip(*spreads, strict=True)
     return _ratio(math.hypot(*apart), math.hypot(*norms)) or 0.0
 
@@ -125,5 +125,5 @@ def _hypot(values: Sequence[float]) -> float:
 
 
 def _ratio(value: float, unit: float) -> float | None:
-    """A value as a multiple of a unit; None where that is 0."""
+    """Return a value as a multiple of a unit; None where that is 0."""
     return value / unit if unit > 0 else None

@@ -1,4 +1,4 @@
-"""Which model a merge is for: its class, and the public name of its base."""
+"""The model that a merge is for: its class, and the public name of its base."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _checkpoint_class(checkpoint: Checkpoint) -> str:
 
 
 def _class(library: str, name: object) -> str:
-    """The class of this name, where what others say is a name and no more; else that of any model."""
+    """Return the class of this name, where what others say is a name and no more; else that of any model."""
     words = (library, name)
     if all(isinstance(word, str) and re.fullmatch(r"[A-Za-z]\w*", word, re.ASCII) for word in words):
         return f"{library}.{name}"

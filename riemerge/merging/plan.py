@@ -108,7 +108,7 @@ class Plan:
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
-    """The last part of each path that is given."""
+    """Return the last part of each path that is given."""
     return {key: Path(path).name for key, path in paths.items() if path}
 
 
@@ -183,7 +183,7 @@ def plan_together(
 
     Args:
         whole: A recipe in which every model counts.
-        parts: The same recipe with other weights, some of them 0, or another method.
+        parts: Recipes of those models with other weights, some of them 0, or another method.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: Number of threads that work at once.
 
@@ -191,7 +191,7 @@ def plan_together(
         The models, and the base model if the recipe has one.
 
     Raises:
-        RiemergeError: As `plan`.
+        RiemergeError: What `plan` raises.
     """
     opened = plan(whole, device=device, threads=threads).models
     # Problems that no merge computes depend on which models count, and not on how much.
@@ -257,7 +257,7 @@ def _stack(
 
 
 def _measured(recipe: Recipe, method: Method, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """The shape of each module that must have statistics, by its name in the base model.
+    """Return the shape of each module that must have statistics, by its name in the base model.
 
     Raises:
         AdapterError: None of those that have statistics is a weight of the checkpoints.
@@ -326,7 +326,7 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
 
 
 def _mixed(module: str, inputs: Inputs, weights: Sequence[float]) -> list[str]:
-    """What is wrong with the ranks of one module; only where they differ is it read."""
+    """Return what is wrong with the ranks of one module; only where they differ is it read."""
     each = zip(inputs.each, inputs.adapters, weights, strict=True)
     counting = {entry.name: adapter for entry, adapter, weight in each if weight > 0}
     ranks = {name: adapter.ranks[module] for name, adapter in counting.items()}
@@ -343,12 +343,12 @@ def open_statistics(
 
     Args:
         recipe: What names them.
-        method: Which kinds it needs.
-        places: Of the models that count.
+        method: The row that says which kinds are needed.
+        places: The places of the models that count.
         shapes: (m, n) of each module that they must have, by its name in the base model.
 
     Raises:
-        AdapterError: They cannot be read, or lack something: all of it.
+        AdapterError: Statistics cannot be read, or lack something: all of it.
     """
     folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]

@@ -78,7 +78,7 @@ def run_record(
 
 
 def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRow, ...]:
-    """The inputs as recorded, in the order asked for.
+    """Return the inputs as recorded, in the order asked for.
 
     Args:
         plan: What names them.
@@ -107,7 +107,7 @@ def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRo
 
 
 def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]) -> list[str]:
-    """What a person should know before using the result, one text for each kind of thing.
+    """Return what a person should know before using the result, one text for each kind of thing.
 
     Args:
         plan: What was to be done.
@@ -147,7 +147,7 @@ def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[Modul
 
 
 def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str | None) -> list[str]:
-    """What is wrong with the ranks of one input, where the method depends on them."""
+    """Return what is wrong with the ranks of one input, where the method depends on them."""
     zero: list[str] = []
     deficient: list[str] = []
     for row in rows:

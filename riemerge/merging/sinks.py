@@ -87,7 +87,7 @@ class MergeResult:
         scale 1 and so had the merge. Not for results that are rounded already.
 
         Raises:
-            RiemergeError: As `save_pretrained`.
+            RiemergeError: What `save_pretrained` raises.
             ValueError: The updates are rounded already.
         """
         if self._rounding is not None:
@@ -130,7 +130,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
 
     Raises:
         RecipeError: The plan is of something that is no adapter.
-        RiemergeError: As `run`.
+        RiemergeError: What `run` raises.
     """
     adapters, out_dtype = plan.inputs.adapters, plan.out_dtype
     if not adapters or out_dtype is None:
@@ -168,7 +168,7 @@ def write(
         progress: Called now and then.
 
     Raises:
-        RiemergeError: As `run`, and OutputError where the folder cannot be written.
+        RiemergeError: What `run` raises, and OutputError where the folder cannot be written.
     """
     if plan.out_type == "adapter":
         result = collect(plan, round_at_once=True, progress=progress)
@@ -201,7 +201,7 @@ def _describe(writer: DenseWriter, record: RunRecord) -> None:
 
 
 def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
-    """What writes the whole dW of each module as `module.weight`, as the base model stores it."""
+    """Return what writes the whole dW of each module as `module.weight`, as the base model stores it."""
     # PEFT's flag for layers that store their weight as inputs by outputs.
     turned = any(adapter.config.fan_in_fan_out for adapter in inputs.adapters)
 

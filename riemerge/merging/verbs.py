@@ -54,8 +54,8 @@ def merge(
         uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
             a share of the energy, or left out and the inputs have several. A number and `sum` always are.
         progress: Called now and then.
-        parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
-            `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
+        parameters: Parameters of the method, which `riemerge methods` lists: `rank` (a number, a share such
+            as `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
             `density`, `tol`, `seed`, ...; each a value, a gradient over depth, or a list of filters.
 
     Returns:
@@ -147,14 +147,14 @@ def merge_into(
         opened: Models of the recipe that are open already, by path.
 
     Raises:
-        RiemergeError: As `merge`, and OutputError where the folder cannot be written.
+        RiemergeError: What `merge` raises, and OutputError where the folder cannot be written.
     """
     planned = plan(recipe, folder=folder, opened=opened, device=device, threads=threads)
     return write(planned, folder, shard_bytes=shard_bytes, progress=progress)
 
 
 def _plain(value: Any) -> Any:
-    """A number of any library as Python's own; anything else as it is, for the recipe to refuse."""
+    """Return a number of any library as Python's own; anything else as it is, for the recipe to refuse."""
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
     if isinstance(value, Integral):

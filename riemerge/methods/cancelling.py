@@ -52,7 +52,7 @@ def remainder(
 
     Args:
         updates: In any common orthonormal bases, as factors in the gauge in which they were stored.
-        norms: Their T norms, which every caller has.
+        norms: The T norms of the updates, which every caller has.
         weights: T of them.
         stored: T dtypes in which the factors were stored.
         directions: Whether dWᵢ/‖dWᵢ‖ are added in place of the dWᵢ; of two they count alike, since between

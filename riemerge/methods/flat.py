@@ -172,7 +172,7 @@ def _read(updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
 
 
 def _rank(row: FlatRow, largest: int, options: Options) -> int | None:
-    """The rank of the result, of inputs whose largest is given; None for all of it."""
+    """Return the rank of the result, of inputs whose largest is given; None for all of it."""
     if isinstance(options.rank, str) or (options.dense and not row.constrained):
         return None
     return options.rank or largest
@@ -228,8 +228,8 @@ class _Whole(_Module):
 
     Attributes:
         stacked: (T, ...) all updates.
-        used: The places of those that count.
-        domain: That of the row.
+        used: The places of the updates that count.
+        domain: The domain of the row.
     """
 
     stacked: Tensor
@@ -271,10 +271,10 @@ class _Factored(_Module, ABC):
     """Updates with factors, reduced to their joint span.
 
     Attributes:
-        span: Of all its updates.
-        read: All its updates.
-        used: The places of those that count.
-        small: Those that count, in the bases of `span`, balanced.
+        span: The joint span of all updates of the module.
+        read: All updates of the module.
+        used: The places of the updates that count.
+        small: The updates that count, in the bases of `span`, balanced.
         again: Reads all its updates once more, where the merged one is lifted later; None where it is now.
     """
 
@@ -286,7 +286,7 @@ class _Factored(_Module, ABC):
 
     @abstractmethod
     def _singular_values(self, value: Tensor) -> Tensor:
-        """Those of the update that an answer means."""
+        """Return the singular values of the update that an answer means."""
 
     @abstractmethod
     def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
@@ -305,7 +305,7 @@ class _Factored(_Module, ABC):
         return Merged(self._lifting(small), evidence, self.span.updates, small)
 
     def _lifting(self, small: LowRankUpdate) -> Callable[[], LowRankUpdate]:
-        """What lifts an update of the span: by its bases now, or by the factors when they are read again."""
+        """Return what lifts an update of the span: by its bases now, or by the factors, read again."""
         if self.again is None:
             return constant(self.span.lift(small))
         light, again = self.span.without_bases(), self.again
@@ -361,7 +361,7 @@ class _Half(_Factored):
         return torch.stack([halves[i].dense() for i in self.used])
 
     def _halves(self) -> list[LowRankUpdate]:
-        """All updates, reduced on the left alone: (p, n)."""
+        """Return all updates, reduced on the left alone: (p, n)."""
         both = zip(self.span.updates, self.read, strict=True)
         return [LowRankUpdate(small.B, update.A, update.scale) for small, update in both]
 
@@ -415,7 +415,7 @@ def _singular_values(value: Tensor) -> Tensor:
 
 
 def _least_rank(sigma: Tensor, share: float) -> int:
-    """The least number, at least 1, of leading singular values that have this share of their squares' sum."""
+    """Return the least number, at least 1, of leading singular values that keep a share of the energy."""
     energy = sigma.square().cumsum(dim=0)
     return min(int((energy < share * energy[-1]).sum()) + 1, len(sigma))
 

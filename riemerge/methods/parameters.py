@@ -268,12 +268,17 @@ def described(value: object) -> str:
     """Return what a value is, in words for a problem."""
     match value:
         case None:
-            return "nothing"
+            words = "nothing"
         case bool():
-            return f"the truth value {str(value).lower()}"
+            words = f"the truth value {str(value).lower()}"
         case str():
-            return f"the text {value!r}"
+            words = f"the text {value!r}"
         case int() | float():
-            return str(value).removesuffix(".0")
-    words = {Mapping: "a mapping", list | tuple: "a list"}
-    return next((text for kind, text in words.items() if isinstance(value, kind)), repr(value))
+            words = str(value).removesuffix(".0")
+        case Mapping():
+            words = "a mapping"
+        case list() | tuple():
+            words = "a list"
+        case _:
+            words = repr(value)
+    return words

@@ -268,7 +268,7 @@ def _contradictions(recipe: Recipe, method: Method) -> list[str]:
         return ["models: every weight is 0: at least one adapter must count"]
     return [
         *_wrong_count(method, len(counting)),
-        *_unmatched(recipe, method),
+        *_refuse_matched(recipe, method),
         *_negative_weights(recipe, method),
         *_wrong_statistics(recipe, method, counting),
         *_base_among_models(recipe, method),
@@ -286,7 +286,7 @@ def _wrong_count(method: Method, count: int) -> Iterator[str]:
         yield f"models: {method.name} merges {bound} {number} of weight other than 0: found {count}"
 
 
-def _unmatched(recipe: Recipe, method: Method) -> Iterator[str]:
+def _refuse_matched(recipe: Recipe, method: Method) -> Iterator[str]:
     if method.normalised and not method.negative_weights:
         return
     for path, scale in scalars(recipe.parameters.get("scale", 1.0), "parameters.scale"):

@@ -47,7 +47,7 @@ class Resolver:
         self._counting = tuple(weight != 0 for weight in recipe.weights)
         self._names = tuple(name for name in method.parameters if name not in {"weight", "scale"})
         self._depth = depths(modules)
-        RecipeError.refuse([*self._unmatched(), *self._unsaid(), *self._weightless(method)])
+        RecipeError.refuse([*self._find_unmatched(), *self._find_gaps(), *self._find_weightless(method)])
 
     def weights(self, module: str) -> tuple[float, ...]:
         """Return the weights of the recipe's T models in one module: not normalised, and with those of 0."""
@@ -105,7 +105,7 @@ class Resolver:
 
     # --- what only the names of the modules show ------------------------------------------------------------
 
-    def _unmatched(self) -> Iterator[str]:
+    def _find_unmatched(self) -> Iterator[str]:
         """Yield the filters that are part of no module's name."""
         levels = [("parameters", self._all)]
         levels += [(f"models[{i}].parameters", own) for i, own in enumerate(self._own)]
@@ -116,7 +116,7 @@ class Resolver:
                     near = _nearest(item["filter"], self._depth)
                     yield f"{path}[{i}].filter: {item['filter']!r} is part of no module's name: {near}"
 
-    def _unsaid(self) -> Iterator[str]:
+    def _find_gaps(self) -> Iterator[str]:
         """Yield the parameters that have a value in some modules or models that count, but not in all."""
         given = {*self._all, *(name for own in self._own for name in own)}
         for name in (name for name in self._names if name in given and name not in self._default):
@@ -140,7 +140,7 @@ class Resolver:
         values = zip(self._models, self._of_models(name, module), self._counting, strict=True)
         yield from ((f"{module} of {model}", value) for model, value, counts in values if counts)
 
-    def _weightless(self, method: Method) -> Iterator[str]:
+    def _find_weightless(self, method: Method) -> Iterator[str]:
         """Yield the modules whose weights leave nothing to merge, or nothing to divide by."""
         none, cancelled, huge = [], [], []
         for module in self._depth:

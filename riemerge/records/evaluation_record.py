@@ -85,7 +85,7 @@ class Entry(BaseModel):
 
 @final
 class Evaluation(BaseModel):
-    """Which method merges some adapters best, as a scorer says: the content of `evaluation.json`.
+    """The method that merges some adapters best, as a scorer says: the content of `evaluation.json`.
 
     Law: holds names, never paths of the machine; two runs that ask for the same are equal.
 

@@ -45,7 +45,7 @@ class InspectedAdapter(BaseModel):
         dtype: Dtype of the stored factors.
         base_model: Base model that its config names.
         norm: ‖dW‖, all modules together.
-        modules: Its modules, in the order of their names in the file.
+        modules: The modules of the adapter, in the order of their names in the file.
     """
 
     model_config = _FROZEN

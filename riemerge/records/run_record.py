@@ -24,11 +24,11 @@ class Overlap(BaseModel):
 
     Attributes:
         left: RMS cosine of the principal angles between the column spaces, 1 for equal spaces.
-        right: The same between the row spaces.
+        right: RMS cosine of the principal angles between the row spaces.
         left_random: The RMS cosine expected of uniformly random spaces: sqrt(max(rᵢ, rⱼ) / m).
-        right_random: The same on the right: sqrt(max(rᵢ, rⱼ) / n).
+        right_random: The RMS cosine expected of uniformly random row spaces: sqrt(max(rᵢ, rⱼ) / n).
         share: 0 for random, 1 for equal subspaces: (c² - E²) / (1 - E²) on the side that shares less.
-        weakest: The same of the smallest cosine in place of the RMS, on the side where it is larger: at most
+        weakest: `share` of the smallest cosine in place of the RMS, on the side where it is larger: at most
             0 where some direction of the inputs is private on both sides.
         cosine: Cosine of the angle between the updates as vectors: 1 for updates that are multiples of each
             other.
@@ -50,12 +50,12 @@ class InputRow(BaseModel):
 
     Attributes:
         name: The name of its folder; never a path of the machine.
-        weight: As asked for; None where it differs between modules.
-        share: As used, mean over modules: divided by the sum where the method does so; 0 where it was left
-            out unread.
-        sha256: Of each file that enters the updates, by its name; None where it was not read.
+        weight: The weight asked for; None where it differs between modules.
+        share: The weight that was used, mean over modules: divided by the sum where the method does so; 0
+            where it was left out unread.
+        sha256: The sha256 of each file that enters the updates, by file name; None where it was not read.
         ranks: The ranks of its modules, each once, ascending.
-        dtype: As stored.
+        dtype: The dtype in which it is stored.
     """
 
     model_config = _FROZEN
@@ -72,15 +72,15 @@ class ModuleRow(BaseModel):
     """One merged module. Distances and cost are of the mean before the scale λ, norms are of dW.
 
     Attributes:
-        module: Its name in the base model.
+        module: The name of the module in the base model.
         shape: (m, n), outputs by inputs; of a tensor of a full checkpoint, its own.
         input_ranks: Ranks of the T updates as stored; none of full checkpoints.
-        numerical_ranks: Their numerical ranks as merged, where the method depends on them: an update of 0 is
-            all zero and was left out here, the others were all truncated to the least.
+        numerical_ranks: Numerical ranks of the T updates as merged, where the method depends on them: an
+            update of 0 is all zero and was left out here, the others were all truncated to the least.
         rank: Rank of the merged update; None where it is dense. It may be written with more columns, of zero.
         status: Name of the outcome; EXACT for a closed form.
         cost: F = 1/2 Σ wᵢ dᵢ² in the geometry of the method; None for a closed form.
-        gradient_norm: Of F, in the metric.
+        gradient_norm: Norm of the gradient of F, in the metric.
         horizontality: Defect of the logs to the inputs; 0 when horizontal.
         forward_error: Largest relative error of exp(log) at the inputs; 0 when the logs are exact.
         passes: Iterations of the solver.
@@ -89,7 +89,7 @@ class ModuleRow(BaseModel):
         input_norms: ‖dWᵢ‖ of the T inputs.
         relative_distances: ‖dW - dWᵢ‖ / ‖dWᵢ‖; None for an input that is all zero.
         energy_kept: Least share of a squared norm that truncation kept; None without truncation.
-        overlap: Of the inputs' subspaces; None where fewer than two inputs are not all zero.
+        overlap: Overlap of the inputs' subspaces; None where fewer than two inputs are not all zero.
         starts: How many starts had a finite cost and were solved from; None where one was asked for.
         cost_spread: Largest relative excess of the cost of any start over the best, which was taken.
         update_spread: Largest ‖dWₐ - dW‖ / ‖dW‖ over the starts, against the best.

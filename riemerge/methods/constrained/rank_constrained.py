@@ -177,11 +177,11 @@ _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
 }
 
 
-def _like_the_mean(one: Tensor, x: Tensor, setting: Setting) -> Tensor:
-    """T times one matrix, with the norm of the weighted average."""
-    norm = torch.linalg.matrix_norm(one)
+def _like_the_mean(matrix: Tensor, x: Tensor, setting: Setting) -> Tensor:
+    """Repeat a matrix T times, with the norm of the weighted average."""
+    norm = torch.linalg.matrix_norm(matrix)
     size: Tensor = torch.linalg.matrix_norm(average(x, setting)) / torch.where(norm > 0, norm, 1.0)
-    return (size * one).expand(len(x), -1, -1)
+    return (size * matrix).expand(len(x), -1, -1)
 
 
 def _ridged(form: Tensor, ridge: float) -> Tensor:
@@ -190,7 +190,7 @@ def _ridged(form: Tensor, ridge: float) -> Tensor:
 
 
 def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
-    """The X of that rank with the least ‖(X − value) K‖, K the root."""
+    """Return the X of that rank with the least ‖(X − value) K‖, K the root."""
     if rank is None or rank >= min(value.shape):
         return value
     frame = thin_svd(root.right(value)).left[:, :rank]
@@ -223,12 +223,11 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
         return Answer(torch.zeros_like(x[0]), Status.EXACT, cost=white.constant * white.unit)
     values, rank = setting.values, setting.rank
     tol, budget = values["tol"], values["max_passes"]
-    constrained = rank is not None and rank < min(white.linear.shape)
+    if rank is None or rank >= min(white.linear.shape):
+        return white.answer(white.free(white.start, tol, budget))
     # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
     # manifold are thin.
-    free = white.free(white.start, min(tol**0.5, 0.03) if constrained else tol, budget)
-    if rank is None or not constrained:
-        return white.answer(free)
+    free = white.free(white.start, min(tol**0.5, 0.03), budget)
     cut = nearest(free.value, rank)[0]
     if _is_cut(free.value, cut):
         # It may be X* itself, or a start that happens to have the rank: to be seen at the end of the way.
@@ -240,10 +239,10 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
     starts = [cut, nearest(white.linear, rank)[0], white.there(nearest(white.back(free.value), rank)[0])]
     points = [
         problem.total.factor((start.B * start.scale).unsqueeze(0), start.A.mT.unsqueeze(0))
-        for start in (one.balance() for one in starts)
+        for start in (update.balance() for update in starts)
         if start.rank == rank and _well_ranked(start)
     ]
-    found = minimise(
+    minimum = minimise(
         problem,
         min(points, key=problem.cost),
         solver=values["solver"],
@@ -251,24 +250,27 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
         cost_tol=values["cost_tol"],
         max_passes=budget,
     )
-    advice = "" if found.status is Status.CONVERGED else found.status.advice
     return Answer(
-        white.back(problem.total.matrix(found.point)[0]),
-        found.status,
-        advice,
-        free.passes + found.passes,
-        found.cost * white.unit,
-        found.slope,
+        white.back(problem.total.matrix(minimum.point)[0]),
+        minimum.status,
+        _ADVICE.get(minimum.status, minimum.status.advice),
+        free.passes + minimum.passes,
+        minimum.cost * white.unit,
+        minimum.slope,
     )
 
 
+# Nothing is to be done about a gradient below the tolerance.
+_ADVICE = {Status.CONVERGED: ""}
+
+
 def _is_cut(value: Tensor, cut: LowRankUpdate) -> bool:
-    """Whether a matrix is its cut to half of the digits."""
+    """Return whether a matrix is its cut to half of the digits."""
     return bool(torch.linalg.matrix_norm(value - cut.dense()) <= FLOOR * cut.norm())
 
 
 def _well_ranked(update: LowRankUpdate) -> bool:
-    """Whether the least singular value of a balanced update counts."""
+    """Return whether the least singular value of a balanced update counts."""
     sizes = torch.linalg.vector_norm(update.B, dim=0)
     return bool(sizes.min() ** 2 > FLOOR * sizes.max() ** 2)
 
@@ -278,13 +280,13 @@ class _Whitened:
     """The problem in Y = Kᵀ X H / s: data of length one, forms whose mean is the identity.
 
     Attributes:
-        lefts: (T, m, m), the weights in them.
-        rights: (T, n, n).
-        linear: (m, n), of norm 1.
-        constant: Of the cost.
-        start: (m, n), the average in these units.
-        norm: s, the norm of the right-hand side.
-        unit: That of the cost.
+        lefts: Forms on outputs (T, m, m), the weights in them.
+        rights: Forms on inputs (T, n, n).
+        linear: Right-hand side (m, n), of norm 1.
+        constant: Constant of the cost.
+        start: Weighted average (m, n) in these units.
+        norm: Norm s of the right-hand side.
+        unit: Unit of the cost.
     """
 
     def __init__(self, lefts: Tensor, rights: Tensor, x: Tensor, weights: Tensor) -> None:
@@ -301,7 +303,7 @@ class _Whitened:
         pulled = self.lefts @ data @ self.rights
         linear = pulled.sum(dim=0)
         self.norm = float(torch.linalg.matrix_norm(linear))
-        scale = self.norm if self.norm > 0 else 1.0
+        scale = self.norm or 1.0
         self.unit = float(total) * scale**2
         self.linear = linear / scale
         self.constant = float((pulled * data).sum()) / (2 * scale**2)
@@ -309,17 +311,17 @@ class _Whitened:
         self._scale = scale
 
     def applied(self, y: Tensor) -> Tensor:
-        """The form: Σ Lₜ y Mₜ."""
+        """Apply the form: return Σ Lₜ y Mₜ."""
         return (self.lefts @ y @ self.rights).sum(dim=0)
 
     def free(self, start: Tensor, tol: float, budget: int) -> Answer:
-        """The Y of X*, by conjugate gradients."""
+        """Find the Y of X* by conjugate gradients."""
         return conjugate_gradients(
             self.applied, self.linear, start, torch.ones_like(self.linear), tol, budget
         )
 
     def answer(self, free: Answer) -> Answer:
-        """The X of such a Y, with its cost and gradient."""
+        """Return the X of such a Y, with its cost and gradient."""
         return free._replace(
             value=self.back(free.value),
             cost=self.cost(free.value),
@@ -327,18 +329,18 @@ class _Whitened:
         )
 
     def cost(self, y: Tensor) -> float:
-        """F at the X of a Y."""
+        """Return F at the X of a Y."""
         inner = (y * (self.applied(y) / 2 - self.linear)).sum()
         return (float(inner) + self.constant) * self.unit
 
     def back(self, y: Tensor) -> Tensor:
-        """The X of a Y."""
+        """Return the X of a Y."""
         half = torch.linalg.solve_triangular(self._left.mT, self._scale * y, upper=True)
         x: Tensor = torch.linalg.solve_triangular(self._right, half, upper=False, left=False)
         return x
 
     def there(self, x: LowRankUpdate) -> LowRankUpdate:
-        """The Y of an X."""
+        """Return the Y of an X."""
         return LowRankUpdate(self._left.mT @ x.B, x.A @ self._right, x.scale / self._scale)
 
 
@@ -348,7 +350,7 @@ def _sizes(forms: Tensor) -> Tensor:
 
 
 def _whitened(forms: Tensor, sizes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The Cholesky factor K of the mean of the forms of one side, and K⁻¹ form K⁻ᵀ for each."""
+    """Return the Cholesky factor K of the mean of the forms of one side, and K⁻¹ form K⁻ᵀ for each."""
     forms = forms / torch.where(sizes > 0, sizes, 1.0)[:, None, None]
     root, info = torch.linalg.cholesky_ex(torch.tensordot(shares, forms, dims=1))
     if bool(info != 0):

@@ -49,16 +49,20 @@ def fisher(x: Tensor, setting: Setting) -> Tensor:
     if setting.values["normalize_fisher"]:
         norms = setting.facts["fisher_norms"]
         shares = shares / torch.stack([norms[place] + floor for place in setting.places])
-    forms = (share * (_statistic(setting, t, "fisher", x) + floor) for t, share in enumerate(shares.tolist()))
-    return _diagonal_minimiser(x, forms)
+    numerator, denominator = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    for t, share in enumerate(shares.tolist()):
+        form = share * (_statistic(setting, t, "fisher", x) + floor)
+        numerator += form * x[t]
+        denominator += form
+    return _quotient(numerator, denominator)
 
 
 def fisher_norms(stream: Stream) -> Mapping[str, Any]:
     """Find the norm of each model's Fisher information over all modules, where `fisher` asks for it.
 
     Returns:
-        `fisher_norms`, a 0-d float64 on the CPU by the place of each model; nothing when no norms are asked
-        for.
+        `fisher_norms`: the norm of each model by its place, 0-d float64 on the CPU. Nothing when no norms are
+        asked for.
     """
     squares: dict[int, Tensor] = {}
     for x, setting in stream():
@@ -66,8 +70,8 @@ def fisher_norms(stream: Stream) -> Mapping[str, Any]:
             return {}
         for t, place in enumerate(setting.places):
             square = _statistic(setting, t, "fisher", x).square().sum().cpu()
-            squares[place] = squares[place] + square if place in squares else square
-    return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}} if squares else {}
+            squares[place] = squares.get(place, 0.0) + square
+    return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}}
 
 
 def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
@@ -142,7 +146,9 @@ def mats(x: Tensor, setting: Setting) -> Answer:
 
     Cost: needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
     """
-    return _matched(x, setting, [per_token(setting, t, "covariance", x) for t in range(len(x))])
+    lefts = [per_token(setting, t, "covariance", x) for t in range(len(x))]
+    diagonals = torch.stack([left.diagonal() for left in lefts])
+    return _match(x, setting, diagonals, lambda t, term: lefts[t] @ term)
 
 
 def mats_forward(x: Tensor, setting: Setting) -> Answer:
@@ -157,7 +163,7 @@ def mats_forward(x: Tensor, setting: Setting) -> Answer:
 
     Source: Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
     """
-    return _matched(x, setting, None)
+    return _match(x, setting, x.new_ones(len(x), 1), lambda _, term: term)
 
 
 def _statistic(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
@@ -172,14 +178,6 @@ def per_token(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
 def average(x: Tensor, setting: Setting) -> Tensor:
     """Return the weighted average of T updates."""
     return weighted_mean(setting.weights / setting.weights.sum(), x)
-
-
-def _diagonal_minimiser(x: Tensor, forms: Iterable[Tensor]) -> Tensor:
-    numerator, denominator = torch.zeros_like(x[0]), torch.zeros_like(x[0])
-    for one, form in zip(x, forms, strict=True):
-        numerator += form * one
-        denominator += form
-    return _quotient(numerator, denominator)
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -204,9 +202,9 @@ def regressed(x: Tensor, setting: Setting, grams: Iterable[Tensor]) -> tuple[Ten
     """
     mean = average(x, setting)
     total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(mean)
-    for one, gram, weight in zip(x, grams, setting.weights.tolist(), strict=True):
+    for update, gram, weight in zip(x, grams, setting.weights.tolist(), strict=True):
         total += weight * gram
-        difference += weight * (one - mean) @ gram
+        difference += weight * (update - mean) @ gram
     root = rooted(total)
     return mean + root.solved(difference), root
 
@@ -254,22 +252,20 @@ def rooted(total: Tensor) -> Root:
     return Root(torch.where(live, root, 0.0), factor)
 
 
-def _matched(x: Tensor, setting: Setting, lefts: list[Tensor] | None) -> Answer:
+def _match(x: Tensor, setting: Setting, rows: Tensor, left: Callable[[int, Tensor], Tensor]) -> Answer:
+    """Solve Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, Lₜ given by its diagonal in `rows` (T, m) and by what it makes."""
     weights = setting.weights.tolist()
     rights = [weight * per_token(setting, t, "gram", x) for t, weight in enumerate(weights)]
 
     def apply(updates: Iterable[Tensor]) -> Tensor:
-        terms = (update @ right for update, right in zip(updates, rights, strict=True))
-        return sum(
-            terms if lefts is None else (left @ term for left, term in zip(lefts, terms, strict=True)),
-            start=torch.zeros_like(x[0]),
-        )
+        products = (update @ right for update, right in zip(updates, rights, strict=True))
+        terms = (left(t, product) for t, product in enumerate(products))
+        return sum(terms, start=torch.zeros_like(x[0]))
 
     columns = torch.stack([right.diagonal() for right in rights])
-    rows = x.new_ones(len(x), 1) if lefts is None else torch.stack([left.diagonal() for left in lefts])
     diagonal = torch.einsum("tm,tn->mn", rows, columns)
     return conjugate_gradients(
-        lambda one: apply([one] * len(x)),
+        lambda update: apply([update] * len(x)),
         apply(x),
         average(x, setting),
         torch.where(diagonal > 0, diagonal, 1.0),
@@ -300,7 +296,7 @@ def conjugate_gradients(
     if bool(left <= 2 * bound):
         return Answer(value, Status.CONVERGED, passes=passes)
     relative = float(left / torch.linalg.vector_norm(rhs))
-    found = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
+    ending = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
     if passes == budget:
-        return Answer(value, Status.BUDGET, f"{found}: raise max_passes or tol.", passes=passes)
-    return Answer(value, Status.STALLED, f"{found}, at the limit of round-off: raise tol.", passes=passes)
+        return Answer(value, Status.BUDGET, f"{ending}: raise max_passes or tol.", passes=passes)
+    return Answer(value, Status.STALLED, f"{ending}, at the limit of round-off: raise tol.", passes=passes)

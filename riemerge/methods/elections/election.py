@@ -119,7 +119,7 @@ def vote(stream: Stream) -> Mapping[str, Any]:
     lead = 0
     for x, setting in _alike(stream, first):
         equal = (x.abs() == _along(x, thresholds)).flatten(1).sum(dim=1).tolist()
-        ties[setting.module] = tuple(min(most, found) for most, found in zip(left, equal, strict=True))
+        ties[setting.module] = tuple(min(most, count) for most, count in zip(left, equal, strict=True))
         left = tuple(most - used for most, used in zip(left, ties[setting.module], strict=True))
         trimmed = keep_above(x, thresholds, ties[setting.module])
         lead += int((_along(x, setting.weights) * trimmed).sum(dim=0).sign().sum())
@@ -215,12 +215,12 @@ def _along(x: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _agreeing(x: Tensor, votes: Tensor) -> Tensor:
-    """Where each update has the sign of the votes, plus where these cancel: never at an entry that is 0."""
+    """Return where each update has the sign of the votes, plus where these cancel; never at an entry of 0."""
     return x.sign() == torch.where(votes >= 0.0, 1.0, -1.0)
 
 
 def _over(total: Tensor, share: Tensor) -> Tensor:
-    """The mean, 0 where nobody has a share in it."""
+    """Return the mean, 0 where nobody has a share in it."""
     return total / torch.where(share > 0.0, share, 1.0)
 
 
@@ -243,7 +243,7 @@ def _needed(x: Tensor, merged: Tensor, setting: Setting) -> Tensor:
 
 
 def _alike(stream: Stream, first: Setting) -> Iterator[tuple[Tensor, Setting]]:
-    """The stream, of which every module has the models and the densities of the first."""
+    """Yield the stream, of which every module has the models and the densities of the first."""
     for x, setting in stream():
         if setting.places != first.places:
             raise NumericalError(
