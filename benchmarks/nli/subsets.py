@@ -37,7 +37,7 @@ from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
 from riemerge import merge_adapters
 from riemerge.formats.peft import read_adapter
 from riemerge.methods import METHODS
-from riemerge.methods.scale import Norms, matched
+from riemerge.methods.scale import Norms, match_norms
 from riemerge.study.bootstrap import RESAMPLES, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -151,10 +151,14 @@ def _merged(method: str, adapters: Sequence[Any]) -> tuple[dict[str, Any], dict[
     update = dense(merged.updates)
     totals = merged.record.totals
     assert totals.overlap is not None
-    said = {"matched": matched(norms.values()), "cosine": totals.overlap.cosine, "norms": totals.input_norms}
+    said = {
+        "matched": match_norms(norms.values()),
+        "cosine": totals.overlap.cosine,
+        "norms": totals.input_norms,
+    }
     return said, {
         "scale 1": update,
-        BY_MODULE: {module: matched([norms[module]]) * change for module, change in update.items()},
+        BY_MODULE: {module: match_norms([norms[module]]) * change for module, change in update.items()},
     }
 
 

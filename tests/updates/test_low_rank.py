@@ -298,7 +298,7 @@ def test_a_span_computes_in_the_dtype_of_its_factors(dtype: torch.dtype) -> None
 def test_absorbing_a_scale_keeps_the_canonical_gauge() -> None:
     balanced = random_update(0, 9, 8, 3).balance()
     for factor in (2.0, -0.3, 0.0):
-        absorbed = balanced.scaled(factor).absorbed()
+        absorbed = balanced.scaled(factor).absorb_scale()
         again = balanced.scaled(factor).balance()
         assert absorbed.scale == 1.0
         torch.testing.assert_close(absorbed.B, again.B, rtol=0, atol=1e-13)
