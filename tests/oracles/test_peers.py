@@ -9,7 +9,6 @@ import json
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from tests.helpers import ROOT
 
 pytestmark = [
     pytest.mark.oracle,
+    pytest.mark.usefixtures("peft"),
     # PEFT 0.21.2 asks transformers 5 by the old name, and remarks that TIES of density 1 trims nothing.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The density 1.0 is greater than or equal to 1:UserWarning"),
@@ -40,14 +40,6 @@ MEASURED_HERE = (*OURS, *FACTORWISE, *PEFT_SUMS)
 ROUNDED = 2e-5
 Law = Callable[[float], bool]
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _peft() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        pytest.importorskip("transformers")
-        pytest.importorskip("peft")
 
 
 def exact(value: float) -> bool:
