@@ -99,7 +99,7 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
     Raises:
         NumericalError: The factors are not finite, or not in `dtype`; the text does not name the module.
     """
-    exact = update.absorbed().to(torch.float64)
+    exact = update.absorb_scale().to(torch.float64)
     largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
     unit = largest or 1.0  # factors of size 1 have squares that do not underflow
     left, right = exact.B / unit, exact.A.mT / unit
