@@ -128,8 +128,8 @@ class Resolver:
             ]
             if lacking:
                 yield (
-                    f"parameters.{name}: has a value in some places, but none in {list_names(lacking)}: end the "
-                    "list with an item without filter, or give a value for all"
+                    f"parameters.{name}: has a value in some places, but none in {list_names(lacking)}: end "
+                    "the list with an item without filter, or give a value for all"
                 )
 
     def _everywhere(self, name: str, module: str) -> Iterator[tuple[str, Any]]:
@@ -155,7 +155,8 @@ class Resolver:
         if none:
             yield f"weight: 0 for every model in {list_names(none)}: at least one must count in every module"
         if huge:
-            yield f"weight: the weights add up to more than a float holds in {list_names(huge)}: choose others"
+            where = list_names(huge)
+            yield f"weight: the weights add up to more than a float holds in {where}: choose others"
         if cancelled:
             yield (
                 f"weight: the weights add up to 0 in {list_names(cancelled)}, and {method.name} divides by "
