@@ -382,3 +382,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+merge = merge_adapters
+"""`merge_adapters` under its public name, `riemerge.merge`."""
