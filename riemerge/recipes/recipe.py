@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -161,21 +161,33 @@ def _is_recipe(path: Path) -> bool:
     return path.suffix.lower() in {".yaml", ".yml"} and not os.path.isdir(path)  # noqa: PTH112
 
 
-def parse_value(spec: Parameter, text: str) -> Any:
+def parse_value(spec: Parameter, text: str, *, where: str | None = None) -> Any:
     """Read a parameter's value as a command line has it: `0.5`, `sum`, `[0, 0.5, 1]`.
 
     Law: the value is that of the same text in a recipe, but that words need no quotes.
 
+    Args:
+        spec: The parameter.
+        text: The text of its value.
+        where: The words before every problem; by default the option `--name`.
+
     Raises:
         RecipeError: No value of this parameter.
     """
-    option = "--" + spec.name.replace("_", "-")
-    worded = spec.kind in {"choice", "text"} and not text.lstrip().startswith("[")
+    where = where or "--" + spec.name.replace("_", "-")
+    is_word = spec.kind in {"choice", "text"} and not text.lstrip().startswith("[")
     problems: list[str] = []
-    value = check_value(spec, text if worded else parse_yaml(text, where=option), option, problems)
+    value = check_value(spec, text if is_word else parse_yaml(text, where=where), where, problems)
     if problems:
         raise RecipeError(problems)
     return value
+
+
+def suggest_parameter(name: str, known: Iterable[str]) -> str:
+    """Say which parameter was probably meant by a name that none has, and what the others are."""
+    if ours := _PARAMETERS_ELSEWHERE.get(name):
+        return f"it is called {ours!r} here"
+    return did_you_mean(name, known)
 
 
 # --- the method and its parameters --------------------------------------------------------------------------
@@ -228,8 +240,7 @@ def _check_level(
     checked: dict[str, Any] = {}
     for name, value in said.items():
         if name not in PARAMETERS:
-            ours = _PARAMETERS_ELSEWHERE.get(name)
-            advice = f"it is called {ours!r} here" if ours else did_you_mean(str(name), dict.fromkeys(known))
+            advice = suggest_parameter(str(name), dict.fromkeys(known))
             problems.append(f"{path}: unknown key {str(name)!r}: {advice}")
         elif method and name not in takes:
             listed = ", ".join(method.parameters)
