@@ -20,8 +20,8 @@ from riemerge.methods import PARAMETERS, Parameter
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from riemerge.merging.progress import Listener, Progress
     from riemerge.recipes.recipe import Recipe
-    from riemerge.study.bench import Scored
 
 DEMO = ("snli", "mnli", "qnli", "scitail")
 
@@ -168,15 +168,10 @@ The scorer runs without a shell, once for each model alone and once for each tha
 @answering
 def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Do what `riemerge soup` is asked."""
-    from riemerge.report.card import printable
     from riemerge.study.scores import command_scorer
-    from riemerge.study.soups import Trial, greedy_soup
+    from riemerge.study.soups import greedy_soup
 
-    def told(trial: Trial) -> None:
-        if not quiet:
-            tell(f"soup: {printable(' + '.join(trial.models))}: score {trial.score:.6g}")
-
-    made = greedy_soup(models, output, command_scorer(scorer), progress=told, **_given(asked))
+    made = greedy_soup(models, output, command_scorer(scorer), progress=_lines(quiet), **_given(asked))
     chosen = f"{len(made.chosen)} of {len(models)}: {' + '.join(made.chosen)}: score {made.score:.6g}"
     _tell(output, made, [chosen], as_json, quiet)
 
@@ -201,14 +196,10 @@ def sweep(
     """Do what `riemerge sweep` is asked."""
     from riemerge.report.card import number
     from riemerge.study.scores import command_scorer
-    from riemerge.study.soups import SweepPoint, sweep
-
-    def told(point: SweepPoint) -> None:
-        if not quiet:
-            tell(f"sweep: {point.folder}")
+    from riemerge.study.soups import sweep
 
     judge = command_scorer(scorer) if scorer else None
-    made = sweep(models, output, scorer=judge, progress=told, **_given(asked))
+    made = sweep(models, output, scorer=judge, progress=_lines(quiet), **_given(asked))
     rows = [f"{one.folder}  ‖dW‖ {number(one.norm)}  score {number(one.score)}" for one in made.points]
     _tell(output, made, rows, as_json, quiet)
 
@@ -278,16 +269,10 @@ def evaluate(
     from riemerge.report.tables import evaluation_report
     from riemerge.study.evaluation import BEST, evaluate
 
-    def told(one: Scored) -> None:
-        if not quiet:
-            what = "" if one.coefficient is None else f" at {one.coefficient:.3g}"
-            scores = ", ".join(f"{task} {score:.4g}" for task, score in one.scores.items())
-            tell(printable(f"evaluate: {one.name}{what}: {one.part}: {scores}"))
-
     given = {name: value for name, value in asked.items() if value is not None}
     if methods is not None:
         given["methods"] = re.split(r",(?![^\[]*\])", methods)  # but not within a list
-    made = evaluate(models, scorer, folder=output, progress=told, **given)
+    made = evaluate(models, scorer, folder=output, progress=_lines(quiet), **given)
     with reporting(output):
         if as_json:
             dump({"output": output, "record": made.model_dump(mode="json")})
@@ -296,6 +281,16 @@ def evaluate(
         else:
             show(evaluation_report(made))
             say(f"\n{printable(f'written to {output}; the best merge is {Path(output) / BEST}')}")
+
+
+def _lines(quiet: bool) -> Listener | None:
+    """Return a listener that prints each event as a line on stderr; None where nothing is to be printed."""
+    from riemerge.report.card import printable
+
+    def tell_event(event: Progress) -> None:
+        tell(printable(f"{event.stage}: {event.text}"))
+
+    return None if quiet else tell_event
 
 
 def _tell(output: str, record: BaseModel, lines: list[str], as_json: bool, quiet: bool) -> None:

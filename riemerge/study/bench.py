@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar, final
+from typing import Any, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,6 +27,7 @@ from riemerge.formats.files.staging import write_atomically
 from riemerge.formats.files.text import shown
 from riemerge.formats.peft import Adapter
 from riemerge.merging.merge import MergeResult, merge_recipe
+from riemerge.merging.progress import Listener, Progress
 from riemerge.recipes.candidates import Candidate
 from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.records.run_record import Look
@@ -44,25 +45,6 @@ _ALONE = "models"
 _LONGEST = 100  # characters of the name of a file
 _log = logging.getLogger(__name__)
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
-
-
-class Scored(NamedTuple):
-    """One score, as progress.
-
-    Attributes:
-        name: Of the method, or of the model alone.
-        part: `dev` or `test`.
-        coefficient: Of the look; None for a model alone.
-        scores: By task.
-    """
-
-    name: str
-    part: Part
-    coefficient: float | None
-    scores: Mapping[str, float]
-
-
-Listener: TypeAlias = Callable[[Scored], None]
 
 
 @final
@@ -203,7 +185,8 @@ class Bench:
         asked: What decides a score.
         results: The folder of the files.
         work: An empty folder.
-        progress: Called after each score.
+        count: Number of methods that will be tried.
+        progress: Called after each score; the total counts five looks and a test for each method.
 
     Attributes:
         alone: The models, each by itself.
@@ -213,8 +196,15 @@ class Bench:
         RiemergeError: As `evaluation.evaluate`.
     """
 
-    def __init__(self, asked: Asked, results: Path, work: Path, progress: Listener) -> None:
+    def __init__(
+        self, asked: Asked, results: Path, work: Path, count: int, progress: Listener | None
+    ) -> None:
         self._asked, self._results, self._work, self._tell = asked, results, work, progress
+        # One score of a model or look for each part that the scorer tells apart.
+        parts = 1 + asked.judge.parts
+        self._each = len(asked.coefficients or (*NORMS, 0.0, 0.0)) + asked.judge.parts
+        self._done, self._total = 0, parts * len(asked.adapters) + count * self._each
+        self._begun = self._total - count * self._each
         self._sizes: dict[Part, dict[str, int | None]] = {}
         self.alone = self._kept(_ALONE, Alone, asked.key(), self._measure_alone)
         self._sizes["test"] = sizes_of(self.alone.test[0])
@@ -228,6 +218,7 @@ class Bench:
                 adapters has a result that says so.
         """
         said = [candidate.method, dict(candidate.parameters), self._asked.coefficients]
+        self._done, self._begun = self._begun, self._begun + self._each
         name = re.sub(r"[^\w.=,-]", "_", candidate.name.replace(":", ","))
         return self._kept(name, Result, self._asked.key(*said), lambda key: self._measure(candidate, key))
 
@@ -337,7 +328,11 @@ class Bench:
         before = self._sizes.setdefault(own, {task: now.get(task) for task in tasks})
         if problems := _unlike(before, now, f"the scores of {what} ({part})"):
             raise NumericalError(problems)
-        self._tell(Scored(name, part, coefficient, means_of(answers)))
+        self._done += 1
+        if self._tell is not None:
+            scores = ", ".join(f"{task} {score:.4g}" for task, score in means_of(answers).items())
+            at = "" if coefficient is None else f" at {coefficient:.3g}"
+            self._tell(Progress("evaluate", self._done, self._total, f"{name}{at}: {part}: {scores}"))
         return {task: answers[task] for task in tasks}
 
 

@@ -19,10 +19,11 @@ from riemerge.merging.bookkeeping import versions
 from riemerge.merging.inputs import display_names, read_all
 from riemerge.merging.merge import RECORD_FILE
 from riemerge.merging.outputs import made_by, read_record, why_not_as_written
+from riemerge.merging.progress import Listener
 from riemerge.recipes.candidates import Candidate, parse
 from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import Entry, Evaluation
-from riemerge.study.bench import AVERAGE, Asked, Bench, Listener, Result
+from riemerge.study.bench import AVERAGE, Asked, Bench, Result
 from riemerge.study.bootstrap import RESAMPLES, SEED
 from riemerge.study.comparison import check_groups, compare, without_errors
 from riemerge.study.scores import Answers, TaskScorer, judge_of, sizes_of
@@ -85,7 +86,7 @@ def evaluate(
         threads: How many work at once.
         dtype: Dtype of the computation, `float64` or `float32`.
         out_dtype: What is written, and scored.
-        progress: Called after each score.
+        progress: Called after each score; its total is the number of scores where no result is kept yet.
 
     Returns:
         The content of `evaluation.json`. A method that refuses these adapters is in it with the reason.
@@ -110,7 +111,7 @@ def evaluate(
     )
     root = Path(folder).absolute()
     with _workplace(root, [one.path for one in adapters.values()]) as work:
-        bench = Bench(asked, root / RESULTS, work, progress or (lambda _: None))
+        bench = Bench(asked, root / RESULTS, work, len(candidates), progress)
         check_groups(groups or {}, bench.alone.test[0])
         results = {name: bench.result(one) for name, one in candidates.items()}
         made = _evaluation(asked, bench, candidates, results, groups or {}, resamples, seed)

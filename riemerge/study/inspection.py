@@ -16,6 +16,7 @@ from riemerge.formats.peft import Adapter
 from riemerge.manifolds.linalg import single_threaded
 from riemerge.merging.inputs import display_names, read_all
 from riemerge.merging.measure import Frames, determined, determined_together, frames, mean_overlap, overlap
+from riemerge.merging.progress import Listener, Progress
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.records.run_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate
@@ -30,11 +31,15 @@ class _Module(NamedTuple):
     rows: tuple[InspectedModule, ...]
 
 
-def inspect_adapters(paths: Sequence[str | Path]) -> Inspection:
+def inspect_adapters(paths: Sequence[str | Path], *, progress: Listener | None = None) -> Inspection:
     """Read adapters and say what is in them, and how far apart each two of them are.
 
     Law: every number but `rank` and `scale` is a function of the updates dW alone. A module is read, reduced
     to the joint span of its updates, and dropped.
+
+    Args:
+        paths: T folders of adapters.
+        progress: Called after each module that was read, and after each pair that was compared.
 
     Raises:
         AdapterError: Folders that cannot be read exactly, all of them; or adapters that do not fit each
@@ -43,15 +48,30 @@ def inspect_adapters(paths: Sequence[str | Path]) -> Inspection:
     adapters = read_all(paths)
     check_collection(adapters)
     names = display_names([adapter.path for adapter in adapters])
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    total = sum(len(adapter.modules) for adapter in adapters[:1]) + len(pairs)
+    modules: dict[str, _Module] = {}
+    compared: list[InspectedPair] = []
+
+    def tell(text: str) -> None:
+        if progress is not None:
+            progress(Progress("inspect", len(modules) + len(compared), total, text))
+
     with single_threaded():
-        modules = {module: _module(module, adapters) for module in (adapters[0].modules if adapters else ())}
-        return Inspection(
-            adapters=tuple(
-                _adapter(name, adapter, [module.rows[place] for module in modules.values()])
-                for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
-            ),
-            pairs=tuple(_pair(names, i, j, modules) for i, j in itertools.combinations(range(len(names)), 2)),
-        )
+        for adapter in adapters[:1]:
+            for module in adapter.modules:
+                modules[module] = _module(module, adapters)
+                tell(module)
+        for first, second in pairs:
+            compared.append(_pair(names, first, second, modules))
+            tell(f"{names[first]} and {names[second]}")
+    return Inspection(
+        adapters=tuple(
+            _adapter(name, adapter, [module.rows[place] for module in modules.values()])
+            for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
+        ),
+        pairs=tuple(compared),
+    )
 
 
 inspect = inspect_adapters

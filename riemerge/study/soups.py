@@ -36,6 +36,7 @@ from riemerge.merging.outputs import (
     read_record,
     why_not_as_written,
 )
+from riemerge.merging.progress import Listener, Progress
 from riemerge.methods import METHODS, find_method
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.records.run_record import RunRecord
@@ -103,7 +104,7 @@ def greedy_soup(
     statistics: Sequence[str | Path] = (),
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[Trial], None] | None = None,
+    progress: Listener | None = None,
     **asked: Any,
 ) -> SoupRecord:
     """Merge those of several models that score best together, and write the merge with a `soup.json` in it.
@@ -157,7 +158,8 @@ def greedy_soup(
             shutil.rmtree(stage, ignore_errors=True)  # a scorer may have moved it
             trials.append(Trial(models=chosen, score=score))
             if progress is not None:
-                progress(trials[-1])
+                text = f"{' + '.join(chosen)}: score {score:.6g}"
+                progress(Progress("soup", len(trials), 2 * len(names) - 1, text))
             return score
 
         soup, score = _greedy(len(names), tried)
@@ -181,7 +183,7 @@ def sweep(
     statistics: Sequence[str | Path] = (),
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[SweepPoint], None] | None = None,
+    progress: Listener | None = None,
     **asked: Any,
 ) -> SweepRecord:
     """Merge models with all weights of a grid, each merge in a folder of its own, beside a `sweep.json`.
@@ -235,7 +237,7 @@ def sweep(
             score = None if scorer is None else score_of(scorer, root / name, name)
             points.append(_point(name, one, record, score))
             if progress is not None:
-                progress(points[-1])
+                progress(Progress("sweep", len(points), len(recipes), name))
         swept = SweepRecord(method=method, models=_names(recipe), points=tuple(points))
         write_atomically(root / SWEEP_FILE, _json(swept))
     return swept

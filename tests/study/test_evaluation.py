@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from riemerge.errors import (
 )
 from riemerge.formats.peft import read_adapter
 from riemerge.merging.merge import merge_adapters
+from riemerge.merging.progress import Progress
 from riemerge.records.run_record import Evaluation, Look, PairedDifference, RunRecord
-from riemerge.study.bench import HALF_OCTAVE, NORMS, Scored, looked
+from riemerge.study.bench import HALF_OCTAVE, NORMS, looked
 from riemerge.study.comparison import compare
 from riemerge.study.evaluation import DEFAULT_METHODS, evaluate
 from riemerge.study.scores import judge_of
@@ -93,29 +93,32 @@ def test_all_methods_have_the_same_looks_at_the_norms_of_the_average(
         seen.append((part, float(updates(folder).norm())))
         return judge(folder, part)
 
-    told: list[Scored] = []
-    made = evaluate(folders, scorer, folder=tmp_path / "out", progress=told.append, **QUICK)
+    events: list[Progress] = []
+    made = evaluate(folders, scorer, folder=tmp_path / "out", progress=events.append, **QUICK)
     unit = float(average(folders).norm())
     assert made.norm == pytest.approx(unit, rel=1e-12)
-    assert Counter((one.name, one.part) for one in told) == {
-        **{(name, part): 1 for name in TASKS for part in ("dev", "test")},
-        **{(name, "dev"): 5 for name in METHODS},
-        **{(name, "test"): 1 for name in METHODS},
-    }
-    for one, (part, norm) in zip(told, seen, strict=True):
-        assert one.part == part
-        if one.coefficient is not None:
+    scores = [(name, None, part) for part in ("test", "dev") for name in TASKS]
+    for entry in made.entries:
+        scores += [(entry.name, look.coefficient, "dev") for look in entry.looks]
+        scores += [(entry.name, entry.coefficient, "test")]
+    total = 2 * len(TASKS) + 6 * len(METHODS)
+    places = list(range(1, total + 1))
+    assert [(event.stage, event.done, event.total) for event in events] == [
+        ("evaluate", place, total) for place in places
+    ]
+    for event, (name, coefficient, part), (asked, norm) in zip(events, scores, seen, strict=True):
+        at = "" if coefficient is None else f" at {coefficient:.3g}"
+        assert event.text.startswith(f"{name}{at}: {part}: a ")
+        assert asked == part
+        if coefficient is not None:
             # dW of float64 factors, written and read.
-            assert norm == pytest.approx(one.coefficient * unit, rel=1e-12)
+            assert norm == pytest.approx(coefficient * unit, rel=1e-12)
     for entry in made.entries:
         first, more = entry.looks[:3], [look.coefficient for look in entry.looks[3:]]
         assert tuple(look.coefficient for look in first) == NORMS
         best = max(first, key=lambda look: look.normalised).coefficient
         assert more == [best / HALF_OCTAVE, best * HALF_OCTAVE]
         assert entry.dev == max(look.normalised for look in entry.looks)
-        assert [one.coefficient for one in told if (one.name, one.part) == (entry.name, "test")] == [
-            entry.coefficient
-        ]
     assert made.best == max(made.entries, key=lambda entry: entry.dev or 0).name
 
 

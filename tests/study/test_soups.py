@@ -29,6 +29,7 @@ from riemerge.errors import (
 from riemerge.formats.peft import read_adapter
 from riemerge.merging.merge import merge_adapters
 from riemerge.merging.outputs import merge_into
+from riemerge.merging.progress import Progress
 from riemerge.recipes.recipe import read_recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.statistics import collect_statistics
@@ -89,7 +90,7 @@ SCORES = {"a": 2, "b": 3, "c": 1, "d": 2, "ab": 2.5, "bd": 3, "bcd": 3.25}
 
 
 def test_a_soup_takes_what_does_not_lower_its_score(folders: list[Path], tmp_path: Path) -> None:
-    seen: list[Any] = []
+    seen: list[Progress] = []
     made = greedy_soup(folders, tmp_path / "out", by_table(SCORES), progress=seen.append)
     assert made.chosen == ("b", "d", "c")
     assert made.score == 3.25
@@ -102,7 +103,12 @@ def test_a_soup_takes_what_does_not_lower_its_score(folders: list[Path], tmp_pat
         ("b d", 3),
         ("b d c", 3.25),
     ]
-    assert tuple(seen) == made.trials
+    assert [event.text for event in seen] == [
+        f"{' + '.join(trial.models)}: score {trial.score:g}" for trial in made.trials
+    ]
+    assert [(event.stage, event.done, event.total) for event in seen] == [
+        ("soup", place, 7) for place in range(1, 8)
+    ]
     assert json.loads((tmp_path / "out" / "soup.json").read_text()) == made.model_dump(mode="json")
 
 
@@ -282,8 +288,10 @@ def test_names_of_a_grid() -> None:
 
 @pytest.mark.parametrize("method", ["slerp", "ties", "geomerge"])
 def test_a_sweep_goes_from_one_model_to_the_other(folders: list[Path], tmp_path: Path, method: str) -> None:
-    made = sweep(folders[:2], tmp_path / "out", 5, method=method)
+    events: list[Progress] = []
+    made = sweep(folders[:2], tmp_path / "out", 5, method=method, progress=events.append)
     assert [point.folder for point in made.points] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert events == [Progress("sweep", place, 5, point.folder) for place, point in enumerate(made.points, 1)]
     assert same_updates(tmp_path / "out" / "0.00", folders[0])
     assert same_updates(tmp_path / "out" / "1.00", folders[1])
     merged = merge_adapters(folders[:2], [0.75, 0.25], method=method)
