@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ import click
 from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
     from riemerge.merging.progress import Listener, Progress
@@ -159,6 +160,19 @@ def _printing() -> Iterator[None]:
         raise OutputError(f"stdout: cannot be written: {error.strerror or error}") from error
 
 
+def show_made(output: str, made: BaseModel, lines: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Show what was made of several merges: as JSON, as lines, or only where it is."""
+    from riemerge.report.words import printable
+
+    with reporting(output):
+        if as_json:
+            dump({"output": output, "record": made.model_dump(mode="json")})
+        elif quiet:
+            say(output)
+        else:
+            say("\n".join(map(printable, [*lines, f"written to {output}"])))
+
+
 def dump(data: Any) -> None:
     """Print one JSON document on stdout, which is JSON in any encoding, as `say` does."""
     say(json.dumps(data, indent=2, allow_nan=False))
@@ -198,7 +212,7 @@ def fail(
     kind: str, code: int, problems: tuple[str, ...], as_json: bool, notes: tuple[str, ...] = ()
 ) -> NoReturn:
     """Say what went wrong and what is there, on stderr and as JSON on stdout if asked for, and end."""
-    from riemerge.report.card import printable
+    from riemerge.report.words import printable
 
     if as_json:
         there = {"notes": list(notes)} if notes else {}
@@ -215,8 +229,13 @@ def fail(
 
 
 @contextmanager
-def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
-    """A listener that draws a bar on a terminal, and writes a line now and then elsewhere."""
+def progress_on_stderr(quiet: bool, *, each: bool = False) -> Iterator[Listener | None]:
+    """Give a listener that draws a bar on a terminal, and writes a line now and then elsewhere.
+
+    Args:
+        quiet: Whether nothing is to be told; then there is no listener.
+        each: Whether every event is worth a line of its own, on a terminal too.
+    """
     if quiet:
         yield None
     elif sys.stderr is not None and sys.stderr.isatty():
@@ -228,7 +247,7 @@ def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         with Bars(*columns, console=_console(sys.stderr, stderr=True)) as bars:
             tasks: dict[str, Any] = {}
@@ -236,11 +255,23 @@ def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
             def draw(event: Progress) -> None:
                 if event.stage not in tasks:
                     tasks[event.stage] = bars.add_task(event.stage, text="")
-                bars.update(tasks[event.stage], completed=event.done, total=event.total, text=event.text)
+                bars.update(
+                    tasks[event.stage], completed=event.done, total=event.total, text=_plain(event.text)
+                )
+                if each:
+                    bars.console.print(_plain(f"{event.stage}: {event.text}"))
 
             yield draw
+    elif each:
+        yield lambda event: tell(_plain(f"{event.stage}: {event.text}"))
     else:
         yield _log_lines()
+
+
+def _plain(text: str) -> str:
+    from riemerge.report.words import printable
+
+    return printable(text)
 
 
 def _log_lines() -> Listener:
@@ -255,7 +286,7 @@ def _log_lines() -> Listener:
         step = share - shown >= LOG_SHARE and now - since >= 1.0
         if step or share == 1 > shown or now - since >= LOG_SECONDS:
             shown, since = share, now
-            text = f": {event.text}" if event.text else ""
-            tell(f"{event.stage}: {event.done} of {event.total} modules{text}")
+            count = f"{event.done} of {event.total}"
+            tell(_plain(": ".join(filter(None, (event.stage, count, event.text)))))
 
     return log
