@@ -240,7 +240,7 @@ def tables(result: Mapping[str, Any]) -> str:
     rows = []
     for name, one in result["riemerge"].items():
         peft, mergekit = PEERS.get(name, (None, None))
-        row = [f"`{name}`", METHODS[name].domain or "factors", *cells(one)]
+        row = [f"`{name}`", METHODS[name].domain, *cells(one)]
         for tool, peer in (("PEFT", peft), ("mergekit", mergekit)):
             figures = result[tool].get(peer)
             row += [f"`{peer}`", *cells(figures)] if figures else ["–", "", ""]

@@ -242,7 +242,7 @@ def laws(method: str) -> dict[str, Any]:
 def run_once(method: str) -> None:
     """In a process of its own: merge the four shipped adapters; print the seconds after the imports."""
     ours = method.startswith("riemerge")
-    for name in ("riemerge.merging.merge",) if ours else ("peft", "transformers.models.bert.modeling_bert"):
+    for name in ("riemerge.merging.run",) if ours else ("peft", "transformers.models.bert.modeling_bert"):
         import_module(name)
     ready = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

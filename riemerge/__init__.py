@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from riemerge.frechet.solvers import LBFGS as LBFGS
     from riemerge.frechet.solvers import FixedPoint as FixedPoint
     from riemerge.manifolds import checks as checks
-    from riemerge.merging.merge import MergeResult as MergeResult
-    from riemerge.merging.merge import merge as merge
-    from riemerge.merging.merge import merge_adapters as merge_adapters
-    from riemerge.merging.outputs import merge_into as merge_into
+    from riemerge.merging.plan import Plan as Plan
+    from riemerge.merging.plan import plan as plan
+    from riemerge.merging.run import run as run
+    from riemerge.merging.sinks import MergeResult as MergeResult
+    from riemerge.merging.verbs import merge as merge
+    from riemerge.merging.verbs import merge_adapters as merge_adapters
+    from riemerge.merging.verbs import merge_into as merge_into
     from riemerge.methods import METHODS as METHODS
     from riemerge.methods import Method as Method
     from riemerge.methods.rounds.outer import FedAdam as FedAdam

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import ClassVar, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class RiemergeError(Exception):
     """A fault that a user can act on: says where, what was found, what was expected, what to do.
 
-    What a merge, a soup, a sweep or an evaluation wrote before it, its notes (`__notes__`) say.
+    Its notes (`__notes__`) say what a merge, a soup, a sweep or an evaluation wrote before it.
 
     Args:
         problems: One text, or every problem found (they are reported together).
@@ -21,9 +24,36 @@ class RiemergeError(Exception):
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 
+    @classmethod
+    def refuse(cls, problems: Iterable[str]) -> None:
+        """Raise a fault of this kind with all problems, if there are any."""
+        if problems := tuple(problems):
+            raise cls(problems)
+
+
+def try_each(apply: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Apply a function to each item, and report the problems of all of them at once.
+
+    Raises:
+        RiemergeError: Every problem of every item, as a fault of the first one's kind.
+    """
+    results: list[_Result] = []
+    faults: list[RiemergeError] = []
+    for item in items:
+        try:
+            results.append(apply(item))
+        except RiemergeError as fault:
+            faults.append(fault)
+    if faults:
+        raise type(faults[0])(problem for fault in faults for problem in fault.problems)
+    return results
+
 
 def may_pass(fault: BaseException) -> bool:
-    """Return whether the same command may go on where it ended: not after a refusal of what it was given."""
+    """Return whether the command that ended with a fault may go on if it is repeated.
+
+    It may not where what it was given is refused.
+    """
     return not isinstance(fault, RecipeError | AdapterError | NumericalError)
 
 
@@ -46,7 +76,7 @@ class NumericalError(RiemergeError):
 
 
 class OutputError(RiemergeError):
-    """The output cannot be written where it was asked for; what is there all the same, its notes say."""
+    """The output cannot be written where it was asked for; its notes say what is there all the same."""
 
     exit_code = 6
 

@@ -75,10 +75,10 @@ class Traffic:
 class CudaTensor(torch.Tensor):
     """A tensor on the fake device; `inner` is the CPU tensor that holds its numbers."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # type: ignore[assignment] # hides torch's inner product, which no test takes
     traffic: Traffic
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment] # as torch asks
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor, traffic: Traffic) -> CudaTensor:
@@ -94,7 +94,7 @@ class CudaTensor(torch.Tensor):
         return self
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override] # torch declares it as a plain function
         cls,
         func: Any,
         types: Sequence[type],
@@ -106,11 +106,11 @@ class CudaTensor(torch.Tensor):
         return _run(traffic, func, args, kwargs or {})
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override] # read-only in torch, too
         return CUDA
 
     @property
-    def is_cuda(self) -> bool:
+    def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
     def _refuse_numpy(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -127,7 +127,7 @@ class CudaTensor(torch.Tensor):
     def __format__(self, format_spec: str) -> str:
         return format(self.item() if self.ndim == 0 else str(self), format_spec)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override] # no type in torch
         return f"CudaTensor({self.inner!r})"
 
 
@@ -223,7 +223,8 @@ def _from_data(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.
     """Make a tensor from Python data, which torch does beneath the dispatcher: on the CPU, then copied."""
     *like, data = args
     if isinstance(data, CudaTensor):
-        return data.to(**{name: _STAND_IN if _names_cuda(to) else to for name, to in kwargs.items()})
+        target = {name: _STAND_IN if _names_cuda(to) else to for name, to in kwargs.items()}
+        return data.to(**target)  # type: ignore[arg-type] # whatever `torch.tensor` was called with
     data = tree_map(lambda leaf: leaf.item() if isinstance(leaf, CudaTensor) else leaf, data)
     target = kwargs.pop("device", like[0].device if like else None)
     requires_grad = kwargs.pop("requires_grad", False)

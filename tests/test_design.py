@@ -12,21 +12,40 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, final
 
+import click
 import pytest
 
 import riemerge
+from tests import words
 from tests.helpers import ROOT
+from tools.lines import count, count_under, rooms
 
 PACKAGE = ROOT / "riemerge"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
-LINES = 400
-MAY_BE_LONGER: frozenset[str] = frozenset()
+# Rooms that are being rewritten, by the check that they do not pass yet. To be emptied, then deleted.
+_ALL = "cli formats frechet manifolds merging methods recipes report statistics study updates"
+PENDING: dict[str, str] = {
+    "openings": f"{_ALL} records",
+    "notation": "formats frechet manifolds methods",
+    "sections": "manifolds methods statistics study updates",
+    "imperative": _ALL,
+    "participles": f"{_ALL} records",
+    "mirror": "cli formats frechet manifolds merging methods recipes records statistics study",
+    "conditionals": "riemerge",
+    "help": "riemerge",
+}
+
+
+def expected_to_fail(check: str, room: str) -> list[pytest.MarkDecorator]:
+    pending = room in PENDING.get(check, "").split()
+    return [pytest.mark.xfail(reason=f"{room} is being rewritten", strict=False)] if pending else []
+
 
 # DESIGN: one thing, one word. Only words that can mean nothing else here.
 BANNED_WORDS = {
@@ -134,7 +153,7 @@ class Halfway(Base):
 @final
 class PropertyOverriding(Base):
     asked = None  # type: ignore[assignment]
-    given = property(lambda self: 2)  # type: ignore[assignment]
+    given = property(lambda self: 2)
 
 
 class Extending(Good):  # type: ignore[misc]
@@ -218,22 +237,195 @@ def test_a_missing_docstring_is_caught() -> None:
     ]
 
 
-# --- length and words ---------------------------------------------------------------------------------------
+# --- words: the rules of writing, each with planted faults --------------------------------------------------
+
+PLANTED: dict[str, tuple[str, list[int]]] = {
+    "openings": (
+        '''"""Of all modules together."""
+def f(width, dtype, likeness):
+    """Return the mean of `width` numbers.
+
+    It may have been computed again.
+
+    Args:
+        width: Of the matrix,
+            that of the inputs.
+        dtype: Likewise.
+        likeness: As `merge`.
+            Of no importance.
+        count: The number of modules.
+
+    Returns:
+        The same factors.
+
+    Raises:
+        ValueError: It is not positive.
+        TypeError: Those of `merge`.
+    """
+    click.option("--seed", help="Of these draws.")
+    click.option("--seed", help=f"Its {width}.")
+class C:
+    """A value.
+
+    Attributes:
+        x (int): Which of the rows count.
+        y: As many numbers as rows.
+        z: Offset of the rows.
+        name: Item of a list.
+    """''',
+        [1, 8, 10, 11, 16, 19, 20, 22, 23, 28],
+    ),
+    "notation": (
+        '''def f(x):
+    """Return U'U and tr(A' B).
+
+    The adapter's F is sum_i w_i d^2 of T's modules, at most ||x||, or \u2016x\u2016.
+    """
+    # (A B)'C, W_jk^2 and N^-1; don't, PEFT's and x_train are no formulas; O(r)^T is a product
+    raise ValueError("d^2 is negative", f"{x} at U^T", "tangent_vector_a")''',
+        [2, 2, 4, 4, 4, 4, 6, 6, 6, 6, 7, 7],
+    ),
+    "sections": (
+        '''def f(x):
+    """Return the mean.
+
+    **Law:** idempotent. Law: this is in its place.
+    Laws: two.
+    Law - idempotent.
+
+    Arguments:
+        x: Number.
+
+    Example:
+        f(1)
+
+    Source: Karcher 1977. *Cost:* two passes. The cost is low.
+    Cost: two passes.
+    Note:
+        None.
+    """''',
+        [4, 5, 6, 8, 14, 16],
+    ),
+    "imperative": (
+        '''def f():
+    """Returns the mean."""
+def g():
+    """The mean."""
+def h():
+    """Whether there is one."""
+def i():
+    """Return the mean of rows."""
+class C:
+    """Keeps a mean."""
+    @property
+    def mean(self):
+        """The mean."""
+    @functools.cached_property
+    def other(self):
+        """The other mean."""
+    def _private(self):
+        """Computes: what follows."""''',
+        [2, 4, 6, 18],
+    ),
+    "participles": (
+        """def _missed(): ...
+def made_by(): ...
+def whitened_mean(): ...
+def narrow(): ...
+def need(): ...
+def balanced(): ...
+class C:
+    @property
+    def scaled(self): ...
+    def replaced(self): ...
+    def seed(self): ...""",
+        [1, 2, 10],
+    ),
+}
 
 
-def long_files(paths: Iterable[Path], limit: int = LINES) -> list[str]:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
-    return [f"{path.name}: {length} lines" for path, length in lengths.items() if length > limit]
+@pytest.mark.parametrize(
+    ("check", "room"),
+    [
+        pytest.param(check, room, id=f"{check}-{room.stem}", marks=expected_to_fail(check, room.stem))
+        for check in words.CHECKS
+        for room in rooms(PACKAGE)
+    ],
+)
+def test_a_room_is_written_by_the_rules(check: str, room: Path) -> None:
+    sources = map(words.Source, words.files(room))
+    assert [str(fault) for source in sources for fault in words.CHECKS[check](source)] == []
 
 
-def test_no_file_is_longer_than_its_idea() -> None:
-    assert long_files(path for path in SOURCES if str(path.relative_to(PACKAGE)) not in MAY_BE_LONGER) == []
+@pytest.mark.parametrize("check", words.CHECKS)
+def test_writing_against_a_rule_is_caught(check: str) -> None:
+    text, lines = PLANTED[check]
+    faults = list(words.CHECKS[check](words.Source(Path("planted.py"), text)))
+    assert sorted(fault.line for fault in faults) == lines, "\n".join(map(str, faults))
 
 
-def test_a_long_file_is_caught(tmp_path: Path) -> None:
-    (tmp_path / "long.py").write_text("x = 1\n" * (LINES + 1))
-    (tmp_path / "short.py").write_text("x = 1\n" * LINES)
-    assert long_files(sorted(tmp_path.iterdir())) == [f"long.py: {LINES + 1} lines"]
+@pytest.mark.xfail("help" in PENDING, reason="the package is being rewritten", strict=False)
+def test_help_is_understood_alone() -> None:
+    from riemerge.cli.commands import main
+
+    assert words.help_fragments(main) == []
+
+
+def test_help_that_is_not_understood_alone_is_caught() -> None:
+    seed = click.Option(["--seed"], help="Of these draws.")
+    count = click.Option(["--count"], help="Number of draws.")
+    group = click.Group(
+        "riemerge", help="Merge.", commands={"merge": click.Command("merge", params=[seed, count])}
+    )
+    assert words.help_fragments(group) == ["riemerge merge --seed: opens with 'Of': Of these draws."]
+
+
+@pytest.mark.xfail("conditionals" in PENDING, reason="the package is being rewritten", strict=False)
+def test_conditional_expressions_are_rare() -> None:
+    assert count_under(PACKAGE).share <= words.CONDITIONALS
+
+
+def test_conditional_expressions_are_counted_in_lines_of_code() -> None:
+    text = '"""A module.\n\nOf two lines."""\n\n# Why.\nx = (\n    1 if y else 2\n)\n'
+    text += 'z = """\n"""  # a = 1 if b else 2\n'
+    assert count(text) == (5, 10, 1)
+
+
+def test_modules_have_names_of_their_own() -> None:
+    assert words.repeated_names(SOURCES) == []
+
+
+def test_a_name_of_two_modules_is_caught() -> None:
+    paths = [
+        Path(name) for name in ("a/__init__.py", "b/__init__.py", "a/merge.py", "b/merge.py", "b/plan.py")
+    ]
+    assert words.repeated_names(paths) == ["merge.py: 2 modules"]
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(room, id=room.stem, marks=expected_to_fail("mirror", room.stem))
+        for room in rooms(PACKAGE)
+    ],
+)
+def test_a_module_with_logic_has_a_test_file_of_its_name(room: Path) -> None:
+    assert words.untested(PACKAGE, ROOT / "tests", room) == []
+
+
+def test_a_module_without_a_test_file_is_caught(tmp_path: Path) -> None:
+    data = "X = 1\nclass E(Exception):\n    def __init__(self, x):\n        self.x = x\n        self.y = x\n"
+    package, tests = tmp_path / "package", tmp_path / "tests"
+    for folder in (package / "room", tests / "room"):
+        folder.mkdir(parents=True)
+    (package / "room" / "__init__.py").write_text("def f(x):\n    for y in x: ...\n")
+    (package / "room" / "data.py").write_text(data)
+    (package / "room" / "types.py").write_text("class P(Protocol):\n    def f(self) -> int: ...\n")
+    (package / "room" / "tested.py").write_text("def f(x):\n    return [y for y in x]\n")
+    (package / "room" / "forgotten.py").write_text("def f(x):\n    return [y for y in x]\n")
+    (tests / "room" / "test_tested.py").touch()
+    fault = "package/room/forgotten.py: no tests/room/test_forgotten.py"
+    assert words.untested(package, tests, package / "room") == [fault]
 
 
 def banned_words(text: str) -> list[str]:
@@ -280,9 +472,9 @@ def heavy_imports(statements: str) -> list[str]:
     return ran.stdout.splitlines()[-1].split()[1:]
 
 
-def help_of(*words: str) -> str:
+def help_of(*arguments: str) -> str:
     return (
-        f"import sys; sys.argv = ['riemerge', {', '.join(map(repr, words))}]\n"
+        f"import sys; sys.argv = ['riemerge', {', '.join(map(repr, arguments))}]\n"
         "from riemerge.cli.commands import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
     )
@@ -293,10 +485,10 @@ def test_import_riemerge_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["merge", "--help"], ["evaluate", "--help"]], ids=" ".join
+    "arguments", [["--help"], ["--version"], ["merge", "--help"], ["evaluate", "--help"]], ids=" ".join
 )
-def test_help_loads_nothing_heavy(words: list[str]) -> None:
-    assert heavy_imports(help_of(*words)) == []
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert heavy_imports(help_of(*arguments)) == []
 
 
 def test_a_logarithm_loads_no_computer_algebra() -> None:

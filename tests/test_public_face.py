@@ -13,9 +13,9 @@ import riemerge
 from tests.helpers import ROOT
 
 PROMISED = """
-    merge merge_into merge_adapters MergeResult Recipe read_recipe Adapter read_adapter LowRankUpdate METHODS
-    Method inspect evaluate greedy_soup sweep collect_statistics frechet_mean FrechetProblem Solution Status
-    LBFGS FixedPoint SOLVERS checks RiemergeError __version__
+    merge plan Plan run merge_into merge_adapters MergeResult Recipe read_recipe Adapter read_adapter
+    LowRankUpdate METHODS Method inspect evaluate greedy_soup sweep collect_statistics frechet_mean
+    FrechetProblem Solution Status LBFGS FixedPoint SOLVERS checks RiemergeError __version__
 """
 
 

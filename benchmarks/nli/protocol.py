@@ -44,7 +44,7 @@ from benchmarks.nli.statistics import EXAMPLES, Collected
 from riemerge import merge_adapters
 from riemerge.errors import NumericalError
 from riemerge.formats.peft import read_adapter
-from riemerge.merging.merge import MergeResult
+from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import MATCHED
@@ -114,7 +114,7 @@ def _applies(row: Method) -> bool:
 
 
 def _has_ranks(row: Method) -> bool:
-    return row.domain is not None and "rank" not in row.defaults and not row.constrained
+    return not row.truncates_inputs and "rank" not in row.defaults and not row.constrained
 
 
 def settings_of(row: Method) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import numpy as np
 
 from benchmarks.common import canvas, markdown, number, tell
 from benchmarks.nli.protocol import AS_RUN, is_current, unpacked
-from riemerge.methods import DEFAULT_METHOD, METHODS, constrained, geodesic, polar, spectrum
+from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.recipes.candidates import Candidate
 from riemerge.study.bootstrap import Task, difference, draws, normalised
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
 INFORMED = ("regmean", "fisher")  # rivals of rows that have statistics, with the same
-GEOMETRIC = frozenset(row.name for family in (geodesic, polar, spectrum, constrained) for row in family.ROWS)
+GEOMETRIC = frozenset(name for name, row in METHODS.items() if row.geometric)
 
 AS_RUN_RIVALS: dict[str, tuple[str, ...]] = {
     DEFAULT_METHOD: (
@@ -141,7 +141,7 @@ def _best_of(entry: Mapping[str, Any]) -> float:
 
 
 def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What `riemerge.report.suitability` tells users: the share of each row as it runs without options."""
+    """What `riemerge.report.verdict` tells users: the share of each row as it runs without options."""
     collections = list(report["collections"].values())
     shares = [
         {

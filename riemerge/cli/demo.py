@@ -33,7 +33,7 @@ the Fréchet mean of fixed rank, makes of them."""
 @answering
 def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Do what `riemerge demo` is asked."""
-    from riemerge.merging.merge import merge_adapters
+    from riemerge.merging.verbs import merge
     from riemerge.recipes.recipe import read_recipe
 
     folders = [str(_demo_folder() / name) for name in DEMO]
@@ -44,7 +44,7 @@ def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool, ve
             say(str(target))
             return
         with progress_on_stderr(quiet) as listener:
-            mean = merge_adapters(folders, method="geomerge", threads=threads, progress=listener).record
+            mean = merge(folders, method="geomerge", threads=threads, progress=listener).record
         if as_json:
             records = {"record": json.loads(record.to_json()), "geomerge": json.loads(mean.to_json())}
             dump({"output": str(target), "rounding": rounding, **records})

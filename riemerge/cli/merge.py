@@ -66,7 +66,7 @@ def merge_and_warn(
     recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
 ) -> tuple[RunRecord, float]:
     """Merge and write, with progress; and tell warnings on stderr where no report will show them."""
-    from riemerge.merging.outputs import merge_into
+    from riemerge.merging.verbs import merge_into
     from riemerge.report.words import printable
 
     with progress_on_stderr(quiet) as listener:

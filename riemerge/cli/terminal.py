@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
-    from riemerge.merging.progress import Listener, Progress
+    from riemerge.progress import Listener, Progress
 
 PLAIN_WIDTH = 100
 LOG_SECONDS = 10.0

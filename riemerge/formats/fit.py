@@ -42,10 +42,9 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
     for key in ("fan_in_fan_out", "base_model_name_or_path"):
         values = {adapter.path: getattr(adapter.config, key) for adapter in adapters}
         if len({value for value in values.values() if value is not None}) > 1:
-            each = ", ".join(f"{shown(str(value))} in {path}" for path, value in values.items())
+            each = _each((shown(str(value)) for value in values.values()), values)
             problems.append(f"{key} differs: {each}; it must be the same in all adapters")
-    if problems:
-        raise AdapterError(problems)
+    AdapterError.refuse(problems)
 
 
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
@@ -58,37 +57,36 @@ def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     Raises:
         AdapterError: With every problem found.
     """
-    sizes = {one: {name: _size(shape) for name, shape in one.shapes.items()} for one in checkpoints}
-    kinds = {one: {name: _kind(dtype) for name, dtype in one.dtypes.items()} for one in checkpoints}
-    problems = [
-        *repeated([checkpoint.path for checkpoint in checkpoints]),
-        *_missing(sizes, "tensors"),
-        *_differing("the shape differs", sizes, "is it one architecture?"),
-        *_differing("the dtype differs", kinds, "is it one architecture?"),
-        *check_code(checkpoints),
-    ]
-    if problems:
-        raise AdapterError(problems)
+    sizes = {model: {name: _size(shape) for name, shape in model.shapes.items()} for model in checkpoints}
+    kinds = {model: {name: _kind(dtype) for name, dtype in model.dtypes.items()} for model in checkpoints}
+    AdapterError.refuse(
+        [
+            *repeated([checkpoint.path for checkpoint in checkpoints]),
+            *_missing(sizes, "tensors"),
+            *_differing("the shape differs", sizes, "is it one architecture?"),
+            *_differing("the dtype differs", kinds, "is it one architecture?"),
+            *check_code(checkpoints),
+        ]
+    )
 
 
 def differing_facts(adapters: Mapping[str, Adapter]) -> list[str]:
-    """Say what adapters, by their names, differ in that does not enter dW, so that a merge of them has none.
+    """Say in which facts beside dW adapters, by their names, differ, so that a merge of them has none.
 
     Source: PEFT 0.21.2. It loads the base model at the `revision` of an adapter (null is `main`), in the
     class of its `task_type` or `auto_mapping`, and merges adapters that differ in them without a word.
     """
-    found = []
+    texts = []
     for key, lost in (
         ("revision", "their bases may differ, and the merged adapter names none, which is main"),
         ("task_type", "the merged adapter names none"),
         ("auto_mapping", "the merged adapter names none"),
     ):
-        values = {name: getattr(one.config, key) for name, one in adapters.items()}
-        meant = [None if (key, value) == ("revision", "main") else value for value in values.values()]
-        if any(value != meant[0] for value in meant):
-            each = ", ".join(f"{brief(value)} in {name}" for name, value in values.items())
-            found.append(f"{key} differs: {each}: {lost}")
-    return found
+        values = {name: getattr(adapter.config, key) for name, adapter in adapters.items()}
+        facts = [None if (key, value) == ("revision", "main") else value for value in values.values()]
+        if any(fact != facts[0] for fact in facts):
+            texts.append(f"{key} differs: {_each(map(brief, values.values()), values)}: {lost}")
+    return texts
 
 
 class _Model(Protocol):
@@ -112,15 +110,19 @@ def _missing(names: Mapping[_AnyModel, Iterable[str]], things: str) -> list[str]
     ]
 
 
-def _differing(what: str, facts: Mapping[_AnyModel, Mapping[str, str]], question: str) -> list[str]:
+def _differing(fault: str, facts: Mapping[_AnyModel, Mapping[str, str]], question: str) -> list[str]:
     """Say which modules, or tensors, have a fact that is not the same in all models."""
     problems = []
     for name in sorted({name for own in facts.values() for name in own}):
         values = {model.path: own[name] for model, own in facts.items() if name in own}
         if len(set(values.values())) > 1:
-            each = ", ".join(f"{value} in {path}" for path, value in values.items())
-            problems.append(f"{shown(name)}: {what}: {each}; {question}")
+            problems.append(f"{shown(name)}: {fault}: {_each(values.values(), values)}; {question}")
     return problems
+
+
+def _each(values: Iterable[str], models: Iterable[object]) -> str:
+    """Say which value is in which model."""
+    return ", ".join(f"{value} in {model}" for value, model in zip(values, models, strict=True))
 
 
 def _size(shape: Sequence[int]) -> str:

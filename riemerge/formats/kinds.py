@@ -34,11 +34,11 @@ _OF_STATISTICS = {"tokens", "examples", "loss"}
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a path is to be read as a full checkpoint; the reader of adapters takes all others.
 
-    Law: a file is. A folder is where it holds tensors under any name but no statistics, and neither the
-    folder itself nor one in it holds an adapter; beside `model.safetensors` none in it is looked at.
+    Law: a file is one. A folder is one if it holds tensors under any name but no statistics, and neither the
+    folder itself nor a folder in it holds an adapter; beside `model.safetensors` none of them is looked at.
 
     Raises:
-        AdapterError: The file system does not let itself be asked: too long a name, no permission.
+        AdapterError: The file system does not answer: too long a name, no permission.
     """
     path = Path(path)
     with reading(path):
@@ -62,20 +62,28 @@ def holds_statistics(folder: Path) -> bool:
 
 
 def holds_model(folder: Path) -> bool:
-    """Return whether an adapter or tensors, also pickles, lie in a folder, other than a trainer's own."""
+    """Return whether an adapter or tensors lie in a folder; pickles count, but not those of a trainer."""
     return holds_adapter(folder) or _holds_tensors(folder)
 
 
 def models_below(folder: Path) -> list[str]:
     """Return the names of the folders in a folder that hold a model, sorted."""
-    return sorted(one.name for one in _folders_in(folder) if holds_model(one))
+    return sorted(inside.name for inside in _folders_in(folder) if holds_model(inside))
+
+
+def hint_below(folder: Path) -> str:
+    """Say which folders in a folder hold a model, as the end of a message; nothing where none does."""
+    below = models_below(folder)
+    if not below:
+        return ""
+    return f"; did you mean one of its folders: {listed(below)}?"
 
 
 def why_no_checkpoint(names: Iterable[str]) -> str | None:
     """Say why tensors of these names are not those of a model, and what to do; None where they may be.
 
     Args:
-        names: Names of all tensors of a file, or of all shards together.
+        names: The names of all tensors of a file, or of all shards together.
     """
     names = list(names)
     if factors := [name for name in names if _FACTORS_OF_PEFT.search(name)]:
@@ -96,7 +104,7 @@ def why_no_checkpoint(names: Iterable[str]) -> str | None:
 
 
 def why_file_is_none(path: Path) -> str | None:
-    """Say what `why_no_checkpoint` says of a file; None where it may be a model's, or is no safetensors."""
+    """Say why a file holds no model (see `why_no_checkpoint`); None if it may, or is no safetensors file."""
     try:
         return why_no_checkpoint(open_tensors(path).entries)
     except ValueError:
@@ -112,13 +120,13 @@ def _holds_tensors(folder: Path) -> bool:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder that let themselves be read."""
+    """Return the folders in a folder that can be read."""
     paths = (folder / name for name in _names_in(folder))
     return [path for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
 
 
 def _names_in(folder: Path) -> list[str]:
-    """The names of all that is in a folder; none of what is no folder."""
+    """Return the names of all that is in a folder; none where the path is no folder."""
     try:
         with reading(folder):
             return os.listdir(folder)  # noqa: PTH208 - names, not paths

@@ -3,7 +3,8 @@
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.mean import SOLVERS, frechet_mean
 from riemerge.frechet.problem import FrechetProblem, normalised_weights
-from riemerge.frechet.solution import Solution, Status, TracePoint
+from riemerge.frechet.solution import Solution, TracePoint
+from riemerge.frechet.status import Status
 
 __all__ = [
     "SOLVERS",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Formulation
+from riemerge.linalg import frobenius
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm, scaled
-from riemerge.manifolds.linalg import frobenius
 
 
 class Batched(Formulation, ABC):
@@ -24,22 +24,22 @@ class Batched(Formulation, ABC):
 
     @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the search manifold's metric per module."""
+        """Return the search manifold's metric per module."""
         return self.manifold.inner_products(point, a, b)
 
     @final
     def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
-        """Multiplies each module's tangent vector by its own factor."""
+        """Multiply each module's tangent vector by its own factor."""
         return scaled(factor, vector)
 
     @final
     def move(self, point: Tensor, step: Tensor, direction: Tensor) -> Tensor:
-        """Retracts each module along its own direction by its own step."""
+        """Retract each module along its own direction by its own step."""
         return self.manifold.retraction(point, scaled(step, direction))
 
     @final
     def choose(self, mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Takes whole modules from a or b."""
+        """Take whole modules from a or b."""
         return torch.where(mask[:, None, None], a, b)
 
     @final
@@ -51,7 +51,7 @@ class Batched(Formulation, ABC):
         ahead: tuple[Tensor, Tensor],
         behind: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Turns a central difference into the covariant derivative."""
+        """Turn a central difference into the covariant derivative."""
         return self.manifold.covariant_derivative(point, direction, field, (ahead[1] - behind[1]) / 2)
 
 
@@ -62,19 +62,19 @@ class Geodesic(Batched, ABC):
 
     @abstractmethod
     def narrowed(self, modules: Tensor) -> Self:
-        """Returns the same problem for some of the modules."""
+        """Return the same problem for some of the modules."""
 
     @abstractmethod
     def glance(self, point: Tensor) -> Evaluation:
-        """Computes a pass as `evaluate` does; modules of logarithms that take long to find may cost +inf."""
+        """Compute a pass as `evaluate` does; modules of logarithms that take long to find may cost +inf."""
 
     @abstractmethod
     def place(self, x: Tensor) -> Tensor:
-        """Returns the point of the search manifold that stands for x, with the data roughly aligned to it."""
+        """Return the point of the search manifold that stands for x, with the data roughly aligned to it."""
 
     @final
     def moved_off(self, x: Tensor, attempt: int) -> Tensor:
-        """Returns x moved by a seeded step, the same for every module; later attempts go farther."""
+        """Return x moved by a seeded step, the same for every module; later attempts go farther."""
         space = self.space
         noise = [space.random_ambient(x[:1]) for _ in range(attempt + 1)][-1]
         vector = space.projection(x, noise.expand_as(x))
@@ -98,11 +98,11 @@ class Nested(Geodesic):
         self.autograd = autograd
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
-        """Computes one logarithm for each data point and module."""
+        """Compute one logarithm for each data point and module."""
         return self.certify(point)[0]
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Computes one logarithm for each data point and module, and checks it."""
+        """Compute one logarithm for each data point and module, and checks it."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
         aligned = (
@@ -125,14 +125,14 @@ class Nested(Geodesic):
         return evaluation, missed(self.total, x, found.tangent, aligned)
 
     def accept(self, evaluation: Evaluation) -> None:
-        """Keeps nothing."""
+        """Keep nothing."""
 
     def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
-        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
+        """Return the vector: weights sum to one, so the Hessian is near the identity."""
         return vector
 
     def narrowed(self, modules: Tensor) -> Self:
-        """Returns the same problem for some of the modules."""
+        """Return the same problem for some of the modules."""
         narrow = copy.copy(self)
         narrow.k = modules.numel()
         narrow.manifold = narrow.space = self.manifold.with_modules(narrow.k)
@@ -143,35 +143,35 @@ class Nested(Geodesic):
         return narrow
 
     def start(self, initial_point: Tensor | None) -> Tensor:
-        """Returns the extrinsic mean, or a user's point."""
+        """Return the extrinsic mean, or a user's point."""
         return start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
 
     def glance(self, point: Tensor) -> Evaluation:
-        """Computes a pass as `evaluate` does."""
+        """Compute a pass as `evaluate` does."""
         return self.evaluate(point)
 
     def place(self, x: Tensor) -> Tensor:
-        """Returns x: alignment happens inside the cost."""
+        """Return x: alignment happens inside the cost."""
         return x
 
     def solution(self, point: Tensor) -> Tensor:
-        """Returns the mean."""
+        """Return the mean."""
         return point
 
 
 def step_off(attempt: int) -> float:
-    """Returns the length of a step off a cut locus; later attempts go farther."""
+    """Return the length of a step off a cut locus; later attempts go farther."""
     # 0.05 was sometimes still on it, 0.3 never.
     return 0.3 * 1.25**attempt
 
 
 def start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
-    """Returns the extrinsic mean; a single point is its own mean, to the bit."""
+    """Return the extrinsic mean; a single point is its own mean, to the bit."""
     return points[0].clone() if points.shape[0] == 1 else manifold.extrinsic_mean(points, weights)
 
 
 def vertical_parts(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
-    """Returns the length of the part of each logarithm along the orbit, (T, K); zero without a symmetry."""
+    """Return the length of the part of each logarithm along the orbit, (T, K); zero without a symmetry."""
     if not isinstance(manifold, QuotientManifold):
         return torch.zeros(logs.shape[:2], dtype=torch.float64, device=logs.device)
     total, action = manifold.total, manifold.action
@@ -180,7 +180,7 @@ def vertical_parts(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tenso
 
 
 def missed(manifold: GeodesicManifold, x: Tensor, logs: Tensor, data: Tensor) -> Tensor:
-    """Returns the distances of exp(logs) from the data, (T, K), to first order."""
+    """Return the distances of exp(logs) from the data, (T, K), to first order."""
     return manifold.norms(data, manifold.projection(data, manifold.exp(x, logs) - data))
 
 
@@ -193,7 +193,7 @@ def screened(
     vertical: Tensor,
     weights: Tensor,
 ) -> Evaluation:
-    """Screens one pass: a module that failed costs +inf and has no gradient; the others are untouched."""
+    """Screen one pass: a module that failed costs +inf and has no gradient; the others are untouched."""
     counts = weights > 0
     defined = feasible & (found.valid | ~counts).all(dim=0)
     squared = torch.where(counts, found.squared, torch.zeros_like(found.squared))
@@ -212,7 +212,7 @@ def screened(
 def differentiated(
     squared: Callable[[Tensor], Tensor], point: Tensor, found: Logarithm, weights: Tensor
 ) -> tuple[Tensor, Logarithm]:
-    """Differentiates 1/2 sum w squared(point) by torch; returns the entrywise gradient and the distances it
+    """Differentiate 1/2 sum w squared(point) by torch; return the entrywise gradient and the distances it
     saw.
     """
     leaf = point.detach().requires_grad_()

@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
     coarse: Tensor | None = None
 
     def narrowed(self, modules: Tensor) -> Evaluation:
-        """Returns the same for some of the modules (of a formulation on tensors)."""
+        """Return the same for some of the modules (of a formulation on tensors)."""
         return Evaluation(
             self.cost[modules],
             self.gradient[modules],
@@ -47,7 +47,7 @@ class Evaluation(NamedTuple):
         )
 
     def replaced(self, modules: Tensor, other: Evaluation) -> Evaluation:
-        """Returns the same with another evaluation of some of the modules (of a formulation on tensors)."""
+        """Return the same with another evaluation of some of the modules (of a formulation on tensors)."""
         return Evaluation(
             self.cost.index_copy(0, modules, other.cost),
             self.gradient.index_copy(0, modules, other.gradient),
@@ -74,39 +74,39 @@ class Formulation(ABC):
 
     @abstractmethod
     def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:
-        """Computes cost and gradient of every module in one pass: to the precision that the last accepted
+        """Compute cost and gradient of every module in one pass: to the precision that the last accepted
         point calls for, or, tight, to round-off.
         """
 
     @abstractmethod
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
-        """Computes the same by the manifold's own logarithms, from scratch; and the distances (T, K) between
+        """Compute the same by the manifold's own logarithms, from scratch; and the distances (T, K) between
         exp(log) and the data, which are zero for a logarithm, however it was found.
         """
 
     @abstractmethod
     def accept(self, evaluation: Evaluation) -> None:
-        """Takes note of the iterate that an optimizer moves on from."""
+        """Take note of the iterate that an optimizer moves on from."""
 
     @abstractmethod
     def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
-        """Applies the inverse of a model of the Hessian, positive definite, to a tangent vector."""
+        """Apply the inverse of a model of the Hessian, positive definite, to a tangent vector."""
 
     @abstractmethod
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
-        """Returns the metric per module (K,)."""
+        """Return the metric per module (K,)."""
 
     @abstractmethod
     def scaled(self, factor: Tensor, vector: Point) -> Point:
-        """Multiplies each module's tangent vector by its own factor (K,)."""
+        """Multiply each module's tangent vector by its own factor (K,)."""
 
     @abstractmethod
     def move(self, point: Point, step: Tensor, direction: Point) -> Point:
-        """Moves each module by its own step (K,) along its own direction."""
+        """Move each module by its own step (K,) along its own direction."""
 
     @abstractmethod
     def choose(self, mask: Tensor, a: Point, b: Point) -> Point:
-        """Takes module by module from a where the mask (K,) holds, else from b."""
+        """Take module by module from a where the mask (K,) holds, else from b."""
 
     @abstractmethod
     def differentiate(
@@ -117,7 +117,7 @@ class Formulation(ABC):
         ahead: tuple[Point, Point],
         behind: tuple[Point, Point],
     ) -> Point:
-        """Turns values of a tangent field into its derivative along a direction.
+        """Turn values of a tangent field into its derivative along a direction.
 
         Args:
             point: The point x.
@@ -129,8 +129,8 @@ class Formulation(ABC):
 
     @abstractmethod
     def start(self, initial_point: Point | None) -> Point:
-        """Returns where to begin: a deterministic average, or a user's own point."""
+        """Return where to begin: a deterministic average, or a user's own point."""
 
     @abstractmethod
     def solution(self, point: Point) -> Point:
-        """Returns the mean itself, on the manifold that was asked for."""
+        """Return the mean itself, on the manifold that was asked for."""

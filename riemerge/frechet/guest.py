@@ -72,7 +72,7 @@ class Stock(Formulation):
             self.problem = pymanopt.Problem(manifold, cost)
 
     def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:
-        """Computes one logarithm and distance for each data point; +inf where the point is out of the set."""
+        """Compute one logarithm and distance for each data point; +inf where the point is out of the set."""
         if is_finite(point):
             try:
                 with np.errstate(all="ignore"):
@@ -106,7 +106,7 @@ class Stock(Formulation):
         return _evaluation(cost, gradient, norm, squared)
 
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
-        """Computes the same, and follows the logarithms: NaN where the manifold has no exp or no log, or the
+        """Compute the same, and follows the logarithms: NaN where the manifold has no exp or no log, or the
         distance is a user's own. Distances are the manifold's, whatever the cost; NaN where it has none.
         """
         evaluation = self.evaluate(point)
@@ -118,39 +118,39 @@ class Stock(Formulation):
         return evaluation._replace(squared=squared), torch.tensor(missed, dtype=torch.float64).unsqueeze(-1)
 
     def _miss(self, point: Point, other: Point) -> float:
-        """Returns the distance of exp(log) from a point."""
+        """Return the distance of exp(log) from a point."""
         arrival = self.manifold.exp(point, self.manifold.log(point, other))
         return float(self.manifold.dist(arrival, other))
 
     @staticmethod
     def _known(verb: Any, point: Point, other: Point) -> float:
-        """Returns a number of two points, or NaN where the manifold has none."""
+        """Return a number of two points, or NaN where the manifold has none."""
         try:
             return float(verb(point, other))
         except (NotImplementedError, np.linalg.LinAlgError):
             return np.nan
 
     def accept(self, evaluation: Evaluation) -> None:
-        """Keeps nothing."""
+        """Keep nothing."""
 
     def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
-        """Returns the vector: weights sum to one, so the Hessian is near the identity."""
+        """Return the vector: weights sum to one, so the Hessian is near the identity."""
         return vector
 
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
-        """Returns the metric (1,)."""
+        """Return the metric (1,)."""
         return torch.tensor([float(self.manifold.inner_product(point, a, b))], dtype=torch.float64)
 
     def scaled(self, factor: Tensor, vector: Point) -> Point:
-        """Multiplies a tangent vector."""
+        """Multiply a tangent vector."""
         return float(factor[0]) * vector
 
     def move(self, point: Point, step: Tensor, direction: Point) -> Point:
-        """Follows the geodesic where there is one, else retracts."""
+        """Follow the geodesic where there is one, else retracts."""
         return self.manifold.exp(point, float(step[0]) * direction)
 
     def choose(self, mask: Tensor, a: Point, b: Point) -> Point:
-        """Takes a or b."""
+        """Take a or b."""
         return a if bool(mask[0]) else b
 
     def differentiate(
@@ -161,27 +161,27 @@ class Stock(Formulation):
         ahead: tuple[Point, Point],
         behind: tuple[Point, Point],
     ) -> Point:
-        """Transports the values to the point and takes their central difference."""
+        """Transport the values to the point and takes their central difference."""
         here = [self.manifold.transport(there, point, value) for there, value in (ahead, behind)]
         return self.manifold.to_tangent_space(point, 0.5 * (here[0] - here[1]))
 
     def start(self, initial_point: Point | None) -> Point:
-        """Returns the first of the data, or a user's point."""
+        """Return the first of the data, or a user's point."""
         return self.candidates[0] if initial_point is None else initial_point
 
     def moved_off(self, x: Point, attempt: int) -> Point:
-        """Returns x moved by a seeded step; later attempts go farther."""
+        """Return x moved by a seeded step; later attempts go farther."""
         ambient = self.manifold.embedding(x, self.manifold.zero_vector(x))
         vector = self.manifold.projection(x, random_like(ambient, np.random.default_rng(attempt)))
         vector = self.manifold.to_tangent_space(x, vector)
         return self.manifold.exp(x, step_off(attempt) / self.manifold.norm(x, vector) * vector)
 
     def solution(self, point: Point) -> Point:
-        """Returns the point itself."""
+        """Return the point itself."""
         return point
 
     def refuse_gradient(self, point: Point) -> None:
-        """Refuses a user's cost whose gradient is not its slope at a point, nor at two near it (at one of
+        """Refuse a user's cost whose gradient is not its slope at a point, nor at two near it (at one of
         which alone the cost may not be smooth).
 
         Raises:
@@ -202,7 +202,7 @@ class Stock(Formulation):
         )
 
     def _other_slope(self, point: Point) -> tuple[float, float] | None:
-        """Returns the slope along the gradient, by central differences, and its length, where they differ."""
+        """Return the slope along the gradient, by central differences, and its length, where they differ."""
         evaluation = self.evaluate(point)
         norm = float(evaluation.norms[0])
         if not norm > 0:
@@ -214,7 +214,7 @@ class Stock(Formulation):
         return (slope, norm) if abs(slope - norm) > _SLOPE * norm + noise else None
 
     def _refuse_lawless(self, manifold: Manifold) -> None:
-        """Refuses a manifold without the verbs of a mean, and one whose verbs contradict each other."""
+        """Refuse a manifold without the verbs of a mean, and one whose verbs contradict each other."""
         try:
             self._known_verbs(self.candidates[0], self.candidates[-1])
             broken = broken_law(manifold, self.candidates)
@@ -231,7 +231,7 @@ class Stock(Formulation):
             )
 
     def _known_verbs(self, point: Point, other: Point) -> None:
-        """Raises NotImplementedError where log, dist, or a way to move is missing."""
+        """Raise NotImplementedError where log, dist, or a way to move is missing."""
         for verb in (self.manifold.manifold.log, self.manifold.manifold.dist):
             try:
                 with np.errstate(all="ignore"):
@@ -246,7 +246,7 @@ class Stock(Formulation):
 
 
 def _evaluation(cost: float, gradient: Point, norm: float, squared: list[float]) -> Evaluation:
-    """Returns what is known of one module."""
+    """Return what is known of one module."""
     return Evaluation(
         torch.tensor([cost], dtype=torch.float64),
         gradient,

@@ -15,13 +15,14 @@ from pymanopt.optimizers.optimizer import Optimizer
 from riemerge.errors import RecipeError
 from riemerge.frechet.formulation import Point
 from riemerge.frechet.problem import FrechetProblem
-from riemerge.frechet.solution import Solution, Status, TracePoint
+from riemerge.frechet.solution import Solution, TracePoint
 from riemerge.frechet.solvers.fixed_point import FixedPoint
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.line_search import ModulewiseLineSearcher
 from riemerge.frechet.solvers.monitor import ENDLESS, Monitor, Narrow, Stop
+from riemerge.frechet.status import Status
+from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host_array
-from riemerge.manifolds.linalg import single_threaded
 
 # Inner iterations of the trust-region subproblem; each costs two passes.
 _MAX_INNER = 30
@@ -62,7 +63,7 @@ def frechet_mean(
     max_seconds: float | None = None,
     callback: Callable[[TracePoint], None] | None = None,
 ) -> Solution:
-    """Finds the weighted Fréchet mean of points on a manifold, module by module.
+    """Find the weighted Fréchet mean of points on a manifold, module by module.
 
     Law: on a quotient the result does not depend on the representatives given. Deterministic: same input,
     same bits.
@@ -79,7 +80,7 @@ def frechet_mean(
         reduce: See `FrechetProblem`.
         squared_dist: See `FrechetProblem`.
         initial_point: Where to start, on the manifold; by default a cheap average of the points.
-        tol: Converged where |gradient| <= tol * max(1, sqrt(2 F)).
+        tol: Converged where ‖gradient‖ <= tol * max(1, sqrt(2 F)).
         cost_tol: Flat where a few iterates lower F by at most this share; 0 to switch off.
         max_passes: Budget of passes over all logarithms; those at the start may exceed it.
         max_seconds: Budget of wall time; none by default. Results that ran out of it are not reproducible.
@@ -163,7 +164,7 @@ class _Watched:
 
 
 def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, start: Point) -> None:
-    """Runs an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules
+    """Run an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules
     that are left whenever enough have left.
     """
     named = solver if isinstance(solver, str) else None
@@ -219,7 +220,7 @@ class _Stepped:
         return getattr(self._manifold, name)
 
     def retraction(self, point: Point, tangent_vector: Point) -> Point:
-        """Moves along a tangent vector, in each module as far as its cost allows."""
+        """Move along a tangent vector, in each module as far as its cost allows."""
         return self._searcher.search(None, self._manifold, point, tangent_vector, 0.0, 0.0)[1]
 
 

@@ -52,7 +52,7 @@ class Own(Batched):
         return list(self.points)
 
     def moved_off(self, x: Tensor, attempt: int) -> Tensor:
-        """Returns x moved by a seeded step; later attempts go farther."""
+        """Return x moved by a seeded step; later attempts go farther."""
         generator = torch.Generator().manual_seed(attempt)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         vector = self.manifold.projection(x, noise)
@@ -60,7 +60,7 @@ class Own(Batched):
         return self.manifold.retraction(x, scaled(length, vector))
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
-        """Computes the cost by the user's function, and its gradient by torch."""
+        """Compute the cost by the user's function, and its gradient by torch."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
         found = Logarithm(x, torch.zeros_like(self.weights), self.weights >= 0)
@@ -71,7 +71,7 @@ class Own(Batched):
         return screened(self, x, feasible, found, gradient, aligned, self.weights)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Computes the same; the distances are the manifold's own, NaN where it has none."""
+        """Compute the same; the distances are the manifold's own, NaN where it has none."""
         squared = torch.full_like(self.weights, torch.nan)
         if isinstance(self.manifold, GeodesicManifold):
             found = self.manifold.logarithm(point, self.points)
@@ -80,22 +80,22 @@ class Own(Batched):
         return self.evaluate(point)._replace(squared=squared), unknown
 
     def accept(self, evaluation: Evaluation) -> None:
-        """Keeps nothing."""
+        """Keep nothing."""
 
     def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
-        """Returns the vector: nothing is known of the Hessian."""
+        """Return the vector: nothing is known of the Hessian."""
         return vector
 
     def start(self, initial_point: Tensor | None) -> Tensor:
-        """Returns the first candidate, or a user's point."""
+        """Return the first candidate, or a user's point."""
         return self.candidates[0] if initial_point is None else initial_point
 
     def solution(self, point: Tensor) -> Tensor:
-        """Returns the point itself."""
+        """Return the point itself."""
         return point
 
     def _values(self, x: Tensor) -> Tensor:
-        """Returns q(x, yᵢ), (T, K)."""
+        """Return q(x, yᵢ), (T, K)."""
         values = [self.squared(x, y) for y in self.points]
         for value in values:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

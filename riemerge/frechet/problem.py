@@ -1,4 +1,4 @@
-"""The Fréchet problem: F(x) = 1/2 sum_i w_i d(x, y_i)^2, for a stack of modules at once, on any manifold."""
+"""The Fréchet problem: F(x) = 1/2 Σ wᵢ d(x, yᵢ)², for a stack of modules at once, on any manifold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from riemerge.frechet.own_distance import Own
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Reduction, same, scaled, unreduced
 
-# Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h^2
+# Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h²
 # and round-off eps/h balance between 1e-5 and 1e-4.
 _HESSIAN_STEP = 3e-5
 # Seeded steps off an average without a cost: one in forty fails, by itself (of shared subspaces and cores of
@@ -31,7 +31,7 @@ _STEPS_OFF = 6
 class FrechetProblem:
     """The weighted Fréchet mean as a minimisation problem, one independent problem per module.
 
-    Law: F is a function of the points' orbits alone; its gradient is -sum w_i log_x(y_i) with aligned y_i.
+    Law: F is a function of the points' orbits alone; its gradient is -Σ wᵢ log_x(yᵢ) with aligned yᵢ.
 
     Args:
         manifold: One of ours (points are tensors (K, ...)), or any of Pymanopt's with `log` and `dist`, or
@@ -120,7 +120,7 @@ class FrechetProblem:
         return self.form.k
 
     def start(self) -> Point:
-        """Returns the point of the search manifold to begin at; the same for the same data.
+        """Return the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; where it has no finite cost (the average of subspaces that are shared
         exactly may be at the cut locus of all of them) the best of that average moved off by a seeded step,
@@ -146,7 +146,7 @@ class FrechetProblem:
         return begun[0]
 
     def _least(self, form: Stock | Own) -> Point:
-        """Returns, module by module, the candidate of least cost, moved off where none has a finite one."""
+        """Return, module by module, the candidate of least cost, moved off where none has a finite one."""
         point = form.start(self.initial_point)
         if self.initial_point is None and len(self.kept) > 1:
             point = self._cheapest(form, form.candidates)
@@ -159,7 +159,7 @@ class FrechetProblem:
         return point
 
     def _cheapest(self, form: Formulation, candidates: Sequence[Point]) -> Point:
-        """Returns, module by module, the first of the candidates of least cost."""
+        """Return, module by module, the first of the candidates of least cost."""
         point, evaluation = candidates[0], self.evaluate(candidates[0])
         for other in candidates[1:]:
             found = self.evaluate(other)
@@ -180,7 +180,7 @@ class FrechetProblem:
         look: Literal["evaluate", "glance"],
         attempt: int | None = None,
     ) -> tuple[Tensor, Evaluation]:
-        """Returns a start and what is known of it, in some modules moved off it in one more attempt, or else
+        """Return a start and what is known of it, in some modules moved off it in one more attempt, or else
         put on one of the data, where that costs less.
         """
         if modules.numel() == 0:
@@ -197,17 +197,17 @@ class FrechetProblem:
         return point, evaluation
 
     def solution(self, point: Point) -> Point:
-        """Returns the mean that a point of the search manifold stands for, on the manifold that was asked
+        """Return the mean that a point of the search manifold stands for, on the manifold that was asked
         for.
         """
         return self._lift(self._whole.solution(point))
 
     def remembers(self, point: Point) -> bool:
-        """Tells whether evaluating a point is free."""
+        """Tell whether evaluating a point is free."""
         return any(known is point for known, _ in self._memo)
 
     def evaluate(self, point: Point) -> Evaluation:
-        """Computes cost and gradient, once per point: the last two passes are remembered."""
+        """Compute cost and gradient, once per point: the last two passes are remembered."""
         for index, (known, evaluation) in enumerate(self._memo):
             if known is point:
                 self._memo.insert(0, self._memo.pop(index))
@@ -218,7 +218,7 @@ class FrechetProblem:
         return evaluation
 
     def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
-        """Computes a pass that is remembered anew in some of its modules, whose precision has changed.
+        """Compute a pass that is remembered anew in some of its modules, whose precision has changed.
 
         That happens to a module once: all of these are one pass.
         """
@@ -231,7 +231,7 @@ class FrechetProblem:
         return evaluation
 
     def memorise(self, point: Point, evaluation: Evaluation) -> None:
-        """Keeps what is known of a point, at the cost of no pass."""
+        """Keep what is known of a point, at the cost of no pass."""
         self._memo = [(point, evaluation), *self._memo[:1]]
 
     @property
@@ -247,13 +247,13 @@ class FrechetProblem:
         return isinstance(self.form, Geodesic) and self.form.k > 1
 
     def narrow(self, modules: Tensor) -> None:
-        """Goes on with some of the modules; `solution` and `certify` stay those of all."""
+        """Go on with some of the modules; `solution` and `certify` stay those of all."""
         assert isinstance(self.form, Geodesic)
         self.form = self.form.narrowed(modules)
         self._memo = []
 
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
-        """Computes cost and gradient of all modules anew, with logarithms that are followed to their ends.
+        """Compute cost and gradient of all modules anew, with logarithms that are followed to their ends.
 
         Returns:
             The evaluation, and the distances (T, K) between exp(log) and the data.
@@ -261,7 +261,7 @@ class FrechetProblem:
         return self._whole.certify(point)
 
     def hessian(self, point: Point, vector: Point) -> Point:
-        """Returns the Hessian-vector product by central differences along geodesics: two passes.
+        """Return the Hessian-vector product by central differences along geodesics: two passes.
 
         Symmetric up to the differences' error at critical points; each module has its own step.
         """
@@ -281,12 +281,12 @@ class FrechetProblem:
 
 
 def _without_cost(evaluation: Evaluation) -> Tensor:
-    """Returns the modules of infinite cost."""
+    """Return the modules of infinite cost."""
     return torch.nonzero(torch.isinf(evaluation.cost)).squeeze(-1)
 
 
 def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> Tensor:
-    """Returns weights (T, K), float64, that sum to one in every module.
+    """Return weights (T, K), float64, that sum to one in every module.
 
     Raises:
         RecipeError: Wrong number, not finite, negative, or nothing positive.
@@ -320,7 +320,7 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
 
 
 def _checked(manifold: TorchManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-    """Returns points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
+    """Return points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
     manifold.
     """
     expected = (manifold.k, *manifold.point_shape)

@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@final
-class Status(enum.Enum):
-    """How the solve of one module ended; the value is advice. Stopping is not converging: see the
-    certificate.
-    """
-
-    CONVERGED = "The gradient is below the tolerance."
-    FLAT = (
-        "The cost no longer decreases by more than cost_tol, though the gradient is above tol. The cost is "
-        "settled, the point may not be: where data are far apart many points cost nearly the same."
-    )
-    BUDGET = "The budget of passes ran out. Raise max_passes, loosen tol, or try trust_regions."
-    STALLED = (
-        "No step decreases the cost any further, though the gradient is above tol: round-off, or a point "
-        "where the cost is not smooth. Loosen tol, or try another solver."
-    )
-    STOPPED = (
-        "The optimizer stopped by a rule of its own before the gradient reached tol. Loosen that rule, or "
-        "tol."
-    )
-    UNDEFINED = (
-        "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus, or "
-        "a squared_dist of one's own is not finite."
-    )
-
-    @property
-    def ok(self) -> bool:
-        """Whether the result answers what was asked: CONVERGED or FLAT."""
-        return self in (Status.CONVERGED, Status.FLAT)
+from riemerge.frechet.status import Status
 
 
 @final
@@ -69,7 +39,7 @@ class Solution:
     Attributes:
         point: The mean, on the manifold that was asked for: (K, ...) on ours.
         status: How each module ended (K,).
-        cost: F = 1/2 sum w_i d_i^2 (K,), or the user's own cost.
+        cost: F = 1/2 Σ wᵢ dᵢ² (K,), or the user's own cost.
         gradient_norm: Length of F's gradient in the metric (K,), alignments included.
         horizontality: Largest component of any logarithm along its orbit (K,), as a length: zero where all
             data are aligned to the mean, as they must be at a minimum. Zero on manifolds without a symmetry.

@@ -31,7 +31,7 @@ class TorchBackend(Backend):  # type: ignore[misc]
         return True
 
     def prepare_function(self, function: Callable[..., Tensor]) -> Callable[..., np.float64]:
-        """Returns the function without gradient tape, its 0-d result on the host."""
+        """Return the function without gradient tape, its 0-d result on the host."""
 
         def cost(*point: Tensor) -> np.float64:
             with torch.no_grad():
@@ -42,7 +42,7 @@ class TorchBackend(Backend):  # type: ignore[misc]
     def generate_gradient_operator(
         self, function: Callable[..., Tensor], num_arguments: int
     ) -> Callable[..., object]:
-        """Returns the entrywise gradient."""
+        """Return the entrywise gradient."""
 
         def gradient(*point: Tensor) -> object:
             with torch.enable_grad():
@@ -56,7 +56,7 @@ class TorchBackend(Backend):  # type: ignore[misc]
     def generate_hessian_operator(
         self, function: Callable[..., Tensor], num_arguments: int
     ) -> Callable[..., object]:
-        """Returns the entrywise Hessian-vector product; refuses functions that torch can differentiate only
+        """Return the entrywise Hessian-vector product; refuses functions that torch can differentiate only
         once.
         """
 

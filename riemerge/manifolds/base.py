@@ -65,29 +65,29 @@ class TorchManifold(Manifold):  # type: ignore[misc]
 
     @abstractmethod
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the metric of two tangent vectors, one float64 number per module (...)."""
+        """Return the metric of two tangent vectors, one float64 number per module (...)."""
 
     @abstractmethod
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Projects an ambient vector onto the tangent space. Law: idempotent, the identity on tangent
+        """Project an ambient vector onto the tangent space. Law: idempotent, the identity on tangent
         vectors.
         """
 
     @abstractmethod
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Riesz: the tangent g with <g, v> = tr(E'v) for every tangent v, E the gradient of the entries."""
+        """Riesz: the tangent g with ⟨g, v⟩ = tr(Eᵀv) for every tangent v, E the gradient of the entries."""
 
     @abstractmethod
     def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Inverse of Riesz: an ambient E with tr(E'v) = <tangent_vector, v> for every tangent v."""
+        """Inverse of Riesz: an ambient E with tr(Eᵀv) = ⟨tangent_vector, v⟩ for every tangent v."""
 
     @abstractmethod
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Moves along a tangent vector. Law: agrees with the geodesic to first order."""
+        """Move along a tangent vector. Law: agrees with the geodesic to first order."""
 
     @abstractmethod
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carries a tangent vector from a to b; the docstring says whether isometrically and whether
+        """Carry a tangent vector from a to b; the docstring says whether isometrically and whether
         parallel.
         """
 
@@ -95,7 +95,7 @@ class TorchManifold(Manifold):  # type: ignore[misc]
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Differentiates a tangent field by the metric's own connection.
+        """Differentiate a tangent field by the metric's own connection.
 
         Args:
             point: Where.
@@ -106,48 +106,48 @@ class TorchManifold(Manifold):  # type: ignore[misc]
 
     @abstractmethod
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether a point is finite and inside the open conditions of the set, boolean
+        """Tell per module whether a point is finite and inside the open conditions of the set, boolean
         (...).
         """
 
     @abstractmethod
     def random_point(self) -> Tensor:
-        """Draws a point from the manifold's own seeded generator."""
+        """Draw a point from the manifold's own seeded generator."""
 
     @final
     def inner_product(self, point: Tensor, tangent_vector_a: Tensor, tangent_vector_b: Tensor) -> np.float64:
-        """Returns the metric of two tangent vectors, summed over modules."""
+        """Return the metric of two tangent vectors, summed over modules."""
         return host(self.inner_products(point, tangent_vector_a, tangent_vector_b).sum())
 
     @final
     def norm(self, point: Tensor, tangent_vector: Tensor) -> np.float64:
-        """Returns the length of a tangent vector of the whole stack."""
+        """Return the length of a tangent vector of the whole stack."""
         return host(self.inner_products(point, tangent_vector, tangent_vector).sum().clamp_min(0).sqrt())
 
     @final
     def norms(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Returns the length of a tangent vector per module, float64 (...)."""
+        """Return the length of a tangent vector per module, float64 (...)."""
         return self.inner_products(point, tangent_vector, tangent_vector).clamp_min(0).sqrt()
 
     @final
     def zero_vector(self, point: Tensor) -> Tensor:
-        """Returns the zero tangent vector."""
+        """Return the zero tangent vector."""
         return torch.zeros_like(point)
 
     @final
     def to_tangent_space(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Removes what round-off added outside the tangent space."""
+        """Remove what round-off added outside the tangent space."""
         return self.projection(point, vector)
 
     @final
     def random_tangent_vector(self, point: Tensor) -> Tensor:
-        """Draws a tangent vector of unit length (of the stack) from the manifold's own seeded generator."""
+        """Draw a tangent vector of unit length (of the stack) from the manifold's own seeded generator."""
         vector = self.projection(point, self.random_ambient(point))
         return vector / self.norm(point, vector)
 
     @final
     def random_ambient(self, like: Tensor) -> Tensor:
-        """Draws entries for a tensor of this shape from the manifold's own seeded generator: no tangent
+        """Draw entries for a tensor of this shape from the manifold's own seeded generator: no tangent
         vector.
         """
         return self._draw(*like.shape).to(like)
@@ -162,7 +162,7 @@ class TorchManifold(Manifold):  # type: ignore[misc]
     def euclidean_to_riemannian_hessian(
         self, point: Tensor, euclidean_gradient: Tensor, euclidean_hessian: Tensor, tangent_vector: Tensor
     ) -> Tensor:
-        """Turns an entrywise Hessian-vector product into the Riemannian one.
+        """Turn an entrywise Hessian-vector product into the Riemannian one.
 
         Law: the Hessian is the covariant derivative of the Riemannian gradient R(x, E), which is linear in
         E; the derivative of R in x is taken by torch.
@@ -215,45 +215,45 @@ class GeodesicManifold(TorchManifold):
 
     @abstractmethod
     def with_modules(self, k: int) -> Self:
-        """Returns the same manifold with k modules."""
+        """Return the same manifold with k modules."""
 
     @abstractmethod
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Follows a geodesic for unit time: returns where it arrives, and with what velocity."""
+        """Follow a geodesic for unit time: returns where it arrives, and with what velocity."""
 
     @abstractmethod
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Finds the velocity of a geodesic from a to b, checked forward, failures flagged per pair.
+        """Find the velocity of a geodesic from a to b, checked forward, failures flagged per pair.
 
         The leading axes of a and b broadcast.
         """
 
     @abstractmethod
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages points (T, K, ...) with weights (T, K) in closed form: a start for the mean, not the
+        """Average points (T, K, ...) with weights (T, K) in closed form: a start for the mean, not the
         mean.
         """
 
     @abstractmethod
     def reduce(self, points: Tensor) -> Reduction:
-        """Returns an equivalent smaller problem for points (T, K, ...), or this one where there is none."""
+        """Return an equivalent smaller problem for points (T, K, ...), or this one where there is none."""
 
     @final
     def exp(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follows the geodesic with this initial velocity for unit time."""
+        """Follow the geodesic with this initial velocity for unit time."""
         return self.geodesic(point, tangent_vector)[0]
 
     @final
     def dists(self, point_a: Tensor, point_b: Tensor) -> Tensor:
-        """Returns the distance per module, float64 (...); NaN where no geodesic was found."""
+        """Return the distance per module, float64 (...); NaN where no geodesic was found."""
         found = self.logarithm(point_a, point_b)
         return torch.where(found.valid, found.squared.sqrt(), torch.nan)
 
     @final
     def squared_dists(self, point_a: Tensor, point_b: Tensor) -> Tensor:
-        """Returns squared distances per module (...), differentiable once by torch in both points.
+        """Return squared distances per module (...), differentiable once by torch in both points.
 
-        The derivative is the logarithm (grad of d^2/2 at a is -log_a b): nothing is differentiated through an
+        The derivative is the logarithm (grad of d²/2 at a is -log_a b): nothing is differentiated through an
         eigensolver. Where no geodesic was found, value and gradient are NaN.
         """
         result: Tensor = _SquaredDistance.apply(self, point_a, point_b)  # type: ignore[no-untyped-call]
@@ -261,7 +261,7 @@ class GeodesicManifold(TorchManifold):
 
     @final
     def dist(self, point_a: Tensor, point_b: Tensor) -> np.float64:
-        """Returns the distance of two stacks of points.
+        """Return the distance of two stacks of points.
 
         Raises:
             NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
@@ -270,7 +270,7 @@ class GeodesicManifold(TorchManifold):
 
     @final
     def log(self, point_a: Tensor, point_b: Tensor) -> Tensor:
-        """Returns the initial velocity of the geodesic from a to b. Law: exp(a, log(a, b)) = b, |log| = dist.
+        """Return the initial velocity of the geodesic from a to b. Law: exp(a, log(a, b)) = b, ‖log‖ = dist.
 
         Raises:
             NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
@@ -279,7 +279,7 @@ class GeodesicManifold(TorchManifold):
 
     @final
     def pair_mean(self, point_a: Tensor, point_b: Tensor) -> Tensor:
-        """Returns the midpoint of the geodesic from a to b."""
+        """Return the midpoint of the geodesic from a to b."""
         return self.exp(point_a, self.log(point_a, point_b) / 2)
 
     @final
@@ -295,17 +295,17 @@ class GeodesicManifold(TorchManifold):
 
 
 def host(scalar: Tensor) -> np.float64:
-    """Brings one number to the host, and waits for the device."""
+    """Bring one number to the host, and waits for the device."""
     return np.float64(scalar.item())
 
 
 def host_array(tensor: Tensor) -> NDArray[np.float64]:
-    """Brings numbers to the host for a report."""
+    """Bring numbers to the host for a report."""
     return np.asarray(tensor.tolist(), dtype=np.float64)
 
 
 def scaled(factor: Tensor, vector: Tensor) -> Tensor:
-    """Multiplies each module's vector (..., rows, columns) by its own factor (...)."""
+    """Multiply each module's vector (..., rows, columns) by its own factor (...)."""
     return factor.to(vector.dtype)[..., None, None] * vector
 
 
@@ -315,7 +315,7 @@ def unreduced(manifold: GeodesicManifold, points: Tensor) -> Reduction:
 
 
 def same(point: Any) -> Any:
-    """Returns its argument: the lift of what was not reduced."""
+    """Return its argument: the lift of what was not reduced."""
     return point
 
 

@@ -34,9 +34,9 @@ def check_manifold(
     """Measure the laws of points and geodesics; verbs that a manifold does not offer are left out.
 
     Keys, each the worst defect over a few random points and tangent vectors of length `scale`: `projection`
-    (idempotent), `linearity` and `symmetry` of the metric, `positivity` (negative part of <v, v>), `norm`
-    (|v|^2 = <v, v>), `retraction` (2 minus the order of its error, at least 0), `exp_log` and `log_exp`
-    (round trips), `length` (|log| = dist), `dist_symmetry`, `gauss` (the gradient of d(x, .)^2 / 2 at y is
+    (idempotent), `linearity` and `symmetry` of the metric, `positivity` (negative part of ⟨v, v⟩), `norm`
+    (‖v‖² = ⟨v, v⟩), `retraction` (2 minus the order of its error, at least 0), `exp_log` and `log_exp`
+    (round trips), `length` (‖log‖ = dist), `dist_symmetry`, `gauss` (the gradient of d(x, .)² / 2 at y is
     -log_y x, by central differences: 1e-8 is exact), `transport` (lands in the tangent space),
     `isometry` of the transport, `pair_mean` (equidistant), `dimension` (against the rank of drawn tangent
     vectors, for dimensions up to 200).
@@ -82,7 +82,7 @@ def _check_geodesics(
         record("length", _relative(manifold.dist(x, y), scale, scale))
         record("dist_symmetry", _relative(manifold.dist(x, y), manifold.dist(y, x), scale))
         if _offers(manifold, "log", y, x):
-            # The first variation of d(x, .)^2 / 2 at y is that of the radius alone: -<log_y x, w>.
+            # The first variation of d(x, .)² / 2 at y is that of the radius alone: -⟨log_y x, w⟩.
             w = manifold.random_tangent_vector(y)
             ahead, behind = (
                 manifold.dist(x, manifold.exp(y, t * w)) ** 2 for t in (1e-4 * scale, -1e-4 * scale)
@@ -186,7 +186,7 @@ def check_action(quotient: QuotientManifold, *, seed: int = 0, scale: float = 0.
 def check_gradient(problem: Problem, *, point: Any = None, tangent_vector: Any = None) -> float:
     """Return the order of the error of a problem's gradient: 2 where it is correct, 1 where it is not.
 
-    The error is that of f(exp(t v)) - f - t <grad, v> (or along the retraction). Source: Boumal 2023, sec.
+    The error is that of f(exp(t v)) - f - t ⟨grad, v⟩ (or along the retraction). Source: Boumal 2023, sec.
     4.8.
     """
     manifold = problem.manifold
@@ -285,7 +285,7 @@ def _ambient_like(manifold: Manifold, like: Any) -> Any:
 
 
 def _parts(point: Any) -> list[Any]:
-    """Returns the arrays of a point or vector: several on a product manifold."""
+    """Return the arrays of a point or vector: several on a product manifold."""
     return list(point) if isinstance(point, list | tuple) else [point]
 
 
@@ -303,25 +303,25 @@ def _rank(manifold: Manifold) -> int:
 
 
 def _reals(array: Any) -> NDArray[np.float64]:
-    """Returns the entries of an array as real numbers: real and imaginary parts, where there are."""
+    """Return the entries of an array as real numbers: real and imaginary parts, where there are."""
     flat = np.ravel(array)
     return np.concatenate((flat.real, flat.imag)) if np.iscomplexobj(flat) else flat
 
 
 def _inner(manifold: Manifold, point: Any, a: Any, b: Any) -> Any:
-    """Returns the metric; Pymanopt's group of unitary matrices says it as a complex number."""
+    """Return the metric; Pymanopt's group of unitary matrices says it as a complex number."""
     return np.real(manifold.inner_product(point, a, b))
 
 
 def _pairing(euclidean: Any, vector: Any) -> float:
-    """Returns the sum of the products of entries, of complex ones as pairs of real ones."""
+    """Return the sum of the products of entries, of complex ones as pairs of real ones."""
     if isinstance(vector, Tensor):
         return float((euclidean * vector).sum())
     return float(np.real((np.conj(euclidean) * vector).sum()))
 
 
 def _worse(defect: float, other: Any) -> float:
-    """Returns the larger of two defects; NaN is the worst, and `max` would pass over it."""
+    """Return the larger of two defects; NaN is the worst, and `max` would pass over it."""
     return float("inf") if np.isnan(other) else max(defect, float(other))
 
 
@@ -330,12 +330,12 @@ def _relative(a: Any, b: Any, size: float) -> float:
 
 
 def _ratio(a: Any, b: Any) -> float:
-    """Returns |a| / |b|; a discrete group has no directions, and 0 / 0 is no defect."""
+    """Return |a| / |b|; a discrete group has no directions, and 0 / 0 is no defect."""
     return abs(float(a)) / abs(float(b)) if float(a) else 0.0
 
 
 def _slope(errors: list[float], size: float) -> float:
-    """Fits the order of an error in the step where it stands clear of round-off: inf where it never does, 0
+    """Fit the order of an error in the step where it stands clear of round-off: inf where it never does, 0
     where it is not a number.
     """
     sizes = np.abs(np.asarray(errors))

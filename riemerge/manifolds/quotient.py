@@ -31,50 +31,50 @@ class GroupAction(ABC):
 
     @abstractmethod
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
-        """Moves a point along its orbit by a group element."""
+        """Move a point along its orbit by a group element."""
 
     @abstractmethod
     def compose(self, first: Tensor, second: Tensor) -> Tensor:
-        """Returns the element that acts as `first` and then `second`."""
+        """Return the element that acts as `first` and then `second`."""
 
     @abstractmethod
     def exponential(self, algebra: Tensor) -> Tensor:
-        """Returns the group element at the end of a one-parameter subgroup."""
+        """Return the group element at the end of a one-parameter subgroup."""
 
     @abstractmethod
     def vertical(self, total: GeodesicManifold, point: Tensor, algebra: Tensor) -> Tensor:
-        """Returns the velocity of act(point, exponential(t algebra)) at t = 0."""
+        """Return the velocity of act(point, exponential(t algebra)) at t = 0."""
 
     @abstractmethod
     def momentum(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
-        """Returns the adjoint of `vertical`: M with sum(M * algebra) = <vector, vertical(point, algebra)>.
+        """Return the adjoint of `vertical`: M with sum(M * algebra) = ⟨vector, vertical(point, algebra)⟩.
 
         It is conserved along geodesics (Noether), and zero exactly where the vector is horizontal.
         """
 
     @abstractmethod
     def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
-        """Returns the algebra element whose vertical vector is the orthogonal projection of a tangent
+        """Return the algebra element whose vertical vector is the orthogonal projection of a tangent
         vector.
         """
 
     @abstractmethod
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
-        """Returns the representative of a point's orbit that is nearest to another point."""
+        """Return the representative of a point's orbit that is nearest to another point."""
 
     @abstractmethod
     def extrinsic_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages orbits (T, K, ...) with weights (T, K) cheaply: a start for the mean, in any order of the
+        """Average orbits (T, K, ...) with weights (T, K) cheaply: a start for the mean, in any order of the
         points.
         """
 
     @abstractmethod
     def random_algebra(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draws standard normal elements of the algebra, one per module."""
+        """Draw standard normal elements of the algebra, one per module."""
 
     @abstractmethod
     def random_element(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draws group elements of every component, one per module."""
+        """Draw group elements of every component, one per module."""
 
 
 @final
@@ -116,71 +116,71 @@ class QuotientManifold(GeodesicManifold):
         return self.total.point_shape
 
     def with_modules(self, k: int) -> Self:
-        """Returns the same manifold with k modules."""
+        """Return the same manifold with k modules."""
         return type(self)(self.total.with_modules(k), self.action)
 
     def align(self, point: Tensor, to: Tensor) -> Tensor:
-        """Returns the representative of `point` nearest to `to`. Law: depends on the orbits alone."""
+        """Return the representative of `point` nearest to `to`. Law: depends on the orbits alone."""
         return self.action.align(self.total, point, to)
 
     def horizontal(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Removes the component of a tangent vector along the orbit."""
+        """Remove the component of a tangent vector along the orbit."""
         gauge = self.action.gauge_part(self.total, point, vector)
         return vector - self.action.vertical(self.total, point, gauge)
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the total space's inner products."""
+        """Return the total space's inner products."""
         return self.total.inner_products(point, a, b)
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Projects onto the horizontal space."""
+        """Project onto the horizontal space."""
         return self.horizontal(point, self.total.projection(point, vector))
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Returns the total space's gradient, which is horizontal where the function is constant on
+        """Return the total space's gradient, which is horizontal where the function is constant on
         orbits.
         """
         return self.total.euclidean_to_riemannian_gradient(point, euclidean_gradient)
 
     def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Lowers in the total space."""
+        """Lower in the total space."""
         return self.total.lower(point, tangent_vector)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Retracts in the total space."""
+        """Retract in the total space."""
         return self.total.retraction(point, tangent_vector)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carries in the total space, then takes the horizontal part: isometric up to what turns vertical."""
+        """Carry in the total space, then takes the horizontal part: isometric up to what turns vertical."""
         return self.projection(point_b, self.total.transport(point_a, point_b, tangent_vector_a))
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Returns the horizontal part of the total space's derivative (Boumal 2023, thm. 9.43)."""
+        """Return the horizontal part of the total space's derivative (Boumal 2023, thm. 9.43)."""
         return self.horizontal(point, self.total.covariant_derivative(point, direction, field, derivative))
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Follows a horizontal geodesic of the total space."""
+        """Follow a horizontal geodesic of the total space."""
         return self.total.geodesic(point, tangent_vector)
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Aligns b to a, then takes the total space's logarithm; exp reaches the orbit of b."""
+        """Align b to a, then takes the total space's logarithm; exp reaches the orbit of b."""
         return self.total.logarithm(point_a, self.align(point_b, to=point_a))
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether a representative is a point of the total space."""
+        """Tell per module whether a representative is a point of the total space."""
         return self.total.feasible(point)
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages orbits by the action's own cheap average."""
+        """Average orbits by the action's own cheap average."""
         return self.action.extrinsic_mean(self.total, points, weights)
 
     def reduce(self, points: Tensor) -> Reduction:
-        """Reduces the total space; the group acts there in the same way."""
+        """Reduce the total space; the group acts there in the same way."""
         small = self.total.reduce(points)
         return Reduction(type(self)(small.manifold, self.action), small.points, small.lift)
 
     def random_point(self) -> Tensor:
-        """Draws a representative."""
+        """Draw a representative."""
         return self.total.random_point()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
 from riemerge.manifolds.stiefel_log import (
     completed,
@@ -26,7 +26,7 @@ _MAX_TURNS = 100
 
 @final
 class Stiefel(GeodesicManifold):
-    """K copies of St(n, p), the n x p matrices with U'U = I, with the canonical metric tr(a'(I - UU'/2)b).
+    """K copies of St(n, p), the n x p matrices with UᵀU = I, with the canonical metric tr(aᵀ(I - UUᵀ/2)b).
 
     Geodesics are one-parameter rotations of the ambient space; a point and a tangent vector live in the
     columns [U Q], so everything but a few products happens in matrices of size p + q, q = min(p, n - p).
@@ -73,7 +73,7 @@ class Stiefel(GeodesicManifold):
         return self.n, self.p
 
     def with_modules(self, k: int) -> Self:
-        """Returns the same manifold with k modules."""
+        """Return the same manifold with k modules."""
         return type(self)(
             self.n,
             self.p,
@@ -85,23 +85,23 @@ class Stiefel(GeodesicManifold):
         )
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns tr(a'(I - UU'/2)b) per module."""
+        """Return tr(aᵀ(I - UUᵀ/2)b) per module."""
         return linalg.frobenius(a, b) - linalg.frobenius(point.mT @ a, point.mT @ b) / 2
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Returns Z - U sym(U'Z)."""
+        """Return Z - U sym(UᵀZ)."""
         return vector - point @ linalg.sym(point.mT @ vector)
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Returns E - U E'U (Edelman et al. 1998, eq. 2.53)."""
+        """Return E - U EᵀU (Edelman et al. 1998, eq. 2.53)."""
         return euclidean_gradient - point @ (euclidean_gradient.mT @ point)
 
     def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Returns (I - UU'/2) v."""
+        """Return (I - UUᵀ/2) v."""
         return tangent_vector - point @ (point.mT @ tangent_vector) / 2
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Moves along a tangent vector by the retraction chosen at construction."""
+        """Move along a tangent vector by the retraction chosen at construction."""
         if self._retraction == "exp":
             return self.exp(point, tangent_vector)
         if self._retraction == "polar":
@@ -112,7 +112,7 @@ class Stiefel(GeodesicManifold):
         return signed.to(point.dtype)
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Follows a geodesic: [U Q] exp([[A, -R'], [R, 0]]) [I; 0] (Edelman et al. 1998, eq. 2.42)."""
+        """Follow a geodesic: [U Q] exp([[A, -Rᵀ], [R, 0]]) [I; 0] (Edelman et al. 1998, eq. 2.42)."""
         span = _Span(point, tangent_vector)
         rotated = linalg.exp_skew(generator(span.upper, span.lower)) @ torch.cat(
             (
@@ -125,7 +125,7 @@ class Stiefel(GeodesicManifold):
         return arrival, velocity
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Finds a geodesic from a to b.
+        """Find a geodesic from a to b.
 
         In the basis [U Q] the end point is a frame, whose completion to a rotation is turned until the
         rotation's logarithm is the generator of a geodesic (`completion.fibre_log`). A pair is valid where
@@ -150,7 +150,7 @@ class Stiefel(GeodesicManifold):
         )
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Rotates the ambient space by the rotation that takes a to b and moves as little else as it can.
+        """Rotate the ambient space by the rotation that takes a to b and moves as little else as it can.
 
         Isometric (rotations are isometries of the metric), equivariant under change of basis of the frames,
         and tangent to the rotation of the geodesic at a; not the parallel transport, which differs by a
@@ -174,14 +174,14 @@ class Stiefel(GeodesicManifold):
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Adds the Christoffel term of the canonical metric (Edelman et al. 1998, eq. 2.48 polarised)."""
+        """Add the Christoffel term of the canonical metric (Edelman et al. 1998, eq. 2.48 polarised)."""
         a, b = point.mT @ direction, point.mT @ field
         normal = direction.mT @ field - a.mT @ b
         christoffel = (direction @ b.mT + field @ a.mT) / 2 + point @ linalg.sym(normal)
         return self.projection(point, derivative + christoffel)
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether a frame is finite and orthonormal: to half the digits of its dtype, or to
+        """Tell per module whether a frame is finite and orthonormal: to half the digits of its dtype, or to
         those of float32, where float64 points may come from.
         """
         gram = point.mT @ point
@@ -189,11 +189,11 @@ class Stiefel(GeodesicManifold):
         return error <= max(torch.finfo(point.dtype).eps ** 0.5, 1e-5)  # false where it is NaN
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Returns the frame nearest to the weighted sum of frames."""
+        """Return the frame nearest to the weighted sum of frames."""
         return linalg.polar(scaled(weights, points).sum(dim=0))
 
     def reduce(self, points: Tensor) -> Reduction:
-        """Reduces to the span of all frames: St(T p, p) in St(n, p) is totally geodesic (fixed by a
+        """Reduce to the span of all frames: St(T p, p) in St(n, p) is totally geodesic (fixed by a
         reflection).
 
         Geodesics and means that start inside the span stay there, so nothing is lost for such starts.
@@ -214,7 +214,7 @@ class Stiefel(GeodesicManifold):
         return Reduction(small, basis.mT @ points, lambda point: basis @ point)
 
     def random_point(self) -> Tensor:
-        """Draws uniformly (the Haar measure)."""
+        """Draw uniformly (the Haar measure)."""
         return linalg.polar(self._draw(self.k, self.n, self.p))
 
 
@@ -223,10 +223,10 @@ class _Span:
     """The columns [U Q] that a frame U and a vector X need: X = U M + Q N, Q orthonormal and orthogonal to U.
 
     Where there is room for p columns Q, N is the Cholesky factor of the normal part's Gram matrix and Q is
-    never formed: Q b = (normal part) N^-1 b. Otherwise Q is all that is left of the space, by QR.
+    never formed: Q b = (normal part) N⁻¹ b. Otherwise Q is all that is left of the space, by QR.
 
     Attributes:
-        upper: M = U'X, (..., p, p), float64.
+        upper: M = UᵀX, (..., p, p), float64.
         lower: N, (..., q, p), float64, q = min(p, n - p).
     """
 
@@ -245,7 +245,7 @@ class _Span:
             self.lower = self._rest.mT @ vector
 
     def lift(self, small: Tensor) -> Tensor:
-        """Returns [U Q] small, (..., n, any)."""
+        """Return [U Q] small, (..., n, any)."""
         p = self._point.shape[-1]
         upper, lower = small[..., :p, :], small[..., p:, :]
         if self._wide:
@@ -254,7 +254,7 @@ class _Span:
         return self._point @ upper + self._rest @ lower
 
     def columns(self) -> Tensor:
-        """Returns [U Q], (..., n, p + q); columns of Q that the vector does not have are shorter than one."""
+        """Return [U Q], (..., n, p + q); columns of Q that the vector does not have are shorter than one."""
         if self._wide:
             rest = torch.linalg.solve_triangular(self.lower, self._normal, upper=True, left=False)
         else:
@@ -262,7 +262,7 @@ class _Span:
         return torch.cat((self._point, rest), dim=-1)
 
     def lost(self, lower: Tensor) -> Tensor:
-        """Returns by how much |Q lower|^2 is short of |lower|^2 (...): components along columns of Q that the
+        """Return by how much ‖Q lower‖² is short of ‖lower‖² (...): components along columns of Q that the
         vector does not have.
         """
         if not self._wide:

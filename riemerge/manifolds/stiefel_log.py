@@ -1,7 +1,7 @@
 """Logarithms of frames as rotations: a frame is completed to a rotation, and the completion is turned.
 
 In a basis [U Q] of the span of two frames U and Y, Y is a frame c = [M; N] of p columns. Every completion
-of c to a rotation V is a path from U to Y, and log V = [[A, -B'], [B, C]] is the path's generator; the
+of c to a rotation V is a path from U to Y, and log V = [[A, -Bᵀ], [B, C]] is the path's generator; the
 geodesic of the canonical metric is the one with C = 0 (Zimmermann 2017). All shapes are (P, ...): one axis
 of pairs.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 
 # Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
 _LEAST_CURVATURE = 0.05
@@ -34,7 +34,7 @@ class FibreLog(NamedTuple):
         log: log V, (P, p + q, p + q).
         upper: A, (P, p, p), skew; its upper left block.
         lower: B, (P, q, p); its lower left block.
-        residual: |C|, (P,).
+        residual: ‖C‖, (P,).
         regular: Whether no angle of the rotation is a half turn, where no logarithm is distinguished; (P,).
     """
 
@@ -47,11 +47,11 @@ class FibreLog(NamedTuple):
 
 
 def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int) -> FibreLog:
-    """Turns the completion of a frame until the lower right block C of the logarithm vanishes, or until an
+    """Turn the completion of a frame until the lower right block C of the logarithm vanishes, or until an
     angle is a half turn: what is no logarithm gives no direction to turn in.
 
-    C is the gradient of |log V|^2 along the fibre; the turn is a Newton step with the Hessian's diagonal in
-    the singular basis of the block B = Z diag(b) P': H_jk = (h(b_j - b_k) + h(b_j + b_k)) / 2, h(x) = (x / 2)
+    C is the gradient of ‖log V‖² along the fibre; the turn is a Newton step with the Hessian's diagonal in
+    the singular basis of the block B = Z diag(b) Pᵀ: Hⱼₖ = (h(bⱼ - bₖ) + h(bⱼ + bₖ)) / 2, h(x) = (x / 2)
     cot(x / 2), which is exact where A = 0 and has the Sylvester step of Zimmermann and Hüper 2022 as its
     Taylor polynomial. Cost: one symmetric eigendecomposition of size p + q, and for each turn one of size q
     and another of size p + q.
@@ -59,7 +59,7 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
     Args:
         frame: c, (P, p + q, p), orthonormal.
         rest: A completion, (P, p + q, q): [c rest] is a rotation.
-        tolerance: Turn while |C| is above this, (P,) or one number.
+        tolerance: Turn while ‖C‖ is above this, (P,) or one number.
         turns: At most so often.
     """
     p, q = frame.shape[-1], rest.shape[-1]
@@ -91,7 +91,7 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
 
 
 def generator(upper: Tensor, lower: Tensor) -> Tensor:
-    """Returns the skew matrix [[A, -B'], [B, 0]]."""
+    """Return the skew matrix [[A, -Bᵀ], [B, 0]]."""
     corner = torch.zeros((*lower.shape[:-1], lower.shape[-2]), dtype=lower.dtype, device=lower.device)
     return torch.cat(
         (torch.cat((linalg.skew(upper), lower), dim=-2), torch.cat((-lower.mT, corner), dim=-2)), dim=-1
@@ -99,19 +99,19 @@ def generator(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def forward_error(frame: Tensor, found: FibreLog) -> Tensor:
-    """Returns |exp(log) - frame| (P,): zero for a logarithm, however it was found."""
+    """Return ‖exp(log) - frame‖ (P,): zero for a logarithm, however it was found."""
     p = frame.shape[-1]
     reached = linalg.exp_skew(generator(found.upper, found.lower))[..., :p]
     return torch.linalg.matrix_norm(reached - frame)
 
 
 def normal_factor(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the upper triangular N with N'N = gram (..., p, p) up to round-off, and where there is one
+    """Return the upper triangular N with NᵀN = gram (..., p, p) up to round-off, and where there is one
     (...).
 
     A multiple of the identity is added, of the size of the round-off of a Gram matrix, so that shared
     directions (a singular gram) are no obstacle. N is off by the root of that there; but N enters a logarithm
-    or a geodesic through N^-1 B alone, B the lower block, which is analytic in N'N.
+    or a geodesic through N⁻¹ B alone, B the lower block, which is analytic in NᵀN.
 
     Args:
         gram: Gram matrices of what is normal to a frame.
@@ -125,8 +125,8 @@ def normal_factor(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def completed(frame: Tensor) -> Tensor:
-    """Completes frames (..., p + q, p) to rotations whose lower right block is as positive as a rotation
-    allows; returns the last q columns.
+    """Complete frames (..., p + q, p) to rotations whose lower right block is as positive as a rotation
+    allows; return the last q columns.
     """
     size, p = frame.shape[-2:]
     identity = torch.eye(size, dtype=frame.dtype, device=frame.device)
@@ -145,7 +145,7 @@ def completed(frame: Tensor) -> Tensor:
 
 
 def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns a completion of a frame near an earlier one, and whether that was near enough, (...).
+    """Return a completion of a frame near an earlier one, and whether that was near enough, (...).
 
     Continuous in the frame, so its determinant is that of the earlier completion.
     """
@@ -157,10 +157,10 @@ def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def continued(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the completion of a frame near an earlier one, whose C vanishes to first order in what moved
+    """Return the completion of a frame near an earlier one, whose C vanishes to first order in what moved
     the frame, and whether that was near enough, (...).
 
-    With V' = V exp D, log V' = L + D + [L, D] / 2 + [L, [L, D]] / 12 + O(D^2), up to the fourth power of L:
+    With W = V exp D, log W = L + D + [L, D] / 2 + [L, [L, D]] / 12 + O(D²), up to the fourth power of L:
     of this the block C is known before anything is decomposed, and turned away.
 
     Args:
@@ -170,7 +170,7 @@ def continued(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Ten
     """
     p = frame.shape[-1]
     rest, near = recompleted(frame, rotation[..., p:])
-    # In blocks, L = [[A, -B'], [B, C]] and D = [[E, -F'], [F, G]], C and G next to nothing.
+    # In blocks, L = [[A, -Bᵀ], [B, C]] and D = [[E, -Fᵀ], [F, G]], C and G next to nothing.
     upper, lower, corner = log[..., :p, :p], log[..., p:, :p], log[..., p:, p:]
     along, across = (rotation.mT @ frame).split((p, rest.shape[-1]), dim=-2)
     once = lower @ across.mT
@@ -188,7 +188,7 @@ def orthonormalised(frame: Tensor) -> Tensor:
 
 
 def _log(rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the logarithms of rotations (P, k, k), and whether they are distinguished, (P,): in single
+    """Return the logarithms of rotations (P, k, k), and whether they are distinguished, (P,): in single
     precision by products alone where the angles allow it.
     """
     if rotation.dtype == torch.float64:
@@ -209,7 +209,7 @@ def _corner(log: Tensor, p: int) -> Tensor:
 
 
 def _newton_turn(lower: Tensor, corner: Tensor) -> Tensor:
-    """Returns the rotation of the fibre that removes C = corner to second order; B = lower."""
+    """Return the rotation of the fibre that removes C = corner to second order; B = lower."""
     squared, vectors = torch.linalg.eigh(lower @ lower.mT)
     b = squared.clamp_min(0).sqrt()
     curvature = (_cot(b.unsqueeze(-1) - b.unsqueeze(-2)) + _cot(b.unsqueeze(-1) + b.unsqueeze(-2))) / 2
@@ -218,11 +218,11 @@ def _newton_turn(lower: Tensor, corner: Tensor) -> Tensor:
 
 
 def _newton_step(lower: Tensor, corner: Tensor) -> Tensor:
-    """Returns the step of `_newton_turn` to within a few per cent, by products alone.
+    """Return the step of `_newton_turn` to within a few per cent, by products alone.
 
-    With S = BB', the Hessian is 1 - D, D X = (S X + X S) / 12 + (S S X + 6 S X S + X S S) / 720 + O(S^3). Its
+    With S = BBᵀ, the Hessian is 1 - D, D X = (S X + X S) / 12 + (S S X + 6 S X S + X S S) / 720 + O(S³). Its
     eigenvalues are between one half and one while no angle is above a quarter turn, and there the inverse is
-    (100 + 64 D + 256 D^2) / 99 to one per cent: the Chebyshev polynomial T_3 is what is left.
+    (100 + 64 D + 256 D²) / 99 to one per cent: the Chebyshev polynomial T_3 is what is left.
     """
     squared = lower @ lower.mT
 
@@ -236,7 +236,7 @@ def _newton_step(lower: Tensor, corner: Tensor) -> Tensor:
 
 
 def _cot(x: Tensor) -> Tensor:
-    """Returns (x / 2) cot(x / 2), 1 at 0."""
+    """Return (x / 2) cot(x / 2), 1 at 0."""
     half = x.abs() / 2
     safe = half.clamp_min(1e-8)
     return torch.where(half > 1e-8, safe / torch.tan(safe), torch.ones_like(half))

@@ -33,7 +33,7 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
             "inputs are not: they cancel, or the method or the scale leaves nothing of them"
         )
     noise = [row.module for row in rows if row.cancelled and row.module not in gone]
-    if noise and method.domain is not None:
+    if noise and not method.truncates_inputs:
         texts.append(
             f"the inputs cancel in {len(noise)} of {len(rows)} modules ({listed(noise)}): nothing is left of "
             "their weighted sum but the rounding of their stored factors, and what was merged there may be "

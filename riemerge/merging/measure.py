@@ -6,15 +6,15 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from riemerge.methods import Evidence, Merged, Method, Stack
+from riemerge.methods import Merged, Method, Stack
 from riemerge.methods.cancelling import remainder
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, Determined, ModuleRow, Overlap, Totals
-from riemerge.updates.low_rank import LowRankUpdate, sum_updates
+from riemerge.updates.low_rank import LowRankUpdate
 
 # What the overlap of inputs says of their mean: fitted to how far ten starts ended apart. Synthetic families
 # are of three and six adapters of rank 8 and 16; the real ones are of rank 16: six trained on tasks of one
@@ -180,79 +180,38 @@ def module_row(
         method: The row of the table that merged them.
     """
     inputs, evidence = merged.inputs, merged.evidence
-    norms = [update.norm() for update in inputs]
-    norm, apart = _beside(merged, scale, norms)
-    m, n = shape
-    found = _overlap(inputs, (m, n), stack.storage)
-    left = remainder(inputs, norms, stack.weights(module), stored, directions=method.directions)
-    numerical = evidence.numerical_ranks
+    measured, numerical = merged.measured(scale), evidence.numerical_ranks
+    norms = measured.inputs
+    facts: dict[str, Any] = {}
+    if inputs:
+        found = _overlap(inputs, cast("tuple[int, int]", shape), stack.storage)
+        left = remainder(inputs, norms, stack.weights(module), stored, directions=method.directions)
+        facts = {
+            "overlap": found,
+            "determined": determined(found, evidence.update_spread),
+            "cancelled": left.cancels,
+        }
     return ModuleRow(
         module=module,
         shape=tuple(shape),
-        input_ranks=tuple(inputs[i].rank for i in order),
-        numerical_ranks=None if numerical is None else tuple(numerical[i] for i in order),
-        rank=None if merged.small is None else merged.small.rank,
-        status=evidence.status,
+        input_ranks=tuple(inputs[i].rank for i in order if inputs),
+        numerical_ranks=numerical and tuple(numerical[i] for i in order),
+        rank=merged.small and merged.small.rank,
+        status=evidence.status.name,
         cost=evidence.cost,
         gradient_norm=evidence.gradient_norm,
         horizontality=evidence.horizontality,
         forward_error=evidence.forward_error,
         passes=evidence.passes,
-        distances=None if evidence.distances is None else tuple(evidence.distances[i] for i in order),
-        norm=norm,
+        distances=evidence.distances and tuple(evidence.distances[i] for i in order),
+        norm=measured.norm,
         input_norms=tuple(norms[i] for i in order),
-        relative_distances=tuple(apart[i] for i in order),
+        relative_distances=tuple(measured.distances[i] / norms[i] if norms[i] > 0 else None for i in order),
         energy_kept=evidence.energy_kept,
-        overlap=found,
         starts=evidence.starts,
         cost_spread=evidence.cost_spread,
         update_spread=evidence.update_spread,
-        determined=determined(found, evidence.update_spread),
-        cancelled=left.cancels,
-    )
-
-
-def tensor_row(
-    name: str,
-    merged: Tensor,
-    inputs: Sequence[Tensor],
-    evidence: Evidence,
-    order: Sequence[int],
-) -> ModuleRow:
-    """Measure one merged tensor of full checkpoints.
-
-    Args:
-        name: Its name.
-        merged: What was merged, with its scale: differences from the base where there is one.
-        inputs: The T tensors it was merged from, in the order of the stack.
-        evidence: What the method says.
-        order: As in `module_row`.
-    """
-    norms = [float(torch.linalg.vector_norm(one)) for one in inputs]
-    gaps = [float(torch.linalg.vector_norm(merged - one)) for one in inputs]
-    apart = [gap / norm if norm > 0 else None for gap, norm in zip(gaps, norms, strict=True)]
-    return ModuleRow(
-        module=name,
-        shape=tuple(merged.shape),
-        input_ranks=(),
-        numerical_ranks=None,
-        rank=None,
-        status=evidence.status,
-        cost=None,
-        gradient_norm=None,
-        horizontality=None,
-        forward_error=None,
-        passes=evidence.passes,
-        distances=None,
-        norm=float(torch.linalg.vector_norm(merged)),
-        input_norms=tuple(norms[i] for i in order),
-        relative_distances=tuple(apart[i] for i in order),
-        energy_kept=None,
-        overlap=None,
-        starts=None,
-        cost_spread=None,
-        update_spread=None,
-        determined=None,
+        **facts,
     )
 
 
@@ -314,22 +273,6 @@ def _common_spread(rows: Sequence[ModuleRow]) -> float | None:
     apart, norms = zip(*known, strict=True)
     whole = math.hypot(*norms)
     return math.hypot(*apart) / whole if whole > 0 else 0.0
-
-
-def _beside(merged: Merged, scale: float, norms: Sequence[float]) -> tuple[float, list[float | None]]:
-    """The norm of a merged update with its scale, and how far it is from its inputs, as shares of theirs."""
-    if merged.small is not None:
-        small = merged.small.scaled(scale)
-        gaps = [sum_updates([small, update], [1.0, -1.0]).norm() for update in merged.inputs]
-        norm = small.norm()
-    else:
-        assert merged.inner is not None
-        *inner, size = merged.inner
-        norm = abs(scale) * size
-        # From inner products, so good to half of the digits: enough to be read.
-        squares = (norm**2 - 2 * scale * i + own**2 for i, own in zip(inner, norms, strict=True))
-        gaps = [math.sqrt(max(square, 0.0)) for square in squares]
-    return norm, [gap / own if own > 0 else None for gap, own in zip(gaps, norms, strict=True)]
 
 
 class _Angles(NamedTuple):

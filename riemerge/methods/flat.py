@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
-from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, setting
-from riemerge.methods.stack import Evidence, Merged, Options, Stack, constant, resolve
-from riemerge.updates.low_rank import JointSpan, LowRankUpdate, sum_updates
-from riemerge.updates.truncation import nearest
+from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, make_setting
+from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant, resolve
+from riemerge.progress import Progress
+from riemerge.updates import Dense, DenseSpan, JointSpan, LowRankUpdate, nearest, sum_updates
 
 
 @final
@@ -36,7 +38,6 @@ class FlatRow:
     @classmethod
     def of(cls, method: Method) -> FlatRow:
         """Find the functions that a row names."""
-        assert method.domain is not None
         edits = tuple(cast("FlatEdit", resolve(edit)) for edit in method.edits)
         survey = cast("Survey", resolve(method.survey)) if method.survey else None
         return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey, method.constrained)
@@ -46,7 +47,7 @@ class FlatRow:
         for edit in self.edits:
             x = edit(x, at)
         found = self.mean(x, at)
-        return found if isinstance(found, Answer) else Answer(found, "EXACT")
+        return found if isinstance(found, Answer) else Answer(found, Status.EXACT)
 
     def surveyed(self, stream: Stream) -> Mapping[str, Any]:
         """Return what the row's survey finds; a fault of it is told with the module that it was at."""
@@ -64,19 +65,17 @@ class FlatRow:
         except NumericalError as fault:
             raise NumericalError([f"{module}: {problem}" for problem in fault.problems]) from None
 
-    def view(self, x: Tensor) -> Tensor:
-        """Return T full tensors as the row sees them: a full matrix is its own span."""
-        if self.domain != "gram":
-            return x
-        flattened = x.flatten(start_dim=1)
-        return flattened @ flattened.mT
 
-    def of_tensors(self, x: Tensor, at: Setting) -> Answer:
-        """Return the mean (...) of T full tensors (T, ...)."""
-        found = self(self.view(x), at)
-        if self.domain != "gram":
-            return found
-        return found._replace(value=torch.tensordot(found.value.to(x), x, dims=1))
+def _weighted_mean(x: Tensor, setting: Setting) -> Tensor:
+    """Return the weighted mean of T tensors, for what a row does not see."""
+    total = setting.weights.sum()
+    if total == 0:
+        raise NumericalError("the weights add up to 0, and this tensor gets the weighted mean: choose others")
+    mean: Tensor = torch.tensordot((setting.weights / total).to(x), x, dims=1)
+    return mean
+
+
+_PLAIN = FlatRow("entries", (), _weighted_mean, None)
 
 
 def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
@@ -84,8 +83,9 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of the domains `gram`, `span` and `half` never form a dense dW; `entries` has all T of one module on
-    each thread.
+    Rows of the domains `gram`, `span` and `half` never form a dense dW of factors; `entries` has all T of one
+    module on each thread. Dense updates are merged as they are, whatever the domain, and not cut; those that
+    the row does not see (`Stack.plain`) get the weighted mean.
 
     Raises:
         NumericalError: The row has no answer for some modules: all of them are named, of a survey the first.
@@ -94,12 +94,13 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
     names = sorted(stack.modules)
     facts: Mapping[str, Any] = {}
     if row.survey is not None:
-        facts = row.surveyed(lambda: (_of(row, stack, options, name, {}).seen for name in names))
+        seen = [name for name in names if name not in stack.plain]
+        facts = row.surveyed(lambda: (_of(row, stack, options, name, {}).seen for name in seen))
     problems: list[str] = []
     merged = in_order(partial(_tried, row, stack, options, facts), names, options.threads)
     for done, (module, one) in enumerate(zip(names, merged, strict=True), 1):
         if options.progress is not None:
-            options.progress("merge", done, len(names), method.name)
+            options.progress(Progress("merge", done, len(names), method.name))
         if isinstance(one, Merged):
             if not problems:
                 yield module, one
@@ -113,11 +114,13 @@ def _tried(
     row: FlatRow, stack: Stack, options: Options, facts: Mapping[str, Any], module: str
 ) -> Merged | NumericalError:
     """Merge one module, or say why not, so that the faults of all modules can be told at once."""
+    row = _PLAIN if module in stack.plain else row
     try:
-        merged = _of(row, stack, options, module, facts).merged(row, options)
+        there = _of(row, stack, options, module, facts)
+        merged = there.merged(row, options)
     except NumericalError as fault:
         return fault
-    if options.later and not _DOMAINS[row.domain].light:
+    if options.later and not there.light:
         now = replace(options, later=False)
         return replace(merged, lift=lambda: _of(row, stack, now, module, facts).merged(row, now).update)
     return merged
@@ -126,34 +129,41 @@ def _tried(
 def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mapping[str, Any]) -> _Module:
     """Read one module, and keep those of its updates that count."""
     weights = stack.weights(module)
-    used = [place for place, weight in enumerate(weights) if weight != 0.0]
+    used = [i for i, weight in enumerate(weights) if weight != 0.0]
     if not used:
         raise NumericalError("every weight is 0 here: at least one adapter must count")
-    read = _read(stack, module)
+    see = partial(
+        make_setting, module, weights, used, stack.values(module), seed=options.seed or 0, facts=facts
+    )
+    if module not in stack.plain:
+        own = tuple(stack.statistics[i](module) for i in used) if stack.statistics else ()
+        see = partial(see, statistics=own, base_statistics=stack.base_statistics(module))
+    updates = stack.modules[module]
+    if isinstance(updates, DenseSpan):
+        x = updates.stacked
+        return _Whole(
+            see(tuple(x.shape[1:]), norms=[float(torch.linalg.vector_norm(x[i])) for i in used]),
+            x,
+            used,
+            row.domain,
+        )
+    read = _read(updates)
     span = JointSpan(read)
     # Balanced: inner products of factors would lose digits to their gauge.
-    small = tuple(span.updates[place].balance() for place in used)
-    at = setting(
-        module,
-        weights,
-        used,
-        stack.values(module),
+    small = tuple(span.updates[i].balance() for i in used)
+    setting = see(
         read[0].shape,
         norms=[update.norm() for update in small],
-        seed=options.seed or 0,
-        ranks=tuple(read[place].rank for place in used),
-        statistics=tuple(stack.statistics[place](module) for place in used) if stack.statistics else (),
-        base_statistics=stack.base_statistics(module),
-        facts=facts,
-        rank=_rank(row, max(read[place].rank for place in used), options),
+        ranks=tuple(read[i].rank for i in used),
+        rank=_rank(row, max(read[i].rank for i in used), options),
     )
-    again = partial(_read, stack, module) if options.later else None
-    return _DOMAINS[row.domain](span, read, used, small, at, again)
+    again = (lambda: _read(stack.low_rank(module))) if options.later else None
+    return _DOMAINS[row.domain](setting, span, read, used, small, again)
 
 
-def _read(stack: Stack, module: str) -> list[LowRankUpdate]:
-    """Read a module; what decides by rank or position must not see the round-off of a narrower span."""
-    return [update.to(torch.float64) for update in stack.modules[module]]
+def _read(updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+    """Return updates in float64: what decides by rank or position must not see a narrower round-off."""
+    return [update.to(torch.float64) for update in updates]
 
 
 def _rank(row: FlatRow, largest: int, options: Options) -> int | None:
@@ -168,63 +178,123 @@ class _Module(ABC):
     """One module as the rows of one domain see it, and the way back from their answer.
 
     Attributes:
+        setting: What else the row sees.
+        light: Whether a merged update that waits to be lifted keeps nothing of the module's width.
+    """
+
+    setting: Setting
+    light: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def x(self) -> Tensor:
+        """The updates that count, in the domain of the row."""
+
+    @abstractmethod
+    def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+        """Turn an answer into a merged update."""
+
+    @property
+    def seen(self) -> tuple[Tensor, Setting]:
+        """What a survey sees."""
+        return self.x, self.setting
+
+    def merged(self, row: FlatRow, options: Options) -> Merged:
+        """Merge the module by one row."""
+        started = perf_counter()
+        answer = row(self.x, self.setting)
+        if not bool(torch.isfinite(answer.value).all()):
+            raise NumericalError("the merged update is not finite: the inputs are too large for this method")
+        evidence = Evidence(
+            answer.status,
+            answer.advice,
+            answer.cost,
+            answer.gradient_norm,
+            passes=answer.passes,
+            seconds=perf_counter() - started,
+        )
+        return self._returned(answer.value, options, evidence)
+
+
+@final
+@dataclass(frozen=True)
+class _Whole(_Module):
+    """Dense updates, which are their own span: a row of any domain sees them as they are.
+
+    Attributes:
+        stacked: (T, ...) all updates.
+        used: The places of those that count.
+        domain: That of the row.
+    """
+
+    stacked: Tensor
+    used: Sequence[int]
+    domain: str
+
+    @property
+    def x(self) -> Tensor:
+        x = self._counting
+        if self.domain != "gram":
+            return x
+        flattened = x.flatten(start_dim=1)
+        return flattened @ flattened.mT
+
+    @property
+    def _counting(self) -> Tensor:
+        """The updates that count, a number as a vector of one."""
+        kept = self.stacked
+        if len(self.used) < len(kept):
+            kept = kept[self.used]
+        return kept if kept.ndim > 1 else kept.unsqueeze(-1)
+
+    def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+        if self.domain == "gram":
+            value = torch.tensordot(value.to(self.stacked), self._counting, dims=1)
+        merged = Dense(value.reshape(self.setting.shape))
+        apart = Apart(
+            merged.norm(),
+            tuple(Dense(update).norm() for update in self.stacked),
+            tuple(float(torch.linalg.vector_norm(merged.tensor - update)) for update in self.stacked),
+        )
+        return Merged(constant(merged), evidence, (), None, apart)
+
+
+@dataclass(frozen=True)
+class _Factored(_Module, ABC):
+    """Updates with factors, reduced to their joint span.
+
+    Attributes:
         span: Of all its updates.
         read: All its updates.
         used: The places of those that count.
         small: Those that count, in the bases of `span`, balanced.
-        at: What else the row sees.
         again: Reads all its updates once more, where the merged one is lifted later; None where it is now.
-        light: Whether a merged update that waits to be lifted keeps nothing of the module's width.
     """
 
     span: JointSpan
     read: Sequence[LowRankUpdate]
     used: Sequence[int]
     small: Sequence[LowRankUpdate]
-    at: Setting
     again: Callable[[], Sequence[LowRankUpdate]] | None
-    light: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def x(self) -> Tensor:
-        """The updates in the domain of the row."""
 
     @abstractmethod
     def _singular_values(self, value: Tensor) -> Tensor:
         """Those of the update that an answer means."""
 
     @abstractmethod
-    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+    def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
-    @property
-    def seen(self) -> tuple[Tensor, Setting]:
-        """What a survey sees."""
-        return self.x, self.at
-
-    def merged(self, row: FlatRow, options: Options) -> Merged:
-        """Merge the module by one row."""
-        started = perf_counter()
-        found = row(self.x, self.at)
-        if not bool(torch.isfinite(found.value).all()):
-            raise NumericalError("the merged update is not finite: the inputs are too large for this method")
-        evidence = Evidence(
-            found.status,
-            found.advice,
-            found.ok,
-            found.cost,
-            found.gradient_norm,
-            passes=found.passes,
-            seconds=perf_counter() - started,
-        )
-        rank, share = self.at.rank, energy_of(options.rank) if isinstance(options.rank, str) else None
-        if share is not None and not options.dense:
-            rank = _least_rank(self._singular_values(found.value), share)
-        return self._returned(found.value, rank, options.dense, evidence)
+    def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+        rank = self.setting.rank
+        if isinstance(options.rank, str) and not options.dense:
+            share = energy_of(options.rank)
+            if share is not None:
+                rank = _least_rank(self._singular_values(value), share)
+        return self._cut(value, rank, options.dense, evidence)
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
-        small, evidence = _cut(total, rank, evidence)
+        small, evidence = _truncated(total, rank, evidence)
         return Merged(self._lifting(small), evidence, self.span.updates, small)
 
     def _lifting(self, small: LowRankUpdate) -> Callable[[], LowRankUpdate]:
@@ -236,7 +306,7 @@ class _Module(ABC):
 
 
 @final
-class _Gram(_Module):
+class _Gram(_Factored):
     """Inner products in, coefficients out."""
 
     light = True
@@ -253,12 +323,12 @@ class _Gram(_Module):
     def _singular_values(self, value: Tensor) -> Tensor:
         return sum_updates(self.small, value.tolist()).singular_values()
 
-    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+    def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         return self._in_span(sum_updates(self.small, value.tolist()), rank, evidence)
 
 
 @final
-class _Span(_Module):
+class _Span(_Factored):
     """Cores in bases of the joint span in, a core out."""
 
     light = True
@@ -270,18 +340,18 @@ class _Span(_Module):
     def _singular_values(self, value: Tensor) -> Tensor:
         return _singular_values(value)
 
-    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+    def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         return self._in_span(factored(value), rank, evidence)
 
 
 @final
-class _Half(_Module):
+class _Half(_Factored):
     """Updates in a basis of the joint column space in, such an update out."""
 
     @property
     def x(self) -> Tensor:
         halves = self._halves()
-        return torch.stack([halves[place].dense() for place in self.used])
+        return torch.stack([halves[i].dense() for i in self.used])
 
     def _halves(self) -> list[LowRankUpdate]:
         """All updates, reduced on the left alone: (p, n)."""
@@ -291,39 +361,45 @@ class _Half(_Module):
     def _singular_values(self, value: Tensor) -> Tensor:
         return _singular_values(value)
 
-    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
-        half, evidence = _cut(factored(value), rank, evidence)
+    def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+        half, evidence = _truncated(factored(value), rank, evidence)
         small, *inputs = JointSpan([half, *self._halves()]).updates
         return Merged(constant(self.span.lift_left(half)), evidence, tuple(inputs), small)
 
 
 @final
-class _Entries(_Module):
+class _Entries(_Factored):
     """Dense updates in, a dense update out."""
 
     @property
     def x(self) -> Tensor:
-        return torch.stack([self.read[place].dense() for place in self.used])
+        return torch.stack([self.read[i].dense() for i in self.used])
 
     def _singular_values(self, value: Tensor) -> Tensor:
         return _singular_values(value)
 
-    def _returned(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
+    def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         if dense:
-            inner = (
-                update.scale * float(((value.mT @ update.B.to(value)) * update.A.mT.to(value)).sum())
-                for update in self.read
-            )
-            norm = float(torch.linalg.vector_norm(value))
-            return Merged(constant(value), evidence, self.span.updates, None, (*inner, norm))
+            return Merged(constant(Dense(value)), evidence, self.span.updates, None, self._apart(value))
         update, kept = nearest(value, rank or min(value.shape))
         update = update.to(self.read[0].dtype)
         small, *inputs = JointSpan([update, *self.read]).updates
-        cut = None if rank is None else kept
-        return Merged(constant(update), replace(evidence, energy_kept=cut), tuple(inputs), small)
+        if rank is not None:
+            evidence = replace(evidence, energy_kept=kept)
+        return Merged(constant(update), evidence, tuple(inputs), small)
+
+    def _apart(self, value: Tensor) -> Apart:
+        """Distances from inner products, so good to half of the digits: enough to be read."""
+        norm, norms = Dense(value).norm(), [update.norm() for update in self.span.updates]
+        inner = (
+            update.scale * float(((value.mT @ update.B.to(value)) * update.A.mT.to(value)).sum())
+            for update in self.read
+        )
+        squares = (norm**2 - 2 * i + own**2 for i, own in zip(inner, norms, strict=True))
+        return Apart(norm, tuple(norms), tuple(math.sqrt(max(square, 0.0)) for square in squares))
 
 
-_DOMAINS: dict[str, type[_Module]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}
+_DOMAINS: dict[str, type[_Factored]] = {"gram": _Gram, "span": _Span, "half": _Half, "entries": _Entries}
 
 
 def _singular_values(value: Tensor) -> Tensor:
@@ -344,7 +420,7 @@ def factored(matrix: Tensor) -> LowRankUpdate:
     return LowRankUpdate(eye, matrix) if p <= q else LowRankUpdate(matrix, eye)
 
 
-def _cut(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:
+def _truncated(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:
     if rank is None or rank >= total.rank:
         return total.balance(), evidence
     return total.truncate(rank), replace(evidence, energy_kept=total.energy_kept(rank))

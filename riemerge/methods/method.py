@@ -19,15 +19,16 @@ class Method:
         summary: One line for a person choosing.
         source: Where the method comes from: author, year.
         geometry: `package.module:function` of the geometry (see `riemerge.methods.stack.Geometry`).
-        domain: What a flat mean sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner
-            products, `span` cores in the joint span, `half` cores on the left and full width on the right,
-            `entries` the dense updates. None where the geometry is not flat.
-        edits: `package.module:function` of each edit, in order (see `riemerge.methods.setting.FlatEdit`; of
-            the quotient geometry, `riemerge.methods.stack.Edit`).
+        domain: What the mean sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner products,
+            `span` cores in the joint span, `half` cores on the left and full width on the right, `entries`
+            the dense updates, `factors` points on a manifold of factors, where the geometry is not flat.
+        edits: `package.module:function` of each edit, in order (see `riemerge.methods.setting.FlatEdit`; in
+            the quotient geometry `riemerge.methods.stack.Edit`).
         mean: `package.module:function` of the flat mean (see `riemerge.methods.setting.Mean`).
         survey: `package.module:function` of what looks at all modules first; empty for none.
-        parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside `weight`.
-        defaults: Values of those parameters where the recipe has none.
+        own_parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside
+            `weight`, `rank` and `scale`, or with a default of its own, each with that default; None where a
+            recipe that is silent leaves the value open.
         normalised: Whether the weights are divided by their sum.
         negative_weights: Whether a weight below zero has a meaning.
         gauge_invariant: Whether the result depends on the updates dW alone, not on the factors A and B.
@@ -37,9 +38,18 @@ class Method:
         models: Least and greatest number of models that count; None for any.
         statistics: Kinds of statistics that every model must come with.
         base_statistics: Whether the base model must come with the same.
-        checkpoints: Of full checkpoints: `weights` merges them as they are, or their differences from a base
-            model where one is given; `updates` needs the base model; `no` takes adapters only.
+        checkpoints: What full checkpoints are to the method: `weights` merges them as they are, or their
+            differences from a base model where one is given; `updates` needs the base model; `no` takes
+            adapters only.
         constrained: Whether the mean is sought among matrices of the result's rank, rather than cut to it.
+        truncates_inputs: Whether `rank` cuts the inputs and not the result: the mean is one of matrices of
+            one rank, which all inputs of a module must have, and nothing is added up that could cancel.
+        may_be_undetermined: Whether the inputs may leave the mean open, so that starts end in different
+            ones. What a report says about that is about such a row.
+        geometric: Whether the mean is one in a geometry of this package, which the benchmarks compare with
+            the published methods.
+        server_step: Whether the row is the step of a server's optimizer: a multiple of the average, meant
+            for updates of one model.
         directions: Whether the angles between the models count, which a model that is zero has none of.
         differs: How the result differs from that of the package or paper whose name and words the row has, by
             when it does: `always` (by what is its definition here), `weights` where they are not equal,
@@ -51,12 +61,11 @@ class Method:
     summary: str
     source: str
     geometry: str = "riemerge.methods.flat:flat"
-    domain: Literal["gram", "span", "half", "entries"] | None = None
+    domain: Literal["gram", "span", "half", "entries", "factors"] = "factors"
     edits: tuple[str, ...] = ()
     mean: str = ""
     survey: str = ""
-    parameters: tuple[str, ...] = ("rank", "scale")
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    own_parameters: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True
     negative_weights: bool = False
     gauge_invariant: bool = True
@@ -67,6 +76,20 @@ class Method:
     base_statistics: bool = False
     checkpoints: Literal["weights", "updates", "no"] = "updates"
     constrained: bool = False
+    truncates_inputs: bool = False
+    may_be_undetermined: bool = False
+    geometric: bool = False
+    server_step: bool = False
     directions: bool = False
     differs: Mapping[str, str] = field(default_factory=dict)
     output_rank: str = "the largest of the inputs', or --rank (`sum`: all of it)"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters that the method takes beside `weight`."""
+        return tuple(dict.fromkeys(("rank", "scale", *self.own_parameters)))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Values of the parameters where the recipe has none; those that stay open are left out."""
+        return {name: value for name, value in self.own_parameters.items() if value is not None}

@@ -41,6 +41,16 @@ class Parameter:
     per_model: bool = False
 
 
+def share(name: str, summary: str, **more: Any) -> Parameter:
+    """Return a parameter that is a number from 0 to 1 and may differ between modules."""
+    return Parameter(name, "number", summary, low=0, high=1, per_module=True, **more)
+
+
+def choice(name: str, summary: str, choices: tuple[str, ...]) -> Parameter:
+    """Return a parameter that is one of some words, the same in all modules."""
+    return Parameter(name, "choice", summary, choices=choices)
+
+
 MATCHED = "matched"
 """The scale that is found from norms: see `riemerge.methods.scale.matched`."""
 
@@ -66,11 +76,10 @@ PARAMETERS: dict[str, Parameter] = {
             per_module=True,
         ),
         Parameter("solver", "text", "how the Fréchet mean is found, by name"),
-        Parameter(
+        choice(
             "form",
-            "choice",
             "alignments are solved for beside the mean (`joint`), or anew for each cost (`nested`)",
-            choices=("joint", "nested"),
+            ("joint", "nested"),
         ),
         Parameter("tol", "number", "bound on each module's gradient norm", low=0, open_low=True),
         Parameter("cost_tol", "number", "bound on the relative decrease of the cost", low=0),
@@ -85,16 +94,7 @@ PARAMETERS: dict[str, Parameter] = {
             words=("auto",),
         ),
         Parameter("seed", "integer", "random seed of every draw", low=0, high=2**31 - 1),
-        Parameter(
-            "density",
-            "number",
-            "share of the entries that an edit keeps",
-            low=0,
-            open_low=True,
-            high=1,
-            per_module=True,
-            per_model=True,
-        ),
+        share("density", "share of the entries that an edit keeps", open_low=True, per_model=True),
     )
 }
 

@@ -36,7 +36,7 @@ class Reduced(NamedTuple):
 
 def reduced(stack: Stack, edits: Sequence[Edit], options: Options, module: str) -> Reduced:
     """Read one module, reduce it to its joint span, and edit its updates there."""
-    span = JointSpan(stack.modules[module])
+    span = JointSpan(stack.low_rank(module))
     edited: list[LowRankUpdate] = []
     problems: list[str] = []
     for name, update in zip(stack.names, span.updates, strict=True):

@@ -33,8 +33,10 @@ class Norms(NamedTuple):
     @classmethod
     def of(cls, merged: Merged, weights: Sequence[float], stored: Sequence[torch.dtype]) -> Norms:
         """Return the norms of a merged module, of inputs that were stored in T dtypes."""
-        norms = [update.norm() for update in merged.inputs]
-        return cls(merged.norm, norms, weights, remainder(merged.inputs, norms, weights, stored))
+        norm, norms = merged.norms
+        if not merged.inputs:
+            return cls(norm, norms, weights)
+        return cls(norm, norms, weights, remainder(merged.inputs, norms, weights, stored))
 
 
 def matched(modules: Iterable[Norms]) -> float:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
+from riemerge.frechet.status import Status
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Setting:
         return torch.Generator().manual_seed(self.seeds[place])
 
 
-def setting(
+def make_setting(
     module: str,
     weights: Sequence[float],
     used: Sequence[int],
@@ -114,21 +116,24 @@ class Answer(NamedTuple):
 
     Attributes:
         value: The mean.
-        status: Name of the outcome, `CONVERGED` or what stopped it.
+        status: How the iteration ended.
         advice: What a person should do about it; empty when nothing.
-        ok: Whether the value is what the row promises.
         passes: Iterations.
         cost: What the row minimises, at the value; None where it says none.
         gradient_norm: Of that, relative to the data.
     """
 
     value: Tensor
-    status: str
+    status: Status
     advice: str = ""
-    ok: bool = True
     passes: int = 0
     cost: float | None = None
     gradient_norm: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the value is what the row promises."""
+        return self.status.ok
 
 
 class Mean(Protocol):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, final
 
 if TYPE_CHECKING:
     import torch
 
+    from riemerge.frechet.status import Status
     from riemerge.methods.method import Method
-    from riemerge.updates.low_rank import LowRankUpdate
+    from riemerge.progress import Listener
+    from riemerge.updates import Dense, DenseSpan, LowRankUpdate
 
 
 _Value = TypeVar("_Value")
@@ -29,22 +32,31 @@ class Stack:
 
     Attributes:
         names: T names of the adapters, for messages.
-        modules: Module name to its T updates, all (m, n) of that module, on one device. They are read from
-            disk at each access, so that only what a method keeps takes memory.
+        modules: Module name to its T updates, all of the shape of that module, on one device: with factors,
+            or dense and side by side. They are read from disk at each access, so that only what a method
+            keeps takes memory.
         weights: Module name to T weights, already normalised where the method asks for it; 0 is absence.
         storage: T dtypes, below whose round-off a singular value counts as zero.
         values: Module name to the method's own parameters there; one that may differ between models has T.
         statistics: T times module name to the statistics of that model there, by kind.
         base_statistics: Module name to those of the base model.
+        plain: Names of modules that the row does not see, which get the weighted mean; of dense updates only.
     """
 
     names: tuple[str, ...]
-    modules: Mapping[str, tuple[LowRankUpdate, ...]]
+    modules: Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]
     weights: Callable[[str], tuple[float, ...]]
     storage: tuple[torch.dtype, ...]
     values: Callable[[str], Mapping[str, Any]] = _nothing
     statistics: tuple[Callable[[str], Mapping[str, torch.Tensor]], ...] = ()
     base_statistics: Callable[[str], Mapping[str, torch.Tensor]] = _nothing
+    plain: frozenset[str] = frozenset()
+
+    def low_rank(self, module: str) -> tuple[LowRankUpdate, ...]:
+        """Return the T updates of a module as factors, for a method that takes no others."""
+        updates = self.modules[module]
+        assert isinstance(updates, tuple)
+        return updates
 
 
 @final
@@ -68,7 +80,7 @@ class Options:
         starts: How many starts to solve from; `auto` means several where `doubtful` says so.
         seed: Of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
-        progress: Called as `progress(stage, done, total, text)` with numbers of modules.
+        progress: Called now and then with the numbers of modules that are through a stage.
         doubtful: Called as `doubtful(updates, shape, storage)` with a module's inputs in common bases, the
             shape that they have outside of them and their stored dtypes: whether only a measurement can tell
             that they determine their mean.
@@ -86,7 +98,7 @@ class Options:
     starts: int | str | None = None
     seed: int | None = None
     threads: int = 1
-    progress: Callable[[str, int, int, str], None] | None = None
+    progress: Listener | None = None
     doubtful: Callable[[Sequence[LowRankUpdate], tuple[int, int], Sequence[torch.dtype]], bool] | None = None
 
 
@@ -96,9 +108,8 @@ class Evidence:
     """How well one module was merged, in the geometry of its method.
 
     Attributes:
-        status: Name of the outcome; `EXACT` for a closed form.
+        status: How the mean was found; `EXACT` for a closed form.
         advice: What a person should do about it; empty when nothing.
-        ok: Whether the update is what the method promises.
         cost: F = 1/2 Σ wᵢ dᵢ² at the result; None where nothing was minimised.
         gradient_norm: Norm of the gradient of F at the result.
         horizontality: How far the logs to the inputs are from horizontal.
@@ -116,9 +127,8 @@ class Evidence:
         seconds: Solve time that falls to this module.
     """
 
-    status: str
+    status: Status
     advice: str = ""
-    ok: bool = True
     cost: float | None = None
     gradient_norm: float | None = None
     horizontality: float | None = None
@@ -132,6 +142,39 @@ class Evidence:
     passes: int = 0
     seconds: float = 0.0
 
+    @property
+    def ok(self) -> bool:
+        """Whether the update is what the method promises."""
+        return self.status.ok
+
+
+class Apart(NamedTuple):
+    """How far a merged update that has no factors is from its inputs.
+
+    Attributes:
+        norm: ‖dW‖ of the merged update.
+        inputs: ‖dWᵢ‖ of the T inputs.
+        distances: ‖dW − dWᵢ‖ to each of them.
+    """
+
+    norm: float
+    inputs: tuple[float, ...]
+    distances: tuple[float, ...]
+
+    def scaled(self, scale: float) -> Apart:
+        """Return what is true of λ dW: ‖λ dW − dWᵢ‖² = λ ‖dW − dWᵢ‖² + (λ² − λ) ‖dW‖² + (1 − λ) ‖dWᵢ‖²."""
+        unit = max(self.norm, *self.inputs)
+        if scale == 1.0 or unit == 0.0:
+            return self
+        # In units of the largest: the square of a float may be none.
+        own = (scale * scale - scale) * (self.norm / unit) ** 2
+        squares = [
+            scale * (apart / unit) ** 2 + own + (1.0 - scale) * (size / unit) ** 2
+            for apart, size in zip(self.distances, self.inputs, strict=True)
+        ]
+        distances = tuple(unit * math.sqrt(max(0.0, square)) for square in squares)
+        return Apart(abs(scale) * self.norm, self.inputs, distances)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -139,36 +182,44 @@ class Merged:
     """One merged module, before the scale λ.
 
     Attributes:
-        lift: Returns the merged update, (m, n) of its module, in the canonical gauge of
-            `LowRankUpdate.balance`; a dense (m, n) matrix where `Options.dense` asked for a result that has
-            no factors. With `Options.later` it reads the module again.
+        lift: Returns the merged update, of the shape of its module: factors in the canonical gauge of
+            `LowRankUpdate.balance`, or dense where the inputs are, or where `Options.dense` asked for a
+            result that has no factors. With `Options.later` it reads the module again.
         evidence: How well it was merged.
         inputs: The T updates before any edit, in orthonormal bases of their joint span or of one that holds
             the merged update too: everything measured is an invariant of such isometries, and costs nothing
-            of the module's width there.
+            of the module's width there. Empty where the inputs are dense.
         small: The merged update in the same bases; None where it is dense.
-        inner: T Frobenius inner products of a dense update with the inputs, and its norm last; None where
-            `small` says it.
+        apart: Norms and distances of a dense one; None where `small` and `inputs` say them.
     """
 
-    lift: Callable[[], LowRankUpdate | torch.Tensor]
+    lift: Callable[[], LowRankUpdate | Dense]
     evidence: Evidence
     inputs: tuple[LowRankUpdate, ...]
     small: LowRankUpdate | None
-    inner: tuple[float, ...] | None = None
+    apart: Apart | None = None
 
     @property
-    def update(self) -> LowRankUpdate | torch.Tensor:
+    def update(self) -> LowRankUpdate | Dense:
         """The merged update: see `lift`."""
         return self.lift()
 
     @property
-    def norm(self) -> float:
-        """‖dW‖ of the merged update."""
-        if self.small is not None:
-            return self.small.norm()
-        assert self.inner is not None
-        return self.inner[-1]
+    def norms(self) -> tuple[float, tuple[float, ...]]:
+        """‖dW‖ of the merged update, and ‖dWᵢ‖ of the T inputs."""
+        if self.apart is not None:
+            return self.apart.norm, self.apart.inputs
+        assert self.small is not None
+        return self.small.norm(), tuple(update.norm() for update in self.inputs)
+
+    def measured(self, scale: float) -> Apart:
+        """Return the norms and distances of the merged update times λ."""
+        if self.apart is not None:
+            return self.apart.scaled(scale)
+        assert self.small is not None
+        small = self.small.scaled(scale)
+        norms = tuple(update.norm() for update in self.inputs)
+        return Apart(small.norm(), norms, tuple(small.distance(update) for update in self.inputs))
 
 
 class Geometry(Protocol):

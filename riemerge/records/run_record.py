@@ -116,11 +116,11 @@ class ModuleRow(BaseModel):
     input_norms: tuple[float, ...]
     relative_distances: tuple[float | None, ...]
     energy_kept: float | None
-    overlap: Overlap | None
+    overlap: Overlap | None = None
     starts: int | None
     cost_spread: float | None
     update_spread: float | None
-    determined: Determined | None
+    determined: Determined | None = None
     cancelled: bool = False
 
 

@@ -84,7 +84,7 @@ def needs(row: Method) -> str:
         when(least > 1, f"{when(most != least, 'at least ')}{least} models"),
         when(row.ordered, "the models in the order of their run"),
         when(row.statistics, f"statistics of {whose}: {', '.join(row.statistics)}"),
-        when(row.domain is None, "one rank"),
+        when(row.truncates_inputs, "one rank"),
         takes,
     ]
     return "; ".join(filter(None, phrases))
@@ -107,8 +107,9 @@ def cautions(row: Method) -> Iterator[str]:
             f"adapters of unrelated tasks: it kept {kept} of the specialists' accuracy, {DEFAULT_METHOD} "
             f"{better} (benchmarks/nli, as the commands run without options)"
         )
-    if row.domain is None:
+    if row.may_be_undetermined:
         yield "adapters that do not determine their mean: the report of a merge says so"
+    if row.truncates_inputs:
         yield "adapters of different ranks, unless --rank truncates them to one"
     if not row.idempotent:
         yield "updates that are nearly identical: copies of one model do not merge to it"

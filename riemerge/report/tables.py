@@ -29,9 +29,9 @@ from riemerge.report.verdict import (
     concerns,
     determination,
     evaluation_verdict,
-    is_solved,
     kept_shares,
     matched_text,
+    may_be_undetermined,
     score_text,
     weight_text,
 )
@@ -67,7 +67,9 @@ def merge_report(record: RunRecord, *, verbose: bool = False, written: Sequence[
     parts += [Text(f"\n{text}", style="yellow") for text in warnings]
     if verbose:
         parts += [Text(""), _heading(record), _inputs(record), Text(""), _modules(record)]
-        parts += [Text(f"\n{paragraph}") for paragraph in determination(record) if is_solved(record)]
+        parts += [
+            Text(f"\n{paragraph}") for paragraph in determination(record) if may_be_undetermined(record)
+        ]
     return Group(*parts)
 
 
@@ -79,7 +81,7 @@ def written_report(
     place = f"written to {where}{when(dtype, f' as {dtype}')}"
     more = when(not verbose, "; -v shows modules")
     lines = [
-        f"{place}; rounding moved it by {rounding:.1g} relative",
+        f"{place}; rounding moved no module by more than {rounding:.1g} relative",
         f"next: {_NEXT[record.out_type]}{more}",
     ]
     return merge_report(record, verbose=verbose, written=lines)
@@ -145,7 +147,7 @@ def _modules(record: RunRecord) -> Table:
             f"{when(not total.distances, 'relative ')}distance to {which}",
             [_distances(row.distances or row.relative_distances) for row in rows],
         ),
-        ("mean fixed?", [_determined(row) for row in rows if is_solved(record)]),
+        ("mean fixed?", [_determined(row) for row in rows if may_be_undetermined(record)]),
         ("s", [*(f"{seconds[row.module]:.2f}" for row in record.modules), f"{record.timing.solve:.2f}"]),
     ]
     return _table(f"modules{prefix}", columns, total=True)

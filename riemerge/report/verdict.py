@@ -73,11 +73,12 @@ def answer(record: RunRecord) -> list[str]:
     count = len(record.warnings) + len(concerns(record))
     modules = ", ".join(f"{number} {status.lower()}" for status, number in record.totals.statuses.items())
     remarks = {0: "nothing is wrong", 1: "1 remark, below"}.get(count, f"{count} remarks, below")
+    answers = when(may_be_undetermined(record), f"; mean determined? {_counts(record)}")
     lines = [
         f"{len(_counting(record))} {_kind(record)} merged by {method.name}: {_inputs(record)}",
         f"keeps of each input: {_keeps(record)}{_scale(record)}",
         _rank(record),
-        f"{remarks}; modules: {modules}{when(is_solved(record), f'; mean determined? {_counts(record)}')}",
+        f"{remarks}; modules: {modules}{answers}",
     ]
     return [line for line in lines if line]
 
@@ -119,9 +120,9 @@ def _counting(record: RunRecord) -> list[InputRow]:
     return [row for row in record.inputs if row.share != 0]
 
 
-def is_solved(record: RunRecord) -> bool:
-    """Return whether the method of a merge is the Fréchet mean that its inputs may leave undetermined."""
-    return METHODS[record.recipe["merge_method"]].domain is None
+def may_be_undetermined(record: RunRecord) -> bool:
+    """Return whether the method of a merge is a mean that its inputs may leave open."""
+    return METHODS[record.recipe["merge_method"]].may_be_undetermined
 
 
 def _inputs(record: RunRecord) -> str:
@@ -148,11 +149,11 @@ def _scale(record: RunRecord) -> str:
 
 
 def _rank(record: RunRecord) -> str:
-    written = written_text(record).removeprefix("written with ")
-    if not written or is_solved(record):
+    written = written_text(record)
+    if not written or may_be_undetermined(record):
         return written
     share = energy_kept(record)
-    loss = f"the cut to it kept {share:.0%} of the squared norm (--rank sum keeps all)"
+    loss = f"the cut kept {share:.0%} of the squared norm (--rank sum keeps all)"
     return f"{written}{when(share < 1, f'; {loss}')}"
 
 
@@ -266,9 +267,11 @@ def _share(value: float) -> str:
 
 
 def _consequence(record: RunRecord, count: int) -> str:
+    from riemerge.frechet.status import Status  # which loads torch, that a list of methods does without
+
     method, determined = METHODS[record.recipe["merge_method"]], record.totals.determined
-    if not is_solved(record):
-        closed_form = record.totals.statuses.keys() == {"EXACT"} and "seed" not in method.parameters
+    if not may_be_undetermined(record):
+        closed_form = record.totals.statuses.keys() == {Status.EXACT.name} and "seed" not in method.parameters
         unique = when(closed_form, f"; {method.name} has one answer whatever the overlap")
         too = when(determined == "yes", " --method geomerge would be well determined here too.")
         return f"Only geomerge depends on that{unique}.{too}"
@@ -317,9 +320,7 @@ def concerns(record: RunRecord) -> list[str]:
 def _copies(record: RunRecord, overlap: Overlap) -> Iterator[str]:
     """Yield a warning of rows that do not give copies back, on updates that nearly are copies."""
     method = METHODS[record.recipe["merge_method"]]
-    # A server's step is a multiple of the average, and meant for updates of one model.
-    is_round = method.mean.startswith("riemerge.methods.rounds.outer:")
-    if not (method.idempotent or is_round or overlap.cosine < RELATED):
+    if not (method.idempotent or method.server_step or overlap.cosine < RELATED):
         yield (
             f"{method.name} is meant for unrelated updates; these are nearly identical (mean cosine "
             f"{overlap.cosine:.2f}; from {RELATED:g} on they share more than they differ in): what they "
@@ -352,7 +353,8 @@ def _measured_worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
 def cut(record: RunRecord) -> list[str]:
     """Say how much of the squared norm the cut to the rank kept, in one paragraph where that is little."""
     share = energy_kept(record)
-    if record.totals.overlap is None or is_solved(record) or share >= KEPT:
+    method = METHODS[record.recipe["merge_method"]]
+    if record.totals.overlap is None or method.truncates_inputs or share >= KEPT:
         return []
     loss = f"The cut to the rank of the result kept {share:.0%} of the squared norm"
     return [f"{loss}: --rank sum keeps all of it, a higher --rank more."]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, final, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,36 +22,30 @@ from riemerge.formats.files.text import listed, shown, strict_json
 Kind: TypeAlias = Literal["fisher", "gram", "covariance"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-VERSION = 1
 INDEX = "statistics.json"
 _COUNTS = ("tokens", "examples", "loss")
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @final
-@dataclass(frozen=True)
-class Request:
+class Request(BaseModel):
     """What a folder of statistics was asked to hold: the content of its `statistics.json`.
 
     Attributes:
         kinds: Some of `KINDS`.
-        examples: The number asked for; there may have been fewer.
-        seed: Of every pass over the data.
-        dtype: Of the stored tensors, by name.
+        examples: The number of examples that was asked for; there may have been fewer.
+        seed: The random seed of every pass over the data.
+        dtype: The dtype of the stored tensors, by name.
         modules: The shape (m, n) of each weight, by module.
-        version: Of the format.
+        version: The version of the format.
     """
 
-    kinds: tuple[str, ...]
+    model_config = ConfigDict(frozen=True)
+    kinds: tuple[Kind, ...]
     examples: int
     seed: int
-    dtype: str
+    dtype: Literal["float32", "float64"]
     modules: Mapping[str, tuple[int, int]]
-    version: int = VERSION
-
-    def to_json(self) -> str:
-        """Return the request as it is stored."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+    version: Literal[1]
 
 
 @final
@@ -60,8 +54,8 @@ class Statistics:
     """A folder of statistics, its tensors read one module at a time. Made by `read_statistics`.
 
     Attributes:
-        path: The folder.
-        request: What it holds.
+        path: The path of the folder.
+        request: What the folder holds.
     """
 
     path: Path
@@ -94,23 +88,24 @@ class Statistics:
             shapes: The shape of each update that will be merged, by module.
             kinds: What the method needs.
         """
-        found = [
-            f"{self.path}: holds no {kind} (only {', '.join(self.kinds)}), which the method needs: collect it"
+        shown_kinds = ", ".join(self.kinds)
+        problems = [
+            f"{self.path}: holds no {kind} (only {shown_kinds}), which the method needs: collect it"
             for kind in kinds
             if kind not in self.kinds
         ]
         if missing := sorted(set(shapes) - set(self.request.modules)):
-            found.append(
+            problems.append(
                 f"{self.path}: has no statistics of {len(missing)} of {len(shapes)} modules that are merged: "
                 f"{listed(missing)}; expected all of them: collect them, or leave these modules out"
             )
-        found += [
+        problems += [
             f"{self.path}: {shown(module)}: the statistics are of a weight {self.request.modules[module]} "
             f"but the update is {tuple(shape)}: they must agree; were they collected on another model?"
             for module, shape in sorted(shapes.items())
             if module in self.request.modules and tuple(shape) != self.request.modules[module]
         ]
-        return found
+        return problems
 
     def of(self, module: str, kinds: Sequence[str] | None = None) -> Mapping[str, Tensor]:
         """Read the statistics of one module: each kind, and the counts `tokens`, `examples` and `loss` (0-d).
@@ -119,10 +114,10 @@ class Statistics:
 
         Args:
             module: One of `modules`.
-            kinds: What to return; all that there is if None.
+            kinds: The kinds to return beside the counts; all that there are if None.
 
         Raises:
-            AdapterError: The file is not there, is none of this format, has another shape than it says, holds
+            AdapterError: The file is missing, is none of this format, has another shape than it says, holds
                 NaN or Inf, or numbers that no data give (negative information, an asymmetric Gram matrix).
             KeyError: The folder has no such module.
         """
@@ -132,12 +127,21 @@ class Statistics:
             file = open_tensors(path)
         except ValueError as error:
             raise AdapterError(f"{path}: cannot be read ({error}): collect the statistics again") from error
-        found = file.faults()
-        tensors = {} if found else dict(zip(file.entries, file.read(*file.entries), strict=True))
-        if found := found or _faults(tensors, self.kinds, shape):
-            raise AdapterError(f"{path}: {text}; collect the statistics again" for text in found)
-        wanted = (*(self.kinds if kinds is None else kinds), *_COUNTS)
-        return MappingProxyType({name: tensors[name] for name in wanted})
+        tensors: dict[str, Tensor] = {}
+        if not (faults := file.faults()):
+            tensors = dict(zip(file.entries, file.read(*file.entries), strict=True))
+            faults = _faults(tensors, self.kinds, shape)
+        AdapterError.refuse(f"{path}: {fault}; collect the statistics again" for fault in faults)
+        if kinds is None:
+            kinds = self.kinds
+        return MappingProxyType({name: tensors[name] for name in (*kinds, *_COUNTS)})
+
+
+def shapes_of(shape: tuple[int, int], kinds: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each kind of statistics of a weight (m, n)."""
+    m, n = shape
+    shapes = {"fisher": (m, n), "gram": (n, n), "covariance": (m, m)}
+    return {kind: shapes[kind] for kind in kinds}
 
 
 def read_statistics(folder: str | os.PathLike[str]) -> Statistics:
@@ -164,7 +168,7 @@ def read_statistics(folder: str | os.PathLike[str]) -> Statistics:
 
 
 def read_request(folder: Path) -> Request | None:
-    """What a folder of statistics was asked to hold; None where there is no such file.
+    """Return what a folder of statistics was asked to hold; None where it has no `statistics.json`.
 
     Raises:
         AdapterError: The file is there and cannot be understood.
@@ -177,10 +181,11 @@ def read_request(folder: Path) -> Request | None:
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {error}; expected the file that collect_statistics writes") from error
     try:
-        return _parsed(content)
-    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        return Request.model_validate(content)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise AdapterError(
-            f"{path}: is not understood ({error!r}); expected version {VERSION}, as collect_statistics writes"
+            f"{path}: is not understood ({reasons}); expected version 1, as collect_statistics writes"
         ) from error
 
 
@@ -192,7 +197,7 @@ def write_module(folder: Path, module: str, tensors: Mapping[str, Tensor]) -> No
 
 
 def file_name(module: str) -> str:
-    """The name of a module's file.
+    """Return the name of a module's file.
 
     Raises:
         AdapterError: The module's name cannot be that of a file.
@@ -205,34 +210,19 @@ def file_name(module: str) -> str:
     return f"{module}.safetensors"
 
 
-def _parsed(content: Any) -> Request:
-    request = Request(
-        kinds=tuple(content["kinds"]),
-        examples=int(content["examples"]),
-        seed=int(content["seed"]),
-        dtype=content["dtype"],
-        modules={name: (int(shape[0]), int(shape[1])) for name, shape in content["modules"].items()},
-        version=content["version"],
-    )
-    if request.version != VERSION or request.dtype not in _DTYPES or not {*request.kinds} <= {*KINDS}:
-        raise ValueError(f"version {request.version}, dtype {request.dtype}, kinds {request.kinds}")
-    return request
-
-
 def _faults(tensors: Mapping[str, Tensor], kinds: Iterable[str], shape: tuple[int, int]) -> list[str]:
-    m, n = shape
-    shapes: dict[str, tuple[int, ...]] = {"fisher": (m, n), "gram": (n, n), "covariance": (m, m)}
-    expected = {kind: shapes[kind] for kind in kinds} | dict.fromkeys(_COUNTS, ())
-    found = []
+    """Say all that the tensors of a module's file cannot be."""
+    expected = shapes_of(shape, kinds) | dict.fromkeys(_COUNTS, ())
+    faults = []
     for name, wanted in expected.items():
         if name not in tensors:
-            found.append(f"holds no {name}, which {INDEX} says it has")
+            faults.append(f"holds no {name}, which {INDEX} says it has")
         elif (have := tuple(tensors[name].shape)) != wanted:
-            found.append(f"{name} is {have}: expected {wanted} for a weight {shape}")
+            faults.append(f"{name} is {have}: expected {wanted} for a weight {shape}")
         elif why_not_finite(tensors[name]) is not None:
-            found.append(f"{name} holds NaN or Inf: expected finite numbers")
+            faults.append(f"{name} holds NaN or Inf: expected finite numbers")
         elif name == "fisher" and bool((tensors[name] < 0).any()):
-            found.append("fisher holds negative numbers: expected means of squares")
+            faults.append("fisher holds negative numbers: expected means of squares")
         elif name in {"gram", "covariance"} and not torch.equal(tensors[name], tensors[name].mT):
-            found.append(f"{name} is not symmetric")
-    return found
+            faults.append(f"{name} is not symmetric")
+    return faults

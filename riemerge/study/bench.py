@@ -26,8 +26,9 @@ from riemerge.errors import AdapterError, NumericalError, RecipeError
 from riemerge.formats.files.staging import write_atomically
 from riemerge.formats.files.text import shown
 from riemerge.formats.peft import Adapter
-from riemerge.merging.merge import MergeResult, merge_recipe
-from riemerge.merging.progress import Listener, Progress
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import MergeResult, collect
+from riemerge.progress import Listener, Progress
 from riemerge.recipes.candidates import Candidate
 from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.records.run_record import Look
@@ -89,14 +90,10 @@ class Asked:
         )
 
     def merge(self, recipe: Recipe, *, round_at_once: bool = False) -> MergeResult:
-        """Merge the adapters as they are open, as `merge_recipe` does."""
-        return merge_recipe(
-            recipe,
-            opened=dict(enumerate(self.adapters.values())),
-            device=self.device,
-            threads=self.threads,
-            round_at_once=round_at_once,
-        )
+        """Merge the adapters as they are open, as `merge` does."""
+        opened = {adapter.path: adapter for adapter in self.adapters.values()}
+        planned = plan(recipe, opened=opened, device=self.device, threads=self.threads)
+        return collect(planned, round_at_once=round_at_once)
 
     def key(self, *said: Any) -> str:
         """Return a hash of what decides a score, and of more."""

@@ -15,11 +15,12 @@ from riemerge.formats.files.staging import check_output, exchange, overlaps, wri
 from riemerge.formats.files.text import shown
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import Adapter
-from riemerge.merging.bookkeeping import versions
 from riemerge.merging.inputs import display_names, read_all
-from riemerge.merging.merge import RECORD_FILE
-from riemerge.merging.outputs import made_by, read_record, why_not_as_written
-from riemerge.merging.progress import Listener
+from riemerge.merging.plan import plan
+from riemerge.merging.recording import versions
+from riemerge.merging.sinks import RECORD_FILE
+from riemerge.merging.written_before import made_by, read_record, why_not_as_written
+from riemerge.progress import Listener
 from riemerge.recipes.candidates import Candidate, parse
 from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import Entry, Evaluation
@@ -301,7 +302,7 @@ def _write_best(root: Path, work: Path, asked: Asked, recipe: Recipe) -> None:
     """Write the best merge, unless it is there."""
     target, opened = root / BEST, {one.path: one for one in asked.adapters.values()}
     record = read_record(target)
-    if record is not None and made_by(recipe, record, opened):
+    if record is not None and made_by(plan(recipe, opened=opened), record):
         why = why_not_as_written(target, record)
         if why is None:
             return

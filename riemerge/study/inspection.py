@@ -13,11 +13,11 @@ import torch
 
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import Adapter
-from riemerge.manifolds.linalg import single_threaded
+from riemerge.linalg import single_threaded
 from riemerge.merging.inputs import display_names, read_all
 from riemerge.merging.measure import Frames, determined, determined_together, frames, mean_overlap, overlap
-from riemerge.merging.progress import Listener, Progress
 from riemerge.methods.geodesic.quotient_mean import distances
+from riemerge.progress import Listener, Progress
 from riemerge.records.run_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate
 

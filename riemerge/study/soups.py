@@ -25,19 +25,13 @@ from riemerge.formats.files.staging import (
     writing,
 )
 from riemerge.formats.files.text import listed, shown
-from riemerge.merging.inputs import counting, display_names
-from riemerge.merging.merge import RECORD_FILE
-from riemerge.merging.outputs import (
-    Models,
-    check_together,
-    folders_of,
-    made_by,
-    merge_into,
-    read_record,
-    why_not_as_written,
-)
-from riemerge.merging.progress import Listener, Progress
+from riemerge.merging.inputs import Models, counting, display_names, folders_of
+from riemerge.merging.plan import plan, plan_together
+from riemerge.merging.sinks import RECORD_FILE
+from riemerge.merging.verbs import merge_into
+from riemerge.merging.written_before import made_by, read_record, why_not_as_written
 from riemerge.methods import METHODS, find_method
+from riemerge.progress import Listener, Progress
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.study.scores import Scorer, score_of
@@ -140,7 +134,7 @@ def greedy_soup(
     names, target = _names(recipe), Path(folder).absolute()
     check_output(target, folders_of(recipe))
     alone = [_weighted(recipe, [float(i == place) for i in range(len(names))]) for place in range(len(names))]
-    opened = check_together(recipe, alone, device=device, threads=threads)
+    opened = plan_together(recipe, alone, device=device, threads=threads)
     trials: list[Trial] = []
     with writing(target):
         made = TemporaryDirectory(prefix=hidden_prefix(target), dir=target.parent, ignore_cleanup_errors=True)
@@ -219,7 +213,7 @@ def sweep(
     recipes = {name: _weighted(recipe, weights) for name, weights in grid(len(models), steps)}
     if not os.path.lexists(root):
         check_output(root, folders_of(recipe))
-    opened = check_together(recipe, recipes.values(), device=device, threads=threads)
+    opened = plan_together(recipe, recipes.values(), device=device, threads=threads)
     there = _records(root, recipes, opened)
     points: list[SweepPoint] = []
 
@@ -332,7 +326,7 @@ def _records(root: Path, recipes: Mapping[str, Recipe], opened: Models) -> dict[
         if not os.path.lexists(root / name):
             continue
         record = read_record(root / name)
-        if record is not None and made_by(recipe, record, opened):
+        if record is not None and made_by(plan(recipe, opened=opened), record):
             records[name] = record
         else:
             problems.append(

@@ -1,6 +1,8 @@
-"""What is merged: updates dW of modules, as factors."""
+"""What is merged: updates dW of modules, as factors or as dense tensors."""
 
+from riemerge.updates.dense import Dense, DenseSpan
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate, sum_updates
 from riemerge.updates.truncation import nearest
+from riemerge.updates.update import Update
 
-__all__ = ["JointSpan", "LowRankUpdate", "nearest", "sum_updates"]
+__all__ = ["Dense", "DenseSpan", "JointSpan", "LowRankUpdate", "Update", "nearest", "sum_updates"]

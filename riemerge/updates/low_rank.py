@@ -96,6 +96,14 @@ class LowRankUpdate:
         other_left, other_core, other_right = other._reduced()
         return float(((left.T @ other_left) @ other_core @ (other_right @ right.T) * core).sum())
 
+    def distance(self, other: LowRankUpdate) -> float:
+        """The distance ‖dW − dW'‖ to another update of this shape.
+
+        Raises:
+            ValueError: The shapes differ.
+        """
+        return sum_updates([self, other], [1.0, -1.0]).norm()
+
     def singular_values(self) -> Tensor:
         """The min(m, n, r) leading singular values of dW, descending, float64; all others are zero."""
         _, core, _ = self._reduced()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.linalg import SVD, eye_like, thin_svd
 from riemerge.updates.low_rank import LowRankUpdate
 
 # The Krylov space of the wanted rank, widened: a few columns more cost little and converge sooner, and below
@@ -31,13 +32,12 @@ def nearest(matrix: Tensor, rank: int) -> tuple[LowRankUpdate, float]:
     or 1e-13 σ_1, whichever is larger, for each that is kept, or the thin SVD is taken after all. The start is
     drawn on the CPU, so it is the same on every device.
 
-    *Cost*: it needs the dense matrix. About 2 m n k + 4 (m + n) k² operations for a space of dimension k,
-    which is a few times the rank where the singular values decay and up to half of min(m, n) where they
-    are flat.
+    Cost: the dense matrix, and about 2 m n k + 4 (m + n) k² operations for a space of dimension k, which is a
+    few times the rank where the singular values decay and up to half of min(m, n) where they are flat.
 
     Args:
-        matrix: (m, n), not empty, on any device; computed with in float64.
-        rank: At least 1. The result has min(rank, m, n) columns.
+        matrix: The dense matrix (m, n), not empty, on any device; the computation is in float64.
+        rank: The largest rank, at least 1. The result has min(rank, m, n) columns.
 
     Returns:
         The factors in float64 on the matrix's device, with scale 1, and the share of ‖matrix‖² that they
@@ -69,48 +69,40 @@ def nearest(matrix: Tensor, rank: int) -> tuple[LowRankUpdate, float]:
 
 
 def _exact(matrix: Tensor, rank: int) -> LowRankUpdate:
-    u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return LowRankUpdate(u[:, :rank] * sigma[:rank], vt[:rank]).truncate(rank)
+    leading = thin_svd(matrix).truncate(rank)
+    return LowRankUpdate(leading.left * leading.values, leading.right.mT).truncate(rank)
 
 
 def _krylov(matrix: Tensor, rank: int) -> LowRankUpdate | None:
-    """The same from a Krylov space; None where that is not cheaper, or did not converge."""
+    """Return the nearest matrix from a Krylov space; None where it costs more or did not converge."""
     width = max(rank + _MORE_COLUMNS, _FEWEST_COLUMNS)
     if _BLOCKS * width > min(matrix.shape):
         return None
-    space, looked = _Space(matrix, width, int(_LARGEST_SHARE * min(matrix.shape))), 0
+    space, last = _Space(matrix, width, int(_LARGEST_SHARE * min(matrix.shape))), 0
     while space.grow():
-        # Triples cost the cube of the dimension: they are looked at where it has grown by a fifth.
-        if space.dimension >= 1.2 * looked:
-            triples, looked = space.triples(rank), space.dimension
-            if triples.residual <= 0.5 * _tolerance(triples.sigma):
-                return _verified(matrix, triples)
+        # Triples cost the cube of the dimension: they are computed where it has grown by a fifth.
+        if space.dimension >= 1.2 * last:
+            (leading, residual), last = space.leading(rank), space.dimension
+            if residual <= 0.5 * _tolerance(leading.values):
+                return _verify(matrix, leading)
     return None
 
 
-class _Triples(NamedTuple):
-    """Leading singular triples, with Av = σu: u (m, r), σ (r,), v (n, r), and the largest ‖Aᵀu − σv‖."""
-
-    u: Tensor
-    sigma: Tensor
-    v: Tensor
-    residual: float
+def _tolerance(values: Tensor) -> float:
+    """Return how far Aᵀu may be from σv, in the units of the matrix."""
+    return max(1e-9 * float(values[-1]), 1e-13 * float(values[0]))
 
 
-def _tolerance(sigma: Tensor) -> float:
-    """How far Aᵀu may be from σv, in the units of the matrix."""
-    return max(1e-9 * float(sigma[-1]), 1e-13 * float(sigma[0]))
-
-
-def _verified(matrix: Tensor, triples: _Triples) -> LowRankUpdate | None:
-    """The projection u uᵀA, which is nearer to A than u σ vᵀ, if the triples are what they claim."""
-    image = matrix.mT @ triples.u
-    residual = torch.linalg.vector_norm(image - triples.v * triples.sigma, dim=0).max()
+def _verify(matrix: Tensor, leading: SVD) -> LowRankUpdate | None:
+    """Return u uᵀA, which is nearer to A than u σ vᵀ, if the triples u, σ, v are what they claim; or None."""
+    image = matrix.mT @ leading.left
+    residual = torch.linalg.vector_norm(image - leading.right * leading.values, dim=0).max()
     # Copies of one triple would pass as triples, but are not orthogonal.
-    skew = (triples.u.mT @ triples.u - torch.eye(len(triples.sigma)).to(triples.u)).abs().max()
-    if not (float(residual) <= _tolerance(triples.sigma) and float(skew) <= 1e-10):
+    gram = leading.left.mT @ leading.left
+    skew = (gram - eye_like(gram)).abs().max()
+    if not (float(residual) <= _tolerance(leading.values) and float(skew) <= 1e-10):
         return None
-    return LowRankUpdate(triples.u, image.mT).truncate(len(triples.sigma))
+    return LowRankUpdate(leading.left, image.mT).truncate(len(leading.values))
 
 
 @final
@@ -131,28 +123,28 @@ class _Space:
         self._next, self._remainder = torch.linalg.qr(start.to(matrix.device))
 
     def grow(self) -> bool:
-        """Add a block to both bases; False where there is no room for one."""
+        """Add a block to both bases; return False where there is no room for one."""
         old, new = self.dimension, self.dimension + self._width
         if new > self._largest:
             return False
         self._right[:, old:new] = self._next
-        u, inside, beyond = _orthogonalised(self._matrix @ self._next, self._left[:, :old])
+        u, inside, beyond = _orthogonalize(self._matrix @ self._next, self._left[:, :old])
         self._left[:, old:new], self._core[:old, old:new], self._core[old:new, old:new] = u, inside, beyond
-        self._next, _, self._remainder = _orthogonalised(self._matrix.mT @ u, self._right[:, :new])
+        self._next, _, self._remainder = _orthogonalize(self._matrix.mT @ u, self._right[:, :new])
         self.dimension = new
         return True
 
-    def triples(self, rank: int) -> _Triples:
-        """The leading singular triples of the matrix on these spaces (Rayleigh and Ritz)."""
+    def leading(self, rank: int) -> tuple[SVD, float]:
+        """Return the leading triples on these spaces (Rayleigh and Ritz), and the largest ‖Aᵀu − σv‖."""
         k = self.dimension
-        p, sigma, qt = torch.linalg.svd(self._core[:k, :k])
-        p, sigma, q = p[:, :rank], sigma[:rank], qt[:rank].mT
-        residual = torch.linalg.vector_norm(self._remainder @ p[-self._width :], dim=0).max()
-        return _Triples(self._left[:, :k] @ p, sigma, self._right[:, :k] @ q, float(residual))
+        core = thin_svd(self._core[:k, :k]).truncate(rank)
+        residual = torch.linalg.vector_norm(self._remainder @ core.left[-self._width :], dim=0).max()
+        lifted = SVD(self._left[:, :k] @ core.left, core.values, self._right[:, :k] @ core.right)
+        return lifted, float(residual)
 
 
-def _orthogonalised(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Orthonormal columns q, orthogonal to the basis, with block = basis @ inside + q @ beyond."""
+def _orthogonalize(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return orthonormal q, orthogonal to the basis, with block = basis @ inside + q @ beyond, and these."""
     inside = basis.mT @ block
     q, beyond = torch.linalg.qr(block - basis @ inside)
     q, again = torch.linalg.qr(q - basis @ (basis.mT @ q))

@@ -135,7 +135,7 @@ def test_too_long_a_name_is_an_error_that_shows_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if code != 7:  # a scorer is called when there is something to score
-        monkeypatch.setattr("riemerge.merging.merge.run_method", lambda *_: pytest.fail("was merged"))
+        monkeypatch.setattr("riemerge.merging.run.run_method", lambda *_: pytest.fail("was merged"))
     ran = run(*words)
     assert ran.exit_code == code, ran.stderr
     assert "a bug" not in ran.stderr

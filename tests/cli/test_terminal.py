@@ -14,7 +14,7 @@ import torch
 
 from riemerge.cli.terminal import progress_on_stderr
 from riemerge.formats.peft import read_adapter
-from riemerge.merging.progress import Progress
+from riemerge.progress import Progress
 from tests.cli.runner import TENSORS, call, merged, run
 from tests.helpers import ROOT
 
@@ -118,7 +118,7 @@ def test_interruption_bugs_and_exhaustion_end_in_one_line(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("riemerge.merging.merge.run_method", fail)
+    monkeypatch.setattr("riemerge.merging.run.run_method", fail)
     ran = run("merge", *folders, "-o", tmp_path / "out", "--json", "-q")
     assert ran.exit_code == code
     assert says in ran.stderr
@@ -130,7 +130,7 @@ def test_interruption_bugs_and_exhaustion_end_in_one_line(
 def test_a_bug_shows_its_traceback_when_asked(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("riemerge.merging.merge.run_method", lambda *_: 1 / 0)
+    monkeypatch.setattr("riemerge.merging.run.run_method", lambda *_: 1 / 0)
     monkeypatch.setenv("RIEMERGE_TRACEBACK", "1")
     assert isinstance(run("merge", *folders, "-o", tmp_path / "out").exception, ZeroDivisionError)
 
@@ -181,7 +181,7 @@ def test_faults_of_the_machine_have_the_code_of_their_kind(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("riemerge.merging.merge.run_method", fail)
+    monkeypatch.setattr("riemerge.merging.run.run_method", fail)
     ran = run("merge", *folders, "-o", tmp_path / "out", "-q")
     assert (ran.exit_code, ran.stdout) == (code, "")
     assert says in ran.stderr
@@ -195,7 +195,7 @@ def test_torch_says_in_these_words_that_memory_is_short(
     def greedy(*args: Any, **kwargs: Any) -> None:
         torch.empty(2**60, dtype=torch.uint8)  # more than any machine has
 
-    monkeypatch.setattr("riemerge.merging.merge.run_method", greedy)
+    monkeypatch.setattr("riemerge.merging.run.run_method", greedy)
     ran = run("merge", *folders, "-o", tmp_path / "out", "-q")
     assert ran.exit_code == 7
     assert "out of memory" in ran.stderr

@@ -246,7 +246,8 @@ def test_backward_gives_the_numbers_of_the_cpu_on_the_device(name: str) -> None:
         differentiable = [y for y in flat(outputs) if y.requires_grad]
         if not differentiable:
             return []
-        total = sum((y.double() ** 2).sum() for y in differentiable if not y.is_complex())
+        squares = [(y.double() ** 2).sum() for y in differentiable if not y.is_complex()]
+        total = sum(squares, torch.zeros((), device=device))
         return list(torch.autograd.grad(total, leaves, allow_unused=True))
 
     real = gradients("cpu")
@@ -303,6 +304,7 @@ def test_gradients_flow_from_the_device_to_the_cpu_and_accumulate() -> None:
         assert leaf.grad.tolist() == [2.0, 2.0, 2.0]
         on_device = torch.ones(2, device="cuda", requires_grad=True)
         (3 * on_device).sum().backward()
+        assert on_device.grad is not None
         with torch.no_grad():
             on_device -= 0.5 * on_device.grad
         assert_same(on_device, torch.tensor([-0.5, -0.5]))

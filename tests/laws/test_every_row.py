@@ -32,7 +32,12 @@ ADAPTERS = [ROOT / "examples" / "adapters" / name for name in DEMO]
 TENSORS = "adapter_model.safetensors"
 RANK = 16
 # One layer of MiniLM, for what needs its model: the other five are no different.
-MINILM = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": 1536}
+MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
 MODULES = 6
 # Rows that would go on for a minute; what they come to is tested elsewhere.
 LONG = ("geomerge", "mats", "mats_forward", "lowrank_mats", "lowrank_updates")
@@ -45,7 +50,7 @@ def peft() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
         pytest.importorskip("transformers")
-        return pytest.importorskip("peft")  # type: ignore[no-any-return]
+        return pytest.importorskip("peft")
 
 
 def base() -> nn.Module:
@@ -53,7 +58,7 @@ def base() -> nn.Module:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    return BertModel(BertConfig(vocab_size=50, **MINILM)).eval()  # type: ignore[no-any-return]
+    return BertModel(BertConfig(vocab_size=50, **MINILM)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def statistics(
         words = torch.randint(0, 50, (4, 6), generator=seeded(place))
 
         def loss(model: Any, words: Tensor) -> Tensor:
-            return model(words).last_hidden_state.square().mean(dim=(1, 2)).log()  # type: ignore[no-any-return]
+            return model(words).last_hidden_state.square().mean(dim=(1, 2)).log()
 
         folders.append(root / str(place))
         collect_statistics(model, [words], loss, folders[-1], modules=modules, modules_per_pass=100)

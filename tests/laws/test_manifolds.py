@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import numpy as np
 import pymanopt
 import pytest
@@ -133,13 +136,13 @@ def test_function_of_orbits_has_a_symmetric_hessian_on_the_quotient() -> None:
 
 
 @pytest.mark.parametrize(("retraction", "order"), [("qr", 2), ("polar", 2), ("exp", np.inf)])
-def test_retraction_order(retraction: str, order: float) -> None:
+def test_retraction_order(retraction: Literal["qr", "polar", "exp"], order: float) -> None:
     # For the canonical metric the polar factor is of first order only; it is of second order for the
     # Euclidean one.
     assert check_retraction(Stiefel(9, 3, k=2, retraction=retraction)) == pytest.approx(order, abs=0.1)
 
 
-STOCK = {
+STOCK: dict[str, Callable[[], Any]] = {
     "sphere": lambda: pymanopt.manifolds.Sphere(5),
     "positive definite": lambda: pymanopt.manifolds.SymmetricPositiveDefinite(3),
     "Grassmann": lambda: pymanopt.manifolds.Grassmann(6, 2),
@@ -190,7 +193,7 @@ def test_checks_find_what_is_wrong_with_pymanopts_complex_manifolds() -> None:
 # --- planted faults -----------------------------------------------------------------------------------------
 
 
-def broken(base: object, **verbs: object) -> object:
+def broken(base: Any, **verbs: object) -> Any:
     """The same manifold with some verbs replaced."""
     for verb, function in verbs.items():
         setattr(base, verb, function)

@@ -23,7 +23,7 @@ EQUIVARIANT = pytest.mark.parametrize(
 )
 # Where the rank is a constraint, the nearest to the whole mean is another matrix: see test_constrained.py.
 TRUNCATED = pytest.mark.parametrize(
-    "name", [name for name, row in METHODS.items() if row.domain and not row.constrained]
+    "name", [name for name, row in METHODS.items() if not (row.truncates_inputs or row.constrained)]
 )
 WEIGHTS = (0.5, 0.3, 0.2)
 
@@ -56,7 +56,7 @@ def halved(method: Method) -> dict[str, float]:
 
 def family_of(method: Method) -> str:
     # The mean of independent adapters is hardly determined: there round-off moves it far.
-    return "close" if method.domain is None else "independent"
+    return "close" if method.may_be_undetermined else "independent"
 
 
 @EVERY
@@ -104,7 +104,7 @@ def test_weight_zero_is_absence(name: str) -> None:
 def test_the_gauge_does_not_matter(name: str) -> None:
     method = METHODS[name]
     given, weights = adapters(method, family_of(method)), shares(method)
-    if method.domain is not None:  # updates of several ranks, where the row takes them
+    if not method.truncates_inputs:  # updates of several ranks, where the row takes them
         given = [(b[:, :rank], a[:rank]) for (b, a), rank in zip(given, (3, 2, 1), strict=False)]
     generator = seeded(5)
     turned = [

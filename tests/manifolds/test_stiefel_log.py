@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from riemerge.errors import NumericalError
+from riemerge.linalg import procrustes
 from riemerge.manifolds import Stiefel, stiefel
-from riemerge.manifolds.linalg import procrustes
 
 
 @pytest.mark.parametrize(("n", "p"), [(96, 16), (32, 16), (24, 16), (7, 3), (1, 1), (2, 1), (4, 3)])

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from riemerge.errors import AdapterError, NumericalError, RecipeError
-from riemerge.merging.outputs import Written, merge_into
+from riemerge.merging.sinks import Written
+from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS, Method
 from riemerge.recipes.recipe import make_recipe
 from riemerge.statistics import collect_statistics, read_statistics

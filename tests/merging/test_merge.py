@@ -22,14 +22,15 @@ from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.frechet.solvers import LBFGS
 from riemerge.manifolds import FixedRank
 from riemerge.merging.inputs import display_names
-from riemerge.merging.merge import MergeResult, merge_recipe
-from riemerge.merging.progress import Progress
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import MergeResult, collect
 from riemerge.methods import METHODS, Options
 from riemerge.methods.geodesic import batches
 from riemerge.methods.reduction import in_order
+from riemerge.progress import Progress
 from riemerge.recipes.recipe import make_recipe, read_recipe
 from riemerge.records.run_record import RunRecord
-from riemerge.report.card import verdict
+from riemerge.report.verdict import verdict
 from riemerge.updates.low_rank import LowRankUpdate, sum_updates
 from tests.fake_cuda import fake_cuda
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
@@ -836,9 +837,8 @@ def test_what_is_written_can_be_made_again_from_its_own_card(tmp_path: Path) -> 
     merge_adapters(folders, [0.5, 0.25, 0.25], rank=2, scale=1.5).save_pretrained(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     (tmp_path / "recipe.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
-    from riemerge.merging.merge import merge_recipe
 
-    merge_recipe(read_recipe([str(tmp_path / "recipe.yaml")])).save_pretrained(tmp_path / "again")
+    collect(plan(read_recipe([str(tmp_path / "recipe.yaml")]))).save_pretrained(tmp_path / "again")
     assert stored(tmp_path / "again") == stored(tmp_path / "out")
 
 
@@ -1080,7 +1080,7 @@ def test_two_models_are_one_where_the_other_has_no_weight(tmp_path: Path, method
         ],
         "parameters": {"rank": "sum"},
     }
-    found = merged(merge_recipe(make_recipe(raw)))
+    found = merged(collect(plan(make_recipe(raw))))
     alone = dense(one)["layers.0.q"]
     assert np.linalg.norm(found["layers.0.q"] - alone) <= 1e-12 * np.linalg.norm(alone)
     assert apart({"layers.0.v": found["layers.0.v"]}, {"layers.0.v": dense(one)["layers.0.v"]}) > 0.1
@@ -1106,7 +1106,7 @@ def test_a_threshold_over_all_modules_needs_the_same_models_in_all(tmp_path: Pat
     ]
     recipe = make_recipe({"merge_method": method, "models": models, "parameters": {"density": 0.5}})
     with pytest.raises(NumericalError, match=r"layers.0.v: other models count here than in layers.0.q"):
-        merge_recipe(recipe)
+        collect(plan(recipe))
 
 
 # --- a rank by energy ---------------------------------------------------------------------------------------

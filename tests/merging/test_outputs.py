@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from riemerge import merge_adapters
 from riemerge.errors import NumericalError, OutputError, RecipeError
-from riemerge.merging.merge import merge_recipe
-from riemerge.merging.outputs import Written, merge_into
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import Written, collect
+from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS
 from riemerge.recipes.recipe import make_recipe
 from riemerge.records.run_record import RunRecord
@@ -302,7 +303,7 @@ def test_a_merge_in_memory_has_no_files_and_each_folder_its_own(tmp_path: Path) 
 def test_results_that_are_rounded_have_no_exact_multiple(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
     recipe = make_recipe({"merge_method": "average", "models": [{"model": str(one)} for one in folders]})
-    rounded = merge_recipe(recipe, round_at_once=True)
+    rounded = collect(plan(recipe), round_at_once=True)
     with pytest.raises(ValueError, match="expected exact ones"):
         rounded.save_multiple(tmp_path / "out", 2.0)
     assert not (tmp_path / "out").exists()

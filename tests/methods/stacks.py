@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemerge.merging.stacking import values_of, weights_of
+from riemerge.merging.plan import values_of, weights_of
 from riemerge.methods import METHODS, Method, Options, Stack, run_method
 from riemerge.recipes.recipe import make_recipe
 from riemerge.recipes.resolve import Resolver
@@ -98,8 +98,8 @@ def merged(
         for key in ("solver", "tol", "cost_tol", "max_passes")
         if key in method.defaults
     }
-    options = Options(rank=rank if method.domain else None, **asked)
-    if method.domain is None:
+    options = Options(rank=None if method.truncates_inputs else rank, **asked)
+    if method.truncates_inputs:
         options = replace(options, tol=1e-10, cost_tol=0.0)
     ((module, one),) = run_method(method, given, options)
     assert module == MODULE

@@ -18,7 +18,7 @@ from torch import Tensor
 OUT = Path(__file__).with_name("combinations.safetensors")
 SHAPES = {"wide": (3, 7), "tall": (6, 4), "vector": (5,), "tiny": (1, 2)}
 WEIGHTS = {2: ([0.5, 0.5], [0.2, 0.8]), 4: ([0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4])}
-TO_THE_END = {"max_iter": 10_000, "tol": 1e-15}
+TO_THE_END: dict[str, Any] = {"max_iter": 10_000, "tol": 1e-15}
 
 
 def models(kind: str, shape: tuple[int, ...], count: int, seed: int) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -96,7 +97,7 @@ def theirs(key: str) -> Tensor:
     return frozen()[f"mergekit/{key}"]
 
 
-def ours(name: str, case: str, weighted: bool = True, **values: object) -> Tensor:
+def ours(name: str, case: str, weighted: bool = True, **values: Any) -> Tensor:
     weights = WEIGHTS[case] if weighted else None
     if "density" in ROW[name].parameters:
         values["density"] = torch.tensor(DENSITIES[case], dtype=torch.float64)
@@ -127,7 +128,7 @@ def test_rows_of_mergekit(case: str) -> None:
     ],
 )
 def test_random_rows_of_mergekit_with_its_masks(
-    name: str, key: str, values: dict[str, object], case: str
+    name: str, key: str, values: dict[str, Any], case: str
 ) -> None:
     x = frozen()[f"x/{case}"]
     masks = [frozen().get(f"mergekit/{key}.{case}.mask.{place}") for place in range(len(x))]

@@ -8,8 +8,8 @@ import pytest
 import scipy.linalg
 import torch
 
+from riemerge.linalg import exp_skew, log_so, log_so_by_products, skew
 from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
-from riemerge.manifolds.linalg import exp_skew, log_so, log_so_by_products, skew
 from tests.helpers import import_geomstats, random_core, seeded
 
 pytestmark = pytest.mark.oracle

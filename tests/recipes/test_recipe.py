@@ -318,9 +318,9 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> str:
     )
     for one in extra:
         monkeypatch.setitem(PARAMETERS, one.name, one)
-    names = ("rank", "scale", "density", *(one.name for one in extra))
+    own = dict.fromkeys(("density", *(one.name for one in extra)))
     row = Method(
-        "trial", "", "", parameters=names, statistics=("fisher",), models=(2, 3), checkpoints="updates"
+        "trial", "", "", own_parameters=own, statistics=("fisher",), models=(2, 3), checkpoints="updates"
     )
     monkeypatch.setitem(METHODS, "trial", row)
     return "trial"

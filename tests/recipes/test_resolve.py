@@ -40,8 +40,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Method:
         "trial",
         "",
         "",
-        parameters=("rank", "scale", "density", *(one.name for one in extra)),
-        defaults={"density": 1.0, "normalize": True},
+        own_parameters={"density": 1.0, "normalize": True, "word": None, "t": None},
         negative_weights=True,
     )
     monkeypatch.setitem(METHODS, "trial", row)
@@ -169,7 +168,7 @@ def test_a_matched_scale_is_what_it_came_to_where_it_was_asked_for(monkeypatch: 
 
 
 def test_a_published_scale_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Method("trial", "", "", defaults={"scale": 0.3})
+    row = Method("trial", "", "", own_parameters={"scale": 0.3})
     monkeypatch.setitem(METHODS, "trial", row)
     assert Resolver(asked(), row, MODULES).scale("lm_head", None) == 0.3
     assert Resolver(asked(scale=2), row, MODULES).scale("lm_head", None) == 2.0

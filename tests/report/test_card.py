@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from riemerge import merge_adapters
-from riemerge.merging.merge import MergeResult
-from riemerge.merging.outputs import merge_into
+from riemerge.merging.sinks import MergeResult
+from riemerge.merging.verbs import merge_into
 from riemerge.recipes.recipe import make_recipe
 from riemerge.report.card import model_card
 from tests.folders import family, write_family, write_folder

@@ -25,8 +25,8 @@ from riemerge.errors import (
     RiemergeError,
 )
 from riemerge.formats.peft import read_adapter
-from riemerge.merging.merge import merge_adapters
-from riemerge.merging.progress import Progress
+from riemerge.merging.verbs import merge_adapters
+from riemerge.progress import Progress
 from riemerge.records.run_record import Evaluation, Look, PairedDifference, RunRecord
 from riemerge.study.bench import HALF_OCTAVE, NORMS, looked
 from riemerge.study.comparison import compare

@@ -27,9 +27,8 @@ from riemerge.errors import (
     RiemergeError,
 )
 from riemerge.formats.peft import read_adapter
-from riemerge.merging.merge import merge_adapters
-from riemerge.merging.outputs import merge_into
-from riemerge.merging.progress import Progress
+from riemerge.merging.verbs import merge_adapters, merge_into
+from riemerge.progress import Progress
 from riemerge.recipes.recipe import read_recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.statistics import collect_statistics
@@ -588,7 +587,7 @@ def test_what_is_there_stays_until_the_other_is_whole(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr("riemerge.merging.merge.run_method", fail)
+        patch.setattr("riemerge.merging.run.run_method", fail)
         with pytest.raises(ZeroDivisionError):
             sweep(folders[:2], out, 3)
     assert content(out) == before
@@ -776,7 +775,7 @@ def test_a_name_that_is_as_long_as_may_be_is_no_fault(
     scorer = ("--scorer", python("print(1)"))
     steps = ("--steps", 2) if command == "sweep" else ()
     assert run(command, *folders[:2], "-o", out, *scorer, *steps, "-q").exit_code == 0
-    monkeypatch.setattr("riemerge.merging.merge.run_method", lambda *_: pytest.fail("was merged"))
+    monkeypatch.setattr("riemerge.merging.run.run_method", lambda *_: pytest.fail("was merged"))
     longer = run(command, *folders[:2], "-o", f"{out}x", *scorer, *steps)
     assert longer.exit_code == 6
     assert "File name too long" in longer.stderr

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.updates import truncation as lowrank
+from riemerge.linalg import SVD, thin_svd
+from riemerge.updates import truncation
 from riemerge.updates.truncation import nearest
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 
@@ -99,17 +100,17 @@ def test_matrices_aligned_with_the_axes(make: str) -> None:
 def test_which_way_is_taken() -> None:
     """The Krylov space where it is worth while, and the SVD where it is not or does not converge."""
     easy, hard = (with_spectrum(SPECTRA[spectrum], 420, 450) for spectrum in ("halves", "linear"))
-    assert lowrank._krylov(easy, 8) is not None
-    assert lowrank._krylov(easy, 30) is None
-    assert lowrank._krylov(easy[:300], 8) is None
-    assert lowrank._krylov(hard, 8) is None
+    assert truncation._krylov(easy, 8) is not None
+    assert truncation._krylov(easy, 30) is None
+    assert truncation._krylov(easy[:300], 8) is None
+    assert truncation._krylov(hard, 8) is None
 
 
 @pytest.mark.parametrize("spectrum", ["halves", "harmonic", "linear"])
 def test_the_space_keeps_its_law(spectrum: str) -> None:
     """Orthonormal to round-off, also when the Krylov space is long exhausted; both images are as stated."""
     matrix = with_spectrum(SPECTRA[spectrum], 120, 140)
-    space = lowrank._Space(matrix, 8, 100)
+    space = truncation._Space(matrix, 8, 100)
     while space.grow():
         k = space.dimension
         u, v, core = space._left[:, :k], space._right[:, :k], space._core[:k, :k]
@@ -126,7 +127,7 @@ def test_the_space_keeps_its_law(spectrum: str) -> None:
 def test_both_ways_give_the_same_factors(spectrum: str) -> None:
     """Distinct singular values determine the canonical factors."""
     matrix = with_spectrum(SPECTRA[spectrum], 420, 450)
-    one, two = lowrank._krylov(matrix, 6), lowrank._exact(matrix, 6)
+    one, two = truncation._krylov(matrix, 6), truncation._exact(matrix, 6)
     assert one is not None
     # sigma_1 / gap is at most 200 at the sixth; what is verified is 1e-9 sigma_6.
     torch.testing.assert_close(one.B, two.B, rtol=0, atol=1e-8)
@@ -212,19 +213,18 @@ def test_it_stays_on_its_device() -> None:
 @pytest.mark.parametrize("fault", ["sigma", "u", "v", "a copy"])
 def test_wrong_triples_are_not_accepted(fault: str) -> None:
     matrix = with_spectrum(SPECTRA["harmonic"], 40, 50)
-    u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
-    triples = lowrank._Triples(u[:, :4], sigma[:4], vt[:4].mT, 0.0)
-    assert lowrank._verified(matrix, triples) is not None
+    leading = thin_svd(matrix).truncate(4)
+    assert truncation._verify(matrix, leading) is not None
     if fault == "sigma":
-        wrong = triples._replace(sigma=triples.sigma * (1 + 1e-8))
+        wrong = leading._replace(values=leading.values * (1 + 1e-8))
     elif fault == "u":
-        wrong = triples._replace(u=triples.u + 1e-8 * torch.eye(40, 4))
+        wrong = leading._replace(left=leading.left + 1e-8 * torch.eye(40, 4))
     elif fault == "v":
-        wrong = triples._replace(v=triples.v.flip(1))
+        wrong = leading._replace(right=leading.right.flip(1))
     else:
         twice = torch.tensor([0, 1, 1, 2])
-        wrong = triples._replace(u=triples.u[:, twice], sigma=sigma[twice], v=triples.v[:, twice])
-    assert lowrank._verified(matrix, wrong) is None
+        wrong = SVD(leading.left[:, twice], leading.values[twice], leading.right[:, twice])
+    assert truncation._verify(matrix, wrong) is None
 
 
 def test_a_space_that_fails_leaves_the_exact_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +235,6 @@ def test_a_space_that_fails_leaves_the_exact_answer(monkeypatch: pytest.MonkeyPa
         q, beyond = torch.linalg.qr(block - newest @ (newest.mT @ block))
         return q, basis.mT @ block, beyond
 
-    monkeypatch.setattr(lowrank, "_orthogonalised", careless)
+    monkeypatch.setattr(truncation, "_orthogonalize", careless)
     assert_nearest(with_spectrum(SPECTRA["halves"], 420, 450), 8)
     assert_nearest(with_spectrum(SPECTRA["rank 60"], 420, 450), 8)

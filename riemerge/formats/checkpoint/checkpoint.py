@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
+from riemerge.formats import kinds
 from riemerge.formats.files.tensor_file import (
     DTYPES,
     TensorFile,
@@ -25,20 +26,11 @@ from riemerge.formats.files.tensor_file import (
     why_not_finite,
 )
 from riemerge.formats.files.text import is_plain_name, listed, shown, strict_json
-from riemerge.formats.kinds import (
-    MODEL_FILE,
-    MODEL_INDEX,
-    holds_adapter,
-    holds_statistics,
-    models_below,
-    why_file_is_none,
-    why_no_checkpoint,
-)
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
-TENSOR_FILE = MODEL_FILE
-INDEX_FILE = MODEL_INDEX
+TENSOR_FILE = kinds.MODEL_FILE
+INDEX_FILE = kinds.MODEL_INDEX
 
 # What a model needs beside its weights: settings, tokenizer, chat template, its own code. Not weights in
 # other formats, not what a trainer or an earlier merge recorded.
@@ -66,7 +58,7 @@ class Checkpoint:
     Attributes:
         path: The folder or file that was given.
         shapes: The shape of each tensor, by name, in the order of the names.
-        dtypes: The dtype in which each is stored.
+        dtypes: The dtype in which each tensor is stored, by name.
         other_files: What else the model needs (settings, tokenizer), where a folder was given.
     """
 
@@ -75,7 +67,7 @@ class Checkpoint:
     dtypes: Mapping[str, torch.dtype]
     other_files: tuple[Path, ...]
     _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
-    _index: tuple[str, str] | None = field(repr=False)  # the index's file name and sha256
+    _index_sha256: Mapping[str, str] = field(repr=False)  # by file name; empty without an index
 
     @property
     def name(self) -> str:
@@ -86,6 +78,16 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """The names of all tensors, sorted."""
         return tuple(self.shapes)
+
+    @property
+    def stored(self) -> frozenset[torch.dtype]:
+        """The dtypes in which its tensors are stored."""
+        return frozenset(self.dtypes.values())
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """The rank of each tensor that has factors: none."""
+        return MappingProxyType({})
 
     @cached_property
     def not_float(self) -> tuple[str, ...]:
@@ -101,7 +103,7 @@ class Checkpoint:
         """
         files = {file.path.name: file for file in self._files.values()}
         sums = {name: file.sha256() for name, file in sorted(files.items())}
-        return MappingProxyType(sums if self._index is None else dict([self._index]) | sums)
+        return MappingProxyType({**self._index_sha256, **sums})
 
     def tensor(
         self,
@@ -115,13 +117,13 @@ class Checkpoint:
 
         Args:
             name: One of `names`.
-            dtype: The dtype of the result, a float; None for that of the file, the only one that integers
-                and bools are read in.
-            device: Its device.
+            dtype: The dtype of the result, a float; None for the dtype of the file, which integers and bools
+                need.
+            device: The device of the result.
 
         Raises:
-            AdapterError: It holds NaN or Inf, is no float where one is asked for, or its file is no longer
-                the one that was checked.
+            AdapterError: The tensor holds NaN or Inf, is no float where one is asked for, or its file is no
+                longer the one that was checked.
             KeyError: The checkpoint has no such tensor.
         """
         file, stored = self._files[name], self.dtypes[name]
@@ -156,19 +158,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     with reading(path):
         start = _locate(path)
-        others = _other_files(start.parent) if path.is_dir() else ()
-    index: tuple[str, str] | None = None
+        others = _other_files(path)
+    index_sha256: dict[str, str] = {}
     if start.name.endswith(INDEX_SUFFIX):
-        placed, index = _read_index(start)
+        placed, index_sha256 = _read_index(start)
         files, problems = _open_shards(start, placed)
     else:
         files, problems = _open_all([start])
         problems += [f"{file.path}: holds no tensors" for file in files if not file.entries]
     holders = {name: file for file in files for name in file.entries}
-    if (why := why_no_checkpoint(holders)) is not None:
+    if (why := kinds.why_no_checkpoint(holders)) is not None:
         problems.append(f"{path}: {why}")
-    if problems:
-        raise AdapterError(problems)
+    AdapterError.refuse(problems)
     entries = {name: holders[name].entries[name] for name in sorted(holders)}
     return Checkpoint(
         path=path,
@@ -176,12 +177,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         dtypes=MappingProxyType({name: DTYPES[entry.dtype] for name, entry in entries.items()}),
         other_files=others,
         _files=MappingProxyType(holders),
-        _index=index,
+        _index_sha256=MappingProxyType(index_sha256),
     )
 
 
 def _locate(path: Path) -> Path:
-    """The file to start from: the index, or the only file."""
+    """Return the file to start from: the index, or the only file."""
     if not os.path.lexists(path):
         raise AdapterError(
             f"{path}: no such folder or file; nothing is downloaded, so fetch the model first (hf download)"
@@ -202,107 +203,99 @@ def _locate(path: Path) -> Path:
 
 
 def _hint(folder: Path) -> str:
-    """What is in a folder without the tensors of a checkpoint, and what to do."""
-    inside = _files_in(folder)
-    if holds_adapter(folder):
+    """Say what is in a folder without the tensors of a checkpoint, and what to do."""
+    if kinds.holds_adapter(folder):
         return "; it is an adapter, not a full checkpoint"
-    if holds_statistics(folder):
+    if kinds.holds_statistics(folder):
         return "; it holds statistics of a model, not a full checkpoint"
-    if tensors := [name for name in inside if name.endswith((SUFFIX, INDEX_SUFFIX))]:
-        reasons = {name: why_file_is_none(folder / name) for name in tensors}
-        fit = [name for name in tensors if reasons[name] is None]
-        asked = f"; did you mean one of its files: {listed(fit)}?"
-        return asked if fit else f"; its {tensors[0]} {reasons[tensors[0]]}"
-    if below := models_below(folder):
-        return f"; did you mean one of its folders: {listed(below)}?"
-    for kind, advice in _KINDS.items():
-        if found := [name for name in inside if name.endswith(kind)]:
-            return f" ({listed(found)}){advice}"
-    return ""
+    names = _files_in(folder)
+    reasons = {
+        name: kinds.why_file_is_none(folder / name) for name in names if name.endswith((SUFFIX, INDEX_SUFFIX))
+    }
+    if fit := [name for name, why in reasons.items() if why is None]:
+        return f"; did you mean one of its files: {listed(fit)}?"
+    for name, why in reasons.items():
+        return f"; its {name} {why}"
+    others = ((advice, [name for name in names if name.endswith(end)]) for end, advice in _KINDS.items())
+    hints = (f" ({listed(files)}){advice}" for advice, files in others if files)
+    return kinds.hint_below(folder) or next(hints, "")
 
 
-def _read_index(path: Path) -> tuple[dict[str, str], tuple[str, str]]:
-    """Where the index places each tensor, and its own file name and sha256."""
+def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the file of each tensor as the index names it, and the sha256 of the index by its file name."""
     try:
         content = read_start(path)
-        placed = _weight_map(strict_json(content))
+        files = _weight_map(strict_json(content))
     except ValueError as error:
         raise AdapterError(f"{path}: {error}") from error
-    unsafe = sorted({place for place in placed.values() if not is_plain_name(place)})
-    wrong = [place for place in {*placed.values()} - {*unsafe} if not place.endswith(SUFFIX)]
-    problems = [
-        f"{path}: places tensors in {shown(place)}: expected a file of its folder" for place in unsafe
-    ]
-    problems += [
-        f"{path}: places tensors in {shown(place)}: expected a {SUFFIX} file" for place in sorted(wrong)
-    ]
-    if problems:
-        raise AdapterError(problems)
-    return placed, (path.name, hashlib.sha256(content).hexdigest())
+    shards = sorted({*files.values()})
+    unsafe = [shard for shard in shards if not is_plain_name(shard)]
+    others = [shard for shard in shards if shard not in unsafe and not shard.endswith(SUFFIX)]
+    expected = dict.fromkeys(unsafe, "a file of its folder") | dict.fromkeys(others, f"a {SUFFIX} file")
+    AdapterError.refuse(
+        f"{path}: places tensors in {shown(shard)}: expected {kind}" for shard, kind in expected.items()
+    )
+    return files, {path.name: hashlib.sha256(content).hexdigest()}
 
 
 def _weight_map(index: object) -> dict[str, str]:
-    """The places of the tensors, from the index's content; ValueError says what it is instead."""
-    placed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(placed, dict) or not all(isinstance(place, str) for place in placed.values()):
+    """Return the file of each tensor, from the index's content; ValueError says what it is instead."""
+    files = isinstance(index, dict) and index.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(shard, str) for shard in files.values()):
         raise ValueError("has no weight_map: expected an object of tensor names and their files")
-    if not placed:
+    if not files:
         raise ValueError("has an empty weight_map: expected the name of each tensor and its file")
-    return placed
+    return files
 
 
 def _open_all(paths: Iterable[Path]) -> tuple[list[TensorFile], list[str]]:
+    """Open files of tensors that mean what they say, and say what is wrong with the others."""
     files, problems = [], []
     for path in paths:
         try:
             file = open_tensors(path)
         except ValueError as error:
             problems.append(f"{path}: {error}")
+            continue
+        if faults := file.faults():
+            problems += [f"{path}: {fault}" for fault in faults]
         else:
-            found = file.faults()
-            problems += [f"{path}: {text}" for text in found]
-            files += [] if found else [file]
+            files.append(file)
     return files, problems
 
 
 def _open_shards(index: Path, placed: Mapping[str, str]) -> tuple[list[TensorFile], list[str]]:
-    """The shards that the index names, and everything in which they differ from what it says."""
+    """Open the shards that the index names, and say in what they differ from what it says."""
     shards: dict[str, set[str]] = {}
-    for name, place in placed.items():
-        shards.setdefault(place, set()).add(name)
+    for name, shard in placed.items():
+        shards.setdefault(shard, set()).add(name)
     files, problems = _open_all(index.parent / shard for shard in sorted(shards))
     for file in files:
-        problems += _misplaced(index, file, shards[file.path.name], placed)
+        expected, held = shards[file.path.name], {*file.entries}
+        faults = (
+            ("lacks", "places there", expected - held),
+            ("holds", "places in other files", (held - expected) & {*placed}),
+            ("holds", "does not name", held - {*placed}),
+        )
+        problems += [
+            f"{file.path}: {verb} {len(names)} tensors that {index.name} {fault}: {listed(sorted(names))}"
+            for verb, fault, names in faults
+            if names
+        ]
     return files, problems
 
 
-def _misplaced(index: Path, file: TensorFile, names: set[str], placed: Mapping[str, str]) -> list[str]:
-    problems = []
-    if lacking := sorted(names - {*file.entries}):
-        problems.append(
-            f"{file.path}: lacks {len(lacking)} tensors that {index.name} places there: {listed(lacking)}"
-        )
-    others = sorted({*file.entries} - names)
-    if twice := [name for name in others if name in placed]:
-        problems.append(
-            f"{file.path}: holds {len(twice)} tensors that {index.name} places in other files: "
-            f"{listed(twice)}"
-        )
-    if unnamed := [name for name in others if name not in placed]:
-        problems.append(
-            f"{file.path}: holds {len(unnamed)} tensors that {index.name} does not name: {listed(unnamed)}"
-        )
-    return problems
-
-
 def _files_in(folder: Path) -> list[str]:
-    """The names of the regular files in a folder, sorted; links count as what they lead to."""
-    return sorted(found.name for found in os.scandir(folder) if found.is_file())
+    """Return the names of the regular files in a folder, sorted; a link counts as what it leads to."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
 
 
-def _other_files(folder: Path) -> tuple[Path, ...]:
+def _other_files(path: Path) -> tuple[Path, ...]:
+    """Return what else a model needs, from its folder; nothing where a file is given, which stands alone."""
+    if not path.is_dir():
+        return ()
     return tuple(
-        folder / name
-        for name in _files_in(folder)
+        path / name
+        for name in _files_in(path)
         if Path(name).suffix in _OTHER_SUFFIXES and is_plain_name(name) and not _RECORDS.fullmatch(name)
     )

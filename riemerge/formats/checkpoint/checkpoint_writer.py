@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self, final
@@ -15,21 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.errors import NumericalError
 from riemerge.formats.checkpoint.checkpoint import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
+from riemerge.formats.files import staging
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
-from riemerge.formats.files.staging import (
-    Text,
-    check_output,
-    file_sha256,
-    publish,
-    stage_beside,
-    sync,
-    write_synced,
-    writing,
-)
+from riemerge.formats.files.staging import Text, writing
 from riemerge.formats.files.tensor_file import DTYPES
-from riemerge.formats.files.text import can_be_shown, is_plain_name, shown
+from riemerge.formats.files.text import as_json, can_be_shown, is_plain_name, shown
 
 
 @final
@@ -50,9 +42,9 @@ class DenseWriter:
 
     Args:
         folder: The new folder; it must not exist, its parent must.
-        dtype: The float dtype to store floats in; None for that of each tensor. Integers and bools keep
-            theirs.
-        shard_bytes: At least 1.
+        dtype: The float dtype to store floats in; None keeps the dtype of each tensor. Integers and bools
+            keep theirs.
+        shard_bytes: The most bytes of tensors in one file, at least 1.
 
     Raises:
         NumericalError: At the end of the block, tensors that the dtype rounds to nearly nothing (see
@@ -75,33 +67,33 @@ class DenseWriter:
         self._target, self._dtype, self._shard_bytes = Path(folder), dtype, shard_bytes
         self._roundings: dict[str, Rounding] = {}
         self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        self._shards: list[tuple[str, ...]] = []  # the names in each that is written
-        self._sums: list[str] = []  # their sha256
+        self._shards: list[tuple[str, list[str]]] = []  # sha256 of each that is written, names of its tensors
         self._sha256: dict[str, str] = {}
-        self._late: dict[str, Callable[[Mapping[str, str]], str]] = {}
+        self._late: dict[str, Text] = {}
         self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = self._total_bytes = 0
         self._stage: Path | None = None
 
     @property
     def errors(self) -> Mapping[str, float]:
-        """For each tensor the error of its rounding, ‖stored − given‖ / ‖given‖ (0 for a zero tensor)."""
-        return {name: one.error for name, one in self._roundings.items()}
+        """The error of the rounding by tensor, ‖stored − given‖ / ‖given‖ (0 for a zero tensor)."""
+        return {name: rounding.error for name, rounding in self._roundings.items()}
 
     @property
     def roundings(self) -> Mapping[str, Rounding]:
-        """For each float tensor what its rounding did to it."""
-        return {name: one for name, one in self._roundings.items() if one.dtype.is_floating_point}
+        """What the rounding did, by float tensor."""
+        return {
+            name: rounding for name, rounding in self._roundings.items() if rounding.dtype.is_floating_point
+        }
 
     @property
     def sha256(self) -> Mapping[str, str]:
-        """The sha256 of each file of tensors, their index, and each file that was copied; all at the end."""
+        """The sha256 of each file of tensors, of their index and of each copied file; complete at the end."""
         return MappingProxyType(self._sha256)
 
     def __enter__(self) -> Self:
-        check_output(self._target, [])
+        staging.check_output(self._target, [])
         with writing(self._target):
-            self._stage = stage_beside(self._target)
+            self._stage = staging.stage_beside(self._target)
         return self
 
     def __exit__(
@@ -119,15 +111,15 @@ class DenseWriter:
         """Round a tensor to the dtype that is stored, and write it when its shard is full.
 
         Args:
-            name: Its name in the model, not used before.
-            tensor: Of any shape, on any device; it is copied.
+            name: The name of the tensor in the model, not used before.
+            tensor: The values, of any shape, on any device; they are copied.
             dtype: A float dtype for this tensor instead of the writer's.
 
         Returns:
-            The error of the rounding, as in `errors`.
+            The error of the rounding (see `errors`).
 
         Raises:
-            NumericalError: It holds NaN or Inf, or what `dtype` cannot hold.
+            NumericalError: The tensor holds NaN or Inf, or what `dtype` cannot hold.
             OutputError: The disk is full, or the folder cannot be written.
             ValueError: The name was used before or cannot be one, or the dtype cannot be stored.
         """
@@ -143,11 +135,9 @@ class DenseWriter:
             stored, rounding = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
         except NumericalError as fault:
             raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
-        if self._pending_bytes + stored.nbytes > self._shard_bytes:
+        if stored.nbytes + sum(pending.nbytes for pending in self._pending.values()) > self._shard_bytes:
             self._flush(stage)
         self._pending[name] = stored
-        self._pending_bytes += stored.nbytes
-        self._total_bytes += stored.nbytes
         self._roundings[name], self._entries[name] = rounding, (tuple(stored.shape), stored.dtype)
         return rounding.error
 
@@ -155,12 +145,12 @@ class DenseWriter:
         """Put a file beside the tensors.
 
         Args:
-            name: Its name, not used before.
-            content: Its text, the path of a file to copy, or a function that makes the text from `sha256`
-                when all else is written.
+            name: The name of the file, not used before.
+            content: The text of the file, the path of a file to copy, or a function that makes the text from
+                `sha256` when all else is written.
 
         Raises:
-            OutputError: It cannot be copied or written.
+            OutputError: The file cannot be copied or written.
             ValueError: The name was used before, belongs to the tensors, or is no plain file name.
         """
         target = self._opened() / name
@@ -170,10 +160,8 @@ class DenseWriter:
         with writing(self._target):
             if isinstance(content, Path):
                 shutil.copyfile(content, target)
-                sync(target)
-                self._sha256[name] = file_sha256(target)
-            elif isinstance(content, str):
-                write_synced(target, content.encode())
+                staging.sync(target)
+                self._sha256[name] = staging.file_sha256(target)
             else:
                 self._late[name] = content
 
@@ -189,16 +177,13 @@ class DenseWriter:
         path = stage / _staged(len(self._shards))
         with writing(self._target):
             path.touch()
-            mode = (
-                path.stat().st_mode
-            )  # as the user's umask has it: safetensors makes files for one's own eyes
+            mode = path.stat().st_mode  # by the user's umask: safetensors lets only the owner read
             save_file(self._pending, path, metadata={"format": "pt"})
             path.chmod(mode)
-            sync(path)
+            staging.sync(path)
             # Hashed now: the shard is still in the system's cache, so that the disk is not read for it.
-            self._sums.append(file_sha256(path))
-        self._shards.append(tuple(self._pending))
-        self._pending, self._pending_bytes = {}, 0
+            self._shards.append((staging.file_sha256(path), [*self._pending]))
+        self._pending = {}
 
     def _finish(self, stage: Path) -> None:
         self._flush(stage)
@@ -206,23 +191,23 @@ class DenseWriter:
         if not count:
             raise ValueError("no tensor to write")
         check_rounding(self.roundings)
-        places = [f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}" for i in range(count)]
-        places = places if count > 1 else [TENSOR_FILE]
-        for i, place in enumerate(places):
-            (stage / _staged(i)).rename(stage / place)
-            self._sha256[place] = self._sums[i]
+        weight_map: dict[str, str] = {}
+        for i, (sha256, names) in enumerate(self._shards):
+            file = f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}"
+            if count == 1:
+                file = TENSOR_FILE
+            (stage / _staged(i)).rename(stage / file)
+            self._sha256[file] = sha256
+            weight_map |= dict.fromkeys(names, file)
         if count > 1:
-            shards = zip(places, self._shards, strict=True)
-            index = {
-                "metadata": {"total_size": self._total_bytes},
-                "weight_map": {name: place for place, names in shards for name in names},
-            }
-            write_synced(stage / INDEX_FILE, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-            self._sha256[INDEX_FILE] = file_sha256(stage / INDEX_FILE)
+            total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._entries.values())
+            content = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
+            staging.write_synced(stage / INDEX_FILE, content)
+            self._sha256[INDEX_FILE] = hashlib.sha256(content).hexdigest()
         for name, text in self._late.items():
-            write_synced(stage / name, text(self.sha256).encode())
+            staging.write_synced(stage / name, staging.encode(text, self.sha256))
         _check_written(stage, self._entries)
-        publish(stage, self._target)
+        staging.publish(stage, self._target)
 
 
 def _staged(shard: int) -> str:
@@ -235,10 +220,10 @@ def _check_float(dtype: torch.dtype | None) -> None:
 
 
 def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
-    """A contiguous copy on the CPU, floats in the dtype, and what the rounding did to it.
+    """Return a contiguous copy on the CPU, floats in the dtype, and what the rounding did to it.
 
     Raises:
-        NumericalError: The bare fact: NaN or Inf, or more than the dtype can hold.
+        NumericalError: NaN or Inf, or more than the dtype can hold; the text does not name the tensor.
     """
     if not given.is_floating_point():
         return _copied(given), Rounding(given.dtype, 0.0, 0.0)
@@ -251,32 +236,29 @@ def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
     if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
         return _copied(rounded), Rounding(dtype, norm, 0.0)
     apart = _norm(rounded.to(torch.float64).sub_(given))
-    return _copied(rounded), Rounding(dtype, norm, apart / norm if norm > 0.0 else 0.0)
+    return _copied(rounded), Rounding(dtype, norm, apart / (norm or 1.0))
 
 
 def _norm(tensor: Tensor) -> float:
-    """The norm, also of numbers whose squares underflow."""
+    """Return the norm, also of numbers whose squares underflow."""
     norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-    if not norm <= 1e-150 or not tensor.numel():
+    if not norm <= 1e-150 or not tensor.any():
         return norm
     largest = float(tensor.abs().max())
-    return largest * float(torch.linalg.vector_norm(tensor / largest)) if largest > 0.0 else 0.0
+    return largest * float(torch.linalg.vector_norm(tensor / largest))
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """The values in contiguous CPU memory that nobody else holds."""
+    """Return the values in contiguous CPU memory that nobody else holds."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
 
 def _check_written(folder: Path, entries: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
     """Open the folder as a user would, and compare all that its headers say."""
-    try:
+
+    def differing() -> Iterator[str]:
         read = read_checkpoint(folder)
-    except AdapterError as error:
-        raise OutputError(
-            f"what was written cannot be read back: {text}" for text in error.problems
-        ) from error
-    found = {name: (read.shapes[name], read.dtypes[name]) for name in read.names}
-    wrong = sorted(name for name in {*found, *entries} if found.get(name) != entries.get(name))
-    if wrong:
-        raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")
+        written = {name: (read.shapes[name], read.dtypes[name]) for name in read.names}
+        yield from sorted(name for name, _ in written.items() ^ entries.items())
+
+    staging.check_read_back(differing())

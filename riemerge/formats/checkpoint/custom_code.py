@@ -17,10 +17,10 @@ _SETTINGS = "config.json"  # config.json itself, tokenizer_config.json, preproce
 
 
 def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Say in what the code of checkpoints differs: a merge carries that of one, to run on the weights of all.
+    """Say in what the code of checkpoints differs: a merge carries the code of one, to run on all weights.
 
-    Law: files of the same name have the same bytes. What settings call a class (`auto_map`) has one name, and
-    comes from one repository among the checkpoints that name one.
+    Law: where nothing is said, files of one name have the same bytes, and a class that settings name
+    (`auto_map`) has one name, and comes from one repository among the checkpoints that name one.
 
     Raises:
         AdapterError: A file of code cannot be read.
@@ -30,15 +30,15 @@ def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
         "single files of tensors, which carry no code"
     )
     problems: dict[str, str] = {}  # by what differs: of many models, the first two that do
-    for one, other in combinations(checkpoints, 2):
-        files, others = _files(one), _files(other)
-        for name in (name for name in files if others.get(name, files[name]) != files[name]):
-            problems.setdefault(name, f"is other code in {other.path} than in {one.path}")
-        names, others = _named(one), _named(other)
-        for key in (key for key in names if not _same_class(names[key], others.get(key, names[key]))):
-            said = f"is {shown(names[key])} in {one.path} and {shown(others[key])} in {other.path}"
-            problems.setdefault(key, said)
-    return [f"{shown(what)}: {said}: {advice}" for what, said in sorted(problems.items())]
+    for first, second in combinations(checkpoints, 2):
+        files, others = _files(first), _files(second)
+        for name in (name for name in files.keys() & others if files[name] != others[name]):
+            problems.setdefault(name, f"is other code in {second.path} than in {first.path}")
+        classes, others = _named(first), _named(second)
+        for key in (key for key in classes.keys() & others if not _same_class(classes[key], others[key])):
+            names = f"is {shown(classes[key])} in {first.path} and {shown(others[key])} in {second.path}"
+            problems.setdefault(key, names)
+    return [f"{shown(name)}: {difference}: {advice}" for name, difference in sorted(problems.items())]
 
 
 def code_notes(carried: Checkpoint) -> list[str]:
@@ -53,7 +53,7 @@ def code_notes(carried: Checkpoint) -> list[str]:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, str]:
-    """The sha256 of each file of code that lies beside the tensors, by its name."""
+    """Return the sha256 of each file of code that lies beside the tensors, by its name."""
     paths = [path for path in checkpoint.other_files if path.suffix == _SUFFIX]
     try:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
@@ -62,7 +62,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _named(checkpoint: Checkpoint) -> dict[str, str]:
-    """The classes that settings name, `repository--file.Class`, by the file and what they stand for."""
+    """Return the classes that settings name, `repository--file.Class`, by file and place in it."""
     return {
         f"{path.name}: {key}": name
         for path in checkpoint.other_files
@@ -72,23 +72,34 @@ def _named(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _auto_map(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield what settings say of each class under `auto_map`, and its name."""
     try:
         settings = strict_json(read_start(path))
     except ValueError:
         return  # no settings that anyone could load
-    said = settings.get("auto_map") if isinstance(settings, dict) else None
-    # Old settings of a tokenizer are a list alone.
-    for key, value in said.items() if isinstance(said, dict) else [("", said)]:
-        where = f"auto_map.{key}".removesuffix(".")
-        # A list is of a slow tokenizer and a fast one, either of which may be missing.
-        for place, name in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(name, str):
-                yield where if place is None else f"{where}[{place}]", name
+    if isinstance(settings, dict):
+        yield from _texts(settings.get("auto_map"), "auto_map")
 
 
-def _same_class(one: str, other: str) -> bool:
-    same = one.rpartition("--")[2] == other.rpartition("--")[2]
-    return same and len({_repository(one), _repository(other)} - {""}) < 2
+def _texts(value: object, where: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts in JSON, each behind where it stands.
+
+    Old settings of a tokenizer are a list alone; a list names a slow tokenizer and a fast one, and either may
+    be missing.
+    """
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _texts(part, f"{where}.{key}")
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            yield from _texts(part, f"{where}[{place}]")
+
+
+def _same_class(first: str, second: str) -> bool:
+    same = first.rpartition("--")[2] == second.rpartition("--")[2]
+    return same and len({_repository(first), _repository(second)} - {""}) < 2
 
 
 def _repository(name: str) -> str:

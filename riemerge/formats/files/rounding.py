@@ -3,8 +3,8 @@
 A float dtype stores a number with a relative error of at most u = eps/2 (eps as in `torch.finfo`: 2⁻⁷ for
 bfloat16, 2⁻¹⁰ for float16, 2⁻²³ for float32). So it promises ‖stored − given‖ <= u ‖given‖ for a tensor.
 For an update in its canonical gauge, dW = Σ bₖ aₖᵀ with orthogonal bₖ and orthogonal aₖ, it promises 2u = eps
-(and √r u² more): what is lost is δB A + B δA + δB δA, where ‖δB A‖² = Σ ‖δbₖ‖² ‖aₖ‖² <= u² ‖dW‖², and B δA
-likewise.
+(and √r u² more): what is lost is δB A + B δA + δB δA, where ‖δB A‖² = Σ ‖δbₖ‖² ‖aₖ‖² <= u² ‖dW‖², and so is
+‖B δA‖².
 
 The promise holds where no number that matters is below the smallest normal one (6e-5 for float16, 1e-38 for
 bfloat16 and float32): such numbers lose digits, and at last are zero. So what is lost beyond eps was lost to
@@ -33,10 +33,9 @@ def why_too_large(largest: float, dtype: torch.dtype) -> str:
 
     Args:
         largest: The largest number in size.
-        dtype: The dtype whose largest is less.
+        dtype: The dtype whose largest number is less.
     """
-    narrow = largest <= torch.finfo(torch.bfloat16).max
-    wider = "bfloat16 or float32" if narrow else "float64"
+    wider = _wider(largest <= torch.finfo(torch.bfloat16).max)
     most = torch.finfo(dtype).max
     return f"{largest:.3g} but the largest {dtype} is {most:.3g}; choose a wider dtype such as {wider}"
 
@@ -45,8 +44,8 @@ class Rounding(NamedTuple):
     """What storing one tensor or update in a dtype did to it.
 
     Attributes:
-        dtype: In which it is stored.
-        norm: ‖given‖; 0 also where it is below what float64 can square.
+        dtype: The dtype that is stored.
+        norm: The norm ‖given‖; 0 also where it is below what float64 can square.
         error: The relative error ‖stored − given‖ / ‖given‖; 0 where what was given is zero.
     """
 
@@ -75,15 +74,13 @@ def check_rounding(roundings: Mapping[str, Rounding]) -> None:
         NumericalError: A relative error of `LOST` or more in something that is not negligible beside the
             rest: all of it is named.
     """
-    whole = math.hypot(*(one.norm for one in roundings.values()))
-    problems = [
-        f"{shown(name)}: stored as {_dtype(one)} it loses {one.error:.0%} of its norm, expected at most "
-        f"{one.promised:.1g}: {_remedy(one)}"
-        for name, one in roundings.items()
-        if one.error >= LOST and one.norm >= one.promised * whole
-    ]
-    if problems:
-        raise NumericalError(problems)
+    whole = math.hypot(*(rounding.norm for rounding in roundings.values()))
+    NumericalError.refuse(
+        f"{shown(name)}: stored as {_dtype(rounding)} it loses {rounding.error:.0%} of its norm, expected at "
+        f"most {rounding.promised:.1g}: {_remedy(rounding)}"
+        for name, rounding in roundings.items()
+        if rounding.error >= LOST and rounding.norm >= rounding.promised * whole
+    )
 
 
 def rounding_warnings(roundings: Mapping[str, Rounding]) -> list[str]:
@@ -96,19 +93,17 @@ def rounding_warnings(roundings: Mapping[str, Rounding]) -> list[str]:
         One text for each dtype; none where all is as promised.
     """
     texts = []
-    for dtype in sorted({one.dtype for one in roundings.values()}, key=str):
-        there = {
-            name: one
-            for name, one in roundings.items()
-            if one.dtype is dtype and one.error > one.promised + TOLD
-        }
-        if there:
-            worst = max(there.values(), key=lambda one: one.error)
-            texts.append(
-                f"rounding to {_dtype(worst)} moved {len(there)} of {len(roundings)} tensors by more than it "
-                f"promises ({listed(there)}: up to {worst.error:.1%} of the norm, expected at most "
-                f"{worst.promised:.1g}): {_remedy(worst)}"
-            )
+    moved = {
+        name: rounding for name, rounding in roundings.items() if rounding.error > rounding.promised + TOLD
+    }
+    for dtype in sorted({rounding.dtype for rounding in moved.values()}, key=str):
+        names = [name for name, rounding in moved.items() if rounding.dtype is dtype]
+        worst = max((moved[name] for name in names), key=lambda rounding: rounding.error)
+        texts.append(
+            f"rounding to {_dtype(worst)} moved {len(names)} of {len(roundings)} tensors by more than it "
+            f"promises ({listed(names)}: up to {worst.error:.1%} of the norm, expected at most "
+            f"{worst.promised:.1g}): {_remedy(worst)}"
+        )
     return texts
 
 
@@ -140,21 +135,23 @@ def change_warnings(roundings: Mapping[str, Rounding], changes: Mapping[str, flo
             f"rounded to {dtype}: expected the changes to survive: ask for a wider out_dtype"
         )
     lost = math.hypot(*(roundings[name].moved for name in changed)) / math.hypot(*changed.values())
-    text = (
-        f"rounding to {dtype} moved the weights by {lost:.0%} of what the merge changed of the base model "
-        f"(most in {shown(worst)}: {shares[worst]:.0%}): to keep it ask for a wider out_dtype"
-    )
-    return [text] if lost > _SHARE else []
+    if not lost > _SHARE:
+        return []
+    text = f"rounding to {dtype} moved the weights by {lost:.0%} of what the merge changed of the base model "
+    return [f"{text}(most in {shown(worst)}: {shares[worst]:.0%}): to keep it ask for a wider out_dtype"]
 
 
-def _dtype(one: Rounding) -> str:
-    return str(one.dtype).removeprefix("torch.")
+def _dtype(rounding: Rounding) -> str:
+    return str(rounding.dtype).removeprefix("torch.")
 
 
-def _remedy(one: Rounding) -> str:
-    """Why a dtype loses more than it promises, and what to do."""
-    wider = "bfloat16 or float32" if one.dtype is torch.float16 else "float64"
+def _remedy(rounding: Rounding) -> str:
+    """Say why a dtype loses more than it promises, and what to do."""
     return (
-        f"the numbers are below {torch.finfo(one.dtype).tiny:.0e}, the smallest that {_dtype(one)} stores in "
-        f"full: ask for out_dtype {wider}"
+        f"the numbers are below {torch.finfo(rounding.dtype).tiny:.0e}, the smallest that {_dtype(rounding)} "
+        f"stores in full: ask for out_dtype {_wider(rounding.dtype is torch.float16)}"
     )
+
+
+def _wider(within_float32: bool) -> str:
+    return "bfloat16 or float32" if within_float32 else "float64"

@@ -12,10 +12,11 @@ from typing import TypeAlias
 
 from safetensors import SafetensorError
 
-from riemerge.errors import OutputError
+from riemerge.errors import AdapterError, OutputError
+from riemerge.formats.files.text import shown
 
 Text: TypeAlias = str | Callable[[Mapping[str, str]], str]
-"""A text to be written, or the function that makes it from the sha256 of the files beside it, by name."""
+"""A text to be written, or the function that makes it from the sha256 of each file beside it, by name."""
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
@@ -38,12 +39,11 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
             problems.append(f"{target}: the folder {target.parent} does not exist; create it first")
         elif not os.access(target.parent, os.W_OK | os.X_OK):
             problems.append(f"{target}: no permission to write in {target.parent}")
-    if problems:
-        raise OutputError(problems)
+    OutputError.refuse(problems)
 
 
 def _is_there(path: Path) -> bool:
-    """Whether something has this name; OSError where nothing can have it, such as too long a one."""
+    """Return whether something has this name; raise OSError where nothing can have it, as it is too long."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -92,10 +92,10 @@ def publish(stage: Path, target: Path) -> None:
 
 
 def exchange(stage: Path, target: Path, aside: Path) -> None:
-    """Give a staged folder, as `publish` does, the name of what is there, which goes to `aside`.
+    """Give a staged folder the name of what is there, which goes to `aside`, and sync it (see `publish`).
 
     Raises:
-        OutputError: It cannot be done; what was there is there.
+        OutputError: The folder cannot be renamed; what was there is there.
     """
     with writing(target):
         if os.path.lexists(target):
@@ -106,6 +106,13 @@ def exchange(stage: Path, target: Path, aside: Path) -> None:
             with suppress(OSError):  # as it should be, where the name is taken or nothing was there
                 aside.rename(target)
             raise
+
+
+def encode(text: Text, sha256: Mapping[str, str]) -> bytes:
+    """Return the bytes of a text, made from the sha256 of the files beside it if it asks for them."""
+    if callable(text):
+        text = text(sha256)
+    return text.encode()
 
 
 def file_sha256(path: Path) -> str:
@@ -126,16 +133,35 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Make the file appear under its name with all of its content, synced.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
-            partial.unlink(missing_ok=True)  # as a killed run leaves it
+            partial.unlink(missing_ok=True)  # a killed run leaves one
             write_synced(partial, content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def check_read_back(differing: Iterator[str]) -> None:
+    """Check that a staged folder reads back as it was to be written.
+
+    Args:
+        differing: Reads the folder, and yields the name of each module or tensor that differs.
+
+    Raises:
+        OutputError: The folder cannot be read, or something in it differs.
+    """
+    try:
+        wrong = next(differing, None)
+    except AdapterError as error:
+        raise OutputError(
+            f"what was written cannot be read back: {text}" for text in error.problems
+        ) from error
+    if wrong is not None:
+        raise OutputError(f"{shown(wrong)}: what was written does not read back; is the disk faulty?")
 
 
 def sync(path: Path) -> None:
@@ -149,7 +175,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Around whatever writes: faults of the file system become an OutputError that names the target."""
+    """Turn faults of the file system into an OutputError that names the target."""
     try:
         yield
     except OSError as error:

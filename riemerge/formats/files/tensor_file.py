@@ -41,8 +41,8 @@ class Entry:
     """One tensor as the header of its file describes it.
 
     Attributes:
-        name: Its key.
-        dtype: As safetensors calls it; only those of `DTYPES` can be read.
+        name: The key of the tensor.
+        dtype: Its dtype in safetensors' words; only those of `DTYPES` can be read.
         shape: Its sizes.
         start: The place of its first byte in the file.
     """
@@ -61,8 +61,8 @@ class TensorFile:
     No file stays open; each read fails loudly if the file is no longer the one that was checked.
 
     Attributes:
-        path: The file.
-        entries: What it holds, by name, sorted.
+        path: The path of the file.
+        entries: The tensors of the file by name, sorted.
     """
 
     path: Path
@@ -71,32 +71,32 @@ class TensorFile:
 
     def faults(self) -> list[str]:
         """Say all that has no exact meaning, or cannot be shown, among the names and dtypes."""
-        found = []
+        faults = []
         if unfit := [name for name in self.entries if not can_be_shown(name)]:
-            found.append(
+            faults.append(
                 f"has {len(unfit)} tensors whose names are not printable or over {MAX_NAME} characters: "
                 f"{listed(unfit)}"
             )
         unknown = {name: entry.dtype for name, entry in self.entries.items() if entry.dtype not in DTYPES}
         if unknown:
-            found.append(
+            faults.append(
                 f"stores {len(unknown)} of {len(self.entries)} tensors as "
                 f"{listed(sorted({*unknown.values()}))} ({listed(unknown)}): expected floats of 16 bits or "
                 "more, integers or bools; quantised values mean nothing without their scales, so dequantise "
                 "them first"
             )
-        return found
+        return faults
 
     def read(self, *names: str) -> tuple[Tensor, ...]:
         """Read tensors, as they are stored, into CPU memory of their own.
 
-        Their values may be anything: `why_not_finite` is for the caller to ask, who knows their names.
+        Their values may be anything: the caller asks `why_not_finite`, and says which tensor it is.
 
         Raises:
             AdapterError: The file is no longer the one that was checked.
             KeyError: There is no such tensor, or it has none of `DTYPES`.
         """
-        # By its place in the file: opening a file as safetensors reads its whole header, each time.
+        # By their places in the file: opening a file as safetensors reads its whole header, each time.
         entries = [self.entries[name] for name in names]
         with self._reading() as file:
             return tuple(_read_entry(file, entry) for entry in entries)
@@ -112,7 +112,7 @@ class TensorFile:
 
     @contextmanager
     def _reading(self) -> Iterator[BufferedReader]:
-        """Around each use of the file: it is the one that was checked, before and after."""
+        """Open the file, and see before and after its use that it is the one that was checked."""
         try:
             before = _identity(self.path)
             with self.path.open("rb") as file:
@@ -128,7 +128,7 @@ def open_tensors(path: Path) -> TensorFile:
     """Check the header of a safetensors file, as safetensors itself understands it, and nothing else.
 
     Raises:
-        ValueError: It cannot be read; the text says why, without naming the file.
+        ValueError: The file cannot be read; the text says why, without naming it.
     """
     start = read_start(path, 64)
     identity = _identity(path)  # before anything that is relied on, so that no exchange goes unnoticed
@@ -152,13 +152,8 @@ def open_tensors(path: Path) -> TensorFile:
             f"is {size} bytes long and not a whole safetensors file ({error}): download or export it again"
         ) from error
     entries = {
-        name: Entry(
-            name=name,
-            dtype=header[name]["dtype"],
-            shape=tuple(header[name]["shape"]),
-            start=8 + length + header[name]["data_offsets"][0],
-        )
-        for name in names
+        name: Entry(name, item["dtype"], tuple(item["shape"]), 8 + length + item["data_offsets"][0])
+        for name, item in ((name, header[name]) for name in names)
     }
     return TensorFile(path, MappingProxyType(entries), identity)
 
@@ -167,7 +162,7 @@ def read_start(path: Path, size: int = MAX_JSON_BYTES + 1) -> bytes:
     """Read the first bytes of a regular file; by default, more than `strict_json` takes.
 
     Raises:
-        ValueError: It is none, or cannot be read; the text says why, without naming the file.
+        ValueError: The file is no regular one, or cannot be read; the text says why, without naming it.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -183,7 +178,7 @@ def read_start(path: Path, size: int = MAX_JSON_BYTES + 1) -> bytes:
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Around whatever looks at an input: faults of the file system become an AdapterError that names it."""
+    """Turn faults of the file system into an AdapterError that names the input that is looked at."""
     try:
         yield
     except OSError as error:
@@ -195,13 +190,14 @@ def why_not_finite(tensor: Tensor) -> str | None:
     # One pass without a copy, and any of them would have come through.
     if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float64)):
         return None
-    bad = ~torch.isfinite(tensor)
-    count = int(bad.sum())
-    return f"holds {count} NaN or Inf, the first at {bad.nonzero()[0].tolist()}" if count else None
+    bad = torch.isfinite(tensor).logical_not().nonzero()
+    if not len(bad):
+        return None
+    return f"holds {len(bad)} NaN or Inf, the first at {bad[0].tolist()}"
 
 
 def _read_entry(file: BufferedReader, entry: Entry) -> Tensor:
-    """The tensor at its place in the file.
+    """Read the tensor at its place in the file.
 
     Raises:
         OSError: The file ends before it.
@@ -217,5 +213,5 @@ def _read_entry(file: BufferedReader, entry: Entry) -> Tensor:
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -32,17 +32,25 @@ def strict_json(content: bytes) -> Any:
         raise ValueError(f"is not acceptable JSON: {error}") from None
 
 
+def as_json(content: object) -> bytes:
+    """Return content as the package writes JSON: sorted, indented, one line end."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
 def shown(text: str) -> str:
-    """The text as it may appear in a message: printable and of at most 200 characters."""
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 200 else text[:197] + "..."
+    """Return the text as it may appear in a message: printable and of at most 200 characters."""
+    if not text.isprintable():
+        text = ascii(text)
+    return _shorten(text, 200)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names in words, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in names[:most]) + more
+    first = ", ".join(map(shown, names[:most]))
+    if len(names) <= most:
+        return first
+    return f"{first} and {len(names) - most} more"
 
 
 def repeated(paths: Iterable[Path]) -> list[str]:
@@ -58,19 +66,24 @@ def repeated(paths: Iterable[Path]) -> list[str]:
 
 
 def brief(value: object) -> str:
-    """A value as JSON, in at most 60 characters."""
-    text = shown(json.dumps(value, ensure_ascii=False))
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Return a value as JSON, in at most 60 characters."""
+    return _shorten(shown(json.dumps(value, ensure_ascii=False)), 60)
 
 
 def can_be_shown(name: str) -> bool:
-    """Whether a name is printable and of at most `MAX_NAME` characters."""
+    """Return whether a name is printable and of at most `MAX_NAME` characters."""
     return name.isprintable() and len(name) <= MAX_NAME
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name stands for a file in its own folder, on every system."""
+    """Return whether a name stands for a file in its own folder, on every system."""
     return name.isprintable() and name not in {"", ".", ".."} and not {*name} & {"/", "\\", ":"}
+
+
+def _shorten(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return text[: most - 3] + "..."
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

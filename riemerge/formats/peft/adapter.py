@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
+from riemerge.formats import kinds
 from riemerge.formats.files.tensor_file import (
     FLOATS,
     Entry,
@@ -26,14 +27,6 @@ from riemerge.formats.files.tensor_file import (
     why_not_finite,
 )
 from riemerge.formats.files.text import MAX_NAME, can_be_shown, listed, shown
-from riemerge.formats.kinds import (
-    MODEL_FILE,
-    MODEL_INDEX,
-    holds_adapter,
-    holds_statistics,
-    models_below,
-    why_file_is_none,
-)
 from riemerge.formats.peft.config import AdapterConfig, parse_config
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -93,6 +86,11 @@ class Adapter:
         stored = (FLOATS[factor.dtype] for pair in self._factors.values() for factor in pair)
         return reduce(torch.promote_types, stored)
 
+    @property
+    def stored(self) -> frozenset[torch.dtype]:
+        """The dtype that holds all stored factors, as a set of one: see `Checkpoint.stored`."""
+        return frozenset([self.dtype])
+
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a person may have meant otherwise, where PEFT goes on and so do we."""
@@ -108,7 +106,7 @@ class Adapter:
         return MappingProxyType({CONFIG_FILE: self._config_sha256, TENSOR_FILE: self._tensors.sha256()})
 
     def shape(self, module: str) -> tuple[int, int]:
-        """The shape (m, n) of dW of this module: outputs by inputs."""
+        """Return the shape (m, n) of dW of this module: outputs by inputs."""
         b, a = self._factors[module]
         return b.shape[0], a.shape[1]
 
@@ -123,7 +121,7 @@ class Adapter:
         Args:
             module: One of `modules`.
             dtype: The dtype of the returned factors.
-            device: Their device.
+            device: The device of the returned factors.
 
         Raises:
             AdapterError: A factor holds NaN or Inf, dW is too large or too small to compute with in `dtype`,
@@ -136,11 +134,10 @@ class Adapter:
             for side, factor in (("lora_A", a), ("lora_B", b))
             if (why := why_not_finite(factor)) is not None
         ]
+        AdapterError.refuse(problems)
         scale = self.config.scale(module)
-        if not problems and (why := _why_out_of_range(b, a, scale, dtype)) is not None:
-            problems.append(f"{self.path}: {shown(module)}: {why}")
-        if problems:
-            raise AdapterError(problems)
+        if (why := _why_out_of_range(b, a, scale, dtype)) is not None:
+            raise AdapterError(f"{self.path}: {shown(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), scale)
 
 
@@ -152,7 +149,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     executed, nothing is downloaded. The values are checked when they are read (`Adapter.update`).
 
     Args:
-        path: The folder.
+        path: The folder of the adapter.
 
     Raises:
         AdapterError: With every problem found in the folder.
@@ -162,34 +159,28 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     folder = Path(path)
     with reading(folder):
         _check_folder(folder)
-    problems: list[str] = []
     config, content = None, b""
     try:
         content = read_start(folder / CONFIG_FILE)
-        config, found = parse_config(content)
-        problems += [f"{folder / CONFIG_FILE}: {text}" for text in found]
+        config, faults = parse_config(content)
     except ValueError as error:
-        what = "; it says the scale of dW, and lies where the adapter was saved" if not content else ""
-        problems.append(f"{folder / CONFIG_FILE}: {error}{what}")
-
-    factors: dict[str, tuple[Entry, Entry]] = {}
-    tensors = None
+        faults = [f"{error}; it says the scale of dW, and lies where the adapter was saved"]
+    problems = [f"{folder / CONFIG_FILE}: {fault}" for fault in faults]
     try:
         tensors = _open_tensors(folder / TENSOR_FILE)
-        factors, found = _pair(tensors.entries)
-        problems += [f"{folder}: {text}" for text in found]
     except ValueError as error:
-        problems.append(f"{folder / TENSOR_FILE}: {error}")
-
-    if config is not None:
-        problems += [
-            f"{folder}: {module}: the factors have rank {b.shape[1]} but {CONFIG_FILE} says "
-            f"{config.rank(module)} (r, rank_pattern): they must agree"
-            for module, (b, _) in factors.items()
-            if b.shape[1] != config.rank(module)
-        ]
-    if problems or config is None or tensors is None:
+        raise AdapterError([*problems, f"{folder / TENSOR_FILE}: {error}"]) from error
+    factors, faults = _pair(tensors.entries)
+    problems += [f"{folder}: {fault}" for fault in faults]
+    if config is None:
         raise AdapterError(problems)
+    problems += [
+        f"{folder}: {module}: the factors have rank {b.shape[1]} but {CONFIG_FILE} says "
+        f"{config.rank(module)} (r, rank_pattern): they must agree"
+        for module, (b, _) in factors.items()
+        if b.shape[1] != config.rank(module)
+    ]
+    AdapterError.refuse(problems)
     return Adapter(
         path=folder,
         config=config,
@@ -207,26 +198,25 @@ def _check_folder(folder: Path) -> None:
         )
     if not folder.is_dir():
         expected = f"is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}"
-        raise AdapterError(f"{folder}: {why_file_is_none(folder) or expected}")
-    if not holds_adapter(folder):
+        raise AdapterError(f"{folder}: {kinds.why_file_is_none(folder) or expected}")
+    if not kinds.holds_adapter(folder):
         raise AdapterError(f"{folder}: has neither {CONFIG_FILE} nor {TENSOR_FILE}{_hint(folder)}")
 
 
 def _hint(folder: Path) -> str:
-    """What is in a folder that holds no adapter, and what to do."""
-    if holds_statistics(folder):
+    """Say what is in a folder that holds no adapter, and what to do."""
+    if kinds.holds_statistics(folder):
         return "; it holds statistics of a model: name it under statistics, beside the model"
     for file in sorted(folder.glob("*.safetensors")):
-        if why := why_file_is_none(file):
+        if why := kinds.why_file_is_none(file):
             return f"; its {file.name} {why}"
-    if any((folder / name).exists() for name in (MODEL_FILE, MODEL_INDEX)):
+    if any((folder / name).exists() for name in (kinds.MODEL_FILE, kinds.MODEL_INDEX)):
         return "; it is a full checkpoint, not an adapter"
-    below = models_below(folder)
-    return f"; did you mean one of its folders: {listed(below)}?" if below else ""
+    return kinds.hint_below(folder)
 
 
 def _open_tensors(path: Path) -> TensorFile:
-    """The file of the factors; ValueError says what is there instead."""
+    """Open the file of the factors; ValueError says what is there instead."""
     if not os.path.lexists(path):
         if any(path.parent.glob("adapter_model*.safetensors*")):
             raise ValueError("is missing; sharded adapters are not supported: save it again as one file")
@@ -236,7 +226,7 @@ def _open_tensors(path: Path) -> TensorFile:
 
 
 def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], list[str]]:
-    """The factors (B, A) of each module, sorted by name, and everything that is wrong with them."""
+    """Return the factors (B, A) of each module, sorted by name, and everything that is wrong with them."""
     sides: dict[str, dict[str, Entry]] = {}
     others: dict[str, list[str]] = {}
     problems = []
@@ -259,19 +249,19 @@ def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], 
     if not sides and not problems:
         problems.append(f"{TENSOR_FILE} holds no tensors")
     factors = {}
-    for module, found in sorted(sides.items()):
-        if (why := _why_unfit(module, found)) is not None:
+    for module, pair in sorted(sides.items()):
+        if (why := _why_unfit(module, pair)) is not None:
             problems.append(f"{module}: {why}")
         else:
-            factors[module] = (found["B"], found["A"])
+            factors[module] = (pair["B"], pair["A"])
     return factors, problems
 
 
 def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
+    """Say why the factors of a module are none of a linear layer; None if they are."""
     if {"base_layer", "_orig_mod", "_fsdp_wrapped_module"} & set(module.split(".")):
         return "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
-    if len(sides) < 2:
-        missing = ({"A", "B"} - set(sides)).pop()
+    for missing in {"A", "B"} - set(sides):
         return f"has no lora_{missing}: both factors are needed"
     a, b = sides["A"], sides["B"]
     if unknown := sorted({a.dtype, b.dtype} - set(FLOATS)):
@@ -282,7 +272,7 @@ def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
 
 
 def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
-    """Why dW is nothing to compute with: it, or a square of it, overflows or vanishes; None if it is."""
+    """Say why dW cannot be computed with: it, or a square of it, overflows or vanishes; None if it can."""
     left, right = (float(factor.abs().max()) for factor in (b, a))
     most = torch.finfo(dtype).max
     if max(left, right) > most:

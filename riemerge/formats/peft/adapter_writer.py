@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from safetensors.torch import save
 
-from riemerge.errors import AdapterError, NumericalError, OutputError
+from riemerge.errors import NumericalError
+from riemerge.formats.files import staging
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
-from riemerge.formats.files.staging import Text, check_output, publish, stage_beside, write_synced, writing
-from riemerge.formats.files.text import is_plain_name, shown
+from riemerge.formats.files.staging import Text, writing
+from riemerge.formats.files.text import as_json, is_plain_name, shown
 from riemerge.formats.peft.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -45,11 +45,11 @@ def write_adapter(
 
     Args:
         folder: The new folder; it must not exist, its parent must.
-        updates: By module, named as in the base model.
+        updates: The updates by module, named as in the base model.
         like: The adapters that were merged; what they agree in (base model, `fan_in_fan_out`, task type) is
             carried on, but for tasks whose head PEFT expects in the file: heads are not written.
         dtype: The dtype of the stored factors.
-        rounding: What `round_update` found, where that made the updates: they are then written as they are.
+        rounding: What `round_update` did to each update, if it made them: they are then written as they are.
         extra_files: Texts to lie beside the adapter, by file name, or functions that make them from the
             sha256 of the adapter's own two files.
 
@@ -69,7 +69,7 @@ def write_adapter(
     for name in extra_files:
         if name in {CONFIG_FILE, TENSOR_FILE} or not is_plain_name(name):
             raise ValueError(f"{name!r} cannot be the name of an extra file")
-    check_output(target, [])
+    staging.check_output(target, [])
     if rounding is None:
         rounded = RoundedUpdates(dtype)
         for module, update in sorted(updates.items()):
@@ -77,22 +77,25 @@ def write_adapter(
         rounded.check()
         updates, rounding = rounded.updates, rounded.roundings
     stored = dict(sorted(updates.items()))
-    files: dict[str, bytes] = {}
-    files[TENSOR_FILE] = save(
-        {
-            f"base_model.model.{module}.lora_{side}.weight": factor.contiguous()
-            for module, update in stored.items()
-            for side, factor in (("A", update.A), ("B", update.B))
-        },
-        metadata={"format": "pt"},
-    )
+    factors = {
+        f"base_model.model.{module}.lora_{side}.weight": factor.contiguous()
+        for module, update in stored.items()
+        for side, factor in (("A", update.A), ("B", update.B))
+    }
     config = _config({module: update.rank for module, update in stored.items()}, like)
-    files[CONFIG_FILE] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    files = {TENSOR_FILE: save(factors, metadata={"format": "pt"}), CONFIG_FILE: as_json(config)}
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    for name, text in extra_files.items():
-        files[name] = (text if isinstance(text, str) else text(sums)).encode()
-    _publish(target, files, stored)
-    return {module: one.error for module, one in sorted(rounding.items())}
+    files |= {name: staging.encode(text, sums) for name, text in extra_files.items()}
+    with writing(target):
+        stage = staging.stage_beside(target)
+        try:
+            for name, content in files.items():
+                staging.write_synced(stage / name, content)
+            _check_written(stage, stored)
+            staging.publish(stage, target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    return {module: rounding[module].error for module in sorted(rounding)}
 
 
 def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, Rounding]:
@@ -105,14 +108,14 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
         The update with scale 1 in `dtype` on the CPU, and what the rounding did to it.
 
     Raises:
-        NumericalError: The factors are not finite, or not in `dtype`; the text is the bare fact.
+        NumericalError: The factors are not finite, or not in `dtype`; the text does not name the module.
     """
     exact = update.absorbed().to(torch.float64)
     largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
     unit = largest or 1.0  # factors of size 1 have squares that do not underflow
     left, right = exact.B / unit, exact.A.mT / unit
-    square = float(((left.mT @ left) * (right.mT @ right)).sum())
-    norm = largest * largest * math.sqrt(max(square, 0.0))
+    square = max(float(((left.mT @ left) * (right.mT @ right)).sum()), 0.0)
+    norm = largest * largest * math.sqrt(square)
     if not math.isfinite(norm):
         raise NumericalError("the update holds NaN or Inf, or its norm overflows")
     rounded = exact.to(dtype)
@@ -122,7 +125,7 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
     lefts = torch.cat([near_left - left, near_left], dim=1)
     rights = torch.cat([right, near_right - right], dim=1)
     error = float(((lefts.mT @ lefts) * (rights.mT @ rights)).sum())
-    relative = math.sqrt(max(error, 0.0) / square) if square > 0.0 else 0.0
+    relative = math.sqrt(max(error, 0.0) / (square or math.inf))  # 0 for a zero update
     return rounded.to(device="cpu"), Rounding(dtype, norm, relative)
 
 
@@ -131,8 +134,8 @@ class RoundedUpdates:
     """Updates in the dtype in which they are written, rounded one at a time, all faults at once.
 
     Attributes:
-        updates: By module, with scale 1, on the CPU.
-        roundings: What the rounding did to each.
+        updates: The rounded updates by module, with scale 1, on the CPU.
+        roundings: What the rounding did to each update, by module.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -152,17 +155,18 @@ class RoundedUpdates:
         """Raise what went wrong, if anything did.
 
         Raises:
-            NumericalError: As `write_adapter`.
+            NumericalError: An update was refused, or is rounded to nearly nothing; all of them are named.
         """
-        if self._problems:
-            raise NumericalError(self._problems)
+        NumericalError.refuse(self._problems)
         check_rounding(self.roundings)
 
 
 def _balanced(update: LowRankUpdate) -> LowRankUpdate:
-    """The update in its canonical gauge; one that holds NaN or Inf has none, and is refused as it is."""
+    """Return the update in its canonical gauge; one that holds NaN or Inf has none, and is refused later."""
     exact = update.to(torch.float64)
-    return exact.balance() if math.isfinite(exact.norm()) else exact
+    if not math.isfinite(exact.norm()):
+        return exact
+    return exact.balance()
 
 
 def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]:
@@ -173,11 +177,13 @@ def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]
     configs = [adapter.config for adapter in like]
     bases = [config.base_model_name_or_path for config in configs]
     task = _common([config.task_type for config in configs])
+    if task in _TASKS_WITH_A_HEAD:
+        task = None
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": _common([base for base in bases if base is not None]),
         "revision": _common([config.revision for config in configs]),
-        "task_type": None if task in _TASKS_WITH_A_HEAD else task,
+        "task_type": task,
         "auto_mapping": _common([config.auto_mapping for config in configs]),
         "inference_mode": True,
         "r": r,
@@ -195,38 +201,20 @@ def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """The value that all have, or None."""
+    """Return the value that all have, or None."""
     return values[0] if values and all(value == values[0] for value in values) else None
-
-
-def _publish(target: Path, files: Mapping[str, bytes], stored: Mapping[str, LowRankUpdate]) -> None:
-    with writing(target):
-        stage = stage_beside(target)
-        try:
-            for name, content in files.items():
-                write_synced(stage / name, content)
-            _check_written(stage, stored)
-            publish(stage, target)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:
     """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
-    try:
+
+    def differing() -> Iterator[str]:
         adapter = read_adapter(folder)
-        wrong = sorted({*adapter.modules} ^ {*stored}) or [
-            module for module, update in stored.items() if not _equal(adapter, module, update)
-        ]
-    except AdapterError as error:
-        raise OutputError(
-            f"what was written cannot be read back: {text}" for text in error.problems
-        ) from error
-    if wrong:
-        raise OutputError(f"{shown(wrong[0])}: what was written does not read back; is the disk faulty?")
+        yield from sorted({*adapter.modules} ^ {*stored})
+        for module, update in stored.items():
+            read = adapter.update(module, dtype=adapter.dtype)
+            same = read.dtype == update.dtype and read.scale == update.scale
+            if not (same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)):
+                yield module
 
-
-def _equal(adapter: Adapter, module: str, update: LowRankUpdate) -> bool:
-    read = adapter.update(module, dtype=adapter.dtype)
-    same = read.dtype == update.dtype and read.scale == update.scale
-    return same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)
+    staging.check_read_back(differing())

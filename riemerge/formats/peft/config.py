@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -87,17 +87,19 @@ class AdapterConfig(BaseModel):
     auto_mapping: dict[str, Any] | None = None
 
     def rank(self, module: str) -> int:
-        """The rank r that PEFT gives to this module."""
+        """Return the rank r that PEFT gives to this module."""
         return _look_up(self.rank_pattern, module, self.r)
 
     def alpha(self, module: str) -> float:
-        """The alpha that PEFT gives to this module."""
+        """Return the alpha that PEFT gives to this module."""
         return _look_up(self.alpha_pattern, module, self.lora_alpha)
 
     def scale(self, module: str) -> float:
-        """The factor s of dW = s·B·A for this module."""
-        rank = self.rank(module)
-        return self.alpha(module) / (math.sqrt(rank) if self.use_rslora else rank)
+        """Return the factor s of dW = s·B·A for this module."""
+        divisor: float = self.rank(module)
+        if self.use_rslora:
+            divisor = math.sqrt(divisor)
+        return self.alpha(module) / divisor
 
     def loads(self, module: str) -> bool:
         """Return whether PEFT puts factors on a module of this name, as far as the settings decide it.
@@ -114,41 +116,38 @@ class AdapterConfig(BaseModel):
             return True
         if not _names(targets, module, unknown=True):
             return False
-        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
-        if layers is None or layers == [] or any(map(_why_unsafe, patterns or ())):
+        patterns = _as_list(self.layers_pattern or [])
+        if layers is None or layers == [] or any(map(_why_unsafe, patterns)):
             return True
-        return _layer(patterns or (), module) in (layers if isinstance(layers, list) else [layers])
+        return _layer(patterns, module) in _as_list(layers)
 
     def notes(self, modules: Collection[str]) -> list[str]:
         """Say what a person may have meant otherwise, where PEFT goes on and so do we.
 
         Args:
-            modules: Names of all modules that have factors.
+            modules: The names of all modules that have factors.
         """
-        found = []
+        texts = []
         for name in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name)
-            decide = {_key(pattern, module) for module in modules}
+            decide = {next(_keys(pattern, module), None) for module in modules}
             if idle := [key for key in pattern if key not in decide]:
-                found.append(
+                texts.append(
                     f"{name}: {listed(idle)}: decides nothing, here as in PEFT: no module has such a name, "
                     "or an earlier key comes first"
                 )
-        unusual = {
-            "alpha is negative, which turns its update around, here as in PEFT": [
-                module for module in modules if self.alpha(module) < 0
-            ],
-            "alpha is 0, and so is its update": [module for module in modules if self.alpha(module) == 0],
+        unusual: dict[str, Callable[[str], bool]] = {
+            "alpha is negative, which turns its update around, here as in PEFT": (
+                lambda module: self.alpha(module) < 0
+            ),
+            "alpha is 0, and so is its update": lambda module: self.alpha(module) == 0,
             "PEFT loads no factors where target_modules, exclude_modules or layers_to_transform leave a "
-            "module out; they are in its file, and are merged": [
-                module for module in modules if not self.loads(module)
-            ],
+            "module out; they are in its file, and are merged": lambda module: not self.loads(module),
         }
-        return found + [
-            f"{what}: {len(chosen)} of {len(modules)} modules ({listed(chosen)})"
-            for what, chosen in unusual.items()
-            if chosen
-        ]
+        for fact, applies in unusual.items():
+            if chosen := list(filter(applies, modules)):
+                texts.append(f"{fact}: {len(chosen)} of {len(modules)} modules ({listed(chosen)})")
+        return texts
 
 
 def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
@@ -187,14 +186,13 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     ]
     try:
         # PEFT writes null for "not set", but not for these two: it cannot load an adapter in which they are.
-        said = {key: one for key, one in raw.items() if one is not None or key in {"r", "lora_alpha"}}
-        config = AdapterConfig.model_validate(said)
+        given = {key: value for key, value in raw.items() if value is not None or key in {"r", "lora_alpha"}}
+        config = AdapterConfig.model_validate(given)
     except ValidationError as error:
-        for found in error.errors():
-            where = ".".join(shown(str(part)) for part in found["loc"])
-            problems.append(
-                f"{where} is {brief(found['input'])}: {found['msg'][0].lower()}{found['msg'][1:]}"
-            )
+        for fault in error.errors():
+            where = ".".join(shown(str(part)) for part in fault["loc"])
+            reason = fault["msg"][0].lower() + fault["msg"][1:]
+            problems.append(f"{where} is {brief(fault['input'])}: {reason}")
         return None, problems
     unsafe = [
         f"{field} has the key {brief(key)}: {why}"
@@ -202,45 +200,54 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
         for key in getattr(config, field)
         if (why := _why_unsafe(key))
     ]
-    return (None if unsafe else config), problems + unsafe
+    if unsafe:
+        return None, problems + unsafe
+    return config, problems
 
 
 def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:
-    key = _key(pattern, module)
-    return default if key is None else pattern[key]
+    return next((pattern[key] for key in _keys(pattern, module)), default)
 
 
-def _key(pattern: Iterable[str], module: str) -> str | None:
-    """The first key that PEFT's rule matches: the whole name, or its end from any dot on."""
-    return next((key for key in pattern if re.match(_as_peft(key), module)), None)
+def _keys(pattern: Iterable[str], module: str) -> Iterator[str]:
+    """Return the keys that PEFT matches, the whole name or its end from any dot on; the first one decides."""
+    return (key for key in pattern if re.match(_as_peft(key), module))
 
 
 def _as_peft(key: str) -> str:
     return rf"(.*\.)?({key})$"
 
 
-def _names(said: Iterable[str], module: str, *, unknown: bool) -> bool:
-    """Whether a setting names a module: a list by its end from any dot on, a text as a regular expression.
+def _names(setting: Iterable[str], module: str, *, unknown: bool) -> bool:
+    """Return whether a setting names a module: a list by its end from any dot on, a text as an expression.
 
     Args:
-        said: The setting.
-        module: The module.
-        unknown: What to answer where the expression is not run.
+        setting: A list of names, or a regular expression.
+        module: The name of the module.
+        unknown: The answer for an expression that is not run.
     """
-    if isinstance(said, str):
-        return unknown if _why_unsafe(said) else re.fullmatch(said, module) is not None
-    return any(f".{module}".endswith(f".{name}") for name in said)
+    if not isinstance(setting, str):
+        return any(f".{module}".endswith(f".{name}") for name in setting)
+    if _why_unsafe(setting):
+        return unknown
+    return re.fullmatch(setting, module) is not None
 
 
 def _layer(patterns: Collection[str], module: str) -> int | None:
-    """The number of the layer that PEFT finds in a module's name."""
+    """Return the number of the layer that PEFT finds in a module's name."""
     prefixes = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
-    found = (re.match(rf"{prefix}\.(?P<index>\d+)\.", module) for prefix in prefixes)
-    return next((int(one["index"]) for one in found if one), None)
+    matches = (re.match(rf"{prefix}\.(?P<index>\d+)\.", module) for prefix in prefixes)
+    return next((int(match["index"]) for match in matches if match), None)
+
+
+def _as_list(setting: _T | list[_T]) -> list[_T]:
+    if isinstance(setting, list):
+        return setting
+    return [setting]
 
 
 def _why_unsafe(key: str) -> str | None:
-    r"""Why a pattern is not run: it is no regular expression, or matching it could take for ever.
+    r"""Say why a pattern is not run: it is no regular expression, or matching it could take for ever.
 
     Backtracking is polynomial of low degree, in names of at most MAX_NAME characters, when at most two
     quantifiers and two groups occur and no group is repeated; one that may be left out, `(...)?`, is not.

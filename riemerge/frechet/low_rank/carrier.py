@@ -39,7 +39,7 @@ class Carrier:
         self._core = self._back = _identities(point, total.r)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
-        """Goes on with some of the modules, on the manifold that is theirs."""
+        """Go on with some of the modules, on the manifold that is theirs."""
         modules = modules.to(self._first.device)
         self.manifold = manifold
         self._first = self._first[modules]
@@ -47,7 +47,7 @@ class Carrier:
         self._core, self._back = self._core[modules], self._back[modules]
 
     def advance(self, point: Tensor, arrival: Tensor) -> None:
-        """Lets the path go on from one point to another."""
+        """Let the path go on from one point to another."""
         total = self.manifold.total
         (u, b, v), (x, c, y) = (total.split(self.manifold.split(z)[0]) for z in (point, arrival))
         if total.m == total.n:
@@ -65,19 +65,19 @@ class Carrier:
         self._core, self._back = forth @ self._core, self._back @ back
 
     def pull(self, vector: Tensor) -> Tensor:
-        """Brings a tangent vector at the last point to the first."""
+        """Bring a tangent vector at the last point to the first."""
         left, right = (side for sides in self._frames for side in sides)
         back = self._back.to(self._first)
         return self._moved(vector.to(self._first), left.mT, back, right.mT)
 
     def push(self, vector: Tensor) -> Tensor:
-        """Brings a tangent vector at the first point to the last."""
+        """Bring a tangent vector at the first point to the last."""
         left, right = (side for sides in self._frames for side in sides)
         core = self._core.to(self._first)
         return self._moved(vector.to(self._first), left, core, right).to(self._dtype)
 
     def lower(self, vector: Tensor) -> Tensor:
-        """Returns <v, .> as a functional, of a vector at the first point."""
+        """Return ⟨v, .⟩ as a functional, of a vector at the first point."""
         return self.manifold.lower(self._first, vector)
 
     def _moved(self, vector: Tensor, left: Tensor, core: Tensor, right: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from riemerge import linalg
 from riemerge.frechet.batched import Geodesic, differentiated, missed, screened, vertical_parts
 from riemerge.frechet.formulation import Evaluation
 from riemerge.frechet.low_rank.logarithms import AlignedLogarithms, Pass
 from riemerge.frechet.low_rank.search_space import JointManifold
-from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, linalg
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.manifolds.base import Logarithm
 from riemerge.manifolds.stiefel_log import orthonormalised
 
@@ -56,7 +57,7 @@ class Joint(Geodesic):
         self._anchor: Evaluation | None = None
 
     def narrowed(self, modules: Tensor) -> Self:
-        """Returns the same problem for some of the modules."""
+        """Return the same problem for some of the modules."""
         narrow = copy.copy(self)
         narrow.k = modules.numel()
         narrow.space = self.space.with_modules(narrow.k)
@@ -73,7 +74,7 @@ class Joint(Geodesic):
         return narrow
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
-        """Computes one logarithm for each data point and module."""
+        """Compute one logarithm for each data point and module."""
         if self.coarse is None:
             return self.certify(point)[0]
         if tight or not self.coarse.any():
@@ -88,7 +89,7 @@ class Joint(Geodesic):
         return whole.replaced(fine, self.narrowed(fine).evaluate(point[fine]))
 
     def glance(self, point: Tensor) -> Evaluation:
-        """Computes the same, but for logarithms that take long to find: their modules cost +inf."""
+        """Compute the same, but for logarithms that take long to find: their modules cost +inf."""
         if self._logarithms is None:
             return self.certify(point)[0]
         coarse = self.coarse is not None and bool(self.coarse.all())
@@ -118,7 +119,7 @@ class Joint(Geodesic):
         return evaluation._replace(state=found, coarse=coarse)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Computes one logarithm for each data point and module, from scratch, and checks it."""
+        """Compute one logarithm for each data point and module, from scratch, and checks it."""
         point, feasible = self._screened(point)
         x, alignments = self.manifold.split(point)
         aligned = self.action.act(self.total, self.points, alignments)
@@ -140,28 +141,28 @@ class Joint(Geodesic):
         return evaluation, missed(self.total, x, tangent, aligned)
 
     def accept(self, evaluation: Evaluation) -> None:
-        """Keeps the completions of the iterate's logarithms, to start those of the next from."""
+        """Keep the completions of the iterate's logarithms, to start those of the next from."""
         if isinstance(evaluation.state, Pass):
             self._anchor = evaluation
 
     def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
-        """Divides the alignments' part by the curvature of the cost over the group, a diagonal model."""
+        """Divide the alignments' part by the curvature of the cost over the group, a diagonal model."""
         if not isinstance(evaluation.state, Pass):
             return vector
         return self.manifold.precondition(point, vector, evaluation.state)
 
     def start(self, initial_point: Tensor | None) -> Tensor:
-        """Returns the extrinsic mean, or a user's point, with the data aligned to it."""
+        """Return the extrinsic mean, or a user's point, with the data aligned to it."""
         if initial_point is not None:
             return self.place(_polished(self.total, initial_point))
         return self.manifold.join(*self.action.aligned_mean(self.total, self.points, self.weights))
 
     def place(self, x: Tensor) -> Tensor:
-        """Aligns the data to x by the surrogate alone."""
+        """Align the data to x by the surrogate alone."""
         return self.manifold.join(x, self.action.guess(self.total, self.points, x))
 
     def solution(self, point: Tensor) -> Tensor:
-        """Returns the mean."""
+        """Return the mean."""
         return self.manifold.split(point)[0]
 
     def _screened(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,7 @@ class Joint(Geodesic):
 
 
 def _polished(total: FixedRank, points: Tensor) -> Tensor:
-    """Makes frames orthonormal that were so to the digits of a narrower dtype only; leaves others to the
+    """Make frames orthonormal that were so to the digits of a narrower dtype only; leaves others to the
     bit.
     """
     u, core, v = total.split(points)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import scaled
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.stiefel_log import (
@@ -31,11 +31,11 @@ class Pass(NamedTuple):
     Attributes:
         squared: Squared lengths of the logarithms, (T, K).
         valid: Whether each was found, boolean (T, K).
-        mean: sum_i w_i log_x(y_i O_i), (K, m + r + n, r).
+        mean: Σ wᵢ log_x(yᵢ Oᵢ), (K, m + r + n, r).
         momentum: Of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
         values: Eigenvalues of B, (K, r).
         basis: Eigenvectors of B, (K, r, r).
-        products: U'U_i O_i and V'V_i O_i, (2, T, K, r, r).
+        products: UᵀUᵢ Oᵢ and VᵀVᵢ Oᵢ, (2, T, K, r, r).
         rotations: What the frames were completed to, (2, T, K, 2 r, 2 r); a start for a point nearby.
         generators: Their logarithms, likewise.
     """
@@ -51,11 +51,11 @@ class Pass(NamedTuple):
     generators: Tensor
 
     def narrowed(self, modules: Tensor) -> Pass:
-        """Returns the same for some of the modules."""
+        """Return the same for some of the modules."""
         return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, _AXES, strict=True)))
 
     def replaced(self, modules: Tensor, other: Pass) -> Pass:
-        """Returns the same with another pass for some of the modules, in the wider of two precisions."""
+        """Return the same with another pass for some of the modules, in the wider of two precisions."""
         return Pass(*(replaced(x, axis, modules, y) for x, y, axis in zip(self, other, _AXES, strict=True)))
 
 
@@ -64,17 +64,17 @@ _AXES = (1, 1, 0, 1, 0, 0, 2, 2, 2)
 
 
 def replaced(whole: Tensor, axis: int, places: Tensor, part: Tensor) -> Tensor:
-    """Returns a tensor with others in some places along an axis, in the wider of two dtypes."""
+    """Return a tensor with others in some places along an axis, in the wider of two dtypes."""
     dtype = torch.promote_types(whole.dtype, part.dtype)
     return whole.to(dtype).index_copy(axis, places, part.to(dtype))
 
 
 @final
 class AlignedLogarithms:
-    """Data y_i = (U_i, diag(l_i), V_i) of a Fréchet problem, prepared for many passes.
+    """Data yᵢ = (Uᵢ, diag(lᵢ), Vᵢ) of a Fréchet problem, prepared for many passes.
 
-    A logarithm between frames needs only M = U'U_i O_i and N'N, the Gram matrix of what is normal to U: it is
-    U A + (U_i O_i - U M) N^-1 B. So all that is tall are a few products with all data side by side, and
+    A logarithm between frames needs only M = UᵀUᵢ Oᵢ and NᵀN, the Gram matrix of what is normal to U: it is
+    U A + (Uᵢ Oᵢ - U M) N⁻¹ B. So all that is tall are a few products with all data side by side, and
     everything else happens in one batch of both sides, all data and all modules. The results are those of
     `FixedRank.logarithm` for frames with n >= 2r rows.
 
@@ -95,11 +95,11 @@ class AlignedLogarithms:
 
     @staticmethod
     def applies(total: FixedRank) -> bool:
-        """Tells whether the frames of a manifold have room for geodesics in general position."""
+        """Tell whether the frames of a manifold have room for geodesics in general position."""
         return min(total.m, total.n) >= 2 * total.r
 
     def narrowed(self, modules: Tensor) -> Self:
-        """Returns the same for some of the modules."""
+        """Return the same for some of the modules."""
         narrow = object.__new__(type(self))
         narrow._total = self._total.with_modules(modules.numel())
         narrow._weights = self._weights[:, modules]
@@ -119,11 +119,11 @@ class AlignedLogarithms:
         turns: int | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Pass:
-        """Computes all logarithms at one point.
+        """Compute all logarithms at one point.
 
         Args:
             x: (K, m + r + n, r), feasible.
-            alignments: O_i, (T, K, r, r).
+            alignments: Oᵢ, (T, K, r, r).
             earlier: A pass at a point nearby, whose completions are continued; from scratch without it.
             tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
                 off by that much, their squares by its square. To round-off without it.
@@ -137,7 +137,7 @@ class AlignedLogarithms:
         sides, grams = [], []
         for point, data in zip(points, frames, strict=True):
             product = data @ point
-            # The Gram matrix of what is normal to the point: I - M'M would lose half of its digits.
+            # The Gram matrix of what is normal to the point: I - MᵀM would lose half of its digits.
             inside = product @ point.mT
             normal = torch.sub(data, inside, out=inside).unflatten(-2, (count, r))
             grams.append((normal @ normal.mT).movedim(-3, 0))
@@ -183,7 +183,7 @@ class AlignedLogarithms:
     def _settled(
         self, frame: Tensor, earlier: Pass | None, goal: Tensor, turns: int
     ) -> tuple[FibreLog, Tensor]:
-        """Returns the paths to frames, and whether each is a logarithm, pair by pair."""
+        """Return the paths to frames, and whether each is a logarithm, pair by pair."""
         if earlier is None:
             found = fibre_log(frame, completed(frame), goal, turns)
             return found, (found.residual <= goal) & found.regular
@@ -200,7 +200,7 @@ class AlignedLogarithms:
         return found, settled
 
     def _cores_at(self, values: Tensor, basis: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's
+        """Return the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's
         eigenbasis, (T, K, r, r); and squared distances (T, K).
         """
         turned = alignments @ basis
@@ -214,6 +214,6 @@ class AlignedLogarithms:
         small = (vectors * torch.nan_to_num(logs, neginf=0).unsqueeze(-2)) @ vectors.mT
         ratio = root.unsqueeze(-2) / root.unsqueeze(-1)
         mean = scaled(self._weights, small).sum(dim=0) * (root.unsqueeze(-1) * root.unsqueeze(-2))
-        # B^-1 D - D B^-1 for D = B^(1/2) S B^(1/2).
+        # B⁻¹ D - D B⁻¹ for D = B^½ S B^½.
         cross = small * (ratio - ratio.mT)
         return linalg.sym(basis @ mean @ basis.mT), cross, logs.square().sum(dim=-1)

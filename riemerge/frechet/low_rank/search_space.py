@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from riemerge import linalg
 from riemerge.frechet.low_rank.logarithms import Pass
-from riemerge.manifolds import linalg
 from riemerge.manifolds.base import TorchManifold, scaled
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
@@ -18,16 +18,16 @@ from riemerge.manifolds.quotient import QuotientManifold
 
 @final
 class JointManifold(TorchManifold):
-    """(FixedRank x O(r)^T) / O(r): a mean x and an orthogonal O_i for each data point y_i, up to a common
+    """(FixedRank × O(r)^T) / O(r): a mean x and an orthogonal Oᵢ for each data point yᵢ, up to a common
     gauge.
 
     A point is one tensor (K, m + r + n + T r, r): U, B, V, O_1 .. O_T. A tangent vector has the same shape: a
-    horizontal vector at x (so the common gauge is divided out), and for each O_i a skew W_i that moves it to
-    exp(W_i) O_i.
+    horizontal vector at x (so the common gauge is divided out), and for each Oᵢ a skew Wᵢ that moves it to
+    exp(Wᵢ) Oᵢ.
 
-    The metric is that of the motions these cause: the total space's on x, and w_i times the squared length of
-    the orbit motion of y_i on W_i, which is constant, since y_i is kept in a gauge with diagonal core: sum_jk
-    w_i h_jk W_jk^2 with h_jk = l_j/l_k + l_k/l_j - 1. In this metric the Fréchet cost has a Hessian near the
+    The metric is that of the motions these cause: the total space's on x, and wᵢ times the squared length of
+    the orbit motion of yᵢ on Wᵢ, which is constant, since yᵢ is kept in a gauge with diagonal core: Σⱼₖ
+    wᵢ hⱼₖ Wⱼₖ² with hⱼₖ = lⱼ/lₖ + lₖ/lⱼ - 1. In this metric the Fréchet cost has a Hessian near the
     identity, so a step of one is right.
 
     Args:
@@ -66,7 +66,7 @@ class JointManifold(TorchManifold):
         return self.total.point_shape[0] + self.count * self.total.r, self.total.r
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns x (K, m + r + n, r) and the alignments (T, K, r, r) of a point or tangent vector, as
+        """Return x (K, m + r + n, r) and the alignments (T, K, r, r) of a point or tangent vector, as
         views.
         """
         r, rows = self.total.r, self.total.m + self.total.r + self.total.n
@@ -74,13 +74,13 @@ class JointManifold(TorchManifold):
         return x, alignments.unflatten(-2, (self.count, r)).movedim(-3, 0)
 
     def join(self, x: Tensor, alignments: Tensor) -> Tensor:
-        """Returns the point or tangent vector with these parts."""
+        """Return the point or tangent vector with these parts."""
         return torch.cat((x, alignments.movedim(0, -3).flatten(-3, -2).to(x.dtype)), dim=-2)
 
     def gradient(self, x: Tensor, logs: Tensor, weights: Tensor, alignments: Tensor) -> Tensor:
-        """Returns the gradient of 1/2 sum w_i d(x, y_i O_i)^2 from the logs (T, K, ...) at x.
+        """Return the gradient of 1/2 Σ wᵢ d(x, yᵢ Oᵢ)² from the logs (T, K, ...) at x.
 
-        The derivative in O_i is the momentum of the log, carried into the frame of y_i: no second logarithm
+        The derivative in Oᵢ is the momentum of the log, carried into the frame of yᵢ: no second logarithm
         is needed.
         """
         mean = scaled(weights, logs).sum(dim=0)
@@ -90,7 +90,7 @@ class JointManifold(TorchManifold):
         return self.join(-self.quotient.horizontal(x, mean), linalg.skew(turned / self._metric))
 
     def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, found: Pass) -> Tensor:
-        """Returns the same gradient from what one pass of `AlignedLogarithms` found."""
+        """Return the same gradient from what one pass of `AlignedLogarithms` found."""
         basis, momentum = found.basis, found.momentum
         gauge = scaled(weights, momentum).sum(dim=0) / orbit_metric(found.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
@@ -100,11 +100,11 @@ class JointManifold(TorchManifold):
         return self.join(vertical - found.mean, linalg.skew(turned / self._metric))
 
     def vertical_lengths(self, found: Pass) -> Tensor:
-        """Returns the length of the part of each logarithm along the orbit, (T, K)."""
+        """Return the length of the part of each logarithm along the orbit, (T, K)."""
         return (found.momentum.square() / orbit_metric(found.values)).sum(dim=(-2, -1)).sqrt()
 
     def precondition(self, point: Tensor, vector: Tensor, found: Pass) -> Tensor:
-        """Divides the turns by a model of the cost's second derivative over the group, at a point whose pass
+        """Divide the turns by a model of the cost's second derivative over the group, at a point whose pass
         is known.
 
         Law: self-adjoint and positive definite in the metric; the identity where the data coincide, for which
@@ -120,13 +120,13 @@ class JointManifold(TorchManifold):
         return self.join(at_x, linalg.skew(frame @ small @ frame.mT))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the metric described above, per module."""
+        """Return the metric described above, per module."""
         (x, _), (a_x, a_o), (b_x, b_o) = self.split(point), self.split(a), self.split(b)
         turns = (self._weighted_metric * a_o.double() * b_o.double()).sum(dim=(0, -2, -1))
         return self.total.inner_products(x, a_x, b_x) + turns
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Makes the part at x horizontal and the alignments' parts skew."""
+        """Make the part at x horizontal and the alignments' parts skew."""
         (x, _), (at_x, turns) = self.split(point), self.split(vector)
         return self.join(self.quotient.projection(x, at_x), linalg.skew(turns))
 
@@ -137,19 +137,19 @@ class JointManifold(TorchManifold):
         return self.join(riemannian, linalg.skew(at_o @ alignments.mT) / self._weighted_metric)
 
     def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Lowers the part at x in the total space, and the turns by their own metric."""
+        """Lower the part at x in the total space, and the turns by their own metric."""
         (x, _), (at_x, turns) = self.split(point), self.split(tangent_vector)
         metric = self._weighted_metric
         metric = metric.reshape(self.count, *(1,) * (turns.ndim - metric.ndim), *metric.shape[1:])
         return self.join(self.total.lower(x, at_x), metric * turns)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follows the geodesic of x and turns each alignment by Cayley's map."""
+        """Follow the geodesic of x and turns each alignment by Cayley's map."""
         (x, alignments), (at_x, turns) = self.split(point), self.split(tangent_vector)
         return self.join(self.total.exp(x, at_x), linalg.cayley(linalg.skew(turns)) @ alignments)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carries the part at x as the total space does, and keeps the turns: an isometry, horizontal up to
+        """Carry the part at x as the total space does, and keeps the turns: an isometry, horizontal up to
         what turns vertical.
         """
         (a, _), (b, _), (at_x, turns) = self.split(point_a), self.split(point_b), self.split(tangent_vector_a)
@@ -158,7 +158,7 @@ class JointManifold(TorchManifold):
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Differentiates the part at x by the quotient's connection and the turns entrywise.
+        """Differentiate the part at x by the quotient's connection and the turns entrywise.
 
         The turns' own connection is left out: a Hessian built on this is exact at critical points, and off by
         the order of the gradient elsewhere.
@@ -169,12 +169,12 @@ class JointManifold(TorchManifold):
         return self.join(self.quotient.covariant_derivative(x, d_x, f_x, g_x), linalg.skew(g_o))
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether x is a point and the alignments are finite."""
+        """Tell per module whether x is a point and the alignments are finite."""
         x, alignments = self.split(point)
         return self.total.feasible(x) & torch.isfinite(alignments).flatten(-2).all(dim=-1).all(dim=0)
 
     def random_point(self) -> Tensor:
-        """Draws x and alignments of both determinants."""
+        """Draw x and alignments of both determinants."""
         r = self.total.r
         alignments = linalg.polar(self._draw(self.count, self.k, r, r))
         return self.join(self.total.random_point(), alignments)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, linalg
+from riemerge import linalg
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.manifolds.base import host
 
 
@@ -68,7 +69,7 @@ class LowRankQuadratic:
         self._memo: list[tuple[Tensor, Glance]] = []
 
     def at(self, point: Tensor) -> Glance:
-        """Returns what is known at a point: computed once, the last two are remembered."""
+        """Return what is known at a point: computed once, the last two are remembered."""
         for known, glance in self._memo:
             if known is point:
                 return glance
@@ -87,25 +88,25 @@ class LowRankQuadratic:
         return glance
 
     def remembers(self, point: Tensor) -> bool:
-        """Tells whether a point costs nothing to look at."""
+        """Tell whether a point costs nothing to look at."""
         return any(known is point for known, _ in self._memo)
 
     def cost(self, point: Tensor) -> np.float64:
-        """Returns F."""
+        """Return F."""
         return host(self.at(point).cost)
 
     def euclidean_gradient(self, point: Tensor) -> Tensor:
-        """Returns the entrywise gradient: (G V B, sym(Uᵀ G V), Gᵀ U B)."""
+        """Return the entrywise gradient: (G V B, sym(Uᵀ G V), Gᵀ U B)."""
         u, b, _ = self._factors(point)
         at = self.at(point)
         return self.total.join(at.over @ b, linalg.sym(u.mT @ at.over), at.under @ b).unsqueeze(0)
 
     def riemannian_gradient(self, point: Tensor) -> Tensor:
-        """Returns the gradient on the quotient."""
+        """Return the gradient on the quotient."""
         return self.manifold.euclidean_to_riemannian_gradient(point, self.euclidean_gradient(point))
 
     def riemannian_hessian(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Returns the Hessian on the quotient along a horizontal vector, exact."""
+        """Return the Hessian on the quotient along a horizontal vector, exact."""
         u, b, v = self._factors(point)
         du, db, dv = self._factors(vector)
         at = self.at(point)
@@ -126,7 +127,7 @@ class LowRankQuadratic:
         )
 
     def preconditioner(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Returns the horizontal y with ⟨dX(y), dX(z)⟩ = ⟨vector, z⟩ for every horizontal z.
+        """Return the horizontal y with ⟨dX(y), dX(z)⟩ = ⟨vector, z⟩ for every horizontal z.
 
         Here dX(z) is the motion of U B Vᵀ along z, and the first inner product is Frobenius's. Law: symmetric
         and positive definite; of a gradient, dX(y) is the gradient in the embedded metric. In the eigenbasis

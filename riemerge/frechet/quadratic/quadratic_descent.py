@@ -12,11 +12,11 @@ from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
-from riemerge.frechet.solution import Status
 from riemerge.frechet.solvers.lbfgs import LBFGS
 from riemerge.frechet.solvers.monitor import ENDLESS, MAX_REJECTIONS, WINDOW, Stop
+from riemerge.frechet.status import Status
+from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host
-from riemerge.manifolds.linalg import single_threaded
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     "trust_regions": TrustRegions,
@@ -57,7 +57,7 @@ def minimise(
     cost_tol: float = 0.0,
     max_passes: int = 1000,
 ) -> Minimum:
-    """Minimises from a start, by an unmodified optimizer of Pymanopt (or our LBFGS).
+    """Minimise from a start, by an unmodified optimizer of Pymanopt (or our LBFGS).
 
     Law: the cost never exceeds that of the start, but for round-off. `CONVERGED` is a gradient, as a matrix,
     of length at most tol; `FLAT` a cost that a few iterates lowered by at most the share cost_tol; `BUDGET`

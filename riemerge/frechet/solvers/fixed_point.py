@@ -13,7 +13,7 @@ from riemerge.manifolds.guests.guarded import guarded
 
 @final
 class FixedPoint(Optimizer):  # type: ignore[misc]
-    """Moves by the whole negative gradient, again and again: x <- Exp_x(sum w_i log_x y_i) on a Fréchet
+    """Moves by the whole negative gradient, again and again: x <- Exp_x(Σ wᵢ log_x yᵢ) on a Fréchet
     problem.
 
     No line search: converges near the mean of nearby data, and may cycle on data far apart. Source: GeoMerge
@@ -21,7 +21,7 @@ class FixedPoint(Optimizer):  # type: ignore[misc]
     """
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
-        """Iterates until one of the optimizer's own stopping rules holds."""
+        """Iterate until one of the optimizer's own stopping rules holds."""
         manifold = guarded(problem.manifold)
         point = manifold.random_point() if initial_point is None else initial_point
         began = time.time()

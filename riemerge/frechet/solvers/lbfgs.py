@@ -16,9 +16,9 @@ from torch import Tensor
 
 from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.search_space import JointManifold
+from riemerge.linalg import frobenius
 from riemerge.manifolds.base import TorchManifold, scaled
 from riemerge.manifolds.guests.guarded import guarded, is_finite
-from riemerge.manifolds.linalg import frobenius
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
 _LEAST_COSINE = 1e-6
@@ -27,8 +27,8 @@ _SHORTEST = 1e-12
 
 
 class _Pair(NamedTuple):
-    """A step s, the change y of the gradient along it, both as functionals, 1 / <s, y>, or 0 where that is no
-    curvature, and the size <s, y> / <y, P y> of the inverse Hessian that it shows.
+    """A step s, the change y of the gradient along it, both as functionals, 1 / ⟨s, y⟩, or 0 where that is no
+    curvature, and the size ⟨s, y⟩ / ⟨y, P y⟩ of the inverse Hessian that it shows.
     """
 
     step: Any
@@ -58,7 +58,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         kwargs: Of Pymanopt's `Optimizer`.
 
     Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
-    where <s, y> is not positive.
+    where ⟨s, y⟩ is not positive.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         self._resumed = False
 
     def narrow(self, modules: Tensor, manifold: TorchManifold) -> None:
-        """Goes on with some of the modules of a stack, on the manifold that is theirs: the next `run` starts
+        """Go on with some of the modules of a stack, on the manifold that is theirs: the next `run` starts
         with what is known of them.
         """
         self._pairs = [
@@ -87,7 +87,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         self._resumed = True
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
-        """Iterates until one of the optimizer's own stopping rules holds."""
+        """Iterate until one of the optimizer's own stopping rules holds."""
         manifold = guarded(problem.manifold)
         searcher: Any = copy.deepcopy(self._line_searcher)
         own = hasattr(searcher, "moved")
@@ -137,7 +137,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         )
 
     def _applied(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
-        """Returns H v, a tangent vector, of a kept vector by the two-loop recursion."""
+        """Return H v, a tangent vector, of a kept vector by the two-loop recursion."""
         shares = []
         for pair in reversed(self._pairs):
             share = pair.inverse * algebra.applied(point, pair.of_step, vector)
@@ -154,8 +154,8 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
     ) -> Any:
-        """Carries the pairs to a new point and adds the newest: (point, step, gradient as it is kept),
-        (arrival, gradient); returns the last as it is kept.
+        """Carry the pairs to a new point and adds the newest: (point, step, gradient as it is kept),
+        (arrival, gradient); return the last as it is kept.
         """
         (point, step, gradient), (arrival, new) = before, after
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
@@ -194,47 +194,47 @@ class _Algebra(ABC):
 
     @abstractmethod
     def pulled(self, vector: Any) -> Any:
-        """Returns a tangent vector at the current point as it is kept."""
+        """Return a tangent vector at the current point as it is kept."""
 
     @abstractmethod
     def pushed(self, vector: Any) -> Any:
-        """Returns a kept vector as a tangent vector at the current point."""
+        """Return a kept vector as a tangent vector at the current point."""
 
     @abstractmethod
     def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
-        """Applies the problem's preconditioner at the current point to a kept vector."""
+        """Apply the problem's preconditioner at the current point to a kept vector."""
 
     @abstractmethod
     def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
-        """Makes another point the current one; returns kept vectors as they are kept from now on."""
+        """Make another point the current one; return kept vectors as they are kept from now on."""
 
     @abstractmethod
     def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
-        """Returns <v, .> for kept vectors v."""
+        """Return ⟨v, .⟩ for kept vectors v."""
 
     @abstractmethod
     def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
-        """Returns the functionals of kept vectors at a new point, given those at the last."""
+        """Return the functionals of kept vectors at a new point, given those at the last."""
 
     @abstractmethod
     def applied(self, point: Any, functional: Any, vector: Any) -> Any:
-        """Returns the number, or one for each module, that a functional gives for a kept vector."""
+        """Return the number, or one for each module, that a functional gives for a kept vector."""
 
     @abstractmethod
     def scaled(self, factor: Any, vector: Any) -> Any:
-        """Multiplies a kept vector."""
+        """Multiply a kept vector."""
 
     @abstractmethod
     def added(self, vector: Any, factor: Any, other: Any) -> Any:
-        """Adds a multiple of a kept vector to another one."""
+        """Add a multiple of a kept vector to another one."""
 
     @abstractmethod
     def inverse(self, number: Any, where: Any, other: Any) -> Any:
-        """Returns 1 / number where a condition holds, and another number elsewhere."""
+        """Return 1 / number where a condition holds, and another number elsewhere."""
 
     @abstractmethod
     def narrow(self, modules: Tensor, manifold: Any) -> None:
-        """Goes on with some of the modules, on the manifold that is theirs."""
+        """Go on with some of the modules, on the manifold that is theirs."""
 
 
 def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
@@ -362,7 +362,7 @@ class _Backtracking:
     def search(
         self, objective: Any, manifold: Manifold, x: Any, d: Any, f0: float, df0: float
     ) -> tuple[float, Any]:
-        """Returns the length of the step and the new point (Pymanopt's protocol)."""
+        """Return the length of the step and the new point (Pymanopt's protocol)."""
         step = 1.0
         arrival = manifold.retraction(x, d)
         while not _cost(objective, arrival) <= f0 + _SUFFICIENT_DECREASE * step * df0:
@@ -374,7 +374,7 @@ class _Backtracking:
 
 
 def _cost(objective: Any, point: Any) -> Any:
-    """Returns the cost of a trial, +inf where a step has left the set and linear algebra fails."""
+    """Return the cost of a trial, +inf where a step has left the set and linear algebra fails."""
     if not isinstance(point, Tensor) and not is_finite(point):
         return np.inf
     try:

@@ -25,7 +25,7 @@ class ModulewiseLineSearcher:
     """Backtracks from a step of one, module by module, for L-BFGS and for Pymanopt's optimizers.
 
     Weights sum to one, so the Hessian is near the identity and one is the right first step; Pymanopt's own
-    searches start at 1/|d| with one step for the whole stack, and stall at a gradient of sqrt(eps F). A step
+    searches start at 1/‖d‖ with one step for the whole stack, and stall at a gradient of sqrt(eps F). A step
     is accepted by Armijo's rule while the decrease it predicts is visible in F, and below that if the
     gradient does not grow. A module whose direction does not descend (the conjugate gradient's beta is one
     number for all modules), or along whose last direction nothing was accepted, takes its negative gradient
@@ -64,7 +64,7 @@ class ModulewiseLineSearcher:
         f0: float,
         df0: float,
     ) -> tuple[float, Point]:
-        """Returns the length of the step and the new point (Pymanopt's protocol); `moved` is the step."""
+        """Return the length of the step and the new point (Pymanopt's protocol); `moved` is the step."""
         self._monitor.narrow()
         problem, form = self._problem, self._problem.form
         before = problem.evaluate(x)
@@ -103,7 +103,7 @@ class ModulewiseLineSearcher:
 
 
 def _noise(before: Evaluation) -> torch.Tensor:
-    """Returns by how much costs near a point may be off, through round-off."""
+    """Return by how much costs near a point may be off, through round-off."""
     fine = _NOISE * torch.finfo(torch.float64).eps * before.cost.abs().clamp_min(1)
     if before.coarse is None:
         return fine
@@ -113,7 +113,7 @@ def _noise(before: Evaluation) -> torch.Tensor:
 def _minimum(
     before: torch.Tensor, after: torch.Tensor, step: torch.Tensor, slope: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the step to the minimum of the parabola through both costs and the slope; 1 where round-off
+    """Return the step to the minimum of the parabola through both costs and the slope; 1 where round-off
     hides it.
     """
     bend = after - before - step * slope
@@ -122,7 +122,7 @@ def _minimum(
 
 
 def _shrink(before: torch.Tensor, after: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """Returns the factor to the minimum of the parabola through both costs and the slope, within [0.1,
+    """Return the factor to the minimum of the parabola through both costs and the slope, within [0.1,
     0.5].
     """
     factor = -slope / (2 * (after - before - slope))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Point
 from riemerge.frechet.problem import FrechetProblem
-from riemerge.frechet.solution import Status, TracePoint
+from riemerge.frechet.solution import TracePoint
+from riemerge.frechet.status import Status
 from riemerge.manifolds.base import host, host_array
 
 ENDLESS: dict[str, Any] = {
@@ -66,7 +67,7 @@ class Monitor:
 
     Args:
         problem: What is solved.
-        tol: A module is converged where |gradient| <= tol * max(1, sqrt(2 F)).
+        tol: A module is converged where ‖gradient‖ <= tol * max(1, sqrt(2 F)).
         cost_tol: A module is flat where the relative decrease of F over a few iterates is at most this; 0 for
             never.
         max_passes: Budget of passes.
@@ -157,7 +158,7 @@ class Monitor:
         return self._problem.form.precondition(point, vector, evaluation)
 
     def masked(self, point: Point, vector: Point) -> Point:
-        """Sets a tangent vector to zero in frozen modules."""
+        """Set a tangent vector to zero in frozen modules."""
         active = self.active
         if bool(active.all()):
             return vector
@@ -165,7 +166,7 @@ class Monitor:
         return self._problem.form.choose(active.to(_device(vector)), vector, zero)
 
     def accept(self, point: Point, evaluation: Evaluation) -> None:
-        """Records an iterate, freezes the modules that it finishes, and ends the solve when none is left."""
+        """Record an iterate, freezes the modules that it finishes, and ends the solve when none is left."""
         if evaluation is self._seen:
             return
         self._seen = evaluation
@@ -221,7 +222,7 @@ class Monitor:
         return torch.stack((evaluation.cost, evaluation.norms)).cpu()
 
     def _refined(self, evaluation: Evaluation, cost: Tensor, norms: Tensor) -> Tensor | None:
-        """Ends single precision in modules for which it is not enough; returns those, on the device, if any.
+        """End single precision in modules for which it is not enough; return those, on the device, if any.
 
         A step is judged by costs of one precision. Those of single precision are 1e-5 too high, so that a
         cost looks flat the later for it, never the earlier.
@@ -235,7 +236,7 @@ class Monitor:
         return torch.nonzero(refined).squeeze(-1).to(evaluation.cost.device) if refined.any() else None
 
     def narrow(self) -> None:
-        """Lets finished modules leave the batch, once they are many enough to pay for it.
+        """Let finished modules leave the batch, once they are many enough to pay for it.
 
         Raises:
             Narrow: With those that go on; the optimizer is to be started anew at `resume`.
@@ -245,7 +246,7 @@ class Monitor:
             raise Narrow(torch.nonzero(active).squeeze(-1))
 
     def resume(self, modules: Tensor) -> Point:
-        """Narrows the batch and the problem to these modules of it; returns the iterate to go on from."""
+        """Narrow the batch and the problem to these modules of it; return the iterate to go on from."""
         self._whole = self.point.clone()
         self._batch = self._batch[modules]
         modules = modules.to(self._point.device)
@@ -257,12 +258,12 @@ class Monitor:
         return self._point
 
     def _spend(self) -> None:
-        """Ends the solve when the budget is spent."""
+        """End the solve when the budget is spent."""
         if self._problem.passes >= self._max_passes or self.seconds >= self._max_seconds:
             self.finish(Status.BUDGET)
 
     def stall(self, mask: Tensor) -> None:
-        """Freezes modules of the batch in which a line search found no step."""
+        """Freeze modules of the batch in which a line search found no step."""
         whole = torch.zeros_like(self._going_on)
         whole[self._batch] = mask.cpu()
         self._freeze(whole, Status.STALLED)
@@ -273,7 +274,7 @@ class Monitor:
         self._going_on = self._going_on & ~mask
 
     def finish(self, status: Status) -> None:
-        """Gives what is still active this status, and ends the solve."""
+        """Give what is still active this status, and ends the solve."""
         self._freeze(torch.ones_like(self._going_on), status)
         raise Stop
 

@@ -44,7 +44,7 @@ def refusal(manifold: Manifold, point: Any) -> str | None:
 def broken_law(manifold: Manifold, points: Sequence[Any]) -> str | None:
     """Return which law of geodesics a manifold breaks next to its own points, or None.
 
-    Laws: |log| = dist, and exp, log and dist agree with each other on a short step from the first point
+    Laws: ‖log‖ = dist, and exp, log and dist agree with each other on a short step from the first point
     towards another one. Where no other point has a logarithm of the right length, all may be beyond the cut
     locus, and nothing is said.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Least second derivative assumed over the group: between orthogonal frames with equal cores d^2 is flat.
+# Least second derivative assumed over the group: between orthogonal frames with equal cores d² is flat.
 _LEAST_CURVATURE = 0.1
 
 
 def group_curvature(values: Tensor, left: Tensor, right: Tensor, core: Tensor) -> Tensor:
-    """Returns half of d^2's second derivative over O(r) in each plane (j, k), in the eigenbasis of B.
+    """Return half of d²'s second derivative over O(r) in each plane (j, k), in the eigenbasis of B.
 
     It is c_U + c_V + 4 (b / sinh b) sinh(g / 2) sinh(l / 2): l and g are the log ratios of the two cores'
     diagonals, b = (g - l) / 2, and c = x / (1 + x), x = t cot t, is one half for aligned frames (t = 0) and
@@ -18,8 +18,8 @@ def group_curvature(values: Tensor, left: Tensor, right: Tensor, core: Tensor) -
 
     Args:
         values: Eigenvalues of B, (..., r).
-        left: U'U_i O_i in that basis, (..., r, r).
-        right: V'V_i O_i in that basis.
+        left: UᵀUᵢ Oᵢ in that basis, (..., r, r).
+        right: VᵀVᵢ Oᵢ in that basis.
         core: Diagonal of the other core in that basis, (..., r).
     """
     ratio, other = _log_ratio(values), _log_ratio(core)
@@ -30,7 +30,7 @@ def group_curvature(values: Tensor, left: Tensor, right: Tensor, core: Tensor) -
 
 
 def stiffness(angle: Tensor) -> Tensor:
-    """Returns x / (1 + x), x = t cot t, of principal angles t: how d^2 of frames bends with the gauge.
+    """Return x / (1 + x), x = t cot t, of principal angles t: how d² of frames bends with the gauge.
 
     One half for equal frames, zero for orthogonal ones.
     """

@@ -1,4 +1,4 @@
-"""Low-rank matrices U B V' as single tensors: two frames and a positive definite core."""
+"""Low-rank matrices U B Vᵀ as single tensors: two frames and a positive definite core."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemerge import linalg
 from riemerge.errors import NumericalError
-from riemerge.manifolds import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, unreduced
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.stiefel import Stiefel
@@ -20,7 +20,7 @@ class FixedRank(GeodesicManifold):
     """K copies of St(m, r) x SPD(r) x St(n, r) with the product metric; a point is one tensor (K, m + r + n,
     r).
 
-    A point stands for the update dW = U B V'. Many points stand for the same update: divide by
+    A point stands for the update dW = U B Vᵀ. Many points stand for the same update: divide by
     `Orthogonal(r)` with `QuotientManifold` for the geometry of updates themselves.
 
     Source: the polar factorisation of Mishra, Meyer, Bonnabel, Sepulchre 2014, with the canonical Stiefel
@@ -72,20 +72,20 @@ class FixedRank(GeodesicManifold):
         return self.m + self.r + self.n, self.r
 
     def with_modules(self, k: int) -> Self:
-        """Returns the same manifold with k modules."""
+        """Return the same manifold with k modules."""
         return self._sized(self.m, self.n, k)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns U (..., m, r), B (..., r, r) and V (..., n, r) as views of a point or tangent vector."""
+        """Return U (..., m, r), B (..., r, r) and V (..., n, r) as views of a point or tangent vector."""
         u, b, v = point.split((self.m, self.r, self.n), dim=-2)
         return u, b, v
 
     def join(self, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        """Returns the point or tangent vector (..., m + r + n, r) with these factors."""
+        """Return the point or tangent vector (..., m + r + n, r) with these factors."""
         return torch.cat((u, b, v), dim=-2)
 
     def factor(self, left: Tensor, right: Tensor) -> Tensor:
-        """Factors updates left @ right' as points, without ever forming them.
+        """Factor updates left @ right' as points, without ever forming them.
 
         One QR a side and one SVD of an r x r core: U and V are the singular frames, B = diag(singular
         values), and the largest entry of each column of U is positive. So the result depends on the update
@@ -93,7 +93,7 @@ class FixedRank(GeodesicManifold):
 
         Args:
             left: (K, m, r), B of a LoRA update.
-            right: (K, n, r), A' of a LoRA update, times its scale.
+            right: (K, n, r), Aᵀ of a LoRA update, times its scale.
 
         Raises:
             NumericalError: Where an update has rank below r to working precision: it is no point of this
@@ -103,58 +103,59 @@ class FixedRank(GeodesicManifold):
         left, right = linalg.working(left), linalg.working(right)
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right)
-        rows, values, columns = torch.linalg.svd(r_left.double() @ r_right.double().mT)
-        threshold = 10 * torch.finfo(left.dtype).eps * max(self.m, self.n) ** 0.5
-        deficient = ~(values[..., -1] > threshold * values[..., 0])
-        if deficient.any():
-            found = [int((row > threshold * row[0]).sum()) for row in values.reshape(-1, self.r)]
+        small = linalg.thin_svd(r_left.double() @ r_right.double().mT)
+        # Round-off of the two QR factorisations, in the precision of the factors.
+        ranks = linalg.numerical_rank(
+            small.values, 10 * torch.finfo(left.dtype).eps * max(self.m, self.n) ** 0.5
+        )
+        if (deficient := ranks < self.r).any():
             raise NumericalError(
                 f"{self}: {int(deficient.sum())} of {deficient.numel()} updates have a numerical rank below "
-                f"{self.r} (least: {min(found)}); an update is a point only at its own rank"
+                f"{self.r} (least: {int(ranks.min())}); an update is a point only at its own rank"
             )
-        u = q_left @ rows.to(left.dtype)
-        signs = linalg.canonical_signs(u).unsqueeze(-2)
-        v = q_right @ columns.mT.to(right.dtype)
-        return self.join(u * signs, torch.diag_embed(values).to(left.dtype), v * signs).to(dtype)
+        u = q_left @ small.left.to(left.dtype)
+        signs = linalg.canonical_signs(u)
+        v = q_right @ small.right.to(right.dtype)
+        return self.join(u * signs, torch.diag_embed(small.values).to(left.dtype), v * signs).to(dtype)
 
     def matrix(self, point: Tensor) -> Tensor:
-        """Returns dW = U B V' (..., m, n), dense: for tests and small modules."""
+        """Return dW = U B Vᵀ (..., m, n), dense: for tests and small modules."""
         u, b, v = self.split(point)
         return u @ b @ v.mT
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Returns the sum of the canonical and affine-invariant inner products, per module."""
+        """Return the sum of the canonical and affine-invariant inner products, per module."""
         parts = zip(self._parts, self.split(point), self.split(a), self.split(b), strict=True)
         return torch.stack([part.inner_products(x, y, z) for part, x, y, z in parts]).sum(dim=0)
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Projects factor by factor."""
+        """Project factor by factor."""
         return self._each("projection", point, vector)
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Raises factor by factor."""
+        """Raise factor by factor."""
         return self._each("euclidean_to_riemannian_gradient", point, euclidean_gradient)
 
     def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Lowers factor by factor."""
+        """Lower factor by factor."""
         return self._each("lower", point, tangent_vector)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Moves factor by factor."""
+        """Move factor by factor."""
         return self._each("retraction", point, tangent_vector)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carries a vector isometrically: by a rotation on the frames, in parallel on the core."""
+        """Carry a vector isometrically: by a rotation on the frames, in parallel on the core."""
         return self._each("transport", point_a, point_b, tangent_vector_a)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Differentiates factor by factor."""
+        """Differentiate factor by factor."""
         return self._each("covariant_derivative", point, direction, field, derivative)
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Follows a geodesic, factor by factor."""
+        """Follow a geodesic, factor by factor."""
         (u, b, v), (a, c, w) = self.split(point), self.split(tangent_vector)
         core = self.core.geodesic(b, c)
         if self.m == self.n:
@@ -167,7 +168,7 @@ class FixedRank(GeodesicManifold):
         return self.join(*arrival), self.join(*velocity)
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Finds a geodesic from a to b, factor by factor; valid where all three were found."""
+        """Find a geodesic from a to b, factor by factor; valid where all three were found."""
         leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         parts = zip(self._parts, self.split(point_a), self.split(point_b), strict=True)
         left, core, right = (part.logarithm(x, y) for part, x, y in parts)
@@ -176,17 +177,17 @@ class FixedRank(GeodesicManifold):
         return Logarithm(tangent, squared, left.valid & core.valid & right.valid)
 
     def feasible(self, point: Tensor) -> Tensor:
-        """Tells per module whether a point is finite with a positive definite core."""
+        """Tell per module whether a point is finite with a positive definite core."""
         left, core, right = (part.feasible(x) for part, x in zip(self._parts, self.split(point), strict=True))
         return left & core & right
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages factor by factor: nearest frames and the log-Euclidean mean of the cores."""
+        """Average factor by factor: nearest frames and the log-Euclidean mean of the cores."""
         parts = zip(self._parts, self.split(points), strict=True)
         return self.join(*(part.extrinsic_mean(x, weights) for part, x in parts))
 
     def reduce(self, points: Tensor) -> Reduction:
-        """Reduces both sides to the joint span of the frames: FixedRank(min(m, T r), min(n, T r), r),
+        """Reduce both sides to the joint span of the frames: FixedRank(min(m, T r), min(n, T r), r),
         exactly.
         """
         u, b, v = self.split(points)
@@ -203,7 +204,7 @@ class FixedRank(GeodesicManifold):
         return Reduction(small, small.join(left.points, b, right.points), lift)
 
     def random_point(self) -> Tensor:
-        """Draws the factors independently."""
+        """Draw the factors independently."""
         return self.join(*(part.random_point() for part in self._parts))
 
     def _sized(self, m: int, n: int, k: int) -> Self:
@@ -219,6 +220,6 @@ class FixedRank(GeodesicManifold):
         )
 
     def _each(self, verb: str, *arguments: Tensor) -> Tensor:
-        """Applies one verb to each factor: (U, B, V) of every argument in turn."""
+        """Apply one verb to each factor: (U, B, V) of every argument in turn."""
         factors = zip(*(self.split(argument) for argument in arguments), strict=True)
         return self.join(*(getattr(part, verb)(*x) for part, x in zip(self._parts, factors, strict=True)))

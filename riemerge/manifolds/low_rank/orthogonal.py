@@ -1,4 +1,4 @@
-"""The gauge of a low-rank update: (U, B, V) and (U O, O'B O, V O) are the same matrix."""
+"""The gauge of a low-rank update: (U, B, V) and (U O, OᵀB O, V O) are the same matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, scaled
 from riemerge.manifolds.low_rank import surrogate
 from riemerge.manifolds.low_rank.curvature import group_curvature
@@ -22,7 +22,7 @@ _MEAN_SWEEPS = 4
 _CONDITION = 4.0
 # Candidates, the nearest of all, that are refined by the true distance.
 _REFINED = 8
-# Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d^2 errs
+# Refinement of a pair ends when the gauge part of its log is below this share of the log's length. d² errs
 # by the square: the loose value ranks candidates, the tight one leaves logs horizontal.
 _LOOSE, _TIGHT = 3e-2, 1e-10
 _MAX_REFINEMENTS = 200
@@ -30,7 +30,7 @@ _MAX_REFINEMENTS = 200
 
 @final
 class Orthogonal(GroupAction):
-    """O(r) acting on FixedRank: (U, B, V) . O = (U O, O'B O, V O).
+    """O(r) acting on FixedRank: (U, B, V) . O = (U O, OᵀB O, V O).
 
     Args:
         r: Size of the group's matrices: the rank.
@@ -45,34 +45,34 @@ class Orthogonal(GroupAction):
         self.dimension = r * (r - 1) // 2
 
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
-        """Moves a point along its orbit."""
+        """Move a point along its orbit."""
         total = _fixed_rank(total)
         u, b, v = total.split(point)
         element = element.to(point.dtype)
         return total.join(u @ element, linalg.sym(element.mT @ b @ element), v @ element)
 
     def compose(self, first: Tensor, second: Tensor) -> Tensor:
-        """Returns first @ second."""
+        """Return first @ second."""
         return first @ second
 
     def exponential(self, algebra: Tensor) -> Tensor:
-        """Returns the rotation exp of a skew matrix."""
+        """Return the rotation exp of a skew matrix."""
         return linalg.exp_skew(algebra)
 
     def vertical(self, total: GeodesicManifold, point: Tensor, algebra: Tensor) -> Tensor:
-        """Returns (U W, B W - W B, V W) for a skew W."""
+        """Return (U W, B W - W B, V W) for a skew W."""
         total = _fixed_rank(total)
         u, b, v = total.split(point)
         algebra = algebra.to(point.dtype)
         return total.join(u @ algebra, linalg.sym(b @ algebra - algebra @ b), v @ algebra)
 
     def momentum(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
-        """Returns (U'a + V'c)/2 - (B^-1 d - d B^-1) for a vector (a, d, c), skew."""
+        """Return (Uᵀa + Vᵀc)/2 - (B⁻¹ d - d B⁻¹) for a vector (a, d, c), skew."""
         _, basis, small = self._momentum(_fixed_rank(total), point, vector)
         return linalg.skew(basis @ small @ basis.mT)
 
     def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
-        """Solves B^-1 W B + B W B^-1 - W = momentum for skew W, in B's eigenbasis.
+        """Solve B⁻¹ W B + B W B⁻¹ - W = momentum for skew W, in B's eigenbasis.
 
         The equation is GeoMerge's (sec. 2.2) for the canonical metric; its divisors are at least one, so it
         is well posed everywhere.
@@ -80,7 +80,7 @@ class Orthogonal(GroupAction):
         return self._gauge(_fixed_rank(total), point, vector)[0]
 
     def _momentum(self, total: FixedRank, point: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns B's eigenvalues and eigenvectors and the momentum in that basis."""
+        """Return B's eigenvalues and eigenvectors and the momentum in that basis."""
         u, b, v = total.split(point)
         a, d, c = total.split(vector)
         values, basis = torch.linalg.eigh(b.double())
@@ -89,19 +89,19 @@ class Orthogonal(GroupAction):
         return values, basis, frames - (quotient - quotient.mT)
 
     def random_algebra(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draws skew matrices."""
+        """Draw skew matrices."""
         return linalg.skew(torch.randn(*leading, self.r, self.r, generator=generator, dtype=torch.float64))
 
     def random_element(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draws orthogonal matrices of both determinants."""
+        """Draw orthogonal matrices of both determinants."""
         return linalg.polar(torch.randn(*leading, self.r, self.r, generator=generator, dtype=torch.float64))
 
     def extrinsic_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages by generalised Procrustes: the mean of `aligned_mean`."""
+        """Average by generalised Procrustes: the mean of `aligned_mean`."""
         return self.aligned_mean(total, points, weights)[0]
 
     def aligned_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Averages orbits by generalised Procrustes: align all to a reference, average in the total space,
+        """Average orbits by generalised Procrustes: align all to a reference, average in the total space,
         repeat.
 
         The first reference is the truncated SVD of the weighted sum of the updates, so the order of the
@@ -129,23 +129,23 @@ class Orthogonal(GroupAction):
         return reference, surrogate.followed(data, surrogate.spectrum(total, reference), both)[1]
 
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
-        """Returns the nearest representative found by `nearest`."""
+        """Return the nearest representative found by `nearest`."""
         return self.act(total, point, self.nearest(total, point, to))
 
     def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
-        """Finds orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
+        """Find orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
         total = _fixed_rank(total)
         return surrogate.followed(surrogate.spectrum(total, point), surrogate.spectrum(total, to))[1]
 
     def diagonalised(self, total: GeodesicManifold, point: Tensor) -> Tensor:
-        """Returns the representative whose core is diagonal, with falling entries."""
+        """Return the representative whose core is diagonal, with falling entries."""
         _, basis = torch.linalg.eigh(_fixed_rank(total).split(point)[1].double())
         return self.act(total, point, basis.flip(-1))
 
     def nearest(
         self, total: GeodesicManifold, point: Tensor, to: Tensor, *, tolerance: float = _TIGHT
     ) -> Tensor:
-        """Finds the orthogonal matrices (..., r, r) that bring points nearest to others, in the true
+        """Find the orthogonal matrices (..., r, r) that bring points nearest to others, in the true
         distance.
 
         The function is smooth with many minima (about 2^r sign patterns), so the nearest few of about thirty
@@ -178,7 +178,7 @@ class Orthogonal(GroupAction):
     def _refine(
         self, total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor, tolerance: float
     ) -> tuple[Tensor, Tensor]:
-        """Descends d^2 over the group from elements (c, P, r, r); returns elements and squared distances (c,
+        """Descend d² over the group from elements (c, P, r, r); return elements and squared distances (c,
         P).
         """
         count = element.shape[0]
@@ -199,7 +199,7 @@ class Orthogonal(GroupAction):
             found = total.logarithm(at, self.act(total, turning, trial))
             value = torch.where(found.valid, found.squared, torch.inf)
             turned, left = self._gauge(total, at, found.tangent)
-            # Round-off in d^2 (eps cond(B)) hides decreases near the minimum; there the gradient decides.
+            # Round-off in d² (eps cond(B)) hides decreases near the minimum; there the gradient decides.
             visible = (value - squared[active]).abs() > 1e-9 * (1 + squared[active])
             better = torch.where(visible, value < squared[active], left < length[active])
             damping[active] = torch.where(better, (1.5 * damping[active]).clamp_max(1), damping[active] / 4)
@@ -209,7 +209,7 @@ class Orthogonal(GroupAction):
         return element.reshape(count, -1, self.r, self.r), squared.reshape(count, -1)
 
     def _gauge(self, total: FixedRank, point: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the gauge part of tangent vectors, and the length of what it stands for."""
+        """Return the gauge part of tangent vectors, and the length of what it stands for."""
         values, basis, small = self._momentum(total, point, tangent)
         solved = small / orbit_metric(values)
         length = (solved * small).sum(dim=(-2, -1)).clamp_min(0).sqrt()
@@ -223,7 +223,7 @@ def _fixed_rank(total: GeodesicManifold) -> FixedRank:
 
 
 def orbit_metric(values: Tensor) -> Tensor:
-    """Returns l_j/l_k + l_k/l_j - 1: the squared length of the vertical vector of each plane (j, k),
+    """Return lⱼ/lₖ + lₖ/lⱼ - 1: the squared length of the vertical vector of each plane (j, k),
     halved.
     """
     ratio = values.unsqueeze(-1) / values.unsqueeze(-2)
@@ -231,7 +231,7 @@ def orbit_metric(values: Tensor) -> Tensor:
 
 
 def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
-    """Returns the best rank-r approximation of sum_i w_i U_i B_i^p V_i' as a point; its spectrum is floored
+    """Return the best rank-r approximation of Σ wᵢ Uᵢ Bᵢᵖ Vᵢᵀ as a point; its spectrum is floored
     to stay positive.
 
     A power p below one draws the spectrum together, so that the noise in the largest directions does not
@@ -256,7 +256,7 @@ def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
 
 
 def _curvature_step(total: FixedRank, fixed: Tensor, moving: Tensor, gauge: Tensor) -> Tensor:
-    """Turns the gauge part of a log, which assumes coinciding points, into a Newton step over the group."""
+    """Turn the gauge part of a log, which assumes coinciding points, into a Newton step over the group."""
     u, b, v = (x.double() for x in total.split(fixed))
     m, c, w = (x.double() for x in total.split(moving))
     values, basis = torch.linalg.eigh(b)

@@ -1,12 +1,12 @@
 """Where alignments start: a cheap stand-in for the squared distance, as a function of the gauge alone.
 
 Only matrices of size r are decomposed. For two points (M, C, W) and (U, B, V) and an element O, cores that
-nearly commute and frames far apart, d^2 from (M O, O'C O, W O) to (U, B, V) is a constant minus
+nearly commute and frames far apart, d² from (M O, OᵀC O, W O) to (U, B, V) is a constant minus
 
-    tr(O' L) + 2 tr(O' log C O log B),  L = pi (M'U + W'V).
+    tr(Oᵀ L) + 2 tr(Oᵀ log C O log B),  L = pi (MᵀU + WᵀV).
 
 For frames nearer than that each principal angle has a weight of its own in L (`_Side`). In the eigenbases of
-both cores the second term is 2 sum_jk p_j q_k O_jk^2 with the logarithms p, q of their eigenvalues: there
+both cores the second term is 2 Σⱼₖ pⱼ qₖ Oⱼₖ² with the logarithms p, q of their eigenvalues: there
 everything happens.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import linalg
+from riemerge import linalg
 from riemerge.manifolds.low_rank.curvature import stiffness
 from riemerge.manifolds.low_rank.factors import FixedRank
 
@@ -52,7 +52,7 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(total: FixedRank, points: Tensor) -> Spectrum:
-    """Decomposes points (..., m + r + n, r), once for all their surrogates."""
+    """Decompose points (..., m + r + n, r), once for all their surrogates."""
     left, core, right = (x.double() for x in total.split(points))
     values, basis = torch.linalg.eigh(core)
     logs = values.log()
@@ -60,7 +60,7 @@ def spectrum(total: FixedRank, points: Tensor) -> Spectrum:
 
 
 def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
-    """Finds elements (c, ..., r, r) that may bring points near to others, c about thirty, half of either
+    """Find elements (c, ..., r, r) that may bring points near to others, c about thirty, half of either
     determinant.
 
     Procrustes on both frames and on either, and the eigenbases of the cores matched in order with the signs
@@ -76,7 +76,7 @@ def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
 
 
 def followed(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Finds the elements that bring points near to others by the surrogate alone.
+    """Find the elements that bring points near to others by the surrogate alone.
 
     Args:
         moving: The points to be aligned.
@@ -96,14 +96,14 @@ def followed(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) 
     else:
         turned = moving.basis.mT @ elements @ fixed.basis
     turned = pair.climbed(turned, linear, _MORE_STEPS)
-    # Over a half turn of near frames the trace falls short of d^2 so far that it takes the wrong component.
+    # Over a half turn of near frames the trace falls short of d² so far that it takes the wrong component.
     scores = pair.values(turned, linear) - left.excess(turned) - right.excess(turned)
     elements = moving.basis @ turned @ fixed.basis.mT
     return elements, torch.where((scores[0] >= scores[1])[..., None, None], elements[0], elements[1])
 
 
 class _Pair(NamedTuple):
-    """Pairs of points in the eigenbases of their cores: M'U and W'V (..., r, r), and log eigenvalues (...,
+    """Pairs of points in the eigenbases of their cores: MᵀU and WᵀV (..., r, r), and log eigenvalues (...,
     r).
     """
 
@@ -114,15 +114,15 @@ class _Pair(NamedTuple):
 
     @property
     def coupling(self) -> Tensor:
-        """Returns the logarithms' products (..., r, r)."""
+        """Return the logarithms' products (..., r, r)."""
         return self.moving.unsqueeze(-1) * self.fixed.unsqueeze(-2)
 
     def values(self, element: Tensor, linear: Tensor) -> Tensor:
-        """Returns the surrogate of elements, without its constant."""
+        """Return the surrogate of elements, without its constant."""
         return (element * (linear + 2 * self.coupling * element)).sum(dim=(-2, -1))
 
     def climbed(self, element: Tensor, linear: Tensor, steps: int) -> Tensor:
-        """Ascends the surrogate from elements (..., r, r), each within its component of O(r).
+        """Ascend the surrogate from elements (..., r, r), each within its component of O(r).
 
         Newton steps with the second derivative in each plane, all planes at once, by Cayley's map; a pair
         whose step does not climb stays, and steps a quarter as far.
@@ -156,17 +156,17 @@ def _pair(moving: Spectrum, fixed: Spectrum) -> _Pair:
 
 
 class _Side(NamedTuple):
-    """The frames of one side of pairs of points: M'U = P diag(cos t) Q', principal angles t.
+    """The frames of one side of pairs of points: MᵀU = P diag(cos t) Qᵀ, principal angles t.
 
-    Near the nearest element P Q', the squared distance of the frames grows like the sum of weights times 1 -
+    Near the nearest element P Qᵀ, the squared distance of the frames grows like the sum of weights times 1 -
     cos of the angles turned. The weights are 2 x / (1 + x), x = t cot t: one for equal frames, and pi cos t
     for almost orthogonal ones.
 
     Attributes:
         rows: P, with columns near zero for directions that are orthogonal to working precision.
         columns: Q.
-        weighted: P diag(weights) Q'.
-        shares: Weights times cos^2 t (..., r): how far the law of each direction is that of near frames.
+        weighted: P diag(weights) Qᵀ.
+        shares: Weights times cos² t (..., r): how far the law of each direction is that of near frames.
     """
 
     rows: Tensor
@@ -175,7 +175,7 @@ class _Side(NamedTuple):
     shares: Tensor
 
     def excess(self, element: Tensor) -> Tensor:
-        """Returns what tr(O' weighted) leaves out of d^2: in near frames an angle a costs a^2 / 2, not 1 -
+        """Return what tr(Oᵀ weighted) leaves out of d²: in near frames an angle a costs a² / 2, not 1 -
         cos a.
         """
         cosine, vectors = torch.linalg.eigh(linalg.sym(self.rows.mT @ element @ self.columns))
@@ -193,7 +193,7 @@ def _side(overlap: Tensor) -> _Side:
 
 
 def _starts(targets: Tensor, uncertain: int) -> Tensor:
-    """Returns elements to climb from (2, c, ..., r, r), one component of O(r) after the other.
+    """Return elements to climb from (2, c, ..., r, r), one component of O(r) after the other.
 
     Those nearest to targets (c', ..., r, r), and matched eigenbases, which are diagonal here, with signs that
     suit the first target.
@@ -215,7 +215,7 @@ def _starts(targets: Tensor, uncertain: int) -> Tensor:
 
 
 def _halves(ones: Tensor, others: Tensor) -> Tensor:
-    """Puts elements and others of the opposite determinant (c, ..., r, r) in order: (2, c, ..., r, r), +1
+    """Put elements and others of the opposite determinant (c, ..., r, r) in order: (2, c, ..., r, r), +1
     first.
     """
     proper = (torch.linalg.det(ones) > 0)[..., None, None]

@@ -23,6 +23,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
+from riemerge.frechet.status import Status
 from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
@@ -32,7 +33,7 @@ from riemerge.updates.low_rank import LowRankUpdate
 from riemerge.updates.truncation import nearest
 
 
-def lowrank(x: Tensor, at: Setting) -> Tensor:
+def lowrank(x: Tensor, setting: Setting) -> Tensor:
     """Return the matrix of rank R nearest to all updates: with identities for forms, the cut average.
 
     **Law:** Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
@@ -42,15 +43,15 @@ def lowrank(x: Tensor, at: Setting) -> Tensor:
 
     **Source:** Eckart and Young 1936.
     """
-    mean: Tensor = average(x, at)
-    if at.rank is None or at.rank >= min(mean.shape):
+    mean: Tensor = average(x, setting)
+    if setting.rank is None or setting.rank >= min(mean.shape):
         return mean
     u, sigma, vh = torch.linalg.svd(mean, full_matrices=False)
-    cut: Tensor = (u[:, : at.rank] * sigma[: at.rank]) @ vh[: at.rank]
+    cut: Tensor = (u[:, : setting.rank] * sigma[: setting.rank]) @ vh[: setting.rank]
     return cut
 
 
-def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
+def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     """Find the linear map of rank R whose outputs are nearest to every model's on that model's own inputs.
 
     Lₜ is the identity and Mₜ = Gₜ the input Gram matrix per token, shrunk as `regmean` does, with `ridge`
@@ -62,7 +63,7 @@ def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
 
     Args:
         x: (T, p, n) updates, reduced on the left.
-        at: With `statistics[t]["gram"]` (n, n) and `tokens`, and the values `off_diagonal` and `ridge`.
+        setting: With `statistics[t]["gram"]` (n, n) and `tokens`, and the values `off_diagonal` and `ridge`.
 
     Raises:
         NumericalError: See `regmean`.
@@ -70,12 +71,12 @@ def lowrank_regmean(x: Tensor, at: Setting) -> Tensor:
     **Source:** Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
     Cholesky factorisation of n x n, one SVD (p, n).
     """
-    factor, ridge = at.values["off_diagonal"], at.values["ridge"]
-    grams = (_ridged(shrunk(per_token(at, t, "gram", x), factor), ridge) for t in range(len(x)))
-    return _projected(*regressed(x, at, grams), at.rank)
+    factor, ridge = setting.values["off_diagonal"], setting.values["ridge"]
+    grams = (_ridged(shrunk(per_token(setting, t, "gram", x), factor), ridge) for t in range(len(x)))
+    return _projected(*regressed(x, setting, grams), setting.rank)
 
 
-def lowrank_mats(x: Tensor, at: Setting) -> Answer:
+def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     """Find the matrix of rank R that is nearest in the Kronecker-factored Fisher information of every model.
 
     Lₜ is the covariance of output gradients and Mₜ the Gram matrix of inputs, both per token, each with
@@ -87,8 +88,8 @@ def lowrank_mats(x: Tensor, at: Setting) -> Answer:
 
     Args:
         x: (T, m, n) dense updates.
-        at: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values `ridge`,
-            `solver`, `tol`, `cost_tol` and `max_passes`.
+        setting: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values
+            `ridge`, `solver`, `tol`, `cost_tol` and `max_passes`.
 
     Raises:
         NumericalError: All forms are zero, or the mean ones are singular: only when `ridge` is 0.
@@ -96,15 +97,15 @@ def lowrank_mats(x: Tensor, at: Setting) -> Answer:
     **Source:** the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014. *Cost:*
     needs the dense dW, and T forms of either side at once.
     """
-    ridge = at.values["ridge"]
+    ridge = setting.values["ridge"]
     lefts, rights = (
-        torch.stack([_ridged(per_token(at, t, kind, x), ridge) for t in range(len(x))])
+        torch.stack([_ridged(per_token(setting, t, kind, x), ridge) for t in range(len(x))])
         for kind in ("covariance", "gram")
     )
-    return kronecker(lefts, rights, x, at)
+    return kronecker(lefts, rights, x, setting)
 
 
-def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
+def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     """Find the matrix of rank R that is nearest to every model where that model's own update is large.
 
     Lₜ = p xₜ xₜᵀ / ‖xₜ‖² + ridge I and Mₜ = q xₜᵀ xₜ / ‖xₜ‖² + ridge I, p and q the dimensions of the joint
@@ -119,21 +120,21 @@ def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
 
     Args:
         x: (T, p, q) in bases of the joint span.
-        at: With the values `ridge`, `sides`, `target`, `solver`, `tol`, `cost_tol` and `max_passes`.
+        setting: With the values `ridge`, `sides`, `target`, `solver`, `tol`, `cost_tol` and `max_passes`.
 
     Raises:
         NumericalError: `ridge` is 0, which leaves directions free; or what `tsv` and `core` raise.
 
     **Source:** this package. *Cost:* in the joint span, whatever the widths.
     """
-    ridge, sides = at.values["ridge"], at.values["sides"]
+    ridge, sides = setting.values["ridge"], setting.values["sides"]
     if not ridge > 0:
         raise NumericalError("ridge is 0, and the updates alone leave directions free: raise ridge")
     # Norms first: squares of small updates would vanish.
     unit = x / torch.linalg.matrix_norm(x).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]
     if not bool(unit.any()):
         return x[0]
-    targets = _TARGETS[at.values["target"]](x, at)
+    targets = _TARGETS[setting.values["target"]](x, setting)
 
     def forms(y: Tensor) -> Tensor:
         size = int((sigma := torch.linalg.svdvals(torch.cat(list(y), dim=1))).gt(FLOOR * sigma[0]).sum())
@@ -141,25 +142,25 @@ def lowrank_updates(x: Tensor, at: Setting) -> Tensor | Answer:
         return found
 
     if sides == "inputs":
-        return _projected(*regressed(targets, at, forms(unit.mT)), at.rank)
+        return _projected(*regressed(targets, setting, forms(unit.mT)), setting.rank)
     if sides == "outputs":
-        return _projected(*regressed(targets.mT, at, forms(unit)), at.rank).mT
-    return kronecker(forms(unit), forms(unit.mT), targets, at)
+        return _projected(*regressed(targets.mT, setting, forms(unit)), setting.rank).mT
+    return kronecker(forms(unit), forms(unit.mT), targets, setting)
 
 
 def _mean_targets(x: Tensor, _: Setting) -> Tensor:
     return x
 
 
-def _tsv_targets(x: Tensor, at: Setting) -> Tensor:
-    return _like_the_mean(tsv(x, at), x, at)
+def _tsv_targets(x: Tensor, setting: Setting) -> Tensor:
+    return _like_the_mean(tsv(x, setting), x, setting)
 
 
-def _ties_targets(x: Tensor, at: Setting) -> Tensor:
+def _ties_targets(x: Tensor, setting: Setting) -> Tensor:
     left, cores, right = core(x)
     # Without a majority: its sign would be that of arbitrary axes.
-    plain = replace(at, values={"merge_func": "mean"}, facts={"majority": 0})
-    return _like_the_mean(left @ elect_globally(cores, plain) @ right.mT, x, at)
+    plain = replace(setting, values={"merge_func": "mean"}, facts={"majority": 0})
+    return _like_the_mean(left @ elect_globally(cores, plain) @ right.mT, x, setting)
 
 
 _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
@@ -169,10 +170,10 @@ _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
 }
 
 
-def _like_the_mean(one: Tensor, x: Tensor, at: Setting) -> Tensor:
+def _like_the_mean(one: Tensor, x: Tensor, setting: Setting) -> Tensor:
     """T times one matrix, with the norm of the weighted average."""
     norm = torch.linalg.matrix_norm(one)
-    size: Tensor = torch.linalg.matrix_norm(average(x, at)) / torch.where(norm > 0, norm, 1.0)
+    size: Tensor = torch.linalg.matrix_norm(average(x, setting)) / torch.where(norm > 0, norm, 1.0)
     return (size * one).expand(len(x), -1, -1)
 
 
@@ -189,8 +190,8 @@ def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
     return u @ (u.mT @ value)
 
 
-def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
-    """Minimise F among matrices of rank `at.rank`, for any positive definite forms.
+def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Answer:
+    """Minimise F among matrices of rank `setting.rank`, for any positive definite forms.
 
     In Y = Kᵀ X H, with K Kᵀ and H Hᵀ the means of the forms, the mean form is the identity: there X* is found
     by conjugate gradients, and X on the manifold by the row's `solver`, from that start of rank R which costs
@@ -200,7 +201,7 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
         lefts: (T, m, m) positive semidefinite.
         rights: (T, n, n) positive semidefinite.
         x: (T, m, n) the updates.
-        at: With `rank` and the values `solver`, `tol`, `cost_tol` and `max_passes`.
+        setting: With `rank` and the values `solver`, `tol`, `cost_tol` and `max_passes`.
 
     Returns:
         X, of the status of the solve; X* of that of the conjugate gradients where its rank is at most R to
@@ -210,10 +211,10 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
     Raises:
         NumericalError: All forms are zero, or a mean form is singular.
     """
-    white = _Whitened(lefts, rights, x, at.weights.to(x))
+    white = _Whitened(lefts, rights, x, setting.weights.to(x))
     if not white.norm > 0:
-        return Answer(torch.zeros_like(x[0]), "EXACT", cost=white.constant * white.unit)
-    values, rank = at.values, at.rank
+        return Answer(torch.zeros_like(x[0]), Status.EXACT, cost=white.constant * white.unit)
+    values, rank = setting.values, setting.rank
     tol, budget = values["tol"], values["max_passes"]
     constrained = rank is not None and rank < min(white.linear.shape)
     # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
@@ -240,15 +241,14 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, at: Setting) -> Answer:
         min(points, key=problem.cost),
         solver=values["solver"],
         tol=tol,
-        cost_tol=values.get("cost_tol") or 0.0,
+        cost_tol=values["cost_tol"],
         max_passes=budget,
     )
-    advice = "" if found.status.name == "CONVERGED" else found.status.value
+    advice = "" if found.status is Status.CONVERGED else found.status.advice
     return Answer(
         white.back(problem.total.matrix(found.point)[0]),
-        found.status.name,
+        found.status,
         advice,
-        found.status.ok,
         free.passes + found.passes,
         found.cost * white.unit,
         found.slope,

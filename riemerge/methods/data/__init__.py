@@ -2,92 +2,73 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter
+from riemerge.methods.parameters import Parameter, share
+
+_HERE = "riemerge.methods.data.quadratic:"
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("floor", "number", "added to every entry of the Fisher information", low=0),
     Parameter(
         "normalize_fisher", "flag", "divide each model's Fisher information by its norm over all modules"
     ),
-    Parameter(
-        "off_diagonal",
-        "number",
-        "factor on the off-diagonal entries of the Gram matrices",
-        low=0,
-        high=1,
-        per_module=True,
-    ),
+    share("off_diagonal", "factor on the off-diagonal entries of the Gram matrices"),
 )
 
+_fisher = partial(Method, domain="entries", statistics=("fisher",))
+_gram = partial(Method, domain="half", statistics=("gram",), checkpoints="weights")
+
 ROWS: tuple[Method, ...] = (
-    Method(
+    _fisher(
         name="fisher",
         summary="average of entries weighted by diagonal Fisher information: Σ w F x / Σ w F",
         source="Matena, Raffel 2022, Merging Models with Fisher-Weighted Averaging, arXiv:2111.09832",
-        domain="entries",
-        mean="riemerge.methods.data.quadratic:fisher",
-        survey="riemerge.methods.data.quadratic:fisher_norms",
-        parameters=("rank", "scale", "floor", "normalize_fisher"),
-        defaults={"floor": 1e-6, "normalize_fisher": True},
-        statistics=("fisher",),
+        mean=_HERE + "fisher",
+        survey=_HERE + "fisher_norms",
+        own_parameters={"floor": 1e-6, "normalize_fisher": True},
         checkpoints="weights",
     ),
-    Method(
+    _fisher(
         name="gradient_matching",
         summary="fisher with the base's curvature: Σ w (H + H0) x / (H0 + Σ w H), for weights of any sum",
         source="Daheim et al. 2023, Model Merging by Uncertainty-Based Gradient Matching, arXiv:2310.12808",
-        domain="entries",
-        mean="riemerge.methods.data.quadratic:gradient_matching",
-        parameters=("rank", "scale", "floor"),
-        defaults={"floor": 1e-12},
+        mean=_HERE + "gradient_matching",
+        own_parameters={"floor": 1e-12},
         normalised=False,
         negative_weights=True,
-        statistics=("fisher",),
         base_statistics=True,
     ),
-    Method(
+    _gram(
         name="regmean",
         summary="the linear map nearest in outputs to each model's on its own inputs: (Σ w x G)(Σ w G)⁻¹",
         source="Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights, arXiv:2212.09849",
-        domain="half",
-        mean="riemerge.methods.data.quadratic:regmean",
-        parameters=("rank", "scale", "off_diagonal"),
-        defaults={"off_diagonal": 0.9},
-        statistics=("gram",),
-        checkpoints="weights",
+        mean=_HERE + "regmean",
+        own_parameters={"off_diagonal": 0.9},
     ),
-    Method(
+    _gram(
         name="mats",
         summary="Kronecker-factored Fisher: solves Σ w L x R = Σ w L xᵢ R by conjugate gradients",
         source="Tam et al. 2023, Merging by Matching Models in Task Parameter Subspaces, arXiv:2312.04339",
         domain="entries",
-        mean="riemerge.methods.data.quadratic:mats",
-        parameters=("rank", "scale", "tol", "max_passes"),
-        defaults={"tol": 1e-8, "max_passes": 100},
+        mean=_HERE + "mats",
+        own_parameters={"tol": 1e-8, "max_passes": 100},
         statistics=("gram", "covariance"),
-        checkpoints="weights",
     ),
-    Method(
+    _gram(
         name="mats_forward",
         summary="mats with the inputs' Gram matrices alone: RegMean unshrunk, by conjugate gradients",
         source="Tam et al. 2023, Merging by Matching Models in Task Parameter Subspaces, arXiv:2312.04339",
-        domain="half",
-        mean="riemerge.methods.data.quadratic:mats_forward",
-        parameters=("rank", "scale", "tol", "max_passes"),
-        defaults={"tol": 1e-8, "max_passes": 100},
-        statistics=("gram",),
-        checkpoints="weights",
+        mean=_HERE + "mats_forward",
+        own_parameters={"tol": 1e-8, "max_passes": 100},
     ),
-    Method(
+    _fisher(
         name="fisher_rao",
         summary="Fréchet mean of Gaussians N(x, 1/F) per entry in the Fisher-Rao distance; near: fisher",
         source="Atkinson, Mitchell 1981, Rao's Distance Measure; da Silva et al. 2026, arXiv:2604.27155",
-        domain="entries",
         mean="riemerge.methods.data.gaussian:fisher_rao",
-        parameters=("rank", "scale", "floor", "tol", "max_passes"),
-        defaults={"floor": 1e-6, "tol": 1e-9, "max_passes": 100},
-        statistics=("fisher",),
+        own_parameters={"floor": 1e-6, "tol": 1e-9, "max_passes": 100},
         checkpoints="weights",
     ),
 )

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
 
 _BLOCK = 2**18  # entries solved at once: bounds the memory
 
 
-def fisher_rao(x: Tensor, at: Setting) -> Answer:
+def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     """Average models as Gaussians N(xₜ, 1/(Fₜ + floor)) in the Fisher-Rao distance, and keep the mean's mean.
 
     **Law:** each entry is the first coordinate of argmin Σ wₜ d²((xₜ, sₜ), ·) with
@@ -34,8 +35,8 @@ def fisher_rao(x: Tensor, at: Setting) -> Answer:
 
     Args:
         x: (T, ...) dense updates.
-        at: With `statistics[t]["fisher"]` of the shape of one update, and the values `floor`, `tol` (on the
-            gradient's norm of every entry, so on its distance from its mean) and `max_passes`.
+        setting: With `statistics[t]["fisher"]` of the shape of one update, and the values `floor`, `tol` (on
+            the gradient's norm of every entry, so on its distance from its mean) and `max_passes`.
 
     Raises:
         NumericalError: An entry whose Fisher information is not positive: only when the floor is 0.
@@ -43,24 +44,25 @@ def fisher_rao(x: Tensor, at: Setting) -> Answer:
     **Source:** Atkinson and Mitchell 1981 (the geometry); by Newton's method on the half-plane, damped until
     the gradient decreases. *Cost:* needs the dense dW; about a hundred operations per entry, model and pass.
     """
-    weights = (at.weights / at.weights.sum()).to(x).unsqueeze(-1)
-    information = torch.stack([one["fisher"].to(x) for one in at.statistics]) + at.values["floor"]
+    weights = (setting.weights / setting.weights.sum()).to(x).unsqueeze(-1)
+    information = torch.stack([one["fisher"].to(x) for one in setting.statistics]) + setting.values["floor"]
     if not bool((positive := information > 0).all()):
         raise NumericalError(
             f"{int((~positive).sum())} of {positive.numel()} entries of the Fisher information are not "
             "positive; expected a variance 1/F for each: raise floor"
         )
-    tol, budget = at.values["tol"], at.values["max_passes"]
+    tol, budget = setting.values["tol"], setting.values["max_passes"]
     points = zip(x.flatten(1).split(_BLOCK, 1), information.flatten(1).split(_BLOCK, 1), strict=True)
     solved = [_solve(mean / 2**0.5, form.rsqrt(), weights, tol, budget) for mean, form in points]
     value = 2**0.5 * torch.cat([one.centre for one in solved]).reshape(x.shape[1:])
     worst = max((one.gradient for one in solved), default=0.0)
     passes = max((one.passes for one in solved), default=0)
     if worst <= tol:
-        return Answer(value, "CONVERGED", passes=passes)
-    status, remedy = ("BUDGET", "raise max_passes or tol") if passes >= budget else ("STALLED", "raise tol")
-    advice = f"The largest gradient of an entry is {worst:.1e}, above tol {tol:.1e}: {remedy}."
-    return Answer(value, status, advice, ok=False, passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
+    gradient = f"The largest gradient of an entry is {worst:.1e}, above tol {tol:.1e}"
+    if passes < budget:
+        return Answer(value, Status.STALLED, f"{gradient}: raise tol.", passes=passes)
+    return Answer(value, Status.BUDGET, f"{gradient}: raise max_passes or tol.", passes=passes)
 
 
 class _Solved(NamedTuple):

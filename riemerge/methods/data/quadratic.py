@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting, Stream
 
 
-def fisher(x: Tensor, at: Setting) -> Tensor:
+def fisher(x: Tensor, setting: Setting) -> Tensor:
     """Weigh each entry of each model by its Fisher information.
 
     **Law:** Σ cₜ (Fₜ + floor) xₜ / Σ cₜ (Fₜ + floor), entry by entry, with cₜ = wₜ; with `normalize_fisher`
@@ -33,7 +34,7 @@ def fisher(x: Tensor, at: Setting) -> Tensor:
 
     Args:
         x: (T, ...) dense updates.
-        at: With `statistics[t]["fisher"]` of the shape of one update, the values `floor` and
+        setting: With `statistics[t]["fisher"]` of the shape of one update, the values `floor` and
             `normalize_fisher`, and the fact `fisher_norms`, a norm for each place, where that is true.
 
     Raises:
@@ -42,11 +43,11 @@ def fisher(x: Tensor, at: Setting) -> Tensor:
     **Source:** Matena and Raffel 2022 (Fisher merging); floor and norm as in FusionBench. *Cost:* needs the
     dense dW, and as many numbers of statistics.
     """
-    floor, shares = at.values["floor"], at.weights
-    if at.values["normalize_fisher"]:
-        norms = at.facts["fisher_norms"]
-        shares = shares / torch.stack([norms[place] + floor for place in at.places])
-    forms = (share * (_statistic(at, t, "fisher", x) + floor) for t, share in enumerate(shares.tolist()))
+    floor, shares = setting.values["floor"], setting.weights
+    if setting.values["normalize_fisher"]:
+        norms = setting.facts["fisher_norms"]
+        shares = shares / torch.stack([norms[place] + floor for place in setting.places])
+    forms = (share * (_statistic(setting, t, "fisher", x) + floor) for t, share in enumerate(shares.tolist()))
     return _diagonal_minimiser(x, forms)
 
 
@@ -58,16 +59,16 @@ def fisher_norms(stream: Stream) -> Mapping[str, Any]:
         for.
     """
     squares: dict[int, Tensor] = {}
-    for x, at in stream():
-        if not at.values["normalize_fisher"]:
+    for x, setting in stream():
+        if not setting.values["normalize_fisher"]:
             return {}
-        for t, place in enumerate(at.places):
-            square = _statistic(at, t, "fisher", x).square().sum().cpu()
+        for t, place in enumerate(setting.places):
+            square = _statistic(setting, t, "fisher", x).square().sum().cpu()
             squares[place] = squares[place] + square if place in squares else square
     return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}} if squares else {}
 
 
-def gradient_matching(x: Tensor, at: Setting) -> Tensor:
+def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
     """Weigh entries so that the gradients of all models' losses cancel, with the base model's curvature H₀.
 
     **Law:** Σ wₜ (Hₜ + H₀) xₜ / (H₀ + Σ wₜ Hₜ), entry by entry, where H₀ has the floor added. It is the
@@ -76,8 +77,8 @@ def gradient_matching(x: Tensor, at: Setting) -> Tensor:
 
     Args:
         x: (T, ...) dense updates.
-        at: With `statistics[t]["fisher"]` and `base_statistics["fisher"]`, of the shape of one update, and
-            the value `floor` (δ₀ of the paper).
+        setting: With `statistics[t]["fisher"]` and `base_statistics["fisher"]`, of the shape of one update,
+            and the value `floor` (δ₀ of the paper).
 
     Raises:
         NumericalError: No statistics of the base model, or H₀ + Σ wₜ Hₜ is not positive in some entry.
@@ -85,21 +86,21 @@ def gradient_matching(x: Tensor, at: Setting) -> Tensor:
     **Source:** Daheim et al. 2023 (uncertainty-based gradient matching), with squared gradients for Hessians.
     *Cost:* needs the dense dW.
     """
-    if "fisher" not in at.base_statistics:
+    if "fisher" not in setting.base_statistics:
         raise NumericalError(
             "no Fisher information of the base model was given; expected statistics of it, too: collect them "
             "on data of its own, or merge by fisher"
         )
-    base = at.base_statistics["fisher"].to(x) + at.values["floor"]
+    base = setting.base_statistics["fisher"].to(x) + setting.values["floor"]
     numerator, denominator = torch.zeros_like(x[0]), base.clone()
-    for t, weight in enumerate(at.weights.tolist()):
-        curvature = _statistic(at, t, "fisher", x)
+    for t, weight in enumerate(setting.weights.tolist()):
+        curvature = _statistic(setting, t, "fisher", x)
         numerator += weight * (curvature + base) * x[t]
         denominator += weight * curvature
     return _quotient(numerator, denominator)
 
 
-def regmean(x: Tensor, at: Setting) -> Tensor:
+def regmean(x: Tensor, setting: Setting) -> Tensor:
     """Find the linear map whose outputs are nearest to every model's on that model's own inputs.
 
     **Law:** Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, with Gₜ the input Gram matrix per token, XₜᵀXₜ / tokens (as it is where
@@ -109,7 +110,7 @@ def regmean(x: Tensor, at: Setting) -> Tensor:
 
     Args:
         x: (T, p, n) updates, reduced on the left.
-        at: With `statistics[t]["gram"]` (n, n) and `tokens`, and the value `off_diagonal` in [0, 1].
+        setting: With `statistics[t]["gram"]` (n, n) and `tokens`, and the value `off_diagonal` in [0, 1].
 
     Raises:
         NumericalError: Σ wₜ Gₜ is singular to working precision, beyond inputs that are zero: only when
@@ -117,11 +118,11 @@ def regmean(x: Tensor, at: Setting) -> Tensor:
 
     **Source:** Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
     """
-    factor = at.values["off_diagonal"]
-    return regressed(x, at, (shrunk(per_token(at, t, "gram", x), factor) for t in range(len(x))))[0]
+    factor = setting.values["off_diagonal"]
+    return regressed(x, setting, (shrunk(per_token(setting, t, "gram", x), factor) for t in range(len(x))))[0]
 
 
-def mats(x: Tensor, at: Setting) -> Answer:
+def mats(x: Tensor, setting: Setting) -> Answer:
     """Match models in the task subspaces that their Kronecker-factored Fisher information spans.
 
     **Law:** Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, with Lₜ the covariance of output gradients and Rₜ the Gram matrix
@@ -130,16 +131,16 @@ def mats(x: Tensor, at: Setting) -> Answer:
 
     Args:
         x: (T, m, n) dense updates.
-        at: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values `tol` and
-            `max_passes`.
+        setting: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values
+            `tol` and `max_passes`.
 
     **Source:** Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and
     have no preconditioner. *Cost:* needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
     """
-    return _matched(x, at, [per_token(at, t, "covariance", x) for t in range(len(x))])
+    return _matched(x, setting, [per_token(setting, t, "covariance", x) for t in range(len(x))])
 
 
-def mats_forward(x: Tensor, at: Setting) -> Answer:
+def mats_forward(x: Tensor, setting: Setting) -> Answer:
     """Match models in the task subspaces that their inputs alone span: `mats` with the identity for each Lₜ.
 
     **Law:** x Σ wₜ Rₜ = Σ wₜ xₜ Rₜ: `regmean` with `off_diagonal` 1, but also where the sum is singular;
@@ -147,25 +148,25 @@ def mats_forward(x: Tensor, at: Setting) -> Answer:
 
     Args:
         x: (T, p, n) updates, reduced on the left.
-        at: With `statistics[t]["gram"]` (n, n) and `tokens`; the values `tol` and `max_passes`.
+        setting: With `statistics[t]["gram"]` (n, n) and `tokens`; the values `tol` and `max_passes`.
 
     **Source:** Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
     """
-    return _matched(x, at, None)
+    return _matched(x, setting, None)
 
 
-def _statistic(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
-    return at.statistics[t][kind].to(like)
+def _statistic(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
+    return setting.statistics[t][kind].to(like)
 
 
-def per_token(at: Setting, t: int, kind: str, like: Tensor) -> Tensor:
+def per_token(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
     """Return a sum over tokens as a mean: so a weight is a model's share, whatever the number of tokens."""
-    return _statistic(at, t, kind, like) / float(at.statistics[t].get("tokens", torch.ones(())))
+    return _statistic(setting, t, kind, like) / float(setting.statistics[t].get("tokens", torch.ones(())))
 
 
-def average(x: Tensor, at: Setting) -> Tensor:
+def average(x: Tensor, setting: Setting) -> Tensor:
     """Return the weighted average of T updates."""
-    return torch.einsum("t,t...->...", (at.weights / at.weights.sum()).to(x), x)
+    return torch.einsum("t,t...->...", (setting.weights / setting.weights.sum()).to(x), x)
 
 
 def _diagonal_minimiser(x: Tensor, forms: Iterable[Tensor]) -> Tensor:
@@ -190,15 +191,15 @@ def shrunk(gram: Tensor, factor: float) -> Tensor:
     return factor * gram + torch.diag_embed((1.0 - factor) * gram.diagonal())
 
 
-def regressed(x: Tensor, at: Setting, grams: Iterable[Tensor]) -> tuple[Tensor, Root]:
+def regressed(x: Tensor, setting: Setting, grams: Iterable[Tensor]) -> tuple[Tensor, Root]:
     """Return Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, the weighted average where inputs are free, and a root of Σ wₜ Gₜ.
 
     Raises:
         NumericalError: See `rooted`.
     """
-    mean = average(x, at)
+    mean = average(x, setting)
     total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(mean)
-    for one, gram, weight in zip(x, grams, at.weights.tolist(), strict=True):
+    for one, gram, weight in zip(x, grams, setting.weights.tolist(), strict=True):
         total += weight * gram
         difference += weight * (one - mean) @ gram
     root = rooted(total)
@@ -248,9 +249,9 @@ def rooted(total: Tensor) -> Root:
     return Root(torch.where(live, root, 0.0), factor)
 
 
-def _matched(x: Tensor, at: Setting, lefts: list[Tensor] | None) -> Answer:
-    weights = at.weights.tolist()
-    rights = [weight * per_token(at, t, "gram", x) for t, weight in enumerate(weights)]
+def _matched(x: Tensor, setting: Setting, lefts: list[Tensor] | None) -> Answer:
+    weights = setting.weights.tolist()
+    rights = [weight * per_token(setting, t, "gram", x) for t, weight in enumerate(weights)]
 
     def apply(updates: Iterable[Tensor]) -> Tensor:
         terms = (update @ right for update, right in zip(updates, rights, strict=True))
@@ -265,10 +266,10 @@ def _matched(x: Tensor, at: Setting, lefts: list[Tensor] | None) -> Answer:
     return conjugate_gradients(
         lambda one: apply([one] * len(x)),
         apply(x),
-        average(x, at),
+        average(x, setting),
         torch.where(diagonal > 0, diagonal, 1.0),
-        at.values["tol"],
-        at.values["max_passes"],
+        setting.values["tol"],
+        setting.values["max_passes"],
     )
 
 
@@ -292,11 +293,9 @@ def conjugate_gradients(
     # The recursion's residual runs away from the true one by round-off: what counts is the true one.
     left = torch.linalg.vector_norm(rhs - apply(value))
     if bool(left <= 2 * bound):
-        return Answer(value, "CONVERGED", passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
     relative = float(left / torch.linalg.vector_norm(rhs))
     found = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
     if passes == budget:
-        return Answer(value, "BUDGET", f"{found}: raise max_passes or tol.", ok=False, passes=passes)
-    return Answer(
-        value, "STALLED", f"{found}, at the limit of round-off: raise tol.", ok=False, passes=passes
-    )
+        return Answer(value, Status.BUDGET, f"{found}: raise max_passes or tol.", passes=passes)
+    return Answer(value, Status.STALLED, f"{found}, at the limit of round-off: raise tol.", passes=passes)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter
+from riemerge.methods.parameters import Parameter, choice, share
 
 _EDITS = "riemerge.methods.elections.entrywise:"
 _MEANS = "riemerge.methods.elections.election:"
+_TIES = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
+_DARE = "Yu et al. 2024, Language models are super Mario (DARE), arXiv 2311.03099"
+_DELLA = "Deep et al. 2024, DELLA-Merging, arXiv 2406.11617"
 _RESCALED = (
     "mergekit keeps Σ|x| of each update after the drop, this one divides by the probability as published: "
     "for mergekit's result ask for rescale norm"
@@ -14,11 +19,10 @@ _RESCALED = (
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("normalize", "flag", "divide by the sum of the weights of the models that count at an entry"),
-    Parameter(
+    choice(
         "rescale",
-        "choice",
         "after a random drop: divide by the probability (`expected`), keep Σ|x| (`norm`), or `none`",
-        choices=("expected", "norm", "none"),
+        ("expected", "norm", "none"),
     ),
     Parameter(
         "epsilon",
@@ -30,36 +34,22 @@ PARAMETERS: tuple[Parameter, ...] = (
         per_module=True,
         per_model=True,
     ),
-    Parameter(
+    share(
         "gamma",
-        "number",
         "share of the entries, the largest, that are removed as outliers",
-        low=0,
-        high=1,
         open_high=True,
-        per_module=True,
         per_model=True,
     ),
-    Parameter(
+    choice(
         "majority_sign_method",
-        "choice",
         "what elects a sign: the sum of the values (`total`) or of their signs (`frequency`)",
-        choices=("total", "frequency"),
+        ("total", "frequency"),
     ),
-    Parameter(
-        "merge_func",
-        "choice",
-        "what is taken of the updates that agree in sign",
-        choices=("mean", "sum", "max"),
-    ),
-    Parameter(
+    choice("merge_func", "what is taken of the updates that agree in sign", ("mean", "sum", "max")),
+    share(
         "select_topk",
-        "number",
         "share of the entries, of the largest variance between models, that is kept",
-        low=0,
         open_low=True,
-        high=1,
-        per_module=True,
     ),
     Parameter(
         "mask_threshold",
@@ -72,145 +62,121 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("agreeing", "integer", "how many models must need an entry", low=1),
 )
 
+_entries = partial(Method, domain="entries", normalised=False)
+_signed = partial(_entries, negative_weights=True)
+_dropped = partial(_signed, edits=(_EDITS + "drop",), source=_DARE, differs={"rescale": _RESCALED})
+_DROP = {"density": 1.0, "rescale": "expected", "normalize": False, "seed": None}
+_crumbs = partial(
+    _signed,
+    source="Davari & Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; mergekit",
+    edits=(_EDITS + "trim_both_ends",),
+    own_parameters={"density": 1.0, "gamma": 0.01, "normalize": False},
+)
+_needed = partial(
+    _entries,
+    source="Wang et al. 2024, Localizing task information (TALL masks), arXiv 2405.07813",
+    models=(2, None),
+)
+
 ROWS: tuple[Method, ...] = (
-    Method(
+    _signed(
         name="magnitude_prune",
         summary="Σ wᵢ dWᵢ of updates trimmed to the density of largest entries, per tensor (PEFT's, on dW)",
         source="PEFT, merge_utils.magnitude_prune",
-        domain="entries",
         edits=(_EDITS + "trim",),
         mean=_MEANS + "weighted_sum",
-        parameters=("rank", "scale", "density"),
-        defaults={"density": 1.0},
-        normalised=False,
-        negative_weights=True,
+        own_parameters={"density": 1.0},
     ),
-    Method(
+    _entries(
         name="ties",
         summary="trim per tensor, elect signs by Σ wᵢ dWᵢ, weighted mean of who agrees (mergekit's TIES)",
-        source="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708; mergekit's `ties`",
-        domain="entries",
+        source=f"{_TIES}; mergekit's `ties`",
         edits=(_EDITS + "trim",),
         mean=_MEANS + "elect",
-        parameters=("rank", "scale", "density", "normalize"),
-        defaults={"density": 1.0, "normalize": True},
-        normalised=False,
+        own_parameters={"density": 1.0, "normalize": True},
     ),
-    Method(
+    _signed(
         name="ties_peft",
         summary="trim per tensor, elect signs without weights, weighted sum of who agrees over their number "
         "(PEFT's `ties_svd`)",
-        source="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708; PEFT, merge_utils.ties",
-        domain="entries",
+        source=f"{_TIES}; PEFT, merge_utils.ties",
         edits=(_EDITS + "trim",),
         mean=_MEANS + "elect_unweighted",
-        parameters=("rank", "scale", "density", "majority_sign_method"),
-        defaults={"density": 1.0, "majority_sign_method": "total"},
-        normalised=False,
-        negative_weights=True,
+        own_parameters={"density": 1.0, "majority_sign_method": "total"},
         idempotent=False,
     ),
-    Method(
+    _entries(
         name="ties_original",
         summary="TIES as published: each model trimmed over all modules at once, undecided signs by majority",
-        source="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708",
-        domain="entries",
+        source=_TIES,
         edits=(_EDITS + "trim_globally",),
         mean=_MEANS + "elect_globally",
         survey=_MEANS + "vote",
-        parameters=("rank", "scale", "density", "merge_func"),
-        defaults={"density": 0.2, "merge_func": "mean"},
-        normalised=False,
+        own_parameters={"density": 0.2, "merge_func": "mean"},
         idempotent=False,
         differs={"always": "the authors' code keeps one entry more of each model, and has no weights"},
     ),
-    Method(
+    _dropped(
         name="dare_linear",
         summary="drop entries at random, keep the density and rescale it, then Σ wᵢ dWᵢ",
-        source="Yu et al. 2024, Language models are super Mario (DARE), arXiv 2311.03099",
-        domain="entries",
-        edits=(_EDITS + "drop",),
-        mean=_MEANS + "weighted_sum",
-        parameters=("rank", "scale", "density", "rescale", "normalize", "seed"),
-        defaults={"density": 1.0, "rescale": "expected", "normalize": False},
-        normalised=False,
-        negative_weights=True,
-        differs={"rescale": _RESCALED},
+        mean=_MEANS + "normalisable_sum",
+        own_parameters=_DROP,
     ),
-    Method(
+    _dropped(
         name="dare_ties",
         summary="drop entries at random, keep the density and rescale it, then elect signs as `ties` does",
-        source="Yu et al. 2024, Language models are super Mario (DARE), arXiv 2311.03099; mergekit",
-        domain="entries",
-        edits=(_EDITS + "drop",),
+        source=f"{_DARE}; mergekit",
         mean=_MEANS + "elect",
-        parameters=("rank", "scale", "density", "rescale", "normalize", "seed"),
-        defaults={"density": 1.0, "rescale": "expected", "normalize": False},
-        normalised=False,
-        negative_weights=True,
-        differs={"rescale": _RESCALED},
+        own_parameters=_DROP,
     ),
-    Method(
+    _dropped(
         name="dare_ties_peft",
         summary="as `dare_ties`, but then elect signs as `ties_peft` does (PEFT's `dare_ties_svd`)",
-        source="Yu et al. 2024, Language models are super Mario (DARE), arXiv 2311.03099; PEFT",
-        domain="entries",
-        edits=(_EDITS + "drop",),
+        source=f"{_DARE}; PEFT",
         mean=_MEANS + "elect_unweighted",
-        parameters=("rank", "scale", "density", "rescale", "majority_sign_method", "seed"),
-        defaults={"density": 1.0, "rescale": "expected", "majority_sign_method": "total"},
-        normalised=False,
-        negative_weights=True,
+        own_parameters={"density": 1.0, "rescale": "expected", "majority_sign_method": "total", "seed": None},
         idempotent=False,
+        differs={},
     ),
-    Method(
+    _entries(
         name="della",
         summary="drop entries at random, small ones of a row more often, rescale, then elect as `ties` does",
-        source="Deep et al. 2024, DELLA-Merging, arXiv 2406.11617",
-        domain="entries",
+        source=_DELLA,
         edits=(_EDITS + "drop_by_rank",),
         mean=_MEANS + "elect",
-        parameters=("rank", "scale", "density", "epsilon", "rescale", "normalize", "seed"),
-        defaults={"density": 1.0, "epsilon": 0.15, "rescale": "expected", "normalize": True},
-        normalised=False,
+        own_parameters={
+            "density": 1.0,
+            "epsilon": 0.15,
+            "rescale": "expected",
+            "normalize": True,
+            "seed": None,
+        },
         differs={"rescale": _RESCALED},
     ),
-    Method(
+    _signed(
         name="della_linear",
         summary="drop entries at random, small ones of a row more often, rescale, then Σ wᵢ dWᵢ",
-        source="Deep et al. 2024, DELLA-Merging, arXiv 2406.11617; mergekit's `della_linear`",
-        domain="entries",
+        source=f"{_DELLA}; mergekit's `della_linear`",
         edits=(_EDITS + "drop_by_rank",),
-        mean=_MEANS + "weighted_sum",
-        parameters=("rank", "scale", "density", "epsilon", "rescale", "normalize", "seed"),
-        defaults={"density": 1.0, "epsilon": 0.15, "rescale": "expected", "normalize": False},
-        normalised=False,
-        negative_weights=True,
+        mean=_MEANS + "normalisable_sum",
+        own_parameters={
+            "density": 1.0,
+            "epsilon": 0.15,
+            "rescale": "expected",
+            "normalize": False,
+            "seed": None,
+        },
         differs={"rescale": _RESCALED},
     ),
-    Method(
+    _crumbs(
         name="breadcrumbs",
         summary="remove the gamma of largest entries, keep the density that follow, then Σ wᵢ dWᵢ",
-        source="Davari & Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; mergekit",
-        domain="entries",
-        edits=(_EDITS + "trim_both_ends",),
-        mean=_MEANS + "weighted_sum",
-        parameters=("rank", "scale", "density", "gamma", "normalize"),
-        defaults={"density": 1.0, "gamma": 0.01, "normalize": False},
-        normalised=False,
-        negative_weights=True,
+        mean=_MEANS + "normalisable_sum",
     ),
-    Method(
+    _crumbs(
         name="breadcrumbs_ties",
         summary="remove the gamma of largest entries, keep the density that follow, elect as `ties` does",
-        source="Davari & Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; mergekit",
-        domain="entries",
-        edits=(_EDITS + "trim_both_ends",),
         mean=_MEANS + "elect",
-        parameters=("rank", "scale", "density", "gamma", "normalize"),
-        defaults={"density": 1.0, "gamma": 0.01, "normalize": False},
-        normalised=False,
-        negative_weights=True,
     ),
     Method(
         name="sce",
@@ -218,8 +184,7 @@ ROWS: tuple[Method, ...] = (
         source="Wan et al. 2024, FuseChat (SCE), arXiv 2408.07990; mergekit's `sce`",
         domain="entries",
         mean=_MEANS + "select_and_erase",
-        parameters=("rank", "scale", "select_topk"),
-        defaults={"select_topk": 1.0},
+        own_parameters={"select_topk": 1.0},
         differs={
             "always": "mergekit's clamps at 1e-6 in the unit of the updates, this one nowhere",
             "weights": "mergekit's sce ignores weights, here they count: for its result make them equal",
@@ -233,27 +198,17 @@ ROWS: tuple[Method, ...] = (
         mean=_MEANS + "largest",
         differs={"weights": "the authors' code has no weights, here the largest wᵢ |dWᵢ| is chosen"},
     ),
-    Method(
+    _needed(
         name="consensus",
         summary="Σ wᵢ dWᵢ at the entries that at least `agreeing` models need, zero elsewhere (Consensus TA)",
-        source="Wang et al. 2024, Localizing task information (TALL masks), arXiv 2405.07813",
-        domain="entries",
         mean=_MEANS + "consensus",
-        parameters=("rank", "scale", "mask_threshold", "agreeing"),
-        defaults={"mask_threshold": 0.6, "agreeing": 2},
-        normalised=False,
-        models=(2, None),
+        own_parameters={"mask_threshold": 0.6, "agreeing": 2},
     ),
-    Method(
+    _needed(
         name="consensus_ties",
         summary="`ties` at the entries that at least `agreeing` models need, zero elsewhere (Consensus TIES)",
-        source="Wang et al. 2024, Localizing task information (TALL masks), arXiv 2405.07813",
-        domain="entries",
         mean=_MEANS + "consensus_elected",
-        parameters=("rank", "scale", "density", "normalize", "mask_threshold", "agreeing"),
-        defaults={"density": 0.2, "normalize": False, "mask_threshold": 0.6, "agreeing": 2},
-        normalised=False,
+        own_parameters={"density": 0.2, "normalize": False, "mask_threshold": 0.6, "agreeing": 2},
         idempotent=False,
-        models=(2, None),
     ),
 )

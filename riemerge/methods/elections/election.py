@@ -1,8 +1,8 @@
 """Means of dense updates entry by entry: weighted sums, elections of signs, and choices of the largest.
 
 All of them take (T, ...) updates of any shape, on any device, and answer with the shape of one; they read
-`at.weights`, `at.values` and `at.facts`, never `at.shape`. *Cost*: they need the dense dW, m n numbers for
-each model of one module at a time, and as many again to work with.
+weights, values and facts of a setting, never its shape. Cost: they need the dense dW, m n numbers for each
+model of one module at a time, and as many again to work with.
 """
 
 from __future__ import annotations
@@ -19,54 +19,65 @@ from riemerge.methods.elections.selection import kth_largest, top_mask
 from riemerge.methods.setting import Setting, Stream
 
 
-def weighted_sum(x: Tensor, at: Setting) -> Tensor:
-    """Add the updates, Σ wᵢ xᵢ; with `normalize` (off where the row has no such parameter) divided by Σ wᵢ.
+def weighted_sum(x: Tensor, setting: Setting) -> Tensor:
+    """Return the weighted sum Σ wᵢ xᵢ of the updates.
+
+    Law: linear in the updates.
+
+    Source: Ilharco et al. 2023 (task arithmetic), after an edit.
+    """
+    return (_along(x, setting.weights) * x).sum(dim=0)
+
+
+def normalisable_sum(x: Tensor, setting: Setting) -> Tensor:
+    """Return the weighted sum Σ wᵢ xᵢ of the updates, divided by Σ wᵢ with `normalize`.
 
     Law: linear in the updates.
 
     Raises:
         NumericalError: `normalize`, and the weights cancel.
 
-    Source: Ilharco et al. 2023 (task arithmetic), after an edit.
+    Source: Ilharco et al. 2023 (task arithmetic), after an edit, as in mergekit.
     """
-    total = (_weights(x, at) * x).sum(dim=0)
-    if not at.values.get("normalize", False):
+    total = weighted_sum(x, setting)
+    if not setting.values["normalize"]:
         return total
-    share = float(at.weights.sum())
+    share = float(setting.weights.sum())
     # Numbers that cancel leave a rounding error of this size.
-    if abs(share) <= len(at.weights) * torch.finfo(torch.float64).eps * float(at.weights.abs().sum()):
+    noise = len(setting.weights) * torch.finfo(torch.float64).eps * float(setting.weights.abs().sum())
+    if abs(share) <= noise:
         raise NumericalError("the weights add up to zero: expected another sum, or `normalize: false`")
     return total / share
 
 
-def elect(x: Tensor, at: Setting) -> Tensor:
+def elect(x: Tensor, setting: Setting) -> Tensor:
     """Elect a sign for each entry and take the weighted mean of the updates that agree with it.
 
     Law: the sign is that of Σ wᵢ xᵢ, plus where this is 0; the value Σ wᵢ xᵢ over the updates with
-    sign(wᵢ xᵢ) = the sign, divided by their Σ wᵢ with `normalize` (on where the row has no such parameter); 0
-    where none agrees. A model of weight 2 is the same as two copies of weight 1. Homogeneous of degree 1, and
-    with `normalize` of degree 0 in the weights.
+    sign(wᵢ xᵢ) = the sign, divided by their Σ wᵢ with `normalize`; 0 where none agrees. A model of weight 2
+    is the same as two copies of weight 1. Homogeneous of degree 1, and with `normalize` of degree 0 in the
+    weights.
 
     Raises:
         NumericalError: `normalize`, and a weight below 0: the sum of agreeing weights could be anything.
 
     Source: Yadav et al. 2023 (TIES), §3.2-3.3, with weights as in mergekit.
     """
-    weights = _weights(x, at)
+    weights = _along(x, setting.weights)
     scaled = weights * x
     agree = _agreeing(scaled, scaled.sum(dim=0))
     total = torch.where(agree, scaled, 0.0).sum(dim=0)
-    if not at.values.get("normalize", True):
+    if not setting.values["normalize"]:
         return total
-    if bool((at.weights < 0.0).any()):
-        least = float(at.weights.min())
+    if bool((setting.weights < 0.0).any()):
+        least = float(setting.weights.min())
         raise NumericalError(
             f"weight {least:g}: a mean over agreeing models needs weights above 0, or `normalize: false`"
         )
     return _over(total, (weights * agree).sum(dim=0))
 
 
-def elect_unweighted(x: Tensor, at: Setting) -> Tensor:
+def elect_unweighted(x: Tensor, setting: Setting) -> Tensor:
     """Elect a sign for each entry without weights, and divide the weighted sum of who agrees by their number.
 
     Law: the sign is that of Σ xᵢ (`majority_sign_method` `total`) or of Σ sign(xᵢ) (`frequency`), plus where
@@ -75,9 +86,9 @@ def elect_unweighted(x: Tensor, at: Setting) -> Tensor:
 
     Source: PEFT's `ties` and `dare_ties`, there on A and B or (`ties_svd`) on dW, as here.
     """
-    votes = x.sign() if at.values["majority_sign_method"] == "frequency" else x
+    votes = x.sign() if setting.values["majority_sign_method"] == "frequency" else x
     agree = _agreeing(x, votes.sum(dim=0))
-    total = (_weights(x, at) * torch.where(agree, x, 0.0)).sum(dim=0)
+    total = (_along(x, setting.weights) * torch.where(agree, x, 0.0)).sum(dim=0)
     return total / agree.sum(dim=0).clamp(min=1)
 
 
@@ -103,17 +114,16 @@ def vote(stream: Stream) -> Mapping[str, Any]:
     thresholds, left = kth_largest(lambda: (x for x, _ in _alike(stream, first)), densities.tolist())
     ties: dict[str, tuple[int, ...]] = {}
     lead = 0
-    for x, at in _alike(stream, first):
-        limits = thresholds.to(x.device).view(-1, *[1] * (x.ndim - 1))
-        equal = (x.abs() == limits).flatten(1).sum(dim=1).tolist()
-        ties[at.module] = tuple(min(most, found) for most, found in zip(left, equal, strict=True))
-        left = tuple(most - used for most, used in zip(left, ties[at.module], strict=True))
-        trimmed = keep_above(x, thresholds, ties[at.module])
-        lead += int((_weights(x, at) * trimmed).sum(dim=0).sign().sum())
+    for x, setting in _alike(stream, first):
+        equal = (x.abs() == _along(x, thresholds)).flatten(1).sum(dim=1).tolist()
+        ties[setting.module] = tuple(min(most, found) for most, found in zip(left, equal, strict=True))
+        left = tuple(most - used for most, used in zip(left, ties[setting.module], strict=True))
+        trimmed = keep_above(x, thresholds, ties[setting.module])
+        lead += int((_along(x, setting.weights) * trimmed).sum(dim=0).sign().sum())
     return {"thresholds": thresholds, "ties": ties, "majority": (lead > 0) - (lead < 0)}
 
 
-def elect_globally(x: Tensor, at: Setting) -> Tensor:
+def elect_globally(x: Tensor, setting: Setting) -> Tensor:
     """Elect a sign for each entry, undecided ones as the majority of all modules, and merge who agrees.
 
     Law: the sign is that of Σ wᵢ xᵢ and where this is 0 the `majority` of `vote`; where that is 0 as well no
@@ -122,13 +132,13 @@ def elect_globally(x: Tensor, at: Setting) -> Tensor:
 
     Source: Yadav et al. 2023 (TIES), §3.2-3.3. Where both are 0 their code takes the negative entries.
     """
-    weights = _weights(x, at)
+    weights = _along(x, setting.weights)
     scaled = weights * x
     sign = scaled.sum(dim=0).sign()
-    sign = torch.where(sign == 0.0, float(at.facts["majority"]), sign)
+    sign = torch.where(sign == 0.0, float(setting.facts["majority"]), sign)
     agree = scaled.sign() == sign
     chosen = torch.where(agree, scaled, 0.0)
-    match at.values["merge_func"]:
+    match setting.values["merge_func"]:
         case "max":
             return chosen.abs().amax(dim=0) * sign
         case "sum":
@@ -137,7 +147,7 @@ def elect_globally(x: Tensor, at: Setting) -> Tensor:
             return _over(chosen.sum(dim=0), (weights * agree).sum(dim=0))
 
 
-def select_and_erase(x: Tensor, at: Setting) -> Tensor:
+def select_and_erase(x: Tensor, setting: Setting) -> Tensor:
     """Keep the positions where the models differ most, weigh models by their energy there, erase dissenters.
 
     Law: of the positions where not all models are equal, the share `select_topk` of largest variance is kept
@@ -149,15 +159,15 @@ def select_and_erase(x: Tensor, at: Setting) -> Tensor:
     Source: Wan et al. 2024 (FuseChat, SCE), §3.3, as in mergekit, which has no weights, and whose thresholds
     of 1e-6 depend on the unit of the updates.
     """
-    weights = _weights(x, at)
-    if at.values["select_topk"] < 1.0:
-        x = torch.where(_most_varied(x, weights, at.values["select_topk"]), x, 0.0)
+    weights = _along(x, setting.weights)
+    if setting.values["select_topk"] < 1.0:
+        x = torch.where(_most_varied(x, weights, setting.values["select_topk"]), x, 0.0)
     energy = weights * x.square().flatten(1).mean(dim=1).view(weights.shape)
     agree = _agreeing(x, (weights * x).sum(dim=0))
     return _over((energy * torch.where(agree, x, 0.0)).sum(dim=0), (energy * agree).sum(dim=0))
 
 
-def largest(x: Tensor, at: Setting) -> Tensor:
+def largest(x: Tensor, setting: Setting) -> Tensor:
     """Take each entry from the update where it is largest in magnitude.
 
     Law: the entry of the model with the largest wᵢ |xᵢ|, as it is: weights choose, they do not scale. Where
@@ -165,11 +175,11 @@ def largest(x: Tensor, at: Setting) -> Tensor:
 
     Source: Marczak et al. 2024 (MagMax), which has no weights and takes the latest of equal ones.
     """
-    strength = _weights(x, at) * x.abs()
+    strength = _along(x, setting.weights) * x.abs()
     return torch.where(strength == strength.amax(dim=0), x, -torch.inf).amax(dim=0)
 
 
-def consensus(x: Tensor, at: Setting) -> Tensor:
+def consensus(x: Tensor, setting: Setting) -> Tensor:
     """Take the weighted sum of the updates at the entries that enough models need, zero elsewhere.
 
     Law: model i needs an entry where |xᵢ| > λᵢ |s − xᵢ|, with s = Σ wᵢ xᵢ and its `mask_threshold` λᵢ; the
@@ -180,10 +190,10 @@ def consensus(x: Tensor, at: Setting) -> Tensor:
 
     Source: Wang et al. 2024 (TALL masks and Consensus TA), eq. 3-5.
     """
-    return _needed(x, weighted_sum(x, at), at)
+    return _needed(x, weighted_sum(x, setting), setting)
 
 
-def consensus_elected(x: Tensor, at: Setting) -> Tensor:
+def consensus_elected(x: Tensor, setting: Setting) -> Tensor:
     """Take the mean of TIES at the entries that enough models need, zero elsewhere.
 
     Law: that of `consensus` with s = elect(trim(x)), by `density` and `normalize`; the x are untrimmed.
@@ -193,12 +203,12 @@ def consensus_elected(x: Tensor, at: Setting) -> Tensor:
 
     Source: Wang et al. 2024 (TALL masks and Consensus TA), eq. 3-5, Consensus TIES.
     """
-    return _needed(x, elect(trim(x, at), at), at)
+    return _needed(x, elect(trim(x, setting), setting), setting)
 
 
-def _weights(x: Tensor, at: Setting) -> Tensor:
-    """The weights on the device of `x`, and as many axes."""
-    return at.weights.to(x.device).view(-1, *[1] * (x.ndim - 1))
+def _along(x: Tensor, numbers: Tensor) -> Tensor:
+    """Return a number for each model (T,) on the device of `x`, with as many axes as that has."""
+    return numbers.to(x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 def _agreeing(x: Tensor, votes: Tensor) -> Tensor:
@@ -219,27 +229,28 @@ def _most_varied(x: Tensor, weights: Tensor, share: float) -> Tensor:
     return top_mask(variance, int(differing * share))
 
 
-def _needed(x: Tensor, merged: Tensor, at: Setting) -> Tensor:
-    if at.values["agreeing"] > len(x):
+def _needed(x: Tensor, merged: Tensor, setting: Setting) -> Tensor:
+    agreeing = setting.values["agreeing"]
+    if agreeing > len(x):
         raise NumericalError(
-            f"{at.values['agreeing']} models must agree on an entry, but there are {len(x)}: expected fewer"
+            f"{agreeing} models must agree on an entry, but there are {len(x)}: expected fewer"
         )
-    limits = at.values["mask_threshold"].to(x.device).view(-1, *[1] * (x.ndim - 1))
-    needed = x.abs() > limits * (merged - x).abs()
-    return torch.where(needed.sum(dim=0) >= at.values["agreeing"], merged, 0.0)
+    needed = x.abs() > _along(x, setting.values["mask_threshold"]) * (merged - x).abs()
+    return torch.where(needed.sum(dim=0) >= agreeing, merged, 0.0)
 
 
 def _alike(stream: Stream, first: Setting) -> Iterator[tuple[Tensor, Setting]]:
     """The stream, of which every module has the models and the densities of the first."""
-    for x, at in stream():
-        if at.places != first.places:
+    for x, setting in stream():
+        if setting.places != first.places:
             raise NumericalError(
                 f"other models count here than in {first.module}, by weights that are 0 in some modules: "
                 "expected the same in all, for a threshold over all modules"
             )
-        if not torch.equal(at.values["density"], first.values["density"]):
+        here, there = setting.values["density"], first.values["density"]
+        if not torch.equal(here, there):
             raise NumericalError(
-                f"density {at.values['density'].tolist()} here, {first.values['density'].tolist()} in "
+                f"density {here.tolist()} here, {there.tolist()} in "
                 f"{first.module}: expected the same in all, for a threshold over all modules"
             )
-        yield x, at
+        yield x, setting

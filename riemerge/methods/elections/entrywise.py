@@ -1,8 +1,7 @@
 """Edits of single entries: each update loses some of its entries before the mean.
 
-All of them take (T, ...) dense updates of any shape and return as many; they read `at.values`, `at.seeds` and
-`at.facts`, never `at.shape`. *Cost*: they need the dense dW, m n numbers for each model of one module at a
-time.
+All of them take (T, ...) dense updates of any shape and return as many; they read values, seeds and facts of
+a setting, never its shape. Cost: they need the dense dW, m n numbers for each model of one module at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from riemerge.methods.elections.selection import above, top_mask
 from riemerge.methods.setting import Setting
 
 
-def trim(x: Tensor, at: Setting) -> Tensor:
+def trim(x: Tensor, setting: Setting) -> Tensor:
     """Keep the `density` of entries of largest magnitude of each update, zero elsewhere.
 
     Law: exactly k = max(1, ⌊density · size⌋) entries of each update are kept as they are; of equal magnitudes
@@ -23,11 +22,11 @@ def trim(x: Tensor, at: Setting) -> Tensor:
 
     Source: Yadav et al. 2023 (TIES), §3.1, for each tensor as in PEFT and mergekit.
     """
-    densities = _numbers(at, "density")
+    densities = _numbers(setting, "density")
     return _kept(x, [top_mask(one, _count(p, one)) for one, p in zip(x, densities, strict=True)])
 
 
-def trim_globally(x: Tensor, at: Setting) -> Tensor:
+def trim_globally(x: Tensor, setting: Setting) -> Tensor:
     """Keep the `density` of entries of largest magnitude of each whole model, zero elsewhere.
 
     Law: over all modules together exactly k = max(1, ⌊density · size⌋) entries of each model are kept, as the
@@ -36,7 +35,7 @@ def trim_globally(x: Tensor, at: Setting) -> Tensor:
 
     Source: Yadav et al. 2023 (TIES), §3.1. Their code keeps one entry more than ⌊density · size⌋.
     """
-    return keep_above(x, at.facts["thresholds"], at.facts["ties"][at.module])
+    return keep_above(x, setting.facts["thresholds"], setting.facts["ties"][setting.module])
 
 
 def keep_above(x: Tensor, thresholds: Tensor, ties: tuple[int, ...]) -> Tensor:
@@ -54,7 +53,7 @@ def keep_above(x: Tensor, thresholds: Tensor, ties: tuple[int, ...]) -> Tensor:
     return _kept(x, [above(one, limit, n) for one, limit, n in zip(x, limits, ties, strict=True)])
 
 
-def trim_both_ends(x: Tensor, at: Setting) -> Tensor:
+def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
     """Remove the `gamma` of entries of largest magnitude of each update, then keep the `density` that follow.
 
     Law: exactly k = max(1, ⌊density · size⌋) entries of each update are kept, those after the ⌊gamma · size⌋
@@ -65,32 +64,34 @@ def trim_both_ends(x: Tensor, at: Setting) -> Tensor:
     mergekit 0.1.5.
     """
     masks = []
-    for one, density, gamma in zip(x, _numbers(at, "density"), _numbers(at, "gamma"), strict=True):
+    for one, density, gamma in zip(x, _numbers(setting, "density"), _numbers(setting, "gamma"), strict=True):
         kept = _count(density, one)
         outliers = min(int(gamma * one.numel()), one.numel() - kept)
         masks.append(top_mask(one, outliers + kept) & ~top_mask(one, outliers))
     return _kept(x, masks)
 
 
-def drop(x: Tensor, at: Setting) -> Tensor:
-    """Keep each entry with probability `density`, and rescale what is left.
+def drop(x: Tensor, setting: Setting) -> Tensor:
+    """Keep each entry with probability `density`, and rescale what is left as `rescale` says.
 
-    Law: with `rescale` `expected` (where the row has no such parameter, too) kept entries are divided by the
-    density p: the expectation over seeds is the update, the variance of an entry x² (1 − p) / p. With `norm`
-    the update is multiplied so that Σ|x| stays what it was (mergekit), unless nothing is left. With `none` it
-    is left alone. Draws follow from `at.seeds` alone: each update's own CPU generator, on any device.
+    Law: with `rescale` `expected` kept entries are divided by the density p: the expectation over seeds is
+    the update, the variance of an entry x² (1 − p) / p. With `norm` the update is multiplied so that Σ|x|
+    stays what it was (mergekit), unless nothing is left. With `none` it is left alone. Draws follow from the
+    seeds of the setting alone: each update's own CPU generator, on any device.
 
     Source: Yu et al. 2024 (DARE), Algorithm 1.
     """
-    return torch.stack(
-        [
-            _dropped(one, torch.full_like(one, p), at, place)
-            for place, (one, p) in enumerate(zip(x, _numbers(at, "density"), strict=True))
-        ]
-    )
+    return drop_rescaled(x, setting, setting.values["rescale"])
 
 
-def drop_by_rank(x: Tensor, at: Setting) -> Tensor:
+def drop_rescaled(x: Tensor, setting: Setting, rescale: str) -> Tensor:
+    """Keep each entry with probability `density`, and rescale what is left (see `drop`)."""
+    densities = _numbers(setting, "density")
+    chances = [torch.full_like(update, density) for update, density in zip(x, densities, strict=True)]
+    return torch.stack([_drop(x[t], chances[t], setting.generator(t), rescale) for t in range(len(x))])
+
+
+def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
     """Keep each entry with a probability that grows with its rank by magnitude in its row, and rescale.
 
     Law: in a row of n entries the probability of the i-th smallest magnitude, i from 0, is
@@ -105,7 +106,7 @@ def drop_by_rank(x: Tensor, at: Setting) -> Tensor:
     Source: Deep et al. 2024 (DELLA-Merging), §3.1 (MAGPRUNE).
     """
     edited = []
-    parameters = zip(x, _numbers(at, "density"), _numbers(at, "epsilon"), strict=True)
+    parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "epsilon"), strict=True)
     for place, (one, density, epsilon) in enumerate(parameters):
         if density == 1.0:
             edited.append(one)
@@ -116,13 +117,13 @@ def drop_by_rank(x: Tensor, at: Setting) -> Tensor:
                 "density 1, or a smaller epsilon"
             )
         chances = density + epsilon * (2.0 * _standing(one) - 1.0)
-        edited.append(_dropped(one, chances, at, place))
+        edited.append(_drop(one, chances, setting.generator(place), setting.values["rescale"]))
     return torch.stack(edited)
 
 
-def _numbers(at: Setting, name: str) -> list[float]:
+def _numbers(setting: Setting, name: str) -> list[float]:
     """A parameter of each model."""
-    numbers: list[float] = at.values[name].tolist()
+    numbers: list[float] = setting.values[name].tolist()
     return numbers
 
 
@@ -146,12 +147,12 @@ def _standing(update: Tensor) -> Tensor:
     return torch.empty_like(rows).scatter_(1, order, falling.expand_as(rows)).view(update.shape)
 
 
-def _dropped(update: Tensor, chances: Tensor, at: Setting, place: int) -> Tensor:
-    """One update with each entry kept by its own chance, rescaled."""
+def _drop(update: Tensor, chances: Tensor, generator: torch.Generator, rescale: str) -> Tensor:
+    """Keep each entry of an update by its own chance, and rescale."""
     # Drawn on the CPU, so that the device changes no bit.
-    mask = torch.bernoulli(chances.cpu(), generator=at.generator(place)).to(update.device)
+    mask = torch.bernoulli(chances.cpu(), generator=generator).to(update.device)
     kept = update * mask
-    match at.values.get("rescale", "expected"):
+    match rescale:
         case "expected":
             return kept / chances
         case "norm":

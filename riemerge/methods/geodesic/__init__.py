@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from riemerge.methods.method import Method
 
-ROWS = (
+ROWS: tuple[Method, ...] = (
     Method(
         name="geomerge",
         summary="weighted Fréchet mean of the updates U B Vᵀ on (Stiefel × SPD × Stiefel)/O(r)",
         source="GeoMerge, arXiv 2604.27155",
         geometry="riemerge.methods.geodesic.quotient_mean:frechet",
         edits=("riemerge.methods.geodesic.truncate:truncate",),
-        parameters=(
-            *("rank", "scale", "solver", "form", "tol", "cost_tol", "max_passes", "max_seconds"),
-            *("starts", "seed"),
-        ),
         # Real adapters overlap in part: their cost settles long before the gradient is below tol, and the
         # passes in between move the update by less than another start would.
-        defaults={"solver": "lbfgs", "tol": 1e-8, "cost_tol": 5e-4, "max_passes": 500},
+        own_parameters={
+            "solver": "lbfgs",
+            "form": None,
+            "tol": 1e-8,
+            "cost_tol": 5e-4,
+            "max_passes": 500,
+            "max_seconds": None,
+            "starts": None,
+            "seed": None,
+        },
         checkpoints="no",
+        truncates_inputs=True,
+        may_be_undetermined=True,
+        geometric=True,
         output_rank="the inputs' common rank, or --rank",
     ),
 )

@@ -22,6 +22,7 @@ from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
 from riemerge.methods.reduction import in_order
 from riemerge.methods.stack import Evidence, Options
+from riemerge.progress import Progress
 
 # Modules solved together on a CPU: at most so many, and no more than so few together where that spreads them
 # over two threads. Whatever the threads are: the bits of a solve depend on who is solved beside it, and must
@@ -172,7 +173,7 @@ class _Run:
                     self._finished[index] = len(self._blocks[index].names) - trace.active
                 done = self._done + sum(self._finished)
                 text = f"pass {trace.passes}, largest gradient norm {worst:.1e}"
-                self._options.progress("merge", done, self._total, text)
+                self._options.progress(Progress("merge", done, self._total, text))
 
         return report
 
@@ -228,9 +229,8 @@ def _apart(total: FixedRank, points: Tensor, others: Tensor) -> Tensor:
 def _evidence(solution: Solution, index: int, seconds: float, spreads: Mapping[str, Any]) -> Evidence:
     status = solution.status[index]
     return Evidence(
-        status=status.name,
-        advice=status.value,
-        ok=status.ok,
+        status=status,
+        advice=status.advice,
         cost=float(solution.cost[index]),
         gradient_norm=float(solution.gradient_norm[index]),
         horizontality=float(solution.horizontality[index]),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
+from riemerge.frechet.status import Status
 from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
@@ -19,6 +20,7 @@ from riemerge.methods.geodesic.batches import SEVERAL, Size, Solved, solve
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import Reduced, in_order, reduced
 from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
+from riemerge.progress import Progress
 from riemerge.updates.low_rank import LowRankUpdate
 
 
@@ -107,7 +109,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
         raise AdapterError(mixed)
 
     solved = _solved(options, modules)
-    undefined = [name for name, one in solved.items() if one.evidence.status == "UNDEFINED"]
+    undefined = [name for name, one in solved.items() if one.evidence.status is Status.UNDEFINED]
     if undefined:
         raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
     lifted = in_order(partial(_lifted, stack, options, modules, solved), names, options.threads)
@@ -251,10 +253,10 @@ def _lifted(
         (place,) = module.used
         small = one.edited[place].truncate(module.rank)
         apart = tuple(0.0 if i == place else None for i in range(len(module.ranks)))
-        evidence = Evidence("EXACT", cost=0.0, gradient_norm=0.0, distances=apart)
+        evidence = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=apart)
     else:
         zero = one.inputs[0].truncate(min(module.ranks)).scaled(0.0)
-        small, evidence = zero.absorbed(), Evidence("EXACT")
+        small, evidence = zero.absorbed(), Evidence(Status.EXACT)
     evidence = replace(
         evidence,
         # A left-out update stood in as a copy of another.
@@ -265,7 +267,7 @@ def _lifted(
     )
 
     def lift() -> LowRankUpdate:
-        return one.span.lift(small, stack.modules[name])
+        return one.span.lift(small, stack.low_rank(name))
 
     return Merged(lift if options.later else constant(lift()), evidence, one.inputs, small)
 
@@ -279,4 +281,4 @@ def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
 
 def _report(options: Options, stage: str, done: int, total: int) -> None:
     if options.progress is not None:
-        options.progress(stage, done, total, "")
+        options.progress(Progress(stage, done, total, ""))

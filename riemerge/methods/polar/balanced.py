@@ -10,7 +10,7 @@ from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, leading
 
 
-def balanced(x: Tensor, at: Setting) -> Answer:
+def balanced(x: Tensor, setting: Setting) -> Answer:
     """Return the mean of the updates as balanced factors (U √S, V √S), which O(R) turns together.
 
     A point is Z = [G; H] with dW = G Hᵀ, up to Z -> Z O: the positive semidefinite Z Zᵀ, whose blocks are
@@ -39,24 +39,24 @@ def balanced(x: Tensor, at: Setting) -> Answer:
     largest = sigma[:, 0].amax()
     roots = torch.where(sigma > FLOOR * largest, sigma, 0.0).sqrt()[:, None]
     factors = torch.cat([u * roots, vh.mT * roots], dim=1)
-    together = torch.cat(list(at.weights.to(x).sqrt()[:, None, None] * factors), dim=1)
+    together = torch.cat(list(setting.weights.to(x).sqrt()[:, None, None] * factors), dim=1)
     directions, lengths, _ = torch.linalg.svd(together, full_matrices=False)
-    kept = leading(lengths, _rank(at, sigma, float(largest)), float(lengths[0]))
+    kept = leading(lengths, _rank(setting, sigma, float(largest)), float(lengths[0]))
     start = directions[:, :kept] * lengths[:kept]
     found = procrustes_mean(
         factors,
-        at.weights,
+        setting.weights,
         start,
-        tol=at.values["tol"],
-        cost_tol=at.values["cost_tol"],
-        max_passes=at.values["max_passes"],
+        tol=setting.values["tol"],
+        cost_tol=setting.values["cost_tol"],
+        max_passes=setting.values["max_passes"],
     )
     left, right = found.value.split(list(x.shape[1:]))
     return found._replace(value=left @ right.mT)
 
 
-def _rank(at: Setting, sigma: Tensor, largest: float) -> int:
+def _rank(setting: Setting, sigma: Tensor, largest: float) -> int:
     """The rank of the mean: what is asked for, or the largest of the updates."""
-    asked = at.values.get("rank")
+    asked = setting.values.get("rank")
     ranks = (sigma > FLOOR * largest).sum(dim=1)
     return int(ranks.sum() if isinstance(asked, str) else ranks.max() if asked is None else asked)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riemerge.manifolds.linalg import sym
+from riemerge.frechet.status import Status
+from riemerge.linalg import sym
 from riemerge.manifolds.spd import spectral as function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR
@@ -53,11 +54,11 @@ def procrustes_mean(
         cost = (whole + float(size) ** 2) / 2.0 - float((shares[:, None] * sigma * kept).sum())
         close = float(torch.linalg.matrix_norm(point - moved)) <= tol * float(size)
         if close or before - cost <= cost_tol * abs(cost):
-            return Answer(point, "CONVERGED", passes=passes)
+            return Answer(point, Status.CONVERGED, passes=passes)
         if passes < max_passes:
             point, before = moved, cost
     advice = f"F still falls after {max_passes} passes. Raise max_passes, or loosen cost_tol."
-    return Answer(point, "BUDGET", advice, ok=False, passes=max_passes)
+    return Answer(point, Status.BUDGET, advice, passes=max_passes)
 
 
 def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
@@ -80,7 +81,7 @@ def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
     Source: Moakher 2002, Means and averaging in the group of rotations (the rotation).
     """
     if kind == "average":
-        return Answer(torch.einsum("t,tpq->pq", weights.to(cores), cores), "EXACT")
+        return Answer(torch.einsum("t,tpq->pq", weights.to(cores), cores), Status.EXACT)
     if cores.shape[1] < cores.shape[2]:
         found = polar_mean(cores.mT, weights, kind)
         return found._replace(value=found.value.mT)
@@ -98,7 +99,7 @@ def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
         advice = (
             f"The rotations of the cores cancel in {lost} directions, and have no mean there: it is zero."
         )
-        return answer._replace(status="SINGULAR", advice=f"{advice} Use core_mean average.", ok=False)
+        return answer._replace(status=Status.SINGULAR, advice=f"{advice} Use core_mean average.")
     return answer
 
 
@@ -124,7 +125,7 @@ def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Answer:
         definite matrices; Arsigny et al. 2007.
     """
     if not matrices.numel() or not matrices.any():
-        return Answer(matrices[0], "EXACT")
+        return Answer(matrices[0], Status.EXACT)
     values = torch.linalg.eigvalsh(matrices)
     singular = bool((values[:, 0] <= FLOOR * values[:, -1]).any())
     if kind == "bures_wasserstein" or singular:
@@ -137,10 +138,10 @@ def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Answer:
         if kind == "bures_wasserstein":
             return squared
         advice = f"A core is singular and has no {kind} mean: that of Bures and Wasserstein stands there."
-        return squared._replace(status="SINGULAR", advice=advice, ok=False)
+        return squared._replace(status=Status.SINGULAR, advice=advice)
     logs = torch.einsum("t,trs->rs", weights, function_of(matrices, torch.log))
     mean = function_of(logs, torch.exp)
-    return Answer(mean, "EXACT") if kind == "log_euclidean" else _karcher(matrices, weights, mean)
+    return Answer(mean, Status.EXACT) if kind == "log_euclidean" else _karcher(matrices, weights, mean)
 
 
 def _karcher(matrices: Tensor, weights: Tensor, point: Tensor) -> Answer:
@@ -151,11 +152,11 @@ def _karcher(matrices: Tensor, weights: Tensor, point: Tensor) -> Answer:
         white = sym(torch.linalg.solve_triangular(factor.mT, white, upper=True, left=False))
         gradient = torch.einsum("t,trs->rs", weights, function_of(white, torch.log))
         if float(torch.linalg.matrix_norm(gradient)) <= 1e-11:
-            return Answer(point, "CONVERGED", passes=passes)
+            return Answer(point, Status.CONVERGED, passes=passes)
         values = torch.linalg.eigvalsh(white)
         spread = (values[:, -1] / values[:, 0]).log().clamp(min=1e-8) / 2.0
         # Half of (c + 1)/(c − 1) · log c, c the condition.
         bound = float((weights * spread / spread.tanh()).sum())
         point = sym(factor @ function_of(2.0 / (1.0 + bound) * gradient, torch.exp) @ factor.mT)
     advice = f"The affine-invariant mean of the cores is not found after {_PASSES} passes."
-    return Answer(point, "BUDGET", advice, ok=False, passes=_PASSES)
+    return Answer(point, Status.BUDGET, advice, passes=_PASSES)

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from riemerge.frechet.status import Status
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, numerical_rank
 
 
-def shared_private(x: Tensor, at: Setting) -> Answer:
+def shared_private(x: Tensor, setting: Setting) -> Answer:
     """Return x̄ + (M(s) − s̄): the average, with that of the shared parts replaced by their geodesic mean.
 
     sₜ = F xₜ G is what update t has in directions that all share: F and G are functions of Σ wₜ Uₜ Uₜᵀ and
@@ -31,13 +32,13 @@ def shared_private(x: Tensor, at: Setting) -> Answer:
     Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too. *Cost:*
         3 T SVDs (p, q) and the iteration of `procrustes_mean` in the shared directions.
     """
-    weights = at.weights.to(x)
+    weights = setting.weights.to(x)
     mean = torch.einsum("t,tpq->pq", weights, x)
-    left, right = shares(x, weights, at.shape)
+    left, right = shares(x, weights, setting.shape)
     cores = (left.mT @ x) @ right
     if not cores.numel():
-        return Answer(mean, "EXACT")
-    found = polar_mean(cores, weights, at.values["core_mean"])
+        return Answer(mean, Status.EXACT)
+    found = polar_mean(cores, weights, setting.values["core_mean"])
     moved = found.value - torch.einsum("t,tpq->pq", weights, cores)
     # The frames carry the shares once, on the way there.
     back = [frame / frame.norm(dim=0) for frame in (left, right)]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.manifolds.linalg import polar
+from riemerge.frechet.status import Status
+from riemerge.linalg import polar
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import leading, numerical_rank
@@ -16,7 +17,7 @@ _TOL = 1e-6
 _PASSES = 1000
 
 
-def subspace(x: Tensor, at: Setting) -> Answer:
+def subspace(x: Tensor, setting: Setting) -> Answer:
     """Return L M(Lᵀ xₜ R) Rᵀ: the mean of the cores in the mean column space L and the mean row space R.
 
     Both have the dimension that `rank` says, or the largest numerical rank of the updates. With `frames`
@@ -36,18 +37,18 @@ def subspace(x: Tensor, at: Setting) -> Answer:
     Source: Edelman, Arias, Smith 1998 (distances and logarithm); Karcher 1977. *Cost:* T + 2 SVDs (p, q), and
         for `grassmann` 2 T SVDs (p, r) a pass.
     """
-    weights = at.weights.to(x)
+    weights = setting.weights.to(x)
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
     ranks = [numerical_rank(one, float(one[0])) for one in sigma]
-    asked = at.values.get("rank")
+    asked = setting.values.get("rank")
     size = sum(ranks) if isinstance(asked, str) else max(ranks) if asked is None else asked
     if not size:
-        return Answer(torch.einsum("t,tpq->pq", weights, x), "EXACT")
+        return Answer(torch.einsum("t,tpq->pq", weights, x), Status.EXACT)
     means = [
         chordal([frame[:, :rank] for frame, rank in zip(frames, ranks, strict=True)], weights, size)
         for frames in (u, vh.mT)
     ]
-    if at.values["frames"] == "grassmann":
+    if setting.values["frames"] == "grassmann":
         if set(ranks) != {size}:
             raise NumericalError(
                 f"the updates have numerical ranks {ranks} and the mean {size}: subspaces have a geodesic "
@@ -59,10 +60,10 @@ def subspace(x: Tensor, at: Setting) -> Answer:
         ]
         if not all(one.ok for one in found):
             advice = "The mean subspace is not found: the subspaces are too far apart. Use frames chordal."
-            return Answer(torch.einsum("t,tpq->pq", weights, x), "BUDGET", advice, ok=False, passes=_PASSES)
+            return Answer(torch.einsum("t,tpq->pq", weights, x), Status.BUDGET, advice, passes=_PASSES)
         means = [one.value for one in found]
     left, right = means
-    core = polar_mean((left.mT @ x) @ right, weights, at.values["core_mean"])
+    core = polar_mean((left.mT @ x) @ right, weights, setting.values["core_mean"])
     return core._replace(value=left @ core.value @ right.mT)
 
 
@@ -94,7 +95,7 @@ def grassmann(frames: Tensor, weights: Tensor, start: Tensor) -> Answer:
         logs = (u * tangents.atan()[:, None]) @ vh
         gradient = torch.einsum("t,tpr->pr", weights, logs)
         if float(torch.linalg.matrix_norm(gradient)) <= _TOL:
-            return Answer(point, "CONVERGED", passes=passes)
+            return Answer(point, Status.CONVERGED, passes=passes)
         u, angles, vh = torch.linalg.svd(gradient, full_matrices=False)
         point = polar(((point @ vh.mT) * angles.cos() + u * angles.sin()) @ vh)
-    return Answer(point, "BUDGET", ok=False, passes=_PASSES)
+    return Answer(point, Status.BUDGET, passes=_PASSES)

@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter
 
 _HERE = "riemerge.methods.rounds.outer:"
 
+_positive = partial(Parameter, kind="number", low=0, open_low=True)
+_decay = partial(Parameter, kind="number", low=0, high=1, open_high=True)
+
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter("outer_lr", "number", "outer learning rate η", low=0, open_low=True),
-    Parameter("momentum", "number", "outer momentum μ", low=0, high=1, open_high=True),
-    Parameter("beta1", "number", "decay of the first moment", low=0, high=1, open_high=True),
-    Parameter("beta2", "number", "decay of the second moment", low=0, high=1, open_high=True),
-    Parameter("tau", "number", "what is added to the root of the second moment", low=0, open_low=True),
+    _positive("outer_lr", summary="outer learning rate η"),
+    _decay("momentum", summary="outer momentum μ"),
+    _decay("beta1", summary="decay of the first moment"),
+    _decay("beta2", summary="decay of the second moment"),
+    _positive("tau", summary="what is added to the root of the second moment"),
 )
 
+_step = partial(Method, domain="gram", server_step=True)
+
 ROWS: tuple[Method, ...] = (
-    Method(
+    _step(
         name="fedavg",
         summary="one round of federated averaging from the base: η Σ wᵢ dWᵢ",
         source="McMahan et al. 2017, Communication-efficient learning, arXiv 1602.05629",
-        domain="gram",
-        mean=_HERE + "fedavgm",
-        parameters=("rank", "scale", "outer_lr"),
-        defaults={"outer_lr": 1.0},
+        mean=_HERE + "fedavg",
+        own_parameters={"outer_lr": 1.0},
     ),
-    Method(
+    _step(
         name="fedavgm",
         summary="one round of server momentum, from rest: η Σ wᵢ dWᵢ (only later rounds differ from fedavg)",
         source="Hsu et al. 2019, Measuring the effects of non-identical data distribution, arXiv 1909.06335",
-        domain="gram",
         mean=_HERE + "fedavgm",
-        parameters=("rank", "scale", "outer_lr", "momentum"),
-        defaults={"outer_lr": 1.0, "momentum": 0.9},
+        own_parameters={"outer_lr": 1.0, "momentum": 0.9},
     ),
-    Method(
+    _step(
         name="fedadam",
         summary="one round of server Adam: η (1 − β₁) s/(√(β₂ τ² + (1 − β₂) s²) + τ) of s = Σ wᵢ dWᵢ",
         source="Reddi et al. 2021, Adaptive federated optimization, arXiv 2003.00295",
         domain="entries",
         mean=_HERE + "fedadam",
-        parameters=("rank", "scale", "outer_lr", "beta1", "beta2", "tau"),
-        defaults={"outer_lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+        own_parameters={"outer_lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
         idempotent=False,
     ),
-    Method(
+    _step(
         name="diloco",
         summary="one round of DiLoCo's Nesterov step, from rest: η (1 + μ) Σ wᵢ dWᵢ",
         source="Douillard et al. 2023, DiLoCo, arXiv 2311.08105",
-        domain="gram",
         mean=_HERE + "diloco",
-        parameters=("rank", "scale", "outer_lr", "momentum"),
-        defaults={"outer_lr": 0.7, "momentum": 0.9},
+        own_parameters={"outer_lr": 0.7, "momentum": 0.9},
         idempotent=False,
     ),
 )

@@ -201,27 +201,34 @@ class OuterOptimizer:
                 )
 
 
-def fedavgm(gram: Tensor, at: Setting, /) -> Tensor:
-    """Return the first round of momentum from rest, c = η w: also FedAvg's, which has no memory.
+def fedavg(gram: Tensor, setting: Setting, /) -> Tensor:
+    """Return the only round of FedAvg, which has no memory: c = η w.
 
-    Source: McMahan et al. 2017, algorithm 1; Hsu et al. 2019, section 4.1.
+    Source: McMahan et al. 2017, algorithm 1.
     """
-    numbers = {"outer_lr": 1.0, "momentum": 0.0} | _numbers(at, "outer_lr", "momentum")
-    return _first_round(at.weights.to(gram), Momentum(numbers["outer_lr"], numbers["momentum"]))
+    return _first_round(setting.weights.to(gram), Momentum(setting.values["outer_lr"]))
 
 
-def diloco(gram: Tensor, at: Setting, /) -> Tensor:
+def fedavgm(gram: Tensor, setting: Setting, /) -> Tensor:
+    """Return the first round of momentum from rest, c = η w.
+
+    Source: Hsu et al. 2019, section 4.1.
+    """
+    return _first_round(
+        setting.weights.to(gram), Momentum(setting.values["outer_lr"], setting.values["momentum"])
+    )
+
+
+def diloco(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the first round of Nesterov momentum from rest, c = η (1 + μ) w.
 
     Source: Douillard et al. 2023, algorithm 1.
     """
-    numbers = {"outer_lr": 0.7, "momentum": 0.9} | _numbers(at, "outer_lr", "momentum")
-    return _first_round(
-        at.weights.to(gram), Momentum(numbers["outer_lr"], numbers["momentum"], nesterov=True)
-    )
+    rule = Momentum(setting.values["outer_lr"], setting.values["momentum"], nesterov=True)
+    return _first_round(setting.weights.to(gram), rule)
 
 
-def fedadam(x: Tensor, at: Setting, /) -> Tensor:
+def fedadam(x: Tensor, setting: Setting, /) -> Tensor:
     """Return the first round of FedAdam from rest (see `FedAdam`).
 
     Law: entry by entry η (1 − β₁) s/(√(β₂ τ² + (1 − β₂) s²) + τ) of s = Σ pᵢ dWᵢ: near a multiple of its sign
@@ -230,8 +237,10 @@ def fedadam(x: Tensor, at: Setting, /) -> Tensor:
 
     Source: Reddi et al. 2021, algorithm 2.
     """
-    total = torch.tensordot(at.weights.to(x), x, dims=1)
-    return _first_round(total, FedAdam(**_numbers(at, "outer_lr", "beta1", "beta2", "tau")))
+    total = torch.tensordot(setting.weights.to(x), x, dims=1)
+    values = setting.values
+    rule = FedAdam(values["outer_lr"], values["beta1"], values["beta2"], values["tau"])
+    return _first_round(total, rule)
 
 
 def _first_round(total: Tensor, rule: OuterRule) -> Tensor:
@@ -246,10 +255,6 @@ def _first_round(total: Tensor, rule: OuterRule) -> Tensor:
 def _kept(origin: Tensor) -> torch.dtype:
     """The dtype of the state of a module."""
     return torch.promote_types(origin.dtype, torch.float32)
-
-
-def _numbers(at: Setting, *names: str) -> dict[str, float]:
-    return {name: float(at.values[name]) for name in names if name in at.values}
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:

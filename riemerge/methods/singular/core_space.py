@@ -59,14 +59,14 @@ def core(x: Tensor) -> Core:
     return Core(left, left.mT @ x @ right, right)
 
 
-def core_ties(x: Tensor, at: Setting) -> Tensor:
+def core_ties(x: Tensor, setting: Setting) -> Tensor:
     """Return the TIES merge of the cores, trimmed over all modules together.
 
     As `riemerge.methods.singular.knots.knots_ties`, with the cores for the aligned blocks.
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ; copies give themselves at density 1 and merge_func `mean`.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). `at.facts` are those of `survey`.
+    Shapes: x (T, p, q) in bases of the joint span, to (p, q). `setting.facts` are those of `survey`.
 
     Raises:
         NumericalError: See `core`.
@@ -74,10 +74,10 @@ def core_ties(x: Tensor, at: Setting) -> Tensor:
     Source: Panariello et al. 2025, arXiv 2509.17786, with TIES.
     """
     left, cores, right = core(x)
-    return left @ trimmed_ties(cores, at) @ right.mT
+    return left @ trimmed_ties(cores, setting) @ right.mT
 
 
-def core_dare_ties(x: Tensor, at: Setting) -> Tensor:
+def core_dare_ties(x: Tensor, setting: Setting) -> Tensor:
     """Return the DARE-TIES merge of the cores: entries dropped at random, then signs elected.
 
     As `riemerge.methods.singular.knots.knots_dare_ties`, with the cores for the aligned blocks.
@@ -92,7 +92,7 @@ def core_dare_ties(x: Tensor, at: Setting) -> Tensor:
     Source: Panariello et al. 2025, arXiv 2509.17786, with DARE-TIES.
     """
     left, cores, right = core(x)
-    return left @ dropped_ties(cores, at) @ right.mT
+    return left @ dropped_ties(cores, setting) @ right.mT
 
 
 def survey(stream: Stream) -> Mapping[str, Any]:

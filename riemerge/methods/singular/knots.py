@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge.methods.elections.election import elect_globally, vote
-from riemerge.methods.elections.entrywise import drop, trim_globally
+from riemerge.methods.elections.entrywise import drop_rescaled, trim_globally
 from riemerge.methods.setting import Setting, Stream
 from riemerge.methods.singular.singular_vectors import axes
 
@@ -49,7 +49,7 @@ def align(x: Tensor) -> Aligned:
     return Aligned(frame, frame.mT @ x)
 
 
-def knots_ties(x: Tensor, at: Setting) -> Tensor:
+def knots_ties(x: Tensor, setting: Setting) -> Tensor:
     """Return the TIES merge of the aligned updates, trimmed over all modules together.
 
     Of each model's aligned entries, of all modules at once, the `density` of largest magnitude is kept; the
@@ -60,7 +60,7 @@ def knots_ties(x: Tensor, at: Setting) -> Tensor:
     Law: f(L x) = L f(x); copies give themselves at density 1 and merge_func `mean`. The entries counted are
     those of the aligned blocks, k n a module.
 
-    Shapes: x (T, p, n), reduced on the left, to (p, n). `at.facts` are those of `survey`.
+    Shapes: x (T, p, n), reduced on the left, to (p, n). `setting.facts` are those of `survey`.
 
     Raises:
         NumericalError: See `align`.
@@ -69,10 +69,10 @@ def knots_ties(x: Tensor, at: Setting) -> Tensor:
         weights. *Cost:* that of `align` here and in each pass of the survey; the (k, n) blocks of T models.
     """
     frame, blocks = align(x)
-    return frame @ trimmed_ties(blocks, at)
+    return frame @ trimmed_ties(blocks, setting)
 
 
-def knots_dare_ties(x: Tensor, at: Setting) -> Tensor:
+def knots_dare_ties(x: Tensor, setting: Setting) -> Tensor:
     """Return the DARE-TIES merge of the aligned updates: entries dropped at random, then signs elected.
 
     Each aligned entry is kept with probability `density` and divided by it; signs and means are those of
@@ -89,7 +89,7 @@ def knots_dare_ties(x: Tensor, at: Setting) -> Tensor:
         `knots_ties`.
     """
     frame, blocks = align(x)
-    return frame @ dropped_ties(blocks, at)
+    return frame @ dropped_ties(blocks, setting)
 
 
 def survey(stream: Stream) -> Mapping[str, Any]:
@@ -100,25 +100,25 @@ def survey(stream: Stream) -> Mapping[str, Any]:
     return vote_in(lambda x: align(x).blocks, stream)
 
 
-def trimmed_ties(blocks: Tensor, at: Setting) -> Tensor:
+def trimmed_ties(blocks: Tensor, setting: Setting) -> Tensor:
     """Return the TIES merge of (T, ...) coordinates along axes of arbitrary sign, trimmed by the survey."""
-    return elect_globally(trim_globally(blocks, at), _signless(at))
+    return elect_globally(trim_globally(blocks, setting), _signless(setting))
 
 
-def dropped_ties(blocks: Tensor, at: Setting) -> Tensor:
+def dropped_ties(blocks: Tensor, setting: Setting) -> Tensor:
     """Return the DARE-TIES merge of (T, ...) coordinates whose axes have arbitrary signs."""
-    return elect_globally(drop(blocks, at), _signless(at))
+    return elect_globally(drop_rescaled(blocks, setting, "expected"), _signless(setting))
 
 
 def vote_in(coordinates: Callable[[Tensor], Tensor], stream: Stream) -> Mapping[str, Any]:
     """Return the facts of `riemerge.methods.elections.election.vote` about coordinates of the updates."""
 
     def seen() -> Iterator[tuple[Tensor, Setting]]:
-        return ((coordinates(x), at) for x, at in stream())
+        return ((coordinates(x), setting) for x, setting in stream())
 
     return vote(seen)
 
 
-def _signless(at: Setting) -> Setting:
+def _signless(setting: Setting) -> Setting:
     """A setting in which undecided entries have no majority: its sign would be that of arbitrary axes."""
-    return replace(at, facts={**at.facts, "majority": 0})
+    return replace(setting, facts={**setting.facts, "majority": 0})

@@ -12,7 +12,7 @@ from riemerge.methods.setting import Setting
 FLOOR = torch.finfo(torch.float64).eps ** 0.5
 
 
-def tsv(x: Tensor, at: Setting) -> Tensor:
+def tsv(x: Tensor, setting: Setting) -> Tensor:
     """Return Σₜ wₜ Ûₜ Σₜ V̂ₜᵀ: the leading singular vectors of each update, made orthogonal across updates.
 
     Each update keeps k = ⌊min(m, n)/T⌋ singular triples, and fewer where its numerical rank is lower (the
@@ -33,22 +33,23 @@ def tsv(x: Tensor, at: Setting) -> Tensor:
     Source: Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M). *Cost:* T SVDs
         (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
     """
-    most = min(at.shape) // len(x)
+    shape = setting.shape
+    most = min(shape) // len(x)
     if not most:
         raise NumericalError(
-            f"{len(x)} models share the {min(at.shape)} singular vectors of the module's shape {at.shape}: "
+            f"{len(x)} models share the {min(shape)} singular vectors of the module's shape {shape}: "
             "expected at least one for each: merge fewer models, or use another method"
         )
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
     kept = [leading(one, most, float(one[0])) for one in sigma]
     left = polar(torch.cat([one[:, :k] for one, k in zip(u, kept, strict=True)], dim=1))
     right = polar(torch.cat([one[:k] for one, k in zip(vh, kept, strict=True)]).mT)
-    scaled = at.weights.to(sigma)[:, None] * sigma
+    scaled = setting.weights.to(sigma)[:, None] * sigma
     spectrum = torch.cat([one[:k] for one, k in zip(scaled, kept, strict=True)])
     return (left * spectrum) @ right.mT
 
 
-def iso_c(x: Tensor, at: Setting) -> Tensor:
+def iso_c(x: Tensor, setting: Setting) -> Tensor:
     """Return the weighted sum with all of its singular values replaced by their mean.
 
     The mean is over the D directions of the joint span; the published code divides by min(m, n) in full
@@ -66,7 +67,7 @@ def iso_c(x: Tensor, at: Setting) -> Tensor:
 
     Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-C). *Cost:* one SVD (p, q).
     """
-    moved = _weighted(x, at)
+    moved = _weighted(x, setting)
     largest = _largest(moved)
     u, sigma, vh = torch.linalg.svd(moved.sum(dim=0), full_matrices=False)
     rank = numerical_rank(sigma, largest)
@@ -75,7 +76,7 @@ def iso_c(x: Tensor, at: Setting) -> Tensor:
     return flat
 
 
-def iso_cts(x: Tensor, at: Setting) -> Tensor:
+def iso_cts(x: Tensor, setting: Setting) -> Tensor:
     """Return a flat spectrum over the leading directions of the sum and the leading others of each update.
 
     Of the D directions of the joint span, s ≈ `common_space_fraction` · D go to the leading singular vectors
@@ -95,11 +96,11 @@ def iso_cts(x: Tensor, at: Setting) -> Tensor:
     Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-CTS). *Cost:* T + 1
         SVDs (p, q), one (p, D) and one (q, D).
     """
-    moved = _weighted(x, at)
+    moved = _weighted(x, setting)
     largest = _largest(moved)
     u, sigma, vh = torch.linalg.svd(moved.sum(dim=0), full_matrices=False)
     size = _directions(moved, largest, numerical_rank(sigma, largest))
-    common, private = _shares(size, len(x), at.values["common_space_fraction"])
+    common, private = _shares(size, len(x), setting.values["common_space_fraction"])
     _expect_rank(leading(sigma, common, largest), common)
     frame = u[:, :common]
     rest = moved - frame @ (frame.mT @ moved)
@@ -116,7 +117,7 @@ def iso_cts(x: Tensor, at: Setting) -> Tensor:
     return (total / max(size, 1)) * (polar(left) @ polar(right).mT)
 
 
-def cart(x: Tensor, at: Setting) -> Tensor:
+def cart(x: Tensor, setting: Setting) -> Tensor:
     """Return the mean plus the low-rank parts of what each update differs from it: x̄ + λ Σₜ SVD_k(xₜ - x̄).
 
     k is `rank_fraction` of the D directions of the joint span, rounded down but at least 1 (for full
@@ -133,14 +134,14 @@ def cart(x: Tensor, at: Setting) -> Tensor:
     Source: Choi et al. 2024, Revisiting weight averaging for model merging, arXiv 2412.12153 (CART). *Cost:*
         T SVDs (p, q).
     """
-    mean = _weighted(x, at).sum(dim=0)
+    mean = _weighted(x, setting).sum(dim=0)
     largest = _largest(x)
     u, sigma, vh = torch.linalg.svd(x - mean, full_matrices=False)
     size = _directions(x, largest, max(numerical_rank(one, largest) for one in sigma))
-    k = max(1, int(size * at.values["rank_fraction"]))
+    k = max(1, int(size * setting.values["rank_fraction"]))
     for one in sigma:
         leading(one, k, largest)
-    shares = at.values["deviation_scale"] * len(x) * at.weights.to(sigma)
+    shares = setting.values["deviation_scale"] * len(x) * setting.weights.to(sigma)
     spectrum = shares[:, None] * sigma[:, :k]
     leads: Tensor = (u[:, :, :k] * spectrum[:, None]) @ vh[:, :k]
     return mean + leads.sum(dim=0)
@@ -200,8 +201,8 @@ def _expect_distinct(sigma: Tensor, first: int, largest: float) -> None:
         )
 
 
-def _weighted(x: Tensor, at: Setting) -> Tensor:
-    return at.weights.to(x)[:, None, None] * x
+def _weighted(x: Tensor, setting: Setting) -> Tensor:
+    return setting.weights.to(x)[:, None, None] * x
 
 
 def _largest(x: Tensor) -> float:

@@ -27,7 +27,7 @@ class Triples(NamedTuple):
         return (self.left * self.values**exponent) @ self.right.mT
 
 
-def spectrum(x: Tensor, at: Setting) -> Tensor:
+def spectrum(x: Tensor, setting: Setting) -> Tensor:
     """Return the mean of whitened singular frames, on the way to a flat spectrum.
 
     X₁ is `whitened_mean` with the exponent a = `whitening`: the weighted average for 0. The singular values
@@ -47,10 +47,10 @@ def spectrum(x: Tensor, at: Setting) -> Tensor:
     Source: Marczak et al. 2025, arXiv 2502.04959 (the flat end); Gargiulo et al. 2025, arXiv 2412.00081
         (whitening 1). *Cost:* T + 1 SVDs (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
     """
-    power = at.values["power"]
-    if at.values["adapt"]:
-        power = 1.0 - (1.0 - power) * disagreement(x, at.weights)
-    first = triples(whitened_mean(x, at.weights, at.values["whitening"]), _largest(x))
+    power = setting.values["power"]
+    if setting.values["adapt"]:
+        power = 1.0 - (1.0 - power) * disagreement(x, setting.weights)
+    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), _largest(x))
     raised = first.values**power
     size = torch.linalg.vector_norm(raised)
     kept = torch.where(size > 0.0, torch.linalg.vector_norm(first.values) / size, 1.0)
@@ -58,7 +58,7 @@ def spectrum(x: Tensor, at: Setting) -> Tensor:
     return answer
 
 
-def spectrum_matched(x: Tensor, at: Setting) -> Tensor:
+def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
     """Return the mean of whitened singular frames, on the way to the mean spectrum of the updates.
 
     As `spectrum`, but the geodesic leads from the singular values of X₁ to those of the inputs: the k-th one
@@ -78,12 +78,12 @@ def spectrum_matched(x: Tensor, at: Setting) -> Tensor:
 
     Source: von Neumann 1937 (the nearest matrix of a given spectrum). *Cost:* that of `spectrum`.
     """
-    power = at.values["power"]
-    first = triples(whitened_mean(x, at.weights, at.values["whitening"]), _largest(x))
+    power = setting.values["power"]
+    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), _largest(x))
     sigma = torch.linalg.svdvals(x)
     # A root of round-off would not be small.
     sigma = torch.where(sigma > FLOOR * _largest(x), sigma, 0.0)
-    squares = at.weights.to(x)[:, None] * sigma.square()
+    squares = setting.weights.to(x)[:, None] * sigma.square()
     target = squares.sum(dim=0).sqrt()[: len(first.values)]
     if power < 1.0:
         _expect_determined(first.values, target)
@@ -96,7 +96,7 @@ def spectrum_matched(x: Tensor, at: Setting) -> Tensor:
     return matched
 
 
-def power_mean(x: Tensor, at: Setting) -> Tensor:
+def power_mean(x: Tensor, setting: Setting) -> Tensor:
     """Return the power mean of order s: sharpen every spectrum, take the mean, and undo the sharpening.
 
     With f_s(U S Vᵀ) = U Sˢ Vᵀ the result is f_(1/s) of the whitened mean (`whitened_mean`) of the f_s(xₜ).
@@ -113,10 +113,10 @@ def power_mean(x: Tensor, at: Setting) -> Tensor:
     Source: Hölder's mean, for matrices Bhagwat & Subramanian 1978; here of the singular values of any matrix.
         *Cost:* that of `spectrum`.
     """
-    order = at.values["order"]
+    order = setting.values["order"]
     largest = _largest(x)
     mean = whitened_mean(
-        x / max(largest, torch.finfo(x.dtype).tiny), at.weights, at.values["whitening"], order
+        x / max(largest, torch.finfo(x.dtype).tiny), setting.weights, setting.values["whitening"], order
     )
     floor = max(FLOOR**order, _ROUND_OFF)
     return largest * triples(mean, 1.0, floor).powered(1.0 / order)

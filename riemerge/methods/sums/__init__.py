@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter
+from riemerge.methods.parameters import Parameter, share
 
 _HERE = "riemerge.methods.sums.combinations:"
 _ROBUST = "riemerge.methods.sums.robust:"
 
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter(
-        "t",
-        "number",
-        "share of the second of two models; their weights say it if not given",
-        low=0,
-        high=1,
-        per_module=True,
-    ),
+    share("t", "share of the second of two models; their weights say it if not given"),
     Parameter("decay", "number", "share that the average so far keeps at each checkpoint", low=0, high=1),
     Parameter("last", "integer", "how many of the last checkpoints count", low=1),
     Parameter(
@@ -29,167 +24,123 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
 )
 
+_mean = partial(Method, domain="gram", checkpoints="weights")
+_sum = partial(Method, domain="gram", mean=_HERE + "weighted_sum", normalised=False, negative_weights=True)
+_direction = partial(_mean, directions=True)
+_arc = partial(_direction, models=(2, 2))
+_run = partial(_mean, ordered=True)
+
 ROWS: tuple[Method, ...] = (
-    Method(
+    _mean(
         name="average",
         summary="weighted mean Σ wᵢ dWᵢ, the weights divided by their sum (mergekit's `linear`)",
         source="Wortsman et al. 2022, Model soups, arXiv 2203.05482",
-        domain="gram",
         mean=_HERE + "weighted_sum",
-        checkpoints="weights",
     ),
-    Method(
+    _sum(
         name="task_arithmetic",
         summary="weighted sum λ Σ wᵢ dWᵢ, the weights as given, below zero allowed",
         source="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089",
-        domain="gram",
-        mean=_HERE + "weighted_sum",
-        normalised=False,
-        negative_weights=True,
     ),
-    Method(
+    _sum(
         name="cat",
         summary="weighted sum Σ wᵢ dWᵢ as given, exact: factors side by side, of rank Σ rᵢ (PEFT's `cat`)",
         source="PEFT, add_weighted_adapter, combination_type `cat`",
-        domain="gram",
-        mean=_HERE + "weighted_sum",
-        defaults={"rank": "sum"},
-        normalised=False,
-        negative_weights=True,
+        own_parameters={"rank": "sum"},
         checkpoints="no",
         output_rank="the sum of the inputs', or --rank",
     ),
-    Method(
+    _sum(
         name="svd",
         summary="weighted sum Σ wᵢ dWᵢ as given, cut to the largest singular values (PEFT's `svd`)",
         source="PEFT, add_weighted_adapter, combination_type `svd`; Eckart & Young 1936",
-        domain="gram",
-        mean=_HERE + "weighted_sum",
-        normalised=False,
-        negative_weights=True,
         checkpoints="no",
     ),
-    Method(
+    _arc(
         name="slerp",
         summary="two models: the point at t (or as weighted) of the arc between them; of the chord if close",
         source="Shoemake 1985; mergekit's `slerp`",
-        domain="gram",
         mean=_HERE + "slerp",
-        parameters=("rank", "scale", "t"),
+        own_parameters={"t": None},
         ordered=True,
-        models=(2, 2),
-        checkpoints="weights",
-        directions=True,
         differs={
             "always": "mergekit's goes between whole weights, for adapters this one goes between updates"
         },
     ),
-    Method(
+    _arc(
         name="nuslerp",
         summary="two models: the point that the weights say of the arc between them, however close they are",
         source="mergekit's `nuslerp`",
-        domain="gram",
         mean=_HERE + "nuslerp",
-        models=(2, 2),
-        checkpoints="weights",
-        directions=True,
     ),
-    Method(
+    _arc(
         name="nuslerp_rows",
         summary="two models: nuslerp of each row of dW by itself (mergekit's `nuslerp_flatten: false`)",
         source="mergekit's `nuslerp`",
         domain="entries",
         mean=_HERE + "nuslerp_rows",
-        models=(2, 2),
-        checkpoints="weights",
-        directions=True,
     ),
-    Method(
+    _direction(
         name="multislerp",
         summary="normalised mean of the directions dWᵢ/‖dWᵢ‖, times Σ wᵢ ‖dWᵢ‖",
         source="Goddard 2025, mergekit's `multislerp`",
-        domain="gram",
         mean=_HERE + "multislerp",
-        checkpoints="weights",
-        directions=True,
     ),
-    Method(
+    _direction(
         name="karcher",
         summary="Fréchet mean, weighted, of the directions dWᵢ/‖dWᵢ‖ on the sphere, times Σ wᵢ ‖dWᵢ‖",
         source="Karcher 1977; Afsari 2011; mergekit's `karcher` has no weights",
-        domain="gram",
         mean=_HERE + "karcher",
-        parameters=("rank", "scale", "tol", "max_passes"),
-        defaults={"tol": 1e-12, "max_passes": 1000},
-        checkpoints="weights",
-        directions=True,
+        own_parameters={"tol": 1e-12, "max_passes": 1000},
         differs={
             "always": "mergekit's stops after 10 passes on whole weights, this one converges on updates",
             "weights": "mergekit's karcher ignores weights, here they count: for its result make them equal",
         },
     ),
-    Method(
+    _mean(
         name="median",
         summary="geometric median: minimises Σ wᵢ ‖dW − dWᵢ‖, and bears outliers of less than half the "
         "weight",
         source="Weiszfeld 1937; Vardi & Zhang 2000, The multivariate L1-median",
-        domain="gram",
         mean=_ROBUST + "median",
-        parameters=("rank", "scale", "tol", "max_passes"),
-        defaults={"tol": 1e-10, "max_passes": 10000},
-        checkpoints="weights",
+        own_parameters={"tol": 1e-10, "max_passes": 10000},
     ),
-    Method(
+    _mean(
         name="huber",
         summary="Huber's mean: the average of what is near, the pull of what is far bounded by that at δ",
         source="Huber 1964, Robust estimation of a location parameter",
-        domain="gram",
         mean=_ROBUST + "huber",
-        parameters=("rank", "scale", "delta", "tol", "max_passes"),
-        defaults={"delta": 1.0, "tol": 1e-10, "max_passes": 10000},
-        checkpoints="weights",
+        own_parameters={"delta": 1.0, "tol": 1e-10, "max_passes": 10000},
     ),
-    Method(
+    _direction(
         name="model_stock",
         summary="ρ Σ wᵢ dWᵢ with ρ = T cos θ / (1 + (T − 1) cos θ), cos θ the mean cosine of all pairs",
         source="Jang et al. 2024, Model Stock, arXiv 2403.19522",
-        domain="gram",
         mean=_HERE + "model_stock",
-        directions=True,
+        checkpoints="updates",
         differs={
             "weights": "mergekit's model_stock ignores weights, here the mean that ρ scales has them: for "
             "its result make them equal"
         },
     ),
-    Method(
+    _run(
         name="ema",
         summary="checkpoints of a run in order: moving average θ̄ <- β θ̄ + (1 − β) θᵢ from the first",
         source="Polyak & Juditsky 1992; torch.optim.swa_utils",
-        domain="gram",
         mean=_HERE + "ema",
-        parameters=("rank", "scale", "decay"),
-        defaults={"decay": 0.999},
-        ordered=True,
-        checkpoints="weights",
+        own_parameters={"decay": 0.999},
     ),
-    Method(
+    _run(
         name="swa",
         summary="checkpoints of a run: running mean, all alike",
         source="Izmailov et al. 2018, Averaging weights leads to wider optima, arXiv 1803.05407",
-        domain="gram",
         mean=_HERE + "swa",
-        ordered=True,
-        checkpoints="weights",
     ),
-    Method(
+    _run(
         name="lawa",
         summary="checkpoints of a run in order: mean of the last few",
         source="Kaddour 2022, Stop wasting my time!, arXiv 2209.14981",
-        domain="gram",
         mean=_HERE + "lawa",
-        parameters=("rank", "scale", "last"),
-        defaults={"last": 5},
-        ordered=True,
-        checkpoints="weights",
+        own_parameters={"last": 5},
     ),
 )

@@ -10,23 +10,24 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
 
 # What cancels to below this is round-off of the inner products: a few eps of float64 for each of the terms.
 _ROUND_OFF = 1e-14
 
 
-def weighted_sum(gram: Tensor, at: Setting, /) -> Tensor:
+def weighted_sum(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return c = w: the sum Σ wᵢ xᵢ, with the weights as the row has them.
 
     Law: linear in the models and in the weights; for weights of sum 1 it minimises Σ wᵢ ‖x − xᵢ‖².
 
     Source: Wortsman et al. 2022 (model soups); Ilharco et al. 2023, eq. 1 (task arithmetic).
     """
-    return at.weights.to(gram)
+    return setting.weights.to(gram)
 
 
-def slerp(gram: Tensor, at: Setting, /) -> Tensor:
+def slerp(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the point at `t` of the way from the first of two models to the second, along an arc.
 
     Law: c = (sin((1 − t)θ), sin(tθ))/sin θ, θ the angle between the two; for equal norms the arc is that of
@@ -41,20 +42,24 @@ def slerp(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: Shoemake 1985, eq. 6; threshold and un-normalised ends as in mergekit's `slerp`.
     """
-    t = at.values.get("t")
-    if t is not None and not torch.equal(at.weights, at.weights[:1].expand_as(at.weights)):
-        raise NumericalError(f"weights {at.weights.tolist()} beside t {t}: expected equal ones, or no t")
+    t = setting.values.get("t")
+    if t is not None and not torch.equal(setting.weights, setting.weights[:1].expand_as(setting.weights)):
+        raise NumericalError(f"weights {setting.weights.tolist()} beside t {t}: expected equal ones, or no t")
     if len(gram) == 1:
         return torch.ones_like(gram[0])
     _, cosines = _directions(gram)
     cosine = cosines[0, 1]
-    shares = at.weights / at.weights.sum() if t is None else torch.tensor([1.0 - t, t], dtype=torch.float64)
+    shares = (
+        setting.weights / setting.weights.sum()
+        if t is None
+        else torch.tensor([1.0 - t, t], dtype=torch.float64)
+    )
     if bool(shares.all()):
         _expect_an_arc(cosine, cosine < -0.9995)
     return _arc(cosine, shares.to(gram), cosine.abs() > 0.9995)
 
 
-def nuslerp(gram: Tensor, at: Setting, /) -> Tensor:
+def nuslerp(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the point of the arc between two models that their weights say, also where they are close.
 
     Law: `slerp` with t = w₂/(w₁ + w₂) and no threshold: a smooth function of the two. Only where they point
@@ -70,10 +75,10 @@ def nuslerp(gram: Tensor, at: Setting, /) -> Tensor:
     _, cosines = _directions(gram)
     parallel = 1.0 - cosines[0, 1].square() <= _ROUND_OFF
     _expect_an_arc(cosines[0, 1], parallel & (cosines[0, 1] < 0.0))
-    return _arc(cosines[0, 1], at.weights.to(gram), parallel)
+    return _arc(cosines[0, 1], setting.weights.to(gram), parallel)
 
 
-def nuslerp_rows(x: Tensor, at: Setting, /) -> Tensor:
+def nuslerp_rows(x: Tensor, setting: Setting, /) -> Tensor:
     """Return `nuslerp` of each vector along the last axis by itself: of a matrix, the weights of each output.
 
     Law: rows are independent; turning all inputs, x -> x R with Rᵀ = R⁻¹, turns the result. A row of one
@@ -89,14 +94,14 @@ def nuslerp_rows(x: Tensor, at: Setting, /) -> Tensor:
         return x[0]
     first, second = torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
     cosine = (first * second).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0)
-    shares = at.weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    shares = setting.weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
     parallel = 1.0 - cosine.square() <= _ROUND_OFF
     if x.shape[-1] > 1:
         _expect_an_arc(cosine, parallel & (cosine < 0.0))
     return (_arc(cosine, shares, parallel) * x).sum(dim=0)
 
 
-def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
+def multislerp(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the normalised mean of the directions, at the mean of the norms.
 
     Law: m · Σ wᵢ ‖xᵢ‖ with m = Σ wᵢ uᵢ / ‖Σ wᵢ uᵢ‖. The published step in the tangent space at m is
@@ -107,7 +112,7 @@ def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: Goddard, multislerp; in closed form here.
     """
-    weights = at.weights.to(gram)
+    weights = setting.weights.to(gram)
     norms, cosines = _directions(gram)
     square = weights @ (cosines @ weights)
     if square > _ROUND_OFF:
@@ -120,13 +125,13 @@ def multislerp(gram: Tensor, at: Setting, /) -> Tensor:
     )
 
 
-def karcher(gram: Tensor, at: Setting, /) -> Answer:
+def karcher(gram: Tensor, setting: Setting, /) -> Answer:
     """Return the weighted Fréchet mean of the directions on the unit sphere, at the mean of the norms.
 
-    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` (1e-12) in radians; of two
+    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` in radians; of two
     models it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the
     sphere, and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close
-    models lose no digit. *Cost*: O(T²) for each of at most `max_passes` (1000) passes, on the CPU.
+    models lose no digit. *Cost*: O(T²) for each of at most `max_passes` passes, on the CPU.
 
     Raises:
         NumericalError: The directions are not in one half: opposite ones, or ones that cancel.
@@ -136,25 +141,23 @@ def karcher(gram: Tensor, at: Setting, /) -> Answer:
     norms, cosines = _directions(gram.cpu())
     present = norms > 0.0
     if not present.any():
-        return Answer(at.weights.to(gram), "CONVERGED")
+        return Answer(setting.weights.to(gram), Status.CONVERGED)
     if not _in_one_half(cosines[present][:, present]):
         raise NumericalError(
             "the updates point into more than half of all directions, where their mean on the sphere may not "
             "be unique; merge fewer or closer updates, or use average"
         )
-    shares = at.weights * present
-    budget = int(at.values.get("max_passes", 1000))
-    point, gradient, passes = _sphere_mean(
-        cosines, shares / shares.sum(), float(at.values.get("tol", 1e-12)), budget
-    )
-    value = (point * _inverse(norms) * (at.weights @ norms)).to(gram)
+    shares = setting.weights * present
+    tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
+    point, gradient, passes = _sphere_mean(cosines, shares / shares.sum(), tol, budget)
+    value = (point * _inverse(norms) * (setting.weights @ norms)).to(gram)
     if passes <= budget:
-        return Answer(value, "CONVERGED", passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
     advice = f"The gradient is {gradient:.1e} after {budget} passes. Raise max_passes, or loosen tol."
-    return Answer(value, "BUDGET", advice, ok=False, passes=budget)
+    return Answer(value, Status.BUDGET, advice, passes=budget)
 
 
-def model_stock(gram: Tensor, at: Setting, /) -> Tensor:
+def model_stock(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the mean of the updates, pulled to the base as far as their angles call for.
 
     Law: c = ρ w with ρ = T cos θ / (1 + (T − 1) cos θ), cos θ the mean cosine of all pairs: 1 for copies and
@@ -166,7 +169,7 @@ def model_stock(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: Jang et al. 2024 (Model Stock), eq. 5.
     """
-    weights = at.weights.to(gram)
+    weights = setting.weights.to(gram)
     count = len(weights)
     if count == 1:
         return weights
@@ -181,7 +184,7 @@ def model_stock(gram: Tensor, at: Setting, /) -> Tensor:
     return weights * (count * cosine / denominator)
 
 
-def ema(gram: Tensor, at: Setting, /) -> Tensor:
+def ema(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the exponential moving average of a run's checkpoints, in the order given.
 
     Law: θ̄ = θ₁, then θ̄ <- β θ̄ + (1 − β) θᵢ with β = `decay`; the coefficients sum to 1.
@@ -191,14 +194,14 @@ def ema(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: Polyak and Juditsky 1992; `torch.optim.swa_utils.get_ema_multi_avg_fn`.
     """
-    count, decay = _run(at, "ema"), float(at.values.get("decay", 0.999))
+    count, decay = _run(setting, "ema"), float(setting.values["decay"])
     ages = torch.arange(count - 1, -1, -1, dtype=torch.float64)
     shares = (1.0 - decay) * decay**ages
     shares[0] = decay ** (count - 1)
     return shares.to(gram)
 
 
-def swa(gram: Tensor, at: Setting, /) -> Tensor:
+def swa(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the running mean of a run's checkpoints: all alike.
 
     Raises:
@@ -206,10 +209,10 @@ def swa(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: Izmailov et al. 2018 (SWA), algorithm 1.
     """
-    return _tail(gram, _run(at, "swa"))
+    return _tail(gram, _run(setting, "swa"))
 
 
-def lawa(gram: Tensor, at: Setting, /) -> Tensor:
+def lawa(gram: Tensor, setting: Setting, /) -> Tensor:
     """Return the mean of the `last` checkpoints of a run; of all, where there are fewer.
 
     Raises:
@@ -217,8 +220,8 @@ def lawa(gram: Tensor, at: Setting, /) -> Tensor:
 
     Source: Kaddour 2022 (LAWA), section 2.
     """
-    _run(at, "lawa")
-    return _tail(gram, int(at.values.get("last", 5)))
+    _run(setting, "lawa")
+    return _tail(gram, int(setting.values["last"]))
 
 
 def _directions(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,14 +296,14 @@ def _in_one_half(cosines: Tensor) -> bool:
     return False
 
 
-def _run(at: Setting, row: str) -> int:
+def _run(setting: Setting, row: str) -> int:
     """Number of checkpoints of a run, whose shares only the row decides."""
-    if bool((at.weights != at.weights[0]).any()):
+    if bool((setting.weights != setting.weights[0]).any()):
         raise NumericalError(
-            f"the weights {[round(weight, 6) for weight in at.weights.tolist()]} differ, and in {row} the "
-            "order of the checkpoints gives the shares; give no weights, or use average"
+            f"the weights {[round(weight, 6) for weight in setting.weights.tolist()]} differ, and in {row} "
+            "the order of the checkpoints gives the shares; give no weights, or use average"
         )
-    return len(at.weights)
+    return len(setting.weights)
 
 
 def _tail(gram: Tensor, last: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
 
 # Inner products are right to a few eps for each of their terms, so distances below its root are none.
@@ -17,7 +18,7 @@ _ROUND_OFF = 1e-14
 _TIE = 1e-9
 
 
-def median(gram: Tensor, at: Setting, /) -> Answer:
+def median(gram: Tensor, setting: Setting, /) -> Answer:
     """Return the geometric median: the minimiser of Σ wᵢ ‖x − xᵢ‖.
 
     Law: copies give themselves; a model, or copies of it, of more than half of the weight is the median
@@ -31,13 +32,13 @@ def median(gram: Tensor, at: Setting, /) -> Answer:
 
     Source: Weiszfeld 1937; Vardi, Zhang 2000, The multivariate L1-median, PNAS 97.
     """
-    products, weights = gram.cpu(), at.weights
-    tol, budget = float(at.values["tol"]), int(at.values["max_passes"])
+    products, weights = gram.cpu(), setting.weights
+    tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     point, bound, passes = _median(products, weights, tol, budget)
     return _answer(point.to(gram), bound, passes, tol, budget)
 
 
-def huber(gram: Tensor, at: Setting, /) -> Answer:
+def huber(gram: Tensor, setting: Setting, /) -> Answer:
     """Return Huber's mean: the minimiser of Σ wᵢ ρ(‖x − xᵢ‖), ρ(d) = d²/2 up to δ and δ d − δ²/2 beyond.
 
     δ is `delta` times the weighted median of the distances to the geometric median. So models within δ count
@@ -50,10 +51,10 @@ def huber(gram: Tensor, at: Setting, /) -> Answer:
 
     Source: Huber 1964, Robust estimation of a location parameter; Weiszfeld's reweighting.
     """
-    products, weights = gram.cpu(), at.weights
-    tol, budget = float(at.values["tol"]), int(at.values["max_passes"])
+    products, weights = gram.cpu(), setting.weights
+    tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     middle, bound, passes = _median(products, weights, tol, budget)
-    delta = float(at.values["delta"]) * float(_middle(_distances(products, middle), weights))
+    delta = float(setting.values["delta"]) * float(_middle(_distances(products, middle), weights))
     if bound > tol or delta == 0.0:
         return _answer(middle.to(gram), bound, passes, tol, budget)
     point = weights / weights.sum()
@@ -139,6 +140,6 @@ def _middle(values: Tensor, weights: Tensor) -> Tensor:
 
 def _answer(value: Tensor, bound: float, passes: int, tol: float, budget: int) -> Answer:
     if bound <= tol:
-        return Answer(value, "CONVERGED", passes=passes)
+        return Answer(value, Status.CONVERGED, passes=passes)
     advice = f"The gradient is {bound:.1e} after {budget} passes. Raise max_passes, or loosen tol."
-    return Answer(value, "BUDGET", advice, ok=False, passes=budget)
+    return Answer(value, Status.BUDGET, advice, passes=budget)

@@ -104,7 +104,8 @@ def single_file(path: Path, seed: int, alpha: int | None) -> Updates:
             "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora": (24, 32),
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors, updates = {}, {}
+    tensors: dict[str, Tensor] = {}
+    updates: Updates = {}
     for place, (name, (m, n)) in enumerate(shapes.items()):
         down, up = (
             rand(seed * 100 + 2 * place, 4, n).float(),
@@ -260,7 +261,8 @@ def heads(d: Path) -> dict[str, Any]:
 
 def lmhead(d: Path) -> dict[str, Any]:
     """PEFT saves the base weight beside the factors of an embedding-like layer, untouched."""
-    shapes, said = QV | {"lm_head": (80, 32, 4)}, {"target_modules": ["q_proj", "v_proj", "lm_head"]}
+    shapes = QV | {"lm_head": (80, 32, 4)}
+    said: dict[str, Any] = {"target_modules": ["q_proj", "v_proj", "lm_head"]}
     base, grown = ({f"{PREFIX}lm_head.base_layer.weight": rand(seed, 80, 32).float()} for seed in (500, 501))
     law, med = (
         adapter(d / name, shapes, seed, extra=base, **said) for name, seed in (("law", 51), ("med", 52))

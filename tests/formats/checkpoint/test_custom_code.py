@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import code_notes, read_checkpoint
 from riemerge.formats.fit import check_checkpoints
-from riemerge.merging.outputs import merge_into
+from riemerge.merging.verbs import merge_into
 from riemerge.recipes.recipe import make_recipe
 from riemerge.records.run_record import RunRecord
 

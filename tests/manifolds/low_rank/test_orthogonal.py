@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from riemerge.manifolds import FixedRank, Orthogonal, Stiefel, linalg
+from riemerge import linalg
+from riemerge.manifolds import FixedRank, Orthogonal, Stiefel
 from riemerge.manifolds.low_rank import surrogate
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.helpers import adapter_family

@@ -14,6 +14,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError, RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
+from riemerge.frechet.status import Status
 from riemerge.manifolds.checks import check_gradient, check_hessian
 from riemerge.methods import METHODS, Options, run_method
 from riemerge.methods.constrained.rank_constrained import (
@@ -126,7 +127,7 @@ def test_with_identities_any_start_ends_at_eckart_and_young(solver: str) -> None
     eye = (torch.eye(9).double()[None], torch.eye(7).double()[None])
     given = LowRankQuadratic(*eye, target, 0.5, 3)
     found = minimise(given, given.manifold.random_point(), solver=solver, tol=1e-8, max_passes=3000)
-    assert found.status.name == "CONVERGED"
+    assert found.status == Status.CONVERGED
     assert (
         apart(given.total.matrix(found.point)[0], cut(target, 3)) < 1e-6
     )  # the gradient over the spectral gap
@@ -136,9 +137,9 @@ def test_a_solve_says_how_it_ended() -> None:
     given = problem()
     start = given.manifold.random_point()
     short = minimise(given, start, max_passes=3)
-    assert (short.status.name, short.passes) == ("BUDGET", 3)
+    assert (short.status, short.passes) == (Status.BUDGET, 3)
     assert short.cost <= given.cost(start)
-    assert minimise(given, start, cost_tol=0.9, tol=0.0).status.name == "FLAT"
+    assert minimise(given, start, cost_tol=0.9, tol=0.0).status == Status.FLAT
     with pytest.raises(RecipeError, match="fixed_point: under a rank constraint"):
         minimise(given, start, solver="fixed_point")
 
@@ -165,7 +166,7 @@ def test_regmean_of_one_rank_is_the_weighted_svd_and_what_the_manifold_finds() -
     assert apart(found, expected) < 1e-10
     lefts, rights = torch.eye(6).double().expand(3, 6, 6), torch.stack(grams)
     solved = kronecker(lefts, rights, x, at)
-    assert solved.status == "CONVERGED"
+    assert solved.status == Status.CONVERGED
     assert apart(solved.value, found) < 1e-8
     least = cost_of(lefts, rights, x, found)
     assert solved.cost == pytest.approx(least, rel=1e-12)
@@ -209,7 +210,7 @@ def test_mats_of_one_rank_is_what_alternating_least_squares_find_and_below_the_c
     at = setting(x)
     lefts, rights = forms_of(at, x)
     found, whole = lowrank_mats(x, at), lowrank_mats(x, setting(x, None))
-    assert (found.status, whole.status) == ("CONVERGED", "CONVERGED")
+    assert (found.status, whole.status) == (Status.CONVERGED, Status.CONVERGED)
     dense = sum(w * torch.kron(a, b) for w, a, b in zip(WEIGHTS, lefts, rights, strict=True))
     right = torch.einsum("t,tij,tjk,tkl->il", WEIGHTS, lefts, x, rights).flatten()
     assert apart(whole.value.flatten(), torch.linalg.solve(dense, right)) < 1e-8
@@ -228,7 +229,7 @@ def test_forms_of_condition_1e6_are_solved() -> None:
             frame = random_orthonormal(size, size, seeded(t + size))
             s[kind] = frame * torch.logspace(0, -6, size).double() @ frame.mT  # type: ignore[index]
     found = lowrank_mats(x, at)
-    assert found.status == "CONVERGED"
+    assert found.status == Status.CONVERGED
     whole = lowrank_mats(x, Setting(**{**{k: getattr(at, k) for k in Setting.__slots__}, "rank": None}))
     assert whole.ok
     assert found.cost is not None
@@ -294,7 +295,7 @@ def test_the_answer_has_the_rank_and_is_a_function_of_the_updates(name: str) -> 
     ((_, one),) = run_method(METHODS[name], stack, Options(rank=2))
     assert one.evidence.ok
     assert one.evidence.energy_kept == pytest.approx(1.0, abs=1e-12)
-    assert one.evidence.status == ("CONVERGED" if said else "EXACT")
+    assert one.evidence.status == (Status.CONVERGED if said else Status.EXACT)
 
 
 def test_a_start_that_happens_to_have_the_rank_is_not_taken_for_the_answer() -> None:
@@ -312,7 +313,7 @@ def test_a_start_that_happens_to_have_the_rank_is_not_taken_for_the_answer() -> 
         rank=3,
     )
     found = kronecker(lefts, rights, torch.stack([x, 1.02 * x]), at)
-    assert found.status == "CONVERGED"
+    assert found.status == Status.CONVERGED
     assert found.gradient_norm is not None
     assert found.gradient_norm <= 1e-3
     exact = kronecker(

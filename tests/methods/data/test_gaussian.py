@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.data import gaussian
 from riemerge.methods.data.gaussian import fisher_rao
 from riemerge.methods.data.quadratic import fisher
@@ -60,7 +61,7 @@ def test_it_converges_and_the_cost_is_least_there(shape: tuple[int, ...], spread
     weights = [0.5, 0.3, 0.2]
     answer = solved(x, information, weights, tol=1e-10)
     assert answer.ok
-    assert answer.status == "CONVERGED"
+    assert answer.status == Status.CONVERGED
     assert answer.value.shape == shape
     assert answer.passes <= 20  # Newton's method; it is damped at the start where data are far apart
     s = information.rsqrt()
@@ -200,6 +201,6 @@ def test_what_has_no_variance_is_refused_and_a_short_budget_is_told() -> None:
     with pytest.raises(NumericalError, match=r"1 of 18 entries .* expected a variance"):
         solved(x, empty, [0.5, 0.3, 0.2])
     answer = solved(x, information, [0.5, 0.3, 0.2], budget=1)
-    assert (answer.ok, answer.status, answer.passes) == (False, "BUDGET", 1)
+    assert (answer.ok, answer.status, answer.passes) == (False, Status.BUDGET, 1)
     stalled = solved(x, information, [0.5, 0.3, 0.2], tol=1e-300)
-    assert (stalled.ok, stalled.status) == (False, "STALLED")
+    assert (stalled.ok, stalled.status) == (False, Status.STALLED)

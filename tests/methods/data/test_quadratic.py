@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.data import PARAMETERS, ROWS
 from riemerge.methods.data.quadratic import (
     fisher,
@@ -217,7 +218,7 @@ def test_mats_is_the_dense_solution_of_the_kronecker_system(
     )
     expected = torch.linalg.solve(torch.stack(blocks).sum(0), rhs).reshape(shape)
     answer = mats(x, setting(x, weights, statistics))
-    assert answer.status == "CONVERGED"
+    assert answer.status == Status.CONVERGED
     # tol times the condition number of the sum, below 1e3 here.
     torch.testing.assert_close(answer.value, expected, rtol=0, atol=1e-10)
 
@@ -261,7 +262,7 @@ def test_mats_with_identities_is_mats_forward_is_regmean_unshrunk(shape: tuple[i
 def test_a_budget_that_runs_out_is_told() -> None:
     x, statistics = random_updates(6, 4), random_statistics(6, 4)
     answer = mats(x, setting(x, WEIGHTS[0], statistics, max_passes=2))
-    assert (answer.ok, answer.status, answer.passes) == (False, "BUDGET", 2)
+    assert (answer.ok, answer.status, answer.passes) == (False, Status.BUDGET, 2)
     assert "max_passes" in answer.advice
     stalled = mats(x, setting(x, WEIGHTS[0], statistics, tol=1e-40, max_passes=10_000))
     assert not stalled.ok

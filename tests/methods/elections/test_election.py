@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.elections.election import elect, vote, weighted_sum
+from riemerge.methods.elections.election import elect, normalisable_sum, vote
 from tests.fake_cuda import fake_cuda, forbid_numpy
 from tests.methods.edited import (
     PARAMETERS,
@@ -159,7 +159,7 @@ def test_negative_weights_are_negative_updates_where_admitted(name: str) -> None
 def test_a_mean_over_cancelling_weights_is_refused() -> None:
     x = random_updates((3, 2, 2))
     with pytest.raises(NumericalError, match="add up to zero"):
-        weighted_sum(x, setting(x, (0.1, 0.2, -0.3), normalize=True))  # 0.1 + 0.2 - 0.3 is 5.6e-17
+        normalisable_sum(x, setting(x, (0.1, 0.2, -0.3), normalize=True))  # 0.1 + 0.2 - 0.3 is 5.6e-17
     with pytest.raises(NumericalError, match=r"weight -0\.3: .*normalize: false"):
         elect(x, setting(x, (0.1, 0.9, -0.3), normalize=True))
 

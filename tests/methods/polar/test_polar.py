@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.manifolds import SymmetricPositiveDefinite
 from riemerge.methods.polar.balanced import balanced
 from riemerge.methods.polar.positive import polar_mean, positive_mean, procrustes_mean
@@ -171,7 +172,7 @@ def test_a_singular_core_gives_way_and_says_so() -> None:
     x[0, :, 0] = 0.0
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
     found = polar_mean(x, weights, "affine_invariant")
-    assert (found.ok, found.status) == (False, "SINGULAR")
+    assert (found.ok, found.status) == (False, Status.SINGULAR)
     assert "affine_invariant" in found.advice
     usual = polar_mean(x, weights, "bures_wasserstein")
     assert usual.ok
@@ -184,7 +185,7 @@ def test_rotations_that_cancel_have_no_mean_and_say_so(kind: str) -> None:
     x = normal(2, 3, 3, seed=5)
     x[1] = -2.0 * x[0]
     found = polar_mean(x, half, kind)
-    assert (found.status, found.ok) == ("SINGULAR", False)
+    assert (found.status, found.ok) == (Status.SINGULAR, False)
     assert "cancel in 3 directions" in found.advice
     # Directions that no core has are no such thing, nor are those that cores have on one side alone.
     lacking = normal(2, 3, 3, seed=6)
@@ -353,7 +354,7 @@ def test_balanced_is_not_moved_by_a_longer_wait_where_it_is_determined() -> None
     assert_near(rough, fine, 1e-3)
     stopped = balanced(x, setting(WEIGHTS, cost_tol=0.0, tol=1e-15, max_passes=1))
     assert isinstance(stopped, Answer)
-    assert (stopped.ok, stopped.status) == (False, "BUDGET")
+    assert (stopped.ok, stopped.status) == (False, Status.BUDGET)
 
 
 def test_balanced_has_the_rank_that_is_asked_for() -> None:

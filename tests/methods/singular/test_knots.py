@@ -13,8 +13,8 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.methods.setting import Setting
+from riemerge.methods.singular import ROWS
 from riemerge.methods.singular.knots import align, knots_dare_ties, knots_ties, survey
-from riemerge.methods.spectrum import ROWS
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import ROOT, random_orthonormal, seeded
 from tests.methods.spectra import CASES, CLOSE, assert_near, low_rank, trimmed

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.methods.setting import Setting
+from riemerge.methods.singular import ROWS
 from riemerge.methods.singular.singular_vectors import cart, iso_c, iso_cts, polar, tsv
-from riemerge.methods.spectrum import ROWS
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import ROOT, random_gauge, random_orthonormal, seeded

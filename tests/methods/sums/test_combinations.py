@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from riemerge.errors import NumericalError
+from riemerge.frechet.status import Status
 from riemerge.methods.method import Method
 from riemerge.methods.setting import Answer, Mean, Setting
 from riemerge.methods.sums import PARAMETERS, ROWS, combinations
@@ -350,11 +351,12 @@ def test_directions_of_three_models_that_cancel_are_refused() -> None:
 def test_a_budget_that_runs_out_is_said() -> None:
     x = models((4, 6), 5, 13)
     flat = x.flatten(1)
-    weights = weights_of(BY_NAME["karcher"], 5)
-    answer = combinations.karcher(flat @ flat.T, setting(weights, max_passes=2))
-    assert (answer.status, answer.ok, answer.passes) == ("BUDGET", False, 2)
+    row = BY_NAME["karcher"]
+    weights = weights_of(row, 5)
+    answer = combinations.karcher(flat @ flat.T, setting(weights, **row.defaults | {"max_passes": 2}))
+    assert (answer.status, answer.ok, answer.passes) == (Status.BUDGET, False, 2)
     assert "max_passes" in answer.advice
-    answer = combinations.karcher(flat @ flat.T, setting(weights))
+    answer = combinations.karcher(flat @ flat.T, setting(weights, **row.defaults))
     assert answer.ok
     assert 2 < answer.passes < 60
 
@@ -513,7 +515,7 @@ def test_substitution_recovers_gradient_descent(name: str, shape: tuple[int, ...
     row = BY_NAME[name]
     weights = [0.5, 0.5] if name in RUNS else [0.7, 0.3]
     values = dict(row.defaults) | ({"decay": 0.8} if name == "ema" else {})
-    merge = merge_of(mean_of(row), setting(weights, **values), row.domain or "")
+    merge = merge_of(mean_of(row), setting(weights, **values), row.domain)
     point, direction = models(shape, 2, 21)
     jacobian = jacobian_at_the_diagonal(merge, point)
     share = {"swa": 0.5, "lawa": 0.5, "ema": 0.2}.get(name, 0.3)

@@ -10,6 +10,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Mean, Setting
 from riemerge.methods.sums.robust import huber, median
 from tests.fake_cuda import fake_cuda, forbid_numpy
@@ -39,7 +40,7 @@ def answer(mean: Mean, x: Tensor, weights: list[float], **values: Any) -> Answer
 def merged(mean: Mean, x: Tensor, weights: list[float], **values: Any) -> Tensor:
     found = answer(mean, x, weights, **values)
     assert found.ok
-    assert found.status == "CONVERGED"
+    assert found.status == Status.CONVERGED
     assert float(found.value.sum()) == pytest.approx(1.0)
     assert bool((found.value >= 0).all())
     return found.value @ x
@@ -149,7 +150,7 @@ def test_a_budget_that_ends_is_said(mean: Mean) -> None:
     x, weights = CASES["scattered"]
     found = answer(mean, x, weights, max_passes=1)
     assert not found.ok
-    assert found.status == "BUDGET"
+    assert found.status == Status.BUDGET
     assert "Raise max_passes" in found.advice
 
 

@@ -1,24 +1,26 @@
 """Batched matrix functions: all shapes are (..., r, r) or (..., n, r), any leading axes, any device.
 
-Nothing here branches on data.
+What the package decides once about matrices is decided here: what a thin SVD is, how many singular values
+count, which sign a singular pair has, and how T tensors are averaged. No function here branches on data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
-# Half of the range of sin^2(t / 2) in which logarithms are a polynomial: to 127 degrees.
+# Half of the range of sin²(t / 2) in which logarithms are a polynomial: to 127 degrees.
 _SERIES_HALF = 0.4
 
 
 def _series() -> list[list[float]]:
-    """Returns the coefficients of t / sin t in powers of sin^2(t / 2) / _SERIES_HALF - 1, four in a row."""
+    """Return the coefficients of t / sin t in powers of sin²(t / 2) / _SERIES_HALF - 1, four in a row."""
     points = chebyshev.chebpts1(16)
     angles = 2 * np.arcsin(np.sqrt(_SERIES_HALF * (1 + points)))
     fitted = chebyshev.chebfit(points, angles / np.sin(angles), 15)
@@ -34,7 +36,7 @@ _HALF_TURN = 1e-4
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Runs torch on one CPU thread: batches of small decompositions lose more to threads than they gain.
+    """Run torch on one CPU thread: batches of small decompositions lose more to threads than they gain.
 
     LAPACK works through a batch one matrix at a time, and its threads wait for each other at every one. One
     thread also makes results independent of their number. The number is a setting of the process: threads of
@@ -49,35 +51,35 @@ def single_threaded() -> Iterator[None]:
 
 
 def sym(matrix: Tensor) -> Tensor:
-    """Returns the symmetric part of square matrices (..., r, r)."""
+    """Return the symmetric part of square matrices (..., r, r)."""
     return (matrix + matrix.mT) / 2
 
 
 def skew(matrix: Tensor) -> Tensor:
-    """Returns the skew-symmetric part of square matrices (..., r, r)."""
+    """Return the skew-symmetric part of square matrices (..., r, r)."""
     return (matrix - matrix.mT) / 2
 
 
 def working(tensor: Tensor) -> Tensor:
-    """Returns half precision tensors as float32, in which torch decomposes, and others as they are."""
+    """Return half precision tensors as float32, in which torch decomposes, and others as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def frobenius(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the Frobenius inner products of (..., m, n) and (..., m, n): float64 of shape (...)."""
+    """Return the Frobenius inner products of (..., m, n) and (..., m, n): float64 of shape (...)."""
     return (working(a) * working(b)).sum(dim=(-2, -1), dtype=torch.float64)
 
 
 def eye_like(matrix: Tensor) -> Tensor:
-    """Returns the identity of the size, dtype and device of square matrices, without leading axes."""
+    """Return the identity of the size, dtype and device of square matrices, without leading axes."""
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
 def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes the principal logarithm of rotations in SO(k) by one symmetric eigendecomposition.
+    """Take the principal logarithm of rotations in SO(k) by one symmetric eigendecomposition.
 
     Law: exp(log) = rotation while every angle is below pi. With V = c + s, c = sym V and s = skew V commute,
-    so log V = f(c) s with f(cos t) = t / sin t. The sine of each angle is measured as |s x_j| on the
+    so log V = f(c) s with f(cos t) = t / sin t. The sine of each angle is measured as ‖s xⱼ‖ on the
     eigenvectors of c, which is accurate near 0 where cos is flat, and exposes angle pi as sine 0 with cosine
     < 0.
 
@@ -102,10 +104,10 @@ def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_so_by_products(rotation: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes the principal logarithm of rotations in SO(k) by matrix products alone, to single precision.
+    """Take the principal logarithm of rotations in SO(k) by matrix products alone, to single precision.
 
     Law: that of `log_so`, to 2e-7 relative, where no angle is above 127 degrees. With Z = (1 - sym V) / 2,
-    whose eigenvalues are sin^2(t / 2), log V = f(Z) skew V for the analytic f(sin^2(t / 2)) = t / sin t; f is
+    whose eigenvalues are sin²(t / 2), log V = f(Z) skew V for the analytic f(sin²(t / 2)) = t / sin t; f is
     a Chebyshev polynomial of degree 15, evaluated in blocks of four powers (Paterson, Stockmeyer 1973). Cost:
     seven products.
 
@@ -143,11 +145,11 @@ def log_so_by_products(rotation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def exp_skew(matrix: Tensor) -> Tensor:
-    """Takes the exponential of skew-symmetric matrices (..., k, k), by one symmetric eigendecomposition.
+    """Take the exponential of skew-symmetric matrices (..., k, k), by one symmetric eigendecomposition.
 
-    Law: the result is a rotation and log_so inverts it below angle pi. With S'S = X diag(t^2) X', exp S =
-    X cos(t) X' + S X (sin t / t) X'; both functions are entire in t^2, so double eigenvalues do no harm.
-    Error about eps * max(1, |S|^2).
+    Law: the result is a rotation and log_so inverts it below angle pi. With SᵀS = X diag(t²) Xᵀ, exp S =
+    X cos(t) Xᵀ + S X (sin t / t) Xᵀ; both functions are entire in t², so double eigenvalues do no harm.
+    Error about eps * max(1, ‖S‖²).
     """
     squared = sym(matrix.mT @ matrix)
     eigenvalues, vectors = torch.linalg.eigh(squared)
@@ -159,7 +161,7 @@ def exp_skew(matrix: Tensor) -> Tensor:
 
 
 def cayley(matrix: Tensor) -> Tensor:
-    """Takes (1 - S / 2)^-1 (1 + S / 2) of skew-symmetric matrices S: rotations that agree with exp S to
+    """Take (1 - S / 2)⁻¹ (1 + S / 2) of skew-symmetric matrices S: rotations that agree with exp S to
     second order, for the price of a linear solve.
     """
     half = matrix / 2
@@ -169,7 +171,7 @@ def cayley(matrix: Tensor) -> Tensor:
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """Returns the orthonormal factor of the polar decomposition of (..., n, r), n >= r: the nearest frame.
+    """Return the orthonormal factor of the polar decomposition of (..., n, r), n >= r: the nearest frame.
 
     Where a matrix is rank deficient the factor is one of several nearest frames (the one LAPACK completes).
     """
@@ -178,7 +180,7 @@ def polar(matrix: Tensor) -> Tensor:
 
 
 def procrustes(matrix: Tensor, determinant: Tensor | None = None) -> Tensor:
-    """Returns the orthogonal O (..., r, r) that maximises tr(O' M).
+    """Return the orthogonal O (..., r, r) that maximises tr(Oᵀ M).
 
     Args:
         matrix: M, (..., r, r).
@@ -192,15 +194,75 @@ def procrustes(matrix: Tensor, determinant: Tensor | None = None) -> Tensor:
 
 
 def with_determinant(orthogonal: Tensor, determinant: Tensor) -> Tensor:
-    """Reverses the last column of orthogonal matrices (..., r, r) whose determinant has the other sign
+    """Reverse the last column of orthogonal matrices (..., r, r) whose determinant has the other sign
     (...).
     """
     flip = torch.linalg.det(orthogonal).sign() * determinant.to(orthogonal.dtype)
     return torch.cat((orthogonal[..., :-1], orthogonal[..., -1:] * flip[..., None, None]), dim=-1)
 
 
+class SVD(NamedTuple):
+    """A thin singular value decomposition X = left · diag(values) · rightᵀ, values descending.
+
+    Law: both frames have orthonormal columns; left and right are determined by X up to one sign in each pair
+    of columns, where the values are distinct.
+
+    Attributes:
+        left: Left singular vectors (..., m, r).
+        values: Singular values (..., r).
+        right: Right singular vectors (..., n, r).
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    def truncate(self, rank: int) -> SVD:
+        """Return the decomposition of the nearest matrix of at most that rank (Eckart and Young 1936)."""
+        return SVD(self.left[..., :rank], self.values[..., :rank], self.right[..., :rank])
+
+    def matrix(self, exponent: float = 1.0) -> Tensor:
+        """Return the matrix (..., m, n), with each singular value raised to an exponent."""
+        return (self.left * self.values.unsqueeze(-2) ** exponent) @ self.right.mT
+
+
+def thin_svd(matrix: Tensor) -> SVD:
+    """Decompose matrices (..., m, n): r = min(m, n), the signs of the pairs as LAPACK leaves them."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return SVD(left, values, right.mT)
+
+
+def numerical_rank(values: Tensor, tolerance: float, largest: Tensor | float | None = None) -> Tensor:
+    """Count the singular values that stand above round-off: int64 of shape (...).
+
+    Law: the number of values above tolerance · largest; 0 for the zero matrix. How large the tolerance must
+    be depends on where the values come from, so each caller states it, with its reason.
+
+    Args:
+        values: Singular values (..., r), descending.
+        tolerance: Share of `largest` up to which a value is round-off.
+        largest: Size of what the values come from, broadcasting with them [default: the first value].
+    """
+    if largest is None:
+        largest = values[..., :1]
+    return (values > tolerance * largest).sum(dim=-1)
+
+
 def canonical_signs(frame: Tensor) -> Tensor:
-    """Returns the signs (..., r) that make the largest entry of each column of (..., n, r) positive."""
-    index = frame.abs().argmax(dim=-2, keepdim=True)
-    signs = torch.gather(frame, -2, index).squeeze(-2).sign()
-    return torch.where(signs == 0, torch.ones_like(signs), signs)
+    """Return the signs (..., 1, r) that make the largest entry of each column of (..., n, r) positive.
+
+    Law: left · signs and right · signs are a singular pair again, and the same one whatever signs the given
+    pair had. A column of zeros has the sign +1.
+    """
+    largest = frame.gather(-2, frame.abs().argmax(dim=-2, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0).to(frame.dtype)
+
+
+def weighted_mean(weights: Tensor, stack: Tensor) -> Tensor:
+    """Return Σ wₜ xₜ of T stacked tensors: their mean, for weights of sum 1.
+
+    Args:
+        weights: T weights (T,), of any dtype and on any device: they are converted to those of the stack.
+        stack: T tensors x, (T, ...).
+    """
+    return torch.einsum("t,t...->...", weights.to(stack), stack)

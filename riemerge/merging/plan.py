@@ -1,0 +1,380 @@
+"""The plan of a merge: all that is known before the first tensor is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, final
+
+import torch
+
+from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.files.staging import check_output
+from riemerge.formats.files.text import listed
+from riemerge.frechet import SOLVERS
+from riemerge.merging.inputs import (
+    WEIGHT,
+    AdapterInputs,
+    CheckpointInputs,
+    Input,
+    Models,
+    display_names,
+    expanded,
+    folders_of,
+    open_inputs,
+)
+from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.measure import doubtful
+from riemerge.methods import Method, Options, Stack, did_you_mean, find_method
+from riemerge.methods.geodesic.quotient_mean import mixed
+from riemerge.recipes.recipe import Recipe
+from riemerge.recipes.resolve import Resolver
+from riemerge.records.run_record import OutType
+from riemerge.statistics import read_statistics
+from riemerge.updates import DenseSpan, LowRankUpdate
+
+_OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A merge that has been checked and can be run. Made by `plan`, done by `riemerge.merging.run.run`.
+
+    Attributes:
+        recipe: What was asked, with the folder of a run replaced by its checkpoints.
+        method: The row of the table.
+        inputs: The T models that count, open, in the order of the stack.
+        resolver: What the recipe says of each model and module.
+        stack: The updates as the method sees them, with their names, weights, parameters and statistics; read
+            lazily.
+        options: What the recipe asks of the method and what the machine offers.
+        device: Where it is computed.
+        out_type: What is written: `adapter`, `delta` or `checkpoint`.
+        out_dtype: Dtype that is written; None where each tensor keeps that of the inputs.
+        seconds: Wall seconds that planning took: checking and hashing the inputs.
+    """
+
+    recipe: Recipe
+    method: Method
+    inputs: AdapterInputs | CheckpointInputs
+    resolver: Resolver
+    stack: Stack
+    options: Options
+    device: torch.device
+    out_type: OutType
+    out_dtype: torch.dtype | None
+    seconds: float
+
+    @property
+    def models(self) -> Models:
+        """All models that are open, with the base model, by path."""
+        base = [self.inputs.base] if isinstance(self.inputs, CheckpointInputs) and self.inputs.base else []
+        return {model.path: model for model in (*self.inputs.models, *base)}
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The completed recipe as it can be written down, with names in place of paths."""
+        recipe, out_type, out_dtype = self.recipe, self.out_type, self.out_dtype
+        names = display_names([entry.model for entry in recipe.models])
+        bases = {"base_model": recipe.base_model, "base_statistics": recipe.base_statistics}
+        return {
+            "merge_method": recipe.merge_method,
+            "models": [
+                {
+                    "model": name,
+                    "parameters": {"weight": 1.0, **entry.parameters},
+                    **({"statistics": Path(entry.statistics).name} if entry.statistics else {}),
+                }
+                for name, entry in zip(names, recipe.models, strict=True)
+            ],
+            **{key: Path(path).name for key, path in bases.items() if path},
+            **({} if out_type == "adapter" else {"out_type": out_type}),
+            **({"uniform_rank": True} if recipe.uniform_rank else {}),
+            "parameters": {"scale": 1.0, **self.method.defaults, **recipe.parameters},
+            "dtype": recipe.dtype,
+            "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
+        }
+
+    @property
+    def read_beside(self) -> dict[str, dict[str, str]]:
+        """The sha256 of each file that a merge reads beside its models, as a record has them.
+
+        Raises:
+            AdapterError: A file cannot be read.
+        """
+        recipe, inputs = self.recipe, self.inputs
+        folders = {f"models[{i}].statistics": recipe.models[i].statistics for i in sorted(inputs.places)}
+        folders["base_statistics"] = recipe.base_statistics
+        sums: dict[str, dict[str, str]] = {}
+        if isinstance(inputs, CheckpointInputs) and inputs.base:
+            sums["base_model"] = dict(inputs.base.sha256)
+        return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    folder: str | Path | None = None,
+    opened: Models | None = None,
+    optimizer: Any = None,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Plan:
+    """Check a recipe against its models, and say all that a merge of them will do.
+
+    Law: what a merge refuses without computing is refused here, and nothing is written.
+
+    Args:
+        recipe: What to merge, and how.
+        folder: Where the result will go, if it is to be written.
+        opened: Models of the recipe that are open already.
+        optimizer: What the recipe's `solver` names, where that is no solver of ours: a Pymanopt optimizer.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: Number of threads that work at once on a CPU; as many as the process may use if None.
+
+    Raises:
+        RecipeError: What was asked makes no sense.
+        AdapterError: An input cannot be read exactly, or the inputs do not fit each other.
+        OutputError: The folder exists, or overlaps an input.
+        ResourceError: The device is not there.
+    """
+    began = perf_counter()
+    recipe = expanded(recipe)
+    if folder is not None:
+        check_output(folder, folders_of(recipe))
+    method = find_method(recipe.merge_method)
+    asked = {**method.defaults, **recipe.parameters}
+    where = find_device(device)
+    inputs = open_inputs(recipe, method, opened or {})
+    _check_solver_and_rank(asked, method, optimizer)
+    resolver = Resolver(recipe, method, inputs.names)
+    options = Options(
+        solver=optimizer or asked.get("solver"),
+        threads=find_threads(threads, where),
+        dense=recipe.out_type == "delta",
+        doubtful=doubtful,
+        later=bool(resolver.matched),
+        **{name: asked[name] for name in _OPTIONS if name in asked},
+    )
+    out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype or "", None)
+    return Plan(
+        recipe=recipe,
+        method=method,
+        inputs=inputs,
+        resolver=resolver,
+        stack=_stack(recipe, method, inputs, resolver, where),
+        options=options,
+        device=where,
+        out_type=recipe.out_type or inputs.out_type,
+        out_dtype=inputs.out_dtype(out_dtype),
+        seconds=perf_counter() - began,
+    )
+
+
+def plan_together(
+    whole: Recipe, parts: Iterable[Recipe], *, device: str = "cpu", threads: int | None = None
+) -> Models:
+    """Check before any work that all models of a recipe fit each other, and that parts of it can be merged.
+
+    Args:
+        whole: A recipe in which every model counts.
+        parts: The same recipe with other weights, some of them 0, or another method.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: Number of threads that work at once.
+
+    Returns:
+        The models, and the base model if the recipe has one.
+
+    Raises:
+        RiemergeError: As `plan`.
+    """
+    opened = plan(whole, device=device, threads=threads).models
+    # Problems that no merge computes depend on which models count, and not on how much.
+    for part in {tuple(weight != 0 for weight in part.weights): part for part in parts}.values():
+        plan(part, opened=opened, device=device, threads=threads)
+    return opened
+
+
+def _check_solver_and_rank(asked: Mapping[str, Any], method: Method, optimizer: Any) -> None:
+    """Refuse a solver that is not known, and words for a rank where the method has one rank."""
+    named, rank = asked.get("solver"), asked.get("rank")
+    if optimizer is None and named is not None and named not in SOLVERS:
+        raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
+    fixed = method.truncates_inputs or (method.constrained and rank != "sum")
+    if isinstance(rank, str) and fixed:
+        raise RecipeError(
+            f"parameters.rank: {rank}: {method.name} has one rank: give a number, or leave it out"
+        )
+
+
+# --- the stack ----------------------------------------------------------------------------------------------
+
+
+def _stack(
+    recipe: Recipe,
+    method: Method,
+    inputs: AdapterInputs | CheckpointInputs,
+    resolver: Resolver,
+    device: torch.device,
+) -> Stack:
+    """Stack the inputs: their updates read lazily, their weights and parameters as the recipe has them.
+
+    Raises:
+        RecipeError: The rank that is asked for is above those that there are.
+        AdapterError: The ranks, or the statistics, are not those that the method needs.
+    """
+    dtype = getattr(torch, recipe.dtype)
+    # What the stored factors say is the update, whatever their dtype: real adapters in half precision have
+    # singular values below its round-off that count. But no adapter was trained to more than float32, and
+    # what stands below that is noise, unless float64 was stored and is computed with.
+    exact = {torch.float64}
+    storage = tuple(torch.float64 if {own, dtype} == exact else torch.float32 for own in inputs.stored)
+    weights = weights_of(resolver, method, inputs.places)
+    if isinstance(inputs, AdapterInputs):
+        _check_ranks(recipe, method, inputs.each, weights)
+    measured: Mapping[str, tuple[int, ...]] = {}
+    if method.statistics:
+        measured = inputs.measured(recipe)
+    *own, base = open_statistics(recipe, method, inputs.places, measured)
+    return Stack(
+        names=tuple(entry.name for entry in inputs.each),
+        modules=_Modules(inputs, dtype, device),
+        weights=weights,
+        storage=storage,
+        values=values_of(resolver, inputs.places),
+        statistics=tuple(own),
+        base_statistics=base,
+        plain=inputs.unseen(method, measured),
+    )
+
+
+def _check_ranks(
+    recipe: Recipe,
+    method: Method,
+    inputs: Sequence[Input[Any]],
+    weights: Callable[[str], tuple[float, ...]],
+) -> None:
+    """Refuse the ranks that no merge has to be done for to see that they will not do."""
+    rank = recipe.parameters.get("rank", method.defaults.get("rank"))
+    if isinstance(rank, int):
+        _check_asked(rank, method, inputs)
+    elif method.truncates_inputs:
+        problems = [
+            text for module in inputs[0].model.modules for text in _mixed(module, inputs, weights(module))
+        ]
+        if problems:
+            raise AdapterError(problems)
+
+
+def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Any]]) -> None:
+    """Refuse a rank above that of every module; for a method that cuts its inputs, above any of theirs."""
+    least, most, problems = rank, 1, []
+    for entry in inputs:
+        stored = entry.model.ranks
+        full = {module: min(entry.model.shape(module)) for module in stored}
+        most = max(most, *stored.values(), *full.values())
+        # An update that has just as many columns stays as it is.
+        cut = {module: min(have, full[module]) for module, have in stored.items() if have != rank}
+        if below := [module for module, have in cut.items() if have < rank]:
+            least = min(least, *cut.values())
+            problems.append(
+                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})"
+            )
+    if problems and method.truncates_inputs:
+        raise RecipeError(
+            f"parameters.rank: {rank}: {method.name} truncates its inputs to that rank, but {text}: give at "
+            f"most {least}"
+            for text in problems
+        )
+    if rank > most:
+        raise RecipeError(f"parameters.rank: {rank}: no module has a rank above {most}: give at most that")
+
+
+def _mixed(module: str, inputs: Sequence[Input[Any]], weights: Sequence[float]) -> list[str]:
+    """What is wrong with the ranks of one module; only where they differ is it read."""
+    counting = [entry for entry, weight in zip(inputs, weights, strict=True) if weight > 0]
+    if len({entry.model.ranks[module] for entry in counting}) == 1:
+        return []
+    # An update that is all zero is left out of its module.
+    there = [entry for entry in counting if entry.model.update(module).norm() > 0.0]
+    return mixed(module, [(entry.name, entry.model.ranks[module]) for entry in there])
+
+
+def open_statistics(
+    recipe: Recipe, method: Method, places: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Callable[[str], Mapping[str, torch.Tensor]]]:
+    """Open the statistics that a recipe names: what gives those of a module, for each model and the base.
+
+    Args:
+        recipe: What names them.
+        method: Which kinds it needs.
+        places: Of the models that count.
+        shapes: (m, n) of each module that they must have, by its name in the base model.
+
+    Raises:
+        AdapterError: They cannot be read, or lack something: all of it.
+    """
+    folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
+    opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
+    if problems := [text for data in opened if data for text in data.problems(shapes, method.statistics)]:
+        raise AdapterError(problems)
+
+    def of(data: Any, module: str) -> Mapping[str, torch.Tensor]:
+        if not data:
+            return {}
+        kept: Mapping[str, torch.Tensor] = data.of(module.removesuffix(WEIGHT), kinds=method.statistics)
+        return kept
+
+    return [partial(of, data) for data in opened]
+
+
+def weights_of(
+    resolver: Resolver, method: Method, places: Sequence[int]
+) -> Callable[[str], tuple[float, ...]]:
+    """Return what gives the weights of a module, of the models at some places, as the method uses them."""
+
+    def weights(module: str) -> tuple[float, ...]:
+        every = resolver.weights(module)
+        given = [every[i] for i in places]
+        total = math.fsum(given) if method.normalised else 1.0  # not 0: the resolver has seen to that
+        return tuple(weight / total for weight in given)
+
+    return weights
+
+
+def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapping[str, Any]]:
+    """Return what gives the parameters of a module; those per model are of the models at some places."""
+
+    def values(module: str) -> Mapping[str, Any]:
+        return {
+            name: tuple(value[i] for i in places) if isinstance(value, tuple) else value
+            for name, value in resolver.values(module).items()
+        }
+
+    return values
+
+
+@final
+class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
+    """The T updates of each module, read from disk at each access, so that none is kept."""
+
+    def __init__(
+        self, inputs: AdapterInputs | CheckpointInputs, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._inputs = inputs
+        self._dtype = dtype
+        self._device = device
+
+    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...] | DenseSpan:
+        return self._inputs.read(module, self._dtype, self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs.merged)
+
+    def __len__(self) -> int:
+        return len(self._inputs.merged)

@@ -1,0 +1,181 @@
+"""Recording: what of a merge goes into its run record, beside what was measured."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+from riemerge._version import __version__
+from riemerge.formats.checkpoint import Checkpoint
+from riemerge.formats.files.text import listed
+from riemerge.formats.fit import differing_facts
+from riemerge.formats.peft import Adapter
+from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warnings
+from riemerge.merging.inputs import Input, display_names
+from riemerge.merging.measure import totals
+from riemerge.merging.model_class import base_model
+from riemerge.merging.plan import Plan
+from riemerge.methods import Evidence
+from riemerge.records.run_record import InputRow, ModuleRow, RunRecord, Timing
+from riemerge.records.written_ranks import rank_warnings, written_ranks
+
+
+def run_record(
+    plan: Plan,
+    rows: Sequence[ModuleRow],
+    evidence: Mapping[str, Evidence],
+    *,
+    matched_scale: float | None,
+    solve: float,
+) -> RunRecord:
+    """Put the record of a merge together, now that it has ended.
+
+    Args:
+        plan: What was to be done.
+        rows: What was measured of each module.
+        evidence: What the method says of its solve in each module.
+        matched_scale: What `scale: matched` came to; None where no module asked for it.
+        solve: Wall seconds of the run.
+    """
+    inputs, resolved = plan.inputs, plan.resolved
+    weights = [plan.stack.weights(name) for name in inputs.names]
+    warnings = [
+        *inputs.notes,
+        *_warnings(plan, evidence, rows),
+        *zero_warnings(resolved, plan.method, rows),
+        *scale_warnings(matched_scale, len(inputs.each)),
+        *peer_warnings(resolved, plan.method, weights),
+    ]
+    if plan.out_type == "adapter":
+        warnings += rank_warnings(written_ranks(resolved, rows))
+    return RunRecord(
+        out_type=plan.out_type,
+        recipe=resolved,
+        versions=versions(),
+        device=plan.device.type,
+        base_model=base_model(inputs.bases(plan.recipe)),
+        model_class=inputs.model_class,
+        inputs=_input_rows(plan, weights),
+        beside=plan.read_beside,
+        modules=tuple(rows),
+        totals=totals(rows),
+        matched_scale=matched_scale,
+        advice={one.status.name: one.advice for one in evidence.values() if one.advice},
+        warnings=tuple(warnings),
+        timing=Timing(
+            read=plan.seconds,
+            solve=solve,
+            modules={module: one.seconds for module, one in evidence.items()},
+        ),
+    )
+
+
+def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRow, ...]:
+    """The inputs as recorded, in the order asked for.
+
+    Args:
+        plan: What names them.
+        weights: T weights as used in each module.
+    """
+    recipe = plan.recipe
+    names = display_names([entry.model for entry in recipe.models])
+    rows = [
+        InputRow(name=name, weight=weight, share=0.0)
+        for name, weight in zip(names, recipe.weights, strict=True)
+    ]
+    each: Sequence[Input[Adapter] | Input[Checkpoint]] = plan.inputs.each
+    for one, share in zip(each, zip(*weights, strict=True), strict=True):
+        model = one.model
+        mean = math.fsum(share) / len(share)
+        if len(set(share)) == 1:
+            mean = share[0]  # exactly that of every module
+        rows[one.place] = InputRow(
+            name=one.name,
+            weight=recipe.weights[one.place],
+            share=mean,
+            sha256=dict(model.sha256),
+            ranks=tuple(sorted(set(model.ranks.values()))),
+            dtype=", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in model.stored)),
+        )
+    return tuple(rows)
+
+
+def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]) -> list[str]:
+    """What a person should know before using the result, one text for each kind of thing.
+
+    Args:
+        plan: What was to be done.
+        evidence: What the method says of its solve in each module.
+        rows: What was measured of each module.
+    """
+    recipe = plan.recipe
+    inputs: Sequence[Input[Adapter] | Input[Checkpoint]] = plan.inputs.each
+    names = display_names([entry.model for entry in recipe.models])
+    found = [
+        f"{name}: its weight is 0: it was left out and not read"
+        for name, weight in zip(names, recipe.weights, strict=True)
+        if weight == 0
+    ]
+    if len(inputs) == 1:
+        found.append(f"{inputs[0].name}: is the only adapter that counts: there is nothing to merge it with")
+    same: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for one in inputs:
+        same[tuple(one.model.sha256.values())].append(one.name)
+    found += [
+        f"{', '.join(sorted(twins))}: hold the same files: each is counted with its weight"
+        for twins in same.values()
+        if len(twins) > 1
+    ]
+    asked = sorted(inputs, key=lambda one: one.place)
+    adapters = {one.name: one.model for one in asked if isinstance(one.model, Adapter)}
+    found += [f"{name}: {note}" for name, adapter in adapters.items() for note in adapter.notes]
+    found += differing_facts(adapters)
+    ranked = [row for row in rows if row.numerical_ranks is not None]
+    for place, one in enumerate(asked):
+        found += _of_rank(one.name, ranked, place, recipe.parameters.get("rank"))
+    for status in sorted({one.status.name for one in evidence.values() if not one.ok}):
+        there = [module for module, one in evidence.items() if one.status.name == status]
+        advice = evidence[there[0]].advice
+        count = f"{len(there)} of {len(evidence)} modules"
+        found.append(f"{count} ended as {status} ({', '.join(there)}): {advice}")
+    return found
+
+
+def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str | None) -> list[str]:
+    """What is wrong with the ranks of one input, where the method depends on them."""
+    zero: list[str] = []
+    deficient: list[str] = []
+    for row in rows:
+        assert row.numerical_ranks is not None
+        stored, actual = row.input_ranks[place], row.numerical_ranks[place]
+        rank = min(stored, asked) if isinstance(asked, int) else stored
+        if actual == 0:
+            zero.append(row.module)
+        elif actual < rank:
+            deficient.append(f"{row.module}: {actual} of {rank}")
+    found = []
+    if zero:
+        count = f"{len(zero)} of {len(rows)} modules ({listed(zero)})"
+        found.append(
+            f"{name}: its update is all zero in {count}, like that of an adapter that was not trained there: "
+            "it was left out of them, and the weights of the others count in proportion"
+        )
+    if deficient:
+        found.append(
+            f"{name}: its update is rank deficient in {len(deficient)} of {len(rows)} modules "
+            f"({listed(deficient)}): all updates of such a module were truncated to the least numerical rank "
+            "before the mean; energy_kept says what that kept"
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed."""
+    return {
+        "riemerge": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "pymanopt", "numpy")},
+    }

@@ -1,0 +1,75 @@
+"""Running a plan: every module read, merged by the method, scaled, measured, and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import TypeAlias
+
+from riemerge.linalg import single_threaded
+from riemerge.merging.caveats import check_directions
+from riemerge.merging.measure import module_row
+from riemerge.merging.plan import Plan
+from riemerge.merging.recording import run_record
+from riemerge.methods import Evidence, Merged, run_method
+from riemerge.methods.reduction import in_order
+from riemerge.methods.scale import Norms, matched
+from riemerge.progress import Listener, Progress
+from riemerge.records.run_record import ModuleRow, RunRecord
+from riemerge.updates import Dense, LowRankUpdate
+
+Keep: TypeAlias = Callable[[str, LowRankUpdate | Dense], None]
+"""What is done with each module and its merged update, scale λ included, in the order of the names."""
+
+
+def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
+    """Merge all modules of a plan.
+
+    Law: a function of the updates and the weights: neither the order of the models nor the number of threads
+    changes a bit (but of trajectories, where the order is the point). An update is handed on as soon as it is
+    done; those of dense results one at a time, since they are large.
+
+    Args:
+        plan: What to do.
+        keep: Called with each module and its merged update.
+        progress: Called now and then, with numbers of modules.
+
+    Returns:
+        The record of what was done.
+
+    Raises:
+        NumericalError: The method has no answer for some modules: all of them are named.
+        AdapterError: An update cannot be read.
+    """
+    began = perf_counter()
+    stack, stored, order = plan.stack, plan.inputs.stored, plan.inputs.order
+    evidence: dict[str, Evidence] = {}
+    rows: list[ModuleRow] = []
+    factor: float | None = None
+
+    def measured(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Dense]:
+        module, result = merged
+        scale, update = plan.resolver.scale(module, factor), result.update
+        row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)
+        return row, result.evidence, update.scaled(scale).absorbed()
+
+    with single_threaded():
+        results = run_method(plan.method, stack, replace(plan.options, progress=progress))
+        if modules := plan.resolver.matched:
+            waiting = list(results)
+            factor = matched(
+                Norms.of(result, stack.weights(module), stored)
+                for module, result in waiting
+                if module in modules
+            )
+            results = iter(waiting)
+        threads = 1 if plan.out_type != "adapter" else plan.options.threads
+        for row, known, update in in_order(measured, results, threads):
+            rows.append(row)
+            evidence[row.module] = known
+            keep(row.module, update)
+            if progress is not None:
+                progress(Progress("measure", len(rows), len(stack.modules), ""))
+    check_directions(plan.method, rows)
+    return run_record(plan, rows, evidence, matched_scale=factor, solve=perf_counter() - began)

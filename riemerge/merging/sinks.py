@@ -1,0 +1,249 @@
+"""Sinks: where the merged updates of a plan go: into memory, an adapter, a delta, or a full checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import NamedTuple, final
+
+import torch
+
+from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.checkpoint import DenseWriter
+from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
+from riemerge.formats.files.staging import Text, check_output
+from riemerge.formats.peft import Adapter, RoundedUpdates, read_adapter, write_adapter
+from riemerge.merging.inputs import WEIGHT, AdapterInputs, CheckpointInputs
+from riemerge.merging.plan import Plan
+from riemerge.merging.run import Keep, run
+from riemerge.progress import Listener
+from riemerge.records.run_record import RunRecord
+from riemerge.records.written_ranks import written_ranks
+from riemerge.report.card import model_card
+from riemerge.updates import Dense, LowRankUpdate
+
+RECORD_FILE = "riemerge.json"
+CARD_FILE = "README.md"
+SHARD_BYTES = 5_000_000_000
+
+
+class Written(NamedTuple):
+    """What was done, and the largest relative error of rounding a tensor to the dtype that was written."""
+
+    record: RunRecord
+    rounding: float
+
+
+@final
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged adapter and the record of how it came about.
+
+    Attributes:
+        updates: Module name to merged update, scale λ included, in its canonical gauge; in float64 by flat
+            methods, in the dtype of the computation by others, or in that which is written if asked for.
+        record: What was asked and done.
+    """
+
+    updates: Mapping[str, LowRankUpdate]
+    record: RunRecord
+    _inputs: tuple[Adapter, ...] = field(repr=False)
+    _out_dtype: torch.dtype = field(repr=False)
+    _rounding: Mapping[str, Rounding] | None = field(repr=False)
+
+    def save_pretrained(self, folder: str | Path) -> dict[str, float]:
+        """Write the merged adapter as a PEFT folder, with `riemerge.json` and a model card in it.
+
+        Law: the folder appears whole or not at all, and `PeftModel.from_pretrained` loads it. Modules of a
+        lower rank than the one that is written (see `records.written_ranks`) have columns of
+        zero. What the rounding moved by more than the dtype promises is a warning in what is written.
+
+        Returns:
+            For each module the relative error of rounding its dW to the dtype that is written.
+
+        Raises:
+            NumericalError: Factors that are not finite, not in the dtype, or that it rounds to nearly
+                nothing; all such modules are named.
+            OutputError: The folder exists, overlaps an input, or cannot be written.
+        """
+        check_output(folder, [adapter.path for adapter in self._inputs])
+        record, updates, roundings = self.record, self.updates, self._rounding
+        if roundings is None:
+            updates, roundings = self._rounded(updates)
+            record = record.warned(rounding_warnings(roundings))
+        said: dict[str, Text] = {
+            RECORD_FILE: lambda sums: record.with_outputs(sums).to_json(),
+            CARD_FILE: model_card(record),
+        }
+        return self._write(folder, updates, roundings, said)
+
+    def save_multiple(self, folder: str | Path, factor: float) -> None:
+        """Write factor · dW as a PEFT folder without record and card: to be tried, not to be kept.
+
+        Law: up to round-off before the rounding to the dtype that is written, the tensors are those of the
+        same merge with its `scale` multiplied by the factor; the same bytes where the method's result has
+        scale 1 and so had the merge. Not for results that are rounded already.
+
+        Raises:
+            RiemergeError: As `save_pretrained`.
+            ValueError: The updates are rounded already.
+        """
+        if self._rounding is not None:
+            raise ValueError("the updates were rounded as they were merged: expected exact ones")
+        scaled = {module: update.scaled(factor) for module, update in self.updates.items()}
+        self._write(folder, *self._rounded(scaled), {})
+
+    def _rounded(
+        self, updates: Mapping[str, LowRankUpdate]
+    ) -> tuple[Mapping[str, LowRankUpdate], Mapping[str, Rounding]]:
+        rounded = RoundedUpdates(self._out_dtype)
+        for module, update in updates.items():
+            rounded.add(module, update)
+        rounded.check()
+        return rounded.updates, rounded.roundings
+
+    def _write(
+        self,
+        folder: str | Path,
+        updates: Mapping[str, LowRankUpdate],
+        rounding: Mapping[str, Rounding],
+        extra_files: Mapping[str, Text],
+    ) -> dict[str, float]:
+        ranks = written_ranks(self.record.recipe, self.record.modules)
+        padded = {module: update.padded(ranks[module]) for module, update in updates.items()}
+        like, dtype = self._inputs, self._out_dtype
+        return write_adapter(
+            folder, padded, like=like, dtype=dtype, rounding=rounding, extra_files=extra_files
+        )
+
+
+def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | None = None) -> MergeResult:
+    """Run a plan of adapters into memory.
+
+    Args:
+        plan: What to do; its result is an adapter.
+        round_at_once: Keep each update only as it will be written, so that the whole merge takes no more
+            memory than that: then what cannot be written in its dtype is a NumericalError here.
+        progress: Called now and then.
+
+    Raises:
+        RecipeError: The plan is of something that is no adapter.
+        RiemergeError: As `run`.
+    """
+    if not isinstance(plan.inputs, AdapterInputs) or plan.out_dtype is None:
+        raise RecipeError("models: full checkpoints are merged into a folder: use merge_into")
+    rounded = RoundedUpdates(plan.out_dtype)
+    updates: dict[str, LowRankUpdate] = {}
+
+    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+        assert isinstance(update, LowRankUpdate)
+        if round_at_once:
+            rounded.add(module, update)
+        else:
+            updates[module] = update
+
+    record = run(plan, keep, progress)
+    rounded.check()
+    record = record.warned(rounding_warnings(rounded.roundings))
+    if round_at_once:
+        return MergeResult(rounded.updates, record, plan.inputs.models, plan.out_dtype, rounded.roundings)
+    return MergeResult(updates, record, plan.inputs.models, plan.out_dtype, None)
+
+
+def write(
+    plan: Plan, folder: str | Path, *, shard_bytes: int = SHARD_BYTES, progress: Listener | None = None
+) -> Written:
+    """Run a plan into a new folder, with the record of the run and a card.
+
+    Law: the folder appears whole or not at all. The record has the sha256 of every file that is written
+    beside it and the card.
+
+    Args:
+        plan: What to do.
+        folder: The new folder.
+        shard_bytes: Most bytes of a file of tensors, for what is not an adapter.
+        progress: Called now and then.
+
+    Raises:
+        RiemergeError: As `run`, and OutputError where the folder cannot be written.
+    """
+    if plan.out_type == "adapter":
+        result = collect(plan, round_at_once=True, progress=progress)
+        rounding = max(result.save_pretrained(folder).values())
+        return Written(result.record.with_outputs(read_adapter(folder).sha256), rounding)
+    inputs = plan.inputs
+    if isinstance(inputs, CheckpointInputs):
+        with DenseWriter(folder, shard_bytes=shard_bytes) as writer:
+            sink = _CheckpointSink(inputs, plan, writer)
+            record = run(plan, sink.keep, progress)
+            sink.copy_until(None)
+            changes = {row.module: row.norm for row in record.modules if inputs.base}
+            record = record.warned(rounding_warnings(writer.roundings))
+            record = record.warned(change_warnings(writer.roundings, changes))
+            for path in inputs.carried.other_files:
+                if path.name not in {RECORD_FILE, CARD_FILE}:
+                    writer.add_file(path.name, path)
+            _describe(writer, record)
+    else:
+        with DenseWriter(folder, dtype=plan.out_dtype, shard_bytes=shard_bytes) as writer:
+            record = run(plan, _delta_sink(inputs, writer), progress)
+            record = record.warned(rounding_warnings(writer.roundings))
+            _describe(writer, record)
+    return Written(record.with_outputs(writer.sha256), max(writer.errors.values()))
+
+
+def _describe(writer: DenseWriter, record: RunRecord) -> None:
+    writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
+    writer.add_file(CARD_FILE, model_card(record))
+
+
+def _delta_sink(inputs: AdapterInputs, writer: DenseWriter) -> Keep:
+    """What writes the whole dW of each module as `module.weight`, as the base model stores it."""
+    # PEFT's flag for layers that store their weight as inputs by outputs.
+    turned = any(adapter.config.fan_in_fan_out for adapter in inputs.models)
+
+    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+        whole = update.dense()
+        if turned:
+            whole = whole.mT
+        writer.add(module + WEIGHT, whole)
+
+    return keep
+
+
+@final
+class _CheckpointSink:
+    """What writes each tensor with the base model added to it again, and copies what is no float.
+
+    Law: tensors are written in the order of their names; integers and bools must agree and are copied.
+
+    Raises:
+        AdapterError: Integers or bools differ between the checkpoints.
+    """
+
+    def __init__(self, inputs: CheckpointInputs, plan: Plan, writer: DenseWriter) -> None:
+        self._inputs, self._plan, self._writer = inputs, plan, writer
+        self._copied = sorted({*inputs.names} - {*inputs.merged}, reverse=True)
+
+    def keep(self, name: str, update: LowRankUpdate | Dense) -> None:
+        """Write one merged tensor."""
+        self.copy_until(name)
+        tensor, base = update.dense(), self._inputs.base
+        if base is not None:
+            tensor = base.tensor(name, device=self._plan.device) + tensor
+        own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.models])
+        self._writer.add(name, tensor, dtype=self._plan.out_dtype or own)
+
+    def copy_until(self, name: str | None) -> None:
+        """Copy the tensors that are no floats and come before a name; all that are left if None."""
+        while self._copied and (name is None or self._copied[-1] < name):
+            copied = self._copied.pop()
+            first, *others = (model.tensor(copied, dtype=None) for model in self._inputs.models)
+            if not all(torch.equal(first, other) for other in others):
+                raise AdapterError(
+                    f"{copied}: holds {first.dtype} that differ between the checkpoints: integers have no "
+                    "mean, so expected them to be equal"
+                )
+            self._writer.add(copied, first)

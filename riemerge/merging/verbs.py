@@ -1,0 +1,156 @@
+"""The verbs: merge into memory, and merge into a folder. Both plan, run, and hand the result to a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from riemerge.errors import RecipeError
+from riemerge.formats.peft import Adapter
+from riemerge.merging.inputs import Models
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import SHARD_BYTES, MergeResult, Written, collect, write
+from riemerge.methods import DEFAULT_METHOD
+from riemerge.progress import Listener
+from riemerge.recipes.recipe import Recipe, make_recipe
+
+
+def merge(
+    models: Sequence[str | Path | Adapter],
+    weights: Sequence[float] | None = None,
+    *,
+    method: str = DEFAULT_METHOD,
+    solver: Any = None,
+    statistics: Sequence[str | Path] | None = None,
+    base_statistics: str | Path | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    dtype: str = "float64",
+    out_dtype: str | None = None,
+    uniform_rank: bool = False,
+    progress: Listener | None = None,
+    **parameters: Any,
+) -> MergeResult:
+    """Merge PEFT LoRA adapters of one base model into one, without the base model.
+
+    Law: a function of the updates dW and the weights. The order of the adapters changes no bit of the
+    updates (but of trajectories, where it is the point), an adapter of weight 0 is not even read, and k
+    copies of one adapter merge to it where the method's row claims so. Nothing is written.
+
+    Args:
+        models: Folders of adapters, or adapters already read; at least one that has a weight.
+        weights: One finite number each; all 1 if not given.
+        method: A name of `riemerge.methods.METHODS`.
+        solver: Name of a solver or a Pymanopt optimizer, for a method that takes one.
+        statistics: A folder of `riemerge.collect_statistics` for each adapter, for a method that needs them.
+        base_statistics: Folder of statistics of the base model.
+        device: `cpu`, `cuda` (also `cuda:1`), or `auto` for cuda where there is one.
+        threads: How many work at once on a CPU; they change no bit. As many as the CPUs that this process may
+            use if not given.
+        dtype: `float64` or `float32`, of the tall factors; the reduced problem is always float64.
+        out_dtype: Dtype that is written, such as `bfloat16`; None keeps that of the inputs.
+        uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
+            a share of the energy, or left out and the inputs have several. A number and `sum` always are.
+        progress: Called now and then.
+        parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
+            `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
+            `density`, `tol`, `seed`, ...; each a value, a gradient over depth, or a list of filters.
+
+    Returns:
+        The merged updates with their record; `save_pretrained` writes them.
+
+    Raises:
+        RecipeError: What was asked makes no sense.
+        AdapterError: An input cannot be read exactly, or the inputs do not fit each other.
+        NumericalError: The method has no answer for these updates.
+        ResourceError: The device is not there.
+
+    Example:
+        >>> result = merge(["snli", "mnli"], weights=[0.5, 0.5])  # doctest: +SKIP
+        >>> result.save_pretrained("merged")  # doctest: +SKIP
+    """
+    given = [1.0] * len(models) if weights is None else list(weights)
+    if len(given) != len(models):
+        raise RecipeError(f"weights: {len(given)} for {len(models)} adapters: give one weight for each")
+    folders: list[str | Path | None] = list(statistics) if statistics else [None] * len(models)
+    if len(folders) != len(models):
+        raise RecipeError(f"statistics: {len(folders)} for {len(models)} adapters: give one folder for each")
+    named = solver if solver is None or isinstance(solver, str) else type(solver).__name__
+    said = {"solver": named, **parameters}
+    paths = [one.path if isinstance(one, Adapter) else one for one in models]
+    recipe = make_recipe(
+        {
+            "merge_method": method,
+            "models": [
+                {
+                    "model": str(path),
+                    "parameters": {"weight": _plain(weight)},
+                    "statistics": folder and str(folder),
+                }
+                for path, weight, folder in zip(paths, given, folders, strict=True)
+            ],
+            "base_statistics": base_statistics and str(base_statistics),
+            "parameters": {name: _plain(value) for name, value in said.items() if value is not None},
+            "dtype": dtype,
+            "out_dtype": out_dtype,
+            "uniform_rank": uniform_rank,
+        }
+    )
+    planned = plan(
+        recipe,
+        opened={model.path: model for model in models if isinstance(model, Adapter)},
+        optimizer=None if isinstance(solver, str) else solver,
+        device=device,
+        threads=threads,
+    )
+    return collect(planned, progress=progress)
+
+
+merge_adapters = merge
+"""The former name of `merge`."""
+
+
+def merge_into(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Listener | None = None,
+    opened: Models | None = None,
+) -> Written:
+    """Merge what a recipe asks for, and write it with its record and a card.
+
+    Law: the folder appears whole or not at all. Adapters merge to an adapter, or with `out_type: delta` to
+    the whole dW of each module as `module.weight`, to be added to the base model; full checkpoints to a
+    checkpoint of the same names, with the files that lie beside the base model, or the first. With a base
+    model a row merges the differences from it, which are added to it again; without one it merges the weights
+    as they are. Rows of the domains `span` and `half` see matrices only, and rows with statistics the tensors
+    that have them; all other tensors of checkpoints get the weighted mean, as published. The record has the
+    sha256 of every file that is written beside it and the card.
+    Cost: of checkpoints, memory of T + 2 copies of the largest tensor in float64 for each thread.
+
+    Args:
+        recipe: What to merge, and how.
+        folder: The new folder.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: Number of threads that work at once.
+        shard_bytes: Most bytes of a file of tensors, for what is not an adapter.
+        progress: Called now and then.
+        opened: Models of the recipe that are open already, by path.
+
+    Raises:
+        RiemergeError: As `merge`, and OutputError where the folder cannot be written.
+    """
+    planned = plan(recipe, folder=folder, opened=opened, device=device, threads=threads)
+    return write(planned, folder, shard_bytes=shard_bytes, progress=progress)
+
+
+def _plain(value: Any) -> Any:
+    """A number of any library as Python's own; anything else as it is, for the recipe to refuse."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)

@@ -1,0 +1,63 @@
+"""What was written before: whether a folder holds the merge that a plan would make, as it was written."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from riemerge._version import __version__
+from riemerge.formats.files.staging import file_sha256
+from riemerge.merging.inputs import CheckpointInputs
+from riemerge.merging.plan import Plan
+from riemerge.merging.sinks import RECORD_FILE
+from riemerge.records.run_record import RunRecord
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Return the run record in a folder; None where there is none."""
+    with suppress(OSError, ValidationError):
+        return RunRecord.model_validate_json((folder / RECORD_FILE).read_bytes())
+    return None
+
+
+def made_by(plan: Plan, record: RunRecord) -> bool:
+    """Return whether a run record is of this plan, and of all that it reads as it is now.
+
+    Args:
+        plan: What would be done.
+        record: The run record in the folder that is there already.
+    """
+    inputs = plan.inputs
+    sums = {entry.place: dict(entry.model.sha256) for entry in inputs.each}
+    copied: tuple[Path, ...] = ()
+    if record.outputs and isinstance(inputs, CheckpointInputs):
+        copied = inputs.carried.other_files
+    return (
+        record.recipe == plan.resolved
+        and all(row.sha256 == sums.get(i) for i, row in enumerate(record.inputs))
+        and record.beside == plan.read_beside
+        and all(record.outputs.get(path.name) == file_sha256(path) for path in copied)
+    )
+
+
+def why_not_as_written(folder: Path, record: RunRecord) -> str | None:
+    """Return why what is in a folder is not what this version wrote with its record; None where it is.
+
+    Law: files of other kinds may have come to it; a file of tensors may not, since it could be loaded.
+    """
+    if (version := record.versions.get("riemerge")) != __version__:
+        return f"it was made by riemerge {version}, and this is {__version__}"
+    if not record.outputs:
+        return f"{RECORD_FILE} has no sha256 of the files"
+    for name, expected in record.outputs.items():
+        try:
+            if file_sha256(folder / name) != expected:
+                return f"{name} is not the file that was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+    added = sorted({path.name for path in folder.glob("*.safetensors*")} - {*record.outputs})
+    return f"{added[0]} was added" if added else None
