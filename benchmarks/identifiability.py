@@ -15,7 +15,7 @@ import torch
 
 from riemerge import LowRankUpdate, Status, frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
-from riemerge.merging.measure import frames, mean_overlap, overlap
+from riemerge.merging.identifiability import frames, mean_overlap, overlap
 from riemerge.updates.low_rank import sum_updates
 from tests.helpers import FAMILIES, adapter_family
 

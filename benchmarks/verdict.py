@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.nli.material import COLLECTIONS, specialists
 from benchmarks.peers import SHIPPED
 from riemerge import merge_adapters
-from riemerge.merging.measure import determined, paired
+from riemerge.merging.identifiability import determined, paired
 from tests.folders import family, write_family
 from tests.helpers import FAMILIES, shared_data_folder
 

@@ -48,7 +48,7 @@ class TwoLayers(GeodesicManifold):
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         return euclidean_gradient / point.flip(-2).square()
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         return tangent_vector * point.flip(-2).square()
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ class Scaling(GroupAction):
         rates = vector / point
         return point.prod(dim=-2, keepdim=True).square() * (rates[..., :1, :] - rates[..., 1:, :])
 
-    def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+    def vertical_generator(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
         rates = vector / point
         return (rates[..., :1, :] - rates[..., 1:, :]) / 2
 

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from riemerge.methods.rounds.outer import OuterOptimizer as OuterOptimizer
     from riemerge.recipes.recipe import Recipe as Recipe
     from riemerge.recipes.recipe import read_recipe as read_recipe
-    from riemerge.records.run_record import Evaluation as Evaluation
+    from riemerge.records.evaluation_record import Evaluation as Evaluation
     from riemerge.statistics import collect_statistics as collect_statistics
     from riemerge.study.evaluation import evaluate as evaluate
     from riemerge.study.inspection import inspect as inspect
     from riemerge.study.soups import greedy_soup as greedy_soup
-    from riemerge.study.soups import sweep as sweep
+    from riemerge.study.sweeps import sweep as sweep
     from riemerge.updates.low_rank import LowRankUpdate as LowRankUpdate
 else:
     _IMPORTS = {

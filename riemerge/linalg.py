@@ -60,14 +60,14 @@ def skew(matrix: Tensor) -> Tensor:
     return (matrix - matrix.mT) / 2
 
 
-def working(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
     """Return half precision tensors as float32, in which torch decomposes, and others as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def frobenius(a: Tensor, b: Tensor) -> Tensor:
     """Return the Frobenius inner products of (..., m, n) and (..., m, n): float64 of shape (...)."""
-    return (working(a) * working(b)).sum(dim=(-2, -1), dtype=torch.float64)
+    return (widen(a) * widen(b)).sum(dim=(-2, -1), dtype=torch.float64)
 
 
 def eye_like(matrix: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def polar(matrix: Tensor) -> Tensor:
 
     Where a matrix is rank deficient the factor is one of several nearest frames (the one LAPACK completes).
     """
-    left, _, right = torch.linalg.svd(working(matrix), full_matrices=False)
+    left, _, right = torch.linalg.svd(widen(matrix), full_matrices=False)
     return (left @ right).to(matrix.dtype)
 
 
@@ -199,6 +199,11 @@ def with_determinant(orthogonal: Tensor, determinant: Tensor) -> Tensor:
     """
     flip = torch.linalg.det(orthogonal).sign() * determinant.to(orthogonal.dtype)
     return torch.cat((orthogonal[..., :-1], orthogonal[..., -1:] * flip[..., None, None]), dim=-1)
+
+
+def scale_modules(factor: Tensor, vector: Tensor) -> Tensor:
+    """Multiply each module's matrix (..., m, n) by its own factor (...)."""
+    return factor.to(vector.dtype)[..., None, None] * vector
 
 
 class SVD(NamedTuple):

@@ -27,7 +27,7 @@ scores are in soup.json, in the output."""
 @answering
 def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Do what `riemerge soup` is asked."""
-    from riemerge.study.scores import command_scorer
+    from riemerge.study.scorer import command_scorer
     from riemerge.study.soups import greedy_soup
 
     with progress_on_stderr(quiet, each=True) as listener:

@@ -32,8 +32,8 @@ def sweep(
 ) -> None:
     """Do what `riemerge sweep` is asked."""
     from riemerge.report.words import number
-    from riemerge.study.scores import command_scorer
-    from riemerge.study.soups import sweep
+    from riemerge.study.scorer import command_scorer
+    from riemerge.study.sweeps import sweep
 
     if scorer:
         asked["scorer"] = command_scorer(scorer)

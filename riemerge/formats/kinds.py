@@ -88,13 +88,13 @@ def why_no_checkpoint(names: Iterable[str]) -> str | None:
     names = list(names)
     if factors := [name for name in names if _FACTORS_OF_PEFT.search(name)]:
         return (
-            f"holds a LoRA or another adapter ({_counted(factors, names)}), not a full checkpoint; its "
+            f"holds a LoRA or another adapter ({_count(factors, names)}), not a full checkpoint; its "
             "factors do not say its scale: give its folder, with the adapter_config.json in it, or convert "
             "it to PEFT's format"
         )
     if factors := [name for name in names if _FACTORS_OF_OTHERS.search(name)]:
         return (
-            f"is a LoRA or another adapter in a single file ({_counted(factors, names)}), not a full "
+            f"is a LoRA or another adapter in a single file ({_count(factors, names)}), not a full "
             "checkpoint; only LoRAs in PEFT's format are read: convert it to a folder with "
             "adapter_config.json and adapter_model.safetensors"
         )
@@ -111,7 +111,7 @@ def why_file_is_none(path: Path) -> str | None:
         return None
 
 
-def _counted(some: list[str], names: list[str]) -> str:
+def _count(some: list[str], names: list[str]) -> str:
     return f"{len(some)} of {len(names)} tensors: {listed(some, 2)}"
 
 

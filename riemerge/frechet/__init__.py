@@ -2,7 +2,7 @@
 
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.mean import SOLVERS, frechet_mean
-from riemerge.frechet.problem import FrechetProblem, normalised_weights
+from riemerge.frechet.problem import FrechetProblem, normalize_weights
 from riemerge.frechet.solution import Solution, TracePoint
 from riemerge.frechet.status import Status
 
@@ -16,5 +16,5 @@ __all__ = [
     "Status",
     "TracePoint",
     "frechet_mean",
-    "normalised_weights",
+    "normalize_weights",
 ]

@@ -10,14 +10,14 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from riemerge.frechet.formulation import Evaluation, Formulation
-from riemerge.linalg import frobenius
+from riemerge.frechet.formulation import Evaluation, Formulation, PlainFormulation
+from riemerge.linalg import frobenius, scale_modules
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Logarithm, scaled
+from riemerge.manifolds.base import Logarithm
 
 
 class Batched(Formulation, ABC):
-    """What formulations on torch manifolds share. Abstract."""
+    """A formulation on a torch manifold. Abstract."""
 
     manifold: TorchManifold
     points: Tensor
@@ -28,14 +28,14 @@ class Batched(Formulation, ABC):
         return self.manifold.inner_products(point, a, b)
 
     @final
-    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
+    def scale(self, factor: Tensor, vector: Tensor) -> Tensor:
         """Multiply each module's tangent vector by its own factor."""
-        return scaled(factor, vector)
+        return scale_modules(factor, vector)
 
     @final
     def move(self, point: Tensor, step: Tensor, direction: Tensor) -> Tensor:
         """Retract each module along its own direction by its own step."""
-        return self.manifold.retraction(point, scaled(step, direction))
+        return self.manifold.retraction(point, scale_modules(step, direction))
 
     @final
     def choose(self, mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -46,43 +46,47 @@ class Batched(Formulation, ABC):
     def differentiate(
         self,
         point: Tensor,
+        step: Tensor,
         direction: Tensor,
         field: Tensor,
         ahead: tuple[Tensor, Tensor],
         behind: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Turn a central difference into the covariant derivative."""
-        return self.manifold.covariant_derivative(point, direction, field, (ahead[1] - behind[1]) / 2)
+        unit, difference = scale_modules(step, direction), (ahead[1] - behind[1]) / 2
+        derivative = self.manifold.covariant_derivative(point, unit, field, difference)
+        inverse = torch.where(step > 0, 1 / step.clamp_min(1e-300), 0.0)
+        return self.manifold.projection(point, scale_modules(inverse, derivative))
 
 
 class Geodesic(Batched, ABC):
-    """What formulations by logarithms on torch manifolds share. Abstract."""
+    """A formulation by logarithms on a torch manifold. Abstract."""
 
     space: GeodesicManifold
 
     @abstractmethod
-    def narrowed(self, modules: Tensor) -> Self:
-        """Return the same problem for some of the modules."""
+    def narrow(self, modules: Tensor) -> Self:
+        """Return the problem of some of the modules."""
 
     @abstractmethod
-    def glance(self, point: Tensor) -> Evaluation:
+    def evaluate_quickly(self, point: Tensor) -> Evaluation:
         """Compute a pass as `evaluate` does; modules of logarithms that take long to find may cost +inf."""
 
     @abstractmethod
-    def place(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
         """Return the point of the search manifold that stands for x, with the data roughly aligned to it."""
 
     @final
-    def moved_off(self, x: Tensor, attempt: int) -> Tensor:
+    def move_off(self, x: Tensor, attempt: int) -> Tensor:
         """Return x moved by a seeded step, the same for every module; later attempts go farther."""
         space = self.space
         noise = [space.random_ambient(x[:1]) for _ in range(attempt + 1)][-1]
         vector = space.projection(x, noise.expand_as(x))
-        return space.exp(x, scaled(step_off(attempt) / space.norms(x, vector), vector))
+        return space.exp(x, scale_modules(escape_length(attempt) / space.norms(x, vector), vector))
 
 
 @final
-class Nested(Geodesic):
+class Nested(Geodesic, PlainFormulation):
     """The quotient's (or any torch manifold's) own cost: data are aligned anew, from scratch, at every point.
 
     The derivative of the alignment does not enter the gradient (envelope theorem).
@@ -92,7 +96,6 @@ class Nested(Geodesic):
         self.manifold: GeodesicManifold = manifold
         self.space = manifold
         self.k = points.shape[1]
-        self.total = manifold.total if isinstance(manifold, QuotientManifold) else manifold
         self.points = points
         self.weights = weights
         self.autograd = autograd
@@ -102,89 +105,75 @@ class Nested(Geodesic):
         return self.certify(point)[0]
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Compute one logarithm for each data point and module, and checks it."""
+        """Compute one logarithm for each data point and module, and check it."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
-        aligned = (
-            self.manifold.align(self.points, to=x)
-            if isinstance(self.manifold, QuotientManifold)
-            else self.points
-        )
-        found = self.total.logarithm(x, aligned)
+        total, aligned = self.manifold, self.points
+        if isinstance(self.manifold, QuotientManifold):
+            total, aligned = self.manifold.total, self.manifold.align(self.points, to=x)
+        found = total.logarithm(x, aligned)
         if self.autograd:
-            euclidean, found = differentiated(
-                lambda leaf: self.total.squared_dists(leaf, aligned), x, found, self.weights
+            euclidean, found = differentiate_cost(
+                lambda leaf: total.squared_dists(leaf, aligned), x, found, self.weights
             )
             gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         else:
-            gradient = -scaled(self.weights, found.tangent).sum(dim=0)
+            gradient = -scale_modules(self.weights, found.tangent).sum(dim=0)
         if isinstance(self.manifold, QuotientManifold):
             gradient = self.manifold.horizontal(x, gradient)
-        vertical = vertical_parts(self.manifold, x, found.tangent)
-        evaluation = screened(self, x, feasible, found, gradient, vertical, self.weights)
-        return evaluation, missed(self.total, x, found.tangent, aligned)
+        vertical = vertical_lengths(self.manifold, x, found.tangent)
+        evaluation = screen(self, x, feasible, found, gradient, vertical, self.weights)
+        return evaluation, forward_errors(total, x, found.tangent, aligned)
 
-    def accept(self, evaluation: Evaluation) -> None:
-        """Keep nothing."""
-
-    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
-        """Return the vector: weights sum to one, so the Hessian is near the identity."""
-        return vector
-
-    def narrowed(self, modules: Tensor) -> Self:
-        """Return the same problem for some of the modules."""
+    def narrow(self, modules: Tensor) -> Self:
+        """Return the problem of some of the modules."""
         narrow = copy.copy(self)
         narrow.k = modules.numel()
         narrow.manifold = narrow.space = self.manifold.with_modules(narrow.k)
-        narrow.total = (
-            narrow.manifold.total if isinstance(narrow.manifold, QuotientManifold) else narrow.manifold
-        )
         narrow.points, narrow.weights = self.points[:, modules], self.weights[:, modules]
         return narrow
 
-    def start(self, initial_point: Tensor | None) -> Tensor:
-        """Return the extrinsic mean, or a user's point."""
-        return start(self.manifold, self.points, self.weights) if initial_point is None else initial_point
+    def average(self) -> Tensor:
+        """Return the extrinsic mean."""
+        return average(self.manifold, self.points, self.weights)
 
-    def glance(self, point: Tensor) -> Evaluation:
+    def evaluate_quickly(self, point: Tensor) -> Evaluation:
         """Compute a pass as `evaluate` does."""
         return self.evaluate(point)
 
-    def place(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
         """Return x: alignment happens inside the cost."""
         return x
 
-    def solution(self, point: Tensor) -> Tensor:
-        """Return the mean."""
-        return point
 
-
-def step_off(attempt: int) -> float:
+def escape_length(attempt: int) -> float:
     """Return the length of a step off a cut locus; later attempts go farther."""
     # 0.05 was sometimes still on it, 0.3 never.
     return 0.3 * 1.25**attempt
 
 
-def start(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
+def average(manifold: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
     """Return the extrinsic mean; a single point is its own mean, to the bit."""
-    return points[0].clone() if points.shape[0] == 1 else manifold.extrinsic_mean(points, weights)
+    if points.shape[0] == 1:
+        return points[0].clone()
+    return manifold.extrinsic_mean(points, weights)
 
 
-def vertical_parts(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
+def vertical_lengths(manifold: GeodesicManifold, x: Tensor, logs: Tensor) -> Tensor:
     """Return the length of the part of each logarithm along the orbit, (T, K); zero without a symmetry."""
     if not isinstance(manifold, QuotientManifold):
         return torch.zeros(logs.shape[:2], dtype=torch.float64, device=logs.device)
     total, action = manifold.total, manifold.action
-    gauge = action.gauge_part(total, x, logs)
+    gauge = action.vertical_generator(total, x, logs)
     return frobenius(gauge, action.momentum(total, x, logs)).clamp_min(0).sqrt()
 
 
-def missed(manifold: GeodesicManifold, x: Tensor, logs: Tensor, data: Tensor) -> Tensor:
+def forward_errors(manifold: GeodesicManifold, x: Tensor, logs: Tensor, data: Tensor) -> Tensor:
     """Return the distances of exp(logs) from the data, (T, K), to first order."""
     return manifold.norms(data, manifold.projection(data, manifold.exp(x, logs) - data))
 
 
-def screened(
+def screen(
     form: Batched,
     x: Tensor,
     feasible: Tensor,
@@ -209,7 +198,7 @@ def screened(
     )
 
 
-def differentiated(
+def differentiate_cost(
     squared: Callable[[Tensor], Tensor], point: Tensor, found: Logarithm, weights: Tensor
 ) -> tuple[Tensor, Logarithm]:
     """Differentiate 1/2 sum w squared(point) by torch; return the entrywise gradient and the distances it

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, final
 
 from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 Point: TypeAlias = Any
 """A torch tensor (K, ...) on our manifolds; whatever Pymanopt's own manifolds use on theirs."""
+
+Known = TypeVar("Known")
 
 
 class Evaluation(NamedTuple):
@@ -18,12 +20,11 @@ class Evaluation(NamedTuple):
     Attributes:
         cost: F per module (K,), float64; +inf where the point is infeasible or a logarithm was not found.
         gradient: Riemannian gradient on the search manifold; zero in modules of infinite cost.
-        norms: Its length per module (K,).
+        norms: Length of the gradient per module (K,).
         squared: Squared distances (T, K).
         vertical: Length of the part of each logarithm along the orbit (T, K): zero where data are aligned.
-        state: What the formulation wants back when an optimizer accepts this point.
-        coarse: Of which modules the logarithms are of single precision, boolean (K,); None where there are no
-            such passes.
+        state: The pass itself, which the formulation wants back when an optimizer accepts this point; None
+            where it keeps nothing.
     """
 
     cost: Tensor
@@ -32,33 +33,55 @@ class Evaluation(NamedTuple):
     squared: Tensor
     vertical: Tensor
     state: Any = None
-    coarse: Tensor | None = None
 
-    def narrowed(self, modules: Tensor) -> Evaluation:
-        """Return the same for some of the modules (of a formulation on tensors)."""
-        return Evaluation(
-            self.cost[modules],
-            self.gradient[modules],
-            self.norms[modules],
-            self.squared[:, modules],
-            self.vertical[:, modules],
-            None if self.state is None else self.state.narrowed(modules),
-            None if self.coarse is None else self.coarse[modules],
-        )
+    @property
+    def coarse(self) -> Tensor | None:
+        """Modules whose logarithms are of single precision, boolean (K,); None where there are no such
+        passes.
+        """
+        coarse: Tensor | None = getattr(self.state, "coarse", None)
+        return coarse
 
-    def replaced(self, modules: Tensor, other: Evaluation) -> Evaluation:
-        """Return the same with another evaluation of some of the modules (of a formulation on tensors)."""
-        return Evaluation(
-            self.cost.index_copy(0, modules, other.cost),
-            self.gradient.index_copy(0, modules, other.gradient),
-            self.norms.index_copy(0, modules, other.norms),
-            self.squared.index_copy(1, modules, other.squared),
-            self.vertical.index_copy(1, modules, other.vertical),
-            None if self.state is None else self.state.replaced(modules, other.state),
-            None
-            if self.coarse is None or other.coarse is None
-            else self.coarse.index_copy(0, modules, other.coarse),
+    def narrow(self, modules: Tensor) -> Evaluation:
+        """Return the evaluation of some of the modules (of a formulation on tensors)."""
+        parts = (x.index_select(axis, modules) for x, axis in zip(self[:5], _AXES, strict=True))
+        return Evaluation._make((*parts, self.state and self.state.narrow(modules)))
+
+    def replace(self, modules: Tensor, other: Evaluation) -> Evaluation:
+        """Return this evaluation with another one of some of the modules (of a formulation on tensors)."""
+        parts = (
+            x.index_copy(axis, modules, y) for x, y, axis in zip(self[:5], other[:5], _AXES, strict=True)
         )
+        return Evaluation._make((*parts, self.state and self.state.replace(modules, other.state)))
+
+
+# Axes along which the tensors of an evaluation have their modules.
+_AXES = (0, 0, 0, 1, 1)
+
+
+@final
+class Memory(Generic[Known]):
+    """What is known of the two points that were last asked for; points are told apart by identity."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Point, Known]] = []
+
+    def __contains__(self, point: Point) -> bool:
+        return any(known is point for known, _ in self._known)
+
+    def recall(self, point: Point) -> Known | None:
+        """Return what is known of a point, None where nothing is."""
+        for known, value in self._known:
+            if known is point:
+                self.keep(point, value)
+                return value
+        return None
+
+    def keep(self, point: Point, value: Known) -> Known:
+        """Remember the value of a point, and return it; forget the point asked for the longest ago."""
+        others = [pair for pair in self._known if pair[0] is not point]
+        self._known = [(point, value), *others[:1]]
+        return value
 
 
 class Formulation(ABC):
@@ -68,9 +91,9 @@ class Formulation(ABC):
 
     manifold: Manifold
     k: int
-    # Of which modules passes may be of single precision, (K,) on the host: for who knows of their noise to
-    # say. None where there are no such passes.
     coarse: Tensor | None = None
+    """Modules that may be evaluated in single precision, boolean (K,) on the host: set by the solver, which
+    knows what noise it tolerates. None where there are no such passes."""
 
     @abstractmethod
     def evaluate(self, point: Point, *, tight: bool = False) -> Evaluation:
@@ -80,13 +103,13 @@ class Formulation(ABC):
 
     @abstractmethod
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
-        """Compute the same by the manifold's own logarithms, from scratch; and the distances (T, K) between
-        exp(log) and the data, which are zero for a logarithm, however it was found.
+        """Compute cost and gradient by the manifold's own logarithms, from scratch; and the distances (T, K)
+        between exp(log) and the data, which are zero for a logarithm, however it was found.
         """
 
     @abstractmethod
     def accept(self, evaluation: Evaluation) -> None:
-        """Take note of the iterate that an optimizer moves on from."""
+        """Take note of the iterate that an optimizer goes on from."""
 
     @abstractmethod
     def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
@@ -97,7 +120,7 @@ class Formulation(ABC):
         """Return the metric per module (K,)."""
 
     @abstractmethod
-    def scaled(self, factor: Tensor, vector: Point) -> Point:
+    def scale(self, factor: Tensor, vector: Point) -> Point:
         """Multiply each module's tangent vector by its own factor (K,)."""
 
     @abstractmethod
@@ -112,19 +135,21 @@ class Formulation(ABC):
     def differentiate(
         self,
         point: Point,
+        step: Tensor,
         direction: Point,
         field: Point,
         ahead: tuple[Point, Point],
         behind: tuple[Point, Point],
     ) -> Point:
-        """Turn values of a tangent field into its derivative along a direction.
+        """Turn values of a tangent field into its derivative along a direction, by central differences.
 
         Args:
             point: The point x.
+            step: How far each module was moved (K,); zero where its direction is.
             direction: Tangent vector at x.
             field: Value of the field at x.
-            ahead: The point where x is moved by the direction, and the value there.
-            behind: The point where x is moved by minus the direction, and the value there.
+            ahead: The point where x is moved by the step along the direction, and the value there.
+            behind: The point where x is moved by minus the step, and the value there.
         """
 
     @abstractmethod
@@ -134,3 +159,32 @@ class Formulation(ABC):
     @abstractmethod
     def solution(self, point: Point) -> Point:
         """Return the mean itself, on the manifold that was asked for."""
+
+
+class PlainFormulation(Formulation, ABC):
+    """A formulation that moves on the manifold that was asked for and remembers no iterate. Abstract."""
+
+    @abstractmethod
+    def average(self) -> Point:
+        """Return a deterministic average of the data, cheap to find."""
+
+    @final
+    def accept(self, evaluation: Evaluation) -> None:
+        """Keep nothing."""
+
+    @final
+    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
+        """Return the vector: weights sum to one, so the Hessian is near the identity."""
+        return vector
+
+    @final
+    def start(self, initial_point: Point | None) -> Point:
+        """Return the average, or a user's point."""
+        if initial_point is None:
+            return self.average()
+        return initial_point
+
+    @final
+    def solution(self, point: Point) -> Point:
+        """Return the point itself."""
+        return point

@@ -12,8 +12,8 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import step_off
-from riemerge.frechet.formulation import Evaluation, Formulation, Point
+from riemerge.frechet.batched import escape_length
+from riemerge.frechet.formulation import Evaluation, PlainFormulation, Point
 from riemerge.manifolds.guests.guarded import guarded, is_finite, random_like
 from riemerge.manifolds.guests.membership import broken_law, refusal
 
@@ -22,7 +22,7 @@ _STEP, _SLOPE = 1e-5, 1e-2
 
 
 @final
-class Stock(Formulation):
+class Stock(PlainFormulation):
     """Pymanopt's own manifolds, on numpy (or whatever their points are): one module.
 
     Args:
@@ -55,7 +55,8 @@ class Stock(Formulation):
         self.problem: pymanopt.Problem | None = None
         self.squared = squared
         named = [(f"point {i}", y) for i, y in zip(places, points, strict=True)]
-        named += [] if initial_point is None else [("initial_point", initial_point)]
+        if initial_point is not None:
+            named.append(("initial_point", initial_point))
         reasons = [(name, refusal(manifold, y)) for name, y in named]
         problems = [f"{manifold}: {name} is no point of it: {why}" for name, why in reasons if why]
         if problems:
@@ -66,8 +67,11 @@ class Stock(Formulation):
 
             @pymanopt.function.autograd(manifold)  # type: ignore[untyped-decorator]
             def cost(*x: Any) -> Any:
-                at = x[0] if manifold.num_values == 1 else x
-                return sum(w * squared(at, y) for w, y in zip(self.weights, self.candidates, strict=True)) / 2
+                point: Any = x
+                if manifold.num_values == 1:
+                    (point,) = x
+                losses = (w * squared(point, y) for w, y in zip(self.weights, self.candidates, strict=True))
+                return sum(losses) / 2
 
             self.problem = pymanopt.Problem(manifold, cost)
 
@@ -76,13 +80,13 @@ class Stock(Formulation):
         if is_finite(point):
             try:
                 with np.errstate(all="ignore"):
-                    return self._evaluated(point)
+                    return self._evaluate_finite(point)
             except np.linalg.LinAlgError:
                 pass
         nothing = [np.nan] * len(self.weights)
         return _evaluation(np.inf, self.manifold.zero_vector(self.candidates[0]), 0.0, nothing)
 
-    def _evaluated(self, point: Point) -> Evaluation:
+    def _evaluate_finite(self, point: Point) -> Evaluation:
         valid = True
         if self.problem is not None:
             squared = [float(self.squared(point, y)) for y in self.candidates]
@@ -106,42 +110,36 @@ class Stock(Formulation):
         return _evaluation(cost, gradient, norm, squared)
 
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
-        """Compute the same, and follows the logarithms: NaN where the manifold has no exp or no log, or the
-        distance is a user's own. Distances are the manifold's, whatever the cost; NaN where it has none.
+        """Compute cost and gradient, and follow the logarithms to their ends: NaN where the manifold has no
+        exp or no log, or the distance is a user's own. Distances are the manifold's, whatever the cost; NaN
+        where it has none.
         """
         evaluation = self.evaluate(point)
-        distances, missed = [], []
-        for y in self.candidates:
-            distances.append(self._known(self.manifold.dist, point, y))
-            missed.append(np.nan if self.squared is not None else self._known(self._miss, point, y))
-        squared = torch.tensor(distances, dtype=torch.float64).square().unsqueeze(-1)
-        return evaluation._replace(squared=squared), torch.tensor(missed, dtype=torch.float64).unsqueeze(-1)
+        verbs = self.manifold.dist, self._miss
+        measures = [[self._measure(verb, point, y) for verb in verbs] for y in self.candidates]
+        distances, errors = map(_column, zip(*measures, strict=True))
+        return evaluation._replace(squared=distances.square()), errors
 
     def _miss(self, point: Point, other: Point) -> float:
-        """Return the distance of exp(log) from a point."""
+        """Return the distance of exp(log) from a point; NaN where the distance is a user's own."""
+        if self.squared is not None:
+            return np.nan
         arrival = self.manifold.exp(point, self.manifold.log(point, other))
         return float(self.manifold.dist(arrival, other))
 
     @staticmethod
-    def _known(verb: Any, point: Point, other: Point) -> float:
+    def _measure(verb: Any, point: Point, other: Point) -> float:
         """Return a number of two points, or NaN where the manifold has none."""
         try:
             return float(verb(point, other))
         except (NotImplementedError, np.linalg.LinAlgError):
             return np.nan
 
-    def accept(self, evaluation: Evaluation) -> None:
-        """Keep nothing."""
-
-    def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
-        """Return the vector: weights sum to one, so the Hessian is near the identity."""
-        return vector
-
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
         """Return the metric (1,)."""
         return torch.tensor([float(self.manifold.inner_product(point, a, b))], dtype=torch.float64)
 
-    def scaled(self, factor: Tensor, vector: Point) -> Point:
+    def scale(self, factor: Tensor, vector: Point) -> Point:
         """Multiply a tangent vector."""
         return float(factor[0]) * vector
 
@@ -151,34 +149,35 @@ class Stock(Formulation):
 
     def choose(self, mask: Tensor, a: Point, b: Point) -> Point:
         """Take a or b."""
-        return a if bool(mask[0]) else b
+        if bool(mask[0]):
+            return a
+        return b
 
     def differentiate(
         self,
         point: Point,
+        step: Tensor,
         direction: Point,
         field: Point,
         ahead: tuple[Point, Point],
         behind: tuple[Point, Point],
     ) -> Point:
-        """Transport the values to the point and takes their central difference."""
+        """Transport the values to the point and take their central difference."""
+        if not (size := float(step[0])) > 0:
+            return 0 * direction
         here = [self.manifold.transport(there, point, value) for there, value in (ahead, behind)]
-        return self.manifold.to_tangent_space(point, 0.5 * (here[0] - here[1]))
+        return self.manifold.to_tangent_space(point, 0.5 * (here[0] - here[1])) / size
 
-    def start(self, initial_point: Point | None) -> Point:
-        """Return the first of the data, or a user's point."""
-        return self.candidates[0] if initial_point is None else initial_point
+    def average(self) -> Point:
+        """Return the first of the data."""
+        return self.candidates[0]
 
-    def moved_off(self, x: Point, attempt: int) -> Point:
+    def move_off(self, x: Point, attempt: int) -> Point:
         """Return x moved by a seeded step; later attempts go farther."""
         ambient = self.manifold.embedding(x, self.manifold.zero_vector(x))
         vector = self.manifold.projection(x, random_like(ambient, np.random.default_rng(attempt)))
         vector = self.manifold.to_tangent_space(x, vector)
-        return self.manifold.exp(x, step_off(attempt) / self.manifold.norm(x, vector) * vector)
-
-    def solution(self, point: Point) -> Point:
-        """Return the point itself."""
-        return point
+        return self.manifold.exp(x, escape_length(attempt) / self.manifold.norm(x, vector) * vector)
 
     def refuse_gradient(self, point: Point) -> None:
         """Refuse a user's cost whose gradient is not its slope at a point, nor at two near it (at one of
@@ -190,8 +189,8 @@ class Stock(Formulation):
         if self.problem is None:
             return
         slopes: tuple[float, float] | None = None
-        for place in (point, self.moved_off(point, 0), self.moved_off(point, 1)):
-            slopes = self._other_slope(place)
+        for other in (point, self.move_off(point, 0), self.move_off(point, 1)):
+            slopes = self._find_wrong_slope(other)
             if slopes is None:
                 return
         assert slopes is not None
@@ -201,7 +200,7 @@ class Stock(Formulation):
             "or the manifold's euclidean_to_riemannian_gradient is wrong (that of Pymanopt's UnitaryGroup is)"
         )
 
-    def _other_slope(self, point: Point) -> tuple[float, float] | None:
+    def _find_wrong_slope(self, point: Point) -> tuple[float, float] | None:
         """Return the slope along the gradient, by central differences, and its length, where they differ."""
         evaluation = self.evaluate(point)
         norm = float(evaluation.norms[0])
@@ -211,7 +210,9 @@ class Stock(Formulation):
         costs = [float(self.evaluate(self.manifold.exp(point, h * unit)).cost[0]) for h in (_STEP, -_STEP)]
         slope = (costs[0] - costs[1]) / (2 * _STEP)
         noise = 1e3 * np.finfo(float).eps * abs(float(evaluation.cost[0])) / _STEP
-        return (slope, norm) if abs(slope - norm) > _SLOPE * norm + noise else None
+        if abs(slope - norm) <= _SLOPE * norm + noise:
+            return None
+        return slope, norm
 
     def _refuse_lawless(self, manifold: Manifold) -> None:
         """Refuse a manifold without the verbs of a mean, and one whose verbs contradict each other."""
@@ -245,12 +246,14 @@ class Stock(Formulation):
             self.manifold.exp(point, zero)
 
 
+def _column(numbers: Sequence[float]) -> Tensor:
+    """Return T numbers as a tensor (T, 1)."""
+    return torch.tensor(numbers, dtype=torch.float64).unsqueeze(-1)
+
+
 def _evaluation(cost: float, gradient: Point, norm: float, squared: list[float]) -> Evaluation:
     """Return what is known of one module."""
+    distances = _column(squared)
     return Evaluation(
-        torch.tensor([cost], dtype=torch.float64),
-        gradient,
-        torch.tensor([norm], dtype=torch.float64),
-        torch.tensor(squared, dtype=torch.float64).unsqueeze(-1),
-        torch.zeros((len(squared), 1), dtype=torch.float64),
+        _column([cost])[0], gradient, _column([norm])[0], distances, torch.zeros_like(distances)
     )

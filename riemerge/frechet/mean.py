@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
@@ -40,7 +39,7 @@ SOLVERS: dict[str, str] = {
 """The solvers by name, the default first."""
 
 
-# Those of them that may make passes of single precision. The others need more of a cost than that it falls:
+# Solvers that may make passes of single precision. The others need more of a cost than that it falls:
 # its minimum along a direction, for whose noise conjugate gradients take half as many passes more, or the
 # ratio to what a model promised.
 _SINGLE = ("lbfgs",)
@@ -75,15 +74,16 @@ def frechet_mean(
         weights: T numbers or (T, K); equal by default; divided by their sum.
         solver: A name in `SOLVERS`, or any gradient-based Pymanopt optimizer (which then also stops by its
             own rules).
-        form: See `FrechetProblem`.
-        gradient: See `FrechetProblem`.
-        reduce: See `FrechetProblem`.
-        squared_dist: See `FrechetProblem`.
-        initial_point: Where to start, on the manifold; by default a cheap average of the points.
-        tol: Converged where ‖gradient‖ <= tol * max(1, sqrt(2 F)).
+        form: `joint` or `nested`: see `FrechetProblem`.
+        gradient: `analytic` or `autograd`: see `FrechetProblem`.
+        reduce: Solve in the joint span of the data: see `FrechetProblem`.
+        squared_dist: A user's own squared distance: see `FrechetProblem`.
+        initial_point: Point of the manifold to start at; by default a cheap average of the points.
+        tol: Converged where ‖gradient‖ <= tol * max(1, √(2 F)).
         cost_tol: Flat where a few iterates lower F by at most this share; 0 to switch off.
         max_passes: Budget of passes over all logarithms; those at the start may exceed it.
-        max_seconds: Budget of wall time; none by default. Results that ran out of it are not reproducible.
+        max_seconds: Budget of wall time in seconds; none by default. Results that ran out of it are not
+            reproducible.
         callback: Called with each accepted iterate.
 
     Returns:
@@ -104,8 +104,9 @@ def frechet_mean(
     for name, value in (("tol", tol), ("cost_tol", cost_tol)):
         if not (np.isfinite(value) and value >= 0):
             raise RecipeError(f"{name} is {value}; expected a finite number >= 0")
-    seconds = np.inf if max_seconds is None else max_seconds
-    if not seconds > 0:
+    if max_seconds is None:
+        max_seconds = np.inf
+    if not max_seconds > 0:
         raise RecipeError(f"max_seconds is {max_seconds}; expected a positive number")
     if max_passes < 1:
         raise RecipeError(f"max_passes is {max_passes}; at least 1 is needed")
@@ -134,7 +135,7 @@ def frechet_mean(
             tol=tol,
             cost_tol=cost_tol,
             max_passes=max_passes,
-            max_seconds=seconds,
+            max_seconds=max_seconds,
             callback=callback,
         )
         start = problem.start()
@@ -147,61 +148,45 @@ def frechet_mean(
         return _solution(problem, monitor, len(points))
 
 
-@final
-@dataclass(frozen=True)
-class _Watched:
-    """All that Pymanopt's optimizers ask of a problem, watched by a monitor.
-
-    Not a `pymanopt.Problem`, which takes tuple points apart and hands gradients back as plain lists (Pymanopt
-    issue 254), so that no optimizer runs on a product manifold with a Riemannian gradient.
-    """
-
-    manifold: Manifold
-    cost: Callable[[Point], np.float64]
-    riemannian_gradient: Callable[[Point], Point]
-    riemannian_hessian: Callable[[Point, Point], Point]
-    preconditioner: Callable[[Point, Point], Point]
-
-
 def _run(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor, start: Point) -> None:
     """Run an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules
     that are left whenever enough have left.
     """
-    named = solver if isinstance(solver, str) else None
-    optimizer = _optimizer(solver, problem, monitor) if isinstance(solver, str) else solver
+    optimizer = _make_optimizer(solver, problem, monitor)
     while True:
-        manifold, options = problem.form.manifold, {}
-        if named == "trust_regions":
-            manifold = _Stepped(manifold, ModulewiseLineSearcher(problem, monitor, freeze=False))
+        monitor.manifold, options = problem.form.manifold, {}
+        if solver == "trust_regions":
+            searcher = ModulewiseLineSearcher(problem, monitor, freeze=False)
+            monitor.manifold = _Stepped(problem.form.manifold, searcher)
             # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by
             # zero.
             radius = float(np.pi * np.sqrt(problem.k))
             options = {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
-        watched = _Watched(manifold, monitor.cost, monitor.gradient, monitor.hessian, monitor.preconditioned)
         try:
             # Pymanopt's conjugate gradients divide zero by zero after a step of zero, and restart.
             with np.errstate(divide="ignore", invalid="ignore"):
-                result = optimizer.run(watched, initial_point=start, **options)
+                result = optimizer.run(monitor, initial_point=start, **options)
             monitor.accept(result.point, problem.evaluate(result.point))
             monitor.finish(Status.STOPPED)
         except Narrow as narrow:
             start = monitor.resume(narrow.modules)
             if isinstance(optimizer, LBFGS):
                 optimizer.narrow(narrow.modules, problem.form.manifold)
-            elif named is not None:
-                optimizer = _optimizer(named, problem, monitor)
+            else:
+                optimizer = _make_optimizer(solver, problem, monitor)
 
 
-def _optimizer(name: str, problem: FrechetProblem, monitor: Monitor) -> Optimizer:
-    if name == "lbfgs":
+def _make_optimizer(solver: str | Optimizer, problem: FrechetProblem, monitor: Monitor) -> Optimizer:
+    if isinstance(solver, Optimizer):
+        return solver
+    if solver == "lbfgs":
         searcher = ModulewiseLineSearcher(problem, monitor)
         return LBFGS(line_searcher=searcher, rescale=False, **ENDLESS)
-    if name == "steepest_descent":
-        return SteepestDescent(ModulewiseLineSearcher(problem, monitor, longest=_LONGEST), **ENDLESS)
-    if name == "conjugate_gradient":
-        searcher = ModulewiseLineSearcher(problem, monitor, longest=_LONGEST)
-        return ConjugateGradient(line_searcher=searcher, **ENDLESS)
-    return {"trust_regions": TrustRegions, "fixed_point": FixedPoint}[name](**ENDLESS)
+    if solver in ("trust_regions", "fixed_point"):
+        return {"trust_regions": TrustRegions, "fixed_point": FixedPoint}[solver](**ENDLESS)
+    searcher = ModulewiseLineSearcher(problem, monitor, longest=_LONGEST)
+    descent = {"steepest_descent": SteepestDescent, "conjugate_gradient": ConjugateGradient}[solver]
+    return descent(line_searcher=searcher, **ENDLESS)
 
 
 @final
@@ -225,25 +210,24 @@ class _Stepped:
 
 
 def _solution(problem: FrechetProblem, monitor: Monitor, count: int) -> Solution:
-    evaluation, missed = problem.certify(monitor.point)
+    evaluation, errors = problem.certify(monitor.point)
+    defined, counts = torch.isfinite(evaluation.cost), problem.counts.to(evaluation.cost.device)
     distances = np.full((count, evaluation.cost.numel()), np.nan)
-    found = problem.counted & torch.isfinite(evaluation.cost)
-    lengths = torch.where(found, evaluation.squared.clamp_min(0).sqrt(), torch.nan)
-    distances[list(problem.kept)] = host_array(lengths)
-    defined = torch.isfinite(evaluation.cost).tolist()
-    status = tuple(
-        Status.STALLED if x.ok and not there else x
-        for x, there in zip(monitor.status, defined, strict=True)
-        if x is not None
-    )
+    lengths = torch.where(counts & defined, evaluation.squared.clamp_min(0).sqrt(), torch.nan)
+    distances[list(problem.support)] = host_array(lengths)
+    status = [ended for ended in monitor.status if ended is not None]
     assert len(status) == evaluation.cost.numel()
+    # The certificate is computed anew, and may find what the solve did not.
+    for index in torch.nonzero(~defined).squeeze(-1).tolist():
+        if status[index].ok:
+            status[index] = Status.STALLED
     return Solution(
         point=problem.solution(monitor.point),
-        status=status,
+        status=tuple(status),
         cost=host_array(evaluation.cost),
         gradient_norm=host_array(evaluation.norms),
         horizontality=host_array(evaluation.vertical.amax(dim=0)),
-        forward_error=host_array(torch.where(problem.counted, missed, 0.0).amax(dim=0)),
+        forward_error=host_array(torch.where(counts, errors, 0.0).amax(dim=0)),
         distances=distances,
         passes=problem.passes,
         seconds=monitor.seconds,

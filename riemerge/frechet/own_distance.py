@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Batched, differentiated, screened, start, step_off
-from riemerge.frechet.formulation import Evaluation
+from riemerge.frechet.batched import Batched, average, differentiate_cost, escape_length, screen
+from riemerge.frechet.formulation import Evaluation, PlainFormulation
+from riemerge.linalg import scale_modules
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Logarithm, scaled
+from riemerge.manifolds.base import Logarithm
 
 # By this share a distance may change with the representative and still be taken for one of orbits.
 _INVARIANT = 1e-6
 
 
 @final
-class Own(Batched):
+class Own(Batched, PlainFormulation):
     """A user's cost 1/2 Σ wᵢ q(x, yᵢ) on the manifold that was asked for.
 
     Law: q sees x and yᵢ as points of that manifold, as they were given: nothing is reduced, aligned or
@@ -48,30 +49,30 @@ class Own(Batched):
     def candidates(self) -> list[Tensor]:
         """The points that a solve may begin at."""
         if isinstance(self.manifold, GeodesicManifold):
-            return [start(self.manifold, self.points, self.weights)]
+            return [average(self.manifold, self.points, self.weights)]
         return list(self.points)
 
-    def moved_off(self, x: Tensor, attempt: int) -> Tensor:
+    def move_off(self, x: Tensor, attempt: int) -> Tensor:
         """Return x moved by a seeded step; later attempts go farther."""
         generator = torch.Generator().manual_seed(attempt)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         vector = self.manifold.projection(x, noise)
-        length = step_off(attempt) / self.manifold.norms(x, vector)
-        return self.manifold.retraction(x, scaled(length, vector))
+        length = escape_length(attempt) / self.manifold.norms(x, vector)
+        return self.manifold.retraction(x, scale_modules(length, vector))
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Compute the cost by the user's function, and its gradient by torch."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
         found = Logarithm(x, torch.zeros_like(self.weights), self.weights >= 0)
-        euclidean, found = differentiated(self._values, x, found, self.weights)
+        euclidean, found = differentiate_cost(self._values, x, found, self.weights)
         gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         gradient = self.manifold.to_tangent_space(x, gradient)
         aligned = torch.zeros_like(self.weights)
-        return screened(self, x, feasible, found, gradient, aligned, self.weights)
+        return screen(self, x, feasible, found, gradient, aligned, self.weights)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Compute the same; the distances are the manifold's own, NaN where it has none."""
+        """Compute cost and gradient; the distances are the manifold's own, NaN where it has none."""
         squared = torch.full_like(self.weights, torch.nan)
         if isinstance(self.manifold, GeodesicManifold):
             found = self.manifold.logarithm(point, self.points)
@@ -79,20 +80,9 @@ class Own(Batched):
         unknown = torch.full_like(self.weights, torch.nan)
         return self.evaluate(point)._replace(squared=squared), unknown
 
-    def accept(self, evaluation: Evaluation) -> None:
-        """Keep nothing."""
-
-    def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
-        """Return the vector: nothing is known of the Hessian."""
-        return vector
-
-    def start(self, initial_point: Tensor | None) -> Tensor:
-        """Return the first candidate, or a user's point."""
-        return self.candidates[0] if initial_point is None else initial_point
-
-    def solution(self, point: Tensor) -> Tensor:
-        """Return the point itself."""
-        return point
+    def average(self) -> Tensor:
+        """Return the first candidate."""
+        return self.candidates[0]
 
     def _values(self, x: Tensor) -> Tensor:
         """Return q(x, yᵢ), (T, K)."""
@@ -113,7 +103,7 @@ class Own(Batched):
 
     def _refuse_gauges(self, manifold: QuotientManifold) -> None:
         # Away from the data, where q is zero and its round-off would be the whole of it.
-        x, generator = self.moved_off(self.points[-1], 0), torch.Generator().manual_seed(0)
+        x, generator = self.move_off(self.points[-1], 0), torch.Generator().manual_seed(0)
         turn = manifold.action.random_element((self.k,), generator).to(x)
         with torch.no_grad():
             here, there = self._values(x), self._values(manifold.action.act(manifold.total, x, turn))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -11,13 +11,13 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Batched, Geodesic, Nested
-from riemerge.frechet.formulation import Evaluation, Formulation, Point
+from riemerge.frechet.batched import Geodesic, Nested
+from riemerge.frechet.formulation import Evaluation, Formulation, Memory, Point
 from riemerge.frechet.guest import Stock
 from riemerge.frechet.low_rank.joint import Joint
 from riemerge.frechet.own_distance import Own
 from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Reduction, same, scaled, unreduced
+from riemerge.manifolds.base import Reduction, identity, trivial_reduction
 
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h²
 # and round-off eps/h balance between 1e-5 and 1e-4.
@@ -48,7 +48,7 @@ class FrechetProblem:
             for ours, a scalar on numpy), in place of the geodesic one. Needs `gradient="autograd"`. It is
             minimised on the manifold that was given: never reduced, without logarithms, and on a quotient it
             must be a function of orbits.
-        initial_point: Where to start instead of the deterministic average.
+        initial_point: Point to start at instead of the deterministic average.
 
     Raises:
         RecipeError: No points, what is no point of the manifold, weights that are not a weighting, a
@@ -85,34 +85,57 @@ class FrechetProblem:
                     "squared_dist, written with autograd.numpy, or use gradient='analytic'"
                 )
         self.manifold = manifold
-        self.weights = normalised_weights(weights, len(points), manifold.k if batched else 1)
-        kept = torch.nonzero((self.weights > 0).any(dim=1)).squeeze(-1).tolist()
-        self.kept: tuple[int, ...] = tuple(kept)
-        points = [points[i] for i in kept]
         self.initial_point = initial_point
         self.passes = 0
-        self._anew = False
-        self._memo: list[tuple[Point, Evaluation]] = []
-        self._lift: Callable[[Point], Point] = same
         self.form: Formulation
-        weight = self.weights[kept]
-        if not isinstance(manifold, TorchManifold):
-            self.form = Stock(manifold, points, weight, squared_dist, initial_point, kept)
+        self._refined = False
+        self._memory: Memory[Evaluation] = Memory()
+        self._lift: Callable[[Point], Point] = identity
+        if isinstance(manifold, TorchManifold):
+            self._weigh(weights, len(points), manifold.k)
+            self._make_batched(manifold, points, squared_dist, form, gradient == "autograd", reduce)
         else:
-            data = _checked(manifold, points if initial_point is None else [*points, initial_point], kept)
-            dtype, weight = points[0].dtype, weight.to(data.device)
-            lift: Callable[[Tensor], Tensor] = same
-            if squared_dist is not None or not isinstance(manifold, GeodesicManifold):
-                moved = data
-                self.form = Own(manifold, data[: len(points)], weight, squared_dist)
-            else:
-                small = manifold.reduce(data) if reduce else unreduced(manifold, data)
-                moved, lift = small.points, small.lift
-                kind = _formulation(small, form)
-                self.form = kind(small.manifold, moved[: len(points)], weight, gradient == "autograd")
-            self._lift = lambda point: lift(point).to(dtype)
-            self.initial_point = None if initial_point is None else moved[-1]
-        self._whole: Formulation = self.form
+            self._weigh(weights, len(points), 1)
+            data = [points[i] for i in self.support]
+            weight = self.weights[list(self.support)]
+            self.form = Stock(manifold, data, weight, squared_dist, initial_point, self.support)
+        self._full: Formulation = self.form
+
+    def _weigh(self, weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> None:
+        """Set the weights, and the support: the points whose weight is positive in some module."""
+        self.weights = normalize_weights(weights, count, k)
+        counts = torch.nonzero((self.weights > 0).any(dim=1)).squeeze(-1)
+        self.support: tuple[int, ...] = tuple(counts.tolist())
+
+    def _make_batched(
+        self,
+        manifold: TorchManifold,
+        points: Sequence[Tensor],
+        squared_dist: Callable[[Any, Any], Any] | None,
+        form: str,
+        autograd: bool,
+        reduce: bool,
+    ) -> None:
+        """Make the formulation of data on one of our manifolds, in their joint span where that is smaller."""
+        given = [points[i] for i in self.support]
+        count, dtype = len(given), given[0].dtype
+        if self.initial_point is not None:
+            given.append(self.initial_point)
+        data = _stack_points(manifold, given, self.support)
+        weight = self.weights[list(self.support)].to(data.device)
+        lift: Callable[[Tensor], Tensor] = identity
+        if squared_dist is not None or not isinstance(manifold, GeodesicManifold):
+            self.form = Own(manifold, data[:count], weight, squared_dist)
+        else:
+            small = trivial_reduction(manifold, data)
+            if reduce:
+                small = manifold.reduce(data)
+            data, lift = small.points, small.lift
+            kind = _choose_formulation(small, form)
+            self.form = kind(small.manifold, data[:count], weight, autograd)
+        self._lift = lambda point: lift(point).to(dtype)
+        if self.initial_point is not None:
+            self.initial_point = data[-1]
 
     @property
     def k(self) -> int:
@@ -127,38 +150,40 @@ class FrechetProblem:
         the longer the more of them fail, and of the data themselves.
         """
         form = self.form
-        if isinstance(form, Stock | Own):
-            return self._least(form)
         point = form.start(self.initial_point)
-        if self.initial_point is not None or not isinstance(form, Geodesic) or len(self.kept) == 1:
-            return point
-        begun = point, self.evaluate(point)
-        stuck = _without_cost(begun[1])
-        left = stuck
-        for attempt in range(_STEPS_OFF):
-            begun = self._improved(form, begun, left, "evaluate", attempt)
-            left = _without_cost(begun[1])
-        # Data at each other's cut locus are told from good starts by a glance; a second look is for modules
-        # that nothing else helps.
-        begun = self._improved(form, begun, stuck, "glance")
-        begun = self._improved(form, begun, _without_cost(begun[1]), "evaluate")
-        self.memorise(*begun)
-        return begun[0]
-
-    def _least(self, form: Stock | Own) -> Point:
-        """Return, module by module, the candidate of least cost, moved off where none has a finite one."""
-        point = form.start(self.initial_point)
-        if self.initial_point is None and len(self.kept) > 1:
-            point = self._cheapest(form, form.candidates)
-            for attempt in range(_STEPS_OFF):
-                if _without_cost(self.evaluate(point)).numel() == 0:
-                    break
-                point = self._cheapest(form, [point, form.moved_off(form.candidates[0], attempt)])
+        if self.initial_point is None and len(self.support) > 1:
+            if isinstance(form, Geodesic):
+                point = self._leave_cut_locus(form, point)
+            elif isinstance(form, Stock | Own):
+                point = self._start_from_candidates(form)
         if isinstance(form, Stock):
             form.refuse_gradient(point)
         return point
 
-    def _cheapest(self, form: Formulation, candidates: Sequence[Point]) -> Point:
+    def _leave_cut_locus(self, form: Geodesic, point: Tensor) -> Tensor:
+        """Return the start, moved in the modules that have no finite cost there."""
+        begun = point, self.evaluate(point)
+        left = stuck = _find_without_cost(begun[1])
+        for attempt in range(_STEPS_OFF):
+            begun = self._improve(form, begun, left, "evaluate", attempt)
+            left = _find_without_cost(begun[1])
+        # Data at each other's cut locus are told from good starts by a quick pass; a whole one is for modules
+        # that nothing else helps.
+        begun = self._improve(form, begun, stuck, "evaluate_quickly")
+        begun = self._improve(form, begun, _find_without_cost(begun[1]), "evaluate")
+        self.remember(*begun)
+        return begun[0]
+
+    def _start_from_candidates(self, form: Stock | Own) -> Point:
+        """Return, module by module, the candidate of least cost, moved off where none has a finite one."""
+        point = self._choose_cheapest(form, form.candidates)
+        for attempt in range(_STEPS_OFF):
+            if _find_without_cost(self.evaluate(point)).numel() == 0:
+                break
+            point = self._choose_cheapest(form, [point, form.move_off(form.candidates[0], attempt)])
+        return point
+
+    def _choose_cheapest(self, form: Formulation, candidates: Sequence[Point]) -> Point:
         """Return, module by module, the first of the candidates of least cost."""
         point, evaluation = candidates[0], self.evaluate(candidates[0])
         for other in candidates[1:]:
@@ -169,15 +194,15 @@ class FrechetProblem:
             elif better.any():
                 point = form.choose(better, other, point)
                 evaluation = self.evaluate(point)
-        self.memorise(point, evaluation)
+        self.remember(point, evaluation)
         return point
 
-    def _improved(
+    def _improve(
         self,
         form: Geodesic,
         begun: tuple[Tensor, Evaluation],
         modules: Tensor,
-        look: Literal["evaluate", "glance"],
+        verb: Literal["evaluate", "evaluate_quickly"],
         attempt: int | None = None,
     ) -> tuple[Tensor, Evaluation]:
         """Return a start and what is known of it, in some modules moved off it in one more attempt, or else
@@ -186,36 +211,35 @@ class FrechetProblem:
         if modules.numel() == 0:
             return begun
         point, evaluation = begun
-        few = form.narrowed(modules)
-        means = few.points if attempt is None else [few.moved_off(few.solution(point[modules]), attempt)]
-        for other in map(few.place, means):
-            found: Evaluation = getattr(few, look)(other)
+        few = form.narrow(modules)
+        means: Iterable[Tensor] = few.points
+        if attempt is not None:
+            means = [few.move_off(few.solution(point[modules]), attempt)]
+        for other in map(few.embed, means):
+            found: Evaluation = getattr(few, verb)(other)
             self.passes += 1
             better = torch.nonzero(found.cost < evaluation.cost[modules]).squeeze(-1)
             point = point.index_copy(0, modules[better], other[better])
-            evaluation = evaluation.replaced(modules[better], found.narrowed(better))
+            evaluation = evaluation.replace(modules[better], found.narrow(better))
         return point, evaluation
 
     def solution(self, point: Point) -> Point:
         """Return the mean that a point of the search manifold stands for, on the manifold that was asked
         for.
         """
-        return self._lift(self._whole.solution(point))
+        return self._lift(self._full.solution(point))
 
     def remembers(self, point: Point) -> bool:
         """Tell whether evaluating a point is free."""
-        return any(known is point for known, _ in self._memo)
+        return point in self._memory
 
     def evaluate(self, point: Point) -> Evaluation:
         """Compute cost and gradient, once per point: the last two passes are remembered."""
-        for index, (known, evaluation) in enumerate(self._memo):
-            if known is point:
-                self._memo.insert(0, self._memo.pop(index))
-                return evaluation
+        known = self._memory.recall(point)
+        if known is not None:
+            return known
         self.passes += 1
-        evaluation = self.form.evaluate(point)
-        self.memorise(point, evaluation)
-        return evaluation
+        return self._memory.keep(point, self.form.evaluate(point))
 
     def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
         """Compute a pass that is remembered anew in some of its modules, whose precision has changed.
@@ -224,22 +248,19 @@ class FrechetProblem:
         """
         assert isinstance(self.form, Geodesic)
         before = self.evaluate(point)
-        self.passes += not self._anew
-        self._anew = True
-        evaluation = before.replaced(modules, self.form.narrowed(modules).evaluate(point[modules]))
-        self._memo = [(known, evaluation if known is point else old) for known, old in self._memo]
-        return evaluation
+        self.passes += not self._refined
+        self._refined = True
+        again = self.form.narrow(modules).evaluate(point[modules])
+        return self._memory.keep(point, before.replace(modules, again))
 
-    def memorise(self, point: Point, evaluation: Evaluation) -> None:
+    def remember(self, point: Point, evaluation: Evaluation) -> None:
         """Keep what is known of a point, at the cost of no pass."""
-        self._memo = [(point, evaluation), *self._memo[:1]]
+        self._memory.keep(point, evaluation)
 
     @property
-    def counted(self) -> Tensor:
-        """Which of the data that were kept count in which module, boolean (T, K)."""
-        return (self.weights[list(self.kept)] > 0).to(
-            self._whole.points.device if isinstance(self._whole, Batched) else "cpu"
-        )
+    def counts(self) -> Tensor:
+        """Whether each point of the support counts in each module, boolean (T, K), on the host."""
+        return self.weights[list(self.support)] > 0
 
     @property
     def divisible(self) -> bool:
@@ -249,8 +270,8 @@ class FrechetProblem:
     def narrow(self, modules: Tensor) -> None:
         """Go on with some of the modules; `solution` and `certify` stay those of all."""
         assert isinstance(self.form, Geodesic)
-        self.form = self.form.narrowed(modules)
-        self._memo = []
+        self.form = self.form.narrow(modules)
+        self._memory = Memory()
 
     def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
         """Compute cost and gradient of all modules anew, with logarithms that are followed to their ends.
@@ -258,7 +279,7 @@ class FrechetProblem:
         Returns:
             The evaluation, and the distances (T, K) between exp(log) and the data.
         """
-        return self._whole.certify(point)
+        return self._full.certify(point)
 
     def hessian(self, point: Point, vector: Point) -> Point:
         """Return the Hessian-vector product by central differences along geodesics: two passes.
@@ -266,26 +287,20 @@ class FrechetProblem:
         Symmetric up to the differences' error at critical points; each module has its own step.
         """
         lengths = self.form.inner_products(point, vector, vector).clamp_min(0).sqrt()
-        step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), torch.zeros_like(lengths))
-        places = self.form.move(point, step, vector), self.form.move(point, -step, vector)
-        ahead, behind = ((x, self.form.evaluate(x, tight=True).gradient) for x in places)
+        step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), 0.0)
+        ends = self.form.move(point, step, vector), self.form.move(point, -step, vector)
+        ahead, behind = ((x, self.form.evaluate(x, tight=True).gradient) for x in ends)
         self.passes += 2
         field = self.evaluate(point).gradient
-        if isinstance(self.form, Batched):
-            unit = scaled(step, vector)
-            derived = self.form.differentiate(point, unit, field, ahead, behind)
-            inverse = torch.where(step > 0, 1 / step.clamp_min(1e-300), torch.zeros_like(step))
-            return self.form.manifold.projection(point, scaled(inverse, derived))
-        size = float(step[0])
-        return self.form.differentiate(point, vector, field, ahead, behind) / size if size > 0 else 0 * vector
+        return self.form.differentiate(point, step, vector, field, ahead, behind)
 
 
-def _without_cost(evaluation: Evaluation) -> Tensor:
+def _find_without_cost(evaluation: Evaluation) -> Tensor:
     """Return the modules of infinite cost."""
     return torch.nonzero(torch.isinf(evaluation.cost)).squeeze(-1)
 
 
-def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> Tensor:
+def normalize_weights(weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> Tensor:
     """Return weights (T, K), float64, that sum to one in every module.
 
     Raises:
@@ -293,12 +308,9 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
     """
     if count == 0:
         raise RecipeError("there are no points to take a mean of")
-    given = (
-        torch.ones(count, dtype=torch.float64, device="cpu")
-        if weights is None
-        else torch.as_tensor(weights, dtype=torch.float64)
-    )
-    tensor = given.detach().cpu()
+    if weights is None:
+        weights = [1.0] * count
+    tensor = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
     if tensor.shape not in ((count,), (count, k)):
         raise RecipeError(
             f"weights are of shape {tuple(tensor.shape)}; expected one for each of {count} points, or "
@@ -319,7 +331,7 @@ def normalised_weights(weights: Sequence[float] | np.ndarray | Tensor | None, co
     return tensor / total
 
 
-def _checked(manifold: TorchManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """Return points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
     manifold.
     """
@@ -342,7 +354,9 @@ def _checked(manifold: TorchManifold, points: Sequence[Tensor], places: Sequence
     return torch.stack([x.double() for x in points])
 
 
-def _formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:
+def _choose_formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:
     manifold = small.manifold
     symmetric = isinstance(manifold, QuotientManifold) and isinstance(manifold.action, Orthogonal)
-    return Joint if form == "joint" and symmetric else Nested
+    if form == "joint" and symmetric:
+        return Joint
+    return Nested

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -47,16 +47,14 @@ class TorchBackend(Backend):  # type: ignore[misc]
         def gradient(*point: Tensor) -> object:
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in point]
-                gradients = torch.autograd.grad(function(*leaves), leaves, allow_unused=True)
-            filled = _filled(gradients, leaves)
-            return filled[0] if num_arguments == 1 else filled
+                return _unpack(torch.autograd.grad(function(*leaves), leaves, materialize_grads=True))
 
         return gradient
 
     def generate_hessian_operator(
         self, function: Callable[..., Tensor], num_arguments: int
     ) -> Callable[..., object]:
-        """Return the entrywise Hessian-vector product; refuses functions that torch can differentiate only
+        """Return the entrywise Hessian-vector product; refuse functions that torch can differentiate only
         once.
         """
 
@@ -64,24 +62,21 @@ class TorchBackend(Backend):  # type: ignore[misc]
             point, vector = arguments[:num_arguments], arguments[num_arguments:]
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in point]
-                gradients = _filled(
-                    torch.autograd.grad(function(*leaves), leaves, create_graph=True, allow_unused=True),
-                    leaves,
-                )
+                value = function(*leaves)
+                gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
                 slope = torch.stack([(g * v).sum() for g, v in zip(gradients, vector, strict=True)]).sum()
-                products = (
-                    torch.autograd.grad(slope, leaves, allow_unused=True)
-                    if slope.requires_grad
-                    else [None] * len(leaves)
-                )
-            filled = _filled(products, leaves)
-            return filled[0] if num_arguments == 1 else filled
+                if not slope.requires_grad:
+                    return _unpack([torch.zeros_like(x) for x in leaves])
+                return _unpack(torch.autograd.grad(slope, leaves, materialize_grads=True))
 
         return hessian
 
 
-def _filled(gradients: object, leaves: list[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]  # type: ignore[call-overload]
+def _unpack(gradients: Sequence[Tensor]) -> object:
+    """Return the gradient of a function of one argument by itself."""
+    if len(gradients) == 1:
+        return gradients[0]
+    return list(gradients)
 
 
 torch_function = backend_decorator_factory(TorchBackend)

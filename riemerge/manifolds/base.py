@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, final
+from typing import Any, NamedTuple, Self, TypedDict, Unpack, final
 
 import numpy as np
 import torch
@@ -14,9 +14,32 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.linalg import scale_modules
 
 # torch keeps the level of forward differentiation in one place for all threads.
 _FORWARD = threading.Lock()
+
+
+class Options(TypedDict, total=False):
+    """Options that every manifold of this package takes, beside its sizes.
+
+    Attributes:
+        k: Number of modules K [default: 1].
+        dtype: Dtype of the points that the manifold draws [default: float64].
+        device: Device of the points that the manifold draws [default: cpu].
+        seed: Seed of the generator behind `random_point` and `random_tangent_vector` [default: 0]. Draws
+            happen on the CPU, so every device gets the same numbers.
+    """
+
+    k: int
+    dtype: torch.dtype
+    device: torch.device | str
+    seed: int
+
+
+def change_options(options: Options, **changes: Unpack[Options]) -> Options:
+    """Return options with some of them changed."""
+    return {**options, **changes}
 
 
 class TorchManifold(Manifold):  # type: ignore[misc]
@@ -28,35 +51,23 @@ class TorchManifold(Manifold):  # type: ignore[misc]
     on a GPU, and a Python float its line searches.
 
     Args:
-        name: What it is called in messages.
-        dimension: Of one module.
-        k: Number of modules K.
-        dtype: Of the points that this manifold draws.
-        device: Likewise.
-        seed: Of the generator behind `random_point` and `random_tangent_vector`. Draws happen on the CPU, so
-            every device gets the same numbers.
+        name: Name of the manifold in messages.
+        dimension: Dimension of one module.
+        options: See `Options`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        dimension: int,
-        *,
-        k: int = 1,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        if k < 1:
-            raise ValueError(f"{name}: k is {k}; at least one module is needed")
-        if not dtype.is_floating_point:
-            raise ValueError(f"{name}: dtype {dtype} is not a floating point type")
-        super().__init__(f"{name}^{k}" if k > 1 else name, k * dimension)
-        self.k = k
-        self.dtype = dtype
-        self.device = torch.device(device)
-        self.seed = seed
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, name: str, dimension: int, **options: Unpack[Options]) -> None:
+        defaults: Options = {"k": 1, "dtype": torch.float64, "device": "cpu", "seed": 0}
+        self.options = change_options(defaults, **options)
+        self.k, self.dtype, self.seed = self.options["k"], self.options["dtype"], self.options["seed"]
+        self.device = torch.device(self.options["device"])
+        if self.k < 1:
+            raise ValueError(f"{name}: k is {self.k}; at least one module is needed")
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"{name}: dtype {self.dtype} is not a floating point type")
+        power = f"^{self.k}" * (self.k > 1)
+        super().__init__(name + power, self.k * dimension)
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     @property
     @abstractmethod
@@ -75,11 +86,16 @@ class TorchManifold(Manifold):  # type: ignore[misc]
 
     @abstractmethod
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Riesz: the tangent g with ⟨g, v⟩ = tr(Eᵀv) for every tangent v, E the gradient of the entries."""
+        """Return the Riesz vector: the tangent g with ⟨g, v⟩ = tr(Eᵀv) for every tangent v.
+
+        Args:
+            point: The point x.
+            euclidean_gradient: E, the gradient of the entries at x.
+        """
 
     @abstractmethod
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Inverse of Riesz: an ambient E with tr(Eᵀv) = ⟨tangent_vector, v⟩ for every tangent v."""
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Return an ambient E with tr(Eᵀv) = ⟨tangent_vector, v⟩ for every tangent v."""
 
     @abstractmethod
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
@@ -98,7 +114,7 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         """Differentiate a tangent field by the metric's own connection.
 
         Args:
-            point: Where.
+            point: The point at which the field is differentiated.
             direction: Tangent vector to differentiate along.
             field: Value of the field at the point.
             derivative: Entrywise derivative of the field along the direction.
@@ -183,7 +199,7 @@ class TorchManifold(Manifold):  # type: ignore[misc]
 
 
 class Logarithm(NamedTuple):
-    """What a logarithm found, pair by pair.
+    """Logarithms of pairs of points, each checked.
 
     Attributes:
         tangent: Initial velocities of the geodesics, in the shape of a point.
@@ -197,7 +213,7 @@ class Logarithm(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """The same problem on a smaller, totally geodesic manifold.
+    """A problem moved to a smaller, totally geodesic manifold.
 
     Attributes:
         manifold: The smaller manifold.
@@ -215,7 +231,7 @@ class GeodesicManifold(TorchManifold):
 
     @abstractmethod
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
+        """Return this manifold with k modules."""
 
     @abstractmethod
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,18 +280,18 @@ class GeodesicManifold(TorchManifold):
         """Return the distance of two stacks of points.
 
         Raises:
-            NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
+            NumericalError: No geodesic was found: the points are at or beyond the cut locus.
         """
-        return host(self._found(point_a, point_b).squared.sum().sqrt())
+        return host(self._require_logarithm(point_a, point_b).squared.sum().sqrt())
 
     @final
     def log(self, point_a: Tensor, point_b: Tensor) -> Tensor:
         """Return the initial velocity of the geodesic from a to b. Law: exp(a, log(a, b)) = b, ‖log‖ = dist.
 
         Raises:
-            NumericalError: Where no geodesic was found (the points are at or beyond the cut locus).
+            NumericalError: No geodesic was found: the points are at or beyond the cut locus.
         """
-        return self._found(point_a, point_b).tangent
+        return self._require_logarithm(point_a, point_b).tangent
 
     @final
     def pair_mean(self, point_a: Tensor, point_b: Tensor) -> Tensor:
@@ -283,7 +299,7 @@ class GeodesicManifold(TorchManifold):
         return self.exp(point_a, self.log(point_a, point_b) / 2)
 
     @final
-    def _found(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
+    def _require_logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         found = self.logarithm(point_a, point_b)
         failed = int(host((~found.valid).sum()))
         if failed:
@@ -304,18 +320,13 @@ def host_array(tensor: Tensor) -> NDArray[np.float64]:
     return np.asarray(tensor.tolist(), dtype=np.float64)
 
 
-def scaled(factor: Tensor, vector: Tensor) -> Tensor:
-    """Multiply each module's vector (..., rows, columns) by its own factor (...)."""
-    return factor.to(vector.dtype)[..., None, None] * vector
+def trivial_reduction(manifold: GeodesicManifold, points: Tensor) -> Reduction:
+    """Return the problem itself as a reduction."""
+    return Reduction(manifold, points, identity)
 
 
-def unreduced(manifold: GeodesicManifold, points: Tensor) -> Reduction:
-    """The trivial reduction: the problem itself."""
-    return Reduction(manifold, points, same)
-
-
-def same(point: Any) -> Any:
-    """Return its argument: the lift of what was not reduced."""
+def identity(point: Any) -> Any:
+    """Return the point itself: the lift of a problem that was not reduced."""
     return point
 
 
@@ -337,8 +348,12 @@ class _SquaredDistance(torch.autograd.Function):
         factor = 2 * torch.where(valid | (grad == 0), grad, torch.nan)
         grad_a = grad_b = None
         if ctx.needs_input_grad[1]:
-            grad_a = scaled(-factor, manifold.lower(point_a, tangent)).sum_to_size(point_a.shape)
+            grad_a = scale_modules(
+                -factor, manifold.riemannian_to_euclidean_gradient(point_a, tangent)
+            ).sum_to_size(point_a.shape)
         if ctx.needs_input_grad[2]:
             back = manifold.logarithm(point_b, point_a).tangent
-            grad_b = scaled(-factor, manifold.lower(point_b, back)).sum_to_size(point_b.shape)
+            grad_b = scale_modules(
+                -factor, manifold.riemannian_to_euclidean_gradient(point_b, back)
+            ).sum_to_size(point_b.shape)
         return None, grad_a, grad_b

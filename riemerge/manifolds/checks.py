@@ -45,7 +45,7 @@ def check_manifold(
         manifold: Any Pymanopt manifold.
         scale: Length of the geodesics; inside the injectivity radius.
         pairs: How many draws.
-        point: Where, instead of at random points: an ill-conditioned one, say.
+        point: The point to check at, instead of random ones: an ill-conditioned one, say.
     """
     defects: dict[str, float] = {}
 
@@ -53,10 +53,10 @@ def check_manifold(
         defects[key] = _worse(defects.get(key, 0.0), value)
 
     for _ in range(pairs):
-        x = manifold.random_point() if point is None else point
+        x = _choose_point(manifold, point)
         u, v = (manifold.random_tangent_vector(x) for _ in range(2))
         u, v = (scale / manifold.norm(x, w) * w for w in (u, v))
-        record("projection", manifold.norm(x, manifold.projection(x, _embedded(manifold, x, u)) - u) / scale)
+        record("projection", manifold.norm(x, manifold.projection(x, _embed(manifold, x, u)) - u) / scale)
         record("symmetry", _relative(_inner(manifold, x, u, v), _inner(manifold, x, v, u), scale**2))
         both = _inner(manifold, x, u, v) + _inner(manifold, x, v, v)
         record("linearity", _relative(_inner(manifold, x, u + v, v), both, scale**2))
@@ -94,7 +94,7 @@ def _check_geodesics(
             record("pair_mean", _relative(manifold.dist(x, middle), manifold.dist(middle, y), scale))
     if _offers(manifold, "transport", x, y, v):
         moved = manifold.transport(x, y, v)
-        tangent = manifold.projection(y, _embedded(manifold, y, moved))
+        tangent = manifold.projection(y, _embed(manifold, y, moved))
         record("transport", manifold.norm(y, tangent - moved) / scale)
         record("isometry", _relative(manifold.norm(y, moved), scale, scale))
 
@@ -104,13 +104,13 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
     tangent.
 
     Keys: `riesz` (left out where points are the factors of a matrix, as on Pymanopt's `FixedRankEmbedded`),
-    `tangency`; on our manifolds also `lower` (its inverse).
+    `tangency`; on our manifolds also `riesz_inverse`.
     """
     defects = {"tangency": 0.0}
     for _ in range(draws):
-        x = manifold.random_point() if point is None else point
+        x = _choose_point(manifold, point)
         v = manifold.random_tangent_vector(x)
-        ambient = _embedded(manifold, x, v)
+        ambient = _embed(manifold, x, v)
         euclidean = _ambient_like(manifold, x)
         # Where a point is the factors of a matrix, only the manifold knows the velocity of its entries.
         alike = [np.shape(a) for a in _parts(ambient)] == [np.shape(a) for a in _parts(x)]
@@ -124,11 +124,13 @@ def check_metric(manifold: Manifold, *, draws: int = 4, point: Any = None) -> di
             slope = sum(_pairing(e, a) for e, a in zip(_parts(euclidean), _parts(ambient), strict=True))
             riesz = abs(float(_inner(manifold, x, gradient, v)) - slope) / size
             defects["riesz"] = _worse(defects.get("riesz", 0.0), riesz)
-        tangent = manifold.projection(x, _embedded(manifold, x, gradient))
+        tangent = manifold.projection(x, _embed(manifold, x, gradient))
         defects["tangency"] = _worse(defects["tangency"], manifold.norm(x, tangent - gradient) / size)
-        if hasattr(manifold, "lower"):
-            again = manifold.euclidean_to_riemannian_gradient(x, manifold.lower(x, v))
-            defects["lower"] = _worse(defects.get("lower", 0.0), manifold.norm(x, again - v))
+        if hasattr(manifold, "riemannian_to_euclidean_gradient"):
+            again = manifold.euclidean_to_riemannian_gradient(
+                x, manifold.riemannian_to_euclidean_gradient(x, v)
+            )
+            defects["riesz_inverse"] = _worse(defects.get("riesz_inverse", 0.0), manifold.norm(x, again - v))
     return defects
 
 
@@ -215,7 +217,7 @@ def check_hessian(problem: Problem, *, point: Any = None, tangent_vector: Any = 
     ]
     size = float(manifold.norm(x, along_v)) + float(manifold.norm(x, along_w))
     both = problem.riemannian_hessian(x, 2 * v + w)
-    tangent = manifold.projection(x, _embedded(manifold, x, along_v))
+    tangent = manifold.projection(x, _embed(manifold, x, along_v))
     defects = {
         "symmetry": _relative(_inner(manifold, x, along_v, w), _inner(manifold, x, v, along_w), size),
         "linearity": float(manifold.norm(x, both - 2 * along_v - along_w)) / size,
@@ -242,14 +244,25 @@ def check_retraction(manifold: Manifold, *, point: Any = None, tangent_vector: A
     return _slope(errors, 1.0)
 
 
+def _choose_point(manifold: Manifold, point: Any) -> Any:
+    """Return the point that was given, or a random one."""
+    if point is None:
+        return manifold.random_point()
+    return point
+
+
 def _draw(manifold: Manifold, point: Any, tangent_vector: Any) -> tuple[Any, Any]:
-    x = manifold.random_point() if point is None else point
-    return x, manifold.random_tangent_vector(x) if tangent_vector is None else tangent_vector
+    x = _choose_point(manifold, point)
+    if tangent_vector is None:
+        return x, manifold.random_tangent_vector(x)
+    return x, tangent_vector
 
 
 def _move(manifold: Manifold, point: Any, vector: Any) -> Any:
-    verb = "exp" if _offers(manifold, "exp", point, vector) else "retraction"
-    return getattr(manifold, verb)(point, vector)
+    try:
+        return manifold.exp(point, vector)
+    except (NotImplementedError, AttributeError):
+        return manifold.retraction(point, vector)
 
 
 def _offers(manifold: Manifold, verb: str, *arguments: Any) -> bool:
@@ -260,9 +273,9 @@ def _offers(manifold: Manifold, verb: str, *arguments: Any) -> bool:
     return True
 
 
-def _embedded(manifold: Manifold, point: Any, vector: Any) -> Any:
-    """Tangent vectors of Pymanopt's groups are elements of the algebra; projection and Riesz want ambient
-    ones.
+def _embed(manifold: Manifold, point: Any, vector: Any) -> Any:
+    """Return the ambient vector of a tangent one: on Pymanopt's groups tangent vectors are elements of the
+    algebra, but projection and Riesz want ambient ones.
     """
     if isinstance(manifold, TorchManifold):
         return vector
@@ -275,13 +288,16 @@ def _embedded(manifold: Manifold, point: Any, vector: Any) -> Any:
 def _ambient_like(manifold: Manifold, like: Any) -> Any:
     if isinstance(manifold, TorchManifold):
         return manifold.random_ambient(like)
-    generator = np.random.default_rng(0)
-    draws = [generator.standard_normal(np.shape(part)) for part in _parts(like)]
-    draws = [
-        draw + 1j * generator.standard_normal(np.shape(part)) if np.iscomplexobj(part) else draw
-        for draw, part in zip(draws, _parts(like), strict=True)
-    ]
-    return draws if isinstance(like, list | tuple) else draws[0]
+    return _draw_like(like, np.random.default_rng(0))
+
+
+def _draw_like(like: Any, generator: np.random.Generator) -> Any:
+    if isinstance(like, list | tuple):
+        return [_draw_like(part, generator) for part in like]
+    draw = generator.standard_normal(np.shape(like))
+    if np.iscomplexobj(like):
+        return draw + 1j * generator.standard_normal(np.shape(like))
+    return draw
 
 
 def _parts(point: Any) -> list[Any]:

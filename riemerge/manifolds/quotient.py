@@ -53,7 +53,7 @@ class GroupAction(ABC):
         """
 
     @abstractmethod
-    def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+    def vertical_generator(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
         """Return the algebra element whose vertical vector is the orthogonal projection of a tangent
         vector.
         """
@@ -106,7 +106,7 @@ class QuotientManifold(GeodesicManifold):
             )
         name = f"Quotient of {total} by {type(action).__name__}"
         dimension = total.dim // total.k - action.dimension
-        super().__init__(name, dimension, k=total.k, dtype=total.dtype, device=total.device, seed=total.seed)
+        super().__init__(name, dimension, **total.options)
         self.total = total
         self.action = action
 
@@ -116,7 +116,7 @@ class QuotientManifold(GeodesicManifold):
         return self.total.point_shape
 
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
+        """Return this manifold with k modules."""
         return type(self)(self.total.with_modules(k), self.action)
 
     def align(self, point: Tensor, to: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class QuotientManifold(GeodesicManifold):
 
     def horizontal(self, point: Tensor, vector: Tensor) -> Tensor:
         """Remove the component of a tangent vector along the orbit."""
-        gauge = self.action.gauge_part(self.total, point, vector)
+        gauge = self.action.vertical_generator(self.total, point, vector)
         return vector - self.action.vertical(self.total, point, gauge)
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -142,9 +142,9 @@ class QuotientManifold(GeodesicManifold):
         """
         return self.total.euclidean_to_riemannian_gradient(point, euclidean_gradient)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Lower in the total space."""
-        return self.total.lower(point, tangent_vector)
+        return self.total.riemannian_to_euclidean_gradient(point, tangent_vector)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Retract in the total space."""

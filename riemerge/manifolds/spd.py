@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Self, final
+from typing import Literal, Self, Unpack, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
+from riemerge.manifolds.base import (
+    GeodesicManifold,
+    Logarithm,
+    Options,
+    Reduction,
+    change_options,
+    trivial_reduction,
+)
 
 
 @final
@@ -24,23 +31,17 @@ class SymmetricPositiveDefinite(GeodesicManifold):
 
     Args:
         r: Size of the matrices.
-        k: Number of modules.
         retraction: `exp` (the geodesic), or `quadratic`: B + v + v B⁻¹ v / 2, which is at least B / 2
             however long the step.
-        dtype: Of drawn points.
-        device: Of drawn points.
-        seed: Of `random_point`.
+        options: See `riemerge.manifolds.base.Options`.
     """
 
     def __init__(
         self,
         r: int,
         *,
-        k: int = 1,
         retraction: Literal["exp", "quadratic"] = "exp",
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         if r < 1:
             raise ValueError(f"SymmetricPositiveDefinite: r is {r}; at least 1 is needed")
@@ -49,7 +50,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
                 f"SymmetricPositiveDefinite: retraction is {retraction!r}; known are 'exp' and 'quadratic'"
             )
         name = f"Manifold of {r}x{r} symmetric positive definite matrices"
-        super().__init__(name, r * (r + 1) // 2, k=k, dtype=dtype, device=device, seed=seed)
+        super().__init__(name, r * (r + 1) // 2, **options)
         self.r = r
         self._retraction: Literal["exp", "quadratic"] = retraction
 
@@ -59,15 +60,13 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         return self.r, self.r
 
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
-        return type(self)(
-            self.r, k=k, retraction=self._retraction, dtype=self.dtype, device=self.device, seed=self.seed
-        )
+        """Return this manifold with k modules."""
+        return type(self)(self.r, retraction=self._retraction, **change_options(self.options, k=k))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(B⁻¹ a B⁻¹ b) per module."""
         factor = _cholesky(point)
-        return linalg.frobenius(_whitened(factor, a), _whitened(factor, b))
+        return linalg.frobenius(_whiten(factor, a), _whiten(factor, b))
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
         """Return the symmetric part."""
@@ -78,10 +77,10 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         wide = point.double()
         return linalg.sym(wide @ linalg.sym(euclidean_gradient.double()) @ wide).to(point.dtype)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Return B⁻¹ v B⁻¹."""
         factor = _cholesky(point)
-        white = _whitened(factor, tangent_vector)
+        white = _whiten(factor, tangent_vector)
         half = torch.linalg.solve_triangular(factor.mT, white, upper=True)
         return linalg.sym(torch.linalg.solve_triangular(factor, half, upper=False, left=False)).to(
             point.dtype
@@ -101,7 +100,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follow a geodesic: C exp(W) Cᵀ with W = C⁻¹ v C⁻ᵀ."""
         factor = _cholesky(point)
-        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whitened(factor, tangent_vector)))
+        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whiten(factor, tangent_vector)))
         frame, grown = factor @ vectors, eigenvalues.exp()
         arrival = (frame * grown.unsqueeze(-2)) @ frame.mT
         velocity = (frame * (grown * eigenvalues).unsqueeze(-2)) @ frame.mT
@@ -112,7 +111,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         matrices.
         """
         factor = _cholesky(point_a)
-        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whitened(factor, point_b)))
+        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whiten(factor, point_b)))
         valid = (eigenvalues > 0).all(dim=-1)
         logs = eigenvalues.clamp_min(torch.finfo(eigenvalues.dtype).tiny).log()
         frame = factor @ vectors
@@ -129,7 +128,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
     def congruence(self, point_a: Tensor, point_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return E = (b a⁻¹)^½, which transports from a to b by E v Eᵀ, and its inverse; float64."""
         factor = _cholesky(point_a)
-        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whitened(factor, point_b)))
+        eigenvalues, vectors = torch.linalg.eigh(linalg.sym(_whiten(factor, point_b)))
         root = eigenvalues.clamp_min(torch.finfo(eigenvalues.dtype).tiny).sqrt().unsqueeze(-2)
         frame = factor @ vectors
         coframe = torch.linalg.solve_triangular(factor.mT, vectors, upper=True)
@@ -145,17 +144,17 @@ class SymmetricPositiveDefinite(GeodesicManifold):
     def feasible(self, point: Tensor) -> Tensor:
         """Tell per module whether a matrix is finite and positive definite."""
         finite = torch.isfinite(point).all(dim=-1).all(dim=-1)
-        screened = torch.where(finite[..., None, None], point, linalg.eye_like(point))
-        return finite & (torch.linalg.cholesky_ex(screened.double()).info == 0)
+        screen = torch.where(finite[..., None, None], point, linalg.eye_like(point))
+        return finite & (torch.linalg.cholesky_ex(screen.double()).info == 0)
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Return the log-Euclidean mean exp(sum w log B) (Arsigny et al. 2007)."""
-        logs = scaled(weights, spectral(points.double(), torch.log)).sum(dim=0)
-        return spectral(logs, torch.exp).to(points.dtype)
+        logs = linalg.scale_modules(weights, function_of(points.double(), torch.log)).sum(dim=0)
+        return function_of(logs, torch.exp).to(points.dtype)
 
     def reduce(self, points: Tensor) -> Reduction:
         """Return the problem itself: there is nothing to reduce."""
-        return unreduced(self, points)
+        return trivial_reduction(self, points)
 
     def random_point(self) -> Tensor:
         """Draw X diag(e^g) Xᵀ, X Haar and g standard normal: condition numbers of 10 to 100 at r = 8."""
@@ -163,7 +162,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         return linalg.sym((frame * self._draw(self.k, 1, self.r).exp()) @ frame.mT)
 
 
-def spectral(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def function_of(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a function to the eigenvalues of symmetric matrices (..., r, r)."""
     eigenvalues, vectors = torch.linalg.eigh(matrix)
     return linalg.sym((vectors * function(eigenvalues).unsqueeze(-2)) @ vectors.mT)
@@ -177,7 +176,7 @@ def _cholesky(point: Tensor) -> Tensor:
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
-def _whitened(factor: Tensor, matrix: Tensor) -> Tensor:
+def _whiten(factor: Tensor, matrix: Tensor) -> Tensor:
     """Return C⁻¹ X C⁻ᵀ."""
     half = torch.linalg.solve_triangular(factor, matrix.double(), upper=False)
     return torch.linalg.solve_triangular(factor.mT, half, upper=True, left=False)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, final
+from typing import Literal, Self, Unpack, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, scaled, unreduced
+from riemerge.manifolds.base import (
+    GeodesicManifold,
+    Logarithm,
+    Options,
+    Reduction,
+    change_options,
+    trivial_reduction,
+)
 from riemerge.manifolds.stiefel_log import (
-    completed,
+    complete_rotation,
     fibre_log,
     forward_error,
     generator,
     normal_factor,
-    orthonormalised,
+    orthonormalize,
 )
 
 # Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
@@ -37,11 +44,8 @@ class Stiefel(GeodesicManifold):
     Args:
         n: Rows.
         p: Columns, p <= n.
-        k: Number of modules.
         retraction: `exp` (the geodesic), `qr` or `polar`.
-        dtype: Of drawn points. Small matrices are always computed in float64.
-        device: Of drawn points.
-        seed: Of `random_point`.
+        options: See `riemerge.manifolds.base.Options`. Small matrices are always computed in float64.
     """
 
     def __init__(
@@ -49,20 +53,15 @@ class Stiefel(GeodesicManifold):
         n: int,
         p: int,
         *,
-        k: int = 1,
         retraction: Literal["exp", "qr", "polar"] = "exp",
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         if not 1 <= p <= n:
             raise ValueError(f"Stiefel: n is {n} and p is {p}; 1 <= p <= n is needed")
         if retraction not in ("exp", "qr", "polar"):
             raise ValueError(f"Stiefel: retraction is {retraction!r}; known are 'exp', 'qr' and 'polar'")
         dimension = n * p - p * (p + 1) // 2
-        super().__init__(
-            f"Stiefel manifold St({n},{p})", dimension, k=k, dtype=dtype, device=device, seed=seed
-        )
+        super().__init__(f"Stiefel manifold St({n},{p})", dimension, **options)
         self.n = n
         self.p = p
         self._retraction = retraction
@@ -73,16 +72,8 @@ class Stiefel(GeodesicManifold):
         return self.n, self.p
 
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
-        return type(self)(
-            self.n,
-            self.p,
-            k=k,
-            retraction=self._retraction,
-            dtype=self.dtype,
-            device=self.device,
-            seed=self.seed,
-        )
+        """Return this manifold with k modules."""
+        return self._resize(self.n, k)
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(aᵀ(I - UUᵀ/2)b) per module."""
@@ -96,7 +87,7 @@ class Stiefel(GeodesicManifold):
         """Return E - U EᵀU (Edelman et al. 1998, eq. 2.53)."""
         return euclidean_gradient - point @ (euclidean_gradient.mT @ point)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Return (I - UUᵀ/2) v."""
         return tangent_vector - point @ (point.mT @ tangent_vector) / 2
 
@@ -106,7 +97,7 @@ class Stiefel(GeodesicManifold):
             return self.exp(point, tangent_vector)
         if self._retraction == "polar":
             return linalg.polar(point + tangent_vector)
-        orthonormal, upper = torch.linalg.qr(linalg.working(point + tangent_vector))
+        orthonormal, upper = torch.linalg.qr(linalg.widen(point + tangent_vector))
         signs = torch.diagonal(upper, dim1=-2, dim2=-1).sign()
         signed = orthonormal * torch.where(signs == 0, torch.ones_like(signs), signs).unsqueeze(-2)
         return signed.to(point.dtype)
@@ -135,9 +126,9 @@ class Stiefel(GeodesicManifold):
         leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         span = _Span(u, y)
-        target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
         goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
-        found = fibre_log(target, completed(target), goal, _MAX_TURNS)
+        found = fibre_log(target, complete_rotation(target), goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
@@ -157,10 +148,10 @@ class Stiefel(GeodesicManifold):
         torsion term.
         """
         span = _Span(point_a, point_b)
-        target = orthonormalised(torch.cat((span.upper, span.lower), dim=-2))
-        turned = torch.cat((target, completed(target)), dim=-1) - linalg.eye_like(target @ target.mT)
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
+        turned = torch.cat((target, complete_rotation(target)), dim=-1) - linalg.eye_like(target @ target.mT)
         # Stacks of vectors at one point lie side by side as columns: two products, whatever their number.
-        vectors = linalg.working(tangent_vector_a)
+        vectors = linalg.widen(tangent_vector_a)
         over = vectors.ndim - span.upper.ndim
         if over > 0:
             vectors = vectors.flatten(0, over - 1).movedim(0, -2).flatten(-2)
@@ -190,7 +181,7 @@ class Stiefel(GeodesicManifold):
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Return the frame nearest to the weighted sum of frames."""
-        return linalg.polar(scaled(weights, points).sum(dim=0))
+        return linalg.polar(linalg.scale_modules(weights, points).sum(dim=0))
 
     def reduce(self, points: Tensor) -> Reduction:
         """Reduce to the span of all frames: St(T p, p) in St(n, p) is totally geodesic (fixed by a
@@ -200,22 +191,17 @@ class Stiefel(GeodesicManifold):
         """
         count = points.shape[0] * self.p
         if count >= self.n:
-            return unreduced(self, points)
-        basis = torch.linalg.qr(linalg.working(torch.cat(tuple(points), dim=-1))).Q.to(points.dtype)
-        small = type(self)(
-            count,
-            self.p,
-            k=self.k,
-            retraction=self._retraction,
-            dtype=self.dtype,
-            device=self.device,
-            seed=self.seed,
-        )
+            return trivial_reduction(self, points)
+        basis = torch.linalg.qr(linalg.widen(torch.cat(tuple(points), dim=-1))).Q.to(points.dtype)
+        small = self._resize(count, self.k)
         return Reduction(small, basis.mT @ points, lambda point: basis @ point)
 
     def random_point(self) -> Tensor:
         """Draw uniformly (the Haar measure)."""
         return linalg.polar(self._draw(self.k, self.n, self.p))
+
+    def _resize(self, n: int, k: int) -> Self:
+        return type(self)(n, self.p, retraction=self._retraction, **change_options(self.options, k=k))
 
 
 @final

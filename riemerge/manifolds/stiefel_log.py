@@ -124,7 +124,7 @@ def normal_factor(gram: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(found[..., None, None], factor, linalg.eye_like(gram)).mT, found
 
 
-def completed(frame: Tensor) -> Tensor:
+def complete_rotation(frame: Tensor) -> Tensor:
     """Complete frames (..., p + q, p) to rotations whose lower right block is as positive as a rotation
     allows; return the last q columns.
     """
@@ -132,7 +132,7 @@ def completed(frame: Tensor) -> Tensor:
     identity = torch.eye(size, dtype=frame.dtype, device=frame.device)
     if bool((linalg.frobenius(frame - identity[:, :p], frame - identity[:, :p]) <= _CLOSE).all()):
         # Near the identity, that is the polar factor of what is left of its other columns.
-        return orthonormalised(identity[:, p:] - frame @ frame[..., p:, :].mT)
+        return orthonormalize(identity[:, p:] - frame @ frame[..., p:, :].mT)
     complete, _ = torch.linalg.qr(frame, mode="complete")
     rest = complete[..., p:]
     if rest.shape[-1] == 0:
@@ -144,7 +144,7 @@ def completed(frame: Tensor) -> Tensor:
     return turned - (1 - sign)[..., None, None] * (rest @ right.mT[..., -1:]) @ left.mT[..., -1:, :]
 
 
-def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+def move_completion(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """Return a completion of a frame near an earlier one, and whether that was near enough, (...).
 
     Continuous in the frame, so its determinant is that of the earlier completion.
@@ -156,7 +156,7 @@ def recompleted(frame: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(factor.mT, moved, upper=True, left=False), near
 
 
-def continued(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
+def continue_rotation(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
     """Return the completion of a frame near an earlier one, whose C vanishes to first order in what moved
     the frame, and whether that was near enough, (...).
 
@@ -169,7 +169,7 @@ def continued(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Ten
         log: L = log V, whose own block C is small.
     """
     p = frame.shape[-1]
-    rest, near = recompleted(frame, rotation[..., p:])
+    rest, near = move_completion(frame, rotation[..., p:])
     # In blocks, L = [[A, -Bᵀ], [B, C]] and D = [[E, -Fᵀ], [F, G]], C and G next to nothing.
     upper, lower, corner = log[..., :p, :p], log[..., p:, :p], log[..., p:, p:]
     along, across = (rotation.mT @ frame).split((p, rest.shape[-1]), dim=-2)
@@ -179,8 +179,8 @@ def continued(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Tensor, Ten
     return rest @ linalg.cayley(-_newton_step(lower, corner)), near
 
 
-def orthonormalised(frame: Tensor) -> Tensor:
-    """Newton's iteration for the nearest frame: for frames whose singular values are near one."""
+def orthonormalize(frame: Tensor) -> Tensor:
+    """Return the nearest frame by Newton's iteration, for frames whose singular values are near one."""
     for _ in range(_SCHULZ):
         gram = frame.mT @ frame
         frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)

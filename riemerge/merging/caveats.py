@@ -19,8 +19,8 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
     """Say where a merged update is zero though its inputs are not, and which inputs have no direction.
 
     Args:
-        recipe: As resolved for the record.
-        method: Its row of the table.
+        recipe: The completed recipe, as the record has it.
+        method: The row of the table.
         rows: What was measured of each module.
     """
     texts = []
@@ -94,9 +94,9 @@ def peer_warnings(
     """Say how the result differs from that of the package whose name and words the method has.
 
     Args:
-        recipe: As resolved for the record.
-        method: Its row of the table.
-        weights: Those of the T models that count, in each module.
+        recipe: The completed recipe, as the record has it.
+        method: The row of the table.
+        weights: In each module the weights of the T models that count.
     """
     asked = recipe["parameters"]
     levels = [asked, *(entry["parameters"] for entry in recipe["models"])]

@@ -6,71 +6,74 @@ import json
 import math
 import os
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Generic, TypeAlias, TypeVar, final
+from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
 from riemerge.errors import AdapterError, RecipeError
-from riemerge.formats.checkpoint import Checkpoint, code_notes, read_checkpoint
-from riemerge.formats.files.text import listed
+from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
 from riemerge.formats.fit import check_checkpoints, check_collection
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.peft import Adapter, read_adapter
-from riemerge.merging.model_class import adapted_class, checkpoint_class
 from riemerge.methods import Method, find_method
 from riemerge.recipes.recipe import Recipe
-from riemerge.records.run_record import OutType
-from riemerge.statistics import read_statistics
 from riemerge.updates import DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
 Models: TypeAlias = Mapping[Path, Model]
 """Models that are open, by path: what is read of them later is what was checked, or an error."""
 
-WEIGHT = ".weight"
-
-_Model = TypeVar("_Model", Adapter, Checkpoint)
 _Given = TypeVar("_Given")
 _Read = TypeVar("_Read")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Input(Generic[_Model]):
+class Input:
     """One model that takes part in a merge.
 
     Attributes:
-        place: Its place among the models asked for.
-        name: Its name in messages and records.
-        model: The open folder.
+        place: The place of the model among those asked for.
+        name: The name of the model in messages and records.
+        model: The open adapter or checkpoint.
     """
 
     place: int
     name: str
-    model: _Model
+    model: Model
 
 
-@dataclass(frozen=True)
-class Inputs(ABC, Generic[_Model]):
-    """The T models that count in a merge, in the order of the stack: what is known of them, and their reader.
+@final
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The T models that count in a merge, all of one kind, in the order of the stack; and their reader.
 
     Attributes:
         each: The T inputs.
-        out_type: What they merge to if nothing else is asked for.
+        base: The base model, where full checkpoints are merged by their differences from it.
     """
 
-    each: tuple[Input[_Model], ...]
-    out_type: ClassVar[OutType]
+    each: tuple[Input, ...]
+    base: Checkpoint | None = None
 
     @property
-    def models(self) -> tuple[_Model, ...]:
-        """The T open models."""
-        return tuple(entry.model for entry in self.each)
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The T open adapters; none where the inputs are full checkpoints."""
+        return tuple(entry.model for entry in self.each if isinstance(entry.model, Adapter))
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The T open checkpoints; none where the inputs are adapters."""
+        return tuple(entry.model for entry in self.each if isinstance(entry.model, Checkpoint))
+
+    @property
+    def carried(self) -> Checkpoint:
+        """The checkpoint whose other files go with the result: the base model, or the first asked for."""
+        return self.base or self.checkpoints[self.order[0]]
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -83,219 +86,55 @@ class Inputs(ABC, Generic[_Model]):
         return sorted(range(len(self.each)), key=lambda i: self.each[i].place)
 
     @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The names of all modules, or tensors, of each model, sorted."""
+    def modules(self) -> tuple[str, ...]:
+        """The names of all that is merged, sorted: modules of adapters, tensors of floats of checkpoints."""
+        return tuple(sorted(self.each[0].model.modules))
 
     @property
-    @abstractmethod
-    def merged(self) -> tuple[str, ...]:
-        """Those of the names that are merged: a tensor of integers is only copied."""
+    def stored(self) -> tuple[torch.dtype, ...]:
+        """The T dtypes in which factors are stored; float64 for each checkpoint, which has none."""
+        return tuple(adapter.dtype for adapter in self.adapters) or (torch.float64,) * len(self.each)
 
-    @abstractmethod
-    def measured(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of each module that must have statistics, by its name in the base model.
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape that a module has in all inputs."""
+        return self.each[0].model.shape(module)
 
-        Raises:
-            AdapterError: None of those that have statistics is there.
-        """
-
-    @abstractmethod
-    def unseen(self, method: Method, measured: Iterable[str]) -> frozenset[str]:
-        """Return the modules that a row of the table does not see.
-
-        Args:
-            method: The row.
-            measured: The modules with statistics, where the row needs them.
-        """
-
-    @abstractmethod
     def read(
         self, module: str, dtype: torch.dtype, device: torch.device
     ) -> tuple[LowRankUpdate, ...] | DenseSpan:
-        """Read the T updates of a module.
+        """Read the T updates of a module: factors, or whole tensors less those of the base model.
 
         Args:
-            module: One of `merged`.
+            module: One of `modules`.
             dtype: The dtype of tall factors; dense updates are float64.
             device: Where they go.
 
         Raises:
             AdapterError: A tensor cannot be read.
         """
-
-    @abstractmethod
-    def out_dtype(self, asked: torch.dtype | None) -> torch.dtype | None:
-        """Return the dtype that is written; None where each tensor keeps that of the inputs."""
-
-    @property
-    @abstractmethod
-    def stored(self) -> tuple[torch.dtype, ...]:
-        """The T dtypes in which factors are stored."""
-
-    @abstractmethod
-    def bases(self, recipe: Recipe) -> tuple[str | None, ...]:
-        """Return what the inputs, or their recipe, call the base model."""
-
-    @property
-    @abstractmethod
-    def model_class(self) -> str:
-        """`library.Class` of the model that the result is for, or is."""
-
-    @property
-    @abstractmethod
-    def notes(self) -> tuple[str, ...]:
-        """Warnings that only the files of the inputs give rise to."""
-
-
-@final
-@dataclass(frozen=True)
-class AdapterInputs(Inputs[Adapter]):
-    """Adapters: an update of a module is its factors."""
-
-    out_type: ClassVar[OutType] = "adapter"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the modules, which all adapters have."""
-        return tuple(sorted(self.models[0].modules))
-
-    @property
-    def merged(self) -> tuple[str, ...]:
-        """All modules."""
-        return self.names
-
-    def measured(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of all modules."""
-        first = self.models[0]
-        return {module: first.shape(module) for module in first.modules}
-
-    def unseen(self, method: Method, measured: Iterable[str]) -> frozenset[str]:
-        """Return none: rows see all updates of adapters."""
-        return frozenset()
-
-    def read(self, module: str, dtype: torch.dtype, device: torch.device) -> tuple[LowRankUpdate, ...]:
-        """Read the factors of a module."""
-        return tuple(adapter.update(module, dtype=dtype, device=device) for adapter in self.models)
-
-    def out_dtype(self, asked: torch.dtype | None) -> torch.dtype:
-        """Return the dtype asked for, or the least that holds all stored factors."""
-        return asked or reduce(torch.promote_types, self.stored)
-
-    @property
-    def stored(self) -> tuple[torch.dtype, ...]:
-        """The T dtypes in which factors are stored."""
-        return tuple(adapter.dtype for adapter in self.models)
-
-    def bases(self, recipe: Recipe) -> tuple[str | None, ...]:
-        """Return what the T adapters call their base model."""
-        return tuple(adapter.config.base_model_name_or_path for adapter in self.models)
-
-    @property
-    def model_class(self) -> str:
-        """The class of the model that the adapters are for."""
-        return adapted_class(self.models)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """None: what there is to say of adapters, the record says of each."""
-        return ()
-
-
-@final
-@dataclass(frozen=True)
-class CheckpointInputs(Inputs[Checkpoint]):
-    """Full checkpoints: an update of a tensor is its difference from the base model, or the tensor itself.
-
-    Attributes:
-        base: The base model, if any.
-        carried: The model whose other files go with the result: the base model, or the first asked for.
-    """
-
-    base: Checkpoint | None
-    carried: Checkpoint
-    out_type: ClassVar[OutType] = "checkpoint"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all tensors."""
-        return self.carried.names
-
-    @cached_property
-    def merged(self) -> tuple[str, ...]:
-        """The names of the tensors of floats."""
-        return tuple(name for name in self.names if self.models[0].dtypes[name].is_floating_point)
-
-    def measured(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
-        """Return the shapes of the weights that have statistics, by module."""
-        first = self.models[0]
-        folders = [*(recipe.models[i].statistics for i in self.places), recipe.base_statistics]
-        known = {module for folder in folders if folder for module in read_statistics(folder).modules}
-        shapes = {
-            name.removesuffix(WEIGHT): first.shapes[name]
-            for name in self.merged
-            if name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in known
-        }
-        if not shapes:
-            raise AdapterError(
-                f"statistics: of {listed(sorted(known))}, none of them a weight of {first.path}: expected "
-                "those of its modules, under their names there"
-            )
-        return shapes
-
-    def unseen(self, method: Method, measured: Iterable[str]) -> frozenset[str]:
-        """Return the tensors without statistics, or of a shape that the domain does not see."""
-        weights = {module + WEIGHT for module in measured}
-        if method.statistics:
-            return frozenset(name for name in self.merged if name not in weights)
-        return frozenset(
-            name for name in self.merged if not _sees(method.domain, self.models[0].shapes[name])
-        )
-
-    def read(self, module: str, dtype: torch.dtype, device: torch.device) -> DenseSpan:
-        """Read a tensor of all checkpoints, less that of the base model."""
-        x = torch.stack([model.tensor(module, device=device) for model in self.models])
+        if adapters := self.adapters:
+            return tuple(adapter.update(module, dtype=dtype, device=device) for adapter in adapters)
+        x = torch.stack([checkpoint.tensor(module, device=device) for checkpoint in self.checkpoints])
         if self.base is not None:
             x -= self.base.tensor(module, device=device)
         return DenseSpan(x)
 
-    def out_dtype(self, asked: torch.dtype | None) -> torch.dtype | None:
-        """Return the dtype asked for."""
-        return asked
-
-    @property
-    def stored(self) -> tuple[torch.dtype, ...]:
-        """float64 for each: there are no factors."""
-        return (torch.float64,) * len(self.each)
-
-    def bases(self, recipe: Recipe) -> tuple[str | None, ...]:
-        """Return what the recipe calls the base model."""
-        return (recipe.base_model,)
-
-    @property
-    def model_class(self) -> str:
-        """The class that the settings beside the tensors name."""
-        return checkpoint_class(self.carried)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Which code goes with the result."""
-        return tuple(code_notes(self.carried))
+    def unseen(self, domain: str) -> frozenset[str]:
+        """Return the modules that rows of a domain do not see: tensors of a shape that it has no use for."""
+        return frozenset(name for name in self.modules if not _sees(domain, self.shape(name)))
 
 
 def _sees(domain: str, shape: tuple[int, ...]) -> bool:
-    """Whether rows of a domain see tensors of a shape."""
-    if domain == "entries":
-        return True
+    """Return whether rows of a domain see tensors of a shape."""
     if domain == "gram":
         return math.prod(shape) > 1  # a number has no direction, and its sign is no angle
-    return len(shape) == 2 and 0 not in shape
+    return domain == "entries" or (len(shape) == 2 and 0 not in shape)
 
 
 # --- opening ------------------------------------------------------------------------------------------------
 
 
-def open_inputs(recipe: Recipe, method: Method, opened: Models) -> AdapterInputs | CheckpointInputs:
+def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     """Open the models that count somewhere, and put them in an order that depends on their content alone.
 
     Law: a model of weight 0 is not touched; the order asked for changes nothing but `place`, except for a
@@ -311,45 +150,39 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> AdapterInputs
         AdapterError: Every problem of every model; or the models do not fit each other.
     """
     paths = [entry.model for entry in recipe.models]
-    used = counting(recipe)
+    used = [paths[i] for i in counting(recipe)]
     # One that is not there is refused by the reader of the others.
     kinds = {is_checkpoint(path) for path in paths if os.path.lexists(path)}
     if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
         # First what is wrong with a path, which may not be of the kind that it seems to be.
-        read_each(lambda path: _open(opened, path), [paths[i] for i in used])
+        read_each(partial(_open, opened, _read_as_it_is), used)
     if len(kinds) > 1:
         named = ", ".join(path for path in paths if is_checkpoint(path))
         raise RecipeError(
             f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
         )
-    if kinds == {True}:
-        base = [recipe.base_model] if recipe.base_model else []
-        # Here too: what is asked of a path may have been meant otherwise.
-        models = read_each(lambda path: _open_checkpoint(opened, path), [*(paths[i] for i in used), *base])
-        _check_for_checkpoints(recipe, method)
-        check_checkpoints(models)
-        checkpoints = models[: len(used)]
-        own = models[-1] if base else None
-        return CheckpointInputs(in_order(recipe, method, checkpoints), own, own or checkpoints[0])
-    _check_for_adapters(recipe, method)
-    adapters = read_each(lambda path: _open_adapter(opened, path), [paths[i] for i in used])
-    check_collection(adapters)
-    return AdapterInputs(in_order(recipe, method, adapters))
+    if kinds != {True}:
+        _check_for_adapters(recipe, method)
+        adapters = read_each(partial(_open, opened, read_adapter), used)
+        check_collection(adapters)
+        return Inputs(_in_order(recipe, method, adapters))
+    # Here too: what is asked of a path may have been meant otherwise.
+    base = [*filter(None, [recipe.base_model])]
+    checkpoints = read_each(partial(_open, opened, read_checkpoint), [*used, *base])
+    _check_for_checkpoints(recipe, method)
+    check_checkpoints(checkpoints)
+    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), *checkpoints[len(used) :])
 
 
-def _open(opened: Models, path: str) -> Model:
-    """Open a folder as what it is."""
-    return opened.get(Path(path)) or (read_checkpoint(path) if is_checkpoint(path) else read_adapter(path))
+def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
+    """Return a model that is open already, or open it."""
+    return cast("_Read", opened.get(Path(path))) or read(path)
 
 
-def _open_adapter(opened: Models, path: str) -> Adapter:
-    model = opened.get(Path(path))
-    return model if isinstance(model, Adapter) else read_adapter(path)
-
-
-def _open_checkpoint(opened: Models, path: str) -> Checkpoint:
-    model = opened.get(Path(path))
-    return model if isinstance(model, Checkpoint) else read_checkpoint(path)
+def _read_as_it_is(path: str) -> Model:
+    if is_checkpoint(path):
+        return read_checkpoint(path)
+    return read_adapter(path)
 
 
 def _check_for_adapters(recipe: Recipe, method: Method) -> None:
@@ -401,7 +234,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         raise RecipeError(problems)
 
 
-def in_order(recipe: Recipe, method: Method, models: Sequence[_Model]) -> tuple[Input[_Model], ...]:
+def _in_order(recipe: Recipe, method: Method, models: Sequence[Model]) -> tuple[Input, ...]:
     """Put the models that count in an order that depends on their content alone, if the method lets it.
 
     Args:
@@ -409,13 +242,12 @@ def in_order(recipe: Recipe, method: Method, models: Sequence[_Model]) -> tuple[
         method: The row of the table.
         models: The open models, in the order asked for.
     """
-    names, used = display_names([entry.model for entry in recipe.models]), counting(recipe)
-    inputs = [Input(i, names[i], model) for i, model in zip(used, models, strict=True)]
+    names, entries = display_names([entry.model for entry in recipe.models]), recipe.models
+    inputs = [Input(i, names[i], model) for i, model in zip(counting(recipe), models, strict=True)]
     if method.ordered:
         return tuple(inputs)
     # Two entries may share a file, but not their parameters: these break the tie.
-    entries = [(entry.statistics or "", dict(entry.parameters)) for entry in recipe.models]
-    said = [json.dumps(entry, sort_keys=True) for entry in entries]
+    said = [json.dumps((entry.statistics or "", dict(entry.parameters)), sort_keys=True) for entry in entries]
     return tuple(sorted(inputs, key=lambda entry: (*entry.model.sha256.values(), said[entry.place])))
 
 
@@ -438,14 +270,16 @@ def expanded(recipe: Recipe) -> Recipe:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a run; the folder itself where it is none."""
+    """Return the checkpoints in the folder of a run; the folder itself where it is none."""
+    if holds_model(folder):
+        return [folder]
     # Pickles are steps too, and are refused by name later: none is left out in silence.
-    names = [] if holds_model(folder) else models_below(folder)
-    return [folder / name for name in sorted(names, key=lambda name: (_step(name), name))] or [folder]
+    names = sorted(models_below(folder), key=lambda name: (_step(name), name))
+    return [folder / name for name in names] or [folder]
 
 
 def _step(name: str) -> int:
-    """The last number in a name; -1 without one."""
+    """Return the last number in a name; -1 without one."""
     return int(["-1", *re.findall(r"\d+", name)][-1])
 
 
@@ -459,13 +293,13 @@ def folders_of(recipe: Recipe) -> list[str]:
     return [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
 
 
-def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
-    """Open adapters that are not open yet, and report the problems of all of them at once.
+def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
+    """Open adapters, and report the problems of all of them at once.
 
     Raises:
         AdapterError: Every problem of every folder.
     """
-    return read_each(lambda one: one if isinstance(one, Adapter) else read_adapter(one), adapters)
+    return read_each(read_adapter, paths)
 
 
 def read_each(read: Callable[[_Given], _Read], given: Iterable[_Given]) -> list[_Read]:

@@ -21,8 +21,9 @@ def find_threads(asked: int | None, where: torch.device) -> int:
         return 1
     if asked is not None:
         return asked
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def find_device(name: str) -> torch.device:
@@ -33,7 +34,7 @@ def find_device(name: str) -> torch.device:
         ResourceError: The device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = ("cpu", "cuda")[torch.cuda.is_available()]
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Which model a merge is for: its class, and the public name of its base."""
+"""The model that a merge is for: its class, and the public name of its base."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from riemerge.formats.checkpoint import Checkpoint
 from riemerge.formats.files.text import strict_json
 from riemerge.formats.peft import Adapter
+from riemerge.merging.inputs import Inputs
 
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -23,46 +24,58 @@ _AUTO_CLASSES = {
 _ANY_MODEL = "transformers.AutoModel"
 
 
-def adapted_class(adapters: Sequence[Adapter]) -> str:
-    """Return `library.Class` of the model that adapters are for.
+def model_class(inputs: Inputs) -> str:
+    """Return `library.Class` of the model that a merge is for, or is; empty for tensors without settings.
 
-    Law: what their `task_type` calls for, else the class that `auto_mapping` names; that of any model of
-    transformers where they say neither, or several.
+    Law: of adapters, what their `task_type` calls for, else the class that `auto_mapping` names; of
+    checkpoints, what the `config.json` that goes with the result names. Where they say neither, or several
+    things, it is that of any model of transformers.
     """
-    tasks = {adapter.config.task_type for adapter in adapters} - {None}
-    if tasks:
-        task = tasks.pop() or ""
-        return _ANY_MODEL if tasks else f"transformers.{_AUTO_CLASSES.get(task, 'AutoModel')}"
-    mapping, *others = (adapter.config.auto_mapping or {} for adapter in adapters)
-    library = str(mapping.get("parent_library", "")).partition(".")[0]
-    alike = all(other == mapping for other in others)
-    return _class(library, mapping.get("base_model_class")) if alike else _ANY_MODEL
-
-
-def checkpoint_class(checkpoint: Checkpoint) -> str:
-    """Return `library.Class` of a checkpoint, as its settings say; nothing where it has none."""
-    found = [path for path in checkpoint.other_files if path.name == "config.json"]
-    if not found:
-        return ""
-    with suppress(OSError, ValueError):
-        settings = strict_json(found[0].read_bytes())
-        # A class of its own code is found by its settings alone.
-        if isinstance(settings, dict) and not settings.get("auto_map"):
-            names = settings.get("architectures")
-            return _class("transformers", names[0] if isinstance(names, list) and names else None)
-    return _ANY_MODEL
-
-
-def _class(library: str, name: object) -> str:
-    """The class of this name, where what is said by others is a name and no more; else that of any model."""
-    names = [library, name]
-    known = all(isinstance(one, str) and re.fullmatch(r"[A-Za-z]\w*", one, re.ASCII) for one in names)
-    return f"{library}.{name}" if known else _ANY_MODEL
+    if inputs.adapters:
+        return _adapted_class(inputs.adapters)
+    return _checkpoint_class(inputs.carried)
 
 
 def base_model(named: Iterable[str | None]) -> str | None:
     """Return the base model's public name, of what inputs call it; of a path, the last part only."""
-    for base in sorted({base for base in named if base}):
-        local = PurePosixPath(base).is_absolute() or PureWindowsPath(base).drive or base[0] in "~."
-        return PureWindowsPath(base).name if local else base
-    return None
+    bases = sorted({base for base in named if base})
+    if not bases:
+        return None
+    base = bases[0]
+    if PurePosixPath(base).is_absolute() or PureWindowsPath(base).drive or base[0] in "~.":
+        return PureWindowsPath(base).name
+    return base
+
+
+def _adapted_class(adapters: Sequence[Adapter]) -> str:
+    tasks = sorted({adapter.config.task_type for adapter in adapters if adapter.config.task_type})
+    if len(tasks) > 1:
+        return _ANY_MODEL
+    if tasks:
+        return f"transformers.{_AUTO_CLASSES.get(tasks[0], 'AutoModel')}"
+    mapping, *others = (adapter.config.auto_mapping or {} for adapter in adapters)
+    if any(other != mapping for other in others):
+        return _ANY_MODEL
+    return _class(str(mapping.get("parent_library", "")).partition(".")[0], mapping.get("base_model_class"))
+
+
+def _checkpoint_class(checkpoint: Checkpoint) -> str:
+    settings = [path for path in checkpoint.other_files if path.name == "config.json"]
+    if not settings:
+        return ""
+    with suppress(OSError, ValueError):
+        content = strict_json(settings[0].read_bytes())
+        # A class of its own code is found by its settings alone.
+        if isinstance(content, dict) and not content.get("auto_map"):
+            match content.get("architectures"):
+                case [name, *_]:
+                    return _class("transformers", name)
+    return _ANY_MODEL
+
+
+def _class(library: str, name: object) -> str:
+    """Return the class of this name, where what others say is a name and no more; else that of any model."""
+    words = (library, name)
+    if all(isinstance(word, str) and re.fullmatch(r"[A-Za-z]\w*", word, re.ASCII) for word in words):
+        return f"{library}.{name}"
+    return _ANY_MODEL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from time import perf_counter
 from typing import Any, final
@@ -16,19 +16,9 @@ from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import listed
 from riemerge.frechet import SOLVERS
-from riemerge.merging.inputs import (
-    WEIGHT,
-    AdapterInputs,
-    CheckpointInputs,
-    Input,
-    Models,
-    display_names,
-    expanded,
-    folders_of,
-    open_inputs,
-)
+from riemerge.merging.identifiability import doubtful
+from riemerge.merging.inputs import Input, Inputs, Models, display_names, expanded, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
-from riemerge.merging.measure import doubtful
 from riemerge.methods import Method, Options, Stack, did_you_mean, find_method
 from riemerge.methods.geodesic.quotient_mean import mixed
 from riemerge.recipes.recipe import Recipe
@@ -36,6 +26,8 @@ from riemerge.recipes.resolve import Resolver
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
 from riemerge.updates import DenseSpan, LowRankUpdate
+
+WEIGHT = ".weight"
 
 _OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
 
@@ -61,7 +53,7 @@ class Plan:
 
     recipe: Recipe
     method: Method
-    inputs: AdapterInputs | CheckpointInputs
+    inputs: Inputs
     resolver: Resolver
     stack: Stack
     options: Options
@@ -73,28 +65,27 @@ class Plan:
     @property
     def models(self) -> Models:
         """All models that are open, with the base model, by path."""
-        base = [self.inputs.base] if isinstance(self.inputs, CheckpointInputs) and self.inputs.base else []
-        return {model.path: model for model in (*self.inputs.models, *base)}
+        models = (*self.inputs.adapters, *self.inputs.checkpoints, self.inputs.base)
+        return {model.path: model for model in models if model}
 
     @property
     def resolved(self) -> dict[str, Any]:
         """The completed recipe as it can be written down, with names in place of paths."""
-        recipe, out_type, out_dtype = self.recipe, self.out_type, self.out_dtype
+        recipe, out_dtype = self.recipe, self.out_dtype
         names = display_names([entry.model for entry in recipe.models])
-        bases = {"base_model": recipe.base_model, "base_statistics": recipe.base_statistics}
+        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, False)}
         return {
             "merge_method": recipe.merge_method,
             "models": [
                 {
                     "model": name,
                     "parameters": {"weight": 1.0, **entry.parameters},
-                    **({"statistics": Path(entry.statistics).name} if entry.statistics else {}),
+                    **_names_of(statistics=entry.statistics),
                 }
                 for name, entry in zip(names, recipe.models, strict=True)
             ],
-            **{key: Path(path).name for key, path in bases.items() if path},
-            **({} if out_type == "adapter" else {"out_type": out_type}),
-            **({"uniform_rank": True} if recipe.uniform_rank else {}),
+            **_names_of(base_model=recipe.base_model, base_statistics=recipe.base_statistics),
+            **{key: value for key, (value, default) in asked.items() if value != default},
             "parameters": {"scale": 1.0, **self.method.defaults, **recipe.parameters},
             "dtype": recipe.dtype,
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
@@ -111,9 +102,14 @@ class Plan:
         folders = {f"models[{i}].statistics": recipe.models[i].statistics for i in sorted(inputs.places)}
         folders["base_statistics"] = recipe.base_statistics
         sums: dict[str, dict[str, str]] = {}
-        if isinstance(inputs, CheckpointInputs) and inputs.base:
+        if inputs.base:
             sums["base_model"] = dict(inputs.base.sha256)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
+
+
+def _names_of(**paths: str | None) -> dict[str, str]:
+    """Return the last part of each path that is given."""
+    return {key: Path(path).name for key, path in paths.items() if path}
 
 
 def plan(
@@ -152,7 +148,7 @@ def plan(
     where = find_device(device)
     inputs = open_inputs(recipe, method, opened or {})
     _check_solver_and_rank(asked, method, optimizer)
-    resolver = Resolver(recipe, method, inputs.names)
+    resolver = Resolver(recipe, method, inputs.modules)
     options = Options(
         solver=optimizer or asked.get("solver"),
         threads=find_threads(threads, where),
@@ -162,6 +158,10 @@ def plan(
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
     out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype or "", None)
+    out_type: OutType = "checkpoint"
+    if inputs.adapters:
+        out_type = recipe.out_type or "adapter"
+        out_dtype = out_dtype or reduce(torch.promote_types, inputs.stored)
     return Plan(
         recipe=recipe,
         method=method,
@@ -170,8 +170,8 @@ def plan(
         stack=_stack(recipe, method, inputs, resolver, where),
         options=options,
         device=where,
-        out_type=recipe.out_type or inputs.out_type,
-        out_dtype=inputs.out_dtype(out_dtype),
+        out_type=out_type,
+        out_dtype=out_dtype,
         seconds=perf_counter() - began,
     )
 
@@ -183,7 +183,7 @@ def plan_together(
 
     Args:
         whole: A recipe in which every model counts.
-        parts: The same recipe with other weights, some of them 0, or another method.
+        parts: Recipes of those models with other weights, some of them 0, or another method.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: Number of threads that work at once.
 
@@ -191,7 +191,7 @@ def plan_together(
         The models, and the base model if the recipe has one.
 
     Raises:
-        RiemergeError: As `plan`.
+        RiemergeError: What `plan` raises.
     """
     opened = plan(whole, device=device, threads=threads).models
     # Problems that no merge computes depend on which models count, and not on how much.
@@ -218,7 +218,7 @@ def _check_solver_and_rank(asked: Mapping[str, Any], method: Method, optimizer: 
 def _stack(
     recipe: Recipe,
     method: Method,
-    inputs: AdapterInputs | CheckpointInputs,
+    inputs: Inputs,
     resolver: Resolver,
     device: torch.device,
 ) -> Stack:
@@ -235,11 +235,14 @@ def _stack(
     exact = {torch.float64}
     storage = tuple(torch.float64 if {own, dtype} == exact else torch.float32 for own in inputs.stored)
     weights = weights_of(resolver, method, inputs.places)
-    if isinstance(inputs, AdapterInputs):
-        _check_ranks(recipe, method, inputs.each, weights)
-    measured: Mapping[str, tuple[int, ...]] = {}
-    if method.statistics:
-        measured = inputs.measured(recipe)
+    measured = _measured(recipe, method, inputs)
+    plain: frozenset[str] = frozenset()
+    if inputs.adapters:
+        _check_ranks(recipe, method, inputs, weights)
+    elif method.statistics:
+        plain = frozenset(inputs.modules) - {module + WEIGHT for module in measured}
+    else:
+        plain = inputs.unseen(method.domain)
     *own, base = open_statistics(recipe, method, inputs.places, measured)
     return Stack(
         names=tuple(entry.name for entry in inputs.each),
@@ -249,29 +252,56 @@ def _stack(
         values=values_of(resolver, inputs.places),
         statistics=tuple(own),
         base_statistics=base,
-        plain=inputs.unseen(method, measured),
+        plain=plain,
     )
+
+
+def _measured(recipe: Recipe, method: Method, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each module that must have statistics, by its name in the base model.
+
+    Raises:
+        AdapterError: None of those that have statistics is a weight of the checkpoints.
+    """
+    if not method.statistics:
+        return {}
+    if inputs.adapters:
+        return {module: inputs.shape(module) for module in inputs.modules}
+    folders = [*(recipe.models[i].statistics for i in inputs.places), recipe.base_statistics]
+    known = {module for folder in folders if folder for module in read_statistics(folder).modules}
+    shapes = {
+        name.removesuffix(WEIGHT): inputs.shape(name)
+        for name in inputs.modules
+        if name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in known
+    }
+    if not shapes:
+        raise AdapterError(
+            f"statistics: of {listed(sorted(known))}, none of them a weight of {inputs.checkpoints[0].path}: "
+            "expected those of its modules, under their names there"
+        )
+    return shapes
 
 
 def _check_ranks(
     recipe: Recipe,
     method: Method,
-    inputs: Sequence[Input[Any]],
+    inputs: Inputs,
     weights: Callable[[str], tuple[float, ...]],
 ) -> None:
     """Refuse the ranks that no merge has to be done for to see that they will not do."""
     rank = recipe.parameters.get("rank", method.defaults.get("rank"))
     if isinstance(rank, int):
-        _check_asked(rank, method, inputs)
+        _check_asked(rank, method, inputs.each)
     elif method.truncates_inputs:
         problems = [
-            text for module in inputs[0].model.modules for text in _mixed(module, inputs, weights(module))
+            text
+            for module in inputs.each[0].model.modules
+            for text in _mixed(module, inputs, weights(module))
         ]
         if problems:
             raise AdapterError(problems)
 
 
-def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Any]]) -> None:
+def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
     """Refuse a rank above that of every module; for a method that cuts its inputs, above any of theirs."""
     least, most, problems = rank, 1, []
     for entry in inputs:
@@ -295,14 +325,15 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input[Any]]) -> Non
         raise RecipeError(f"parameters.rank: {rank}: no module has a rank above {most}: give at most that")
 
 
-def _mixed(module: str, inputs: Sequence[Input[Any]], weights: Sequence[float]) -> list[str]:
-    """What is wrong with the ranks of one module; only where they differ is it read."""
-    counting = [entry for entry, weight in zip(inputs, weights, strict=True) if weight > 0]
-    if len({entry.model.ranks[module] for entry in counting}) == 1:
+def _mixed(module: str, inputs: Inputs, weights: Sequence[float]) -> list[str]:
+    """Return what is wrong with the ranks of one module; only where they differ is it read."""
+    each = zip(inputs.each, inputs.adapters, weights, strict=True)
+    counting = {entry.name: adapter for entry, adapter, weight in each if weight > 0}
+    ranks = {name: adapter.ranks[module] for name, adapter in counting.items()}
+    if len(set(ranks.values())) == 1:
         return []
     # An update that is all zero is left out of its module.
-    there = [entry for entry in counting if entry.model.update(module).norm() > 0.0]
-    return mixed(module, [(entry.name, entry.model.ranks[module]) for entry in there])
+    return mixed(module, [(name, r) for name, r in ranks.items() if counting[name].update(module).norm() > 0])
 
 
 def open_statistics(
@@ -312,12 +343,12 @@ def open_statistics(
 
     Args:
         recipe: What names them.
-        method: Which kinds it needs.
-        places: Of the models that count.
+        method: The row that says which kinds are needed.
+        places: The places of the models that count.
         shapes: (m, n) of each module that they must have, by its name in the base model.
 
     Raises:
-        AdapterError: They cannot be read, or lack something: all of it.
+        AdapterError: Statistics cannot be read, or lack something: all of it.
     """
     folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
@@ -341,7 +372,9 @@ def weights_of(
     def weights(module: str) -> tuple[float, ...]:
         every = resolver.weights(module)
         given = [every[i] for i in places]
-        total = math.fsum(given) if method.normalised else 1.0  # not 0: the resolver has seen to that
+        if not method.normalised:
+            return tuple(given)
+        total = math.fsum(given)  # not 0: the resolver has seen to that
         return tuple(weight / total for weight in given)
 
     return weights
@@ -363,9 +396,7 @@ def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapp
 class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
     """The T updates of each module, read from disk at each access, so that none is kept."""
 
-    def __init__(
-        self, inputs: AdapterInputs | CheckpointInputs, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> None:
         self._inputs = inputs
         self._dtype = dtype
         self._device = device
@@ -374,7 +405,7 @@ class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
         return self._inputs.read(module, self._dtype, self._device)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._inputs.merged)
+        return iter(self._inputs.modules)
 
     def __len__(self) -> int:
-        return len(self._inputs.merged)
+        return len(self._inputs.modules)

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from riemerge._version import __version__
-from riemerge.formats.checkpoint import Checkpoint
+from riemerge.formats.checkpoint import code_notes
 from riemerge.formats.files.text import listed
 from riemerge.formats.fit import differing_facts
 from riemerge.formats.peft import Adapter
 from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warnings
-from riemerge.merging.inputs import Input, display_names
+from riemerge.merging.inputs import display_names
 from riemerge.merging.measure import totals
-from riemerge.merging.model_class import base_model
+from riemerge.merging.model_class import base_model, model_class
 from riemerge.merging.plan import Plan
 from riemerge.methods import Evidence
 from riemerge.records.run_record import InputRow, ModuleRow, RunRecord, Timing
@@ -41,9 +41,13 @@ def run_record(
         solve: Wall seconds of the run.
     """
     inputs, resolved = plan.inputs, plan.resolved
-    weights = [plan.stack.weights(name) for name in inputs.names]
+    weights = [plan.stack.weights(name) for name in inputs.modules]
+    notes: Sequence[str] = ()
+    bases = [adapter.config.base_model_name_or_path for adapter in inputs.adapters]
+    if inputs.checkpoints:
+        notes, bases = code_notes(inputs.carried), [plan.recipe.base_model]
     warnings = [
-        *inputs.notes,
+        *notes,
         *_warnings(plan, evidence, rows),
         *zero_warnings(resolved, plan.method, rows),
         *scale_warnings(matched_scale, len(inputs.each)),
@@ -56,8 +60,8 @@ def run_record(
         recipe=resolved,
         versions=versions(),
         device=plan.device.type,
-        base_model=base_model(inputs.bases(plan.recipe)),
-        model_class=inputs.model_class,
+        base_model=base_model(bases),
+        model_class=model_class(inputs),
         inputs=_input_rows(plan, weights),
         beside=plan.read_beside,
         modules=tuple(rows),
@@ -74,7 +78,7 @@ def run_record(
 
 
 def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRow, ...]:
-    """The inputs as recorded, in the order asked for.
+    """Return the inputs as recorded, in the order asked for.
 
     Args:
         plan: What names them.
@@ -86,8 +90,7 @@ def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRo
         InputRow(name=name, weight=weight, share=0.0)
         for name, weight in zip(names, recipe.weights, strict=True)
     ]
-    each: Sequence[Input[Adapter] | Input[Checkpoint]] = plan.inputs.each
-    for one, share in zip(each, zip(*weights, strict=True), strict=True):
+    for one, share in zip(plan.inputs.each, zip(*weights, strict=True), strict=True):
         model = one.model
         mean = math.fsum(share) / len(share)
         if len(set(share)) == 1:
@@ -104,15 +107,14 @@ def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRo
 
 
 def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]) -> list[str]:
-    """What a person should know before using the result, one text for each kind of thing.
+    """Return what a person should know before using the result, one text for each kind of thing.
 
     Args:
         plan: What was to be done.
         evidence: What the method says of its solve in each module.
         rows: What was measured of each module.
     """
-    recipe = plan.recipe
-    inputs: Sequence[Input[Adapter] | Input[Checkpoint]] = plan.inputs.each
+    recipe, inputs = plan.recipe, plan.inputs.each
     names = display_names([entry.model for entry in recipe.models])
     found = [
         f"{name}: its weight is 0: it was left out and not read"
@@ -145,7 +147,7 @@ def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[Modul
 
 
 def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str | None) -> list[str]:
-    """What is wrong with the ranks of one input, where the method depends on them."""
+    """Return what is wrong with the ranks of one input, where the method depends on them."""
     zero: list[str] = []
     deficient: list[str] = []
     for row in rows:

@@ -64,7 +64,9 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
                 if module in modules
             )
             results = iter(waiting)
-        threads = 1 if plan.out_type != "adapter" else plan.options.threads
+        threads = plan.options.threads
+        if plan.out_type != "adapter":
+            threads = 1
         for row, known, update in in_order(measured, results, threads):
             rows.append(row)
             evidence[row.module] = known

@@ -15,8 +15,8 @@ from riemerge.formats.checkpoint import DenseWriter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.peft import Adapter, RoundedUpdates, read_adapter, write_adapter
-from riemerge.merging.inputs import WEIGHT, AdapterInputs, CheckpointInputs
-from riemerge.merging.plan import Plan
+from riemerge.merging.inputs import Inputs
+from riemerge.merging.plan import WEIGHT, Plan
 from riemerge.merging.run import Keep, run
 from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
@@ -87,7 +87,7 @@ class MergeResult:
         scale 1 and so had the merge. Not for results that are rounded already.
 
         Raises:
-            RiemergeError: As `save_pretrained`.
+            RiemergeError: What `save_pretrained` raises.
             ValueError: The updates are rounded already.
         """
         if self._rounding is not None:
@@ -130,11 +130,12 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
 
     Raises:
         RecipeError: The plan is of something that is no adapter.
-        RiemergeError: As `run`.
+        RiemergeError: What `run` raises.
     """
-    if not isinstance(plan.inputs, AdapterInputs) or plan.out_dtype is None:
+    adapters, out_dtype = plan.inputs.adapters, plan.out_dtype
+    if not adapters or out_dtype is None:
         raise RecipeError("models: full checkpoints are merged into a folder: use merge_into")
-    rounded = RoundedUpdates(plan.out_dtype)
+    rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
     def keep(module: str, update: LowRankUpdate | Dense) -> None:
@@ -148,8 +149,8 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     rounded.check()
     record = record.warned(rounding_warnings(rounded.roundings))
     if round_at_once:
-        return MergeResult(rounded.updates, record, plan.inputs.models, plan.out_dtype, rounded.roundings)
-    return MergeResult(updates, record, plan.inputs.models, plan.out_dtype, None)
+        return MergeResult(rounded.updates, record, adapters, out_dtype, rounded.roundings)
+    return MergeResult(updates, record, adapters, out_dtype, None)
 
 
 def write(
@@ -167,16 +168,16 @@ def write(
         progress: Called now and then.
 
     Raises:
-        RiemergeError: As `run`, and OutputError where the folder cannot be written.
+        RiemergeError: What `run` raises, and OutputError where the folder cannot be written.
     """
     if plan.out_type == "adapter":
         result = collect(plan, round_at_once=True, progress=progress)
         rounding = max(result.save_pretrained(folder).values())
         return Written(result.record.with_outputs(read_adapter(folder).sha256), rounding)
     inputs = plan.inputs
-    if isinstance(inputs, CheckpointInputs):
+    if inputs.checkpoints:
         with DenseWriter(folder, shard_bytes=shard_bytes) as writer:
-            sink = _CheckpointSink(inputs, plan, writer)
+            sink = _CheckpointSink(plan, writer)
             record = run(plan, sink.keep, progress)
             sink.copy_until(None)
             changes = {row.module: row.norm for row in record.modules if inputs.base}
@@ -199,10 +200,10 @@ def _describe(writer: DenseWriter, record: RunRecord) -> None:
     writer.add_file(CARD_FILE, model_card(record))
 
 
-def _delta_sink(inputs: AdapterInputs, writer: DenseWriter) -> Keep:
-    """What writes the whole dW of each module as `module.weight`, as the base model stores it."""
+def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
+    """Return what writes the whole dW of each module as `module.weight`, as the base model stores it."""
     # PEFT's flag for layers that store their weight as inputs by outputs.
-    turned = any(adapter.config.fan_in_fan_out for adapter in inputs.models)
+    turned = any(adapter.config.fan_in_fan_out for adapter in inputs.adapters)
 
     def keep(module: str, update: LowRankUpdate | Dense) -> None:
         whole = update.dense()
@@ -223,9 +224,9 @@ class _CheckpointSink:
         AdapterError: Integers or bools differ between the checkpoints.
     """
 
-    def __init__(self, inputs: CheckpointInputs, plan: Plan, writer: DenseWriter) -> None:
-        self._inputs, self._plan, self._writer = inputs, plan, writer
-        self._copied = sorted({*inputs.names} - {*inputs.merged}, reverse=True)
+    def __init__(self, plan: Plan, writer: DenseWriter) -> None:
+        self._inputs, self._plan, self._writer = plan.inputs, plan, writer
+        self._copied = sorted(plan.inputs.checkpoints[0].not_float, reverse=True)
 
     def keep(self, name: str, update: LowRankUpdate | Dense) -> None:
         """Write one merged tensor."""
@@ -233,14 +234,14 @@ class _CheckpointSink:
         tensor, base = update.dense(), self._inputs.base
         if base is not None:
             tensor = base.tensor(name, device=self._plan.device) + tensor
-        own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.models])
+        own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.checkpoints])
         self._writer.add(name, tensor, dtype=self._plan.out_dtype or own)
 
     def copy_until(self, name: str | None) -> None:
         """Copy the tensors that are no floats and come before a name; all that are left if None."""
         while self._copied and (name is None or self._copied[-1] < name):
             copied = self._copied.pop()
-            first, *others = (model.tensor(copied, dtype=None) for model in self._inputs.models)
+            first, *others = (model.tensor(copied, dtype=None) for model in self._inputs.checkpoints)
             if not all(torch.equal(first, other) for other in others):
                 raise AdapterError(
                     f"{copied}: holds {first.dtype} that differ between the checkpoints: integers have no "

@@ -54,8 +54,8 @@ def merge(
         uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
             a share of the energy, or left out and the inputs have several. A number and `sum` always are.
         progress: Called now and then.
-        parameters: Those of the method, as `riemerge methods` lists them: `rank` (a number, a share such as
-            `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
+        parameters: Parameters of the method, which `riemerge methods` lists: `rank` (a number, a share such
+            as `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
             `density`, `tol`, `seed`, ...; each a value, a gradient over depth, or a list of filters.
 
     Returns:
@@ -71,25 +71,29 @@ def merge(
         >>> result = merge(["snli", "mnli"], weights=[0.5, 0.5])  # doctest: +SKIP
         >>> result.save_pretrained("merged")  # doctest: +SKIP
     """
-    given = [1.0] * len(models) if weights is None else list(weights)
+    given = [1.0] * len(models)
+    if weights is not None:
+        given = list(weights)
     if len(given) != len(models):
         raise RecipeError(f"weights: {len(given)} for {len(models)} adapters: give one weight for each")
-    folders: list[str | Path | None] = list(statistics) if statistics else [None] * len(models)
+    folders: list[str | None] = [str(path) for path in statistics or ()]
+    folders = folders or [None] * len(models)
     if len(folders) != len(models):
         raise RecipeError(f"statistics: {len(folders)} for {len(models)} adapters: give one folder for each")
-    named = solver if solver is None or isinstance(solver, str) else type(solver).__name__
-    said = {"solver": named, **parameters}
-    paths = [one.path if isinstance(one, Adapter) else one for one in models]
+    optimizer = None
+    if not isinstance(solver, str | None):
+        optimizer, solver = solver, type(solver).__name__
+    said = {"solver": solver, **parameters}
     recipe = make_recipe(
         {
             "merge_method": method,
             "models": [
                 {
-                    "model": str(path),
+                    "model": str(getattr(model, "path", model)),
                     "parameters": {"weight": _plain(weight)},
-                    "statistics": folder and str(folder),
+                    "statistics": folder,
                 }
-                for path, weight, folder in zip(paths, given, folders, strict=True)
+                for model, weight, folder in zip(models, given, folders, strict=True)
             ],
             "base_statistics": base_statistics and str(base_statistics),
             "parameters": {name: _plain(value) for name, value in said.items() if value is not None},
@@ -101,7 +105,7 @@ def merge(
     planned = plan(
         recipe,
         opened={model.path: model for model in models if isinstance(model, Adapter)},
-        optimizer=None if isinstance(solver, str) else solver,
+        optimizer=optimizer,
         device=device,
         threads=threads,
     )
@@ -143,14 +147,16 @@ def merge_into(
         opened: Models of the recipe that are open already, by path.
 
     Raises:
-        RiemergeError: As `merge`, and OutputError where the folder cannot be written.
+        RiemergeError: What `merge` raises, and OutputError where the folder cannot be written.
     """
     planned = plan(recipe, folder=folder, opened=opened, device=device, threads=threads)
     return write(planned, folder, shard_bytes=shard_bytes, progress=progress)
 
 
 def _plain(value: Any) -> Any:
-    """A number of any library as Python's own; anything else as it is, for the recipe to refuse."""
+    """Return a number of any library as Python's own; anything else as it is, for the recipe to refuse."""
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value)

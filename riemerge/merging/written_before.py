@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from riemerge._version import __version__
 from riemerge.formats.files.staging import file_sha256
-from riemerge.merging.inputs import CheckpointInputs
 from riemerge.merging.plan import Plan
 from riemerge.merging.sinks import RECORD_FILE
 from riemerge.records.run_record import RunRecord
@@ -32,7 +31,7 @@ def made_by(plan: Plan, record: RunRecord) -> bool:
     inputs = plan.inputs
     sums = {entry.place: dict(entry.model.sha256) for entry in inputs.each}
     copied: tuple[Path, ...] = ()
-    if record.outputs and isinstance(inputs, CheckpointInputs):
+    if record.outputs and inputs.checkpoints:
         copied = inputs.carried.other_files
     return (
         record.recipe == plan.resolved
@@ -60,4 +59,4 @@ def why_not_as_written(folder: Path, record: RunRecord) -> str | None:
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
     added = sorted({path.name for path in folder.glob("*.safetensors*")} - {*record.outputs})
-    return f"{added[0]} was added" if added else None
+    return next((f"{name} was added" for name in added), None)

@@ -52,7 +52,7 @@ def remainder(
 
     Args:
         updates: In any common orthonormal bases, as factors in the gauge in which they were stored.
-        norms: Their T norms, which every caller has.
+        norms: The T norms of the updates, which every caller has.
         weights: T of them.
         stored: T dtypes in which the factors were stored.
         directions: Whether dWᵢ/‖dWᵢ‖ are added in place of the dWᵢ; of two they count alike, since between
@@ -60,8 +60,8 @@ def remainder(
     """
     shares = list(weights)
     if directions:
-        equal = len(updates) == 2 and all(shares)
-        shares = [1.0, 1.0] if equal else shares
+        if len(updates) == 2 and all(shares):
+            shares = [1.0, 1.0]
         shares = [share / norm if norm > 0.0 else 0.0 for share, norm in zip(shares, norms, strict=True)]
     each = zip(updates, shares, stored, strict=True)
     return Remainder(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -38,16 +38,20 @@ class FlatRow:
     @classmethod
     def of(cls, method: Method) -> FlatRow:
         """Find the functions that a row names."""
-        edits = tuple(cast("FlatEdit", resolve(edit)) for edit in method.edits)
-        survey = cast("Survey", resolve(method.survey)) if method.survey else None
-        return cls(method.domain, edits, cast("Mean", resolve(method.mean)), survey, method.constrained)
+        survey = None
+        if method.survey:
+            survey = resolve(method.survey)
+        edits = tuple(map(resolve, method.edits))
+        return cls(method.domain, edits, resolve(method.mean), survey, method.constrained)
 
-    def __call__(self, x: Tensor, at: Setting) -> Answer:
+    def __call__(self, x: Tensor, setting: Setting) -> Answer:
         """Return the mean of a module's updates, given in the row's domain (see `Mean`)."""
         for edit in self.edits:
-            x = edit(x, at)
-        found = self.mean(x, at)
-        return found if isinstance(found, Answer) else Answer(found, Status.EXACT)
+            x = edit(x, setting)
+        answer = self.mean(x, setting)
+        if isinstance(answer, Answer):
+            return answer
+        return Answer(answer, Status.EXACT)
 
     def surveyed(self, stream: Stream) -> Mapping[str, Any]:
         """Return what the row's survey finds; a fault of it is told with the module that it was at."""
@@ -56,9 +60,9 @@ class FlatRow:
 
         def watched() -> Iterator[tuple[Tensor, Setting]]:
             nonlocal module
-            for x, at in stream():
-                module = at.module
-                yield x, at
+            for x, setting in stream():
+                module = setting.module
+                yield x, setting
 
         try:
             return self.survey(watched)
@@ -114,7 +118,8 @@ def _tried(
     row: FlatRow, stack: Stack, options: Options, facts: Mapping[str, Any], module: str
 ) -> Merged | NumericalError:
     """Merge one module, or say why not, so that the faults of all modules can be told at once."""
-    row = _PLAIN if module in stack.plain else row
+    if module in stack.plain:
+        row = _PLAIN
     try:
         there = _of(row, stack, options, module, facts)
         merged = there.merged(row, options)
@@ -136,7 +141,7 @@ def _of(row: FlatRow, stack: Stack, options: Options, module: str, facts: Mappin
         make_setting, module, weights, used, stack.values(module), seed=options.seed or 0, facts=facts
     )
     if module not in stack.plain:
-        own = tuple(stack.statistics[i](module) for i in used) if stack.statistics else ()
+        own = tuple(stack.statistics[i](module) for i in used if stack.statistics)
         see = partial(see, statistics=own, base_statistics=stack.base_statistics(module))
     updates = stack.modules[module]
     if isinstance(updates, DenseSpan):
@@ -167,7 +172,7 @@ def _read(updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
 
 
 def _rank(row: FlatRow, largest: int, options: Options) -> int | None:
-    """The rank of the result, of inputs whose largest is given; None for all of it."""
+    """Return the rank of the result, of inputs whose largest is given; None for all of it."""
     if isinstance(options.rank, str) or (options.dense and not row.constrained):
         return None
     return options.rank or largest
@@ -223,8 +228,8 @@ class _Whole(_Module):
 
     Attributes:
         stacked: (T, ...) all updates.
-        used: The places of those that count.
-        domain: That of the row.
+        used: The places of the updates that count.
+        domain: The domain of the row.
     """
 
     stacked: Tensor
@@ -245,7 +250,9 @@ class _Whole(_Module):
         kept = self.stacked
         if len(self.used) < len(kept):
             kept = kept[self.used]
-        return kept if kept.ndim > 1 else kept.unsqueeze(-1)
+        if kept.ndim == 1:
+            kept = kept.unsqueeze(-1)
+        return kept
 
     def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
         if self.domain == "gram":
@@ -264,10 +271,10 @@ class _Factored(_Module, ABC):
     """Updates with factors, reduced to their joint span.
 
     Attributes:
-        span: Of all its updates.
-        read: All its updates.
-        used: The places of those that count.
-        small: Those that count, in the bases of `span`, balanced.
+        span: The joint span of all updates of the module.
+        read: All updates of the module.
+        used: The places of the updates that count.
+        small: The updates that count, in the bases of `span`, balanced.
         again: Reads all its updates once more, where the merged one is lifted later; None where it is now.
     """
 
@@ -279,7 +286,7 @@ class _Factored(_Module, ABC):
 
     @abstractmethod
     def _singular_values(self, value: Tensor) -> Tensor:
-        """Those of the update that an answer means."""
+        """Return the singular values of the update that an answer means."""
 
     @abstractmethod
     def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
@@ -298,7 +305,7 @@ class _Factored(_Module, ABC):
         return Merged(self._lifting(small), evidence, self.span.updates, small)
 
     def _lifting(self, small: LowRankUpdate) -> Callable[[], LowRankUpdate]:
-        """What lifts an update of the span: by its bases now, or by the factors when they are read again."""
+        """Return what lifts an update of the span: by its bases now, or by the factors, read again."""
         if self.again is None:
             return constant(self.span.lift(small))
         light, again = self.span.without_bases(), self.again
@@ -354,7 +361,7 @@ class _Half(_Factored):
         return torch.stack([halves[i].dense() for i in self.used])
 
     def _halves(self) -> list[LowRankUpdate]:
-        """All updates, reduced on the left alone: (p, n)."""
+        """Return all updates, reduced on the left alone: (p, n)."""
         both = zip(self.span.updates, self.read, strict=True)
         return [LowRankUpdate(small.B, update.A, update.scale) for small, update in both]
 
@@ -408,7 +415,7 @@ def _singular_values(value: Tensor) -> Tensor:
 
 
 def _least_rank(sigma: Tensor, share: float) -> int:
-    """The least number, at least 1, of leading singular values that have this share of their squares' sum."""
+    """Return the least number, at least 1, of leading singular values that keep a share of the energy."""
     energy = sigma.square().cumsum(dim=0)
     return min(int((energy < share * energy[-1]).sum()) + 1, len(sigma))
 
@@ -417,7 +424,9 @@ def factored(matrix: Tensor) -> LowRankUpdate:
     """Return a (p, q) matrix as an update of min(p, q) columns, by no arithmetic."""
     p, q = matrix.shape
     eye = torch.eye(min(p, q), dtype=matrix.dtype, device=matrix.device)
-    return LowRankUpdate(eye, matrix) if p <= q else LowRankUpdate(matrix, eye)
+    if p <= q:
+        return LowRankUpdate(eye, matrix)
+    return LowRankUpdate(matrix, eye)
 
 
 def _truncated(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:

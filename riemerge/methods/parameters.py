@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 
 @final
@@ -15,14 +15,14 @@ class Parameter:
     """One parameter that methods may have.
 
     Attributes:
-        name: In recipes; the command line's option is the same with dashes.
-        kind: What its value is.
+        name: Name in recipes; the command line's option is the same with dashes.
+        kind: Kind of the value.
         summary: One line for a person.
         low: Least value, None for any.
         high: Greatest value, None for any.
         open_low: Whether `low` itself is refused.
         open_high: Whether `high` itself is refused.
-        choices: The words of a `choice`.
+        choices: Words that a `choice` may be.
         words: Words that a number may be instead.
         per_module: Whether it may be a list over depth or a list of filters.
         per_model: Whether each model may have its own.
@@ -54,53 +54,52 @@ def choice(name: str, summary: str, choices: tuple[str, ...]) -> Parameter:
 MATCHED = "matched"
 """The scale that is found from norms: see `riemerge.methods.scale.matched`."""
 
-PARAMETERS: dict[str, Parameter] = {
-    one.name: one
-    for one in (
-        Parameter("weight", "number", "share of a model; 1 if not given", per_module=True, per_model=True),
-        Parameter(
-            "rank",
-            "rank",
-            "rank of the result (or of the inputs: see the method): a number, in every module, by columns of "
-            "zero where it has less; `sum`, all of it; a share such as `95%`, in each module the least that "
-            "keeps so much of the squared norm; `auto`, 95% of it",
-            low=1,
-        ),
-        Parameter(
-            "scale",
-            "number",
-            "factor on the merged update: a number, 1 where the method has no other default; or `matched`, "
-            "where weights are divided by their sum: the factor that makes ‖dW‖ of the whole merge, all "
-            "modules together, the weighted mean of the inputs'",
-            words=(MATCHED,),
-            per_module=True,
-        ),
-        Parameter("solver", "text", "how the Fréchet mean is found, by name"),
-        choice(
-            "form",
-            "alignments are solved for beside the mean (`joint`), or anew for each cost (`nested`)",
-            ("joint", "nested"),
-        ),
-        Parameter("tol", "number", "bound on each module's gradient norm", low=0, open_low=True),
-        Parameter("cost_tol", "number", "bound on the relative decrease of the cost", low=0),
-        Parameter("max_passes", "integer", "budget of iterations", low=1),
-        Parameter("max_seconds", "number", "budget of all solves in seconds", low=0, open_low=True),
-        Parameter(
-            "starts",
-            "integer",
-            "starts to solve from, to see how far they end apart; `auto`: ten, solved to a cost_tol of 1e-6, "
-            "in the modules whose overlap does not tell, and one in the others",
-            low=1,
-            words=("auto",),
-        ),
-        Parameter("seed", "integer", "random seed of every draw", low=0, high=2**31 - 1),
-        share("density", "share of the entries that an edit keeps", open_low=True, per_model=True),
-    )
-}
+COMMON: tuple[Parameter, ...] = (
+    Parameter("weight", "number", "share of a model; 1 if not given", per_module=True, per_model=True),
+    Parameter(
+        "rank",
+        "rank",
+        "rank of the result (or of the inputs: see the method): a number, in every module, by columns of "
+        "zero where it has less; `sum`, all of it; a share such as `95%`, in each module the least that "
+        "keeps so much of the squared norm; `auto`, 95% of it",
+        low=1,
+    ),
+    Parameter(
+        "scale",
+        "number",
+        "factor on the merged update: a number, 1 where the method has no other default; or `matched`, "
+        "where weights are divided by their sum: the factor that makes ‖dW‖ of the whole merge, all "
+        "modules together, the weighted mean of the inputs'",
+        words=(MATCHED,),
+        per_module=True,
+    ),
+    Parameter("solver", "text", "name of the solver of the Fréchet mean"),
+    choice(
+        "form",
+        "alignments are solved for beside the mean (`joint`), or anew for each cost (`nested`)",
+        ("joint", "nested"),
+    ),
+    Parameter("tol", "number", "bound on each module's gradient norm", low=0, open_low=True),
+    Parameter("cost_tol", "number", "bound on the relative decrease of the cost", low=0),
+    Parameter("max_passes", "integer", "budget of iterations", low=1),
+    Parameter("max_seconds", "number", "budget of all solves in seconds", low=0, open_low=True),
+    Parameter(
+        "starts",
+        "integer",
+        "starts to solve from, to see how far they end apart; `auto`: ten, solved to a cost_tol of 1e-6, "
+        "in the modules whose overlap does not tell, and one in the others",
+        low=1,
+        words=("auto",),
+    ),
+    Parameter("seed", "integer", "random seed of every draw", low=0, high=2**31 - 1),
+    share("density", "share of the entries that an edit keeps", open_low=True, per_model=True),
+)
+"""Parameters of rows of several families; those of one family are beside its rows."""
 
 # --- values: a scalar, a gradient over depth, or a list of filters ------------------------------------------
 
-EVERY_MODULE = "*"  # as a filter, the same as none
+EVERY_MODULE = "*"
+"""The filter that every module passes, as where none is given."""
 
 
 def check_value(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
@@ -110,16 +109,18 @@ def check_value(spec: Parameter, value: object, path: str, problems: list[str]) 
     scalars) and perhaps `filter`; numbers of kind `number` are floats; it shares nothing with what was given.
 
     Args:
-        spec: What is allowed.
-        value: What was said.
-        path: Where it was said, put before every problem.
-        problems: Is added to; then the answer means nothing.
+        spec: The parameter, which says what is allowed.
+        value: The value as it was given.
+        path: Place where it was given, put before every problem.
+        problems: List that problems are added to; where it grew, the answer means nothing.
     """
-    parts = [value] if isinstance(value, Mapping) else value
-    if isinstance(parts, list | tuple) and not spec.per_module:
+    if not isinstance(value, list | tuple | Mapping):
+        return _check_scalar(spec, value, path, problems)
+    if not spec.per_module:
         problems.append(f"{path}: {described(value)}: expected {_expected(spec)}, the same for all modules")
         return None
-    if not isinstance(parts, list | tuple) or not any(isinstance(part, Mapping) for part in parts):
+    parts = [value] if isinstance(value, Mapping) else value
+    if not any(isinstance(part, Mapping) for part in parts):
         return _check_depth(spec, value, path, problems)
     checked = [_check_item(spec, item, f"{path}[{i}]", problems) for i, item in enumerate(parts)]
     if any(item and is_last(item) for item in checked[:-1]):
@@ -130,8 +131,8 @@ def check_value(spec: Parameter, value: object, path: str, problems: list[str]) 
 def scalars(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield every scalar of a checked value, each with its path."""
     if isinstance(value, list):
-        for place, part in enumerate(value):
-            yield from scalars(part, f"{path}[{place}]")
+        for i, part in enumerate(value):
+            yield from scalars(part, f"{path}[{i}]")
     elif isinstance(value, Mapping):
         yield from scalars(value["value"], f"{path}.value")
     else:
@@ -139,22 +140,19 @@ def scalars(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_last(item: Mapping[str, Any]) -> bool:
-    """Whether an item of a list of filters is for every module."""
+    """Return whether an item of a list of filters is for every module."""
     return bool(item.get("filter", EVERY_MODULE) == EVERY_MODULE)
 
 
 def _check_item(spec: Parameter, item: Any, path: str, problems: list[str]) -> dict[str, Any]:
-    """One `{filter: part of a module's name, value: ...}`."""
+    """Return one `{filter: part of a module's name, value: ...}`, checked."""
     if not isinstance(item, Mapping):
         problems.append(
             f"{path}: {described(item)}: expected a mapping with filter and value, like the rest of the list"
         )
         return {}
-    problems += [
-        f"{path}: unknown key {str(key)!r}: known: filter, value"
-        for key in item
-        if key not in {"filter", "value"}
-    ]
+    unknown = [key for key in item if key not in {"filter", "value"}]
+    problems += [f"{path}: unknown key {str(key)!r}: known: filter, value" for key in unknown]
     checked: dict[str, Any] = {}
     if "filter" in item:
         checked["filter"] = item["filter"]
@@ -171,7 +169,7 @@ def _check_item(spec: Parameter, item: Any, path: str, problems: list[str]) -> d
 
 
 def _check_depth(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
-    """A scalar, or a list of them over depth."""
+    """Return a scalar, or a list of scalars over depth, checked."""
     if not isinstance(value, list | tuple):
         return _check_scalar(spec, value, path, problems)
     if spec.kind in {"integer", "rank"}:
@@ -179,36 +177,43 @@ def _check_depth(spec: Parameter, value: object, path: str, problems: list[str])
     elif not value:
         problems.append(f"{path}: an empty list: expected at least one value")
     numbers = replace(spec, words=())  # a word has no place on the way from one number to the next
-    return [_check_scalar(numbers, one, f"{path}[{i}]", problems) for i, one in enumerate(value)]
+    return [_check_scalar(numbers, part, f"{path}[{i}]", problems) for i, part in enumerate(value)]
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "number": (int, float),
-    "integer": (int,),
-    "rank": (int,),
-    "flag": (bool,),
-    "choice": (str,),
-    "text": (str,),
+class _Kind(NamedTuple):
+    """Values of one kind: their types in a recipe, the type they are kept in, and what they are in words."""
+
+    types: tuple[type, ...]
+    keep: Callable[[Any], Any]
+    words: str = ""
+
+
+_KINDS: dict[str, _Kind] = {
+    "number": _Kind((int, float), float, "a number"),
+    "integer": _Kind((int,), int, "a whole number"),
+    "rank": _Kind((int,), int, "a whole number, 'sum', 'auto' or a share such as '95%'"),
+    "flag": _Kind((bool,), bool, "true or false"),
+    "choice": _Kind((str,), str),
+    "text": _Kind((str,), str, "a text that is not empty"),
 }
 
 
-def _check_scalar(spec: Parameter, value: object, path: str, problems: list[str]) -> Any:
+def _check_scalar(spec: Parameter, value: Any, path: str, problems: list[str]) -> Any:
     if spec.kind == "rank" and isinstance(value, str) and (value == "sum" or energy_of(value) is not None):
         return value
     if isinstance(value, str) and value in spec.words:
         return value
-    fits = isinstance(value, _TYPES[spec.kind]) and isinstance(value, bool) == (spec.kind == "flag")
+    kind = _KINDS[spec.kind]
+    fits = isinstance(value, kind.types) and isinstance(value, bool) == (spec.kind == "flag")
     if not fits or value == "":
         problems.append(f"{path}: {described(value)}: expected {_expected(spec)}{_unquoted(spec, value)}")
         return None
-    if spec.kind == "choice" and value not in spec.choices:
+    if spec.choices and value not in spec.choices:
         problems.append(f"{path}: {value!r} is not known: expected {_expected(spec)}")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    if fault := _out_of_bounds(spec, value):
-        problems.append(f"{path}: {described(value)}: expected {fault}")
+    if kind.keep in {int, float} and (bound := _missed_bound(spec, value)):
+        problems.append(f"{path}: {described(value)}: expected {bound}")
         return None
-    return float(value) if spec.kind == "number" else value
+    return kind.keep(value)
 
 
 def energy_of(rank: str) -> float | None:
@@ -220,12 +225,13 @@ def energy_of(rank: str) -> float | None:
     if rank == "auto":
         return 0.95
     number = re.fullmatch(r"(\d+(?:\.\d+)?)%", rank)
-    share = float(number[1]) / 100 if number else 0.0
-    return share if 0.0 < share < 1.0 else None
+    if number is None or not 0.0 < float(number[1]) / 100 < 1.0:
+        return None
+    return float(number[1]) / 100
 
 
-def _out_of_bounds(spec: Parameter, value: float) -> str:
-    """What was expected of a number that is not finite or not within the bounds; nothing of others."""
+def _missed_bound(spec: Parameter, value: float) -> str:
+    """Return what is expected of a number that is not finite or not within the bounds; nothing for others."""
     if not abs(value) <= sys.float_info.max:
         return "a finite number"
     if spec.low is not None and (value < spec.low or (spec.open_low and value == spec.low)):
@@ -236,40 +242,43 @@ def _out_of_bounds(spec: Parameter, value: float) -> str:
 
 
 def _expected(spec: Parameter) -> str:
-    words = {
-        "number": "a number",
-        "integer": "a whole number",
-        "rank": "a whole number, 'sum', 'auto' or a share such as '95%'",
-        "flag": "true or false",
-        "text": "a text that is not empty",
-        "choice": " or ".join(repr(word) for word in spec.choices),
-    }
-    return " or ".join([words[spec.kind], *map(repr, spec.words)])
+    """Return what a value may be, in words."""
+    return " or ".join(filter(None, [_KINDS[spec.kind].words, *map(repr, spec.choices + spec.words)]))
 
 
-def _unquoted(spec: Parameter, value: object) -> str:
-    """The remedy for a number or a truth value between quotes."""
-    if not isinstance(value, str) or spec.kind in {"choice", "text"}:
-        return ""
-    if spec.kind == "flag":
-        return f": write {value} without quotes" if value.lower() in {"true", "false"} else ""
-    try:
-        float(value)
-    except ValueError:
+def _unquoted(spec: Parameter, value: Any) -> str:
+    """Return the remedy for a number or a truth value between quotes."""
+    if not isinstance(value, str) or not _reads_as(spec.kind, value):
         return ""
     return f": write {value} without quotes"
 
 
+def _reads_as(kind: str, text: str) -> bool:
+    """Return whether a text would be a value of a kind, if it had no quotes."""
+    if kind == "flag":
+        return text.lower() in {"true", "false"}
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return kind not in {"choice", "text"}
+
+
 def described(value: object) -> str:
     """Return what a value is, in words for a problem."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return f"the truth value {str(value).lower()}"
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    if isinstance(value, int | float):
-        return str(value).removesuffix(".0")
-    if isinstance(value, Mapping):
-        return "a mapping"
-    return "a list" if isinstance(value, list | tuple) else repr(value)
+    match value:
+        case None:
+            words = "nothing"
+        case bool():
+            words = f"the truth value {str(value).lower()}"
+        case str():
+            words = f"the text {value!r}"
+        case int() | float():
+            words = str(value).removesuffix(".0")
+        case Mapping():
+            words = "a mapping"
+        case list() | tuple():
+            words = "a list"
+        case _:
+            words = repr(value)
+    return words

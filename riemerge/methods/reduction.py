@@ -24,7 +24,7 @@ class Reduced(NamedTuple):
     Attributes:
         span: What lifts small updates to the module's own size.
         inputs: The T updates, small, as they were read.
-        edited: The same after the edits of the method.
+        edited: The T small updates after the edits of the method.
         problems: Why an edit has no answer, for each such update.
     """
 

@@ -80,4 +80,4 @@ def matched(modules: Iterable[Norms]) -> float:
 def _share(modules: Sequence[tuple[float, float]]) -> float:
     """w̄ N of one input, of its norm and weight in each module."""
     whole = math.hypot(*(norm for norm, _ in modules))
-    return math.fsum(weight * norm * (norm / whole) for norm, weight in modules) if whole > 0.0 else 0.0
+    return math.fsum(weight * norm * (norm / whole) for norm, weight in modules if whole > 0.0)

@@ -19,7 +19,7 @@ class Setting:
     """One module as a flat row sees it, beside the T updates themselves.
 
     Attributes:
-        module: Its name.
+        module: The name of the module.
         weights: (T,) float64 on the CPU, already normalised where the row asks for it.
         values: The row's parameters by name, as resolved for this module; those that may differ between
             models are (T,) float64 tensors on the CPU.
@@ -31,7 +31,7 @@ class Setting:
             of the update in order of norm, so draws are a function of the dW and not of files or gauges.
         statistics: T mappings of this module's statistics by kind (see `riemerge.statistics`), for rows that
             need data.
-        base_statistics: The same of the base model; empty where there are none.
+        base_statistics: Statistics of the base model in this module, by kind; empty where there are none.
         facts: What the row's survey found over all modules.
         rank: What the answer is cut to where it has more; None for no rank. For rows that seek the mean among
             matrices of that rank: an answer that has it is not changed.
@@ -68,12 +68,12 @@ def make_setting(
     """Return what a row sees of one module beside the updates that count there.
 
     Args:
-        module: Its name.
-        weights: Of all models.
+        module: The name of the module.
+        weights: The weights of all models.
         used: The places of those that count.
         values: The parameters there, of all models where each has its own.
         shape: The module's own.
-        norms: Of those that count.
+        norms: Norms ‖dWᵢ‖ of the updates that count.
         seed: The user's.
         more: The other fields of `Setting`.
     """
@@ -89,7 +89,7 @@ def make_setting(
 
 
 def _seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
-    """A seed for the draws of each of T updates of a module.
+    """Return a seed for the draws of each of T updates of a module.
 
     Law: the k-th smallest in norm has the k-th seed: a function of the updates, of neither files nor gauges.
     """
@@ -102,7 +102,7 @@ def _seeds(module: str, norms: Sequence[float], seed: int) -> tuple[int, ...]:
 
 
 def _counting(values: Mapping[str, Any], used: Sequence[int]) -> dict[str, Any]:
-    """The parameters of a module as a row sees them: those per model are tensors, of those that count."""
+    """Return the parameters of a module as a row sees them: those per model are tensors of what counts."""
     return {
         name: torch.tensor([value[place] for place in used], dtype=torch.float64)
         if isinstance(value, tuple)
@@ -120,7 +120,7 @@ class Answer(NamedTuple):
         advice: What a person should do about it; empty when nothing.
         passes: Iterations.
         cost: What the row minimises, at the value; None where it says none.
-        gradient_norm: Of that, relative to the data.
+        gradient_norm: Norm of the gradient of `cost`, relative to the data.
     """
 
     value: Tensor

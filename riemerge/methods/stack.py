@@ -21,7 +21,7 @@ _Value = TypeVar("_Value")
 
 
 def _nothing(_: str) -> Mapping[str, Any]:
-    """What a module has where nothing was given."""
+    """Return what a module has where nothing was given."""
     return {}
 
 
@@ -71,14 +71,14 @@ class Options:
         later: Whether merged updates are asked for only after all modules have been merged, as a scale that
             depends on all of them needs it: a result then keeps nothing that is as wide as its module.
         solver: Name of a solver, or a Pymanopt Optimizer.
-        form: Of a quotient mean: whether the alignments are variables beside it (`joint`), or found anew for
+        form: Form of a quotient mean: the alignments are variables beside it (`joint`), or found anew for
             each cost (`nested`).
         tol: Bound on the gradient norm of each module.
         cost_tol: Bound on the relative decrease of the cost.
         max_passes: Budget of the solver.
         max_seconds: Budget of all solves together, in wall seconds.
         starts: How many starts to solve from; `auto` means several where `doubtful` says so.
-        seed: Of the starts and of every draw.
+        seed: Random seed of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
         progress: Called now and then with the numbers of modules that are through a stage.
         doubtful: Called as `doubtful(updates, shape, storage)` with a module's inputs in common bases, the

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from riemerge.errors import RecipeError
 from riemerge.methods import constrained, data, elections, geodesic, polar, rounds, singular, spectrum, sums
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import PARAMETERS as COMMON
-from riemerge.methods.parameters import Parameter
+from riemerge.methods.parameters import COMMON, Parameter
 
 DEFAULT_METHOD = "spectrum"
 
@@ -20,8 +19,9 @@ METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in f
 """All rows, by name."""
 
 PARAMETERS: dict[str, Parameter] = {
-    **COMMON,
-    **{one.name: one for family in _FAMILIES for one in getattr(family, "PARAMETERS", ())},
+    spec.name: spec
+    for specs in (COMMON, *(getattr(family, "PARAMETERS", ()) for family in _FAMILIES))
+    for spec in specs
 }
 """All parameters of all rows, by name."""
 
@@ -40,6 +40,7 @@ def find_method(name: str) -> Method:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Say which of the known words was probably meant, and what the others are."""
     words = list(known)
-    near = difflib.get_close_matches(word, words, n=1)
     listed = f"known: {', '.join(words)}"
-    return f"did you mean {near[0]!r}? ({listed})" if near else listed
+    for near in difflib.get_close_matches(word, words, n=1):
+        return f"did you mean {near!r}? ({listed})"
+    return listed

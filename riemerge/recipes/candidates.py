@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from riemerge.errors import RecipeError
+from riemerge.errors import RecipeError, try_each
 from riemerge.methods import PARAMETERS, find_method
 from riemerge.recipes.recipe import parse_value, suggest_parameter
 
@@ -36,11 +36,12 @@ def parse(text: str) -> Candidate:
         RecipeError: No such method, a parameter that it does not take or that is said twice, or no value.
     """
     method, *words = text.split(":")
-    pairs = [_split(word) for word in words]
+    pairs = [word.partition("=")[::2] for word in words]
+    names = [name for name, _ in pairs]
     takes = find_method(method).parameters
-    if unknown := [name for name, _ in pairs if name not in takes]:
+    if unknown := [name for name in names if name not in takes]:
         raise RecipeError(f"{text}: {method} takes no {', '.join(unknown)}: it takes {', '.join(takes)}")
-    if twice := _repeated(pairs):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RecipeError(f"{text}: {', '.join(twice)}: said more than once: say it once")
     return Candidate(method, {name: parse_value(PARAMETERS[name], value) for name, value in pairs})
 
@@ -58,32 +59,18 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
         RecipeError: A text without `=`, a name that is no parameter or is said twice, a value that its
             parameter does not take: every fault of every text at once.
     """
-    texts = list(texts)
-    pairs = [_split(text) for text in texts if "=" in text]
-    problems = [f"-p {text}: no value: expected NAME=VALUE" for text in texts if "=" not in text]
-    problems += [f"-p {name}: said more than once: say it once" for name in _repeated(pairs)]
-    values: dict[str, Any] = {}
-    for name, value in pairs:
+    names: set[str] = set()
+
+    def assign(text: str) -> tuple[str, Any]:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"-p {text}: no value: expected NAME=VALUE")
         if name not in PARAMETERS:
             advice = suggest_parameter(name, PARAMETERS)
-            problems.append(f"-p {name}: unknown parameter {name!r}: {advice}")
-            continue
-        try:
-            values[name] = parse_value(PARAMETERS[name], value, where=f"-p {name}")
-        except RecipeError as fault:
-            problems += fault.problems
-    if problems:
-        raise RecipeError(problems)
-    return values
+            raise RecipeError(f"-p {name}: unknown parameter {name!r}: {advice}")
+        if name in names:
+            raise RecipeError(f"-p {name}: said more than once: say it once")
+        names.add(name)
+        return name, parse_value(PARAMETERS[name], value, where=f"-p {name}")
 
-
-def _split(word: str) -> tuple[str, str]:
-    """Return the name and the text of the value of `name=value`; an empty value where there is no `=`."""
-    name, _, value = word.partition("=")
-    return name, value
-
-
-def _repeated(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Return the names that are said more than once, sorted."""
-    names = [name for name, _ in pairs]
-    return sorted({name for name in names if names.count(name) > 1})
+    return dict(try_each(assign, texts))

@@ -23,9 +23,9 @@ class ModelEntry(BaseModel):
     """One input of a recipe.
 
     Attributes:
-        model: Its folder.
-        parameters: What was said of it alone, by name: `weight`, and what else may differ between models.
-        statistics: Where its statistics are, for a method that needs data.
+        model: The folder of the model.
+        parameters: The model's own parameters by name: `weight`, and others that may differ between models.
+        statistics: The folder of the model's statistics, for a method that needs data.
     """
 
     model_config = _STRICT
@@ -44,12 +44,12 @@ class Recipe(BaseModel):
     Attributes:
         merge_method: A name of `riemerge.methods.METHODS`.
         models: The inputs, at least one.
-        base_model: Folder of the model that they were all trained from, where it is needed.
-        base_statistics: Where its statistics are.
-        parameters: What was said of all models or of the method, by name; nothing that was not said.
+        base_model: The folder of the model that all inputs were trained from, where it is needed.
+        base_statistics: The folder of the statistics of the base model.
+        parameters: The parameters of all models or of the method that were given, by name.
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
-        out_dtype: The dtype written; None keeps that of the inputs.
-        out_type: What is written; None is what the inputs are.
+        out_dtype: The dtype written; None keeps the dtype of the inputs.
+        out_type: The kind of model written; None keeps the kind of the inputs.
         uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
     """
 
@@ -76,31 +76,33 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     """Check a recipe given as plain mappings, lists, texts and numbers.
 
     Args:
-        raw: What the recipe says.
+        raw: The content of the recipe.
         where: The name of its file, put before every problem.
 
     Raises:
-        RecipeError: Any key, type, number, method or combination of them that makes no sense: all of them at
-            once.
+        RecipeError: A key, type, number, method or combination of them makes no sense: all of them at once.
     """
-    before = f"{where}: " if where else ""
+    before = where and f"{where}: "
     if not isinstance(raw, Mapping):
         raise RecipeError(
             f"{before}a recipe is a mapping with merge_method and models; found {described(raw)}"
         )
     problems: list[str] = []
-    method = _find_method(raw.get("merge_method"), problems)
-    checked = _check_parameters(raw, method, problems)
+    data = _copy(raw)
+    method = _find_method(data.get("merge_method"), problems)
+    _check_parameters(data, method, "parameters", problems)
+    for i, entry in _entries(data):
+        _check_parameters(entry, method, f"models[{i}].parameters", problems, of_model=True)
     try:
-        recipe = Recipe.model_validate(checked)
+        recipe = Recipe.model_validate(data)
     except ValidationError as fault:
-        texts = [*map(_explain, fault.errors()), *problems]
-        raise RecipeError([before + text for text in texts]) from None
-    if method and not problems:
-        problems = _contradictions(recipe, method)
-    if problems:
-        raise RecipeError([before + problem for problem in problems])
-    return recipe
+        problems = [*map(_explain, fault.errors()), *problems]
+    else:
+        if method and not problems:
+            problems = _contradictions(recipe, method)
+        if not problems:
+            return recipe
+    raise RecipeError(before + problem for problem in problems)
 
 
 _TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type", "uniform_rank")
@@ -121,7 +123,7 @@ def read_recipe(
             `riemerge.recipes.specs.parse_spec`), or its folder and its weight.
         overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
             `out_type`, `uniform_rank` or any of `parameters`; None is no override.
-        statistics: Folder of the statistics of each model, in their order, where `sources` are folders.
+        statistics: The folder of the statistics of each model, in their order, where `sources` are folders.
 
     Raises:
         RecipeError: The file cannot be read as plain YAML 1.2, or the recipe makes no sense.
@@ -137,23 +139,26 @@ def read_recipe(
         )
     if recipes:
         path = Path(recipes[0])
-        raw, where = _read_file(path), path.name
-    else:
-        specs = parse_specs(sources)
-        data: Sequence[str | None] = list(statistics) or [None] * len(specs)
-        models = [
-            {"model": folder, "parameters": {"weight": weight}, "statistics": own}
-            for (folder, weight), own in zip(specs, data, strict=True)
-        ]
-        raw, where = {"merge_method": DEFAULT_METHOD, "models": models}, ""
-    if isinstance(raw, dict):
-        raw |= top
-        if given and isinstance(raw.get("parameters", {}), dict):
-            raw["parameters"] = raw.get("parameters", {}) | given
-            for _, said in _said_of_models(raw):
-                for name in given:
-                    said.pop(name, None)
-    return make_recipe(raw, where=where)
+        return make_recipe(_override(_read_file(path), top, given), where=path.name)
+    models: list[dict[str, Any]] = [
+        {"model": folder, "parameters": {"weight": weight}} for folder, weight in parse_specs(sources)
+    ]
+    for model, folder in zip(models, statistics, strict=False):  # there may be none
+        model["statistics"] = folder
+    return make_recipe(_override({"merge_method": DEFAULT_METHOD, "models": models}, top, given))
+
+
+def _override(data: Any, top: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
+    """Return a recipe with other fields and parameters, which also win over what it says of one model."""
+    if not isinstance(data, dict):
+        return data
+    data |= top
+    if parameters and isinstance(data.setdefault("parameters", {}), dict):
+        data["parameters"] |= parameters
+        for _, entry in _entries(data):
+            if isinstance(own := entry.get("parameters"), dict):
+                entry["parameters"] = {name: own[name] for name in own if name not in parameters}
+    return data
 
 
 def _is_recipe(path: Path) -> bool:
@@ -197,7 +202,7 @@ _PARAMETERS_ELSEWHERE = {"lambda": "scale"}
 
 
 def _find_method(name: object, problems: list[str]) -> Method | None:
-    """The row of the table; None where the recipe names none, which is a problem."""
+    """Return the row of the table; None where the recipe names none, which is a problem."""
     if not isinstance(name, str):
         return None
     if name not in METHODS and (ours := _METHODS_ELSEWHERE.get(name)):
@@ -210,35 +215,31 @@ def _find_method(name: object, problems: list[str]) -> Method | None:
         return None
 
 
-def _check_parameters(raw: Mapping[str, Any], method: Method | None, problems: list[str]) -> dict[str, Any]:
-    """The recipe with all parameters checked, as far as it has the shape of one."""
-    checked = dict(raw)
-    if isinstance(said := raw.get("parameters"), Mapping):
-        checked["parameters"] = _check_level(said, method, "parameters", problems, of_model=False)
-    if isinstance(models := raw.get("models"), list | tuple):
-        checked["models"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in models]
-    for place, said in _said_of_models(checked):
-        path = f"models[{place}].parameters"
-        checked["models"][place]["parameters"] = _check_level(said, method, path, problems, of_model=True)
-    return checked
+def _copy(value: Any) -> Any:
+    """Return plain data that shares nothing with what it is a copy of, in dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(part) for part in value]
+    return value
 
 
-def _said_of_models(raw: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
-    """The parameters of each model that has some, with its place."""
-    models = raw.get("models")
-    for place, entry in enumerate(models if isinstance(models, list) else ()):
-        if isinstance(entry, dict) and isinstance(said := entry.get("parameters"), Mapping):
-            yield place, said
+def _entries(data: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield what a recipe says of each model, as far as it has the shape of an entry, with its index."""
+    if isinstance(models := data.get("models"), list):
+        yield from ((i, entry) for i, entry in enumerate(models) if isinstance(entry, dict))
 
 
-def _check_level(
-    said: Mapping[Any, Any], method: Method | None, path: str, problems: list[str], *, of_model: bool
-) -> dict[str, Any]:
-    """The parameters of one level: the recipe's own, or those of one model."""
-    takes = ("weight", *(method.parameters if method else PARAMETERS))
-    known = [name for name in takes if PARAMETERS[name].per_model] if of_model else [*takes]
-    checked: dict[str, Any] = {}
-    for name, value in said.items():
+def _check_parameters(
+    level: dict[str, Any], method: Method | None, path: str, problems: list[str], *, of_model: bool = False
+) -> None:
+    """Check, and replace by plain data, the parameters of the recipe itself or of one model."""
+    if not isinstance(given := level.get("parameters"), dict):
+        return
+    takes = ["weight", *(method.parameters if method else PARAMETERS)]
+    known = [name for name in takes if PARAMETERS[name].per_model or not of_model]
+    level["parameters"] = checked = {}
+    for name, value in given.items():
         if name not in PARAMETERS:
             advice = suggest_parameter(str(name), dict.fromkeys(known))
             problems.append(f"{path}: unknown key {str(name)!r}: {advice}")
@@ -253,22 +254,21 @@ def _check_level(
             )
         else:
             checked[name] = check_value(PARAMETERS[name], value, f"{path}.{name}", problems)
-    return checked
 
 
 # --- between the fields -------------------------------------------------------------------------------------
 
 
 def _contradictions(recipe: Recipe, method: Method) -> list[str]:
-    """What is wrong between the fields of a recipe whose fields are each right."""
+    """Say what is wrong between the fields of a recipe whose fields are each right."""
     if not recipe.models:
         return ["models: no adapter to merge: name at least one folder"]
-    counting = [place for place, weight in enumerate(recipe.weights) if weight != 0]
+    counting = [i for i, weight in enumerate(recipe.weights) if weight != 0]
     if not counting:
         return ["models: every weight is 0: at least one adapter must count"]
     return [
         *_wrong_count(method, len(counting)),
-        *_unmatched(recipe, method),
+        *_refuse_matched(recipe, method),
         *_negative_weights(recipe, method),
         *_wrong_statistics(recipe, method, counting),
         *_base_among_models(recipe, method),
@@ -277,14 +277,16 @@ def _contradictions(recipe: Recipe, method: Method) -> list[str]:
 
 def _wrong_count(method: Method, count: int) -> Iterator[str]:
     least, most = method.models
-    if least <= count <= (most or count):
-        return
-    bound = "exactly" if least == most else "at least" if count < least else "at most"
-    expected = f"{bound} {least if count < least else most}"
-    yield f"models: {method.name} merges {expected} of weight other than 0: found {count}"
+    bound, number = "at most", most
+    if count < least:
+        bound, number = "at least", least
+    if least == most:
+        bound = "exactly"
+    if not least <= count <= (most or count):
+        yield f"models: {method.name} merges {bound} {number} of weight other than 0: found {count}"
 
 
-def _unmatched(recipe: Recipe, method: Method) -> Iterator[str]:
+def _refuse_matched(recipe: Recipe, method: Method) -> Iterator[str]:
     if method.normalised and not method.negative_weights:
         return
     for path, scale in scalars(recipe.parameters.get("scale", 1.0), "parameters.scale"):
@@ -300,28 +302,30 @@ def _negative_weights(recipe: Recipe, method: Method) -> Iterator[str]:
         return
     allowing = ", ".join([row.name for row in METHODS.values() if row.negative_weights][:3])
     levels = [("parameters", recipe.parameters, "all models")]
-    levels += [(f"models[{i}].parameters", one.parameters, one.model) for i, one in enumerate(recipe.models)]
-    for path, said, whose in levels:
-        for place, weight in scalars(said.get("weight", 1.0), f"{path}.weight"):
+    models = enumerate(recipe.models)
+    levels += [(f"models[{i}].parameters", entry.parameters, entry.model) for i, entry in models]
+    for path, parameters, whose in levels:
+        for where, weight in scalars(parameters.get("weight", 1.0), f"{path}.weight"):
             if weight < 0:
                 yield (
-                    f"{place}: {described(weight)} of {whose}: {method.name} is a mean and takes no weight "
+                    f"{where}: {described(weight)} of {whose}: {method.name} is a mean and takes no weight "
                     f"below zero: use a weight of at least 0, or a merge_method such as {allowing}"
                 )
 
 
 def _wrong_statistics(recipe: Recipe, method: Method, counting: Sequence[int]) -> Iterator[str]:
-    given = [f"models[{place}]" for place, entry in enumerate(recipe.models) if entry.statistics]
-    given += ["base_statistics"] if recipe.base_statistics else []
+    given = [f"models[{i}]" for i, entry in enumerate(recipe.models) if entry.statistics]
+    if recipe.base_statistics:
+        given.append("base_statistics")
     if given and not method.statistics:
         yield f"{', '.join(given)}: {method.name} uses no statistics: leave them out"
     if method.base_statistics and not recipe.base_statistics:
         yield f"base_statistics: missing: {method.name} needs those of the base model too: collect them"
     if recipe.base_statistics and not method.base_statistics and method.statistics:
         yield f"base_statistics: {method.name} uses those of the models alone: leave it out"
-    without = [place for place in counting if not recipe.models[place].statistics]
+    without = [i for i in counting if not recipe.models[i].statistics]
     if without and method.statistics:
-        lacking = (f"models[{place}] ({recipe.models[place].model})" for place in without)
+        lacking = (f"models[{i}] ({recipe.models[i].model})" for i in without)
         yield (
             f"{', '.join(lacking)}: no statistics: {method.name} needs those of every model "
             f"({', '.join(method.statistics)}): collect them with riemerge.statistics.collect_statistics and "
@@ -332,10 +336,10 @@ def _wrong_statistics(recipe: Recipe, method: Method, counting: Sequence[int]) -
 def _base_among_models(recipe: Recipe, method: Method) -> Iterator[str]:
     if method.checkpoints == "weights":
         return
-    for place, entry in enumerate(recipe.models):
+    for i, entry in enumerate(recipe.models):
         if entry.model == recipe.base_model:
             yield (
-                f"models[{place}]: {entry.model} is the base_model itself, and its update is zero: "
+                f"models[{i}]: {entry.model} is the base_model itself, and its update is zero: "
                 "leave it out of models"
             )
 
@@ -352,17 +356,17 @@ _ADVICE = {
 
 
 def _explain(error: Any) -> str:
+    """Say a fault that pydantic found."""
     *path, last = error["loc"]
-    found, kind = error["input"], error["type"]
+    value, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
-        where = _path(path)
-        return f"{f'{where}: ' if where else ''}unknown key {str(last)!r}: {_advice(path, str(last))}"
+        return ": ".join(filter(None, [_path(path), f"unknown key {str(last)!r}", _advice(path, str(last))]))
     where = _path(error["loc"])
     if kind == "missing":
         return f"{where}: missing: a recipe must say it"
     if kind == "literal_error":
-        return f"{where}: {found!r} is not known: expected {error['ctx']['expected']}"
-    return f"{where}: {described(found)}: expected {_EXPECTED.get(kind, str(error['msg']))}"
+        return f"{where}: {value!r} is not known: expected {error['ctx']['expected']}"
+    return f"{where}: {described(value)}: expected {_EXPECTED.get(kind, str(error['msg']))}"
 
 
 _EXPECTED = {
@@ -377,7 +381,7 @@ _EXPECTED = {
 
 
 def _advice(path: Sequence[str | int], key: str) -> str:
-    """What to do about an unknown key of the recipe, or of one of its models."""
+    """Say what to do about an unknown key of the recipe, or of one of its models."""
     if not path and key in _ADVICE:
         return _ADVICE[key]
     if key in PARAMETERS:
@@ -395,16 +399,10 @@ def _path(parts: Sequence[str | int]) -> str:
 
 def _read_file(path: Path) -> Any:
     """Read a recipe file, with the folders it names taken relative to it."""
-    raw = read_yaml(path)
-    if isinstance(raw, dict):
-        models = raw.get("models")
-        for one in [raw, *(models if isinstance(models, list) else ())]:
-            _relate(one, path.parent)
-    return raw
-
-
-def _relate(said: Any, folder: Path) -> None:
-    """Take the paths in one mapping of a recipe relative to a folder."""
-    for key in ("model", "statistics", "base_model", "base_statistics"):
-        if isinstance(said, dict) and isinstance(said.get(key), str) and said[key]:
-            said[key] = str(folder / said[key])
+    data = read_yaml(path)
+    if isinstance(data, dict):
+        for level in (data, *(entry for _, entry in _entries(data))):
+            for key in ("model", "statistics", "base_model", "base_statistics"):
+                if isinstance(folder := level.get(key), str) and folder:
+                    level[key] = str(path.parent / folder)
+    return data

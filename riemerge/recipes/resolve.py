@@ -28,9 +28,9 @@ class Resolver:
     after. Every stack of layers (a vision tower, an encoder) counts its own, up to the greatest index in it.
 
     Args:
-        recipe: What was asked.
-        method: Its method.
-        modules: Names of all modules.
+        recipe: The recipe.
+        method: The method of the recipe.
+        modules: The names of all modules.
 
     Raises:
         RecipeError: A filter that is part of no module's name; a parameter with a value in some modules or
@@ -47,9 +47,7 @@ class Resolver:
         self._counting = tuple(weight != 0 for weight in recipe.weights)
         self._names = tuple(name for name in method.parameters if name not in {"weight", "scale"})
         self._depth = depths(modules)
-        problems = [*self._unmatched(), *self._unsaid(), *self._weightless(method)]
-        if problems:
-            raise RecipeError(problems)
+        RecipeError.refuse([*self._find_unmatched(), *self._find_gaps(), *self._find_weightless(method)])
 
     def weights(self, module: str) -> tuple[float, ...]:
         """Return the weights of the recipe's T models in one module: not normalised, and with those of 0."""
@@ -59,8 +57,8 @@ class Resolver:
         """Return the factor λ on the merged update in one module.
 
         Args:
-            module: Its name.
-            matched: What `matched` stands for; None while that is not known, and a 1 stands in for it.
+            module: The name of the module.
+            matched: The factor that `matched` stands for; None while it is not known, and 1 stands in for it.
         """
         scale: float | str = self._of_all("scale", module)
         if isinstance(scale, str):
@@ -88,38 +86,40 @@ class Resolver:
         return None if set(each) == {None} else each
 
     def _of_models(self, name: str, module: str) -> Iterator[Any]:
-        for own in self._own:
-            value = self._at(own.get(name), module)
-            yield self._of_all(name, module) if value is None else value
+        return (self._first(name, module, own, self._all, self._default) for own in self._own)
 
     def _of_all(self, name: str, module: str) -> Any:
-        value = self._at(self._all.get(name), module)
-        return self._at(self._default.get(name), module) if value is None else value
+        return self._first(name, module, self._all, self._default)
+
+    def _first(self, name: str, module: str, *levels: Mapping[str, Any]) -> Any:
+        """Return a parameter's value in one module by the first level that has one there, or None."""
+        values = (self._at(level.get(name), module) for level in levels)
+        return next((value for value in values if value is not None), None)
 
     def _at(self, setting: Any, module: str) -> Any:
-        """A setting in one module; None where it says nothing there."""
-        if _is_filters(setting):
-            fitting = (item["value"] for item in setting if is_last(item) or item["filter"] in module)
+        """Return a setting in one module; None where it says nothing there."""
+        if filters := _filters(setting):
+            fitting = (item["value"] for item in filters if is_last(item) or item["filter"] in module)
             setting = next(fitting, None)
-        return _at_depth(setting, self._depth[module]) if isinstance(setting, list) else setting
+        return _at_depth(setting, self._depth[module])
 
     # --- what only the names of the modules show ------------------------------------------------------------
 
-    def _unmatched(self) -> Iterator[str]:
-        """Filters that are part of no module's name."""
+    def _find_unmatched(self) -> Iterator[str]:
+        """Yield the filters that are part of no module's name."""
         levels = [("parameters", self._all)]
-        levels += [(f"models[{place}].parameters", own) for place, own in enumerate(self._own)]
-        settings = ((f"{path}.{name}", said) for path, level in levels for name, said in level.items())
+        levels += [(f"models[{i}].parameters", own) for i, own in enumerate(self._own)]
+        settings = ((f"{path}.{name}", value) for path, level in levels for name, value in level.items())
         for path, setting in settings:
-            for place, item in enumerate(setting if _is_filters(setting) else ()):
+            for i, item in enumerate(_filters(setting)):
                 if not is_last(item) and not any(item["filter"] in module for module in self._depth):
                     near = _nearest(item["filter"], self._depth)
-                    yield f"{path}[{place}].filter: {item['filter']!r} is part of no module's name: {near}"
+                    yield f"{path}[{i}].filter: {item['filter']!r} is part of no module's name: {near}"
 
-    def _unsaid(self) -> Iterator[str]:
-        """Parameters that have a value in some modules or models that count, but not in all."""
-        said = {*self._all, *(name for own in self._own for name in own)}
-        for name in (name for name in self._names if name in said and name not in self._default):
+    def _find_gaps(self) -> Iterator[str]:
+        """Yield the parameters that have a value in some modules or models that count, but not in all."""
+        given = {*self._all, *(name for own in self._own for name in own)}
+        for name in (name for name in self._names if name in given and name not in self._default):
             lacking = [
                 where
                 for module in self._depth
@@ -133,15 +133,15 @@ class Resolver:
                 )
 
     def _everywhere(self, name: str, module: str) -> Iterator[tuple[str, Any]]:
-        """A parameter's values in one module, each with the words for its place."""
+        """Yield a parameter's values in one module, each behind the words for where it is."""
         if not PARAMETERS[name].per_model:
             yield module, self._of_all(name, module)
             return
         values = zip(self._models, self._of_models(name, module), self._counting, strict=True)
         yield from ((f"{module} of {model}", value) for model, value, counts in values if counts)
 
-    def _weightless(self, method: Method) -> Iterator[str]:
-        """Modules whose weights leave nothing to merge, or nothing to divide by."""
+    def _find_weightless(self, method: Method) -> Iterator[str]:
+        """Yield the modules whose weights leave nothing to merge, or nothing to divide by."""
         none, cancelled, huge = [], [], []
         for module in self._depth:
             weights = self.weights(module)
@@ -169,28 +169,29 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.([0-9]{1,9})(?=\.
 _NUMBER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|$)")
 
 
-def depths(modules: Iterable[str]) -> dict[str, float]:
+def depths(modules: Sequence[str]) -> dict[str, float]:
     """Return how deep in its model each module stands, from 0 to 1 (see `Resolver`)."""
-    places: dict[str, tuple[str, int] | None] = {}
+    layers: dict[str, tuple[str, int]] = {}
     last: dict[str, int] = {}
     for module in modules:
-        found = _LAYER.search(module) or _NUMBER.search(module)
-        places[module] = place = (module[: found.start(1)], int(found[1])) if found else None
-        if place:
-            last[place[0]] = max(place[1], last.get(place[0], 0))
-    return {
-        module: (place[1] / last[place[0]] if last[place[0]] else 1.0) if place else 0.0
-        for module, place in places.items()
-    }
+        if match := _LAYER.search(module) or _NUMBER.search(module):
+            stack, layer = layers[module] = module[: match.start(1)], int(match[1])
+            last[stack] = max(layer, last.get(stack, 0))
+    depth = dict.fromkeys(modules, 0.0)
+    for module, (stack, layer) in layers.items():
+        depth[module] = layer / last[stack] if last[stack] else 1.0
+    return depth
 
 
-def _at_depth(gradient: Sequence[Any], depth: float) -> Any:
-    """A gradient's value at a depth."""
-    place = depth * (len(gradient) - 1)
-    left, right = gradient[int(place)], gradient[min(int(place) + 1, len(gradient) - 1)]
+def _at_depth(setting: Any, depth: float) -> Any:
+    """Return a gradient's value at a depth; what is no gradient is the same everywhere."""
+    if not isinstance(setting, list):
+        return setting
+    position = depth * (len(setting) - 1)
+    left, right = setting[int(position)], setting[min(int(position) + 1, len(setting) - 1)]
     if not isinstance(left, float):
         return left
-    share = place - int(place)
+    share = position - int(position)
     # Round-off must not leave the bounds that were checked at the ends.
     return min(max((1 - share) * left + share * right, min(left, right)), max(left, right))
 
@@ -198,8 +199,11 @@ def _at_depth(gradient: Sequence[Any], depth: float) -> Any:
 # --- words --------------------------------------------------------------------------------------------------
 
 
-def _is_filters(setting: Any) -> bool:
-    return isinstance(setting, list) and isinstance(setting[0], Mapping)
+def _filters(setting: Any) -> list[Mapping[str, Any]]:
+    """Return a setting that is a list of filters; nothing for others."""
+    if isinstance(setting, list) and isinstance(setting[0], Mapping):
+        return setting
+    return []
 
 
 def _nearest(part: str, modules: Iterable[str]) -> str:
@@ -209,7 +213,7 @@ def _nearest(part: str, modules: Iterable[str]) -> str:
     for module in modules:
         words = module.split(".")
         parts |= dict.fromkeys(".".join(words[i : i + length]) for i in range(len(words) - length + 1))
-    near = difflib.get_close_matches(part, [one for one in parts if not one.isdigit()], n=3)
+    near = difflib.get_close_matches(part, [word for word in parts if not word.isdigit()], n=3)
     if near:
-        return f"did you mean {' or '.join(repr(one) for one in near)}?"
+        return f"did you mean {' or '.join(map(repr, near))}?"
     return f"the modules are {listed(list(modules))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from riemerge.errors import RecipeError
+from riemerge.errors import RecipeError, try_each
 
 
 def parse_spec(text: str) -> tuple[str, float]:
@@ -20,7 +20,7 @@ def parse_spec(text: str) -> tuple[str, float]:
     ('C:/adapters/law', 1.0)
 
     Raises:
-        RecipeError: Both exist.
+        RecipeError: Both the whole text and what stands before the colon exist.
     """
     folder, colon, number = text.rpartition(":")
     if not colon or not folder:
@@ -40,18 +40,9 @@ def parse_spec(text: str) -> tuple[str, float]:
 
 
 def parse_specs(sources: Sequence[str | tuple[str, float]]) -> list[tuple[str, float]]:
-    """Return the folder and weight of each model, given as in `parse_spec` or as both.
+    """Return the folder and weight of each model, given as a text (see `parse_spec`) or as both.
 
     Raises:
-        RecipeError: Every text that may be read in two ways.
+        RecipeError: Texts may be read in two ways: all of them at once.
     """
-    found: list[tuple[str, float]] = []
-    problems: list[str] = []
-    for source in sources:
-        try:
-            found.append(parse_spec(source) if isinstance(source, str) else source)
-        except RecipeError as fault:
-            problems += fault.problems
-    if problems:
-        raise RecipeError(problems)
-    return found
+    return try_each(lambda source: parse_spec(source) if isinstance(source, str) else source, sources)

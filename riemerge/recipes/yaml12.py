@@ -15,10 +15,10 @@ MAX_DEPTH = 16
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a file of YAML, as `parse_yaml` does.
+    """Read plain data from a file of YAML (see `parse_yaml`).
 
     Raises:
-        RecipeError: It cannot be read, is larger than MAX_BYTES, or is no plain YAML in UTF-8.
+        RecipeError: The file cannot be read, is larger than MAX_BYTES, or is no plain YAML in UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -51,19 +51,17 @@ def parse_yaml(text: str, *, where: str = "recipe") -> Any:
                 problems.append(f"{line}: anchors and aliases are refused: write the value out")
             if (tag := getattr(event, "tag", None)) is not None:
                 problems.append(f"{line}: the tag {tag!r} is refused: recipes hold plain data only")
-        if problems:
-            raise RecipeError(problems)
+        RecipeError.refuse(problems)
         node = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        what = getattr(fault, "problem", None) or getattr(fault, "reason", None) or str(fault)
-        raise RecipeError(f"{where}: {place}{what}") from None
+        position = mark and f"line {mark.line + 1}, column {mark.column + 1}: "
+        reason = getattr(fault, "problem", None) or getattr(fault, "reason", None) or str(fault)
+        raise RecipeError(f"{where}: {position or ''}{reason}") from None
     if node is None:
         raise RecipeError(f"{where}: is empty: a recipe is a mapping with merge_method and models")
     data = _plain(node, where, problems)
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
     return data
 
 
@@ -85,7 +83,9 @@ def _plain(node: yaml.Node, where: str, problems: list[str]) -> Any:
                 mapping[key.value] = _plain(value, where, problems)
         return mapping
     text: str = node.value
-    return _scalar(text) if getattr(node, "style", None) is None else text
+    if getattr(node, "style", None) is None:
+        return _scalar(text)
+    return text
 
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -96,7 +96,7 @@ _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)\Z")
 
 
 def _scalar(text: str) -> Any:
-    """The value of a plain scalar by YAML 1.2's core schema (10.3.2), without octal and hexadecimal."""
+    """Return the value of a plain scalar by the core schema of YAML 1.2 (10.3.2), all integers decimal."""
     if text in _NULL:
         return None
     if text in _TRUTH:

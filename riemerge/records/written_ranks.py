@@ -17,7 +17,7 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     do right with the inputs they do right with the merge. A share of the energy means the rank that keeps it.
 
     Args:
-        recipe: As resolved for the record.
+        recipe: The completed recipe, as the record has it.
         rows: What was measured of each module.
     """
     asked = recipe["parameters"].get("rank")

@@ -12,17 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from riemerge.methods import METHODS, Method
-from riemerge.records.run_record import (
-    Evaluation,
-    InspectedAdapter,
-    InspectedPair,
-    Inspection,
-    ModuleRow,
-    Overlap,
-    PairedDifference,
-    RunRecord,
-    Totals,
-)
+from riemerge.records.evaluation_record import Evaluation, PairedDifference
+from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
+from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
 from riemerge.report.method_page import cautions, command, described, facts, parameter_rows, weights
 from riemerge.report.verdict import (
     answer,

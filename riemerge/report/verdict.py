@@ -10,15 +10,8 @@ from typing import NamedTuple
 
 from riemerge.formats.files.text import listed
 from riemerge.methods import DEFAULT_METHOD, METHODS
-from riemerge.records.run_record import (
-    SPREAD_PARTLY,
-    SPREAD_YES,
-    Entry,
-    Evaluation,
-    InputRow,
-    Overlap,
-    RunRecord,
-)
+from riemerge.records.evaluation_record import Entry, Evaluation
+from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, Overlap, RunRecord
 from riemerge.records.written_ranks import written_ranks
 from riemerge.report.words import MOST_NAMES, printable, shares_of, text_of, when
 

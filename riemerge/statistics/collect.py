@@ -112,7 +112,7 @@ def collect_statistics(
         version=1,
     )
     _begin(folder, request)
-    finished = _finished(folder, request)
+    finished = _read_finished(folder, request)
     _check_same(folder, finished)
     missing = [name for name in layers if name not in finished]
     groups = list(_groups(missing, request, dtype, modules_per_pass))
@@ -278,7 +278,7 @@ def _gradients(total: Tensor, probes: Sequence[Tensor]) -> Sequence[Tensor | Non
     return [None] * len(probes)
 
 
-def _finished(folder: Path, request: Request) -> dict[str, Mapping[str, Tensor]]:
+def _read_finished(folder: Path, request: Request) -> dict[str, Mapping[str, Tensor]]:
     """Return the counts of the modules that an earlier collection finished and whose files can be read."""
     counts: dict[str, Mapping[str, Tensor]] = {}
     for name in request.modules:

@@ -62,7 +62,7 @@ class Sums:
         Args:
             losses: The loss of each example (b,), whether the example uses the module or not.
             gradients: The gradient of each call's output; None where the loss does not depend on it.
-            mask: Which tokens count (b, s), where the module is called with these tokens; None for all.
+            mask: Whether a token counts (b, s), where the module is called with these tokens; None if all do.
             take: The number of examples to take.
 
         Raises:

@@ -13,12 +13,12 @@ import torch
 
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import Adapter
-from riemerge.linalg import single_threaded
+from riemerge.linalg import SVD, single_threaded
+from riemerge.merging.identifiability import determined, determined_together, frames, mean_overlap, overlap
 from riemerge.merging.inputs import display_names, read_all
-from riemerge.merging.measure import Frames, determined, determined_together, frames, mean_overlap, overlap
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Listener, Progress
-from riemerge.records.run_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
+from riemerge.records.inspection_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate
 
 
@@ -27,8 +27,8 @@ class _Module(NamedTuple):
 
     shape: tuple[int, int]
     updates: tuple[LowRankUpdate, ...]
-    frames: tuple[Frames, ...]
-    rows: tuple[InspectedModule, ...]
+    frames: list[SVD]
+    rows: list[InspectedModule]
 
 
 def inspect_adapters(paths: Sequence[str | Path], *, progress: Listener | None = None) -> Inspection:
@@ -81,23 +81,22 @@ inspect = inspect_adapters
 def _module(name: str, adapters: Sequence[Adapter]) -> _Module:
     updates = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
     shape = adapters[0].shape(name)
-    rows = tuple(
-        InspectedModule(
-            module=name,
-            shape=shape,
-            rank=update.rank,
-            numerical_rank=update.numerical_rank(torch.promote_types(adapter.dtype, torch.float32)),
-            scale=update.scale,
-            norm=update.norm(),
-            singular_values=tuple(update.singular_values().tolist()[: min(shape)]),
+    module = _Module(shape, updates, [], [])
+    for adapter, update in zip(adapters, updates, strict=True):
+        stored = torch.promote_types(adapter.dtype, torch.float32)
+        module.frames.append(frames(update, stored))
+        module.rows.append(
+            InspectedModule(
+                module=name,
+                shape=shape,
+                rank=update.rank,
+                numerical_rank=update.numerical_rank(stored),
+                scale=update.scale,
+                norm=update.norm(),
+                singular_values=tuple(update.singular_values().tolist()[: min(shape)]),
+            )
         )
-        for adapter, update in zip(adapters, updates, strict=True)
-    )
-    return _Module(shape, updates, tuple(_frames(*x) for x in zip(adapters, updates, strict=True)), rows)
-
-
-def _frames(adapter: Adapter, update: LowRankUpdate) -> Frames:
-    return frames(update, torch.promote_types(adapter.dtype, torch.float32))
+    return module
 
 
 def _adapter(name: str, adapter: Adapter, rows: Sequence[InspectedModule]) -> InspectedAdapter:
@@ -123,20 +122,20 @@ def _pair(names: Sequence[str], i: int, j: int, modules: Mapping[str, _Module]) 
             notes.append(f"{name}: numerical rank {short} of {ranks[0]}: no quotient distance")
         else:
             alike[*module.updates[i].shape, ranks[0]].append(name)
-    found: dict[str, float] = {}
+    known: dict[str, float] = {}
     for group in alike.values():
         apart = distances(*([modules[name].updates[place] for name in group] for place in (i, j))).tolist()
-        found |= {name: d for name, d in zip(group, apart, strict=True) if not math.isnan(d)}
+        known |= {name: d for name, d in zip(group, apart, strict=True) if not math.isnan(d)}
         notes += [
-            f"{name}: no geodesic was found: no quotient distance" for name in group if name not in found
+            f"{name}: no geodesic was found: no quotient distance" for name in group if name not in known
         ]
     overlaps = [overlap([module.frames[i], module.frames[j]], module.shape) for module in modules.values()]
     return InspectedPair(
         first=names[i],
         second=names[j],
-        distance=None if notes else math.hypot(*found.values()),
-        distances={name: found[name] for name in modules if name in found},
+        distance=None if notes else math.hypot(*known.values()),
+        distances={name: known[name] for name in modules if name in known},
         overlap=mean_overlap(overlaps),
-        determined=determined_together([determined(found) for found in overlaps]),
+        determined=determined_together([determined(shared) for shared in overlaps]),
         notes=tuple(notes),
     )

@@ -78,12 +78,12 @@ class LowRankUpdate:
         return self.B.device
 
     def norm(self) -> float:
-        """The Frobenius norm ‖dW‖, in the units of the weights."""
+        """Return the Frobenius norm ‖dW‖, in the units of the weights."""
         _, core, _ = self._reduced()
         return float(torch.linalg.matrix_norm(core))
 
     def inner(self, other: LowRankUpdate) -> float:
-        """The Frobenius inner product ⟨dW, dW'⟩ = trace(dWᵀ dW').
+        """Return the Frobenius inner product ⟨dW, dW'⟩ = trace(dWᵀ dW').
 
         Law: bilinear, symmetric, and `u.inner(u) == u.norm() ** 2` to round-off.
 
@@ -97,7 +97,7 @@ class LowRankUpdate:
         return float(((left.T @ other_left) @ other_core @ (other_right @ right.T) * core).sum())
 
     def distance(self, other: LowRankUpdate) -> float:
-        """The distance ‖dW − dW'‖ to another update of this shape.
+        """Return the distance ‖dW − dW'‖ to another update of this shape.
 
         Raises:
             ValueError: The shapes differ.
@@ -105,13 +105,13 @@ class LowRankUpdate:
         return sum_updates([self, other], [1.0, -1.0]).norm()
 
     def singular_values(self) -> Tensor:
-        """The min(m, n, r) leading singular values of dW, descending, float64; all others are zero."""
+        """Return the min(m, n, r) leading singular values of dW, descending, float64; all others are zero."""
         _, core, _ = self._reduced()
         sigma: Tensor = torch.linalg.svdvals(core)
         return sigma
 
     def numerical_rank(self, storage: torch.dtype | None = None) -> int:
-        """The number of singular values that stand above the round-off of the stored factors.
+        """Return the number of singular values that stand above the round-off of the stored factors.
 
         Law: counts sigma_i > tau · sigma_1; 0 for the zero update. Here tau is √r · eps(storage), a bound of
         what rounding balanced factors does, plus 10 · eps(float64) · √max(m, n) for the arithmetic here.
@@ -125,7 +125,7 @@ class LowRankUpdate:
         return int((sigma > (rounding + arithmetic) * sigma[:1]).sum())
 
     def rounding(self, storage: torch.dtype) -> float:
-        """The norm of what rounding these factors to a dtype adds to dW, about.
+        """Return the norm of what rounding these factors to a dtype adds to dW, about.
 
         Law: the root mean square of ‖δB A + B δA‖ for errors δ that are independent, and uniform within half
         of a unit in the last place of numbers just above a power of two: s·eps·√(Σₖ ‖bₖ‖² ‖aₖ‖² / 6) over
@@ -139,7 +139,7 @@ class LowRankUpdate:
         return abs(self.scale) * torch.finfo(storage).eps * math.sqrt(float(columns.sum()) / 6.0)
 
     def truncate(self, rank: int) -> LowRankUpdate:
-        """The nearest update of at most that rank, in the canonical gauge of `balance`.
+        """Return the nearest update of at most that rank, in the canonical gauge of `balance`.
 
         Law: no update of that rank is nearer to dW in the Frobenius norm (Eckart and Young 1936); the squared
         distance is the sum of the dropped squared singular values. The factors keep their dtype.
@@ -159,13 +159,13 @@ class LowRankUpdate:
         return LowRankUpdate((u * root).to(self.dtype), (root.mT * vt).to(self.dtype))
 
     def energy_kept(self, rank: int) -> float:
-        """The share of ‖dW‖² that `truncate(rank)` keeps, in [0, 1]; 1 for the zero update."""
+        """Return the share of ‖dW‖² that `truncate(rank)` keeps, in [0, 1]; 1 for the zero update."""
         energy = self.singular_values().square()
         total = float(energy.sum())
         return float(energy[:rank].sum()) / total if total > 0.0 else 1.0
 
     def balance(self) -> LowRankUpdate:
-        """The same dW in its canonical gauge, with scale 1.
+        """Return the same dW in its canonical gauge, with scale 1.
 
         Law: B = U √S and A = √S Vᵀ of the thin SVD of dW, singular values descending, the entry of largest
         magnitude in each column of U positive. So BᵀB = AAᵀ = S, and updates with equal dW of distinct
@@ -175,20 +175,20 @@ class LowRankUpdate:
         return self.truncate(self.rank)
 
     def dense(self) -> Tensor:
-        """The matrix dW itself, (m, n) in float64: for tests and tiny modules only."""
+        """Return the matrix dW itself, (m, n) in float64: for tests and tiny modules only."""
         return self.scale * self.B.to(torch.float64) @ self.A.to(torch.float64)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LowRankUpdate:
-        """The same update with its factors converted, as by `Tensor.to`."""
+        """Return the same update with its factors converted, as by `Tensor.to`."""
         dtype, device = dtype or self.dtype, device or self.device
         return replace(self, B=self.B.to(device, dtype), A=self.A.to(device, dtype))
 
     def scaled(self, factor: float) -> LowRankUpdate:
-        """The update factor · dW, with the same factors."""
+        """Return the update factor · dW, with the same factors."""
         return replace(self, scale=factor * self.scale)
 
     def absorbed(self) -> LowRankUpdate:
-        """The same dW with scale 1: the scale goes into both factors alike, its sign into A.
+        """Return the same dW with scale 1: the scale goes into both factors alike, its sign into A.
 
         Law: a scale times canonical factors (see `balance`) becomes canonical factors.
         """
@@ -196,7 +196,7 @@ class LowRankUpdate:
         return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
 
     def padded(self, rank: int) -> LowRankUpdate:
-        """The same dW with columns of zero behind those of B, and as many rows behind those of A.
+        """Return the same dW with columns of zero behind those of B, and as many rows behind those of A.
 
         Args:
             rank: How many there are then; one that has as many already is returned unchanged.
@@ -281,22 +281,22 @@ class JointSpan:
         self.updates = tuple(LowRankUpdate(b, a.mT, update.scale) for update, b, a in small)
 
     def without_bases(self) -> JointSpan:
-        """The same without what is tall: it lifts by the updates that it is of, read again."""
+        """Return the span without what is tall: it lifts by the updates that it is of, read again."""
         light = copy.copy(self)
         light._left = light._right = None
         return light
 
     def lift(self, small: LowRankUpdate, updates: Sequence[LowRankUpdate] | None = None) -> LowRankUpdate:
-        """The update L s Rᵀ, (m, n), of a small one (p, q), in the dtype of the factors that span it.
+        """Return the update L s Rᵀ, (m, n), of a small one (p, q), in the dtype of the factors that span it.
 
         Law: an isometry; columns are signed so that canonical factors (see `LowRankUpdate.balance`) stay
         canonical.
 
         Args:
             small: The small update.
-            updates: Those that the span is of, where it is without bases. Their factors are combined by one
-                product a side, a third of the cost of making the bases again; that is done where the product
-                would lose digits to the condition of the factors.
+            updates: The updates that the span is of, where it is without bases. Their factors are combined by
+                one product a side, a third of the cost of making the bases again; that is done where the
+                product would lose digits to the condition of the factors.
         """
         if updates is None:
             left, right = self._times_left(small.B), self._times_right(small.A.mT)
@@ -307,7 +307,7 @@ class JointSpan:
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
     def lift_left(self, half: LowRankUpdate) -> LowRankUpdate:
-        """The update L s, (m, n), of one (p, n) that is reduced on the left alone; otherwise as `lift`."""
+        """Return the update L s, (m, n), of one (p, n) that is reduced on the left alone (see `lift`)."""
         left = self._times_left(half.B)
         signs = _signs(left)
         return LowRankUpdate(left * signs, (half.A * signs.mT).to(left.dtype), half.scale)
@@ -321,8 +321,8 @@ class JointSpan:
         return _times_basis(self._right, small)
 
     def _combined(self, columns: Sequence[Tensor], triangle: Sequence[Tensor], small: Tensor) -> Tensor:
-        """The product (rows, k) of the basis behind columns with a (p, k): of the columns C = Q R themselves
-        with R⁻¹ s, where that is as exact; each of them given transposed.
+        """Return the product (rows, k) of the basis behind columns with a (p, k): of the columns C = Q R
+        themselves with R⁻¹ s, where that is as exact; each of them given transposed.
         """
         whole = torch.cat(tuple(triangle), dim=1)
         rows, width = whole.shape
@@ -362,7 +362,7 @@ def _triangle(factored: Tensor) -> Tensor:
 
 
 def _times_basis(factored: Factored, small: Tensor) -> Tensor:
-    """The product (rows, k) of the orthonormal (rows, p) behind a `geqrf` with a (p, k)."""
+    """Return the product (rows, k) of the orthonormal (rows, p) behind a `geqrf` with a (p, k)."""
     reflectors, tau = factored
     padded = reflectors.new_zeros(reflectors.shape[0], small.shape[1])
     padded[: small.shape[0]] = small

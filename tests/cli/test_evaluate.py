@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from riemerge.study.bootstrap import RESAMPLES
+from riemerge.study.paired_differences import RESAMPLES
 from riemerge.study.evaluation import DEFAULT_METHODS
 from tests.cli.runner import run
 

@@ -6,7 +6,7 @@ import inspect
 import json
 from pathlib import Path
 
-from riemerge.study.soups import sweep
+from riemerge.study.sweeps import sweep
 from tests.cli.runner import run
 
 

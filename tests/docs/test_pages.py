@@ -21,7 +21,7 @@ from riemerge.formats.peft import read_adapter
 from riemerge.frechet import SOLVERS
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.parameters import MATCHED
-from riemerge.records.run_record import Evaluation
+from riemerge.records.evaluation_record import Evaluation
 from riemerge.report.verdict import MEASURE
 from tests.helpers import ROOT
 

@@ -1,15 +1,24 @@
-"""Pico adapters in the real file format."""
+"""Pico adapters in the real file format, damage to them, and what is said of it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
+
+from riemerge.errors import AdapterError
+from riemerge.formats.peft import read_adapter
 
 Pico = Callable[..., Path]
 
+TENSORS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
 PREFIX = "base_model.model."
 CONFIG: Mapping[str, Any] = {
     "peft_type": "LORA",
@@ -36,3 +45,37 @@ def pico_tensors(
         tensors[f"{PREFIX}{module}.lora_A.weight"] = torch.randn(rank, n, generator=generator).to(dtype)
         tensors[f"{PREFIX}{module}.lora_B.weight"] = torch.randn(m, rank, generator=generator).to(dtype)
     return tensors
+
+
+def product(folder: Path, module: str) -> np.ndarray:
+    """B @ A without the scale, straight from the file."""
+    tensors = load_file(folder / TENSORS)
+    b, a = (tensors[f"{PREFIX}{module}.lora_{side}.weight"].double().numpy() for side in "BA")
+    return b @ a
+
+
+def problems(folder: Path) -> list[str]:
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(folder)
+    return list(caught.value.problems)
+
+
+def config(**settings: Any) -> Callable[[Path], None]:
+    return lambda folder: (folder / SETTINGS).write_text(json.dumps({**CONFIG, **settings}))  # type: ignore[return-value]
+
+
+def text(content: str | bytes, name: str = SETTINGS) -> Callable[[Path], None]:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(data)  # type: ignore[return-value]
+
+
+def check_refusal(folder: Path, damage: Callable[[Path], None], words: str) -> None:
+    """Check that a good folder is refused after the damage, in printable words that name it."""
+    read_adapter(folder)  # good before the damage
+    damage(folder)
+    faults = problems(folder)
+    assert words in "\n".join(faults)
+    for problem in faults:
+        assert problem.startswith(str(folder))
+        assert problem.isprintable()
+        assert len(problem) < 1000

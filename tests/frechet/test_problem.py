@@ -13,9 +13,9 @@ import torch
 
 from riemerge import FrechetProblem, frechet_mean
 from riemerge.errors import RecipeError
+from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.manifolds import (
     FixedRank,
-    JointManifold,
     Orthogonal,
     QuotientManifold,
     Stiefel,
@@ -235,8 +235,8 @@ def test_reduction_is_exact(name: str) -> None:
     )
     # Both begin in single precision, so they agree as far as they are solved.
     reduced = frechet_mean(quotient, points, max_passes=200, tol=1e-12)
-    unreduced = frechet_mean(quotient, points, max_passes=200, tol=1e-12, reduce=False)
-    assert relative(matrices(quotient, reduced.point), matrices(quotient, unreduced.point)) < 1e-10
+    trivial_reduction = frechet_mean(quotient, points, max_passes=200, tol=1e-12, reduce=False)
+    assert relative(matrices(quotient, reduced.point), matrices(quotient, trivial_reduction.point)) < 1e-10
 
 
 def test_a_start_outside_the_span_is_kept() -> None:
@@ -256,7 +256,7 @@ def test_one_bad_module_costs_infinity_and_leaves_the_others_alone() -> None:
         before = problem.evaluate(x)
         for damage in (torch.nan, torch.inf, -1.0):
             bad = x.clone()
-            total = problem.form.total
+            total = problem.form.manifold.total
             bad[1, total.m : total.m + 3] = damage * torch.eye(3, dtype=torch.float64)
             after = problem.evaluate(bad)
             assert after.cost[1] == torch.inf

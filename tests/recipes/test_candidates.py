@@ -82,7 +82,6 @@ def test_every_fault_of_every_assignment_is_reported_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_assignments(["density=2", "seed", "densty=1", "rank=0", "rank=1", "scale=[1, x, y]"])
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
-        *("-p seed", "-p rank", "-p density", "-p densty", "-p rank"),
-        *("-p scale[1]", "-p scale[2]"),
+        *("-p density", "-p seed", "-p densty", "-p rank", "-p rank", "-p scale[1]", "-p scale[2]"),
     ]
     assert "-p rank: said more than once: say it once" in caught.value.problems

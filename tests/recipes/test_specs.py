@@ -11,7 +11,7 @@ from riemerge.cli.commands import main
 from riemerge.errors import RecipeError
 from riemerge.recipes.specs import parse_spec, parse_specs
 from riemerge.records.run_record import RunRecord
-from riemerge.study.soups import sweep
+from riemerge.study.sweeps import sweep
 from tests.folders import family, write_family, write_folder
 
 

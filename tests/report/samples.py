@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console, RenderableType
 
-from riemerge.records.run_record import Entry, Evaluation, Look, PairedDifference
+from riemerge.records.evaluation_record import Entry, Evaluation, Look, PairedDifference
 
 
 def render(what: RenderableType, width: int = 100, *, terminal: bool = False) -> str:

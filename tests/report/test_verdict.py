@@ -14,9 +14,11 @@ import torch
 from benchmarks.nli.__main__ import RESULTS
 from benchmarks.nli.report import for_package
 from riemerge import merge_adapters
-from riemerge.merging.measure import determined, determined_together, totals
+from riemerge.merging.identifiability import determined, determined_together
+from riemerge.merging.measure import totals
 from riemerge.methods import DEFAULT_METHOD
-from riemerge.records.run_record import Determined, Overlap, PairedDifference, RunRecord
+from riemerge.records.evaluation_record import PairedDifference
+from riemerge.records.run_record import Determined, Overlap, RunRecord
 from riemerge.report import verdict as words
 from riemerge.report.tables import merge_report
 from riemerge.report.verdict import (

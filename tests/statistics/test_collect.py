@@ -2,117 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from riemerge.errors import AdapterError, OutputError
 from riemerge.formats.peft import read_adapter
 from riemerge.statistics import KINDS, collect_statistics, read_statistics
 from tests.helpers import seeded
-
-F64 = torch.float64
-
-
-class Tiny(nn.Module):
-    """Two layers on sequences, the second used twice, dropout between; and one layer that nothing uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(5, 4)
-        self.mix = nn.Linear(4, 4, bias=False)
-        self.dropout = nn.Dropout(0.5)
-        self.head = nn.Linear(4, 3)
-        self.idle = nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(torch.tanh(self.up(x)))
-        hidden = self.mix(torch.tanh(self.mix(hidden)))
-        return self.head(hidden.mean(dim=1))
-
-
-USED = ("head", "mix", "up")
-
-
-def tiny() -> Tiny:
-    torch.manual_seed(3)
-    return Tiny().double()
-
-
-def data(count: int = 7, size: int = 3, tokens: int = 6) -> list[tuple[Tensor, Tensor]]:
-    """Batches of at most `size` examples."""
-    x = torch.randn(count, tokens, 5, generator=seeded(0), dtype=F64)
-    y = torch.randint(0, 3, (count,), generator=seeded(1))
-    return [(x[i : i + size], y[i : i + size]) for i in range(0, count, size)]
-
-
-def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-
-def mean_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return loss(model, batch).mean()
-
-
-def brute_force(
-    model: nn.Module, batches: Any, modules: dict[str, nn.Linear], of: Any = loss
-) -> dict[str, dict[str, Tensor]]:
-    """Every example alone; the weight's gradient by autograd, inputs and outputs from hooks."""
-    model.eval()
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
-
-    def noting(name: str) -> Any:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.requires_grad_()
-            output.retain_grad()
-            seen[name].append((inputs[0].detach(), output))
-            return output
-
-        return note
-
-    handles = [module.register_forward_hook(noting(name)) for name, module in modules.items()]
-    frozen = {name: module.weight.requires_grad for name, module in modules.items()}
-    sums: dict[str, dict[str, Tensor]] = {}
-    count = 0
-    for x, y in ((xs[i : i + 1], ys[i : i + 1]) for xs, ys in batches for i in range(len(ys))):
-        count += 1
-        for name, module in modules.items():
-            seen[name].clear()
-            module.weight.requires_grad_()
-            module.weight.grad = None
-        of(model, (x, y)).sum().backward()
-        for name, module in modules.items():
-            assert module.weight.grad is not None
-            inputs = torch.cat([a.reshape(-1, a.shape[-1]) for a, _ in seen[name]])
-            gradients = torch.cat([b.grad.reshape(-1, b.shape[-1]) for _, b in seen[name]])  # type: ignore[union-attr]
-            found = {
-                "fisher": module.weight.grad.square(),
-                "gram": inputs.T @ inputs,
-                "covariance": gradients.T @ gradients,
-                "tokens": torch.tensor(len(inputs)),
-            }
-            sums[name] = {key: value + sums.get(name, {}).get(key, 0) for key, value in found.items()}
-    for handle in handles:
-        handle.remove()
-    for name, module in modules.items():
-        module.weight.requires_grad_(frozen[name])
-        sums[name]["fisher"] = sums[name]["fisher"] / count
-        sums[name]["examples"] = torch.tensor(count)
-    return sums
-
-
-def assert_same(found: Any, expected: dict[str, dict[str, Tensor]], kinds: tuple[str, ...] = KINDS) -> None:
-    names = (*kinds, "tokens", "examples")
-    ours = {name: {kind: found.of(name)[kind] for kind in names} for name in expected}
-    theirs = {name: {kind: one[kind] for kind in names} for name, one in expected.items()}
-    # Sums of less than a hundred terms of size one in float64.
-    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+from tests.statistics.tiny import F64, USED, assert_same, brute_force, data, loss, mean_loss, tiny
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
@@ -335,7 +237,7 @@ def test_modules_that_cannot_be_measured_are_refused_by_name(tmp_path: Path) -> 
         collect_statistics(
             model,
             flat,
-            lambda m, b: m.up(b[0].flatten(0, 1)).reshape(len(b[1]), -1).sum(1),
+            lambda m, b: m.get_submodule("up")(b[0].flatten(0, 1)).reshape(len(b[1]), -1).sum(1),
             tmp_path / "d",
             modules=["up"],
         )
@@ -359,66 +261,6 @@ def test_arguments_out_of_range(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         collect_statistics(tiny(), data(), loss, tmp_path / "out", modules=USED, **wrong)
     assert not (tmp_path / "out").exists()
-
-
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(name="folder")
-def collected(tmp_path: Path) -> Path:
-    collect_statistics(tiny(), data(), loss, tmp_path / "out", modules=USED)
-    return tmp_path / "out"
-
-
-def test_reading_gives_what_is_asked_for(folder: Path) -> None:
-    statistics = read_statistics(folder)
-    assert set(statistics.of("up", ["gram"])) == {"gram", "tokens", "examples", "loss"}
-    assert statistics.problems({"up": (4, 5), "head": (3, 4)}, ["fisher", "gram"]) == []
-    found = statistics.problems({"up": (4, 6), "gone": (1, 1)}, ["fisher", "hessian"])
-    assert [text for text in found if "holds no hessian" in text]
-    assert [text for text in found if "1 of 2 modules" in text and "gone" in text]
-    assert [
-        text for text in found if "up: the statistics are of a weight (4, 5) but the update is (4, 6)" in text
-    ]
-    assert len(found) == 3
-    with pytest.raises(KeyError):
-        statistics.of("gone")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "text"),
-    [
-        (lambda t: t.pop("gram"), "holds no gram"),
-        (lambda t: t.update(gram=t["gram"][:2]), r"gram is \(2, 5\): expected \(5, 5\)"),
-        (lambda t: t["fisher"].fill_(torch.nan), "fisher holds NaN"),
-        (lambda t: t["fisher"].neg_(), "fisher holds negative"),
-        (lambda t: t["covariance"][0].add_(1.0), "covariance is not symmetric"),
-        (lambda t: t.pop("tokens"), "holds no tokens"),
-        (lambda t: t.update(fisher=t["fisher"].to(torch.float8_e4m3fn)), "stores 1 of 6 tensors as F8_E4M3"),
-    ],
-)
-def test_a_file_of_other_content_is_refused(folder: Path, spoil: Any, text: str) -> None:
-    tensors = load_file(folder / "up.safetensors")
-    spoil(tensors)
-    save_file({name: one.contiguous() for name, one in tensors.items()}, folder / "up.safetensors")
-    with pytest.raises(AdapterError, match=rf"up\.safetensors: {text}.*collect the statistics again"):
-        read_statistics(folder).of("up")
-
-
-def test_a_torn_file_and_a_foreign_folder_are_refused(folder: Path, tmp_path: Path) -> None:
-    (folder / "up.safetensors").write_bytes((folder / "up.safetensors").read_bytes()[:-3])
-    with pytest.raises(AdapterError, match=r"up\.safetensors: cannot be read"):
-        read_statistics(folder).of("up")
-    with pytest.raises(AdapterError, match="no statistics there"):
-        read_statistics(tmp_path)
-    content = json.loads((folder / "statistics.json").read_text())
-    for change in ({"version": 2}, {"kinds": ["x"]}, {"modules": 3}, {"dtype": "int8"}):
-        (folder / "statistics.json").write_text(json.dumps(content | change))
-        with pytest.raises(AdapterError, match=r"statistics\.json: is not understood .* expected version 1"):
-            read_statistics(folder)
-    (folder / "statistics.json").write_text("{")
-    with pytest.raises(AdapterError, match="not acceptable JSON"):
-        read_statistics(folder)
 
 
 # --- PEFT ---------------------------------------------------------------------------------------------------

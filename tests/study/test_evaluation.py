@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,19 @@ from riemerge.errors import (
 from riemerge.formats.peft import read_adapter
 from riemerge.merging.verbs import merge_adapters
 from riemerge.progress import Progress
-from riemerge.records.run_record import Evaluation, Look, PairedDifference, RunRecord
-from riemerge.study.bench import HALF_OCTAVE, NORMS, looked
-from riemerge.study.comparison import compare
+from riemerge.records.evaluation_record import Evaluation, PairedDifference
+from riemerge.records.run_record import RunRecord
 from riemerge.study.evaluation import DEFAULT_METHODS, evaluate
-from riemerge.study.scores import judge_of
+from riemerge.study.norm_search import HALF_OCTAVE, NORMS, search_norms
+from riemerge.study.paired_differences import compare
+from riemerge.study.result_table import ResultTable
+from riemerge.study.scorer import Answers, make_judge
 from tests.folders import content, family, listing, write_family, write_folder
 
 SHAPES = {"layers.0.q": (8, 6), "layers.1.q": (5, 9)}
 METHODS = ("average", "tsv", "iso_c:rank=2")
 TENSORS = "adapter_model.safetensors"
-QUICK = {"methods": METHODS, "resamples": 200}
+quick = partial(evaluate, methods=METHODS, resamples=200)
 TASKS, ROWS = "abc", 7
 
 
@@ -94,10 +97,11 @@ def test_all_methods_have_the_same_looks_at_the_norms_of_the_average(
         return judge(folder, part)
 
     events: list[Progress] = []
-    made = evaluate(folders, scorer, folder=tmp_path / "out", progress=events.append, **QUICK)
+    made = quick(folders, scorer, folder=tmp_path / "out", progress=events.append)
     unit = float(average(folders).norm())
     assert made.norm == pytest.approx(unit, rel=1e-12)
-    scores = [(name, None, part) for part in ("test", "dev") for name in TASKS]
+    scores: list[tuple[str, float | None, str]] = []
+    scores += [(name, None, part) for part in ("test", "dev") for name in TASKS]
     for entry in made.entries:
         scores += [(entry.name, look.coefficient, "dev") for look in entry.looks]
         scores += [(entry.name, entry.coefficient, "test")]
@@ -126,24 +130,26 @@ def test_the_search_goes_half_an_octave_either_side_of_the_best_the_first_of_equ
     def at(*best: float) -> list[float]:
         seen: list[float] = []
 
-        def look(coefficient: float) -> Look:
+        def ask(coefficient: float) -> Answers:
             seen.append(coefficient)
-            return Look(coefficient=coefficient, dev={}, normalised=float(coefficient in best))
+            return {"task": float(coefficient in best)}
 
-        assert [one.coefficient for one in looked(look, None)] == seen
+        assert [look.coefficient for look in search_norms(ask, {}).looks] == seen
         return seen
 
     root = math.sqrt(2)
     assert at(4.0) == [1, 2, 4, 4 / root, 4 * root]
     assert at(2.0, 4.0) == [1, 2, 4, 2 / root, 2 * root]
     assert at() == [1, 2, 4, 1 / root, root]
-    given = looked(lambda c: Look(coefficient=c, dev={}, normalised=c), (3, 1))
-    assert [one.coefficient for one in given] == [3, 1]
+    given = search_norms(lambda c: {"task": c}, {"task": 2.0}, (3, 1), refine=False)
+    assert [look.coefficient for look in given.looks] == [3, 1]
+    assert [look.normalised for look in given.looks] == [1.5, 0.5]
+    assert (given.best, given.answers) == (3, {"task": 3})
 
 
 def test_coefficients_that_are_asked_for_replace_the_search(folders: list[Path], tmp_path: Path) -> None:
     judge = Closeness(folders)
-    made = evaluate(folders, judge, folder=tmp_path / "out", coefficients=[0.5, 3], **QUICK)
+    made = quick(folders, judge, folder=tmp_path / "out", coefficients=[0.5, 3])
     assert made.coefficients == (0.5, 3)
     assert {tuple(look.coefficient for look in one.looks) for one in made.entries} == {(0.5, 3.0)}
     assert len(judge.calls) == 2 * 3 + len(METHODS) * (2 + 1)
@@ -178,8 +184,8 @@ def test_the_method_is_chosen_on_dev_alone(folders: list[Path], tmp_path: Path) 
     best, other = made.entry("tsv"), made.entry("average:rank=sum")
     apart = best.normalised - other.normalised
     assert apart < 0
-    assert (best.to_average.value, best.to_best.value) == (pytest.approx(apart), 0)
-    assert (other.to_average.value, other.to_best.value) == (0, pytest.approx(-apart))
+    assert [best.to_average.value, best.to_best.value] == pytest.approx([apart, 0])
+    assert [other.to_average.value, other.to_best.value] == pytest.approx([0, -apart])
     record = RunRecord.model_validate_json((tmp_path / "out" / "best" / "riemerge.json").read_text())
     assert record.recipe["merge_method"] == "tsv"
 
@@ -218,13 +224,13 @@ def test_a_scorer_without_parts_is_asked_once_and_the_record_says_so(
         calls.append(folder)
         return judge(folder, "test")
 
-    made = evaluate(folders, scorer, folder=tmp_path / "out", **QUICK)
+    made = quick(folders, scorer, folder=tmp_path / "out")
     assert len(calls) == 3 + 5 * len(METHODS)
     assert not made.parts
     assert any("the same rows" in note and "optimistic" in note for note in made.notes)
     for entry in made.entries:
         assert entry.dev == entry.normalised
-    told = evaluate(folders, judge, folder=tmp_path / "told", **QUICK)
+    told = quick(folders, judge, folder=tmp_path / "told")
     assert not any("optimistic" in note for note in told.notes)
 
 
@@ -281,7 +287,7 @@ def test_an_error_is_that_of_the_mean_of_paired_differences() -> None:
     generator = np.random.default_rng(4)
     rows = 200
     base = generator.random(rows)
-    answers = [
+    answers: list[Answers] = [
         {"t": tuple(base + shift + 0.1 * generator.standard_normal(rows)), "u": tuple(base)}
         for shift in (0.0, 0.05)
     ]
@@ -297,15 +303,15 @@ def test_an_error_is_that_of_the_mean_of_paired_differences() -> None:
 
 def test_groups_are_drawn_as_one(folders: list[Path], tmp_path: Path) -> None:
     judge, out = Closeness(folders), tmp_path / "out"
-    made = evaluate(folders, judge, folder=out, **QUICK)
-    singles = evaluate(folders, judge, folder=out, groups={"a": range(ROWS)}, **QUICK)
+    made = quick(folders, judge, folder=out)
+    singles = quick(folders, judge, folder=out, groups={"a": range(ROWS)})
     assert [one.error for one in singles.alone] == pytest.approx([one.error for one in made.alone])
-    pairs = evaluate(folders, judge, folder=out, groups={"a": [0, 0, 1, 1, 2, 2, 2]}, **QUICK)
+    pairs = quick(folders, judge, folder=out, groups={"a": [0, 0, 1, 1, 2, 2, 2]})
     assert pairs.entry("tsv").error != made.entry("tsv").error
     assert pairs.entry("tsv").normalised == made.entry("tsv").normalised
     for groups in ({"a": [0]}, {"d": [0]}):
         with pytest.raises(RecipeError, match="groups"):
-            evaluate(folders, judge, folder=out, groups=groups, **QUICK)
+            quick(folders, judge, folder=out, groups=groups)
 
 
 # --- goes on, and the same bits -----------------------------------------------------------------------------
@@ -313,17 +319,15 @@ def test_groups_are_drawn_as_one(folders: list[Path], tmp_path: Path) -> None:
 
 def test_equal_runs_write_equal_bytes(folders: list[Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
-        evaluate(folders, Closeness(folders), folder=tmp_path / name, **QUICK)
+        quick(folders, Closeness(folders), folder=tmp_path / name)
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert set(content(tmp_path / "one")) == {
         "evaluation.json",
         "best/adapter_config.json",
         "best/adapter_model.safetensors",
-        "results/models.json",
-        "results/average.json",
-        "results/tsv.json",
-        "results/iso_c,rank=2.json",
+        "results.jsonl",
     }
+    assert list(ResultTable(tmp_path / "one" / "results.jsonl").rows) == ["models", *METHODS]
 
 
 class BrokenOffError(BaseException):
@@ -346,23 +350,27 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     out = tmp_path / "out"
     before = listing(tmp_path)
     with pytest.raises(BrokenOffError):
-        evaluate(folders, scorer, folder=out, **QUICK)
+        quick(folders, scorer, folder=out)
     if after < 6:
         assert listing(tmp_path) == before
     else:
         done = 1 + (after - 6) // 6
-        assert len(listing(out)) == 1 + done  # whole results, in their folder, and nothing else
+        assert [path.name for path in out.iterdir()] == ["results.jsonl"]  # whole rows, and nothing else
+        assert len((out / "results.jsonl").read_text().splitlines()) == done
     calls = after + 1
-    made = evaluate(folders, scorer, folder=out, **QUICK)
+    made = quick(folders, scorer, folder=out)
     repeated = (after - 6) % 6 if after >= 6 else after
     assert len(judge.calls) == 6 + 6 * len(METHODS) + repeated
     assert calls - after - 1 == 6 + 6 * len(METHODS) - (after - repeated)
-    evaluate(folders, scorer, folder=tmp_path / "whole", **QUICK)
+    quick(folders, scorer, folder=tmp_path / "whole")
     assert content(out) == content(tmp_path / "whole")
     assert Evaluation.model_validate_json((out / "evaluation.json").read_text()) == made
 
 
-@pytest.mark.parametrize("name", ["write_atomically", "exchange", "compare"])
+FAULTS = [f"riemerge.study.{name}" for name in ("evaluation.write_atomically", "kept_merges.exchange")]
+
+
+@pytest.mark.parametrize("name", [*FAULTS, "riemerge.study.evaluation.compare"])
 def test_a_fault_while_the_best_is_written_leaves_all_or_nothing_of_it(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -372,15 +380,15 @@ def test_a_fault_while_the_best_is_written_leaves_all_or_nothing_of_it(
         raise BrokenOffError
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"riemerge.study.evaluation.{name}", fail)
+        patch.setattr(name, fail)
         with pytest.raises(BrokenOffError):
-            evaluate(folders, judge, folder=out, **QUICK)
+            quick(folders, judge, folder=out)
     left = {path.name for path in out.iterdir()}
-    assert left == ({"results", "best"} if name == "write_atomically" else {"results"})
+    assert left == {"results.jsonl"} | ({"best"} if name.endswith("write_atomically") else set())
     before = len(judge.calls)
-    evaluate(folders, judge, folder=out, **QUICK)
+    quick(folders, judge, folder=out)
     assert len(judge.calls) == before
-    evaluate(folders, judge, folder=tmp_path / "whole", **QUICK)
+    quick(folders, judge, folder=tmp_path / "whole")
     assert content(out) == content(tmp_path / "whole")
 
 
@@ -389,25 +397,25 @@ def test_a_result_is_in_its_file_whole_or_not_at_all(
 ) -> None:
     def half(path: Path, text: bytes) -> None:
         path.write_bytes(text[: len(text) // 2])
-        if "tsv" in path.name:
+        if b'"tsv"' in text:
             raise BrokenOffError
         path.write_bytes(text)
 
     with monkeypatch.context() as patch:
         patch.setattr("riemerge.formats.files.staging.write_synced", half)
         with pytest.raises(BrokenOffError):
-            evaluate(folders, Closeness(folders), folder=tmp_path / "out", **QUICK)
-    results = tmp_path / "out" / "results"
-    assert {path.name for path in results.iterdir()} == {"models.json", "average.json"}
+            quick(folders, Closeness(folders), folder=tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.jsonl"}
+    assert list(ResultTable(tmp_path / "out" / "results.jsonl").rows) == ["models", "average"]
 
 
 def test_another_version_measures_anew(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, given = Closeness(folders), {"folder": tmp_path / "out", "methods": ("average",)}
-    evaluate(folders, judge, **given)
-    monkeypatch.setattr("riemerge.study.bench.__version__", "0.0.0")
-    evaluate(folders, judge, **given)
+    judge = Closeness(folders)
+    evaluate(folders, judge, folder=tmp_path / "out", methods=("average",))
+    monkeypatch.setattr("riemerge.study.method_trials.__version__", "0.0.0")
+    evaluate(folders, judge, folder=tmp_path / "out", methods=("average",))
     assert len(judge.calls) == 2 * (6 + 6)
 
 
@@ -444,9 +452,9 @@ def more_methods(folders: list[Path], given: dict[str, Any]) -> int:
 
 
 def damaged(folders: list[Path], given: dict[str, Any]) -> int:
-    path = given["folder"] / "results" / "tsv.json"
+    path = given["folder"] / "results.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
-    return 6
+    return 6  # the last of the methods
 
 
 def other_errors(folders: list[Path], given: dict[str, Any]) -> int:
@@ -470,7 +478,12 @@ def test_only_what_is_new_is_measured(
     folders: list[Path], tmp_path: Path, change: Callable[[list[Path], dict[str, Any]], int]
 ) -> None:
     judge = Closeness(folders)
-    given = {"scorer": judge, "folder": tmp_path / "out", **QUICK}
+    given: dict[str, Any] = {
+        "scorer": judge,
+        "folder": tmp_path / "out",
+        "methods": METHODS,
+        "resamples": 200,
+    }
     evaluate(folders, **given)
     expected = change(folders, given)
     before = len(judge.calls)
@@ -523,7 +536,7 @@ def test_a_better_best_takes_the_place_of_the_other(folders: list[Path], tmp_pat
     assert (first.best, second.best) == ("average", "tsv")
     record = RunRecord.model_validate_json((out / "best" / "riemerge.json").read_text())
     assert record.recipe["merge_method"] == "tsv"
-    assert {path.name for path in out.iterdir()} == {"results", "best", "evaluation.json"}
+    assert {path.name for path in out.iterdir()} == {"results.jsonl", "best", "evaluation.json"}
 
 
 def test_a_killed_exchange_never_leaves_an_evaluation_of_another_best(
@@ -540,7 +553,7 @@ def test_a_killed_exchange_never_leaves_an_evaluation_of_another_best(
 
     monkeypatch.setattr(Path, "rename", watched)
     evaluate(folders, lambda folder, part: 1.0, folder=out, methods=("average",), coefficients=[2])
-    assert seen[-2:] == [{"results", "best"}, {"results"}]
+    assert seen[-2:] == [{"results.jsonl", "best"}, {"results.jsonl"}]
 
 
 def said_again(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -552,7 +565,7 @@ def test_the_best_is_made_again_where_its_weights_are_not_as_written(
     folders: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     judge, out = Closeness(folders), tmp_path / "out"
-    evaluate(folders, judge, folder=out, **QUICK)
+    quick(folders, judge, folder=out)
     before, calls = content(out), len(judge.calls)
     if damage == "missing":
         (out / "best" / TENSORS).unlink()
@@ -560,7 +573,7 @@ def test_the_best_is_made_again_where_its_weights_are_not_as_written(
         # A sound adapter of the same shapes, which only its bytes tell from the best.
         write_folder(tmp_path / "other", family("lora_like", 1, seed=5, shapes=SHAPES)[0])
         shutil.copyfile(tmp_path / "other" / TENSORS, out / "best" / TENSORS)
-    evaluate(folders, judge, folder=out, **QUICK)
+    quick(folders, judge, folder=out)
     assert content(out) == before
     assert len(judge.calls) == calls
     why = "is missing" if damage == "missing" else "is not the file that was written"
@@ -576,33 +589,33 @@ def test_what_is_measured_again_is_said_with_its_reason(
     change: str,
 ) -> None:
     out = tmp_path / "out"
-    evaluate(folders, Closeness(folders), folder=out, **QUICK)
+    quick(folders, Closeness(folders), folder=out)
     assert said_again(caplog) == []
-    path = out / "results" / "tsv.json"
+    path = out / "results.jsonl"
     if change == "torn":
         path.write_bytes(path.read_bytes()[:-40])
     else:
-        monkeypatch.setattr("riemerge.study.bench.__version__", "0.0.0")
-    evaluate(folders, Closeness(folders), folder=out, **QUICK)
+        monkeypatch.setattr("riemerge.study.method_trials.__version__", "0.0.0")
+    quick(folders, Closeness(folders), folder=out)
     if change == "torn":
-        assert said_again(caplog) == [f"{path}: cannot be read as a result: it is measured again"]
+        assert said_again(caplog) == [f"{path}: line 4: cannot be read as a result: it is measured again"]
     else:
         assert len(said_again(caplog)) == 1 + len(METHODS)
         assert all("another version of riemerge" in text for text in said_again(caplog))
 
 
-def test_a_method_with_many_parameters_has_a_file_of_a_name_that_is_not_too_long(
-    folders: list[Path], tmp_path: Path
-) -> None:
-    """Names of 255 bytes are the longest that common file systems take."""
+def test_methods_with_many_parameters_are_told_apart(folders: list[Path], tmp_path: Path) -> None:
+    """Two names that begin alike, each longer than file systems take, are two rows."""
     steps = [f"ties:density=[{', '.join(['0.5'] * 80)}, {last}]" for last in (0.25, 0.75)]
     judge = Closeness(folders)
-    given = {"folder": tmp_path / "out", "methods": steps, "coefficients": [1], "resamples": 200}
-    made = evaluate(folders, judge, **given)
+    again = partial(
+        evaluate, folders, judge, folder=tmp_path / "out", methods=steps, coefficients=[1], resamples=200
+    )
+    made = again()
     assert len(made.entries) == 3
     calls = len(judge.calls)
-    assert evaluate(folders, judge, **given) == made
-    assert len(judge.calls) == calls  # two names that begin alike are two files
+    assert again() == made
+    assert len(judge.calls) == calls
 
 
 def test_what_an_evaluation_keeps_when_it_fails_is_said(folders: list[Path], tmp_path: Path) -> None:
@@ -610,7 +623,7 @@ def test_what_an_evaluation_keeps_when_it_fails_is_said(folders: list[Path], tmp
     ran = run("evaluate", *folders, "-o", out, "--scorer", python(FAILS_LATE), "--methods", "average,tsv")
     assert ran.exit_code == 7
     assert f"{out}: keeps what was measured so far" in ran.stderr
-    assert {path.name for path in (out / "results").iterdir()} == {"models.json"}
+    assert list(ResultTable(out / "results.jsonl").rows) == ["models"]
 
 
 # It scores the models alone, and fails at the first merge, which lies in a hidden folder of ours.
@@ -660,8 +673,8 @@ def test_what_makes_no_sense_is_refused_before_any_score(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("of somebody")
-    (tmp_path / "taken" / "results").mkdir(parents=True)
-    (tmp_path / "taken" / "best").mkdir()
+    (tmp_path / "taken" / "best").mkdir(parents=True)
+    (tmp_path / "taken" / "results.jsonl").touch()
     before = listing(tmp_path)
     given = {
         "models": folders,
@@ -714,7 +727,7 @@ def test_what_is_no_score_is_refused_whenever_it_comes(
     with pytest.raises(NumericalError, match=words):
         evaluate(folders, scorer, folder=tmp_path / "out", methods=("average",))
     left = {path.relative_to(tmp_path).as_posix() for path in {*listing(tmp_path)} - {*before}}
-    assert left == (set() if call <= ALONE else {"out", "out/results", "out/results/models.json"})
+    assert left == (set() if call <= ALONE else {"out", "out/results.jsonl"})
 
 
 def lacking(rows: dict[str, Any]) -> Any:
@@ -777,7 +790,7 @@ def test_dev_and_test_may_be_of_different_numbers_of_rows(folders: list[Path], t
         rows = judge(folder, part)
         return shorter(rows) if part == "dev" else rows
 
-    made = evaluate(folders, scorer, folder=tmp_path / "out", **QUICK)
+    made = quick(folders, scorer, folder=tmp_path / "out")
     assert made.rows == dict.fromkeys(TASKS, ROWS)
 
 
@@ -824,15 +837,15 @@ class Bound:
     ],
 )
 def test_a_function_is_told_the_part_if_it_asks_for_it(scorer: Any, parts: bool, tmp_path: Path) -> None:
-    judge = judge_of(scorer)
+    judge = make_judge(scorer)
     assert judge.parts == parts
     assert judge.ask(tmp_path, "test") == ("test" if parts else "none")
-    assert judge.text == judge_of(scorer).text
+    assert judge.text == make_judge(scorer).text
 
 
 def test_a_function_without_source_is_never_the_same(tmp_path: Path) -> None:
     made = eval("lambda folder: 1.0")
-    assert judge_of(made).text != judge_of(made).text
+    assert make_judge(made).text != make_judge(made).text
 
 
 def python(code: str, more: str = "{part}") -> str:
@@ -841,10 +854,10 @@ def python(code: str, more: str = "{part}") -> str:
 
 def test_a_command_answers_by_task_on_its_last_line(tmp_path: Path) -> None:
     code = 'import json, sys; print("loading"); print(json.dumps({sys.argv[2]: [0, 1.5], "b": 2})); print()'
-    judge = judge_of(python(code))
+    judge = make_judge(python(code))
     assert judge.parts
     assert judge.ask(tmp_path, "dev") == {"dev": [0, 1.5], "b": 2}
-    plain = judge_of(python("print(0.25)", ""))
+    plain = make_judge(python("print(0.25)", ""))
     assert not plain.parts
     assert plain.ask(tmp_path, "dev") == 0.25
 
@@ -853,10 +866,10 @@ def test_a_command_is_another_when_its_script_is(tmp_path: Path) -> None:
     script = tmp_path / "score.py"
     script.write_text("print(1)")
     command = f"python '{script}' {{}}"
-    before = judge_of(command).text
-    assert judge_of(command).text == before != judge_of(command + " more").text
+    before = make_judge(command).text
+    assert make_judge(command).text == before != make_judge(command + " more").text
     script.write_text("print(2)")
-    assert judge_of(command).text != before
+    assert make_judge(command).text != before
 
 
 @pytest.mark.parametrize(
@@ -875,7 +888,7 @@ def test_a_command_is_another_when_its_script_is(tmp_path: Path) -> None:
 )
 def test_a_command_without_scores_is_one_error(tmp_path: Path, code: str, words: str) -> None:
     with pytest.raises(ResourceError, match=words) as caught:
-        judge_of(python(code)).ask(tmp_path, "dev")
+        make_judge(python(code)).ask(tmp_path, "dev")
     (problem,) = caught.value.problems
     assert "\n" not in problem
     assert len(problem) < 1000

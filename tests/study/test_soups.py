@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from riemerge.progress import Progress
 from riemerge.recipes.recipe import read_recipe
 from riemerge.records.run_record import RunRecord
 from riemerge.statistics import collect_statistics
-from riemerge.study.scores import command_scorer
-from riemerge.study.soups import greedy_soup, grid, sweep
+from riemerge.study.scorer import command_scorer
+from riemerge.study.soups import greedy_soup
+from riemerge.study.sweeps import grid, sweep
 from tests.folders import content, family, listing, write_family, write_folder
 from tests.helpers import ROOT
 
@@ -67,7 +68,7 @@ def chosen_in(folder: Path) -> str:
     return "".join(sorted(row.name for row in record.inputs if row.share > 0))
 
 
-def by_table(scores: dict[str, float]) -> Callable[[Path], float]:
+def by_table(scores: Mapping[str, float]) -> Callable[[Path], float]:
     return lambda folder: scores[chosen_in(folder)]
 
 
@@ -111,7 +112,7 @@ def test_a_soup_takes_what_does_not_lower_its_score(folders: list[Path], tmp_pat
     assert json.loads((tmp_path / "out" / "soup.json").read_text()) == made.model_dump(mode="json")
 
 
-def searched(scores: dict[str, float], names: str) -> str:
+def searched(scores: Mapping[str, float], names: str) -> str:
     """The soup of a search by sets of names: recipe 1 of the paper, word by word."""
     soup = ""
     for name in sorted(names, key=lambda name: scores[name], reverse=True):
@@ -135,7 +136,7 @@ def test_a_soup_is_the_one_that_a_search_finds(folders: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize("method", ["average", "geomerge", "ties", "consensus"])
 def test_a_soup_is_the_merge_of_its_models(folders: list[Path], tmp_path: Path, method: str) -> None:
-    said = {"scale": 0.5, "out_dtype": "float32"}
+    said: dict[str, Any] = {"scale": 0.5, "out_dtype": "float32"}
     greedy_soup(folders, tmp_path / "out", by_table(SCORES), method=method, **said)
     merged = merge_adapters([folders[i] for i in (3, 1, 2)], method=method, **said)
     merged.save_pretrained(tmp_path / "merged")
@@ -548,9 +549,9 @@ def test_a_merge_whose_files_are_not_as_written_is_made_again(
         return 1.0
 
     sweep(models, out, 3, scorer=scorer, **said)
-    assert [record.getMessage() for record in caplog.records if record.name == "riemerge.study.soups"] == [
-        f"{out / '0.50'}: is made again: {why}" + (", and this is 0.1.0" if "0.0.9" in why else "")
-    ]
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "riemerge.study.kept_merges"
+    ] == [f"{out / '0.50'}: is made again: {why}" + (", and this is 0.1.0" if "0.0.9" in why else "")]
     # What is scored is what was written at first, and nothing else is touched.
     assert seen["0.00"] | seen["0.50"] | seen["1.00"] == before
     assert {name: (out / name).stat().st_ino for name in made} == made
@@ -627,7 +628,8 @@ def measured(folder: Path, seed: int = 0) -> Path:
     )
 
     def loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
-        return model["layers"][0]["q"](batch).square().mean(dim=1)
+        squares: torch.Tensor = model["layers"][0]["q"](batch).square()
+        return squares.mean(dim=1)
 
     collect_statistics(model, [torch.randn(3, 4)], loss, folder)
     return folder
@@ -693,7 +695,7 @@ def test_ranks_that_a_method_has_no_use_for_are_refused_before_any_merge(
 ) -> None:
     paths = write_family(tmp_path, family("close", 1, rank=4))
     paths += [write_folder(tmp_path / "b", family("close", 1, rank=4 if rank else 5, seed=1)[0])]
-    asked = {} if rank is None else {"rank": rank}
+    asked: dict[str, Any] = {} if rank is None else {"rank": rank}
     with pytest.raises(AdapterError if rank is None else RecipeError) as caught:
         sweep(paths, tmp_path / "out", 2, method="geomerge", **asked)
     words = {None: "the ranks differ (a 4, b 5)", 9: "give at most 4", 1000: "give at most 4"}
@@ -762,9 +764,9 @@ def test_a_model_that_changes_meanwhile_ends_the_run(folders: list[Path], tmp_pa
             moved.replace(folders[1] / TENSORS)
         return 1.0
 
-    run_it = {"soup": greedy_soup, "sweep": sweep}[kind]
+    jobs: dict[str, Callable[..., object]] = {"soup": greedy_soup, "sweep": sweep}
     with pytest.raises(AdapterError, match="changed while it was in use"):
-        run_it(folders[:2], tmp_path / "out", scorer=scorer)
+        jobs[kind](folders[:2], tmp_path / "out", scorer=scorer)
 
 
 @pytest.mark.parametrize("command", ["soup", "sweep"])

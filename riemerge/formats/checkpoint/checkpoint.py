@@ -90,6 +90,15 @@ class Checkpoint:
         return MappingProxyType({})
 
     @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the tensors that are floats: those that can be merged."""
+        return tuple(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self.shapes[name]
+
+    @cached_property
     def not_float(self) -> tuple[str, ...]:
         """The names of the tensors that are integers or bools: they have no mean."""
         return tuple(name for name, dtype in self.dtypes.items() if not dtype.is_floating_point)

@@ -99,7 +99,7 @@ class DenseWriter:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stage, self._stage = self._opened(), None
+        stage, self._stage = self._find_stage(), None
         try:
             if kind is None:
                 with writing(self._target):
@@ -123,7 +123,7 @@ class DenseWriter:
             OutputError: The disk is full, or the folder cannot be written.
             ValueError: The name was used before or cannot be one, or the dtype cannot be stored.
         """
-        stage = self._opened()
+        stage = self._find_stage()
         _check_float(dtype)
         if name in self._roundings:
             raise ValueError(f"the tensor {shown(name)} was added already")
@@ -132,7 +132,7 @@ class DenseWriter:
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"the tensor {shown(name)} is {tensor.dtype}, which is not stored")
         try:
-            stored, rounding = _rounded(tensor.detach(), dtype or self._dtype or tensor.dtype)
+            stored, rounding = _round(tensor.detach(), dtype or self._dtype or tensor.dtype)
         except NumericalError as fault:
             raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
         if stored.nbytes + sum(pending.nbytes for pending in self._pending.values()) > self._shard_bytes:
@@ -153,7 +153,7 @@ class DenseWriter:
             OutputError: The file cannot be copied or written.
             ValueError: The name was used before, belongs to the tensors, or is no plain file name.
         """
-        target = self._opened() / name
+        target = self._find_stage() / name
         taken = target.exists() or name in self._late
         if not is_plain_name(name) or name == INDEX_FILE or name.endswith(SUFFIX) or taken:
             raise ValueError(f"{name!r} cannot be the name of an extra file")
@@ -165,7 +165,7 @@ class DenseWriter:
             else:
                 self._late[name] = content
 
-    def _opened(self) -> Path:
+    def _find_stage(self) -> Path:
         if self._stage is None:
             raise ValueError("the writer is not open: use it in a with statement, once")
         return self._stage
@@ -174,7 +174,7 @@ class DenseWriter:
         """Write the pending shard, under a name that does not depend on how many follow."""
         if not self._pending:
             return
-        path = stage / _staged(len(self._shards))
+        path = stage / _shard_name(len(self._shards))
         with writing(self._target):
             path.touch()
             mode = path.stat().st_mode  # by the user's umask: safetensors lets only the owner read
@@ -196,7 +196,7 @@ class DenseWriter:
             file = f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}"
             if count == 1:
                 file = TENSOR_FILE
-            (stage / _staged(i)).rename(stage / file)
+            (stage / _shard_name(i)).rename(stage / file)
             self._sha256[file] = sha256
             weight_map |= dict.fromkeys(names, file)
         if count > 1:
@@ -210,7 +210,7 @@ class DenseWriter:
         staging.publish(stage, self._target)
 
 
-def _staged(shard: int) -> str:
+def _shard_name(shard: int) -> str:
     return f"shard-{shard}{SUFFIX}"
 
 
@@ -219,14 +219,14 @@ def _check_float(dtype: torch.dtype | None) -> None:
         raise ValueError(f"{dtype} is not stored: expected a float dtype of 16 bits or more")
 
 
-def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
+def _round(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
     """Return a contiguous copy on the CPU, floats in the dtype, and what the rounding did to it.
 
     Raises:
         NumericalError: NaN or Inf, or more than the dtype can hold; the text does not name the tensor.
     """
     if not given.is_floating_point():
-        return _copied(given), Rounding(given.dtype, 0.0, 0.0)
+        return _copy(given), Rounding(given.dtype, 0.0, 0.0)
     norm = _norm(given)
     if not math.isfinite(norm):
         raise NumericalError("the tensor holds NaN or Inf, or its norm overflows")
@@ -234,9 +234,9 @@ def _rounded(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
     if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
         raise NumericalError(f"the tensor reaches {why_too_large(float(given.abs().max()), dtype)}")
     if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
-        return _copied(rounded), Rounding(dtype, norm, 0.0)
+        return _copy(rounded), Rounding(dtype, norm, 0.0)
     apart = _norm(rounded.to(torch.float64).sub_(given))
-    return _copied(rounded), Rounding(dtype, norm, apart / (norm or 1.0))
+    return _copy(rounded), Rounding(dtype, norm, apart / (norm or 1.0))
 
 
 def _norm(tensor: Tensor) -> float:
@@ -248,7 +248,7 @@ def _norm(tensor: Tensor) -> float:
     return largest * float(torch.linalg.vector_norm(tensor / largest))
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copy(tensor: Tensor) -> Tensor:
     """Return the values in contiguous CPU memory that nobody else holds."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
 

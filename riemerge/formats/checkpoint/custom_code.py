@@ -31,10 +31,10 @@ def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
     )
     problems: dict[str, str] = {}  # by what differs: of many models, the first two that do
     for first, second in combinations(checkpoints, 2):
-        files, others = _files(first), _files(second)
+        files, others = _hash_files(first), _hash_files(second)
         for name in (name for name in files.keys() & others if files[name] != others[name]):
             problems.setdefault(name, f"is other code in {second.path} than in {first.path}")
-        classes, others = _named(first), _named(second)
+        classes, others = _read_classes(first), _read_classes(second)
         for key in (key for key in classes.keys() & others if not _same_class(classes[key], others[key])):
             names = f"is {shown(classes[key])} in {first.path} and {shown(others[key])} in {second.path}"
             problems.setdefault(key, names)
@@ -43,16 +43,17 @@ def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def code_notes(carried: Checkpoint) -> list[str]:
     """Say by name which code a checkpoint whose files are carried on brings with it."""
-    repositories = {_repository(name) for name in _named(carried).values()} - {""}
-    brought = [*sorted(_files(carried)), *(f"repository {name} (auto_map)" for name in sorted(repositories))]
-    if not brought:
+    repositories = {_repository(name) for name in _read_classes(carried).values()} - {""}
+    names = [f"repository {name} (auto_map)" for name in sorted(repositories)]
+    names = sorted(_hash_files(carried)) + names
+    if not names:
         return []
-    code = ", ".join(map(shown, brought))
+    code = ", ".join(map(shown, names))
     advice = "it runs where the result is loaded with trust_remote_code, so read it first"
     return [f"{carried.name}: its code goes with the result: {code}: {advice}"]
 
 
-def _files(checkpoint: Checkpoint) -> dict[str, str]:
+def _hash_files(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the sha256 of each file of code that lies beside the tensors, by its name."""
     paths = [path for path in checkpoint.other_files if path.suffix == _SUFFIX]
     try:
@@ -61,7 +62,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, str]:
         raise AdapterError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def _named(checkpoint: Checkpoint) -> dict[str, str]:
+def _read_classes(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the classes that settings name, `repository--file.Class`, by file and place in it."""
     return {
         f"{path.name}: {key}": name

@@ -42,9 +42,9 @@ class Entry:
 
     Attributes:
         name: The key of the tensor.
-        dtype: Its dtype in safetensors' words; only those of `DTYPES` can be read.
-        shape: Its sizes.
-        start: The place of its first byte in the file.
+        dtype: The dtype in safetensors' words; only those of `DTYPES` can be read.
+        shape: The shape of the tensor.
+        start: The offset of the first byte in the file.
     """
 
     name: str

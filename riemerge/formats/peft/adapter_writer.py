@@ -73,7 +73,7 @@ def write_adapter(
     if rounding is None:
         rounded = RoundedUpdates(dtype)
         for module, update in sorted(updates.items()):
-            rounded.add(module, _balanced(update))
+            rounded.add(module, _balance(update))
         rounded.check()
         updates, rounding = rounded.updates, rounded.roundings
     stored = dict(sorted(updates.items()))
@@ -102,7 +102,7 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
     """Round an update in its canonical gauge (see `LowRankUpdate.balance`) to the dtype that is stored.
 
     Law: the error is that of the rounding, to about six digits, from one product of the factors a side. What
-    is rounded away is E = δB A + B' δA, whose terms do not cancel, so Gram matrices lose nothing here.
+    is rounded away is E = δB A + (B + δB) δA, whose terms do not cancel, so Gram matrices lose nothing here.
 
     Returns:
         The update with scale 1 in `dtype` on the CPU, and what the rounding did to it.
@@ -161,7 +161,7 @@ class RoundedUpdates:
         check_rounding(self.roundings)
 
 
-def _balanced(update: LowRankUpdate) -> LowRankUpdate:
+def _balance(update: LowRankUpdate) -> LowRankUpdate:
     """Return the update in its canonical gauge; one that holds NaN or Inf has none, and is refused later."""
     exact = update.to(torch.float64)
     if not math.isfinite(exact.norm()):

@@ -23,9 +23,9 @@ class Carrier:
     at a is `transport(a, b, .)`.
 
     Args:
-        manifold: Of points (K, ..., r); meant for frames of few rows, a reduced problem.
+        manifold: Manifold of points (K, ..., r); meant for frames of few rows, a reduced problem.
         point: The first point.
-        dtype: Of the vectors there; the point's by default.
+        dtype: Dtype of the vectors at the first point [default: the dtype of the point].
     """
 
     def __init__(self, manifold: JointManifold, point: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -68,19 +68,19 @@ class Carrier:
         """Bring a tangent vector at the last point to the first."""
         left, right = (side for sides in self._frames for side in sides)
         back = self._back.to(self._first)
-        return self._moved(vector.to(self._first), left.mT, back, right.mT)
+        return self._move(vector.to(self._first), left.mT, back, right.mT)
 
     def push(self, vector: Tensor) -> Tensor:
         """Bring a tangent vector at the first point to the last."""
         left, right = (side for sides in self._frames for side in sides)
         core = self._core.to(self._first)
-        return self._moved(vector.to(self._first), left, core, right).to(self._dtype)
+        return self._move(vector.to(self._first), left, core, right).to(self._dtype)
 
-    def lower(self, vector: Tensor) -> Tensor:
+    def functional(self, vector: Tensor) -> Tensor:
         """Return ⟨v, .⟩ as a functional, of a vector at the first point."""
-        return self.manifold.lower(self._first, vector)
+        return self.manifold.riemannian_to_euclidean_gradient(self._first, vector)
 
-    def _moved(self, vector: Tensor, left: Tensor, core: Tensor, right: Tensor) -> Tensor:
+    def _move(self, vector: Tensor, left: Tensor, core: Tensor, right: Tensor) -> Tensor:
         at_x, turns = self.manifold.split(vector)
         u, b, v = self.manifold.total.split(at_x)
         return self.manifold.join(self.manifold.total.join(left @ u, core @ b @ core.mT, right @ v), turns)

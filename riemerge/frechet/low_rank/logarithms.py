@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import scaled
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.stiefel_log import (
     FibreLog,
-    completed,
-    continued,
+    complete_rotation,
+    continue_rotation,
     fibre_log,
     normal_factor,
 )
@@ -21,23 +22,26 @@ from riemerge.manifolds.stiefel_log import (
 # Turns of a completion that started from that of a point nearby, before it is started from scratch.
 _WARM_TURNS = 8
 _TURNS = 100
+# Precisions of a pass: double, and single where it is coarse.
+DTYPES = {False: torch.float64, True: torch.float32}
 # What may be left of the block C at least: the round-off of each precision.
 _ROUND_OFF = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 class Pass(NamedTuple):
-    """What one pass over T data and K modules finds at a point x = (U, B, V).
+    """One pass over T data and K modules at a point x = (U, B, V).
 
     Attributes:
         squared: Squared lengths of the logarithms, (T, K).
         valid: Whether each was found, boolean (T, K).
         mean: Σ wᵢ log_x(yᵢ Oᵢ), (K, m + r + n, r).
-        momentum: Of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
+        momentum: Momentum of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
         values: Eigenvalues of B, (K, r).
         basis: Eigenvectors of B, (K, r, r).
         products: UᵀUᵢ Oᵢ and VᵀVᵢ Oᵢ, (2, T, K, r, r).
-        rotations: What the frames were completed to, (2, T, K, 2 r, 2 r); a start for a point nearby.
-        generators: Their logarithms, likewise.
+        rotations: Completions of the frames, (2, T, K, 2 r, 2 r); a start for a point nearby.
+        generators: Logarithms of the rotations, (2, T, K, 2 r, 2 r).
+        coarse: Whether each module's pass is of single precision, boolean (K,).
     """
 
     squared: Tensor
@@ -49,24 +53,25 @@ class Pass(NamedTuple):
     products: Tensor
     rotations: Tensor
     generators: Tensor
+    coarse: Tensor
 
-    def narrowed(self, modules: Tensor) -> Pass:
-        """Return the same for some of the modules."""
+    def narrow(self, modules: Tensor) -> Pass:
+        """Return the pass of some of the modules."""
         return Pass(*(x.index_select(axis, modules) for x, axis in zip(self, _AXES, strict=True)))
 
-    def replaced(self, modules: Tensor, other: Pass) -> Pass:
-        """Return the same with another pass for some of the modules, in the wider of two precisions."""
-        return Pass(*(replaced(x, axis, modules, y) for x, y, axis in zip(self, other, _AXES, strict=True)))
+    def replace(self, modules: Tensor, other: Pass) -> Pass:
+        """Return this pass with another one of some of the modules, in the wider of two precisions."""
+        return Pass(*(_put(x, axis, modules, y) for x, y, axis in zip(self, other, _AXES, strict=True)))
 
 
-# Where the parts of a pass have their modules.
-_AXES = (1, 1, 0, 1, 0, 0, 2, 2, 2)
+# Axes along which the parts of a pass have their modules.
+_AXES = (1, 1, 0, 1, 0, 0, 2, 2, 2, 0)
 
 
-def replaced(whole: Tensor, axis: int, places: Tensor, part: Tensor) -> Tensor:
-    """Return a tensor with others in some places along an axis, in the wider of two dtypes."""
+def _put(whole: Tensor, axis: int, indices: Tensor, part: Tensor) -> Tensor:
+    """Return a tensor with another one at some indices of an axis, in the wider of two dtypes."""
     dtype = torch.promote_types(whole.dtype, part.dtype)
-    return whole.to(dtype).index_copy(axis, places, part.to(dtype))
+    return whole.to(dtype).index_copy(axis, indices, part.to(dtype))
 
 
 @final
@@ -98,39 +103,39 @@ class AlignedLogarithms:
         """Tell whether the frames of a manifold have room for geodesics in general position."""
         return min(total.m, total.n) >= 2 * total.r
 
-    def narrowed(self, modules: Tensor) -> Self:
-        """Return the same for some of the modules."""
-        narrow = object.__new__(type(self))
+    def narrow(self, modules: Tensor) -> Self:
+        """Return the logarithms of some of the modules."""
+        narrow = copy.copy(self)
         narrow._total = self._total.with_modules(modules.numel())
-        narrow._weights = self._weights[:, modules]
+        narrow._weights, narrow._cores = self._weights[:, modules], self._cores[:, modules]
         narrow._frames = {
             dtype: tuple(side[modules] for side in frames) for dtype, frames in self._frames.items()
         }
-        narrow._cores = self._cores[:, modules]
         return narrow
 
-    def at(
+    def compute(
         self,
         x: Tensor,
         alignments: Tensor,
         *,
         earlier: Pass | None = None,
         tolerance: Tensor | None = None,
-        turns: int | None = None,
-        dtype: torch.dtype = torch.float64,
+        turns: int = sys.maxsize,
+        coarse: bool = False,
     ) -> Pass:
         """Compute all logarithms at one point.
 
         Args:
-            x: (K, m + r + n, r), feasible.
+            x: The point, (K, m + r + n, r), feasible.
             alignments: Oᵢ, (T, K, r, r).
             earlier: A pass at a point nearby, whose completions are continued; from scratch without it.
-            tolerance: What may be left of the block C of each module's logarithms, (K,): the logarithms are
-                off by that much, their squares by its square. To round-off without it.
-            turns: Of a completion that starts from scratch, at most.
-            dtype: In which the logarithms of the frames are computed; float32 costs less than half. The
-                cores, whose logarithms lose digits to their condition, are always in float64.
+            tolerance: Bound of what is left of the block C of each module's logarithms, (K,): the logarithms
+                are off by that much, their squares by its square. To round-off without it.
+            turns: Most turns of a completion that starts from scratch.
+            coarse: Compute the logarithms of the frames in float32, which costs less than half. The cores,
+                whose logarithms lose digits to their condition, are always in float64.
         """
+        dtype = DTYPES[coarse]
         r, (count, k) = self._total.r, self._weights.shape
         u, b, v = self._total.split(x)
         points, frames, turned = (u.to(dtype), v.to(dtype)), self._frames[dtype], alignments.to(dtype)
@@ -150,27 +155,27 @@ class AlignedLogarithms:
         goal = torch.full_like(flat[:, 0, 0], _ROUND_OFF[dtype])
         if tolerance is not None:
             goal = torch.maximum(goal, tolerance.to(dtype).expand(2, count, k).reshape(-1))
-        log, settled = self._settled(frame, earlier, goal, _TURNS if turns is None else turns)
+        log, valid = self._settle(frame, earlier, goal, min(turns, _TURNS))
         upper, lower = log.upper, log.lower
         inside = torch.linalg.solve_triangular(normal, lower, upper=True)
         squares = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
         squares = squares.reshape(2, count, k)
-        settled = (settled & found).reshape(2, count, k)
+        valid = (valid & found).reshape(2, count, k)
         shape = (2, count, k, r, r)
         upper, inside = upper.reshape(shape), inside.reshape(shape)
 
         values, basis = torch.linalg.eigh(b)
-        core, cross, core_squares = self._cores_at(values, basis, alignments)
+        core, cross, core_squares = self._core_logarithms(values, basis, alignments)
         turning = basis.mT @ linalg.skew(upper[0] + upper[1]).double() @ basis / 2
         weights = self._weights
         means = []
         for point, data, a, w, m in zip(points, frames, upper, inside, products, strict=True):
-            along = scaled(weights, a - m @ w).sum(dim=0)
-            across = scaled(weights, turned @ w).movedim(0, -3).flatten(-3, -2)
+            along = linalg.scale_modules(weights, a - m @ w).sum(dim=0)
+            across = linalg.scale_modules(weights, turned @ w).movedim(0, -3).flatten(-3, -2)
             means.append((point @ along + data.mT @ across).double())
         return Pass(
             squared=squares[0] + squares[1] + core_squares,
-            valid=settled[0] & settled[1] & torch.isfinite(core_squares),
+            valid=valid[0] & valid[1] & torch.isfinite(core_squares),
             mean=self._total.join(means[0], core, means[1]),
             momentum=turning - cross,
             values=values,
@@ -178,28 +183,31 @@ class AlignedLogarithms:
             products=products.double(),
             rotations=log.rotation.reshape(2, count, k, 2 * r, 2 * r),
             generators=log.log.reshape(2, count, k, 2 * r, 2 * r),
+            coarse=torch.full((k,), coarse, device=x.device),
         )
 
-    def _settled(
+    def _settle(
         self, frame: Tensor, earlier: Pass | None, goal: Tensor, turns: int
     ) -> tuple[FibreLog, Tensor]:
         """Return the paths to frames, and whether each is a logarithm, pair by pair."""
         if earlier is None:
-            found = fibre_log(frame, completed(frame), goal, turns)
+            found = fibre_log(frame, complete_rotation(frame), goal, turns)
             return found, (found.residual <= goal) & found.regular
         rotation, log = (x.flatten(0, 2).to(frame.dtype) for x in (earlier.rotations, earlier.generators))
-        rest, near = continued(frame, rotation, log)
+        rest, near = continue_rotation(frame, rotation, log)
         rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
         found = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
         settled = near & (found.residual <= goal) & found.regular
         cold = torch.nonzero(~settled).squeeze(-1)
         if cold.numel():
-            again = fibre_log(frame[cold], completed(frame[cold]), goal[cold], turns)
+            again = fibre_log(frame[cold], complete_rotation(frame[cold]), goal[cold], turns)
             found = FibreLog(*(x.index_copy(0, cold, y) for x, y in zip(found, again, strict=True)))
             settled = settled.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
         return found, settled
 
-    def _cores_at(self, values: Tensor, basis: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _core_logarithms(
+        self, values: Tensor, basis: Tensor, alignments: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's
         eigenbasis, (T, K, r, r); and squared distances (T, K).
         """
@@ -213,7 +221,9 @@ class AlignedLogarithms:
         logs = torch.where(there.squeeze(-1), eigenvalues.clamp_min(0).log(), torch.nan)
         small = (vectors * torch.nan_to_num(logs, neginf=0).unsqueeze(-2)) @ vectors.mT
         ratio = root.unsqueeze(-2) / root.unsqueeze(-1)
-        mean = scaled(self._weights, small).sum(dim=0) * (root.unsqueeze(-1) * root.unsqueeze(-2))
+        mean = linalg.scale_modules(self._weights, small).sum(dim=0) * (
+            root.unsqueeze(-1) * root.unsqueeze(-2)
+        )
         # B⁻¹ D - D B⁻¹ for D = B^½ S B^½.
         cross = small * (ratio - ratio.mT)
         return linalg.sym(basis @ mean @ basis.mT), cross, logs.square().sum(dim=-1)

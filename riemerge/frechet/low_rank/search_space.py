@@ -9,7 +9,7 @@ from torch import Tensor
 
 from riemerge import linalg
 from riemerge.frechet.low_rank.logarithms import Pass
-from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.manifolds.base import TorchManifold, change_options
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal, orbit_metric
@@ -41,14 +41,9 @@ class JointManifold(TorchManifold):
         if not (isinstance(total, FixedRank) and isinstance(action, Orthogonal)):
             raise TypeError(f"JointManifold is made of FixedRank by Orthogonal, not of {quotient}")
         count = points.shape[0]
-        super().__init__(
-            f"{quotient} with {count} alignments",
-            quotient.dim // quotient.k + count * action.dimension,
-            k=quotient.k,
-            dtype=points.dtype,
-            device=points.device,
-            seed=quotient.seed,
-        )
+        dimension = quotient.dim // quotient.k + count * action.dimension
+        options = change_options(quotient.options, dtype=points.dtype, device=points.device)
+        super().__init__(f"{quotient} with {count} alignments", dimension, **options)
         self.quotient = quotient
         self.total = total
         self.action = action
@@ -58,7 +53,7 @@ class JointManifold(TorchManifold):
         positive = torch.where(weights > 0, weights, torch.ones_like(weights))
         self._values = values
         self._metric = orbit_metric(values)
-        self._weighted_metric = scaled(positive, self._metric)
+        self._weighted_metric = linalg.scale_modules(positive, self._metric)
 
     @property
     def point_shape(self) -> tuple[int, int]:
@@ -83,21 +78,23 @@ class JointManifold(TorchManifold):
         The derivative in Oᵢ is the momentum of the log, carried into the frame of yᵢ: no second logarithm
         is needed.
         """
-        mean = scaled(weights, logs).sum(dim=0)
+        mean = linalg.scale_modules(weights, logs).sum(dim=0)
         momentum = self.action.momentum(self.total, x, logs)
         turned = alignments.to(momentum) @ momentum @ alignments.mT.to(momentum)
-        turned = torch.where((weights > 0)[..., None, None], turned, torch.zeros_like(turned))
-        return self.join(-self.quotient.horizontal(x, mean), linalg.skew(turned / self._metric))
+        return self._join_gradient(-self.quotient.horizontal(x, mean), turned, weights)
 
     def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, found: Pass) -> Tensor:
-        """Return the same gradient from what one pass of `AlignedLogarithms` found."""
+        """Return what `gradient` does, from what one pass of `AlignedLogarithms` found."""
         basis, momentum = found.basis, found.momentum
-        gauge = scaled(weights, momentum).sum(dim=0) / orbit_metric(found.values)
+        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / orbit_metric(found.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
         frame = alignments @ basis
-        turned = frame @ momentum @ frame.mT
-        turned = torch.where((weights > 0)[..., None, None], turned, torch.zeros_like(turned))
-        return self.join(vertical - found.mean, linalg.skew(turned / self._metric))
+        return self._join_gradient(vertical - found.mean, frame @ momentum @ frame.mT, weights)
+
+    def _join_gradient(self, at_x: Tensor, momentum: Tensor, weights: Tensor) -> Tensor:
+        """Return the gradient with this part at x; data without weight have no say in their alignments."""
+        turns = torch.where((weights > 0)[..., None, None], momentum, 0.0)
+        return self.join(at_x, linalg.skew(turns / self._metric))
 
     def vertical_lengths(self, found: Pass) -> Tensor:
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
@@ -131,17 +128,17 @@ class JointManifold(TorchManifold):
         return self.join(self.quotient.projection(x, at_x), linalg.skew(turns))
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Riesz, for functions that do not depend on the common gauge."""
+        """Return the gradient (Riesz) of a function that does not depend on the common gauge."""
         (x, alignments), (at_x, at_o) = self.split(point), self.split(euclidean_gradient)
         riemannian = self.quotient.horizontal(x, self.total.euclidean_to_riemannian_gradient(x, at_x))
         return self.join(riemannian, linalg.skew(at_o @ alignments.mT) / self._weighted_metric)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Lower the part at x in the total space, and the turns by their own metric."""
         (x, _), (at_x, turns) = self.split(point), self.split(tangent_vector)
         metric = self._weighted_metric
         metric = metric.reshape(self.count, *(1,) * (turns.ndim - metric.ndim), *metric.shape[1:])
-        return self.join(self.total.lower(x, at_x), metric * turns)
+        return self.join(self.total.riemannian_to_euclidean_gradient(x, at_x), metric * turns)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Follow the geodesic of x and turns each alignment by Cayley's map."""

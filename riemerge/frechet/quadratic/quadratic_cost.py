@@ -9,31 +9,32 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
+from riemerge.frechet.formulation import Memory
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.manifolds.base import host
 
 
-class Glance(NamedTuple):
+class QuadraticEvaluation(NamedTuple):
     """What is known at one point X = U B Vᵀ, with G the gradient of F among all matrices.
 
     Attributes:
         cost: F.
-        lifted: (T, m, r), Lₜ U.
-        righted: (T, n, r), Mₜ V.
-        small_left: (T, r, r), Uᵀ Lₜ U.
-        small_right: (T, r, r), Vᵀ Mₜ V.
-        over: (m, r), G V.
-        under: (n, r), Gᵀ U.
+        left_images: (T, m, r), Lₜ U.
+        right_images: (T, n, r), Mₜ V.
+        left_forms: (T, r, r), Uᵀ Lₜ U.
+        right_forms: (T, r, r), Vᵀ Mₜ V.
+        left_gradient: (m, r), G V.
+        right_gradient: (n, r), Gᵀ U.
         slope: ‖the part of G along matrices of rank r‖, the gradient's length in the embedded metric.
     """
 
     cost: Tensor
-    lifted: Tensor
-    righted: Tensor
-    small_left: Tensor
-    small_right: Tensor
-    over: Tensor
-    under: Tensor
+    left_images: Tensor
+    right_images: Tensor
+    left_forms: Tensor
+    right_forms: Tensor
+    left_gradient: Tensor
+    right_gradient: Tensor
     slope: Tensor
 
 
@@ -66,40 +67,39 @@ class LowRankQuadratic:
         m, n = linear.shape
         self.total = FixedRank(m, n, rank, retraction="quadratic", device=linear.device)
         self.manifold = QuotientManifold(self.total, Orthogonal(rank))
-        self._memo: list[tuple[Tensor, Glance]] = []
+        self._memory: Memory[QuadraticEvaluation] = Memory()
 
-    def at(self, point: Tensor) -> Glance:
+    def evaluate(self, point: Tensor) -> QuadraticEvaluation:
         """Return what is known at a point: computed once, the last two are remembered."""
-        for known, glance in self._memo:
-            if known is point:
-                return glance
+        known = self._memory.recall(point)
+        if known is not None:
+            return known
         u, b, v = self._factors(point)
-        lifted, righted = self.lefts @ u, self.rights @ v
-        small_left, small_right = u.mT @ lifted, v.mT @ righted
-        forced_right, forced_left = self.linear @ v, self.linear.mT @ u
-        over = (lifted @ b @ small_right).sum(dim=0) - forced_right
-        under = (righted @ b @ small_left).sum(dim=0) - forced_left
-        square = ((small_left @ b @ small_right) * b).sum()
-        cost = square / 2 - ((u.mT @ forced_right) * b).sum() + self.constant
-        rest = under - v @ (v.mT @ under)
-        slope = (over.square().sum() + rest.square().sum()).sqrt()
-        glance = Glance(cost, lifted, righted, small_left, small_right, over, under, slope)
-        self._memo = [(point, glance), *self._memo[:1]]
-        return glance
+        images = left_images, right_images = self.lefts @ u, self.rights @ v
+        forms = left_forms, right_forms = u.mT @ left_images, v.mT @ right_images
+        forced_left, forced_right = self.linear @ v, self.linear.mT @ u
+        left = (left_images @ b @ right_forms).sum(dim=0) - forced_left
+        right = (right_images @ b @ left_forms).sum(dim=0) - forced_right
+        square = ((left_forms @ b @ right_forms) * b).sum()
+        cost = square / 2 - ((u.mT @ forced_left) * b).sum() + self.constant
+        rest = right - v @ (v.mT @ right)
+        slope = (left.square().sum() + rest.square().sum()).sqrt()
+        return self._memory.keep(point, QuadraticEvaluation(cost, *images, *forms, left, right, slope))
 
     def remembers(self, point: Tensor) -> bool:
-        """Tell whether a point costs nothing to look at."""
-        return any(known is point for known, _ in self._memo)
+        """Tell whether evaluating a point is free."""
+        return point in self._memory
 
     def cost(self, point: Tensor) -> np.float64:
         """Return F."""
-        return host(self.at(point).cost)
+        return host(self.evaluate(point).cost)
 
     def euclidean_gradient(self, point: Tensor) -> Tensor:
         """Return the entrywise gradient: (G V B, sym(Uᵀ G V), Gᵀ U B)."""
         u, b, _ = self._factors(point)
-        at = self.at(point)
-        return self.total.join(at.over @ b, linalg.sym(u.mT @ at.over), at.under @ b).unsqueeze(0)
+        known = self.evaluate(point)
+        left, right = known.left_gradient, known.right_gradient
+        return self.total.join(left @ b, linalg.sym(u.mT @ left), right @ b).unsqueeze(0)
 
     def riemannian_gradient(self, point: Tensor) -> Tensor:
         """Return the gradient on the quotient."""
@@ -109,19 +109,17 @@ class LowRankQuadratic:
         """Return the Hessian on the quotient along a horizontal vector, exact."""
         u, b, v = self._factors(point)
         du, db, dv = self._factors(vector)
-        at = self.at(point)
-        moved_left = du.mT @ at.lifted
-        moved_left = moved_left + moved_left.mT
-        moved_right = dv.mT @ at.righted
-        moved_right = moved_right + moved_right.mT
-        over = (self.lefts @ (du @ b + u @ db) @ at.small_right + at.lifted @ b @ moved_right).sum(
-            dim=0
-        ) - self.linear @ dv
-        under = (self.rights @ (dv @ b + v @ db) @ at.small_left + at.righted @ b @ moved_left).sum(
-            dim=0
-        ) - self.linear.mT @ du
-        core = linalg.sym(du.mT @ at.over + u.mT @ over)
-        hessian = self.total.join(over @ b + at.over @ db, core, under @ b + at.under @ db)
+        known = self.evaluate(point)
+        moved_left = 2 * linalg.sym(du.mT @ known.left_images)
+        moved_right = 2 * linalg.sym(dv.mT @ known.right_images)
+        left = self.lefts @ (du @ b + u @ db) @ known.right_forms + known.left_images @ b @ moved_right
+        left = left.sum(dim=0) - self.linear @ dv
+        right = self.rights @ (dv @ b + v @ db) @ known.left_forms + known.right_images @ b @ moved_left
+        right = right.sum(dim=0) - self.linear.mT @ du
+        core = linalg.sym(du.mT @ known.left_gradient + u.mT @ left)
+        hessian = self.total.join(
+            left @ b + known.left_gradient @ db, core, right @ b + known.right_gradient @ db
+        )
         return self.manifold.euclidean_to_riemannian_hessian(
             point, self.euclidean_gradient(point), hessian.unsqueeze(0), vector
         )
@@ -134,18 +132,18 @@ class LowRankQuadratic:
         of B everything is a division.
         """
         u, b, v = self._factors(point)
-        left, core, right = self._factors(self.total.lower(point, vector))
+        left, core, right = self._factors(self.total.riemannian_to_euclidean_gradient(point, vector))
         values, basis = torch.linalg.eigh(b)
         inverse = (basis / values.square()) @ basis.mT
         sums = values[:, None] + values
         turned = basis.mT @ linalg.skew(u.mT @ left - v.mT @ right) @ basis
         turn = basis @ (turned / sums.square()) @ basis.mT
-        found = self.total.join(
+        divided = self.total.join(
             (left - u @ (u.mT @ left)) @ inverse + u @ turn,
             linalg.sym(core),
             (right - v @ (v.mT @ right)) @ inverse - v @ turn,
         )
-        return self.manifold.horizontal(point, found.unsqueeze(0))
+        return self.manifold.horizontal(point, divided.unsqueeze(0))
 
     def _factors(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, b, v = self.total.split(point.squeeze(0))

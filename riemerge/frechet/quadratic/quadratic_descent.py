@@ -1,8 +1,8 @@
-"""Solves problems of one rank by Pymanopt's optimizers, and says honestly how each solve ended."""
+"""Minimisation among matrices of one rank by Pymanopt's optimizers, and how each solve ended."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.solvers.lbfgs import LBFGS
-from riemerge.frechet.solvers.monitor import ENDLESS, MAX_REJECTIONS, WINDOW, Stop
+from riemerge.frechet.solvers.monitor import ENDLESS, Stop, Watch
 from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host
@@ -26,18 +26,19 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 # Costs are known to this, relative to the data: what Pymanopt's trust regions take round-off to be.
 _NOISE = 1e3 * torch.finfo(torch.float64).eps
-# Radii of trust regions, as lengths of matrices of a problem whose data have length one.
-_RADII = {"Delta_bar": 1.0, "Delta0": 0.25}
+# Radii of trust regions are lengths of matrices of a problem whose data have length one. mininner=0: where
+# one inner step solves the model exactly, a second one divides zero by zero.
+_RUN_OPTIONS: dict[str, dict[str, Any]] = {"trust_regions": {"mininner": 0, "Delta_bar": 1.0, "Delta0": 0.25}}
 
 
 class Minimum(NamedTuple):
-    """Where a solve ended.
+    """The end of a solve.
 
     Attributes:
-        point: (1, m + r + n, r).
-        status: How it ended.
-        cost: F there.
-        slope: Length of the gradient there, in the metric of matrices.
+        point: The last accepted point, (1, m + r + n, r).
+        status: How the solve ended.
+        cost: F at that point.
+        slope: Length of the gradient at that point, in the metric of matrices.
         passes: Evaluations of F and its Hessian.
     """
 
@@ -67,9 +68,9 @@ def minimise(
         problem: Scaled, so that its data have about length one.
         start: A point of `problem.manifold`.
         solver: `trust_regions`, `lbfgs`, `conjugate_gradient` or `steepest_descent`.
-        tol: See above.
-        cost_tol: See above; 0 for never.
-        max_passes: Budget.
+        tol: Length of the gradient, as a matrix, at which a solve is converged.
+        cost_tol: Share of the cost by which a few iterates lower a flat one; 0 for never.
+        max_passes: Budget of evaluations of F and its Hessian.
 
     Raises:
         RecipeError: A solver that does not take such problems.
@@ -78,73 +79,70 @@ def minimise(
         raise RecipeError(
             f"parameters.solver: {solver}: under a rank constraint expected one of {', '.join(_OPTIMIZERS)}"
         )
-    watch = _Watch(problem, tol, cost_tol, max_passes)
-    # mininner=0: where one inner step solves the model exactly, a second one divides zero by zero.
-    options = {"mininner": 0, **_RADII} if solver == "trust_regions" else {}
+    watch = _QuadraticWatch(problem, tol, cost_tol, max_passes)
     with torch.no_grad(), single_threaded():
         try:
             watch.riemannian_gradient(start)
-            _OPTIMIZERS[solver](**ENDLESS).run(watch, initial_point=start, **options)
+            optimizer = _OPTIMIZERS[solver](**ENDLESS)
+            optimizer.run(watch, initial_point=start, **_RUN_OPTIONS.get(solver, {}))
         except Stop:
             pass
-    at = problem.at(watch.point)
-    return Minimum(watch.point, watch.status, float(at.cost), float(at.slope), watch.passes)
+    end = problem.evaluate(watch.point)
+    return Minimum(watch.point, watch.status, float(end.cost), float(end.slope), watch.passes)
 
 
 @final
-class _Watch:
-    """All that Pymanopt's optimizers ask of a problem, and what ends them: `Stop`."""
+class _QuadraticWatch(Watch):
+    """Watches a problem of one module, whose cost and gradient are known to round-off of its data."""
+
+    passes = 0
 
     def __init__(self, problem: LowRankQuadratic, tol: float, cost_tol: float, max_passes: int) -> None:
-        self.manifold = problem.manifold
-        self.passes = 0
+        super().__init__(problem.manifold, cost_tol, max_passes)
         self.point = torch.empty(0)
         self.status = Status.STOPPED
-        self._problem, self._tol, self._cost_tol, self._max_passes = problem, tol, cost_tol, max_passes
-        self._costs: list[float] = []
-        self._rejections = 0
+        self._problem, self._tol = problem, tol
 
     def cost(self, point: Tensor) -> np.float64:
+        """Return F, +inf where it is not a number."""
         if not self._problem.remembers(point):
-            self._spend()
-            self._rejections += 1
-            if self._rejections > MAX_REJECTIONS:
-                self._end(Status.STALLED)
-        cost = self._problem.cost(point)
-        return cost if np.isfinite(cost) else np.float64(np.inf)
+            self._count_pass()
+            self._count_trial()
+        return np.nan_to_num(self._problem.cost(point), nan=np.inf, neginf=np.inf)
 
     def riemannian_gradient(self, point: Tensor) -> Tensor:
-        """Every new point here is one that the optimizer has accepted."""
+        """Return the gradient on the quotient."""
         if point is not self.point:
             self._accept(point)
         return self._problem.riemannian_gradient(point)
 
     def riemannian_hessian(self, point: Tensor, vector: Tensor) -> Tensor:
-        self._spend()
+        """Return the Hessian on the quotient along a horizontal vector."""
+        self._count_pass()
         return self._problem.riemannian_hessian(point, vector)
 
     def preconditioner(self, point: Tensor, vector: Tensor) -> Tensor:
+        """Apply the inverse of the Hessian of the squared norm along the manifold."""
         return self._problem.preconditioner(point, vector)
 
-    def _accept(self, point: Tensor) -> None:
-        at = self._problem.at(point)
-        cost = float(at.cost)
-        # An optimizer may accept what round-off hides, but nothing that can be seen to cost more.
-        if self._costs and not cost - self._costs[-1] <= _NOISE * max(1.0, abs(cost)):
-            self._end(Status.STALLED)
-        self.point, self._rejections = point, 0
-        self._costs.append(cost)
-        if host(at.slope) <= self._tol:
-            self._end(Status.CONVERGED)
-        settled = len(self._costs) > WINDOW and self._cost_tol > 0
-        if settled and self._costs[-1 - WINDOW] - cost <= self._cost_tol * abs(cost):
-            self._end(Status.FLAT)
-
-    def _spend(self) -> None:
-        if self.passes >= self._max_passes:
-            self._end(Status.BUDGET)
-        self.passes += 1
-
-    def _end(self, status: Status) -> None:
+    def finish(self, status: Status) -> NoReturn:
+        """Set the status, and end the solve."""
         self.status = status
         raise Stop
+
+    def _accept(self, point: Tensor) -> None:
+        known = self._problem.evaluate(point)
+        cost = known.cost
+        # An optimizer may accept what round-off hides, but nothing that can be seen to cost more.
+        if self._costs and not cost - self._costs[-1] <= _NOISE * cost.abs().clamp_min(1.0):
+            self.finish(Status.STALLED)
+        self.point, self._rejections = point, 0
+        self._costs.append(cost)
+        if host(known.slope) <= self._tol:
+            self.finish(Status.CONVERGED)
+        if bool(self._find_flat(cost)):
+            self.finish(Status.FLAT)
+
+    def _count_pass(self) -> None:
+        self._spend()
+        self.passes += 1

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.search_space import JointManifold
-from riemerge.linalg import frobenius
-from riemerge.manifolds.base import TorchManifold, scaled
+from riemerge.linalg import frobenius, scale_modules
+from riemerge.manifolds.base import TorchManifold
 from riemerge.manifolds.guests.guarded import guarded, is_finite
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
@@ -55,7 +55,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             and sees to it that each descends.
         rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
             Not for a preconditioner that is of the Hessian's size already.
-        kwargs: Of Pymanopt's `Optimizer`.
+        kwargs: Options of Pymanopt's `Optimizer`.
 
     Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
     where ⟨s, y⟩ is not positive.
@@ -98,7 +98,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         began = time.time()
         self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
-        pulled, step_size, iteration = algebra.pulled(gradient), np.inf, 0
+        pull, step_size, iteration = algebra.pull(gradient), np.inf, 0
         while True:
             # Norm over the whole stack. A per-module monitor does not need it.
             needed = self._min_gradient_norm > 0 or self._log_verbosity > 0
@@ -110,7 +110,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             )
             if reason:
                 break
-            direction = -self._applied(problem, algebra, point, pulled)
+            direction = -self._apply_inverse(problem, algebra, point, pull)
             slope = np.nan if own else manifold.inner_product(point, gradient, direction)
             if not own and not slope < 0:
                 self._pairs = []
@@ -122,7 +122,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
                 length = manifold.norm(point, direction)
                 step = step_size / length * direction if length > 0 else direction
             cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
-            pulled = self._carry(problem, algebra, (point, step, pulled), (arrival, after))
+            pull = self._carry(problem, algebra, (point, step, pull), (arrival, after))
             point, gradient = arrival, after
         self._pairs, self._algebra = [], None
         return self._return_result(
@@ -136,20 +136,20 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             gradient_norm=manifold.norm(point, gradient),
         )
 
-    def _applied(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
+    def _apply_inverse(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
         """Return H v, a tangent vector, of a kept vector by the two-loop recursion."""
         shares = []
         for pair in reversed(self._pairs):
-            share = pair.inverse * algebra.applied(point, pair.of_step, vector)
-            vector = algebra.added(vector, -share, pair.change)
+            share = pair.inverse * algebra.apply(point, pair.of_step, vector)
+            vector = algebra.add(vector, -share, pair.change)
             shares.append(share)
-        vector = algebra.preconditioned(problem, point, vector)
+        vector = algebra.precondition(problem, point, vector)
         if self._pairs and self._rescale:
-            vector = algebra.scaled(self._pairs[-1].size, vector)
+            vector = algebra.scale(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
-            back = pair.inverse * algebra.applied(point, pair.of_change, vector)
-            vector = algebra.added(vector, share - back, pair.step)
-        return algebra.manifold.to_tangent_space(point, algebra.pushed(vector))
+            back = pair.inverse * algebra.apply(point, pair.of_change, vector)
+            vector = algebra.add(vector, share - back, pair.step)
+        return algebra.manifold.to_tangent_space(point, algebra.push(vector))
 
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
@@ -160,20 +160,20 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         (point, step, gradient), (arrival, new) = before, after
         kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
         old = [part for pair in kept for part in (pair.step, pair.change)]
-        step, gradient, *old = algebra.advanced(point, arrival, [algebra.pulled(step), gradient, *old])
-        new = algebra.pulled(new)
+        step, gradient, *old = algebra.advance(point, arrival, [algebra.pull(step), gradient, *old])
+        new = algebra.pull(new)
         change = new - gradient
         known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
-        known = algebra.kept(arrival, known, old)
+        known = algebra.renew(arrival, known, old)
         of_step, of_change = algebra.functionals(arrival, [step, change])
-        curved = algebra.applied(arrival, of_change, step)
-        lengths = algebra.applied(arrival, of_change, change) * algebra.applied(arrival, of_step, step)
-        inverse = algebra.inverse(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
+        curved = algebra.apply(arrival, of_change, step)
+        lengths = algebra.apply(arrival, of_change, change) * algebra.apply(arrival, of_step, step)
+        inverse = algebra.invert(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
         size = None
         if self._rescale:
-            conditioned = algebra.preconditioned(problem, arrival, change)
-            shown = inverse * algebra.applied(arrival, of_change, conditioned)
-            size = algebra.inverse(shown, inverse > 0, kept[-1].size if kept else 1.0)
+            conditioned = algebra.precondition(problem, arrival, change)
+            shown = inverse * algebra.apply(arrival, of_change, conditioned)
+            size = algebra.invert(shown, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
             _Pair(s, y, f, g, pair.inverse, pair.size)
             for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
@@ -186,26 +186,26 @@ class _Algebra(ABC):
     """Vectors, functionals and numbers of the recursion: of whole points, or module by module. Abstract.
 
     Args:
-        manifold: Where the points are.
+        manifold: The manifold of the points.
     """
 
     def __init__(self, manifold: Manifold) -> None:
         self.manifold = manifold
 
     @abstractmethod
-    def pulled(self, vector: Any) -> Any:
+    def pull(self, vector: Any) -> Any:
         """Return a tangent vector at the current point as it is kept."""
 
     @abstractmethod
-    def pushed(self, vector: Any) -> Any:
+    def push(self, vector: Any) -> Any:
         """Return a kept vector as a tangent vector at the current point."""
 
     @abstractmethod
-    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+    def precondition(self, problem: Problem, point: Any, vector: Any) -> Any:
         """Apply the problem's preconditioner at the current point to a kept vector."""
 
     @abstractmethod
-    def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+    def advance(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
         """Make another point the current one; return kept vectors as they are kept from now on."""
 
     @abstractmethod
@@ -213,23 +213,23 @@ class _Algebra(ABC):
         """Return ⟨v, .⟩ for kept vectors v."""
 
     @abstractmethod
-    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+    def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
         """Return the functionals of kept vectors at a new point, given those at the last."""
 
     @abstractmethod
-    def applied(self, point: Any, functional: Any, vector: Any) -> Any:
+    def apply(self, point: Any, functional: Any, vector: Any) -> Any:
         """Return the number, or one for each module, that a functional gives for a kept vector."""
 
     @abstractmethod
-    def scaled(self, factor: Any, vector: Any) -> Any:
+    def scale(self, factor: Any, vector: Any) -> Any:
         """Multiply a kept vector."""
 
     @abstractmethod
-    def added(self, vector: Any, factor: Any, other: Any) -> Any:
+    def add(self, vector: Any, factor: Any, other: Any) -> Any:
         """Add a multiple of a kept vector to another one."""
 
     @abstractmethod
-    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+    def invert(self, number: Any, where: Any, other: Any) -> Any:
         """Return 1 / number where a condition holds, and another number elsewhere."""
 
     @abstractmethod
@@ -249,19 +249,19 @@ class _Transported(_Algebra, ABC):
     """Keeps vectors at the current point. Abstract."""
 
     @final
-    def pulled(self, vector: Any) -> Any:
+    def pull(self, vector: Any) -> Any:
         return vector
 
     @final
-    def pushed(self, vector: Any) -> Any:
+    def push(self, vector: Any) -> Any:
         return vector
 
     @final
-    def preconditioned(self, problem: Problem, point: Any, vector: Any) -> Any:
+    def precondition(self, problem: Problem, point: Any, vector: Any) -> Any:
         return problem.preconditioner(point, vector)
 
     @final
-    def kept(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
+    def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
         return self.functionals(point, vectors) if vectors else []
 
     @final
@@ -271,22 +271,22 @@ class _Transported(_Algebra, ABC):
 
 @final
 class _Whole(_Transported):
-    def advanced(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
+    def advance(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
         return [self.manifold.transport(point, arrival, vector) for vector in vectors]
 
     def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
         return vectors
 
-    def applied(self, point: Any, functional: Any, vector: Any) -> Any:
+    def apply(self, point: Any, functional: Any, vector: Any) -> Any:
         return self.manifold.inner_product(point, functional, vector)
 
-    def scaled(self, factor: Any, vector: Any) -> Any:
+    def scale(self, factor: Any, vector: Any) -> Any:
         return factor * vector
 
-    def added(self, vector: Any, factor: Any, other: Any) -> Any:
+    def add(self, vector: Any, factor: Any, other: Any) -> Any:
         return vector + factor * other
 
-    def inverse(self, number: Any, where: Any, other: Any) -> Any:
+    def invert(self, number: Any, where: Any, other: Any) -> Any:
         return 1 / number if where else other
 
 
@@ -294,29 +294,29 @@ class _PerModule(_Algebra, ABC):
     """Has a number for each module. Abstract."""
 
     @final
-    def applied(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:
+    def apply(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:
         return frobenius(functional, vector)
 
     @final
-    def scaled(self, factor: Tensor, vector: Tensor) -> Tensor:
-        return scaled(factor, vector)
+    def scale(self, factor: Tensor, vector: Tensor) -> Tensor:
+        return scale_modules(factor, vector)
 
     @final
-    def added(self, vector: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+    def add(self, vector: Tensor, factor: Tensor, other: Tensor) -> Tensor:
         return torch.addcmul(vector, factor.to(vector.dtype)[..., None, None], other)
 
     @final
-    def inverse(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
+    def invert(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
         return torch.where(where, 1 / torch.where(where, number, 1.0), other)
 
 
 @final
 class _Modulewise(_Transported, _PerModule):
-    def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+    def advance(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         return list(self.manifold.transport(point, arrival, torch.stack(vectors)))
 
     def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return list(self.manifold.lower(point, torch.stack(vectors)))
+        return list(self.manifold.riemannian_to_euclidean_gradient(point, torch.stack(vectors)))
 
 
 @final
@@ -329,25 +329,25 @@ class _Carried(_PerModule):
         super().__init__(manifold)
         self._carrier = Carrier(manifold, point, torch.float32)
 
-    def pulled(self, vector: Tensor) -> Tensor:
+    def pull(self, vector: Tensor) -> Tensor:
         return self._carrier.pull(vector)
 
-    def pushed(self, vector: Tensor) -> Tensor:
+    def push(self, vector: Tensor) -> Tensor:
         return self._carrier.push(vector)
 
-    def preconditioned(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
+    def precondition(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
         # Changes the turns alone, and those are kept as they are.
         changed: Tensor = problem.preconditioner(point, vector)
         return changed
 
-    def advanced(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+    def advance(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         self._carrier.advance(point, arrival)
         return vectors
 
     def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return [self._carrier.lower(vector) for vector in vectors]
+        return [self._carrier.functional(vector) for vector in vectors]
 
-    def kept(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
+    def renew(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
         return functionals
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:

@@ -32,8 +32,9 @@ class ModulewiseLineSearcher:
     instead; one in which nothing is accepted along that either is frozen.
 
     Args:
-        problem: What is solved; its memo makes the accepted trial the optimizer's next iterate at no cost.
-        monitor: What freezes modules.
+        problem: The problem that is solved; its memory makes the accepted trial the optimizer's next iterate
+            at no cost.
+        monitor: The monitor, which freezes modules.
         longest: Longest first step. Above one, the minimum of the parabola through the last step's costs is
             tried first: conjugate gradients need that, and directions that know the curvature do not.
         freeze: Freeze a module in which nothing is accepted. Without it the module waits for a better
@@ -52,7 +53,7 @@ class ModulewiseLineSearcher:
         self.moved: Point = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Pymanopt copies line searchers at every run; this one is a view of its problem, not data."""
+        """Return this searcher: Pymanopt copies them at every run, but this one is a view of its problem."""
         return self
 
     def search(
@@ -68,7 +69,7 @@ class ModulewiseLineSearcher:
         self._monitor.narrow()
         problem, form = self._problem, self._problem.form
         before = problem.evaluate(x)
-        d = self._monitor.masked(x, d)
+        d = self._monitor.mask_frozen(x, d)
         slope = form.inner_products(x, before.gradient, d)
         active = self._monitor.active.to(slope.device)
         failed = self._failed if self._failed.shape == active.shape else torch.zeros_like(active)
@@ -98,7 +99,7 @@ class ModulewiseLineSearcher:
         self._failed = pending
         if self._longest > 1:
             self._first = _minimum(before.cost, after.cost, step, slope).clamp(1, self._longest)
-        self.moved = form.scaled(step, d)
+        self.moved = form.scale(step, d)
         return float(np.sqrt(host((form.inner_products(x, d, d) * step.square()).sum()))), point
 
 

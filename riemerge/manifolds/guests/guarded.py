@@ -82,7 +82,7 @@ class Guarded:
             try:
                 return self.manifold.retraction(point, tangent_vector)
             except np.linalg.LinAlgError:
-                return _nowhere(point)
+                return _nan_like(point)
 
     def exp(self, point: Any, tangent_vector: Any) -> Any:
         """Follow the geodesic and end on the manifold, to a point of NaN where that leaves the set."""
@@ -92,10 +92,10 @@ class Guarded:
             except NotImplementedError:
                 return self.retraction(point, tangent_vector)
             except np.linalg.LinAlgError:
-                return _nowhere(point)
-            return self.settled(arrival)
+                return _nan_like(point)
+            return self.settle(arrival)
 
-    def settled(self, point: Any) -> Any:
+    def settle(self, point: Any) -> Any:
         """Return the point on the manifold next to one that is off by round-off: the retraction of zero."""
         if isinstance(self.manifold, Product) or not is_finite(point):  # whose parts are settled already
             return point
@@ -148,11 +148,11 @@ def random_like(vector: Any, generator: np.random.Generator) -> Any:
     return generator.standard_normal(np.shape(vector))
 
 
-def _nowhere(point: Any) -> Any:
+def _nan_like(point: Any) -> Any:
     """Return NaN in the layout of a point."""
     if isinstance(point, list):
-        return [_nowhere(part) for part in point]
+        return [_nan_like(part) for part in point]
     if isinstance(point, tuple):
-        return type(point)(*[_nowhere(part) for part in point])
+        return type(point)(*[_nan_like(part) for part in point])
     nowhere: NDArray[np.float64] = np.full(np.shape(point), np.nan)
     return nowhere

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from pymanopt import manifolds
 from pymanopt.manifolds.manifold import Manifold
 
 from riemerge.manifolds.guests.guarded import Guarded, guarded, is_finite, parts
+
+Conditions: TypeAlias = Iterator[tuple[bool | np.bool_, str]]
+"""Whether each condition of a manifold holds at a point, and what is wrong where it does not."""
 
 # Points may be off by the rounding of single precision.
 _OFF = 1e-5
@@ -31,11 +34,11 @@ def refusal(manifold: Manifold, point: Any) -> str | None:
 
     Args:
         manifold: Pymanopt's own, or a class of a user's: then only what all manifolds have is measured.
-        point: What was given for a point.
+        point: Anything that was given for a point.
     """
     if isinstance(manifold, manifolds.Product):
         if not isinstance(point, list | tuple) or len(point) != len(manifold.manifolds):
-            return f"it is {_described(point)}; expected a list of {len(manifold.manifolds)} points"
+            return f"it is {_describe(point)}; expected a list of {len(manifold.manifolds)} points"
         found = enumerate(map(refusal, manifold.manifolds, point))
         return next((f"in factor {i}, {reason}" for i, reason in found if reason is not None), None)
     return _misfit(manifold, point) or _broken(manifold, point)
@@ -83,10 +86,12 @@ def _along(safe: Guarded, start: Any, step: Any) -> str | None:
     return None
 
 
-def _described(point: Any) -> str:
+def _describe(point: Any) -> str:
     if isinstance(point, list | tuple):
         return f"a {type(point).__name__} of {len(point)}"
-    return f"an array of shape {np.shape(point)}" if hasattr(point, "shape") else f"{type(point).__name__}"
+    if hasattr(point, "shape"):
+        return f"an array of shape {np.shape(point)}"
+    return type(point).__name__
 
 
 def _misfit(manifold: Manifold, point: Any) -> str | None:
@@ -94,13 +99,15 @@ def _misfit(manifold: Manifold, point: Any) -> str | None:
     if type(manifold).__module__.startswith("pymanopt."):
         like = _example(manifold)
         if isinstance(like, tuple) != isinstance(point, tuple) or len(parts(like)) != len(parts(point)):
-            return f"it is {_described(point)}; expected {_described(like)}"
+            return f"it is {_describe(point)}; expected {_describe(like)}"
         for array, expected in zip(parts(point), parts(like), strict=True):
             if np.shape(array) != np.shape(expected) or not hasattr(array, "shape"):
-                return f"it is {_described(array)}; expected {_described(expected)}"
+                return f"it is {_describe(array)}; expected {_describe(expected)}"
             if np.iscomplexobj(array) and not np.iscomplexobj(expected):
                 return "it is complex; expected real numbers"
-    return None if is_finite(point) else "it is not finite"
+    if not is_finite(point):
+        return "it is not finite"
+    return None
 
 
 def _example(manifold: Manifold) -> Any:
@@ -113,98 +120,99 @@ def _example(manifold: Manifold) -> Any:
 
 
 def _broken(manifold: Manifold, point: Any) -> str | None:
-    """Return which condition of the manifold a finite point of the right shape breaks."""
-    for kinds, condition in _CONDITIONS:
-        if isinstance(manifold, kinds):
-            return condition(manifold, point)
-    return _off(manifold, point)
+    """Return which condition of the manifold a finite point of the right shape breaks first."""
+    conditions = next((check for kinds, check in _CONDITIONS if isinstance(manifold, kinds)), _embedding)
+    return next((reason for holds, reason in conditions(manifold, point) if not holds), None)
 
 
-def _not_symmetric(manifold: Manifold, point: NDArray[Any]) -> str | None:
-    kind = "symmetric" if isinstance(manifold, manifolds.Symmetric) else "skew-symmetric"
-    return None if _near(manifold.projection(point, point), point) else f"it is not {kind}"
+def _symmetry(manifold: Manifold, point: NDArray[Any]) -> Conditions:
+    yield _near(manifold.projection(point, point), point), "it is not symmetric"
 
 
-def _not_positive(_: Manifold, point: NDArray[Any]) -> str | None:
-    return None if (point > 0).all() else f"its smallest entry is {point.min():.3g}, not positive"
+def _skew_symmetry(manifold: Manifold, point: NDArray[Any]) -> Conditions:
+    yield _near(manifold.projection(point, point), point), "it is not skew-symmetric"
 
 
-def _out_of_ball(_: Manifold, point: NDArray[Any]) -> str | None:
+def _positivity(_: Manifold, point: NDArray[Any]) -> Conditions:
+    yield (point > 0).all(), f"its smallest entry is {point.min():.3g}, not positive"
+
+
+def _unit_ball(_: Manifold, point: NDArray[Any]) -> Conditions:
     norm = np.linalg.norm(point, axis=-1).max()
-    return None if norm < 1 else f"its norm is {norm:.6g}, not below 1"
+    yield norm < 1, f"its norm is {norm:.6g}, not below 1"
 
 
-def _rank_deficient(_: Manifold, point: NDArray[Any]) -> str | None:
+def _full_rank(_: Manifold, point: NDArray[Any]) -> Conditions:
     rank, expected = np.linalg.matrix_rank(point), point.shape[-1]
-    return None if rank == expected else f"it is singular: its rank is {rank}, expected {expected}"
+    yield rank == expected, f"it is singular: its rank is {rank}, expected {expected}"
 
 
-def _no_rotation(manifold: Manifold, point: NDArray[Any]) -> str | None:
-    if (np.linalg.det(point) < 0).any():
-        return "it is no rotation: its determinant is negative, as that of a reflection"
-    return _off(manifold, point)
+def _rotation(manifold: Manifold, point: NDArray[Any]) -> Conditions:
+    proper = not (np.linalg.det(point) < 0).any()
+    yield proper, "it is no rotation: its determinant is negative, as that of a reflection"
+    yield from _embedding(manifold, point)
 
 
-def _off(manifold: Manifold, point: Any) -> str | None:
-    """Return by how much a point is off an embedded manifold: a retraction of zero leaves points there."""
+def _embedding(manifold: Manifold, point: Any) -> Conditions:
+    """Yield whether a point is on an embedded manifold: a retraction of zero leaves points there."""
     try:
         with np.errstate(all="ignore"):
             back = manifold.retraction(point, manifold.zero_vector(point))
     except NotImplementedError:
-        return None
+        return
     except np.linalg.LinAlgError as error:
-        return f"it is singular ({error})"
-    if isinstance(point, np.ndarray) and not _near(back, point):
-        return f"it is off the manifold by {np.abs(back - point).max():.3g}"
+        yield False, f"it is singular ({error})"
+        return
+    if isinstance(point, np.ndarray):
+        yield _near(back, point), f"it is off the manifold by {np.abs(back - point).max():.3g}"
     projector = getattr(manifold, "_subspace_projector", None)  # of a sphere in a subspace
-    if projector is not None and not _near(projector @ point, point):
-        return f"it is out of the subspace by {np.abs(projector @ point - point).max():.3g}"
-    return None
+    if projector is not None:
+        off = projector @ point - point
+        yield _near(projector @ point, point), f"it is out of the subspace by {np.abs(off).max():.3g}"
 
 
-def _not_of_rank(_: Manifold, point: tuple[NDArray[Any], ...]) -> str | None:
-    """Return what is wrong with the factors of a matrix of fixed rank."""
+def _factors(_: Manifold, point: tuple[NDArray[Any], ...]) -> Conditions:
+    """Yield whether the factors of a matrix of fixed rank are those of its SVD."""
     left, values, right = point
     identity = np.eye(values.size)
-    if not (_near(left.T @ left, identity) and _near(right @ right.T, identity)):
-        return "the columns of u or the rows of vt are not orthonormal"
-    return None if (values > 0).all() else f"its smallest singular value is {values.min():.3g}, not positive"
+    orthonormal = _near(left.T @ left, identity) and _near(right @ right.T, identity)
+    yield orthonormal, "the columns of u or the rows of vt are not orthonormal"
+    yield (values > 0).all(), f"its smallest singular value is {values.min():.3g}, not positive"
 
 
-def _not_positive_definite(manifold: Manifold, point: NDArray[Any]) -> str | None:
+def _positive_definiteness(manifold: Manifold, point: NDArray[Any]) -> Conditions:
     adjoint = np.conjugate(np.swapaxes(point, -1, -2))
-    if not _near(adjoint, point):
-        return "it is not symmetric" if np.isrealobj(point) else "it is not Hermitian"
+    alike = _near(adjoint, point)
+    yield alike or np.iscomplexobj(point), "it is not symmetric"
+    yield alike, "it is not Hermitian"
     values = np.linalg.eigvalsh((point + adjoint) / 2)
     least, largest = values.min(axis=-1), np.abs(values).max(axis=-1)
-    if (least <= point.shape[-1] * np.finfo(float).eps * largest).any():
-        least = least.min()
-        kind = "not positive definite" if least < -_OFF * largest.max() else "singular"
-        return f"it is {kind}: its smallest eigenvalue is {least:.3g}, its largest {largest.max():.3g}"
+    sizes = f"its smallest eigenvalue is {least.min():.3g}, its largest {largest.max():.3g}"
+    clear = not (least <= point.shape[-1] * np.finfo(float).eps * largest).any()
+    yield clear or least.min() >= -_OFF * largest.max(), f"it is not positive definite: {sizes}"
+    yield clear, f"it is singular: {sizes}"
     if isinstance(manifold, manifolds.SpecialHermitianPositiveDefinite):
         determinant = values.prod(axis=-1)
-        if not _near(determinant, np.ones_like(determinant)):
-            return f"its determinant is {determinant.ravel()[0]:.6g}, not 1"
-    return None
+        unit = _near(determinant, np.ones_like(determinant))
+        yield unit, f"its determinant is {determinant.ravel()[0]:.6g}, not 1"
 
 
 def _near(a: Any, b: Any) -> bool:
     return bool(np.abs(a - b).max(initial=0) <= _OFF * np.abs(b).max(initial=0))
 
 
-_CONDITIONS: tuple[tuple[tuple[type[Manifold], ...], Callable[[Manifold, Any], str | None]], ...] = (
+_CONDITIONS: tuple[tuple[Any, Callable[[Manifold, Any], Conditions]], ...] = (
     (
-        (
-            manifolds.SymmetricPositiveDefinite,
-            manifolds.HermitianPositiveDefinite,
-            manifolds.SpecialHermitianPositiveDefinite,
-        ),
-        _not_positive_definite,
+        manifolds.SymmetricPositiveDefinite
+        | manifolds.HermitianPositiveDefinite
+        | manifolds.SpecialHermitianPositiveDefinite,
+        _positive_definiteness,
     ),
-    ((manifolds.Symmetric, manifolds.SkewSymmetric), _not_symmetric),
-    ((manifolds.Positive,), _not_positive),
-    ((manifolds.PoincareBall,), _out_of_ball),
-    ((manifolds.PSDFixedRank, manifolds.PSDFixedRankComplex), _rank_deficient),
-    ((manifolds.FixedRankEmbedded,), _not_of_rank),
-    ((manifolds.SpecialOrthogonalGroup,), _no_rotation),
+    (manifolds.Symmetric, _symmetry),
+    (manifolds.SkewSymmetric, _skew_symmetry),
+    (manifolds.Positive, _positivity),
+    (manifolds.PoincareBall, _unit_ball),
+    (manifolds.PSDFixedRank | manifolds.PSDFixedRankComplex, _full_rank),
+    (manifolds.FixedRankEmbedded, _factors),
+    (manifolds.SpecialOrthogonalGroup, _rotation),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, final
+from typing import Literal, Self, Unpack, final
 
 import numpy as np
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from riemerge import linalg
 from riemerge.errors import NumericalError
-from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, unreduced
+from riemerge.manifolds.base import (
+    GeodesicManifold,
+    Logarithm,
+    Options,
+    Reduction,
+    change_options,
+    trivial_reduction,
+)
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.stiefel import Stiefel
 
@@ -30,12 +37,9 @@ class FixedRank(GeodesicManifold):
         m: Rows of the update.
         n: Columns of the update.
         r: Rank, r <= min(m, n).
-        k: Number of modules.
-        retraction: Of the core: `exp`, or `quadratic` (see `SymmetricPositiveDefinite`). Frames follow
-            geodesics.
-        dtype: Of drawn points.
-        device: Of drawn points.
-        seed: Of `random_point`.
+        retraction: Retraction of the core: `exp`, or `quadratic` (see `SymmetricPositiveDefinite`). Frames
+            follow geodesics.
+        options: See `riemerge.manifolds.base.Options`.
     """
 
     def __init__(
@@ -44,23 +48,19 @@ class FixedRank(GeodesicManifold):
         n: int,
         r: int,
         *,
-        k: int = 1,
         retraction: Literal["exp", "quadratic"] = "exp",
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         if not 1 <= r <= min(m, n):
             raise ValueError(f"FixedRank: m, n, r are {m}, {n}, {r}; 1 <= r <= min(m, n) is needed")
-        self.left = Stiefel(m, r, k=k, dtype=dtype, device=device, seed=seed)
-        self.core = SymmetricPositiveDefinite(
-            r, k=k, retraction=retraction, dtype=dtype, device=device, seed=seed + 1
-        )
-        self.right = Stiefel(n, r, k=k, dtype=dtype, device=device, seed=seed + 2)
+        seed = options.get("seed", 0)
+        left, core, right = (change_options(options, seed=seed + i) for i in range(3))
+        self.left, self.right = Stiefel(m, r, **left), Stiefel(n, r, **right)
+        self.core = SymmetricPositiveDefinite(r, retraction=retraction, **core)
         self._parts: tuple[GeodesicManifold, ...] = (self.left, self.core, self.right)
-        dimension = sum(part.dim for part in self._parts) // k
+        dimension = sum(part.dim for part in self._parts) // self.left.k
         name = f"Factored {m}x{n} matrices of rank {r}"
-        super().__init__(name, dimension, k=k, dtype=dtype, device=device, seed=seed)
+        super().__init__(name, dimension, **options)
         self.m = m
         self.n = n
         self.r = r
@@ -72,8 +72,8 @@ class FixedRank(GeodesicManifold):
         return self.m + self.r + self.n, self.r
 
     def with_modules(self, k: int) -> Self:
-        """Return the same manifold with k modules."""
-        return self._sized(self.m, self.n, k)
+        """Return this manifold with k modules."""
+        return self._resize(self.m, self.n, k)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return U (..., m, r), B (..., r, r) and V (..., n, r) as views of a point or tangent vector."""
@@ -96,11 +96,11 @@ class FixedRank(GeodesicManifold):
             right: (K, n, r), Aᵀ of a LoRA update, times its scale.
 
         Raises:
-            NumericalError: Where an update has rank below r to working precision: it is no point of this
+            NumericalError: An update has rank below r to working precision: it is no point of this
                 manifold.
         """
         dtype = left.dtype
-        left, right = linalg.working(left), linalg.working(right)
+        left, right = linalg.widen(left), linalg.widen(right)
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right)
         small = linalg.thin_svd(r_left.double() @ r_right.double().mT)
@@ -136,9 +136,9 @@ class FixedRank(GeodesicManifold):
         """Raise factor by factor."""
         return self._each("euclidean_to_riemannian_gradient", point, euclidean_gradient)
 
-    def lower(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Lower factor by factor."""
-        return self._each("lower", point, tangent_vector)
+        return self._each("riemannian_to_euclidean_gradient", point, tangent_vector)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Move factor by factor."""
@@ -194,8 +194,8 @@ class FixedRank(GeodesicManifold):
         left, right = self.left.reduce(u), self.right.reduce(v)
         m, n = left.points.shape[-2], right.points.shape[-2]
         if (m, n) == (self.m, self.n):
-            return unreduced(self, points)
-        small = self._sized(m, n, self.k)
+            return trivial_reduction(self, points)
+        small = self._resize(m, n, self.k)
 
         def lift(point: Tensor) -> Tensor:
             x, core, y = small.split(point)
@@ -207,17 +207,8 @@ class FixedRank(GeodesicManifold):
         """Draw the factors independently."""
         return self.join(*(part.random_point() for part in self._parts))
 
-    def _sized(self, m: int, n: int, k: int) -> Self:
-        return type(self)(
-            m,
-            n,
-            self.r,
-            k=k,
-            retraction=self._retraction,
-            dtype=self.dtype,
-            device=self.device,
-            seed=self.seed,
-        )
+    def _resize(self, m: int, n: int, k: int) -> Self:
+        return type(self)(m, n, self.r, retraction=self._retraction, **change_options(self.options, k=k))
 
     def _each(self, verb: str, *arguments: Tensor) -> Tensor:
         """Apply one verb to each factor: (U, B, V) of every argument in turn."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, scaled
+from riemerge.manifolds.base import GeodesicManifold
 from riemerge.manifolds.low_rank import surrogate
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
@@ -18,7 +18,7 @@ from riemerge.manifolds.quotient import GroupAction
 
 # Steps of the extrinsic mean; it is a start, and settles in a few.
 _MEAN_SWEEPS = 4
-# Of the spectra in the sum that the extrinsic mean starts from.
+# Condition of the spectra in the sum that the extrinsic mean starts from.
 _CONDITION = 4.0
 # Candidates, the nearest of all, that are refined by the true distance.
 _REFINED = 8
@@ -71,7 +71,7 @@ class Orthogonal(GroupAction):
         _, basis, small = self._momentum(_fixed_rank(total), point, vector)
         return linalg.skew(basis @ small @ basis.mT)
 
-    def gauge_part(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
+    def vertical_generator(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
         """Solve B⁻¹ W B + B W B⁻¹ - W = momentum for skew W, in B's eigenbasis.
 
         The equation is GeoMerge's (sec. 2.2) for the canonical metric; its divisors are at least one, so it
@@ -124,9 +124,9 @@ class Orthogonal(GroupAction):
         data, reference = surrogate.spectrum(total, points), _truncated_sum(total, points, weights)
         both = None
         for _ in range(_MEAN_SWEEPS):
-            both, element = surrogate.followed(data, surrogate.spectrum(total, reference), both)
+            both, element = surrogate.follow(data, surrogate.spectrum(total, reference), both)
             reference = total.extrinsic_mean(self.act(total, points, element), weights)
-        return reference, surrogate.followed(data, surrogate.spectrum(total, reference), both)[1]
+        return reference, surrogate.follow(data, surrogate.spectrum(total, reference), both)[1]
 
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Return the nearest representative found by `nearest`."""
@@ -135,9 +135,9 @@ class Orthogonal(GroupAction):
     def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Find orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
         total = _fixed_rank(total)
-        return surrogate.followed(surrogate.spectrum(total, point), surrogate.spectrum(total, to))[1]
+        return surrogate.follow(surrogate.spectrum(total, point), surrogate.spectrum(total, to))[1]
 
-    def diagonalised(self, total: GeodesicManifold, point: Tensor) -> Tensor:
+    def diagonalize_core(self, total: GeodesicManifold, point: Tensor) -> Tensor:
         """Return the representative whose core is diagonal, with falling entries."""
         _, basis = torch.linalg.eigh(_fixed_rank(total).split(point)[1].double())
         return self.act(total, point, basis.flip(-1))
@@ -156,7 +156,7 @@ class Orthogonal(GroupAction):
         Args:
             total: The FixedRank manifold of both points.
             point: (..., m + r + n, r), broadcast against `to`.
-            to: Likewise.
+            to: Points to come near to, (..., m + r + n, r).
             tolerance: Refine until the vertical part of the log is this share of (1 + its length).
         """
         total = _fixed_rank(total)
@@ -243,13 +243,13 @@ def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
     condition = (logs[..., -1] - logs[..., 0]).amax(dim=0)
     power = (math.log(_CONDITION) / condition.clamp_min(1e-300)).clamp_max(1)[..., None]
     b = (basis * (power * logs).exp().unsqueeze(-2)) @ basis.mT
-    left = torch.cat(tuple(scaled(weights, u @ b)), dim=-1)
+    left = torch.cat(tuple(linalg.scale_modules(weights, u @ b)), dim=-1)
     right = torch.cat(tuple(v), dim=-1)
     (q_left, r_left), (q_right, r_right) = torch.linalg.qr(left), torch.linalg.qr(right)
     rows, values, columns = torch.linalg.svd(r_left @ r_right.mT)
     r = total.r
     # The updates may cancel in the sum, wholly or in part, and a core must be positive.
-    size = scaled(weights, b).abs().amax(dim=(0, -2, -1)).unsqueeze(-1)
+    size = linalg.scale_modules(weights, b).abs().amax(dim=(0, -2, -1)).unsqueeze(-1)
     kept = torch.maximum(values[..., :r], 1e-3 * torch.maximum(values[..., :1], 1e-3 * size))
     core = torch.diag_embed(kept ** (1 / power))
     return total.join(q_left @ rows[..., :r], core, q_right @ columns[..., :r, :].mT).to(points.dtype)

@@ -1,4 +1,4 @@
-"""Where alignments start: a cheap stand-in for the squared distance, as a function of the gauge alone.
+"""Alignments to start from: a cheap stand-in for the squared distance, as a function of the gauge alone.
 
 Only matrices of size r are decomposed. For two points (M, C, W) and (U, B, V) and an element O, cores that
 nearly commute and frames far apart, d² from (M O, OᵀC O, W O) to (U, B, V) is a constant minus
@@ -21,7 +21,7 @@ from riemerge import linalg
 from riemerge.manifolds.low_rank.curvature import stiffness
 from riemerge.manifolds.low_rank.factors import FixedRank
 
-# Newton steps on the surrogate: for each of `candidates`; in `followed` for all starts, then for the best of
+# Newton steps on the surrogate: for each of `candidates`; in `follow` for all starts, then for the best of
 # either determinant, and again for these whenever the fixed point has moved.
 _STEPS, _FIRST_STEPS, _MORE_STEPS = 10, 8, 3
 # Least curvature in a plane: between orthogonal frames with equal cores the surrogate is flat.
@@ -71,11 +71,11 @@ def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
     near, far = left.weighted + right.weighted, torch.pi * (pair.left + pair.right)
     starts = _starts(torch.stack((near, pair.left, pair.right)), _UNCERTAIN)
     others = _starts(torch.stack((far, pair.left, pair.right)), 1)
-    found = (starts[:, :4], pair.climbed(starts, near, _STEPS), pair.climbed(others, far, _STEPS))
+    found = (starts[:, :4], pair.climb(starts, near, _STEPS), pair.climb(others, far, _STEPS))
     return moving.basis @ torch.cat(found, dim=1).flatten(0, 1) @ fixed.basis.mT
 
 
-def followed(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def follow(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the elements that bring points near to others by the surrogate alone.
 
     Args:
@@ -90,12 +90,12 @@ def followed(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) 
     left, right = _side(pair.left), _side(pair.right)
     linear = left.weighted + right.weighted
     if elements is None:
-        found = pair.climbed(_starts(linear.unsqueeze(0), 1), linear, _FIRST_STEPS)
+        found = pair.climb(_starts(linear.unsqueeze(0), 1), linear, _FIRST_STEPS)
         best = pair.values(found, linear).argmax(dim=1, keepdim=True)
         turned = torch.take_along_dim(found, best[..., None, None], dim=1).squeeze(1)
     else:
         turned = moving.basis.mT @ elements @ fixed.basis
-    turned = pair.climbed(turned, linear, _MORE_STEPS)
+    turned = pair.climb(turned, linear, _MORE_STEPS)
     # Over a half turn of near frames the trace falls short of d² so far that it takes the wrong component.
     scores = pair.values(turned, linear) - left.excess(turned) - right.excess(turned)
     elements = moving.basis @ turned @ fixed.basis.mT
@@ -121,7 +121,7 @@ class _Pair(NamedTuple):
         """Return the surrogate of elements, without its constant."""
         return (element * (linear + 2 * self.coupling * element)).sum(dim=(-2, -1))
 
-    def climbed(self, element: Tensor, linear: Tensor, steps: int) -> Tensor:
+    def climb(self, element: Tensor, linear: Tensor, steps: int) -> Tensor:
         """Ascend the surrogate from elements (..., r, r), each within its component of O(r).
 
         Newton steps with the second derivative in each plane, all planes at once, by Cayley's map; a pair

@@ -5,7 +5,7 @@ mean is the minimiser over all X of rank at most R of
 
     F(X) = 1/2 Σₜ wₜ tr(Lₜ (X − xₜ) Mₜ (X − xₜ)ᵀ).
 
-**Law:** where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
+Law: where the minimiser X* without a constraint has a rank above R, every local minimiser has rank R
 exactly: at one of lower rank, F could not decrease along any matrix of rank one, so its gradient were zero
 and it were X*. So the problem lives on the manifold of matrices of rank R. Cutting X* to rank R answers
 another question, unless all forms are the identity.
@@ -24,6 +24,7 @@ from riemerge.errors import NumericalError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
 from riemerge.frechet.status import Status
+from riemerge.linalg import numerical_rank, thin_svd
 from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
@@ -36,19 +37,22 @@ from riemerge.updates.truncation import nearest
 def lowrank(x: Tensor, setting: Setting) -> Tensor:
     """Return the matrix of rank R nearest to all updates: with identities for forms, the cut average.
 
-    **Law:** Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
+    Law: Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
     largest singular values.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the rank R.
 
-    **Source:** Eckart and Young 1936.
+    Returns:
+        The merged update (p, q).
+
+    Source: Eckart and Young 1936.
     """
-    mean: Tensor = average(x, setting)
+    mean = average(x, setting)
     if setting.rank is None or setting.rank >= min(mean.shape):
         return mean
-    u, sigma, vh = torch.linalg.svd(mean, full_matrices=False)
-    cut: Tensor = (u[:, : setting.rank] * sigma[: setting.rank]) @ vh[: setting.rank]
-    return cut
+    return thin_svd(mean).truncate(setting.rank).matrix()
 
 
 def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
@@ -58,7 +62,7 @@ def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     times its mean diagonal entry added to the diagonal. With M = Σ wₜ Mₜ = K Kᵀ and D RegMean's solution,
     F(X) is 1/2 ‖(X − D) K‖² and a constant.
 
-    **Law:** X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
+    Law: X = P D, P the projection onto the R leading left singular vectors of D K: a weighted SVD, in
     closed form. Inputs that are zero in all data have P times the weighted average.
 
     Args:
@@ -68,7 +72,7 @@ def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     Raises:
         NumericalError: See `regmean`.
 
-    **Source:** Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
+    Source: Eckart and Young 1936, in the form of Jin et al. 2023. Exact in factors: no dense dW; one
     Cholesky factorisation of n x n, one SVD (p, n).
     """
     factor, ridge = setting.values["off_diagonal"], setting.values["ridge"]
@@ -82,7 +86,7 @@ def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     Lₜ is the covariance of output gradients and Mₜ the Gram matrix of inputs, both per token, each with
     `ridge` times its mean diagonal entry added to the diagonal.
 
-    **Law:** a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
+    Law: a local minimiser of F among matrices of rank R, whose cost is at most that of a solution
     without a constraint to half of the digits of `tol`, cut to rank R in the Frobenius norm or in that of the
     mean forms. See `kronecker`.
 
@@ -94,8 +98,9 @@ def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     Raises:
         NumericalError: All forms are zero, or the mean ones are singular: only when `ridge` is 0.
 
-    **Source:** the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014. *Cost:*
-    needs the dense dW, and T forms of either side at once.
+    Source: the form of Tam, Bansal and Raffel 2023 (MaTS), on the geometry of Mishra et al. 2014.
+
+    Cost: needs the dense dW, and T forms of either side at once.
     """
     ridge = setting.values["ridge"]
     lefts, rights = (
@@ -114,7 +119,7 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     update (`mean`); or for all models the same matrix Z, scaled to the norm of Σ wₜ xₜ: their TSV merge
     (`tsv`), or their TIES merge without a trim in the reference bases of Core Space (`ties`).
 
-    **Law:** f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
+    Law: f(L x Rᵀ) = L f(x) Rᵀ, and X lies in the joint span, whatever the rank: with P and Q projections
     onto the joint column and row spaces, all Lₜ commute with P and all Mₜ with Q, so F(X) is F(P X Q) and a
     positive definite form of X − P X Q; and P X Q has no larger rank than X.
 
@@ -125,7 +130,9 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     Raises:
         NumericalError: `ridge` is 0, which leaves directions free; or what `tsv` and `core` raise.
 
-    **Source:** this package. *Cost:* in the joint span, whatever the widths.
+    Source: this package.
+
+    Cost: in the joint span, whatever the widths.
     """
     ridge, sides = setting.values["ridge"], setting.values["sides"]
     if not ridge > 0:
@@ -136,16 +143,16 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
         return x[0]
     targets = _TARGETS[setting.values["target"]](x, setting)
 
-    def forms(y: Tensor) -> Tensor:
-        size = int((sigma := torch.linalg.svdvals(torch.cat(list(y), dim=1))).gt(FLOOR * sigma[0]).sum())
-        found: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
-        return found
+    def ridged(y: Tensor) -> Tensor:
+        size = int(numerical_rank(torch.linalg.svdvals(torch.cat(list(y), dim=1)), FLOOR))
+        forms: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
+        return forms
 
     if sides == "inputs":
-        return _projected(*regressed(targets, setting, forms(unit.mT)), setting.rank)
+        return _projected(*regressed(targets, setting, ridged(unit.mT)), setting.rank)
     if sides == "outputs":
-        return _projected(*regressed(targets.mT, setting, forms(unit)), setting.rank).mT
-    return kronecker(forms(unit), forms(unit.mT), targets, setting)
+        return _projected(*regressed(targets.mT, setting, ridged(unit)), setting.rank).mT
+    return kronecker(ridged(unit), ridged(unit.mT), targets, setting)
 
 
 def _mean_targets(x: Tensor, _: Setting) -> Tensor:
@@ -170,11 +177,11 @@ _TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
 }
 
 
-def _like_the_mean(one: Tensor, x: Tensor, setting: Setting) -> Tensor:
-    """T times one matrix, with the norm of the weighted average."""
-    norm = torch.linalg.matrix_norm(one)
+def _like_the_mean(matrix: Tensor, x: Tensor, setting: Setting) -> Tensor:
+    """Repeat a matrix T times, with the norm of the weighted average."""
+    norm = torch.linalg.matrix_norm(matrix)
     size: Tensor = torch.linalg.matrix_norm(average(x, setting)) / torch.where(norm > 0, norm, 1.0)
-    return (size * one).expand(len(x), -1, -1)
+    return (size * matrix).expand(len(x), -1, -1)
 
 
 def _ridged(form: Tensor, ridge: float) -> Tensor:
@@ -183,11 +190,11 @@ def _ridged(form: Tensor, ridge: float) -> Tensor:
 
 
 def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
-    """The X of that rank with the least ‖(X − value) K‖, K the root."""
+    """Return the X of that rank with the least ‖(X − value) K‖, K the root."""
     if rank is None or rank >= min(value.shape):
         return value
-    u: Tensor = torch.linalg.svd(root.right(value), full_matrices=False).U[:, :rank]
-    return u @ (u.mT @ value)
+    frame = thin_svd(root.right(value)).left[:, :rank]
+    return frame @ (frame.mT @ value)
 
 
 def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Answer:
@@ -216,12 +223,11 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
         return Answer(torch.zeros_like(x[0]), Status.EXACT, cost=white.constant * white.unit)
     values, rank = setting.values, setting.rank
     tol, budget = values["tol"], values["max_passes"]
-    constrained = rank is not None and rank < min(white.linear.shape)
+    if rank is None or rank >= min(white.linear.shape):
+        return white.answer(white.free(white.start, tol, budget))
     # As a start X* need not be exact, and its passes are the dear ones: full matrices, where those on the
     # manifold are thin.
-    free = white.free(white.start, min(tol**0.5, 0.03) if constrained else tol, budget)
-    if rank is None or not constrained:
-        return white.answer(free)
+    free = white.free(white.start, min(tol**0.5, 0.03), budget)
     cut = nearest(free.value, rank)[0]
     if _is_cut(free.value, cut):
         # It may be X* itself, or a start that happens to have the rank: to be seen at the end of the way.
@@ -233,10 +239,10 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
     starts = [cut, nearest(white.linear, rank)[0], white.there(nearest(white.back(free.value), rank)[0])]
     points = [
         problem.total.factor((start.B * start.scale).unsqueeze(0), start.A.mT.unsqueeze(0))
-        for start in (one.balance() for one in starts)
+        for start in (update.balance() for update in starts)
         if start.rank == rank and _well_ranked(start)
     ]
-    found = minimise(
+    minimum = minimise(
         problem,
         min(points, key=problem.cost),
         solver=values["solver"],
@@ -244,24 +250,27 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
         cost_tol=values["cost_tol"],
         max_passes=budget,
     )
-    advice = "" if found.status is Status.CONVERGED else found.status.advice
     return Answer(
-        white.back(problem.total.matrix(found.point)[0]),
-        found.status,
-        advice,
-        free.passes + found.passes,
-        found.cost * white.unit,
-        found.slope,
+        white.back(problem.total.matrix(minimum.point)[0]),
+        minimum.status,
+        _ADVICE.get(minimum.status, minimum.status.advice),
+        free.passes + minimum.passes,
+        minimum.cost * white.unit,
+        minimum.slope,
     )
 
 
+# Nothing is to be done about a gradient below the tolerance.
+_ADVICE = {Status.CONVERGED: ""}
+
+
 def _is_cut(value: Tensor, cut: LowRankUpdate) -> bool:
-    """Whether a matrix is its cut to half of the digits."""
+    """Return whether a matrix is its cut to half of the digits."""
     return bool(torch.linalg.matrix_norm(value - cut.dense()) <= FLOOR * cut.norm())
 
 
 def _well_ranked(update: LowRankUpdate) -> bool:
-    """Whether the least singular value of a balanced update counts."""
+    """Return whether the least singular value of a balanced update counts."""
     sizes = torch.linalg.vector_norm(update.B, dim=0)
     return bool(sizes.min() ** 2 > FLOOR * sizes.max() ** 2)
 
@@ -271,13 +280,13 @@ class _Whitened:
     """The problem in Y = Kᵀ X H / s: data of length one, forms whose mean is the identity.
 
     Attributes:
-        lefts: (T, m, m), the weights in them.
-        rights: (T, n, n).
-        linear: (m, n), of norm 1.
-        constant: Of the cost.
-        start: (m, n), the average in these units.
-        norm: s, the norm of the right-hand side.
-        unit: That of the cost.
+        lefts: Forms on outputs (T, m, m), the weights in them.
+        rights: Forms on inputs (T, n, n).
+        linear: Right-hand side (m, n), of norm 1.
+        constant: Constant of the cost.
+        start: Weighted average (m, n) in these units.
+        norm: Norm s of the right-hand side.
+        unit: Unit of the cost.
     """
 
     def __init__(self, lefts: Tensor, rights: Tensor, x: Tensor, weights: Tensor) -> None:
@@ -294,7 +303,7 @@ class _Whitened:
         pulled = self.lefts @ data @ self.rights
         linear = pulled.sum(dim=0)
         self.norm = float(torch.linalg.matrix_norm(linear))
-        scale = self.norm if self.norm > 0 else 1.0
+        scale = self.norm or 1.0
         self.unit = float(total) * scale**2
         self.linear = linear / scale
         self.constant = float((pulled * data).sum()) / (2 * scale**2)
@@ -302,17 +311,17 @@ class _Whitened:
         self._scale = scale
 
     def applied(self, y: Tensor) -> Tensor:
-        """The form: Σ Lₜ y Mₜ."""
+        """Apply the form: return Σ Lₜ y Mₜ."""
         return (self.lefts @ y @ self.rights).sum(dim=0)
 
     def free(self, start: Tensor, tol: float, budget: int) -> Answer:
-        """The Y of X*, by conjugate gradients."""
+        """Find the Y of X* by conjugate gradients."""
         return conjugate_gradients(
             self.applied, self.linear, start, torch.ones_like(self.linear), tol, budget
         )
 
     def answer(self, free: Answer) -> Answer:
-        """The X of such a Y, with its cost and gradient."""
+        """Return the X of such a Y, with its cost and gradient."""
         return free._replace(
             value=self.back(free.value),
             cost=self.cost(free.value),
@@ -320,18 +329,18 @@ class _Whitened:
         )
 
     def cost(self, y: Tensor) -> float:
-        """F at the X of a Y."""
+        """Return F at the X of a Y."""
         inner = (y * (self.applied(y) / 2 - self.linear)).sum()
         return (float(inner) + self.constant) * self.unit
 
     def back(self, y: Tensor) -> Tensor:
-        """The X of a Y."""
+        """Return the X of a Y."""
         half = torch.linalg.solve_triangular(self._left.mT, self._scale * y, upper=True)
         x: Tensor = torch.linalg.solve_triangular(self._right, half, upper=False, left=False)
         return x
 
     def there(self, x: LowRankUpdate) -> LowRankUpdate:
-        """The Y of an X."""
+        """Return the Y of an X."""
         return LowRankUpdate(self._left.mT @ x.B, x.A @ self._right, x.scale / self._scale)
 
 
@@ -341,7 +350,7 @@ def _sizes(forms: Tensor) -> Tensor:
 
 
 def _whitened(forms: Tensor, sizes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The Cholesky factor K of the mean of the forms of one side, and K⁻¹ form K⁻ᵀ for each."""
+    """Return the Cholesky factor K of the mean of the forms of one side, and K⁻¹ form K⁻ᵀ for each."""
     forms = forms / torch.where(sizes > 0, sizes, 1.0)[:, None, None]
     root, info = torch.linalg.cholesky_ex(torch.tensordot(shares, forms, dims=1))
     if bool(info != 0):

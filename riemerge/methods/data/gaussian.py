@@ -26,7 +26,7 @@ _BLOCK = 2**18  # entries solved at once: bounds the memory
 def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     """Average models as Gaussians N(xₜ, 1/(Fₜ + floor)) in the Fisher-Rao distance, and keep the mean's mean.
 
-    **Law:** each entry is the first coordinate of argmin Σ wₜ d²((xₜ, sₜ), ·) with
+    Law: each entry is the first coordinate of argmin Σ wₜ d²((xₜ, sₜ), ·) with
     d = √2 arccosh(1 + (Δθ²/2 + Δs²) / (2 s s')). A shift of all xₜ shifts the answer; one factor on all xₜ
     and sₜ is one on the answer. For models that come near to each other it is `fisher` (not normalised) up to
     the second order of their distance, and the average with weights wₜ √Fₜ up to the third. Models of equal
@@ -41,8 +41,10 @@ def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     Raises:
         NumericalError: An entry whose Fisher information is not positive: only when the floor is 0.
 
-    **Source:** Atkinson and Mitchell 1981 (the geometry); by Newton's method on the half-plane, damped until
-    the gradient decreases. *Cost:* needs the dense dW; about a hundred operations per entry, model and pass.
+    Source: Atkinson and Mitchell 1981 (the geometry); by Newton's method on the half-plane, damped until the
+        gradient decreases.
+
+    Cost: needs the dense dW; about a hundred operations per entry, model and pass.
     """
     weights = (setting.weights / setting.weights.sum()).to(x).unsqueeze(-1)
     information = torch.stack([one["fisher"].to(x) for one in setting.statistics]) + setting.values["floor"]

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
+from riemerge.linalg import weighted_mean
 from riemerge.methods.setting import Answer, Setting, Stream
 
 
 def fisher(x: Tensor, setting: Setting) -> Tensor:
     """Weigh each entry of each model by its Fisher information.
 
-    **Law:** Σ cₜ (Fₜ + floor) xₜ / Σ cₜ (Fₜ + floor), entry by entry, with cₜ = wₜ; with `normalize_fisher`
+    Law: Σ cₜ (Fₜ + floor) xₜ / Σ cₜ (Fₜ + floor), entry by entry, with cₜ = wₜ; with `normalize_fisher`
     cₜ = wₜ / (‖Fₜ‖ + floor), the norm over all modules. One factor on all Fₜ and the floor changes nothing.
     With all Fₜ equal it is the weighted average.
 
@@ -40,23 +41,28 @@ def fisher(x: Tensor, setting: Setting) -> Tensor:
     Raises:
         NumericalError: An entry without positive information in any model: only when the floor is 0.
 
-    **Source:** Matena and Raffel 2022 (Fisher merging); floor and norm as in FusionBench. *Cost:* needs the
-    dense dW, and as many numbers of statistics.
+    Source: Matena and Raffel 2022 (Fisher merging); floor and norm as in FusionBench.
+
+    Cost: needs the dense dW, and as many numbers of statistics.
     """
     floor, shares = setting.values["floor"], setting.weights
     if setting.values["normalize_fisher"]:
         norms = setting.facts["fisher_norms"]
         shares = shares / torch.stack([norms[place] + floor for place in setting.places])
-    forms = (share * (_statistic(setting, t, "fisher", x) + floor) for t, share in enumerate(shares.tolist()))
-    return _diagonal_minimiser(x, forms)
+    numerator, denominator = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+    for t, share in enumerate(shares.tolist()):
+        form = share * (_statistic(setting, t, "fisher", x) + floor)
+        numerator += form * x[t]
+        denominator += form
+    return _quotient(numerator, denominator)
 
 
 def fisher_norms(stream: Stream) -> Mapping[str, Any]:
     """Find the norm of each model's Fisher information over all modules, where `fisher` asks for it.
 
     Returns:
-        `fisher_norms`, a 0-d float64 on the CPU by the place of each model; nothing when no norms are asked
-        for.
+        `fisher_norms`: the norm of each model by its place, 0-d float64 on the CPU. Nothing when no norms are
+        asked for.
     """
     squares: dict[int, Tensor] = {}
     for x, setting in stream():
@@ -64,14 +70,14 @@ def fisher_norms(stream: Stream) -> Mapping[str, Any]:
             return {}
         for t, place in enumerate(setting.places):
             square = _statistic(setting, t, "fisher", x).square().sum().cpu()
-            squares[place] = squares[place] + square if place in squares else square
-    return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}} if squares else {}
+            squares[place] = squares.get(place, 0.0) + square
+    return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}}
 
 
 def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
     """Weigh entries so that the gradients of all models' losses cancel, with the base model's curvature H₀.
 
-    **Law:** Σ wₜ (Hₜ + H₀) xₜ / (H₀ + Σ wₜ Hₜ), entry by entry, where H₀ has the floor added. It is the
+    Law: Σ wₜ (Hₜ + H₀) xₜ / (H₀ + Σ wₜ Hₜ), entry by entry, where H₀ has the floor added. It is the
     minimiser of Σ wₜ ⟨x − xₜ, (Hₜ + H₀)(x − xₜ)⟩ + (1 − Σ wₜ) ⟨x, H₀ x⟩; so with Σ wₜ = 1 it is `fisher` with
     Hₜ + H₀, and with all Hₜ = 0 it is Σ wₜ xₜ. A negative weight takes a model's task away.
 
@@ -83,8 +89,9 @@ def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
     Raises:
         NumericalError: No statistics of the base model, or H₀ + Σ wₜ Hₜ is not positive in some entry.
 
-    **Source:** Daheim et al. 2023 (uncertainty-based gradient matching), with squared gradients for Hessians.
-    *Cost:* needs the dense dW.
+    Source: Daheim et al. 2023 (uncertainty-based gradient matching), with squared gradients for Hessians.
+
+    Cost: needs the dense dW.
     """
     if "fisher" not in setting.base_statistics:
         raise NumericalError(
@@ -103,7 +110,7 @@ def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
 def regmean(x: Tensor, setting: Setting) -> Tensor:
     """Find the linear map whose outputs are nearest to every model's on that model's own inputs.
 
-    **Law:** Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, with Gₜ the input Gram matrix per token, XₜᵀXₜ / tokens (as it is where
+    Law: Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, with Gₜ the input Gram matrix per token, XₜᵀXₜ / tokens (as it is where
     `tokens` is not given), its off-diagonal entries multiplied by `off_diagonal`. With `off_diagonal` 1 it is
     the minimiser of Σ wₜ ‖Xₜ (x − xₜ)ᵀ‖² / tokensₜ. Inputs that are zero in all data are free; there the
     answer is the weighted average.
@@ -116,7 +123,7 @@ def regmean(x: Tensor, setting: Setting) -> Tensor:
         NumericalError: Σ wₜ Gₜ is singular to working precision, beyond inputs that are zero: only when
             `off_diagonal` is 1 or near it.
 
-    **Source:** Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
+    Source: Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
     """
     factor = setting.values["off_diagonal"]
     return regressed(x, setting, (shrunk(per_token(setting, t, "gram", x), factor) for t in range(len(x))))[0]
@@ -125,7 +132,7 @@ def regmean(x: Tensor, setting: Setting) -> Tensor:
 def mats(x: Tensor, setting: Setting) -> Answer:
     """Match models in the task subspaces that their Kronecker-factored Fisher information spans.
 
-    **Law:** Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, with Lₜ the covariance of output gradients and Rₜ the Gram matrix
+    Law: Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, with Lₜ the covariance of output gradients and Rₜ the Gram matrix
     of inputs, both per token; by conjugate gradients with a diagonal preconditioner, from the weighted
     average, until the residual is `tol` of the right-hand side.
 
@@ -134,25 +141,29 @@ def mats(x: Tensor, setting: Setting) -> Answer:
         setting: With `statistics[t]["covariance"]` (m, m), `["gram"]` (n, n) and `tokens`; the values
             `tol` and `max_passes`.
 
-    **Source:** Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and
-    have no preconditioner. *Cost:* needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
+    Source: Tam, Bansal and Raffel 2023 (MaTS), who stop after 100 iterations whatever the residual, and have
+        no preconditioner.
+
+    Cost: needs the dense dW; T products (m, m)(m, n)(n, n) a pass.
     """
-    return _matched(x, setting, [per_token(setting, t, "covariance", x) for t in range(len(x))])
+    lefts = [per_token(setting, t, "covariance", x) for t in range(len(x))]
+    diagonals = torch.stack([left.diagonal() for left in lefts])
+    return _match(x, setting, diagonals, lambda t, term: lefts[t] @ term)
 
 
 def mats_forward(x: Tensor, setting: Setting) -> Answer:
     """Match models in the task subspaces that their inputs alone span: `mats` with the identity for each Lₜ.
 
-    **Law:** x Σ wₜ Rₜ = Σ wₜ xₜ Rₜ: `regmean` with `off_diagonal` 1, but also where the sum is singular;
+    Law: x Σ wₜ Rₜ = Σ wₜ xₜ Rₜ: `regmean` with `off_diagonal` 1, but also where the sum is singular;
     solved and started as `mats` is.
 
     Args:
         x: (T, p, n) updates, reduced on the left.
         setting: With `statistics[t]["gram"]` (n, n) and `tokens`; the values `tol` and `max_passes`.
 
-    **Source:** Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
+    Source: Tam, Bansal and Raffel 2023 (MaTS). Exact in factors: no dense dW.
     """
-    return _matched(x, setting, None)
+    return _match(x, setting, x.new_ones(len(x), 1), lambda _, term: term)
 
 
 def _statistic(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
@@ -166,15 +177,7 @@ def per_token(setting: Setting, t: int, kind: str, like: Tensor) -> Tensor:
 
 def average(x: Tensor, setting: Setting) -> Tensor:
     """Return the weighted average of T updates."""
-    return torch.einsum("t,t...->...", (setting.weights / setting.weights.sum()).to(x), x)
-
-
-def _diagonal_minimiser(x: Tensor, forms: Iterable[Tensor]) -> Tensor:
-    numerator, denominator = torch.zeros_like(x[0]), torch.zeros_like(x[0])
-    for one, form in zip(x, forms, strict=True):
-        numerator += form * one
-        denominator += form
-    return _quotient(numerator, denominator)
+    return weighted_mean(setting.weights / setting.weights.sum(), x)
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -199,9 +202,9 @@ def regressed(x: Tensor, setting: Setting, grams: Iterable[Tensor]) -> tuple[Ten
     """
     mean = average(x, setting)
     total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(mean)
-    for one, gram, weight in zip(x, grams, setting.weights.tolist(), strict=True):
+    for update, gram, weight in zip(x, grams, setting.weights.tolist(), strict=True):
         total += weight * gram
-        difference += weight * (one - mean) @ gram
+        difference += weight * (update - mean) @ gram
     root = rooted(total)
     return mean + root.solved(difference), root
 
@@ -249,22 +252,20 @@ def rooted(total: Tensor) -> Root:
     return Root(torch.where(live, root, 0.0), factor)
 
 
-def _matched(x: Tensor, setting: Setting, lefts: list[Tensor] | None) -> Answer:
+def _match(x: Tensor, setting: Setting, rows: Tensor, left: Callable[[int, Tensor], Tensor]) -> Answer:
+    """Solve Σ wₜ Lₜ x Rₜ = Σ wₜ Lₜ xₜ Rₜ, Lₜ given by its diagonal in `rows` (T, m) and by what it makes."""
     weights = setting.weights.tolist()
     rights = [weight * per_token(setting, t, "gram", x) for t, weight in enumerate(weights)]
 
     def apply(updates: Iterable[Tensor]) -> Tensor:
-        terms = (update @ right for update, right in zip(updates, rights, strict=True))
-        return sum(
-            terms if lefts is None else (left @ term for left, term in zip(lefts, terms, strict=True)),
-            start=torch.zeros_like(x[0]),
-        )
+        products = (update @ right for update, right in zip(updates, rights, strict=True))
+        terms = (left(t, product) for t, product in enumerate(products))
+        return sum(terms, start=torch.zeros_like(x[0]))
 
     columns = torch.stack([right.diagonal() for right in rights])
-    rows = x.new_ones(len(x), 1) if lefts is None else torch.stack([left.diagonal() for left in lefts])
     diagonal = torch.einsum("tm,tn->mn", rows, columns)
     return conjugate_gradients(
-        lambda one: apply([one] * len(x)),
+        lambda update: apply([update] * len(x)),
         apply(x),
         average(x, setting),
         torch.where(diagonal > 0, diagonal, 1.0),
@@ -295,7 +296,7 @@ def conjugate_gradients(
     if bool(left <= 2 * bound):
         return Answer(value, Status.CONVERGED, passes=passes)
     relative = float(left / torch.linalg.vector_norm(rhs))
-    found = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
+    ending = f"The residual is {relative:.1e} of the right-hand side, above tol {tol:.1e}"
     if passes == budget:
-        return Answer(value, Status.BUDGET, f"{found}: raise max_passes or tol.", passes=passes)
-    return Answer(value, Status.STALLED, f"{found}, at the limit of round-off: raise tol.", passes=passes)
+        return Answer(value, Status.BUDGET, f"{ending}: raise max_passes or tol.", passes=passes)
+    return Answer(value, Status.STALLED, f"{ending}, at the limit of round-off: raise tol.", passes=passes)

@@ -1,8 +1,10 @@
 """Means of dense updates entry by entry: weighted sums, elections of signs, and choices of the largest.
 
 All of them take (T, ...) updates of any shape, on any device, and answer with the shape of one; they read
-weights, values and facts of a setting, never its shape. Cost: they need the dense dW, m n numbers for each
-model of one module at a time, and as many again to work with.
+weights, values and facts of a setting, never its shape.
+
+Cost: they need the dense dW, m n numbers for each model of one module at a time, and as many again to work
+    with.
 """
 
 from __future__ import annotations
@@ -98,8 +100,7 @@ def vote(stream: Stream) -> Mapping[str, Any]:
     Law: keeping what is above `thresholds` and in each module the first `ties` entries that equal it keeps
     exactly k = max(1, ⌊density · size⌋) entries of each model, over all modules. `majority` is the sign of
     the number of entries with Σ wᵢ xᵢ > 0 less that of entries with Σ wᵢ xᵢ < 0, of the trimmed updates.
-    Update i must be of model i in every module. *Cost*: four passes over all dense updates, of which nothing
-    is kept but numbers.
+    Update i must be of model i in every module.
 
     Returns:
         `thresholds` (T,) float64, `ties` by module: T numbers, `majority` -1, 0 or 1.
@@ -108,6 +109,8 @@ def vote(stream: Stream) -> Mapping[str, Any]:
         NumericalError: The models, or the density of one, differ between modules.
 
     Source: Yadav et al. 2023 (TIES), §3.
+
+    Cost: four passes over all dense updates, of which nothing is kept but numbers.
     """
     first = next(stream())[1]
     densities = first.values["density"]
@@ -116,7 +119,7 @@ def vote(stream: Stream) -> Mapping[str, Any]:
     lead = 0
     for x, setting in _alike(stream, first):
         equal = (x.abs() == _along(x, thresholds)).flatten(1).sum(dim=1).tolist()
-        ties[setting.module] = tuple(min(most, found) for most, found in zip(left, equal, strict=True))
+        ties[setting.module] = tuple(min(most, count) for most, count in zip(left, equal, strict=True))
         left = tuple(most - used for most, used in zip(left, ties[setting.module], strict=True))
         trimmed = keep_above(x, thresholds, ties[setting.module])
         lead += int((_along(x, setting.weights) * trimmed).sum(dim=0).sign().sum())
@@ -212,12 +215,12 @@ def _along(x: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _agreeing(x: Tensor, votes: Tensor) -> Tensor:
-    """Where each update has the sign of the votes, plus where these cancel: never at an entry that is 0."""
+    """Return where each update has the sign of the votes, plus where these cancel; never at an entry of 0."""
     return x.sign() == torch.where(votes >= 0.0, 1.0, -1.0)
 
 
 def _over(total: Tensor, share: Tensor) -> Tensor:
-    """The mean, 0 where nobody has a share in it."""
+    """Return the mean, 0 where nobody has a share in it."""
     return total / torch.where(share > 0.0, share, 1.0)
 
 
@@ -240,7 +243,7 @@ def _needed(x: Tensor, merged: Tensor, setting: Setting) -> Tensor:
 
 
 def _alike(stream: Stream, first: Setting) -> Iterator[tuple[Tensor, Setting]]:
-    """The stream, of which every module has the models and the densities of the first."""
+    """Yield the stream, of which every module has the models and the densities of the first."""
     for x, setting in stream():
         if setting.places != first.places:
             raise NumericalError(

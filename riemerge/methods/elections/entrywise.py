@@ -1,7 +1,9 @@
 """Edits of single entries: each update loses some of its entries before the mean.
 
 All of them take (T, ...) dense updates of any shape and return as many; they read values, seeds and facts of
-a setting, never its shape. Cost: they need the dense dW, m n numbers for each model of one module at a time.
+a setting, never its shape.
+
+Cost: they need the dense dW, m n numbers for each model of one module at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def trim(x: Tensor, setting: Setting) -> Tensor:
     Source: Yadav et al. 2023 (TIES), §3.1, for each tensor as in PEFT and mergekit.
     """
     densities = _numbers(setting, "density")
-    return _kept(x, [top_mask(one, _count(p, one)) for one, p in zip(x, densities, strict=True)])
+    return _kept(x, [top_mask(update, _count(p, update)) for update, p in zip(x, densities, strict=True)])
 
 
 def trim_globally(x: Tensor, setting: Setting) -> Tensor:
@@ -50,7 +52,7 @@ def keep_above(x: Tensor, thresholds: Tensor, ties: tuple[int, ...]) -> Tensor:
         The updates, zero elsewhere.
     """
     limits = thresholds.to(x.device)
-    return _kept(x, [above(one, limit, n) for one, limit, n in zip(x, limits, ties, strict=True)])
+    return _kept(x, [above(update, limit, n) for update, limit, n in zip(x, limits, ties, strict=True)])
 
 
 def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
@@ -64,10 +66,11 @@ def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
     mergekit 0.1.5.
     """
     masks = []
-    for one, density, gamma in zip(x, _numbers(setting, "density"), _numbers(setting, "gamma"), strict=True):
-        kept = _count(density, one)
-        outliers = min(int(gamma * one.numel()), one.numel() - kept)
-        masks.append(top_mask(one, outliers + kept) & ~top_mask(one, outliers))
+    parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "gamma"), strict=True)
+    for update, density, gamma in parameters:
+        kept = _count(density, update)
+        outliers = min(int(gamma * update.numel()), update.numel() - kept)
+        masks.append(top_mask(update, outliers + kept) & ~top_mask(update, outliers))
     return _kept(x, masks)
 
 
@@ -107,28 +110,28 @@ def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
     """
     edited = []
     parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "epsilon"), strict=True)
-    for place, (one, density, epsilon) in enumerate(parameters):
+    for t, (update, density, epsilon) in enumerate(parameters):
         if density == 1.0:
-            edited.append(one)
+            edited.append(update)
             continue
         if not epsilon < density < 1.0 - epsilon:
             raise NumericalError(
                 f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): expected "
                 "density 1, or a smaller epsilon"
             )
-        chances = density + epsilon * (2.0 * _standing(one) - 1.0)
-        edited.append(_drop(one, chances, setting.generator(place), setting.values["rescale"]))
+        chances = density + epsilon * (2.0 * _rank_in_row(update) - 1.0)
+        edited.append(_drop(update, chances, setting.generator(t), setting.values["rescale"]))
     return torch.stack(edited)
 
 
 def _numbers(setting: Setting, name: str) -> list[float]:
-    """A parameter of each model."""
+    """Return a parameter of each model."""
     numbers: list[float] = setting.values[name].tolist()
     return numbers
 
 
 def _count(density: float, update: Tensor) -> int:
-    """How many entries a density keeps: mergekit's and PEFT's rounding, but at least one."""
+    """Return how many entries a density keeps: mergekit's and PEFT's rounding, but at least one."""
     return max(1, int(density * update.numel()))
 
 
@@ -136,9 +139,9 @@ def _kept(x: Tensor, masks: list[Tensor]) -> Tensor:
     return torch.where(torch.stack(masks), x, 0.0)
 
 
-def _standing(update: Tensor) -> Tensor:
-    """The rank of each magnitude in its row, from 0 for the smallest to 1; 1/2 in rows of one."""
-    rows = update.abs().reshape(update.shape[0] if update.ndim > 1 else 1, -1)
+def _rank_in_row(update: Tensor) -> Tensor:
+    """Return the rank of each magnitude in its row, from 0 for the smallest to 1; 1/2 in rows of one."""
+    rows = torch.atleast_2d(update.abs()).flatten(1)
     length = rows.shape[1]
     if length == 1:
         return torch.full_like(update, 0.5)

@@ -16,7 +16,7 @@ def top_mask(x: Tensor, k: int) -> Tensor:
     """Return where the k entries of largest magnitude of one tensor are, exactly k of them.
 
     Law: no entry outside is larger in magnitude than one inside; of equal ones at the boundary those of lower
-    flat index are inside. So the masks of growing k are nested, and f(−x) = f(x). Cost: O(size), no sort.
+    flat index are inside. So the masks of growing k are nested, and f(−x) = f(x).
 
     Args:
         x: Any shape, float64.
@@ -24,6 +24,8 @@ def top_mask(x: Tensor, k: int) -> Tensor:
 
     Returns:
         Booleans of the shape of `x`.
+
+    Cost: O(size), no sort.
     """
     if k >= x.numel() or k <= 0:
         return torch.full_like(x, k > 0, dtype=torch.bool)
@@ -75,22 +77,22 @@ def kth_largest(
                 size = int(up_to[-1])
                 ranks[model] = size - max(1, int(shares[model] * size)) + 1
             digit = int(torch.searchsorted(up_to, ranks[model]))
-            found = int(histogram[digit])
+            count = int(histogram[digit])
             # From now on the rank is that among the entries of the longer prefix, from the smallest, from 1.
-            ranks[model] -= int(up_to[digit]) - found
-            ties[model] = found - ranks[model] + 1
+            ranks[model] -= int(up_to[digit]) - count
+            ties[model] = count - ranks[model] + 1
             prefixes[model] = (prefixes[model] << DIGIT) | digit
     return torch.tensor(prefixes, dtype=torch.int64).view(torch.float64), tuple(ties)
 
 
 def _histograms(stream: Callable[[], Iterator[Tensor]], prefixes: Sequence[int], shift: int) -> Tensor:
-    """Counts (T, 2²¹) of the digit at `shift` among the magnitudes whose higher digits are the prefix."""
+    """Count the digits at `shift` of the magnitudes whose higher digits are the prefix: (T, 2²¹)."""
     size = 1 << DIGIT
     totals = torch.zeros(len(prefixes), size + 2, dtype=torch.int64)
     for x in stream():
         totals = totals.to(x.device)
-        for one, prefix, total in zip(x, prefixes, totals, strict=True):
-            digits = (one.abs().flatten().view(torch.int64) >> shift) - (prefix << DIGIT)
+        for update, prefix, total in zip(x, prefixes, totals, strict=True):
+            digits = (update.abs().flatten().view(torch.int64) >> shift) - (prefix << DIGIT)
             # What has another prefix is counted below and above the digits, and forgotten.
             bins = digits.clamp_(-1, size).add_(1)
             total.scatter_add_(0, bins, bins.new_ones(()).expand_as(bins))

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from time import perf_counter
 from typing import Any, NamedTuple, final
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet import Solution, frechet_mean
-from riemerge.manifolds.base import scaled
+from riemerge.linalg import scale_modules
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
@@ -32,6 +32,8 @@ SEVERAL = 10
 """Starts that tell whether a module's inputs determine its mean (`benchmarks.verdict`)."""
 # The bound on the relative decrease of the cost at which those that go to one place are there.
 _SETTLED = 1e-6
+# Options that `frechet_mean` has a default for where a recipe has no value.
+_GIVEN = ("solver", "tol", "cost_tol", "max_passes", "form")
 # Length of the step off a mean: a small part of the distances between adapters, which are one and more.
 _OFF = 0.3
 
@@ -80,8 +82,7 @@ def solve(
     blocks: list[_Block] = []
     for (size, starts), modules in groups.items():
         names = list(modules)
-        on_cpu = modules[names[0]][0].device.type == "cpu"
-        for part in _parts(names) if on_cpu else [tuple(names)]:
+        for part in _parts(names, modules[names[0]][0].device):
             points = torch.stack([modules[name][0] for name in part], dim=1)
             weights = torch.tensor([modules[name][1] for name in part], dtype=torch.float64, device="cpu")
             blocks.append(_Block(part, size, starts, points, weights.T))
@@ -94,10 +95,12 @@ def solve(
     return solved
 
 
-def _parts(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Divides modules into blocks as equal as can be, an even number of them."""
+def _parts(names: Sequence[str], device: torch.device) -> list[tuple[str, ...]]:
+    """Divide modules on a CPU into blocks as equal as can be, an even number of them; few stay together."""
     count = len(names)
-    blocks = 1 if count <= _FEW else 2 * math.ceil(count / (2 * _BLOCK))
+    if count <= _FEW or device.type != "cpu":
+        return [tuple(names)]
+    blocks = 2 * math.ceil(count / (2 * _BLOCK))
     ends = [count * i // blocks for i in range(blocks + 1)]
     return [tuple(names[start:end]) for start, end in itertools.pairwise(ends)]
 
@@ -120,15 +123,10 @@ class _Run:
     def solve(self, index: int) -> list[Solved]:
         """Solve one block, from every start."""
         began, block, options = perf_counter(), self._blocks[index], self._options
-        asked = {
-            "solver": options.solver,
-            "tol": options.tol,
-            "cost_tol": options.cost_tol,
-            "max_passes": options.max_passes,
-            "form": options.form,
-        }
+        given = {name: getattr(options, name) for name in _GIVEN}
+        asked = {name: value for name, value in given.items() if value is not None}
         if options.starts == "auto" and block.starts > 1:
-            asked["cost_tol"] = min(_SETTLED, _SETTLED if options.cost_tol is None else options.cost_tol)
+            asked["cost_tol"] = min(_SETTLED, asked.get("cost_tol", _SETTLED))
         total = FixedRank(*block.size, k=len(block.names), device=block.points.device)
         manifold = QuotientManifold(total, Orthogonal(block.size.r))
         solutions = [
@@ -137,19 +135,19 @@ class _Run:
                 list(block.points),
                 block.weights,
                 reduce=False,
-                initial_point=_start(manifold, block, options.seed or 0, start) if start else None,
-                callback=self._reporter(index, last=start == block.starts - 1),
+                initial_point=start,
+                callback=self._reporter(index, last=count == block.starts),
                 # A copy each: an optimizer holds the state of its run.
-                **{name: copy.deepcopy(value) for name, value in asked.items() if value is not None},
+                **copy.deepcopy(asked),
                 **self._budget(),
             )
-            for start in range(block.starts)
+            for count, start in enumerate(_starts(manifold, block, options.seed or 0), 1)
         ]
         seconds = (perf_counter() - began) / len(block.names)
         return _best(total, solutions, seconds)
 
     def _budget(self) -> dict[str, Any]:
-        """The share of the seconds left that falls to the solve that begins now."""
+        """Return the share of the seconds left that falls to the solve that begins now."""
         if self._options.max_seconds is None:
             return {}
         with self._lock:
@@ -160,7 +158,7 @@ class _Run:
         return {"max_seconds": max(share, 1e-6)}
 
     def _reporter(self, index: int, *, last: bool) -> Callable[..., None]:
-        """A callback of the solver that says how many modules are done, and ends it where no one waits."""
+        """Return a callback that says how many modules are done, and ends the solver where no one waits."""
 
         def report(trace: Any) -> None:
             if self.cancelled.is_set():
@@ -178,9 +176,18 @@ class _Run:
         return report
 
 
+def _starts(manifold: QuotientManifold, block: _Block, seed: int) -> Iterator[Tensor | None]:
+    """Yield the starts of a block: the solver's own, then drawn ones."""
+    yield None
+    for start in range(1, block.starts):
+        yield _start(manifold, block, seed, start)
+
+
 def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> Tensor:
-    """A start for each module: the cheap mean of its points under other weights, Dirichlet(1) over the points
-    that count, and a step off it, since that mean may lie at the cut locus of points that share a subspace.
+    """Return a start for each module: a cheap mean of its points under drawn weights, and a step off it.
+
+    The weights are Dirichlet(1) over the points that count. The step is there since that mean may lie at the
+    cut locus of points that share a subspace.
     """
     generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + start)
     draw = torch.empty(len(block.points), 1, dtype=torch.float64, device="cpu")
@@ -188,11 +195,11 @@ def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> 
     mean = manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
     noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
     step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
-    return manifold.exp(mean, scaled(_OFF / manifold.norms(mean, step), step))
+    return manifold.exp(mean, scale_modules(_OFF / manifold.norms(mean, step), step))
 
 
 def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[Solved]:
-    """For each module the solution of least cost, and how far the others are from it."""
+    """Return for each module the solution of least cost, and how far the others are from it."""
     costs = np.stack([np.where(np.isnan(solution.cost), np.inf, solution.cost) for solution in solutions])
     best = costs.argmin(axis=0)
     chosen = [(solutions[start], module) for module, start in enumerate(best.tolist())]
@@ -217,7 +224,7 @@ def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> li
 
 
 def _apart(total: FixedRank, points: Tensor, others: Tensor) -> Tensor:
-    """‖dW - dW'‖ / ‖dW'‖ of K pairs of points (K,)."""
+    """Return ‖dW − dW'‖ / ‖dW'‖ of K pairs of points (K,)."""
     u, core, v = total.split(points)
     x, other, y = total.split(others)
     left = torch.linalg.qr(torch.cat([u @ core, x @ other], dim=-1), mode="r").R

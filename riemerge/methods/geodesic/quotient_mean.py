@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast, final
+from typing import TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from riemerge.methods.reduction import Reduced, in_order, reduced
 from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
 from riemerge.progress import Progress
 from riemerge.updates.low_rank import LowRankUpdate
+
+_Value = TypeVar("_Value")
 
 
 @final
@@ -56,6 +58,10 @@ class _Module:
         """The places of the updates that count: neither all zero nor of weight 0."""
         counts = zip(self.numerical, self.weights, strict=True)
         return tuple(place for place, (rank, weight) in enumerate(counts) if rank > 0 and weight > 0)
+
+    def only_used(self, values: Sequence[_Value], other: _Value) -> list[_Value]:
+        """Return T values, another one in place of those of the updates that do not count."""
+        return [value if place in self.used else other for place, value in enumerate(values)]
 
     @property
     def rank(self) -> int:
@@ -155,24 +161,29 @@ def _prepared(read: Callable[[str], Reduced], stack: Stack, options: Options, na
         return module
     cut = [_cut(one.edited[place], module.rank) for place in module.used]
     kept = [
-        (after.norm() / before.norm()) ** 2
+        min((after.norm() / before.norm()) ** 2, 1.0)
         for before, after in zip((one.inputs[place] for place in module.used), cut, strict=True)
         if after is not before
     ]
-    placed = _placed(cut, module.used, len(ranks)) if len(module.used) > 1 else None
-    return replace(module, kept=min([*kept, 1.0]) if kept else None, placed=placed)
+    module = replace(module, kept=min(kept, default=None))
+    if len(module.used) == 1:
+        return module
+    return replace(module, placed=_placed(cut, module.used, len(ranks)))
 
 
 def _starts(one: Reduced, stack: Stack, options: Options) -> int:
-    """How many starts a module is solved from."""
+    """Return how many starts a module is solved from."""
     if options.starts != "auto":
         return int(options.starts or 1)
-    doubt = options.doubtful is None or options.doubtful(one.inputs, one.span.shape, stack.storage)
-    return SEVERAL if doubt else 1
+    if options.doubtful is None or options.doubtful(one.inputs, one.span.shape, stack.storage):
+        return SEVERAL
+    return 1
 
 
 def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
-    return update if update.rank == rank else update.truncate(rank)
+    if update.rank == rank:
+        return update
+    return update.truncate(rank)
 
 
 def mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
@@ -196,7 +207,7 @@ def _mixed(stack: Stack, module: _Module) -> list[str]:
 
 
 def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
-    """The points (K, rows, r) of K updates of one shape and rank."""
+    """Return the points (K, rows, r) of K updates of one shape and rank."""
     return total.factor(
         torch.stack([update.B * update.scale for update in updates]),
         torch.stack([update.A.mT for update in updates]),
@@ -204,7 +215,7 @@ def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
 
 
 def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Placed:
-    """The points of a module's updates that are not all zero, on the manifold of their span.
+    """Return the points of a module's updates that are not all zero, on the manifold of their span.
 
     It is that of every other module of as many updates, whatever its width, unless the module is smaller than
     the span: its frames are not padded, since nothing would keep a mean in the module's own rows.
@@ -216,8 +227,9 @@ def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -
     reduction = total.reduce(points)
     own = reduction.manifold
     assert isinstance(own, FixedRank)
-    place = [used.index(one) if one in used else 0 for one in range(count)]
-    return _Placed(reduction.points.squeeze(1)[place], Size(own.m, own.n, r), total, reduction)
+    order = dict(zip(used, range(len(used)), strict=True))
+    every = reduction.points.squeeze(1)[[order.get(place, 0) for place in range(count)]]
+    return _Placed(every, Size(own.m, own.n, r), total, reduction)
 
 
 def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
@@ -229,16 +241,16 @@ def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solve
     total = sum(map(len, alike.values()))
     return solve(
         {
-            key: {one.name: (one.placed.points, _weights(one)) for one in group if one.placed is not None}
+            key: {
+                module.name: (module.placed.points, module.only_used(module.weights, 0.0))
+                for module in group
+                if module.placed is not None
+            }
             for key, group in sorted(alike.items())
         },
         options,
         done=len(modules) - total,
     )
-
-
-def _weights(module: _Module) -> list[float]:
-    return [weight if place in module.used else 0.0 for place, weight in enumerate(module.weights)]
 
 
 def _lifted(
@@ -252,7 +264,7 @@ def _lifted(
     elif module.used:
         (place,) = module.used
         small = one.edited[place].truncate(module.rank)
-        apart = tuple(0.0 if i == place else None for i in range(len(module.ranks)))
+        apart = (0.0,) * len(module.ranks)
         evidence = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=apart)
     else:
         zero = one.inputs[0].truncate(min(module.ranks)).scaled(0.0)
@@ -260,8 +272,7 @@ def _lifted(
     evidence = replace(
         evidence,
         # A left-out update stood in as a copy of another.
-        distances=evidence.distances
-        and tuple(apart if place in module.used else None for place, apart in enumerate(evidence.distances)),
+        distances=evidence.distances and tuple(module.only_used(evidence.distances, None)),
         numerical_ranks=module.numerical,
         energy_kept=module.kept,
     )
@@ -273,7 +284,7 @@ def _lifted(
 
 
 def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
-    """The update of a mean (rows, r), in the bases of its module's span."""
+    """Return the update of a mean (rows, r), in the bases of its module's span."""
     lifted = placed.reduction.lift(point.unsqueeze(0))
     u, core, v = placed.total.split(lifted.squeeze(0))
     return LowRankUpdate(u @ core, v.mT.contiguous()).balance()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from riemerge.linalg import numerical_rank, thin_svd
 from riemerge.methods.polar.positive import procrustes_mean
 from riemerge.methods.setting import Answer, Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, leading
+from riemerge.methods.singular.singular_vectors import FLOOR, leading, mean_rank
 
 
 def balanced(x: Tensor, setting: Setting) -> Answer:
@@ -26,24 +27,30 @@ def balanced(x: Tensor, setting: Setting) -> Answer:
     overlap at all, the mean itself is that of their own rank whatever R, and more columns only make the way
     to it longer.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). *Cost:* T SVDs (p, q), one (p + q, Σ rₜ), and T
-        SVDs (r, R) a pass.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the values `rank`, `tol`, `cost_tol` and `max_passes`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: The singular values of all factors together are equal on both sides of R.
 
     Source: Bhatia, Jain, Lim 2019, On the Bures–Wasserstein distance; Gower 1975 (the iteration); Massart,
         Absil 2020, Quotient geometry with simple geodesics for the manifold of fixed-rank PSD matrices.
+
+    Cost: T SVDs (p, q), one (p + q, Σ rₜ), and T SVDs (r, R) a pass.
     """
-    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    largest = sigma[:, 0].amax()
-    roots = torch.where(sigma > FLOOR * largest, sigma, 0.0).sqrt()[:, None]
-    factors = torch.cat([u * roots, vh.mT * roots], dim=1)
-    together = torch.cat(list(setting.weights.to(x).sqrt()[:, None, None] * factors), dim=1)
-    directions, lengths, _ = torch.linalg.svd(together, full_matrices=False)
-    kept = leading(lengths, _rank(setting, sigma, float(largest)), float(lengths[0]))
-    start = directions[:, :kept] * lengths[:kept]
-    found = procrustes_mean(
+    svd = thin_svd(x)
+    largest = svd.values[:, 0].amax()
+    roots = torch.where(svd.values > FLOOR * largest, svd.values, 0.0).sqrt()[:, None]
+    factors = torch.cat([svd.left * roots, svd.right * roots], dim=1)
+    together = thin_svd(torch.cat(list(setting.weights.to(x).sqrt()[:, None, None] * factors), dim=1))
+    rank = mean_rank(setting, numerical_rank(svd.values, FLOOR, largest).tolist())
+    kept = leading(together.values, rank, float(together.values[0]))
+    start = together.left[:, :kept] * together.values[:kept]
+    mean = procrustes_mean(
         factors,
         setting.weights,
         start,
@@ -51,12 +58,5 @@ def balanced(x: Tensor, setting: Setting) -> Answer:
         cost_tol=setting.values["cost_tol"],
         max_passes=setting.values["max_passes"],
     )
-    left, right = found.value.split(list(x.shape[1:]))
-    return found._replace(value=left @ right.mT)
-
-
-def _rank(setting: Setting, sigma: Tensor, largest: float) -> int:
-    """The rank of the mean: what is asked for, or the largest of the updates."""
-    asked = setting.values.get("rank")
-    ranks = (sigma > FLOOR * largest).sum(dim=1)
-    return int(ranks.sum() if isinstance(asked, str) else ranks.max() if asked is None else asked)
+    left, right = mean.value.split(list(x.shape[1:]))
+    return mean._replace(value=left @ right.mT)

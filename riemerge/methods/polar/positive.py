@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
-from riemerge.linalg import sym
-from riemerge.manifolds.spd import spectral as function_of
+from riemerge.linalg import SVD, numerical_rank, sym, thin_svd, weighted_mean
+from riemerge.manifolds.spd import function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR
 
@@ -31,12 +31,12 @@ def procrustes_mean(
     most `tol` of the iterate, or F fell by less than `cost_tol` of itself.
 
     Args:
-        factors: (T, N, r), with columns of zero where a factor has fewer.
-        weights: (T,), of sum 1.
-        start: (N, R), which only says where to begin; a turn of its columns turns the answer alike.
-        tol: See above.
-        cost_tol: See above.
-        max_passes: Budget.
+        factors: T factors (T, N, r), with columns of zero where a factor has fewer.
+        weights: T weights (T,), of sum 1.
+        start: Point (N, R) where the iteration begins; a turn of its columns turns the answer alike.
+        tol: Bound on the norm of the gradient, relative to the iterate.
+        cost_tol: Bound on the decrease of F in a pass, relative to F.
+        max_passes: Largest number of passes.
 
     Source: Álvarez-Esteban et al. 2016, A fixed-point approach to barycenters in Wasserstein space; Gower
         1975, Generalized Procrustes analysis.
@@ -46,12 +46,12 @@ def procrustes_mean(
     whole = float((shares * sizes.square()).sum())
     point, before = start, torch.inf
     for passes in range(max_passes + 1):
-        u, sigma, vh = torch.linalg.svd(factors.mT @ point, full_matrices=False)
+        svd = thin_svd(factors.mT @ point)
         size = torch.linalg.matrix_norm(point)
-        kept = (sigma > FLOOR**2 * (sizes * size)[:, None]).to(factors)
-        turned = torch.einsum("tnr,trk,tk,tkc->tnc", factors, u, kept, vh)
-        moved = torch.einsum("t,tnc->nc", shares, turned)
-        cost = (whole + float(size) ** 2) / 2.0 - float((shares[:, None] * sigma * kept).sum())
+        kept = (svd.values > FLOOR**2 * (sizes * size)[:, None]).to(factors)
+        turned = torch.einsum("tnr,trk,tk,tck->tnc", factors, svd.left, kept, svd.right)
+        moved = weighted_mean(shares, turned)
+        cost = (whole + float(size) ** 2) / 2.0 - float((shares[:, None] * svd.values * kept).sum())
         close = float(torch.linalg.matrix_norm(point - moved)) <= tol * float(size)
         if close or before - cost <= cost_tol * abs(cost):
             return Answer(point, Status.CONVERGED, passes=passes)
@@ -74,28 +74,29 @@ def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
     opposite ones for example: their mean is arbitrary there, and zero stands for it.
 
     Args:
-        cores: (T, p, q).
-        weights: (T,), of sum 1.
-        kind: See `positive_mean`; or `average`, which asks for no decomposition.
+        cores: T matrices (T, p, q).
+        weights: T weights (T,), of sum 1.
+        kind: Kind of the mean of positive parts (see `positive_mean`), or `average`: the weighted mean of the
+            matrices, without any decomposition.
 
     Source: Moakher 2002, Means and averaging in the group of rotations (the rotation).
     """
     if kind == "average":
-        return Answer(torch.einsum("t,tpq->pq", weights.to(cores), cores), Status.EXACT)
+        return Answer(weighted_mean(weights, cores), Status.EXACT)
     if cores.shape[1] < cores.shape[2]:
-        found = polar_mean(cores.mT, weights, kind)
-        return found._replace(value=found.value.mT)
+        turned = polar_mean(cores.mT, weights, kind)
+        return turned._replace(value=turned.value.mT)
     shares = weights.to(cores)
-    u, sigma, vh = torch.linalg.svd(cores, full_matrices=False)
-    sigma = torch.where(sigma > FLOOR * sigma.amax(), sigma, 0.0)
-    rotations = (u * (sigma > 0.0).to(u)[:, None]) @ vh
-    left, cosines, right = torch.linalg.svd(torch.einsum("t,tpq->pq", shares, rotations), full_matrices=False)
-    rotation = (left * (cosines > FLOOR).to(left)) @ right
-    carried = rotation.mT @ u
-    positive = torch.cat([(vh.mT * sigma[:, None]) @ vh, (carried * sigma[:, None]) @ carried.mT])
-    found = positive_mean(positive, torch.cat([shares, shares]) / 2.0, kind)
-    answer = found._replace(value=rotation @ found.value)
-    if lost := _cancelled(rotations, cosines):
+    svd = thin_svd(cores)
+    sigma = torch.where(svd.values > FLOOR * svd.values.amax(), svd.values, 0.0)
+    rotations = svd._replace(values=(sigma > 0.0).to(sigma)).matrix()
+    mean = thin_svd(weighted_mean(shares, rotations))
+    cosines = mean.values
+    rotation = mean._replace(values=(cosines > FLOOR).to(cosines)).matrix()
+    sides = (SVD(side, sigma, side).matrix() for side in (svd.right, rotation.mT @ svd.left))
+    positive = positive_mean(torch.cat([*sides]), torch.cat([shares, shares]) / 2.0, kind)
+    answer = positive._replace(value=rotation @ positive.value)
+    if lost := _count_cancelled(rotations, cosines):
         advice = (
             f"The rotations of the cores cancel in {lost} directions, and have no mean there: it is zero."
         )
@@ -103,13 +104,14 @@ def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
     return answer
 
 
-def _cancelled(rotations: Tensor, cosines: Tensor) -> int:
-    """How many directions of both sides the partial isometries (T, p, q) have, but not their sum."""
-    left = int((cosines > FLOOR).sum())
+def _count_cancelled(rotations: Tensor, cosines: Tensor) -> int:
+    """Count the directions of both sides that the partial isometries (T, p, q) have, but not their sum."""
+    left = int(numerical_rank(cosines, FLOOR, 1.0))
     if left == len(cosines):
         return 0
     sides = torch.cat(list(rotations), dim=1), torch.cat(list(rotations), dim=0)
-    return max(min(int((torch.linalg.svdvals(side) > FLOOR).sum()) for side in sides) - left, 0)
+    ranks = [int(numerical_rank(torch.linalg.svdvals(side), FLOOR, 1.0)) for side in sides]
+    return max(min(ranks) - left, 0)
 
 
 def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Answer:
@@ -130,27 +132,26 @@ def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Answer:
     singular = bool((values[:, 0] <= FLOOR * values[:, -1]).any())
     if kind == "bures_wasserstein" or singular:
         roots = function_of(matrices, lambda value: value.clamp(min=0.0).sqrt())
-        start = function_of(
-            torch.einsum("t,trs->rs", weights, matrices), lambda value: value.clamp(min=0.0).sqrt()
-        )
-        found = procrustes_mean(roots, weights, start, tol=_TOL, cost_tol=_TOL, max_passes=_PASSES)
-        squared = found._replace(value=found.value @ found.value.mT)
+        start = function_of(weighted_mean(weights, matrices), lambda value: value.clamp(min=0.0).sqrt())
+        root = procrustes_mean(roots, weights, start, tol=_TOL, cost_tol=_TOL, max_passes=_PASSES)
+        squared = root._replace(value=root.value @ root.value.mT)
         if kind == "bures_wasserstein":
             return squared
         advice = f"A core is singular and has no {kind} mean: that of Bures and Wasserstein stands there."
         return squared._replace(status=Status.SINGULAR, advice=advice)
-    logs = torch.einsum("t,trs->rs", weights, function_of(matrices, torch.log))
-    mean = function_of(logs, torch.exp)
-    return Answer(mean, Status.EXACT) if kind == "log_euclidean" else _karcher(matrices, weights, mean)
+    mean = function_of(weighted_mean(weights, function_of(matrices, torch.log)), torch.exp)
+    if kind == "log_euclidean":
+        return Answer(mean, Status.EXACT)
+    return _solve_affine_invariant(matrices, weights, mean)
 
 
-def _karcher(matrices: Tensor, weights: Tensor, point: Tensor) -> Answer:
-    """The affine-invariant mean from a start, with the step that the spread of the eigenvalues allows."""
+def _solve_affine_invariant(matrices: Tensor, weights: Tensor, point: Tensor) -> Answer:
+    """Return the affine-invariant mean from a start, by steps that the spread of the eigenvalues allows."""
     for passes in range(_PASSES + 1):
         factor = torch.linalg.cholesky(point)
         white = torch.linalg.solve_triangular(factor, matrices, upper=False)
         white = sym(torch.linalg.solve_triangular(factor.mT, white, upper=True, left=False))
-        gradient = torch.einsum("t,trs->rs", weights, function_of(white, torch.log))
+        gradient = weighted_mean(weights, function_of(white, torch.log))
         if float(torch.linalg.matrix_norm(gradient)) <= 1e-11:
             return Answer(point, Status.CONVERGED, passes=passes)
         values = torch.linalg.eigvalsh(white)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
+from riemerge.linalg import numerical_rank, thin_svd, weighted_mean
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, numerical_rank
+from riemerge.methods.singular.singular_vectors import FLOOR, narrow_each
 
 
 def shared_private(x: Tensor, setting: Setting) -> Answer:
@@ -29,20 +31,26 @@ def shared_private(x: Tensor, setting: Setting) -> Answer:
     Law: f(L x Rᵀ) = L f(x) Rᵀ and f(c x) = c f(x); copies give themselves; updates of mutually orthogonal
     rows or columns give their average, and so does one side that is not shared.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too. *Cost:*
-        3 T SVDs (p, q) and the iteration of `procrustes_mean` in the shared directions.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights, the shape of the module and the value `core_mean`.
+
+    Returns:
+        The merged update (p, q).
+
+    Cost: 3 T SVDs (p, q) and the iteration of `procrustes_mean` in the shared directions.
     """
     weights = setting.weights.to(x)
-    mean = torch.einsum("t,tpq->pq", weights, x)
+    mean = weighted_mean(weights, x)
     left, right = shares(x, weights, setting.shape)
     cores = (left.mT @ x) @ right
     if not cores.numel():
         return Answer(mean, Status.EXACT)
-    found = polar_mean(cores, weights, setting.values["core_mean"])
-    moved = found.value - torch.einsum("t,tpq->pq", weights, cores)
+    core = polar_mean(cores, weights, setting.values["core_mean"])
+    moved = core.value - weighted_mean(weights, cores)
     # The frames carry the shares once, on the way there.
-    back = [frame / frame.norm(dim=0) for frame in (left, right)]
-    return found._replace(value=mean + back[0] @ moved @ back[1].mT)
+    columns, rows = left / left.norm(dim=0), right / right.norm(dim=0)
+    return core._replace(value=mean + columns @ moved @ rows.mT)
 
 
 def shares(x: Tensor, weights: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -53,18 +61,18 @@ def shares(x: Tensor, weights: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, 
         weights: (T,), of sum 1.
         shape: (m, n) of the module, whose widths say what is random.
     """
-    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    ranks = [numerical_rank(one, float(one[0])) for one in sigma]
-    sides = []
-    for frames, width in ((u, shape[0]), (vh.mT, shape[1])):
-        roots = weights.sqrt()
-        together = torch.cat(
-            [root * frame[:, :rank] for root, frame, rank in zip(roots, frames, ranks, strict=True)], dim=1
-        )
-        directions, lengths, _ = torch.linalg.svd(together, full_matrices=False)
-        level = float(weights.max()) * (1.0 + math.sqrt((sum(ranks) - max(ranks)) / width)) ** 2
-        room = max(1.0 - level, FLOOR)
-        share = ((lengths.square() - (1.0 - room)) / room).clamp(0.0, 1.0)
-        kept = share > FLOOR
-        sides.append(directions[:, kept] * share[kept])
-    return sides[0], sides[1]
+    svd = thin_svd(x)
+    ranks = numerical_rank(svd.values, FLOOR).tolist()
+    m, n = shape
+    return _shared(svd.left, ranks, weights, m), _shared(svd.right, ranks, weights, n)
+
+
+def _shared(frames: Tensor, ranks: Sequence[int], weights: Tensor, width: int) -> Tensor:
+    """Return the shared directions of one side, each as long as its share, from frames (T, p, r)."""
+    together = thin_svd(torch.cat(narrow_each(weights.sqrt()[:, None, None] * frames, ranks), dim=1))
+    level = float(weights.max()) * (1.0 + math.sqrt((sum(ranks) - max(ranks)) / width)) ** 2
+    room = max(1.0 - level, FLOOR)
+    share = ((together.values.square() - (1.0 - room)) / room).clamp(0.0, 1.0)
+    kept = share > FLOOR
+    directions: Tensor = together.left[:, kept] * share[kept]
+    return directions

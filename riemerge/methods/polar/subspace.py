@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
-from riemerge.linalg import polar
+from riemerge.linalg import numerical_rank, polar, thin_svd, weighted_mean
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
-from riemerge.methods.singular.singular_vectors import leading, numerical_rank
+from riemerge.methods.singular.singular_vectors import FLOOR, leading, mean_rank, narrow_each
 
 # In radians: of far subspaces the iteration gains a digit in a hundred passes.
 _TOL = 1e-6
@@ -28,55 +30,61 @@ def subspace(x: Tensor, setting: Setting) -> Answer:
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ and f(c x) = c f(x); copies give themselves.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the values `rank`, `frames` and `core_mean`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: The dimension cuts between equal eigenvalues, so that the mean subspace is arbitrary
             (of orthogonal ones any choice is as good); or `grassmann` of several ranks.
 
-    Source: Edelman, Arias, Smith 1998 (distances and logarithm); Karcher 1977. *Cost:* T + 2 SVDs (p, q), and
-        for `grassmann` 2 T SVDs (p, r) a pass.
+    Source: Edelman, Arias, Smith 1998 (distances and logarithm); Karcher 1977.
+
+    Cost: T + 2 SVDs (p, q), and for `grassmann` 2 T SVDs (p, r) a pass.
     """
     weights = setting.weights.to(x)
-    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    ranks = [numerical_rank(one, float(one[0])) for one in sigma]
-    asked = setting.values.get("rank")
-    size = sum(ranks) if isinstance(asked, str) else max(ranks) if asked is None else asked
+    svd = thin_svd(x)
+    sides = (svd.left, svd.right)
+    ranks = numerical_rank(svd.values, FLOOR).tolist()
+    size = mean_rank(setting, ranks)
     if not size:
-        return Answer(torch.einsum("t,tpq->pq", weights, x), Status.EXACT)
-    means = [
-        chordal([frame[:, :rank] for frame, rank in zip(frames, ranks, strict=True)], weights, size)
-        for frames in (u, vh.mT)
-    ]
+        return Answer(weighted_mean(weights, x), Status.EXACT)
+    left, right = (chordal(narrow_each(frames, ranks), weights, size) for frames in sides)
     if setting.values["frames"] == "grassmann":
         if set(ranks) != {size}:
             raise NumericalError(
                 f"the updates have numerical ranks {ranks} and the mean {size}: subspaces have a geodesic "
                 "mean of their own dimension only: use frames chordal"
             )
-        found = [
-            grassmann(frames[:, :, :size], weights, mean)
-            for frames, mean in zip((u, vh.mT), means, strict=True)
-        ]
-        if not all(one.ok for one in found):
+        columns, rows = (
+            grassmann(frames[:, :, :size], weights, start)
+            for frames, start in zip(sides, (left, right), strict=True)
+        )
+        if not (columns.ok and rows.ok):
             advice = "The mean subspace is not found: the subspaces are too far apart. Use frames chordal."
-            return Answer(torch.einsum("t,tpq->pq", weights, x), Status.BUDGET, advice, passes=_PASSES)
-        means = [one.value for one in found]
-    left, right = means
+            return Answer(weighted_mean(weights, x), Status.BUDGET, advice, passes=_PASSES)
+        left, right = columns.value, rows.value
     core = polar_mean((left.mT @ x) @ right, weights, setting.values["core_mean"])
     return core._replace(value=left @ core.value @ right.mT)
 
 
-def chordal(frames: list[Tensor], weights: Tensor, size: int) -> Tensor:
+def chordal(frames: Sequence[Tensor], weights: Tensor, size: int) -> Tensor:
     """Return the leading eigenvectors (p, size) of Σ wₜ Uₜ Uₜᵀ, from the singular vectors of all √wₜ Uₜ.
+
+    Args:
+        frames: T frames Uₜ (p, rₜ).
+        weights: T weights (T,).
+        size: Dimension of the mean subspace.
 
     Raises:
         NumericalError: The eigenvalues on both sides of the cut are equal.
     """
-    together = torch.cat([root * one for root, one in zip(weights.sqrt(), frames, strict=True)], dim=1)
-    directions, lengths, _ = torch.linalg.svd(together, full_matrices=False)
-    mean: Tensor = directions[:, : leading(lengths, size, float(lengths[0]))]
-    return mean
+    roots = zip(weights.sqrt(), frames, strict=True)
+    together = thin_svd(torch.cat([root * frame for root, frame in roots], dim=1))
+    return together.left[:, : leading(together.values, size, float(together.values[0]))]
 
 
 def grassmann(frames: Tensor, weights: Tensor, start: Tensor) -> Answer:
@@ -91,11 +99,11 @@ def grassmann(frames: Tensor, weights: Tensor, start: Tensor) -> Answer:
         cosines = point.mT @ frames
         # The tangent of the angles; one of a quarter turn has no logarithm, and stays finite.
         normal = torch.linalg.lstsq(cosines.mT, (frames - point @ cosines).mT).solution.mT
-        u, tangents, vh = torch.linalg.svd(normal, full_matrices=False)
-        logs = (u * tangents.atan()[:, None]) @ vh
-        gradient = torch.einsum("t,tpr->pr", weights, logs)
+        tangents = thin_svd(normal)
+        gradient = weighted_mean(weights, tangents._replace(values=tangents.values.atan()).matrix())
         if float(torch.linalg.matrix_norm(gradient)) <= _TOL:
             return Answer(point, Status.CONVERGED, passes=passes)
-        u, angles, vh = torch.linalg.svd(gradient, full_matrices=False)
-        point = polar(((point @ vh.mT) * angles.cos() + u * angles.sin()) @ vh)
+        step = thin_svd(gradient)
+        turned = (point @ step.right) * step.values.cos() + step.left * step.values.sin()
+        point = polar(turned @ step.right.mT)
     return Answer(point, Status.BUDGET, passes=_PASSES)

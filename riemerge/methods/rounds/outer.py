@@ -232,10 +232,11 @@ def fedadam(x: Tensor, setting: Setting, /) -> Tensor:
     """Return the first round of FedAdam from rest (see `FedAdam`).
 
     Law: entry by entry η (1 − β₁) s/(√(β₂ τ² + (1 − β₂) s²) + τ) of s = Σ pᵢ dWᵢ: near a multiple of its sign
-    where s is far above τ, of s where it is far below. *Cost*: entrywise, it needs the dense dW: a few passes
-    over T m n numbers.
+    where s is far above τ, of s where it is far below.
 
     Source: Reddi et al. 2021, algorithm 2.
+
+    Cost: entrywise, it needs the dense dW: a few passes over T m n numbers.
     """
     total = torch.tensordot(setting.weights.to(x), x, dims=1)
     values = setting.values
@@ -244,7 +245,7 @@ def fedadam(x: Tensor, setting: Setting, /) -> Tensor:
 
 
 def _first_round(total: Tensor, rule: OuterRule) -> Tensor:
-    """The displacement at rest, where the models lie at `total` = Σ pᵢ dWᵢ from the base.
+    """Return the displacement at rest, where the models lie at `total` = Σ pᵢ dWᵢ from the base.
 
     A linear rule works on the coefficients of Σ cᵢ dWᵢ as well as on the entries of the sum.
     """
@@ -253,12 +254,14 @@ def _first_round(total: Tensor, rule: OuterRule) -> Tensor:
 
 
 def _kept(origin: Tensor) -> torch.dtype:
-    """The dtype of the state of a module."""
+    """Return the dtype of the state of a module."""
     return torch.promote_types(origin.dtype, torch.float32)
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if weights is None:
+        weights = [1.0] * count
+    given = [float(weight) for weight in weights]
     if not count or len(given) != count:
         raise ValueError(f"{count} models and {len(given)} weights: expected as many, at least one")
     if not all(math.isfinite(weight) and weight > 0.0 for weight in given):

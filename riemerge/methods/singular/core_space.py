@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from riemerge.linalg import thin_svd
 from riemerge.methods.setting import Setting, Stream
 from riemerge.methods.singular.knots import dropped_ties, trimmed_ties, vote_in
-from riemerge.methods.singular.singular_vectors import FLOOR, axes
+from riemerge.methods.singular.singular_vectors import FLOOR, count_axes
 
 
 class Core(NamedTuple):
@@ -44,18 +45,21 @@ def core(x: Tensor) -> Core:
     same cores, but for the sign of each basis vector. Singular values of an update below √eps of the largest
     count as zero, and so do those of the factors together; at least one basis vector is kept.
 
-    Shapes: x (T, p, q).
+    Args:
+        x: Updates (T, p, q), in float64.
 
     Raises:
         NumericalError: Two singular values of a side are equal, so that their basis vectors are arbitrary.
 
     Source: Panariello et al. 2025, Accurate and efficient low-rank model merging in core space, arXiv
-        2509.17786. *Cost:* T SVDs (p, q), one (p, T min(p, q)) and one (q, T min(p, q)).
+        2509.17786.
+
+    Cost: T SVDs (p, q), one (p, T min(p, q)) and one (q, T min(p, q)).
     """
-    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
+    svd = thin_svd(x)
     # Singular vectors of zero are arbitrary, and the root of their round-off would not be small.
-    root = torch.where(sigma > FLOOR * sigma.amax(), sigma, 0.0).sqrt()[:, None]
-    left, right = _basis(u * root), _basis(vh.mT * root)
+    root = torch.where(svd.values > FLOOR * svd.values.amax(), svd.values, 0.0).sqrt()[:, None]
+    left, right = _basis(svd.left * root), _basis(svd.right * root)
     return Core(left, left.mT @ x @ right, right)
 
 
@@ -66,7 +70,12 @@ def core_ties(x: Tensor, setting: Setting) -> Tensor:
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ; copies give themselves at density 1 and merge_func `mean`.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). `setting.facts` are those of `survey`.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights, the values `density` and `merge_func`, and the facts of `survey`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: See `core`.
@@ -84,7 +93,12 @@ def core_dare_ties(x: Tensor, setting: Setting) -> Tensor:
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ for the same seeds.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights, seeds, and the values `density` and `merge_func`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: See `core`.
@@ -101,7 +115,6 @@ def survey(stream: Stream) -> Mapping[str, Any]:
 
 
 def _basis(factors: Tensor) -> Tensor:
-    """Left singular vectors (p, a) of T factors (T, p, r) side by side."""
-    u, sigma, _ = torch.linalg.svd(torch.cat(list(factors), dim=1), full_matrices=False)
-    basis: Tensor = u[:, : axes(sigma)]
-    return basis
+    """Return the left singular vectors (p, a) of T factors (T, p, r) side by side."""
+    svd = thin_svd(torch.cat(list(factors), dim=1))
+    return svd.left[:, : count_axes(svd.values)]

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from riemerge.linalg import thin_svd
 from riemerge.methods.elections.election import elect_globally, vote
 from riemerge.methods.elections.entrywise import drop_rescaled, trim_globally
 from riemerge.methods.setting import Setting, Stream
-from riemerge.methods.singular.singular_vectors import axes
+from riemerge.methods.singular.singular_vectors import count_axes
 
 
 class Aligned(NamedTuple):
@@ -35,17 +36,19 @@ def align(x: Tensor) -> Aligned:
     arithmetic is task arithmetic. Axes are kept where their singular value is above √eps of the largest (the
     original cuts at 1e-5, in the unit of the updates), and at least one.
 
-    Shapes: x (T, p, n).
+    Args:
+        x: Updates (T, p, n), reduced on the left, in float64.
 
     Raises:
         NumericalError: Two singular values are equal, so that their axes are arbitrary.
 
-    Source: Stoica et al. 2025, Model merging with SVD to tie the knots, arXiv 2410.19735. *Cost:* one QR
-        (T n, p): a Gram matrix would lose half of the digits of the axes.
+    Source: Stoica et al. 2025, Model merging with SVD to tie the knots, arXiv 2410.19735.
+
+    Cost: one QR (T n, p): a Gram matrix would lose half of the digits of the axes.
     """
     upper = torch.linalg.qr(x.mT.reshape(-1, x.shape[1]), mode="r").R
-    _, sigma, vh = torch.linalg.svd(upper, full_matrices=False)
-    frame = vh[: axes(sigma)].mT
+    svd = thin_svd(upper)
+    frame = svd.right[:, : count_axes(svd.values)]
     return Aligned(frame, frame.mT @ x)
 
 
@@ -60,13 +63,20 @@ def knots_ties(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x) = L f(x); copies give themselves at density 1 and merge_func `mean`. The entries counted are
     those of the aligned blocks, k n a module.
 
-    Shapes: x (T, p, n), reduced on the left, to (p, n). `setting.facts` are those of `survey`.
+    Args:
+        x: Updates (T, p, n), reduced on the left, in float64.
+        setting: Weights, the values `density` and `merge_func`, and the facts of `survey`.
+
+    Returns:
+        The merged update (p, n).
 
     Raises:
         NumericalError: See `align`.
 
     Source: Stoica et al. 2025, arXiv 2410.19735, whose code keeps one entry more of each model, and has no
-        weights. *Cost:* that of `align` here and in each pass of the survey; the (k, n) blocks of T models.
+        weights.
+
+    Cost: that of `align` here and in each pass of the survey; the (k, n) blocks of T models.
     """
     frame, blocks = align(x)
     return frame @ trimmed_ties(blocks, setting)
@@ -80,13 +90,19 @@ def knots_dare_ties(x: Tensor, setting: Setting) -> Tensor:
 
     Law: f(L x) = L f(x) for the same seeds; what is drawn depends on neither gauges nor the sign of an axis.
 
-    Shapes: x (T, p, n), reduced on the left, to (p, n).
+    Args:
+        x: Updates (T, p, n), reduced on the left, in float64.
+        setting: Weights, seeds, and the values `density` and `merge_func`.
+
+    Returns:
+        The merged update (p, n).
 
     Raises:
         NumericalError: See `align`.
 
-    Source: Stoica et al. 2025, arXiv 2410.19735; Yu et al. 2024, DARE, arXiv 2311.03099. *Cost:* as
-        `knots_ties`.
+    Source: Stoica et al. 2025, arXiv 2410.19735; Yu et al. 2024, DARE, arXiv 2311.03099.
+
+    Cost: as `knots_ties`.
     """
     frame, blocks = align(x)
     return frame @ dropped_ties(blocks, setting)
@@ -95,7 +111,7 @@ def knots_dare_ties(x: Tensor, setting: Setting) -> Tensor:
 def survey(stream: Stream) -> Mapping[str, Any]:
     """Find each model's threshold over the aligned entries of all modules, for `knots_ties`.
 
-    *Cost:* the alignment of every module, in each of the passes of `vote`.
+    Cost: the alignment of every module, in each of the passes of `vote`.
     """
     return vote_in(lambda x: align(x).blocks, stream)
 

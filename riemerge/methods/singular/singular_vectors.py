@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.linalg import numerical_rank, thin_svd
 from riemerge.methods.setting import Setting
 
 # Below √eps a direction has lost half of its digits: it counts as none.
@@ -25,13 +28,19 @@ def tsv(x: Tensor, setting: Setting) -> Tensor:
     together below √eps), the polar factor is the partial isometry of the others; it jumps there, so vectors
     that agree to many digits, but not to eight, make a result of their small differences.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the shape of the module.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: There are more models than min(m, n), or the kth singular value equals the next.
 
-    Source: Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M). *Cost:* T SVDs
-        (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
+    Source: Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M).
+
+    Cost: T SVDs (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
     """
     shape = setting.shape
     most = min(shape) // len(x)
@@ -40,12 +49,11 @@ def tsv(x: Tensor, setting: Setting) -> Tensor:
             f"{len(x)} models share the {min(shape)} singular vectors of the module's shape {shape}: "
             "expected at least one for each: merge fewer models, or use another method"
         )
-    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    kept = [leading(one, most, float(one[0])) for one in sigma]
-    left = polar(torch.cat([one[:, :k] for one, k in zip(u, kept, strict=True)], dim=1))
-    right = polar(torch.cat([one[:k] for one, k in zip(vh, kept, strict=True)]).mT)
-    scaled = setting.weights.to(sigma)[:, None] * sigma
-    spectrum = torch.cat([one[:k] for one, k in zip(scaled, kept, strict=True)])
+    svd = thin_svd(x)
+    kept = [leading(values, most, float(values[0])) for values in svd.values]
+    left, right = (polar(torch.cat(narrow_each(side, kept), dim=1)) for side in (svd.left, svd.right))
+    scaled = setting.weights.to(x)[:, None] * svd.values
+    spectrum = torch.cat([values[:k] for values, k in zip(scaled, kept, strict=True)])
     return (left * spectrum) @ right.mT
 
 
@@ -59,21 +67,28 @@ def iso_c(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ; the nuclear norm is that of the sum; f(c x) = c f(x). Of weights as given, so
     that ones are the published sum.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: The sum has a lower rank than the joint span: directions cancel, and the singular
             vectors that would get the mean there are arbitrary.
 
-    Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-C). *Cost:* one SVD (p, q).
+    Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-C).
+
+    Cost: one SVD (p, q).
     """
     moved = _weighted(x, setting)
-    largest = _largest(moved)
-    u, sigma, vh = torch.linalg.svd(moved.sum(dim=0), full_matrices=False)
-    rank = numerical_rank(sigma, largest)
+    largest = largest_norm(moved)
+    svd = thin_svd(moved.sum(dim=0))
+    rank = _rank(svd.values, largest)
     _expect_rank(rank, _directions(moved, largest, rank))
-    flat: Tensor = (sigma[:rank].sum() / max(rank, 1)) * (u[:, :rank] @ vh[:rank])
-    return flat
+    kept = svd.truncate(rank)
+    return (kept.values.sum() / max(rank, 1)) * (kept.left @ kept.right.mT)
 
 
 def iso_cts(x: Tensor, setting: Setting) -> Tensor:
@@ -87,33 +102,38 @@ def iso_cts(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ; with `common_space_fraction` 1 it is `iso_c`. Dependent vectors of several
     updates are treated as in `tsv`.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the value `common_space_fraction`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: The sum has a rank below s, what is left of an update one below (D - s)/T, there are
             too many models for D, or the singular values on both sides of a cut are equal.
 
-    Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-CTS). *Cost:* T + 1
-        SVDs (p, q), one (p, D) and one (q, D).
+    Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-CTS).
+
+    Cost: T + 1 SVDs (p, q), one (p, D) and one (q, D).
     """
     moved = _weighted(x, setting)
-    largest = _largest(moved)
-    u, sigma, vh = torch.linalg.svd(moved.sum(dim=0), full_matrices=False)
-    size = _directions(moved, largest, numerical_rank(sigma, largest))
+    largest = largest_norm(moved)
+    whole = thin_svd(moved.sum(dim=0))
+    size = _directions(moved, largest, _rank(whole.values, largest))
     common, private = _shares(size, len(x), setting.values["common_space_fraction"])
-    _expect_rank(leading(sigma, common, largest), common)
-    frame = u[:, :common]
-    rest = moved - frame @ (frame.mT @ moved)
-    others = torch.linalg.svd(rest, full_matrices=False)
-    for one in others.S:
-        if leading(one, private, largest) < private:
+    _expect_rank(leading(whole.values, common, largest), common)
+    shared = whole.truncate(common)
+    others = thin_svd(moved - shared.left @ (shared.left.mT @ moved)).truncate(private)
+    for values in others.values:
+        if leading(values, private, largest) < private:
             raise NumericalError(
                 f"outside of the {common} common directions an update has fewer than {private} of its own, "
                 "which it should give: raise common_space_fraction, or use iso_c"
             )
-    left = torch.cat([frame, *others.U[:, :, :private]], dim=1)
-    right = torch.cat([vh[:common], *others.Vh[:, :private]]).mT
-    total: Tensor = sigma[:common].sum() + others.S[:, :private].sum()
+    left = torch.cat([shared.left, *others.left], dim=1)
+    right = torch.cat([shared.right, *others.right], dim=1)
+    total = shared.values.sum() + others.values.sum()
     return (total / max(size, 1)) * (polar(left) @ polar(right).mT)
 
 
@@ -126,25 +146,30 @@ def cart(x: Tensor, setting: Setting) -> Tensor:
 
     Law: f(L x Rᵀ) = L f(x) Rᵀ; copies give themselves; with λ = 0 it is the mean.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q).
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the values `rank_fraction` and `deviation_scale`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: The singular values on both sides of the cut are equal.
 
-    Source: Choi et al. 2024, Revisiting weight averaging for model merging, arXiv 2412.12153 (CART). *Cost:*
-        T SVDs (p, q).
+    Source: Choi et al. 2024, Revisiting weight averaging for model merging, arXiv 2412.12153 (CART).
+
+    Cost: T SVDs (p, q).
     """
     mean = _weighted(x, setting).sum(dim=0)
-    largest = _largest(x)
-    u, sigma, vh = torch.linalg.svd(x - mean, full_matrices=False)
-    size = _directions(x, largest, max(numerical_rank(one, largest) for one in sigma))
+    largest = largest_norm(x)
+    svd = thin_svd(x - mean)
+    size = _directions(x, largest, int(numerical_rank(svd.values, FLOOR, largest).max()))
     k = max(1, int(size * setting.values["rank_fraction"]))
-    for one in sigma:
-        leading(one, k, largest)
-    shares = setting.values["deviation_scale"] * len(x) * setting.weights.to(sigma)
-    spectrum = shares[:, None] * sigma[:, :k]
-    leads: Tensor = (u[:, :, :k] * spectrum[:, None]) @ vh[:, :k]
-    return mean + leads.sum(dim=0)
+    for values in svd.values:
+        leading(values, k, largest)
+    shares = setting.values["deviation_scale"] * len(x) * setting.weights.to(x)
+    kept = svd.truncate(k)
+    return mean + kept._replace(values=shares[:, None] * kept.values).matrix().sum(dim=0)
 
 
 def polar(frame: Tensor) -> Tensor:
@@ -154,15 +179,14 @@ def polar(frame: Tensor) -> Tensor:
     frame with the pseudo-inverse root, and commutes with isometries on the left and orthogonal maps on the
     right.
     """
-    u, sigma, vh = torch.linalg.svd(frame, full_matrices=False)
-    rank = numerical_rank(sigma, 1.0)
-    polar_factor: Tensor = u[:, :rank] @ vh[:rank]
-    return polar_factor
+    svd = thin_svd(frame)
+    kept = svd.truncate(_rank(svd.values, 1.0))
+    return kept.left @ kept.right.mT
 
 
-def numerical_rank(sigma: Tensor, largest: float) -> int:
-    """Return how many singular values stand above √eps of `largest`, the size of what they come from."""
-    return int((sigma > FLOOR * largest).sum())
+def narrow_each(frames: Iterable[Tensor], ranks: Sequence[int]) -> list[Tensor]:
+    """Return the leading columns of T frames (p, r), so many of each as its rank says."""
+    return [frame[:, :rank] for frame, rank in zip(frames, ranks, strict=True)]
 
 
 def leading(sigma: Tensor, k: int, largest: float) -> int:
@@ -171,21 +195,40 @@ def leading(sigma: Tensor, k: int, largest: float) -> int:
     Raises:
         NumericalError: The kth singular value equals the next to round-off, so what to keep is arbitrary.
     """
-    rank = numerical_rank(sigma, largest)
+    rank = _rank(sigma, largest)
     if 0 < k < rank:
         _expect_distinct(sigma[k - 1 : k + 1], k, largest)
     return min(k, rank)
 
 
-def axes(sigma: Tensor) -> int:
+def mean_rank(setting: Setting, ranks: Sequence[int]) -> int:
+    """Return the rank of a mean that has one itself: as `rank` says, or the largest of the updates' ranks."""
+    asked = setting.values.get("rank")
+    if isinstance(asked, str):
+        return sum(ranks)
+    return asked or max(ranks)
+
+
+def count_axes(sigma: Tensor) -> int:
     """Return the numerical rank, at least 1, if each of its singular vectors is determined up to its sign.
 
     Raises:
         NumericalError: Two of the singular values are equal to round-off.
     """
-    rank = numerical_rank(sigma, float(sigma[0]))
-    _expect_distinct(sigma[:rank], 1, float(sigma[0]))
+    largest = float(sigma[0])
+    rank = _rank(sigma, largest)
+    _expect_distinct(sigma[:rank], 1, largest)
     return max(rank, 1)
+
+
+def largest_norm(x: Tensor) -> float:
+    """Return the largest Frobenius norm of T matrices: what round-off and cancellation are judged against."""
+    return float(torch.linalg.matrix_norm(x).max())
+
+
+def _rank(sigma: Tensor, largest: float) -> int:
+    """Return how many singular values stand above √eps of the size of what they come from."""
+    return int(numerical_rank(sigma, FLOOR, largest))
 
 
 def _expect_distinct(sigma: Tensor, first: int, largest: float) -> None:
@@ -205,22 +248,17 @@ def _weighted(x: Tensor, setting: Setting) -> Tensor:
     return setting.weights.to(x)[:, None, None] * x
 
 
-def _largest(x: Tensor) -> float:
-    """The largest Frobenius norm of any update, against which cancellation is judged."""
-    return float(torch.linalg.matrix_norm(x).max())
-
-
 def _directions(x: Tensor, largest: float, seen: int) -> int:
-    """The lesser dimension of the joint column and row spaces; some matrix in them has rank `seen`."""
+    """Return the lesser dimension of the joint column and row spaces; some matrix in them has rank `seen`."""
     if seen == min(x.shape[1:]):
         return seen
     columns = torch.linalg.svdvals(torch.cat(list(x), dim=1))
     rows = torch.linalg.svdvals(torch.cat(list(x), dim=0))
-    return min(numerical_rank(columns, largest), numerical_rank(rows, largest))
+    return min(_rank(columns, largest), _rank(rows, largest))
 
 
 def _shares(size: int, models: int, fraction: float) -> tuple[int, int]:
-    """How many directions are common, and how many each model has for itself."""
+    """Return how many directions are common, and how many each model has for itself."""
     private = round((size - int(size * fraction)) / models)
     common = size - models * private
     if common < 0:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.linalg import SVD, numerical_rank, thin_svd, weighted_mean
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, numerical_rank
+from riemerge.methods.singular.singular_vectors import FLOOR, largest_norm
 
 # LAPACK's singular values are right to a few eps of the largest.
 _ROUND_OFF = 100.0 * torch.finfo(torch.float64).eps
-
-
-class Triples(NamedTuple):
-    """The thin SVD of a matrix, up to its numerical rank: (p, k), (k,) and (q, k)."""
-
-    left: Tensor
-    values: Tensor
-    right: Tensor
-
-    def powered(self, exponent: float) -> Tensor:
-        """Return the matrix with the same singular vectors and each singular value raised to a power."""
-        return (self.left * self.values**exponent) @ self.right.mT
 
 
 def spectrum(x: Tensor, setting: Setting) -> Tensor:
@@ -42,20 +29,26 @@ def spectrum(x: Tensor, setting: Setting) -> Tensor:
     `power` 1 it is the weighted average; with `adapt` copies give themselves. A cut after the mean commutes
     with the power, but for the scale. Singular values of X₁ below √eps of the largest update count as zero.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the values `whitening`, `power` and `adapt`.
+
+    Returns:
+        The merged update (p, q).
 
     Source: Marczak et al. 2025, arXiv 2502.04959 (the flat end); Gargiulo et al. 2025, arXiv 2412.00081
-        (whitening 1). *Cost:* T + 1 SVDs (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
+        (whitening 1).
+
+    Cost: T + 1 SVDs (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
     """
     power = setting.values["power"]
     if setting.values["adapt"]:
         power = 1.0 - (1.0 - power) * disagreement(x, setting.weights)
-    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), _largest(x))
+    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), largest_norm(x))
     raised = first.values**power
     size = torch.linalg.vector_norm(raised)
     kept = torch.where(size > 0.0, torch.linalg.vector_norm(first.values) / size, 1.0)
-    answer: Tensor = (first.left * (kept * raised)) @ first.right.mT
-    return answer
+    return first._replace(values=kept * raised).matrix()
 
 
 def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
@@ -70,19 +63,26 @@ def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ and f(c x) = c f(x); copies give themselves, at any parameters; with
     `whitening` 0 and `power` 1 it is the weighted average.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too.
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the values `whitening` and `power`.
+
+    Returns:
+        The merged update (p, q).
 
     Raises:
         NumericalError: Two singular values of X₁ are equal where those of the inputs are not, so that their
             singular vectors are arbitrary; or at `power` 0 the updates cancel in X₁, so that it has none.
 
-    Source: von Neumann 1937 (the nearest matrix of a given spectrum). *Cost:* that of `spectrum`.
+    Source: von Neumann 1937 (the nearest matrix of a given spectrum).
+
+    Cost: that of `spectrum`.
     """
     power = setting.values["power"]
-    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), _largest(x))
+    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), largest_norm(x))
     sigma = torch.linalg.svdvals(x)
     # A root of round-off would not be small.
-    sigma = torch.where(sigma > FLOOR * _largest(x), sigma, 0.0)
+    sigma = torch.where(sigma > FLOOR * largest_norm(x), sigma, 0.0)
     squares = setting.weights.to(x)[:, None] * sigma.square()
     target = squares.sum(dim=0).sqrt()[: len(first.values)]
     if power < 1.0:
@@ -92,8 +92,7 @@ def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
             f"the updates cancel: their mean has {len(first.values)} directions left, and at power 0 each "
             "one of theirs has its full size there: use power above 0, or average"
         )
-    matched: Tensor = first._replace(values=first.values**power * target ** (1.0 - power)).powered(1.0)
-    return matched
+    return first._replace(values=first.values**power * target ** (1.0 - power)).matrix()
 
 
 def power_mean(x: Tensor, setting: Setting) -> Tensor:
@@ -107,19 +106,26 @@ def power_mean(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ and f(c x) = c f(x); copies give themselves; updates of mutually orthogonal
     rows and columns give Σ wₜ^((1 − a)/s) xₜ, a the `whitening`.
 
-    Shapes: x (T, p, q) in bases of the joint span, to (p, q). Computed in float64; x should be, too. A large
-    order loses digits of small singular values: σ is right to eps^(1/s) of the largest.
+    A large order loses digits of small singular values: σ is right to eps^(1/s) of the largest.
+
+    Args:
+        x: Updates (T, p, q), in bases of the joint span, in float64.
+        setting: Weights and the values `whitening` and `order`.
+
+    Returns:
+        The merged update (p, q).
 
     Source: Hölder's mean, for matrices Bhagwat & Subramanian 1978; here of the singular values of any matrix.
-        *Cost:* that of `spectrum`.
+
+    Cost: that of `spectrum`.
     """
     order = setting.values["order"]
-    largest = _largest(x)
+    largest = largest_norm(x)
     mean = whitened_mean(
         x / max(largest, torch.finfo(x.dtype).tiny), setting.weights, setting.values["whitening"], order
     )
     floor = max(FLOOR**order, _ROUND_OFF)
-    return largest * triples(mean, 1.0, floor).powered(1.0 / order)
+    return largest * triples(mean, 1.0, floor).matrix(1.0 / order)
 
 
 def whitened_mean(x: Tensor, weights: Tensor, exponent: float, power: float = 1.0) -> Tensor:
@@ -143,12 +149,12 @@ def whitened_mean(x: Tensor, weights: Tensor, exponent: float, power: float = 1.
     """
     shares = weights.to(x)
     if exponent == 0.0 and power == 1.0:
-        return torch.einsum("t,tpq->pq", shares, x)
-    each = [triples(one, _largest(one)) for one in x]
+        return weighted_mean(shares, x)
+    each = [triples(update, largest_norm(update)) for update in x]
     roots = shares.sqrt()
-    left = torch.cat([root * one.left for root, one in zip(roots, each, strict=True)], dim=1)
-    right = torch.cat([root * one.right for root, one in zip(roots, each, strict=True)], dim=1)
-    values = torch.cat([one.values**power for one in each])
+    left = torch.cat([root * svd.left for root, svd in zip(roots, each, strict=True)], dim=1)
+    right = torch.cat([root * svd.right for root, svd in zip(roots, each, strict=True)], dim=1)
+    values = torch.cat([svd.values**power for svd in each])
     return (whitened(left, exponent) * values) @ whitened(right, exponent).mT
 
 
@@ -159,10 +165,8 @@ def whitened(frame: Tensor, exponent: float) -> Tensor:
     """
     if exponent == 0.0 or not frame.shape[1]:
         return frame
-    u, sigma, vh = torch.linalg.svd(frame, full_matrices=False)
-    rank = numerical_rank(sigma, float(sigma[0]))
-    softened: Tensor = (u[:, :rank] * sigma[:rank] ** (1.0 - exponent)) @ vh[:rank]
-    return softened
+    svd = thin_svd(frame)
+    return svd.truncate(int(numerical_rank(svd.values, FLOOR))).matrix(1.0 - exponent)
 
 
 def disagreement(x: Tensor, weights: Tensor) -> float:
@@ -177,16 +181,10 @@ def disagreement(x: Tensor, weights: Tensor) -> float:
     return float((shares * (x - (shares * x).sum(dim=0)).square()).sum()) / whole
 
 
-def triples(matrix: Tensor, largest: float, floor: float = FLOOR) -> Triples:
+def triples(matrix: Tensor, largest: float, floor: float = FLOOR) -> SVD:
     """Return the SVD of a matrix, of singular values above `floor` times the size of what it comes from."""
-    u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((sigma > floor * largest).sum())
-    return Triples(u[:, :rank], sigma[:rank], vh[:rank].mT)
-
-
-def _largest(x: Tensor) -> float:
-    """The largest Frobenius norm of any update, against which round-off is judged."""
-    return float(torch.linalg.matrix_norm(x).max())
+    svd = thin_svd(matrix)
+    return svd.truncate(int(numerical_rank(svd.values, floor, largest)))
 
 
 def _expect_determined(values: Tensor, target: Tensor) -> None:

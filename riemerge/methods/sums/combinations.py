@@ -42,18 +42,17 @@ def slerp(gram: Tensor, setting: Setting, /) -> Tensor:
 
     Source: Shoemake 1985, eq. 6; threshold and un-normalised ends as in mergekit's `slerp`.
     """
-    t = setting.values.get("t")
-    if t is not None and not torch.equal(setting.weights, setting.weights[:1].expand_as(setting.weights)):
-        raise NumericalError(f"weights {setting.weights.tolist()} beside t {t}: expected equal ones, or no t")
+    t, shares = setting.values.get("t"), setting.weights / setting.weights.sum()
+    if t is not None:
+        if bool((setting.weights != setting.weights[0]).any()):
+            raise NumericalError(
+                f"weights {setting.weights.tolist()} beside t {t}: expected equal ones, or no t"
+            )
+        shares = torch.tensor([1.0 - t, t], dtype=torch.float64)
     if len(gram) == 1:
         return torch.ones_like(gram[0])
     _, cosines = _directions(gram)
     cosine = cosines[0, 1]
-    shares = (
-        setting.weights / setting.weights.sum()
-        if t is None
-        else torch.tensor([1.0 - t, t], dtype=torch.float64)
-    )
     if bool(shares.all()):
         _expect_an_arc(cosine, cosine < -0.9995)
     return _arc(cosine, shares.to(gram), cosine.abs() > 0.9995)
@@ -82,13 +81,14 @@ def nuslerp_rows(x: Tensor, setting: Setting, /) -> Tensor:
     """Return `nuslerp` of each vector along the last axis by itself: of a matrix, the weights of each output.
 
     Law: rows are independent; turning all inputs, x -> x R with Rᵀ = R⁻¹, turns the result. A row of one
-    number has no direction, and gets the weighted mean. *Cost*: entrywise, it needs the dense dW: a few
-    passes over 2 m n numbers.
+    number has no direction, and gets the weighted mean.
 
     Raises:
         NumericalError: Two rows of more than one number are opposite to round-off.
 
     Source: mergekit's `nuslerp` with `nuslerp_flatten: false`.
+
+    Cost: entrywise, it needs the dense dW: a few passes over 2 m n numbers.
     """
     if len(x) == 1:
         return x[0]
@@ -128,15 +128,17 @@ def multislerp(gram: Tensor, setting: Setting, /) -> Tensor:
 def karcher(gram: Tensor, setting: Setting, /) -> Answer:
     """Return the weighted Fréchet mean of the directions on the unit sphere, at the mean of the norms.
 
-    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` in radians; of two
-    models it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the
-    sphere, and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close
-    models lose no digit. *Cost*: O(T²) for each of at most `max_passes` passes, on the CPU.
+    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` in radians; of two models
+    it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the sphere,
+    and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close models
+    lose no digit.
 
     Raises:
         NumericalError: The directions are not in one half: opposite ones, or ones that cancel.
 
     Source: Karcher 1977; uniqueness Afsari 2011; unit steps Afsari, Tron and Vidal 2013.
+
+    Cost: O(T²) for each of at most `max_passes` passes, on the CPU.
     """
     norms, cosines = _directions(gram.cpu())
     present = norms > 0.0
@@ -151,10 +153,15 @@ def karcher(gram: Tensor, setting: Setting, /) -> Answer:
     tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     point, gradient, passes = _sphere_mean(cosines, shares / shares.sum(), tol, budget)
     value = (point * _inverse(norms) * (setting.weights @ norms)).to(gram)
-    if passes <= budget:
+    return conclude(value, gradient, passes, tol)
+
+
+def conclude(value: Tensor, gradient: float, passes: int, tol: float) -> Answer:
+    """Return the answer of an iteration that ended at a gradient norm, within `tol` or out of passes."""
+    if gradient <= tol:
         return Answer(value, Status.CONVERGED, passes=passes)
-    advice = f"The gradient is {gradient:.1e} after {budget} passes. Raise max_passes, or loosen tol."
-    return Answer(value, Status.BUDGET, advice, passes=budget)
+    advice = f"The gradient is {gradient:.1e} after {passes} passes. Raise max_passes, or loosen tol."
+    return Answer(value, Status.BUDGET, advice, passes=passes)
 
 
 def model_stock(gram: Tensor, setting: Setting, /) -> Tensor:
@@ -225,7 +232,7 @@ def lawa(gram: Tensor, setting: Setting, /) -> Tensor:
 
 
 def _directions(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms (T,) and cosines (T, T); a zero model has cosine 0 with all."""
+    """Return norms (T,) and cosines (T, T); a zero model has cosine 0 with all."""
     norms = gram.diagonal().clamp(min=0.0).sqrt()
     inverse = _inverse(norms)
     return norms, (inverse[:, None] * gram * inverse).clamp(-1.0, 1.0)
@@ -247,13 +254,13 @@ def _expect_an_arc(cosine: Tensor, opposite: Tensor) -> None:
 
 
 def _arc(cosine: Tensor, shares: Tensor, straight: Tensor) -> Tensor:
-    """Coefficients of two models on their arc; the shares themselves where it is `straight`."""
+    """Return the coefficients of two models on their arc; the shares themselves where it is `straight`."""
     angle = torch.where(straight, 0.0, cosine).acos()
     return torch.where(straight, shares, torch.sin(shares * angle) / torch.sin(angle))
 
 
 def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tuple[Tensor, float, int]:
-    """Coefficients of the mean direction, a bound of the gradient norm, and passes: budget + 1 if it ran out.
+    """Return the coefficients of the mean direction, a bound of the gradient norm, and passes.
 
     With m = Σ aᵢ uᵢ and pᵢ = wᵢ θᵢ/sin θᵢ the gradient is Σ pᵢ uᵢ − κ m, κ = Σ wᵢ θᵢ cot θᵢ. Its
     coefficients, p − κ a, vanish at the mean together with it, and the sum of their magnitudes bounds it
@@ -272,7 +279,7 @@ def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tu
         if bound <= tol:
             return point, bound, passes
         point = _unit(point + gradient, cosines)
-    return point, bound, budget + 1
+    return point, bound, budget
 
 
 def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
@@ -280,7 +287,7 @@ def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
 
 
 def _in_one_half(cosines: Tensor) -> bool:
-    """Whether all directions are seen to lie in one open half of the sphere.
+    """Return whether all directions are seen to lie in one open half of the sphere.
 
     Law: the perceptron finds the middle of a half in 1/sin² passes of the margin; 1000 see one of 2 degrees.
 
@@ -297,7 +304,7 @@ def _in_one_half(cosines: Tensor) -> bool:
 
 
 def _run(setting: Setting, row: str) -> int:
-    """Number of checkpoints of a run, whose shares only the row decides."""
+    """Return the number of checkpoints of a run, whose shares only the row decides."""
     if bool((setting.weights != setting.weights[0]).any()):
         raise NumericalError(
             f"the weights {[round(weight, 6) for weight in setting.weights.tolist()]} differ, and in {row} "

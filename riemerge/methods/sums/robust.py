@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer, Setting
+from riemerge.methods.sums.combinations import conclude
 
 # Inner products are right to a few eps for each of their terms, so distances below its root are none.
 _ROUND_OFF = 1e-14
@@ -28,14 +28,14 @@ def median(gram: Tensor, setting: Setting, /) -> Answer:
     gradient norm is at most `tol`. Updates nearer than 1e-7 of the largest norm are copies: their inner
     products do not tell them apart.
 
-    *Cost*: O(T²) for each of at most `max_passes` passes, on the CPU.
-
     Source: Weiszfeld 1937; Vardi, Zhang 2000, The multivariate L1-median, PNAS 97.
+
+    Cost: O(T²) for each of at most `max_passes` passes, on the CPU.
     """
     products, weights = gram.cpu(), setting.weights
     tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     point, bound, passes = _median(products, weights, tol, budget)
-    return _answer(point.to(gram), bound, passes, tol, budget)
+    return conclude(point.to(gram), bound, passes, tol)
 
 
 def huber(gram: Tensor, setting: Setting, /) -> Answer:
@@ -47,16 +47,16 @@ def huber(gram: Tensor, setting: Setting, /) -> Answer:
     Law: copies give themselves; the average for a large `delta`, the geometric median as it goes to 0; it
     moves with every isometry and f(c x) = c f(x). The gradient norm is at most `tol` of δ.
 
-    *Cost*: that of `median`, twice.
-
     Source: Huber 1964, Robust estimation of a location parameter; Weiszfeld's reweighting.
+
+    Cost: that of `median`, twice.
     """
     products, weights = gram.cpu(), setting.weights
     tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
     middle, bound, passes = _median(products, weights, tol, budget)
     delta = float(setting.values["delta"]) * float(_middle(_distances(products, middle), weights))
     if bound > tol or delta == 0.0:
-        return _answer(middle.to(gram), bound, passes, tol, budget)
+        return conclude(middle.to(gram), bound, passes, tol)
     point = weights / weights.sum()
     passes = -1
     while passes < budget:
@@ -68,11 +68,11 @@ def huber(gram: Tensor, setting: Setting, /) -> Answer:
         if bound <= tol:
             break
         point = moved
-    return _answer(point.to(gram), bound, passes, tol, budget)
+    return conclude(point.to(gram), bound, passes, tol)
 
 
 def _median(products: Tensor, weights: Tensor, tol: float, budget: int) -> tuple[Tensor, float, int]:
-    """Coefficients of the geometric median, a bound of the gradient norm, and passes.
+    """Return the coefficients of the geometric median, a bound of the gradient norm, and passes.
 
     With pᵢ = wᵢ/dᵢ the gradient is Σ pᵢ (x − xᵢ) = Σ (s cᵢ − pᵢ)(xᵢ − x), s = Σ pᵢ: its coefficients vanish
     with it, and bound it without a difference of nearly equal vectors.
@@ -105,7 +105,7 @@ def _median(products: Tensor, weights: Tensor, tol: float, budget: int) -> tuple
 
 
 def _is_median(products: Tensor, weights: Tensor, near: Tensor, place: int) -> Tensor:
-    """Whether one of the updates is a geometric median of all."""
+    """Return whether one of the updates is a geometric median of all."""
     here = torch.zeros_like(weights)
     here[place] = 1.0
     apart = _distances(products, here)
@@ -117,29 +117,22 @@ def _is_median(products: Tensor, weights: Tensor, near: Tensor, place: int) -> T
 
 
 def _near(products: Tensor) -> Tensor:
-    """(T, T): which updates are copies of each other to round-off."""
+    """Return which updates are copies of each other to round-off (T, T)."""
     squares = products.diagonal()
     gaps = squares[:, None] + squares - 2.0 * products
     return gaps <= _ROUND_OFF * squares.max()
 
 
 def _distances(products: Tensor, point: Tensor) -> Tensor:
-    """Distances (T,) of Σ cᵢ xᵢ, cᵢ of sum 1, to the updates."""
+    """Return the distances (T,) of Σ cᵢ xᵢ, cᵢ of sum 1, to the updates."""
     toward = products @ point
     return (products.diagonal() - 2.0 * toward + point @ toward).clamp(min=0.0).sqrt()
 
 
 def _middle(values: Tensor, weights: Tensor) -> Tensor:
-    """The weighted median of numbers; the middle of two, where half of the weight is on either side."""
+    """Return the weighted median of numbers; the middle of two where half of the weight is on either side."""
     ordered, order = values.sort()
     below = weights[order].cumsum(dim=0) / weights.sum()
     first = int((below < 0.5 - _TIE).sum())
     last = int((below <= 0.5 + _TIE).sum())
     return (ordered[first] + ordered[min(last, len(ordered) - 1)]) / 2.0
-
-
-def _answer(value: Tensor, bound: float, passes: int, tol: float, budget: int) -> Answer:
-    if bound <= tol:
-        return Answer(value, Status.CONVERGED, passes=passes)
-    advice = f"The gradient is {bound:.1e} after {budget} passes. Raise max_passes, or loosen tol."
-    return Answer(value, Status.BUDGET, advice, passes=budget)

@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from riemerge.errors import NumericalError, OutputError
 from riemerge.formats.checkpoint import DenseWriter, read_checkpoint
 from riemerge.formats.checkpoint import checkpoint_writer as writer
 from tests.fake_cuda import fake_cuda
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Bytes of float32 tensors: 60, 20, 48, and 24 of the integers.
@@ -229,9 +232,10 @@ def test_misuse_is_an_error_and_leaves_nothing(
 
 
 def test_what_the_writer_cannot_be_made_with(tmp_path: Path) -> None:
-    for settings in ({"dtype": torch.int64}, {"dtype": torch.float8_e4m3fn}, {"shard_bytes": 0}):
+    wrong: list[dict[str, Any]] = [{"dtype": torch.int64}, {"dtype": torch.float8_e4m3fn}, {"shard_bytes": 0}]
+    for settings in wrong:
         with pytest.raises(ValueError, match="expected"):
-            DenseWriter(tmp_path / "out", **settings)  # type: ignore[arg-type]
+            DenseWriter(tmp_path / "out", **settings)
     with pytest.raises(ValueError, match="no tensor to write"), DenseWriter(tmp_path / "out"):
         pass
     with pytest.raises(ValueError, match="not open"):
@@ -355,14 +359,12 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
 def test_what_does_not_read_back_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    save = writer.save_file
-
     def damaged(content: dict[str, Tensor], path: Path, **kwargs: Any) -> None:
         if damage == "another tensor":
             content = {**content, "ids": torch.arange(4)}
         elif damage == "another dtype":
             content = {**content, "ids": torch.arange(3).int()}
-        save(content, path, **kwargs)
+        save_file(content, path, **kwargs)
         data = path.read_bytes()
         if damage == "cut":
             path.write_bytes(data[:-8])
@@ -393,10 +395,10 @@ def test_another_who_was_faster_is_not_overwritten(tmp_path: Path) -> None:
 def transformers() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        return pytest.importorskip("transformers")  # type: ignore[no-any-return]
+        return pytest.importorskip("transformers")
 
 
-def small_model(transformers: ModuleType, family: str) -> nn.Module:
+def small_model(transformers: ModuleType, family: str) -> PreTrainedModel:
     if family == "bert":
         config = transformers.BertConfig(
             vocab_size=11, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20
@@ -406,7 +408,8 @@ def small_model(transformers: ModuleType, family: str) -> nn.Module:
             vocab_size=11, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
             num_key_value_heads=1,
         )  # fmt: skip
-    return transformers.AutoModel.from_config(config)  # type: ignore[no-any-return]
+    model: PreTrainedModel = transformers.AutoModel.from_config(config)
+    return model
 
 
 @pytest.mark.oracle

@@ -69,7 +69,7 @@ def test_an_update_moves_by_no_more_than_its_dtype_promises(dtype: torch.dtype, 
         u = torch.finfo(dtype).eps / 2
         below = 14 * 12 * 2.0**-25 if dtype is torch.float16 else 0.0
         assert rounding.error <= 2 * u + 3**0.5 * u * u + below
-    assert not rounding_warnings({"q": rounding})
+        assert not rounding_warnings({"q": rounding})
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -8,18 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from riemerge import FrechetProblem, frechet_mean
+from riemerge import FrechetProblem, frechet_mean, linalg
 from riemerge.frechet import mean
+from riemerge.frechet.low_rank import logarithms
 from riemerge.frechet.low_rank.joint import Joint
-from riemerge.manifolds import (
-    FixedRank,
-    JointManifold,
-    Orthogonal,
-    QuotientManifold,
-    aligned,
-    completion,
-    linalg,
-)
+from riemerge.frechet.low_rank.search_space import JointManifold
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, stiefel_log
 from tests.helpers import FAMILIES, seeded
 from tests.manifolds.subjects import family, updates
 
@@ -44,9 +38,9 @@ def test_a_pass_is_what_the_manifold_says(name: str) -> None:
         subject = problem(name, torch.tensor([0.5, 0.3, 0.2]))
         start = subject.start()
         point = off(subject, start, length)
-        truth, missed = subject.certify(point)
+        truth, forward_errors = subject.certify(point)
         # Two roundings of the same numbers; cores have condition 10.
-        assert float(missed.max()) < 1e-12
+        assert float(forward_errors.max()) < 1e-12
         cold = subject.form.evaluate(point)
         subject.form.accept(subject.form.evaluate(start))
         warm = subject.form.evaluate(point, tight=True)
@@ -148,7 +142,7 @@ def test_passes_computed_anew_are_one_whenever_a_module_leaves_single_precision(
 
 def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A completion that is never turned is not a logarithm: the pass says so, by an infinite cost."""
-    monkeypatch.setattr(aligned, "_TURNS", 0)
+    monkeypatch.setattr(logarithms, "_TURNS", 0)
     subject = problem("independent")
     assert bool(torch.isinf(subject.evaluate(off(subject, subject.form.start(None), 0.3)).cost).all())
 
@@ -232,10 +226,10 @@ def test_frames_too_short_for_geodesics_in_general_position() -> None:
 def test_shared_directions_have_a_normal_factor() -> None:
     gram = torch.zeros(1, 3, 3, dtype=torch.float64)
     gram[0, 0, 0] = 0.25
-    factor, found = completion.normal_factor(gram)
+    factor, found = stiefel_log.normal_factor(gram)
     assert bool(found.all())
     torch.testing.assert_close(factor.mT @ factor, gram, rtol=0, atol=1e-14)
-    assert not bool(completion.normal_factor(-gram)[1].any())
+    assert not bool(stiefel_log.normal_factor(-gram)[1].any())
 
 
 @pytest.mark.parametrize("length", [1e-9, 0.05, 0.3])
@@ -245,18 +239,18 @@ def test_a_completion_near_the_identity_is_the_one_that_lapack_finds(
     drawn = linalg.skew(torch.randn(5, 2 * R, 2 * R, generator=seeded(4), dtype=torch.float64))
     size = torch.linalg.matrix_norm(drawn)[:, None, None]
     frame = linalg.exp_skew(length * drawn / size)[..., :R]
-    near = completion.completed(frame)
-    monkeypatch.setattr(completion, "_CLOSE", -1.0)
-    torch.testing.assert_close(near, completion.completed(frame), rtol=0, atol=1e-14)
+    near = stiefel_log.complete_rotation(frame)
+    monkeypatch.setattr(stiefel_log, "_CLOSE", -1.0)
+    torch.testing.assert_close(near, stiefel_log.complete_rotation(frame), rtol=0, atol=1e-14)
 
 
 def test_a_completion_that_is_too_far_is_not_taken() -> None:
     frame = torch.eye(4, dtype=torch.float64)[None, :, :2]
     rest = torch.eye(4, dtype=torch.float64)[None, :, 2:]
-    moved, near = completion.recompleted(frame, rest)
+    moved, near = stiefel_log.move_completion(frame, rest)
     assert bool(near.all())
     torch.testing.assert_close(moved, rest)
-    assert not bool(completion.recompleted(frame, frame)[1].any())
+    assert not bool(stiefel_log.move_completion(frame, frame)[1].any())
 
 
 @pytest.mark.parametrize("turned", [0.0, 0.3, 1.0])
@@ -265,16 +259,16 @@ def test_a_completion_is_continued_to_first_order(turned: float, angle: float) -
     """Of the block C, that a frame's way leaves in a completion made orthogonal to it, little is left."""
     drawn = torch.randn(3, 1, 2 * R, 2 * R, generator=seeded(3), dtype=torch.float64)
     upper, lower = linalg.skew(drawn[0, :, :R, :R]), drawn[1, :, :R, :R]
-    log = completion.generator(
+    log = stiefel_log.generator(
         turned * upper / torch.linalg.matrix_norm(upper, 2),
         angle * lower / torch.linalg.matrix_norm(lower, 2),
     )
     rotation = linalg.exp_skew(log)
     frame = linalg.exp_skew(1e-3 * linalg.skew(drawn[2])) @ rotation[..., :R]
-    plain, _ = completion.recompleted(frame, rotation[..., R:])
-    rest, near = completion.continued(frame, rotation, log)
+    plain, _ = stiefel_log.move_completion(frame, rotation[..., R:])
+    rest, near = stiefel_log.continue_rotation(frame, rotation, log)
     assert bool(near.all())
-    left, before = (completion.fibre_log(frame, x, 0.0, 0).residual for x in (rest, plain))
+    left, before = (stiefel_log.fibre_log(frame, x, 0.0, 0).residual for x in (rest, plain))
     # The next power of L at these angles is (angle / pi)^4 / 45 and less.
     assert float(left) < float(before) / 30
 
@@ -295,7 +289,9 @@ def test_a_logarithm_of_the_loop_needs_two_small_eigendecompositions(
     assert 1 <= large <= 1.1
     assert small <= 1.1
     monkeypatch.setattr(
-        aligned, "continued", lambda frame, rotation, _: completion.recompleted(frame, rotation[..., 8:])
+        logarithms,
+        "continue_rotation",
+        lambda frame, rotation, _: stiefel_log.move_completion(frame, rotation[..., 8:]),
     )
     assert small_eigendecompositions(name, monkeypatch)[0] > 1.3
 

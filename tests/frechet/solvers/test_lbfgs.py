@@ -304,7 +304,7 @@ def test_a_carrier_is_the_transport(steps: int, n: int, dtype: torch.dtype | Non
     close = {"rtol": 1e-9 * blurred**0.5, "atol": 1e-12 * blurred * size}
     torch.testing.assert_close(search.inner_products(point, moved, carrier.push(b)), length, **close)
     torch.testing.assert_close(
-        (carrier.lower(a.to(carrier.pull(a))) * carrier.pull(moved)).sum(dim=(-2, -1)).double(),
+        (carrier.functional(a.to(carrier.pull(a))) * carrier.pull(moved)).sum(dim=(-2, -1)).double(),
         search.inner_products(point, moved, moved),
         **close,
     )
@@ -315,7 +315,7 @@ def test_a_carrier_is_the_transport(steps: int, n: int, dtype: torch.dtype | Non
 def search_of_one(search: JointManifold, problem: FrechetProblem) -> JointManifold:
     """The search manifold of the second of two modules."""
     assert isinstance(problem.form, Joint)
-    manifold = problem.form.narrowed(torch.tensor([1])).manifold
+    manifold = problem.form.narrow(torch.tensor([1])).manifold
     assert manifold.k == search.k - 1
     return manifold
 
@@ -323,12 +323,12 @@ def search_of_one(search: JointManifold, problem: FrechetProblem) -> JointManifo
 def test_a_bad_direction_is_given_up_before_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along one direction nothing is accepted; the gradient then goes on, and the solve converges."""
     quotient, points = updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1)
-    applied, calls = LBFGS._applied, []
+    apply, calls = LBFGS._apply_inverse, []
 
     def spoiled(self, problem, algebra, point, kept):
         calls.append(0)
-        direction = applied(self, problem, algebra, point, kept)
-        gradient = algebra.pushed(kept)
+        direction = apply(self, problem, algebra, point, kept)
+        gradient = algebra.push(kept)
         if len(calls) != 2:
             return direction
         # Downhill by next to nothing, and far across.
@@ -339,7 +339,7 @@ def test_a_bad_direction_is_given_up_before_the_module_is(monkeypatch: pytest.Mo
         )
         return 1e9 * (across - share * gradient) + 1e-12 * gradient
 
-    monkeypatch.setattr(LBFGS, "_applied", spoiled)
+    monkeypatch.setattr(LBFGS, "_apply_inverse", spoiled)
     assert frechet_mean(quotient, points, max_passes=200).status == (Status.CONVERGED,)
     assert len(calls) > 2
 

@@ -379,13 +379,13 @@ def test_an_ascent_never_descends_nor_leaves_its_component() -> None:
     element = Orthogonal(6).random_element((40,), generator)
     value = pair.values(element, linear)
     for _ in range(8):
-        climbed = pair.climbed(element, linear, 1)
+        climb = pair.climb(element, linear, 1)
         # Round-off of the value itself is let through.
-        assert bool((pair.values(climbed, linear) >= value - 1e-10).all())
-        assert torch.equal(torch.linalg.det(climbed) > 0, torch.linalg.det(element) > 0)
-        element, value = climbed, pair.values(climbed, linear)
+        assert bool((pair.values(climb, linear) >= value - 1e-10).all())
+        assert torch.equal(torch.linalg.det(climb) > 0, torch.linalg.det(element) > 0)
+        element, value = climb, pair.values(climb, linear)
     # A maximum: O'(gradient) is symmetric.
-    element = pair.climbed(element, linear, 100)
+    element = pair.climb(element, linear, 100)
     slope = linalg.skew(element.mT @ (linear + 4 * pair.coupling * element))
     assert float(slope.flatten(1).norm(dim=1).median()) < 1e-3
 

@@ -117,7 +117,7 @@ def test_the_preconditioner_is_the_inverse_of_the_embedded_metric() -> None:
     assert float((motion(found) * motion(z)).sum()) == pytest.approx(product, abs=1e-12)
     gradient = given.riemannian_gradient(x)
     length = motion(given.preconditioner(x, gradient)).norm()
-    assert float(given.at(x).slope) == pytest.approx(float(length), rel=1e-12)
+    assert float(given.evaluate(x).slope) == pytest.approx(float(length), rel=1e-12)
 
 
 @pytest.mark.parametrize("solver", ["trust_regions", "lbfgs"])

@@ -43,7 +43,7 @@ def command_scorer(command: str) -> Scorer:
     return partial(_run, _words(command), float, "a number")
 
 
-def score_of(scorer: Scorer, folder: Path, what: str) -> float:
+def ask_score(scorer: Scorer, folder: Path, what: str) -> float:
     """Return the score that a scorer gives to the model in a folder, which is `what` in messages.
 
     Raises:
@@ -77,7 +77,7 @@ class Judge:
     text: str
 
 
-def judge_of(scorer: TaskScorer) -> Judge:
+def make_judge(scorer: TaskScorer) -> Judge:
     """Return a scorer as a judge.
 
     A command has `{}` in place of the folder and may have `{part}` in place of `dev` or `test`; its last
@@ -98,15 +98,16 @@ def judge_of(scorer: TaskScorer) -> Judge:
         return Judge(partial(_run, words, _json, expected), told, _text_of(words))
     if not callable(scorer):
         raise RecipeError(f"scorer: {scorer!r}: expected a command or a function of a folder")
-    text, how = _source(scorer), _takes_part(scorer)
-    if how == "no":
-        return Judge(lambda folder, _: scorer(folder), False, text)
-    if how == "by name":
-        return Judge(lambda folder, part: scorer(folder, part=part), True, text)
-    return Judge(scorer, True, text)
+    how = _takes_part(scorer)
+    ways: dict[str, Callable[[Path, Part], Any]] = {
+        "no": lambda folder, _: scorer(folder),
+        "by name": lambda folder, part: scorer(folder, part=part),
+        "by place": scorer,
+    }
+    return Judge(ways[how], how != "no", _source(scorer))
 
 
-def answers_of(judge: Judge, folder: Path, part: Part, what: str) -> Answers:
+def ask_answers(judge: Judge, folder: Path, part: Part, what: str) -> Answers:
     """Return what a judge says of the model in a folder, which is `what` in messages: by task a score, or a
     score for each row.
 
@@ -140,16 +141,21 @@ def answers_of(judge: Judge, folder: Path, part: Part, what: str) -> Answers:
     return found
 
 
-def sizes_of(answers: Answers) -> dict[str, int | None]:
+def count_rows(answers: Answers) -> dict[str, int | None]:
     """Return how many rows each task has; None where it has one score alone."""
     return {task: len(one) if isinstance(one, tuple) else None for task, one in answers.items()}
 
 
-def means_of(answers: Answers) -> dict[str, float]:
+def average_rows(answers: Answers) -> dict[str, float]:
     """Return the score of each task: the mean of its rows."""
     return {
         task: math.fsum(one) / len(one) if isinstance(one, tuple) else one for task, one in answers.items()
     }
+
+
+def mean_share(scores: Mapping[str, float], specialist: Mapping[str, float]) -> float:
+    """Return the mean over tasks of the score divided by the specialist's, or by 1 where there is none."""
+    return math.fsum(score / specialist.get(task, 1.0) for task, score in scores.items()) / len(scores)
 
 
 def _number(value: Any) -> float:

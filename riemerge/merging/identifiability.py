@@ -1,0 +1,193 @@
+"""Identifiability: whether inputs share their subspaces, and so determine their Fréchet mean."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemerge.linalg import SVD
+from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, Determined, Overlap
+from riemerge.updates import LowRankUpdate
+
+# What the overlap of inputs says of their mean: fitted to how far ten starts ended apart. Synthetic families
+# are of three and six adapters of rank 8 and 16; the real ones are of rank 16: six trained on tasks of one
+# kind from one start of A, the four of the demo, and six from starts of their own. `paired` is the cosine of
+# the updates over the product of those of their subspaces: how far directions that are shared belong to each
+# other.
+#
+#     inputs                           weakest       paired         ‖dWₐ - dW‖ / ‖dW‖   so the mean is
+#     close, noise 0.1                 0.97          1.0            < 1e-8              determined
+#     close, noise 0.3                 0.8           0.9            < 1e-5              determined
+#     close, noise 0.6                 0.45          0.8            2e-5 to 6e-4        determined
+#     close, noise 1.0                 0.14          0.5 to 0.7     4e-4 to 1.0         either
+#     real, one start of A, 8 modules  0.44 to 0.64  0.52 to 0.71   up to 1e-3          determined
+#     the other 64                     0.20 to 0.67  0.05 to 0.51   2e-4 to 1.1         either *
+#     real, starts of their own        < 0           0.07 to 1.9    0.28 to 0.93        not determined
+#     lora_like (one start of A)       0.97          -0.09 to 0.04  0.5 to 0.8          not determined
+#     shared_subspace                  1             -0.04 to 0.15  1.1                 not determined
+#     mix (half of the directions)     < 0           1.6 to 1.8     0.18 to 0.28        not determined
+#     independent                      < 0           -0.04 to 0.08  0.6 to 1.1          not determined
+#
+# (* 55 up to 0.01, 9 from 0.1 on: a second minimum, which no overlap shows.) So every direction must be
+# shared on one side at least, and be paired with the same one on the other; what is neither clearly so nor
+# clearly not is left open.
+YES = (0.4, 0.5)  # least `weakest`, least `paired`
+UNSHARED = 0.05  # up to this `weakest` there are directions that nobody shares
+UNPAIRED = (0.8, 0.2)  # from this `weakest` on, up to this `paired`: equal subspaces of independent cores
+
+
+def frames(update: LowRankUpdate, storage: torch.dtype | None = None) -> SVD:
+    """Return the singular frames of an update, without the directions that are zero to round-off.
+
+    Args:
+        update: Any update.
+        storage: The dtype in which it was stored, as in `LowRankUpdate.numerical_rank`.
+    """
+    canonical = update.to(dtype=torch.float64).balance()
+    rank = canonical.numerical_rank(storage or update.dtype)
+    left, right = canonical.B[:, :rank], canonical.A[:rank].mT
+    sides = left.norm(dim=0), right.norm(dim=0)
+    return SVD(left / sides[0], sides[0] * sides[1], right / sides[1])
+
+
+def overlap(inputs: Sequence[SVD], shape: tuple[int, int] | None = None) -> Overlap | None:
+    """Compare the subspaces of T inputs pair by pair, against the level of uniformly random subspaces.
+
+    Inputs that are all zero have no subspaces and are left out.
+
+    Law: invariant under rotations of both spaces; a function of the updates dW; share 1 for equal subspaces
+    and, in expectation, at most 0 for random ones (there the mean square cosine is max(rᵢ, rⱼ) / n in n
+    dimensions). Side by side, since a mean needs both: adapters that share the start of A alone share their
+    row spaces, and their mean is as free as that of independent ones where they share nothing else.
+
+    Args:
+        inputs: Singular frames of the T inputs, in any common orthonormal bases.
+        shape: (m, n) of the module, where the frames are given in bases of a smaller space.
+
+    Returns:
+        None for fewer than two inputs that are not all zero.
+    """
+    pairs = list(itertools.combinations([svd for svd in inputs if svd.values.numel()], 2))
+    if not pairs:
+        return None
+    m, n = shape or (inputs[0].left.shape[0], inputs[0].right.shape[0])
+    left = [_angles(first.left, second.left, m) for first, second in pairs]
+    right = [_angles(first.right, second.right, n) for first, second in pairs]
+    sides = list(zip(left, right, strict=True))
+    return Overlap(
+        left=_mean([side.mean for side in left]),
+        right=_mean([side.mean for side in right]),
+        left_random=_mean([side.level for side in left]),
+        right_random=_mean([side.level for side in right]),
+        share=_mean([min(_share(x.mean, x.level), _share(y.mean, y.level)) for x, y in sides]),
+        weakest=_mean([max(_share(x.least, x.level), _share(y.least, y.level)) for x, y in sides]),
+        cosine=_mean([_cosine(first, second) for first, second in pairs]),
+    )
+
+
+def overlap_of(
+    inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]
+) -> Overlap | None:
+    """Return the overlap of a module's inputs, stored in T dtypes (see `overlap`)."""
+    return overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
+
+
+def mean_overlap(overlaps: Iterable[Overlap | None]) -> Overlap | None:
+    """Return the mean over those modules that have an overlap; None where none has."""
+    known = [overlap for overlap in overlaps if overlap is not None]
+    if not known:
+        return None
+    names = Overlap.model_fields
+    return Overlap(**{name: _mean([getattr(overlap, name) for overlap in known]) for name in names})
+
+
+def determined(overlap: Overlap | None, spread: float | None = None) -> Determined | None:
+    """Say whether inputs determine their Fréchet mean.
+
+    Args:
+        overlap: The overlap of the inputs. It tells where it is clear: "yes" or "no", else "open".
+        spread: How far apart several starts ended, relative to the mean: that decides where it was measured.
+    """
+    if overlap is None:
+        return None
+    if spread is not None:
+        answers: dict[Determined, float] = {"yes": SPREAD_YES, "partly": SPREAD_PARTLY, "no": math.inf}
+        return next((answer for answer, most in answers.items() if spread <= most), "no")
+    unpaired = overlap.weakest >= UNPAIRED[0] and paired(overlap) <= UNPAIRED[1]
+    if overlap.weakest <= UNSHARED or unpaired:
+        return "no"
+    if overlap.weakest >= YES[0] and paired(overlap) >= YES[1]:
+        return "yes"
+    return "open"
+
+
+def doubtful(inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]) -> bool:
+    """Say whether the overlap of a module's inputs leaves open whether they determine their mean.
+
+    Args:
+        inputs: In any common orthonormal bases.
+        shape: (m, n) of the module.
+        storage: T dtypes in which they were stored.
+    """
+    return determined(overlap_of(inputs, shape, storage)) == "open"
+
+
+def determined_together(answers: Iterable[Determined | None]) -> Determined | None:
+    """Put the answers of modules together: that of at least nine tenths of them; without one "partly", or
+    "open" where the open ones may turn out to make it nine tenths.
+    """
+    counts = Counter(answer for answer in answers if answer is not None)
+    enough = 0.9 * counts.total()
+    if not counts:
+        return None
+    for answer in ("yes", "no"):
+        if counts[answer] >= enough:
+            return answer
+    if counts["open"] and max(counts["yes"], counts["no"]) + counts["open"] >= enough:
+        return "open"
+    return "partly"
+
+
+def paired(overlap: Overlap) -> float:
+    """Return how far shared directions belong to each other: 1 for copies, about 0 for independent cores."""
+    sides = overlap.left * overlap.right
+    return sides and overlap.cosine / sides
+
+
+class _Angles(NamedTuple):
+    """Cosines of the principal angles of two subspaces: RMS, the least, and the RMS of random subspaces."""
+
+    mean: float
+    least: float
+    level: float
+
+
+def _angles(first: Tensor, second: Tensor, width: int) -> _Angles:
+    small, large = sorted((first.shape[1], second.shape[1]))
+    cosines = torch.linalg.svdvals(first.mT @ second)
+    return _Angles(float(cosines.norm()) / math.sqrt(small), float(cosines[-1]), math.sqrt(large / width))
+
+
+def _cosine(first: SVD, second: SVD) -> float:
+    """Cosine between two updates as vectors, from their singular factors."""
+    crossed = (first.left.mT @ second.left) * (first.right.mT @ second.right)
+    inner = (first.values.unsqueeze(-1) * crossed * second.values).sum()
+    return float(inner / (first.values.norm() * second.values.norm()))
+
+
+def _share(cosine: float, level: float) -> float:
+    """0 at the random level, 1 for equal subspaces, also where a subspace fills everything."""
+    room = 1.0 - level**2
+    if room <= 1e-12:
+        return 1.0
+    return (cosine**2 - level**2) / room
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,91 @@
+"""Folders of a study: merges that are there already stay while they are as they were written."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from riemerge.errors import may_pass
+from riemerge.formats.files.staging import exchange, writing
+from riemerge.formats.files.text import shown
+from riemerge.merging.inputs import Models
+from riemerge.merging.plan import plan
+from riemerge.merging.verbs import merge_into
+from riemerge.merging.written_before import made_by, read_record, why_not_as_written
+from riemerge.recipes.recipe import Recipe
+from riemerge.records.run_record import RunRecord
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def study_folder(
+    root: Path, parts: Collection[str], describe: Callable[[list[str]], str], start: str
+) -> Iterator[None]:
+    """Make the folder of a study; on a fault remove it if it is new and empty, else note what it holds.
+
+    Args:
+        root: The folder, which may be there already.
+        parts: Names of what the study keeps in it.
+        describe: Returns in words what some of these parts are.
+        start: From where the same command goes on, in a word.
+    """
+    new = not os.path.lexists(root)
+    with writing(root):
+        root.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException as fault:
+        with suppress(OSError):  # it is not empty, which is as it should be
+            if new:
+                root.rmdir()
+        if there := [name for name in parts if (root / name).exists()]:
+            note = f"{root}: {describe(there)}"
+            if may_pass(fault):
+                note += f": the same command goes on from {start}"
+            fault.add_note(note)
+        raise
+
+
+@contextmanager
+def workplace(root: Path) -> Iterator[Path]:
+    """Make an empty hidden folder inside a folder, for as long as it is worked in."""
+    with writing(root):
+        made = TemporaryDirectory(prefix=".riemerge-", dir=root, ignore_cleanup_errors=True)
+    with made as work:
+        yield Path(work)
+
+
+def keep_merge(
+    recipe: Recipe, target: Path, table: Path, *, opened: Models, device: str, threads: int | None
+) -> RunRecord:
+    """Return the record of a merge that is there as this version wrote it; merge it where it is not.
+
+    Law: what is there stays until the new merge is whole; the log says why it is made again. The table, which
+    may speak of what was there, goes first.
+
+    Args:
+        recipe: What to merge, and how.
+        target: The folder of the merge.
+        table: The file of the study that speaks of its merges.
+        opened: The models of the recipe, and its base model.
+        device: `cpu`, `cuda`, `cuda:N` or `auto`.
+        threads: Number of threads that work at once; all CPUs if not given.
+    """
+    record = read_record(target)
+    if record is not None and made_by(plan(recipe, opened=opened), record):
+        why = why_not_as_written(target, record)
+        if why is None:
+            return record
+        _log.warning("%s: is made again: %s", shown(str(target)), shown(why))
+    with workplace(target.parent) as work:
+        new = work / "new"
+        record = merge_into(recipe, new, device=device, threads=threads, opened=opened).record
+        with writing(target):
+            table.unlink(missing_ok=True)
+        exchange(new, target, work / "old")
+    return record
