@@ -57,7 +57,7 @@ def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool, ve
 
 
 def _demo_folder() -> Path:
-    """Where the real adapters are: inside an installed package, or in a checkout."""
+    """Return the folder of the real adapters: inside an installed package, or in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "_demo", package.parent / "examples" / "adapters"):
         if all((folder / name).is_dir() for name in DEMO):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, VERBOSE, given, method_option
+from riemerge.cli.options import MERGING, OUTPUT, VERBOSE, method_option, read_options
 from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
 from riemerge.methods import DEFAULT_METHOD
 
@@ -48,7 +48,7 @@ def merge(
     """Do what `riemerge merge` is asked."""
     from riemerge.recipes.recipe import read_recipe
 
-    overrides = given(asked)
+    overrides = read_options(asked)
     recipe = read_recipe(sources, {"merge_method": overrides.pop("method", None), **overrides}, statistics)
     record, rounding = merge_and_warn(recipe, Path(output), device, threads, as_json, quiet)
     with reporting(output):

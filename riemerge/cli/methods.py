@@ -27,8 +27,9 @@ def methods(names: tuple[str, ...], as_json: bool) -> None:
         dump([asdict(row) for row in rows])
         return
 
-    from rich.console import Group
-
     from riemerge.report.tables import method_report, methods_report
 
-    show(Group(*map(method_report, rows)) if names else methods_report(rows))
+    if not names:
+        show(methods_report(rows))
+    for name in names:
+        show(method_report(find_method(name)))

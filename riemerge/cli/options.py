@@ -127,7 +127,7 @@ MERGING = options(
 """What a recipe may say beside its models and its method, and how it is computed."""
 
 
-def given(asked: dict[str, Any]) -> dict[str, Any]:
+def read_options(asked: dict[str, Any]) -> dict[str, Any]:
     """Return what was said on the command line, parameters read as a recipe has them.
 
     Raises:

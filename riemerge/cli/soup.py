@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, SCORER, given, method_option
+from riemerge.cli.options import MERGING, OUTPUT, SCORER, method_option, read_options
 from riemerge.cli.terminal import answering, progress_on_stderr, show_made
 
 _HELP = """Merge those models that score best together, tried from the best alone to the worst.
@@ -31,6 +31,6 @@ def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet
     from riemerge.study.soups import greedy_soup
 
     with progress_on_stderr(quiet, each=True) as listener:
-        made = greedy_soup(models, output, command_scorer(scorer), progress=listener, **given(asked))
+        made = greedy_soup(models, output, command_scorer(scorer), progress=listener, **read_options(asked))
     chosen = f"{len(made.chosen)} of {len(models)}: {' + '.join(made.chosen)}: score {made.score:.6g}"
     show_made(output, made, [chosen], as_json, quiet)

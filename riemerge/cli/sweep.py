@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, SCORER, given, method_option
+from riemerge.cli.options import MERGING, OUTPUT, SCORER, method_option, read_options
 from riemerge.cli.terminal import answering, progress_on_stderr, show_made
 
 _HELP = """Merge models with all weights of a grid, each merge in a folder of its own.
@@ -38,6 +38,6 @@ def sweep(
     if scorer:
         asked["scorer"] = command_scorer(scorer)
     with progress_on_stderr(quiet, each=True) as listener:
-        made = sweep(models, output, progress=listener, **given(asked))
+        made = sweep(models, output, progress=listener, **read_options(asked))
     rows = [f"{row.folder}  ‖dW‖ {number(row.norm)}  score {number(row.score)}" for row in made.points]
     show_made(output, made, rows, as_json, quiet)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+from riemerge.report.words import printable, when
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -43,12 +44,12 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**options: Any) -> None:
         try:
-            with _ending_on_sigterm():
+            with _end_on_sigterm():
                 command(**options)
         except (click.ClickException, click.exceptions.Exit, SystemExit):
             raise
         except BaseException as fault:
-            kind, code, problems = _explained(fault)
+            kind, code, problems = _explain(fault)
             # The last door: a bug must end in one line, not in a traceback.
             if os.environ.get("RIEMERGE_TRACEBACK") and isinstance(fault, Exception) and kind == "Bug":
                 raise
@@ -66,8 +67,8 @@ _HOW_TO_REPORT = "please report it with what the same command prints under RIEME
 _OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|(out of|not enough) memory", re.IGNORECASE)
 
 
-def _explained(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
-    """The kind of a fault, its exit code, and what there is to say."""
+def _explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
+    """Return the kind of a fault, its exit code, and what there is to say."""
     if isinstance(fault, RiemergeError):
         return type(fault).__name__, fault.exit_code, fault.problems
     if isinstance(fault, _TerminatedError):
@@ -88,7 +89,7 @@ def _explained(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
         return ResourceError.__name__, ResourceError.exit_code, (lacking,)
     if isinstance(fault, OSError):
         kind = OutputError if number in _OF_OUTPUTS else AdapterError
-        where = f"{fault.filename}: " if fault.filename else ""
+        where = when(fault.filename, f"{fault.filename}: ")
         return kind.__name__, kind.exit_code, (f"{where}{fault.strerror or text}",)
     return "Bug", 1, (f"a bug: {type(fault).__name__}: {text}; {_HOW_TO_REPORT}",)
 
@@ -98,8 +99,8 @@ _OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """While it lasts, SIGTERM ends the command as an interrupt does: what is staged is cleared away."""
+def _end_on_sigterm() -> Iterator[None]:
+    """End the command on SIGTERM as an interrupt does: what is staged is cleared away."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -120,7 +121,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def reporting(output: str | Path) -> Iterator[None]:
-    """Around what is said of a result that is on the disk: whatever goes wrong there, the result stays."""
+    """Add to a fault that the output is written: whatever goes wrong in a report, the result stays."""
     try:
         yield
     except BaseException as fault:
@@ -132,7 +133,7 @@ def say(text: str, end: str = "\n") -> None:
     """Print a text on stdout, and a line break.
 
     Raises:
-        OutputError: It is closed or full.
+        OutputError: The stream is closed or full.
     """
     if sys.stdout is not None:  # as `>&-` leaves it
         with _printing():
@@ -162,8 +163,6 @@ def _printing() -> Iterator[None]:
 
 def show_made(output: str, made: BaseModel, lines: Sequence[str], as_json: bool, quiet: bool) -> None:
     """Show what was made of several merges: as JSON, as lines, or only where it is."""
-    from riemerge.report.words import printable
-
     with reporting(output):
         if as_json:
             dump({"output": output, "record": made.model_dump(mode="json")})
@@ -212,8 +211,6 @@ def fail(
     kind: str, code: int, problems: tuple[str, ...], as_json: bool, notes: tuple[str, ...] = ()
 ) -> NoReturn:
     """Say what went wrong and what is there, on stderr and as JSON on stdout if asked for, and end."""
-    from riemerge.report.words import printable
-
     if as_json:
         there = {"notes": list(notes)} if notes else {}
         with suppress(OutputError):
@@ -223,7 +220,7 @@ def fail(
     for note in notes:
         tell(printable(note))
     if len(problems) > 1:
-        nothing = "" if notes else "; nothing was written"
+        nothing = when(not notes, "; nothing was written")
         tell(f"{len(problems)} problems{nothing} (exit {code})")
     sys.exit(code)
 
@@ -256,26 +253,20 @@ def progress_on_stderr(quiet: bool, *, each: bool = False) -> Iterator[Listener 
                 if event.stage not in tasks:
                     tasks[event.stage] = bars.add_task(event.stage, text="")
                 bars.update(
-                    tasks[event.stage], completed=event.done, total=event.total, text=_plain(event.text)
+                    tasks[event.stage], completed=event.done, total=event.total, text=printable(event.text)
                 )
                 if each:
-                    bars.console.print(_plain(f"{event.stage}: {event.text}"))
+                    bars.console.print(printable(f"{event.stage}: {event.text}"))
 
             yield draw
     elif each:
-        yield lambda event: tell(_plain(f"{event.stage}: {event.text}"))
+        yield lambda event: tell(printable(f"{event.stage}: {event.text}"))
     else:
         yield _log_lines()
 
 
-def _plain(text: str) -> str:
-    from riemerge.report.words import printable
-
-    return printable(text)
-
-
 def _log_lines() -> Listener:
-    """A listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
+    """Return a listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
     stage, shown, since = "", 0.0, monotonic()
 
     def log(event: Progress) -> None:
@@ -287,6 +278,6 @@ def _log_lines() -> Listener:
         if step or share == 1 > shown or now - since >= LOG_SECONDS:
             shown, since = share, now
             count = f"{event.done} of {event.total}"
-            tell(_plain(": ".join(filter(None, (event.stage, count, event.text)))))
+            tell(printable(": ".join(filter(None, (event.stage, count, event.text)))))
 
     return log

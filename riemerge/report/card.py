@@ -32,19 +32,19 @@ def model_card(record: RunRecord) -> str:
     parts = [
         f"---\n{_yaml(front)}---",
         f"# Merge of {len(record.inputs)} {kind} by {method.name}",
-        f"Made by riemerge: {_escaped(method.summary)}. Source: {_escaped(method.source)}.",
+        f"Made by riemerge: {_escape(method.summary)}. Source: {_escape(method.source)}.",
         "## Inputs",
         _table(("adapter", "weight", "share", "rank", "sha256"), map(_input_cells, record.inputs)),
-        "\n".join(f"- {_escaped(text)}" for text in record.warnings),
+        "\n".join(f"- {_escape(text)}" for text in record.warnings),
         "## How to load",
         _loading(record),
         "## How to reproduce",
         _REPRODUCE.format(recipe=_yaml(record.recipe)),
-        "Versions: " + ", ".join(f"{name} {_escaped(text)}" for name, text in record.versions.items()),
+        "Versions: " + ", ".join(f"{name} {_escape(text)}" for name, text in record.versions.items()),
         "## What came out",
-        _escaped(matched_text(record)),
-        _escaped(written_text(record)),
-        *[_escaped(paragraph) for paragraph in verdict(record)],
+        _escape(matched_text(record)),
+        _escape(written_text(record)),
+        *[_escape(paragraph) for paragraph in verdict(record)],
         _table(
             ("module", "shape", "rank", "status", "cost", "gradient norm", "‖dW‖", "determined"),
             map(_module_cells, record.modules),
@@ -56,7 +56,7 @@ def model_card(record: RunRecord) -> str:
 def _input_cells(row: InputRow) -> tuple[str, ...]:
     digests = [text for name, text in (row.sha256 or {}).items() if name.endswith(".safetensors")]
     return (
-        _escaped(row.name),
+        _escape(row.name),
         weight_text(row),
         f"{row.share:.4g}",
         ", ".join(map(str, row.ranks)) or ("-" if row.sha256 else "not read"),
@@ -66,7 +66,7 @@ def _input_cells(row: InputRow) -> tuple[str, ...]:
 
 def _module_cells(row: ModuleRow) -> tuple[str, ...]:
     return (
-        _escaped(row.module),
+        _escape(row.module),
         " × ".join(map(str, row.shape)),
         text_of(row.rank, missing="dense"),
         row.status,
@@ -78,7 +78,7 @@ def _module_cells(row: ModuleRow) -> tuple[str, ...]:
 
 
 def _loading(record: RunRecord) -> str:
-    """The code that loads what was written."""
+    """Return the code that loads what was written."""
     library, _, name = record.model_class.rpartition(".")
     if not name:
         return _LOAD["weights"]
@@ -161,6 +161,6 @@ def _yaml(data: Mapping[str, Any]) -> str:
     return text
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", printable(text))

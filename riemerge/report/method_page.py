@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from riemerge.methods import DEFAULT_METHOD, PARAMETERS, Method
-from riemerge.report.verdict import LOSS, measured
+from riemerge.report.verdict import LOSS, measurement
 from riemerge.report.words import value_type, when
 
 
-def described(row: Method) -> list[tuple[str, str]]:
+def describe(row: Method) -> list[tuple[str, str]]:
     """Return what there is to say of a method, each under its title; the summary, under none, comes first."""
     return [
         ("", row.summary),
@@ -99,7 +99,7 @@ def weights(row: Method) -> str:
 
 def cautions(row: Method) -> Iterator[str]:
     """Yield when not to use a method, as its row and the NLI benchmark say."""
-    shares = measured().methods
+    shares = measurement().methods
     ours, best = shares.get(row.name, ()), shares[DEFAULT_METHOD]
     if ours and all(share <= other - LOSS for share, other in zip(ours, best, strict=True)):
         kept, better = (" and ".join(f"{share:.2f}" for share in part) for part in (ours, best))

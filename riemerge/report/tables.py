@@ -15,7 +15,7 @@ from riemerge.methods import METHODS, Method
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
-from riemerge.report.method_page import cautions, command, described, facts, parameter_rows, weights
+from riemerge.report.method_page import cautions, command, describe, facts, parameter_rows, weights
 from riemerge.report.verdict import (
     answer,
     concerns,
@@ -139,7 +139,7 @@ def _modules(record: RunRecord) -> Table:
             f"{when(not total.distances, 'relative ')}distance to {which}",
             [_distances(row.distances or row.relative_distances) for row in rows],
         ),
-        ("mean fixed?", [_determined(row) for row in rows if may_be_undetermined(record)]),
+        ("mean fixed?", [_answer(row) for row in rows if may_be_undetermined(record)]),
         ("s", [*(f"{seconds[row.module]:.2f}" for row in record.modules), f"{record.timing.solve:.2f}"]),
     ]
     return _table(f"modules{prefix}", columns, total=True)
@@ -149,8 +149,8 @@ def _statuses(total: Totals) -> str:
     return "\n".join(f"{count} {status.lower()}" for status, count in total.statuses.items())
 
 
-def _determined(row: ModuleRow | Totals) -> str:
-    """Whether the mean is determined, and by which spread where that was measured."""
+def _answer(row: ModuleRow | Totals) -> str:
+    """Say whether the mean is determined, and by which spread where that was measured."""
     return f"{row.determined or '-'}{text_of(row.update_spread, ' ({:.0%})', missing='')}"
 
 
@@ -279,7 +279,7 @@ def methods_report(rows: Iterable[Method]) -> RenderableType:
     """Show rows of the table of methods."""
     parts: list[RenderableType] = []
     for row in rows:
-        parts += [Text(row.name, style="bold"), *_titled(described(row)), Text("")]
+        parts += [Text(row.name, style="bold"), *_lines(describe(row)), Text("")]
     return Group(*parts)
 
 
@@ -290,18 +290,18 @@ def method_report(row: Method) -> RenderableType:
     return Group(
         Text(row.name, style="bold"),
         Text(f"  {command(row)}\n"),
-        *_titled([("", row.summary), ("weights", weights(row)), *facts(row)]),
+        *_lines([("", row.summary), ("weights", weights(row)), *facts(row)]),
         Text(""),
         Padding(table, (0, 0, 0, 2)),
         Text(""),
-        *_titled([("source", row.source)]),
-        *_titled([("differs from its source", text) for text in row.differs.values()]),
-        *_titled([("not for", text) for text in cautions(row)]),
+        *_lines([("source", row.source)]),
+        *_lines([("differs from its source", text) for text in row.differs.values()]),
+        *_lines([("not for", text) for text in cautions(row)]),
         Text(""),
     )
 
 
-def _titled(texts: Iterable[tuple[str, str]]) -> list[Text]:
+def _lines(texts: Iterable[tuple[str, str]]) -> list[Text]:
     return [Text(f"  {when(title, f'{title}: ')}{text}") for title, text in texts]
 
 
@@ -325,7 +325,7 @@ _LEFT = {
 
 
 def _short(modules: Sequence[str]) -> tuple[str, list[str]]:
-    """What all names begin with (for the title), and the rest of each, at most MAX_NAME wide."""
+    """Split names into what all begin with (for the title) and the rest of each, at most MAX_NAME wide."""
     words = [module.split(".") for module in modules]
     common = commonprefix([parts[:-1] for parts in words if len(words) > 1])  # noqa: RUF071 (of lists)
     rest = [printable(".".join(parts[len(common) :])) for parts in words]

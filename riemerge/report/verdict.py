@@ -16,7 +16,7 @@ from riemerge.records.written_ranks import written_ranks
 from riemerge.report.words import MOST_NAMES, printable, shares_of, text_of, when
 
 # Mean cosine of the updates: from where on they are parts of one update rather than updates of their own, and
-# up to where they are as unrelated as those on which `measured` was found.
+# up to where they are as unrelated as those on which `measurement` was made.
 RELATED, UNRELATED = 0.5, 0.2
 
 LOSS = 0.02
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
 
 @cache
-def measured() -> Measured:
+def measurement() -> Measured:
     """Return what `python -m benchmarks.nli` found."""
     text = resources.files("riemerge.report").joinpath("measured.json").read_text(encoding="utf-8")
     content = json.loads(text)
@@ -78,7 +78,7 @@ def answer(record: RunRecord) -> list[str]:
 
 def geomerge_lines(record: RunRecord) -> list[str]:
     """Say in three lines what the Fréchet mean of fixed rank makes of some adapters, from its run record."""
-    ours, best = _listed("geomerge"), f"{DEFAULT_METHOD} {_listed(DEFAULT_METHOD)}"
+    ours, best = _shares("geomerge"), f"{DEFAULT_METHOD} {_shares(DEFAULT_METHOD)}"
     return [
         f"geomerge, the mean on the quotient manifold, keeps: {_keeps(record)}",
         f"its mean by module: {_counts(record)} (--starts auto measures what is open)",
@@ -106,7 +106,7 @@ def energy_kept(record: RunRecord) -> float:
     """Return the share of the squared norm, over all modules, that the cut to the rank of the result kept."""
     kept = sum(row.norm**2 for row in record.modules)
     whole = sum(row.norm**2 / (row.energy_kept or 1.0) for row in record.modules)
-    return kept / whole if whole > 0 else 1.0
+    return (kept or 1.0) / (whole or 1.0)
 
 
 def _counting(record: RunRecord) -> list[InputRow]:
@@ -119,7 +119,7 @@ def may_be_undetermined(record: RunRecord) -> bool:
 
 
 def _inputs(record: RunRecord) -> str:
-    """The inputs that count, with their weights where these differ."""
+    """Name the inputs that count, with their weights where these differ."""
     rows = _counting(record)
     alike = len({row.weight for row in rows}) == 1
     names = [f"{printable(row.name)}{when(not alike, f' ({weight_text(row)})')}" for row in rows]
@@ -136,7 +136,7 @@ def _keeps(record: RunRecord) -> str:
 
 
 def _scale(record: RunRecord) -> str:
-    """The scale, where it was found from the norms of the inputs."""
+    """Say the scale where it was found from the norms of the inputs."""
     form = "; scale {:.3g} (matched)"
     return text_of(record.matched_scale, form, missing="")
 
@@ -151,7 +151,7 @@ def _rank(record: RunRecord) -> str:
 
 
 def _counts(record: RunRecord) -> str:
-    """How many modules of each answer."""
+    """Count the modules of each answer."""
     counts = record.totals.determined_modules
     return ", ".join(f"{counts[key]} {_ANSWER[key]}" for key in _ANSWER if key in counts) or "cannot be said"
 
@@ -229,7 +229,7 @@ def determination(record: RunRecord) -> list[str]:
 
 
 def _evidence(record: RunRecord) -> str:
-    """How the answer was found: by several starts, or by the overlap alone."""
+    """Say how the answer was found: by several starts, or by the overlap alone."""
     spread = record.totals.update_spread
     if spread is None:
         judged = when(record.totals.determined != "open", "The answer is judged by this overlap; ")
@@ -247,7 +247,7 @@ def _evidence(record: RunRecord) -> str:
 
 
 def _modules(record: RunRecord) -> str:
-    """Which modules are well determined, compactly."""
+    """List the modules of each answer, compactly."""
     answers = {key: [row.module for row in record.modules if row.determined == key] for key in _ANSWER}
     parts = (f"{len(names)} {_ANSWER[key]} ({listed(names)})" for key, names in answers.items() if names)
     return f"Modules: {'; '.join(parts)}."
@@ -307,7 +307,7 @@ def concerns(record: RunRecord) -> list[str]:
     overlap = record.totals.overlap
     if overlap is None:
         return []
-    return [*_copies(record, overlap), *_measured_worse(record, overlap)]
+    return [*_copies(record, overlap), *_worse(record, overlap)]
 
 
 def _copies(record: RunRecord, overlap: Overlap) -> Iterator[str]:
@@ -322,10 +322,10 @@ def _copies(record: RunRecord, overlap: Overlap) -> Iterator[str]:
         )
 
 
-def _measured_worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
+def _worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
     """Yield a warning of rows that lost to the default on real adapters as unrelated as these."""
     name, parameters = record.recipe["merge_method"], record.recipe.get("parameters", {})
-    shares = measured().methods
+    shares = measurement().methods
     if abs(overlap.cosine) > UNRELATED or not {name, DEFAULT_METHOD} <= {*shares}:
         return
     # What was measured is the row as it runs without options, as an adapter.
@@ -336,8 +336,8 @@ def _measured_worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
     if all(share <= other - LOSS for share, other in zip(ours, best, strict=True)):
         yield (
             f"The updates are hardly related (mean cosine {overlap.cosine:.2f}). On {len(best)} collections "
-            f"of real adapters as unrelated (cosine {measured().cosine:.2f}) {name} kept {_listed(name)} of "
-            f"the specialists' accuracy, {DEFAULT_METHOD} {_listed(DEFAULT_METHOD)}, each as its command "
+            f"of real adapters as unrelated (cosine {measurement().cosine:.2f}) {name} kept {_shares(name)} "
+            f"of the specialists' accuracy, {DEFAULT_METHOD} {_shares(DEFAULT_METHOD)}, each as its command "
             f"runs it without options (benchmarks/nli): use --method {DEFAULT_METHOD}, or measure both on "
             "your own tasks with riemerge evaluate."
         )
@@ -353,9 +353,9 @@ def cut(record: RunRecord) -> list[str]:
     return [f"{loss}: --rank sum keeps all of it, a higher --rank more."]
 
 
-def _listed(method: str) -> str:
-    """The shares of accuracy that a method kept, one for each collection."""
-    return " and ".join(f"{share:.2f}" for share in measured().methods[method])
+def _shares(method: str) -> str:
+    """Return the shares of accuracy that a method kept, one for each collection."""
+    return " and ".join(f"{share:.2f}" for share in measurement().methods[method])
 
 
 # --- evaluations --------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from riemerge.study.paired_differences import RESAMPLES
 from riemerge.study.evaluation import DEFAULT_METHODS
+from riemerge.study.paired_differences import RESAMPLES
 from tests.cli.runner import run
 
 

@@ -31,7 +31,7 @@ from riemerge.report.verdict import (
     evaluation_verdict,
     geomerge_lines,
     kept_shares,
-    measured,
+    measurement,
     verdict,
 )
 from tests.folders import family, write_family
@@ -89,7 +89,7 @@ def test_a_row_that_lost_on_adapters_like_these_is_told_with_the_numbers(
     best = (0.92, 0.94)
     shares: dict[str, tuple[float, ...]] = {method: ours} if method != "average" else {}
     known = Measured(0.09, {DEFAULT_METHOD: best} | shares)
-    monkeypatch.setattr(words, "measured", lambda: known)
+    monkeypatch.setattr(words, "measurement", lambda: known)
     found = [text for text in concerns(record_of(tmp_path, kind, method)) if "hardly related" in text]
     assert len(found) == told
     # Neither of other parameters nor of a whole delta was anything measured.
@@ -112,17 +112,17 @@ def test_a_cut_that_loses_much_is_told_with_its_share(tmp_path: Path) -> None:
 def test_what_the_package_tells_is_what_the_benchmark_found() -> None:
     found = json.loads((RESULTS / "nli.json").read_text(encoding="utf-8"))
     told = for_package(found)
-    assert measured() == Measured(told["cosine"], {n: tuple(x) for n, x in told["methods"].items()})
+    assert measurement() == Measured(told["cosine"], {n: tuple(x) for n, x in told["methods"].items()})
     # The default follows from the table: no row that needs no data and is worth more than noise is better.
-    best = measured().methods[DEFAULT_METHOD]
-    assert {"geomerge", "average", "tsv", "svd"} <= set(measured().methods)
-    assert all(mine <= top + LOSS for mine, top in zip(measured().methods["average"], best, strict=True))
+    best = measurement().methods[DEFAULT_METHOD]
+    assert {"geomerge", "average", "tsv", "svd"} <= set(measurement().methods)
+    assert all(mine <= top + LOSS for mine, top in zip(measurement().methods["average"], best, strict=True))
 
 
 def test_the_paper_s_mean_is_told_of_what_it_lost_with_its_defaults_spelt_out(tmp_path: Path) -> None:
     plain = record_of(tmp_path / "plain", "independent", "geomerge")
     (found,) = concerns(plain)
-    ours, best = (measured().methods[name] for name in ("geomerge", DEFAULT_METHOD))
+    ours, best = (measurement().methods[name] for name in ("geomerge", DEFAULT_METHOD))
     assert f"geomerge kept {ours[0]:.2f} and {ours[1]:.2f}" in found
     assert f"{DEFAULT_METHOD} {best[0]:.2f} and {best[1]:.2f}" in found
     assert concerns(record_of(tmp_path / "said", "independent", "geomerge", tol=1e-8, scale=1)) == [found]
@@ -186,7 +186,7 @@ def test_what_geomerge_makes_of_adapters_is_said_in_three_lines(tmp_path: Path) 
     (share, _) = kept_shares(record)
     assert f"a {share:.0%}, b" in keeps
     assert "3 not determined" in fixed
-    ours, best = (measured().methods[name] for name in ("geomerge", DEFAULT_METHOD))
+    ours, best = (measurement().methods[name] for name in ("geomerge", DEFAULT_METHOD))
     assert f"kept {ours[0]:.2f} and {ours[1]:.2f} of" in accuracy
     assert f"{DEFAULT_METHOD} {best[0]:.2f} and {best[1]:.2f}" in accuracy
 
