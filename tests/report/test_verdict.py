@@ -14,7 +14,7 @@ import torch
 from benchmarks.nli.__main__ import RESULTS
 from benchmarks.nli.report import for_package
 from riemerge import merge_adapters
-from riemerge.merging.identifiability import determined, determined_together
+from riemerge.merging.identifiability import judge_modules, judge_overlap
 from riemerge.merging.measure import totals
 from riemerge.methods import DEFAULT_METHOD
 from riemerge.records.evaluation_record import PairedDifference
@@ -261,7 +261,7 @@ def test_a_measured_spread_decides_and_is_shown(tmp_path: Path) -> None:
     assert "None" not in text
     # The spread has the last word, whatever the overlap says.
     turned = [
-        one.model_copy(update={"update_spread": spread, "determined": determined(one.overlap, spread)})
+        one.model_copy(update={"update_spread": spread, "determined": judge_overlap(one.overlap, spread)})
         for one, spread in zip(starts.modules, (0.05, 0.001), strict=True)
     ]
     assert [one.determined for one in turned] == ["partly", "yes"]
@@ -320,7 +320,7 @@ def test_the_modules_answer_together(
 ) -> None:
     counts: dict[Determined, int] = {"yes": yes, "partly": partly, "no": no, "open": unsaid}
     answers = [key for key, count in counts.items() for _ in range(count)]
-    assert determined_together([*answers, None]) == together
+    assert judge_modules([*answers, None]) == together
 
 
 def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
@@ -338,9 +338,9 @@ def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
         (0.9, -0.5, "no"),
     ):
         found = Overlap(**known, weakest=weakest, cosine=cosine)
-        assert determined(found) == expected
-        assert [determined(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
-    assert determined(None) is None
+        assert judge_overlap(found) == expected
+        assert [judge_overlap(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
+    assert judge_overlap(None) is None
 
 
 # --- evaluations --------------------------------------------------------------------------------------------
