@@ -161,8 +161,8 @@ def read_statistics(folder: str | os.PathLike[str]) -> Statistics:
     missing = [module for module in sorted(request.modules) if not (path / file_name(module)).is_file()]
     if missing:
         raise AdapterError(
-            f"{path}: {len(missing)} of {len(request.modules)} modules are missing: {list_names(missing)}; the "
-            "collection was interrupted: run it again, it goes on from there"
+            f"{path}: {len(missing)} of {len(request.modules)} modules are missing: {list_names(missing)}; "
+            "the collection was interrupted: run it again, it goes on from there"
         )
     return Statistics(path, request)
 
