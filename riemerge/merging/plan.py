@@ -351,9 +351,8 @@ def open_statistics(
     """
     folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
-    AdapterError.refuse(
-        [text for data in opened if data for text in data.problems(shapes, method.statistics)]
-    )
+    kinds = method.statistics
+    AdapterError.refuse(text for data in opened if data for text in data.problems(shapes, kinds))
 
     def of(data: Any, module: str) -> Mapping[str, torch.Tensor]:
         if not data:

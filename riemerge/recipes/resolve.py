@@ -101,7 +101,9 @@ class Resolver:
         if filters := _filters(setting):
             fitting = (item["value"] for item in filters if is_last(item) or item["filter"] in module)
             setting = next(fitting, None)
-        return _at_depth(setting, self._depth[module])
+        if isinstance(setting, list):
+            return _at_depth(setting, self._depth[module])
+        return setting
 
     # --- what only the names of the modules show ------------------------------------------------------------
 
