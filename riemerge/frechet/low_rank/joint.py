@@ -118,7 +118,7 @@ class Joint(Geodesic):
         return evaluation._replace(state=state)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Compute one logarithm for each data point and module, from scratch, and checks it."""
+        """Compute one logarithm for each data point and module, from scratch, and check it."""
         point, feasible = self._replace_infeasible(point)
         x, alignments = self.manifold.split(point)
         aligned = self.action.act(self.total, self.points, alignments)

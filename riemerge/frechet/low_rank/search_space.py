@@ -141,12 +141,12 @@ class JointManifold(TorchManifold):
         return self.join(self.total.riemannian_to_euclidean_gradient(x, at_x), metric * turns)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follow the geodesic of x and turns each alignment by Cayley's map."""
+        """Follow the geodesic of x and turn each alignment by Cayley's map."""
         (x, alignments), (at_x, turns) = self.split(point), self.split(tangent_vector)
         return self.join(self.total.exp(x, at_x), linalg.cayley(linalg.skew(turns)) @ alignments)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carry the part at x as the total space does, and keeps the turns: an isometry, horizontal up to
+        """Carry the part at x as the total space does, and keep the turns: an isometry, horizontal up to
         what turns vertical.
         """
         (a, _), (b, _), (at_x, turns) = self.split(point_a), self.split(point_b), self.split(tangent_vector_a)
