@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def adapters(method: Method, family: str = "independent", seed: int = 7) -> list
     return adapter_family(family, count(method), *SHAPE, 3, seed)
 
 
-def halved(method: Method) -> dict[str, float]:
+def halved(method: Method) -> dict[str, Any]:
     """What makes a row trim or draw: by default most keep all, and there its laws say nothing of that."""
     return {"density": 0.5} if "density" in method.parameters else {}
 
@@ -81,10 +83,11 @@ def test_the_order_does_not_matter(name: str) -> None:
     turned = [1, 0] if len(given) == 2 else [2, 0, 1]
     data = [10 * i for i in range(len(given))]
     # What makes a place count, where a default leaves all alike.
-    said = {"t": 0.3} if "t" in method.parameters else {"last": 2} if name == "lawa" else halved(method)
+    places: dict[str, dict[str, Any]] = {"slerp": {"t": 0.3}, "lawa": {"last": 2}}
+    said = places.get(name, halved(method))
     first = merged(name, given, weights, data, **said)
-    turn = [[of[i] for i in turned] for of in (given, weights, data)]
-    other = merged(name, *turn, **said)
+    turn = itemgetter(*turned)
+    other = merged(name, turn(given), turn(weights), turn(data), **said)
     if method.ordered and name != "swa":
         assert relative(other, first) >= 1e-3
     else:
