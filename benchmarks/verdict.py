@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.nli.material import COLLECTIONS, specialists
 from benchmarks.peers import SHIPPED
 from riemerge import merge_adapters
-from riemerge.merging.identifiability import determined, paired
+from riemerge.merging.identifiability import judge_overlap, pairing
 from tests.folders import family, write_family
 from tests.helpers import FAMILIES, shared_data_folder
 
@@ -37,7 +37,7 @@ def agreement(folders: Sequence[Path]) -> dict[str, Any]:
     record = merge_adapters(folders, method="geomerge", starts=STARTS, cost_tol=1e-6).record
     auto = merge_adapters(folders, method="geomerge", starts="auto").record
     rows = [row for row in record.modules if row.update_spread is not None]
-    answers = [(determined(row.overlap), determined(row.overlap, row.update_spread)) for row in rows]
+    answers = [(judge_overlap(row.overlap), judge_overlap(row.overlap, row.update_spread)) for row in rows]
     told = [judged == measured for judged, measured in answers if judged != "open"]
     spreads = [row.update_spread for row in rows if row.update_spread is not None]
     costs = [row.cost_spread for row in rows if row.cost_spread is not None]
@@ -58,7 +58,7 @@ def agreement(folders: Sequence[Path]) -> dict[str, Any]:
         "weakest": statistics.median(row.overlap.weakest for row in rows if row.overlap is not None),
         "total": record.totals.determined,
         "modules": [
-            [row.overlap.weakest, paired(row.overlap), row.update_spread]
+            [row.overlap.weakest, pairing(row.overlap), row.update_spread]
             for row in rows
             if row.overlap is not None
         ],

@@ -255,7 +255,7 @@ def test_the_house_has_a_line_for_every_file_at_its_top() -> None:
     named = set(re.findall(r"\b(\w+\.py|\w+/)", house))
     there = {path.name for path in (ROOT / "riemerge").glob("*.py")} - {"__init__.py"}
     folders = {f"{path.parent.name}/" for path in (ROOT / "riemerge").glob("*/__init__.py")}
-    assert named == there | folders | {"rows/"}
+    assert named == there | folders
 
 
 def test_the_four_real_adapters_are_what_is_said_of_them() -> None:

@@ -107,7 +107,7 @@ def mean_overlap(overlaps: Iterable[Overlap | None]) -> Overlap | None:
     return Overlap(**{name: _mean([getattr(overlap, name) for overlap in known]) for name in names})
 
 
-def determined(overlap: Overlap | None, spread: float | None = None) -> Determined | None:
+def judge_overlap(overlap: Overlap | None, spread: float | None = None) -> Determined | None:
     """Say whether inputs determine their Fréchet mean.
 
     Args:
@@ -119,10 +119,10 @@ def determined(overlap: Overlap | None, spread: float | None = None) -> Determin
     if spread is not None:
         answers: dict[Determined, float] = {"yes": SPREAD_YES, "partly": SPREAD_PARTLY, "no": math.inf}
         return next((answer for answer, most in answers.items() if spread <= most), "no")
-    unpaired = overlap.weakest >= UNPAIRED[0] and paired(overlap) <= UNPAIRED[1]
+    unpaired = overlap.weakest >= UNPAIRED[0] and pairing(overlap) <= UNPAIRED[1]
     if overlap.weakest <= UNSHARED or unpaired:
         return "no"
-    if overlap.weakest >= YES[0] and paired(overlap) >= YES[1]:
+    if overlap.weakest >= YES[0] and pairing(overlap) >= YES[1]:
         return "yes"
     return "open"
 
@@ -135,10 +135,10 @@ def doubtful(inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: S
         shape: (m, n) of the module.
         storage: T dtypes in which they were stored.
     """
-    return determined(overlap_of(inputs, shape, storage)) == "open"
+    return judge_overlap(overlap_of(inputs, shape, storage)) == "open"
 
 
-def determined_together(answers: Iterable[Determined | None]) -> Determined | None:
+def judge_modules(answers: Iterable[Determined | None]) -> Determined | None:
     """Put the answers of modules together: that of at least nine tenths of them; without one "partly", or
     "open" where the open ones may turn out to make it nine tenths.
     """
@@ -154,7 +154,7 @@ def determined_together(answers: Iterable[Determined | None]) -> Determined | No
     return "partly"
 
 
-def paired(overlap: Overlap) -> float:
+def pairing(overlap: Overlap) -> float:
     """Return how far shared directions belong to each other: 1 for copies, about 0 for independent cores."""
     sides = overlap.left * overlap.right
     return sides and overlap.cosine / sides

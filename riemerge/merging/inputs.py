@@ -251,7 +251,7 @@ def _in_order(recipe: Recipe, method: Method, models: Sequence[Model]) -> tuple[
     return tuple(sorted(inputs, key=lambda entry: (*entry.model.sha256.values(), said[entry.place])))
 
 
-def expanded(recipe: Recipe) -> Recipe:
+def expand(recipe: Recipe) -> Recipe:
     """Return a recipe with the folder of a run replaced by the checkpoints in it, for a method of a sequence.
 
     Law: a folder that is no model itself stands for the models in it, each with what was said of the folder,

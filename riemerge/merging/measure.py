@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from riemerge.merging.identifiability import determined, determined_together, mean_overlap, overlap_of
+from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap, overlap_of
 from riemerge.methods import Merged, Method, Stack
 from riemerge.methods.cancelling import remainder
 from riemerge.records.run_record import ModuleRow, Totals
@@ -47,7 +47,7 @@ def module_row(
         method: The row of the table that merged them.
     """
     inputs, evidence = merged.inputs, merged.evidence
-    measured, numerical = merged.measured(scale), evidence.numerical_ranks
+    measured, numerical = merged.measure(scale), evidence.numerical_ranks
     norms = measured.inputs
     facts: dict[str, Any] = {name: getattr(evidence, name) for name in _EVIDENCE}
     if inputs:
@@ -56,7 +56,7 @@ def module_row(
         facts |= {
             "input_ranks": tuple(inputs[i].rank for i in order),
             "overlap": overlap,
-            "determined": determined(overlap, evidence.update_spread),
+            "determined": judge_overlap(overlap, evidence.update_spread),
             "cancelled": left.cancels,
         }
     return ModuleRow(
@@ -96,7 +96,7 @@ def totals(rows: Sequence[ModuleRow]) -> Totals:
         statuses=dict(sorted(Counter(row.status for row in rows).items())),
         overlap=mean_overlap(row.overlap for row in rows),
         update_spread=_of_known(_common_spread, spreads),
-        determined=determined_together(row.determined for row in rows),
+        determined=judge_modules(row.determined for row in rows),
         determined_modules=dict(sorted(Counter(row.determined for row in rows if row.determined).items())),
     )
 

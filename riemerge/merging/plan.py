@@ -17,7 +17,7 @@ from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import listed
 from riemerge.frechet import SOLVERS
 from riemerge.merging.identifiability import doubtful
-from riemerge.merging.inputs import Input, Inputs, Models, display_names, expanded, folders_of, open_inputs
+from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.methods import Method, Options, Stack, did_you_mean, find_method
 from riemerge.methods.geodesic.quotient_mean import mixed
@@ -140,7 +140,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
-    recipe = expanded(recipe)
+    recipe = expand(recipe)
     if folder is not None:
         check_output(folder, folders_of(recipe))
     method = find_method(recipe.merge_method)
@@ -235,7 +235,7 @@ def _stack(
     exact = {torch.float64}
     storage = tuple(torch.float64 if {own, dtype} == exact else torch.float32 for own in inputs.stored)
     weights = weights_of(resolver, method, inputs.places)
-    measured = _measured(recipe, method, inputs)
+    measured = _shapes_with_statistics(recipe, method, inputs)
     plain: frozenset[str] = frozenset()
     if inputs.adapters:
         _check_ranks(recipe, method, inputs, weights)
@@ -256,7 +256,7 @@ def _stack(
     )
 
 
-def _measured(recipe: Recipe, method: Method, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Return the shape of each module that must have statistics, by its name in the base model.
 
     Raises:
@@ -295,7 +295,7 @@ def _check_ranks(
         problems = [
             text
             for module in inputs.each[0].model.modules
-            for text in _mixed(module, inputs, weights(module))
+            for text in _rank_problems(module, inputs, weights(module))
         ]
         if problems:
             raise AdapterError(problems)
@@ -325,7 +325,7 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
         raise RecipeError(f"parameters.rank: {rank}: no module has a rank above {most}: give at most that")
 
 
-def _mixed(module: str, inputs: Inputs, weights: Sequence[float]) -> list[str]:
+def _rank_problems(module: str, inputs: Inputs, weights: Sequence[float]) -> list[str]:
     """Return what is wrong with the ranks of one module; only where they differ is it read."""
     each = zip(inputs.each, inputs.adapters, weights, strict=True)
     counting = {entry.name: adapter for entry, adapter, weight in each if weight > 0}

@@ -1,4 +1,4 @@
-"""Running a plan: every module read, merged by the method, scaled, measured, and handed on."""
+"""Running a plan: every module read, merged by the method, scaled, measure, and handed on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from riemerge.merging.plan import Plan
 from riemerge.merging.recording import run_record
 from riemerge.methods import Evidence, Merged, run_method
 from riemerge.methods.reduction import in_order
-from riemerge.methods.scale import Norms, matched
+from riemerge.methods.scale import Norms, match_norms
 from riemerge.progress import Listener, Progress
 from riemerge.records.run_record import ModuleRow, RunRecord
 from riemerge.updates import Dense, LowRankUpdate
@@ -48,17 +48,17 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
     rows: list[ModuleRow] = []
     factor: float | None = None
 
-    def measured(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Dense]:
+    def measure(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Dense]:
         module, result = merged
         scale, update = plan.resolver.scale(module, factor), result.update
         row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)
-        return row, result.evidence, update.scaled(scale).absorbed()
+        return row, result.evidence, update.scaled(scale).absorb_scale()
 
     with single_threaded():
         results = run_method(plan.method, stack, replace(plan.options, progress=progress))
         if modules := plan.resolver.matched:
             waiting = list(results)
-            factor = matched(
+            factor = match_norms(
                 Norms.of(result, stack.weights(module), stored)
                 for module, result in waiting
                 if module in modules
@@ -67,7 +67,7 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
         threads = plan.options.threads
         if plan.out_type != "adapter":
             threads = 1
-        for row, known, update in in_order(measured, results, threads):
+        for row, known, update in in_order(measure, results, threads):
             rows.append(row)
             evidence[row.module] = known
             keep(row.module, update)

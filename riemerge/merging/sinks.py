@@ -71,8 +71,8 @@ class MergeResult:
         check_output(folder, [adapter.path for adapter in self._inputs])
         record, updates, roundings = self.record, self.updates, self._rounding
         if roundings is None:
-            updates, roundings = self._rounded(updates)
-            record = record.warned(rounding_warnings(roundings))
+            updates, roundings = self._round(updates)
+            record = record.with_warnings(rounding_warnings(roundings))
         said: dict[str, Text] = {
             RECORD_FILE: lambda sums: record.with_outputs(sums).to_json(),
             CARD_FILE: model_card(record),
@@ -93,9 +93,9 @@ class MergeResult:
         if self._rounding is not None:
             raise ValueError("the updates were rounded as they were merged: expected exact ones")
         scaled = {module: update.scaled(factor) for module, update in self.updates.items()}
-        self._write(folder, *self._rounded(scaled), {})
+        self._write(folder, *self._round(scaled), {})
 
-    def _rounded(
+    def _round(
         self, updates: Mapping[str, LowRankUpdate]
     ) -> tuple[Mapping[str, LowRankUpdate], Mapping[str, Rounding]]:
         rounded = RoundedUpdates(self._out_dtype)
@@ -112,7 +112,7 @@ class MergeResult:
         extra_files: Mapping[str, Text],
     ) -> dict[str, float]:
         ranks = written_ranks(self.record.recipe, self.record.modules)
-        padded = {module: update.padded(ranks[module]) for module, update in updates.items()}
+        padded = {module: update.pad(ranks[module]) for module, update in updates.items()}
         like, dtype = self._inputs, self._out_dtype
         return write_adapter(
             folder, padded, like=like, dtype=dtype, rounding=rounding, extra_files=extra_files
@@ -147,7 +147,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
 
     record = run(plan, keep, progress)
     rounded.check()
-    record = record.warned(rounding_warnings(rounded.roundings))
+    record = record.with_warnings(rounding_warnings(rounded.roundings))
     if round_at_once:
         return MergeResult(rounded.updates, record, adapters, out_dtype, rounded.roundings)
     return MergeResult(updates, record, adapters, out_dtype, None)
@@ -181,8 +181,8 @@ def write(
             record = run(plan, sink.keep, progress)
             sink.copy_until(None)
             changes = {row.module: row.norm for row in record.modules if inputs.base}
-            record = record.warned(rounding_warnings(writer.roundings))
-            record = record.warned(change_warnings(writer.roundings, changes))
+            record = record.with_warnings(rounding_warnings(writer.roundings))
+            record = record.with_warnings(change_warnings(writer.roundings, changes))
             for path in inputs.carried.other_files:
                 if path.name not in {RECORD_FILE, CARD_FILE}:
                     writer.add_file(path.name, path)
@@ -190,7 +190,7 @@ def write(
     else:
         with DenseWriter(folder, dtype=plan.out_dtype, shard_bytes=shard_bytes) as writer:
             record = run(plan, _delta_sink(inputs, writer), progress)
-            record = record.warned(rounding_warnings(writer.roundings))
+            record = record.with_warnings(rounding_warnings(writer.roundings))
             _describe(writer, record)
     return Written(record.with_outputs(writer.sha256), max(writer.errors.values()))
 

@@ -21,7 +21,7 @@ def read_record(folder: Path) -> RunRecord | None:
     return None
 
 
-def made_by(plan: Plan, record: RunRecord) -> bool:
+def is_record_of(plan: Plan, record: RunRecord) -> bool:
     """Return whether a run record is of this plan, and of all that it reads as it is now.
 
     Args:

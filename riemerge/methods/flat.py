@@ -53,19 +53,19 @@ class FlatRow:
             return answer
         return Answer(answer, Status.EXACT)
 
-    def surveyed(self, stream: Stream) -> Mapping[str, Any]:
+    def run_survey(self, stream: Stream) -> Mapping[str, Any]:
         """Return what the row's survey finds; a fault of it is told with the module that it was at."""
         assert self.survey is not None
         module = ""
 
-        def watched() -> Iterator[tuple[Tensor, Setting]]:
+        def watch() -> Iterator[tuple[Tensor, Setting]]:
             nonlocal module
             for x, setting in stream():
                 module = setting.module
                 yield x, setting
 
         try:
-            return self.survey(watched)
+            return self.survey(watch)
         except NumericalError as fault:
             raise NumericalError([f"{module}: {problem}" for problem in fault.problems]) from None
 
@@ -99,9 +99,9 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
     facts: Mapping[str, Any] = {}
     if row.survey is not None:
         seen = [name for name in names if name not in stack.plain]
-        facts = row.surveyed(lambda: (_of(row, stack, options, name, {}).seen for name in seen))
+        facts = row.run_survey(lambda: (_of(row, stack, options, name, {}).seen for name in seen))
     problems: list[str] = []
-    merged = in_order(partial(_tried, row, stack, options, facts), names, options.threads)
+    merged = in_order(partial(_attempt, row, stack, options, facts), names, options.threads)
     for done, (module, one) in enumerate(zip(names, merged, strict=True), 1):
         if options.progress is not None:
             options.progress(Progress("merge", done, len(names), method.name))
@@ -114,7 +114,7 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
         raise NumericalError(problems)
 
 
-def _tried(
+def _attempt(
     row: FlatRow, stack: Stack, options: Options, facts: Mapping[str, Any], module: str
 ) -> Merged | NumericalError:
     """Merge one module, or say why not, so that the faults of all modules can be told at once."""
@@ -122,12 +122,12 @@ def _tried(
         row = _PLAIN
     try:
         there = _of(row, stack, options, module, facts)
-        merged = there.merged(row, options)
+        merged = there.merge(row, options)
     except NumericalError as fault:
         return fault
     if options.later and not there.light:
         now = replace(options, later=False)
-        return replace(merged, lift=lambda: _of(row, stack, now, module, facts).merged(row, now).update)
+        return replace(merged, lift=lambda: _of(row, stack, now, module, facts).merge(row, now).update)
     return merged
 
 
@@ -196,7 +196,7 @@ class _Module(ABC):
         """The updates that count, in the domain of the row."""
 
     @abstractmethod
-    def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+    def _give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
 
     @property
@@ -204,7 +204,7 @@ class _Module(ABC):
         """What a survey sees."""
         return self.x, self.setting
 
-    def merged(self, row: FlatRow, options: Options) -> Merged:
+    def merge(self, row: FlatRow, options: Options) -> Merged:
         """Merge the module by one row."""
         started = perf_counter()
         answer = row(self.x, self.setting)
@@ -218,7 +218,7 @@ class _Module(ABC):
             passes=answer.passes,
             seconds=perf_counter() - started,
         )
-        return self._returned(answer.value, options, evidence)
+        return self._give_back(answer.value, options, evidence)
 
 
 @final
@@ -254,7 +254,7 @@ class _Whole(_Module):
             kept = kept.unsqueeze(-1)
         return kept
 
-    def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+    def _give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
         if self.domain == "gram":
             value = torch.tensordot(value.to(self.stacked), self._counting, dims=1)
         merged = Dense(value.reshape(self.setting.shape))
@@ -292,7 +292,7 @@ class _Factored(_Module, ABC):
     def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
-    def _returned(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+    def _give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
         rank = self.setting.rank
         if isinstance(options.rank, str) and not options.dense:
             share = energy_of(options.rank)
@@ -301,7 +301,7 @@ class _Factored(_Module, ABC):
         return self._cut(value, rank, options.dense, evidence)
 
     def _in_span(self, total: LowRankUpdate, rank: int | None, evidence: Evidence) -> Merged:
-        small, evidence = _truncated(total, rank, evidence)
+        small, evidence = _truncate(total, rank, evidence)
         return Merged(self._lifting(small), evidence, self.span.updates, small)
 
     def _lifting(self, small: LowRankUpdate) -> Callable[[], LowRankUpdate]:
@@ -348,7 +348,7 @@ class _Span(_Factored):
         return _singular_values(value)
 
     def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
-        return self._in_span(factored(value), rank, evidence)
+        return self._in_span(as_factors(value), rank, evidence)
 
 
 @final
@@ -369,7 +369,7 @@ class _Half(_Factored):
         return _singular_values(value)
 
     def _cut(self, value: Tensor, rank: int | None, dense: bool, evidence: Evidence) -> Merged:
-        half, evidence = _truncated(factored(value), rank, evidence)
+        half, evidence = _truncate(as_factors(value), rank, evidence)
         small, *inputs = JointSpan([half, *self._halves()]).updates
         return Merged(constant(self.span.lift_left(half)), evidence, tuple(inputs), small)
 
@@ -420,7 +420,7 @@ def _least_rank(sigma: Tensor, share: float) -> int:
     return min(int((energy < share * energy[-1]).sum()) + 1, len(sigma))
 
 
-def factored(matrix: Tensor) -> LowRankUpdate:
+def as_factors(matrix: Tensor) -> LowRankUpdate:
     """Return a (p, q) matrix as an update of min(p, q) columns, by no arithmetic."""
     p, q = matrix.shape
     eye = torch.eye(min(p, q), dtype=matrix.dtype, device=matrix.device)
@@ -429,7 +429,7 @@ def factored(matrix: Tensor) -> LowRankUpdate:
     return LowRankUpdate(matrix, eye)
 
 
-def _truncated(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:
+def _truncate(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:
     if rank is None or rank >= total.rank:
         return total.balance(), evidence
     return total.truncate(rank), replace(evidence, energy_kept=total.energy_kept(rank))

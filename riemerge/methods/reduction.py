@@ -34,7 +34,7 @@ class Reduced(NamedTuple):
     problems: tuple[str, ...]
 
 
-def reduced(stack: Stack, edits: Sequence[Edit], options: Options, module: str) -> Reduced:
+def reduce_module(stack: Stack, edits: Sequence[Edit], options: Options, module: str) -> Reduced:
     """Read one module, reduce it to its joint span, and edit its updates there."""
     span = JointSpan(stack.low_rank(module))
     edited: list[LowRankUpdate] = []

@@ -39,7 +39,7 @@ class Norms(NamedTuple):
         return cls(norm, norms, weights, remainder(merged.inputs, norms, weights, stored))
 
 
-def matched(modules: Iterable[Norms]) -> float:
+def match_norms(modules: Iterable[Norms]) -> float:
     """Return the factor λ by which ‖λ dW‖ is the weighted mean of the inputs' ‖dWᵢ‖, all modules together.
 
     A mean of T unrelated updates is shorter than each of them, by √T for the plain average of equal norms:

@@ -212,7 +212,7 @@ class Merged:
         assert self.small is not None
         return self.small.norm(), tuple(update.norm() for update in self.inputs)
 
-    def measured(self, scale: float) -> Apart:
+    def measure(self, scale: float) -> Apart:
         """Return the norms and distances of the merged update times λ."""
         if self.apart is not None:
             return self.apart.scaled(scale)

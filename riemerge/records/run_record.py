@@ -199,7 +199,7 @@ class RunRecord(BaseModel):
     warnings: tuple[str, ...]
     timing: Timing
 
-    def warned(self, texts: Iterable[str]) -> RunRecord:
+    def with_warnings(self, texts: Iterable[str]) -> RunRecord:
         """Return the record with more warnings: of what only the writing of the result showed."""
         return self.model_copy(update={"warnings": (*self.warnings, *texts)})
 

@@ -14,7 +14,7 @@ import torch
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import Adapter
 from riemerge.linalg import SVD, single_threaded
-from riemerge.merging.identifiability import determined, determined_together, frames, mean_overlap, overlap
+from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, mean_overlap, overlap
 from riemerge.merging.inputs import display_names, read_all
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Listener, Progress
@@ -132,6 +132,6 @@ def _pair(names: Sequence[str], i: int, j: int, modules: Mapping[str, _Module]) 
         distance=None if notes else math.hypot(*known.values()),
         distances={name: known[name] for name in modules if name in known},
         overlap=mean_overlap(overlaps),
-        determined=determined_together([determined(shared) for shared in overlaps]),
+        determined=judge_modules([judge_overlap(shared) for shared in overlaps]),
         notes=tuple(notes),
     )

@@ -15,7 +15,7 @@ from riemerge.formats.files.text import shown
 from riemerge.merging.inputs import Models
 from riemerge.merging.plan import plan
 from riemerge.merging.verbs import merge_into
-from riemerge.merging.written_before import made_by, read_record, why_not_as_written
+from riemerge.merging.written_before import is_record_of, read_record, why_not_as_written
 from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import RunRecord
 
@@ -77,7 +77,7 @@ def keep_merge(
         threads: Number of threads that work at once; all CPUs if not given.
     """
     record = read_record(target)
-    if record is not None and made_by(plan(recipe, opened=opened), record):
+    if record is not None and is_record_of(plan(recipe, opened=opened), record):
         why = why_not_as_written(target, record)
         if why is None:
             return record

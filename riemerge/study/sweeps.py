@@ -16,7 +16,7 @@ from riemerge.formats.files.text import listed
 from riemerge.merging.inputs import Models, counting, folders_of
 from riemerge.merging.plan import plan, plan_together
 from riemerge.merging.sinks import RECORD_FILE
-from riemerge.merging.written_before import made_by, read_record
+from riemerge.merging.written_before import is_record_of, read_record
 from riemerge.progress import Listener, Progress
 from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import RunRecord
@@ -168,7 +168,9 @@ def _check_folders(root: Path, recipes: Mapping[str, Recipe], opened: Models) ->
     for name, recipe in recipes.items():
         problems += overlaps(root / name, folders_of(recipe))
         record = read_record(root / name)
-        if os.path.lexists(root / name) and not (record and made_by(plan(recipe, opened=opened), record)):
+        if os.path.lexists(root / name) and not (
+            record and is_record_of(plan(recipe, opened=opened), record)
+        ):
             problems.append(
                 f"{root / name}: exists already, and its {RECORD_FILE} does not say this recipe and these "
                 "files: choose another folder or remove it"

@@ -42,7 +42,7 @@ class Dense:
         """Return the update factor · dW."""
         return Dense(factor * self.tensor)
 
-    def absorbed(self) -> Dense:
+    def absorb_scale(self) -> Dense:
         """Return the update itself: its scale is in the tensor."""
         return self
 

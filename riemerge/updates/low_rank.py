@@ -79,7 +79,7 @@ class LowRankUpdate:
 
     def norm(self) -> float:
         """Return the Frobenius norm ‖dW‖, in the units of the weights."""
-        _, core, _ = self._reduced()
+        _, core, _ = self._reduce()
         return float(torch.linalg.matrix_norm(core))
 
     def inner(self, other: LowRankUpdate) -> float:
@@ -92,8 +92,8 @@ class LowRankUpdate:
         """
         if self.shape != other.shape:
             raise ValueError(f"updates of shapes {self.shape} and {other.shape} have no inner product")
-        left, core, right = self._reduced()
-        other_left, other_core, other_right = other._reduced()
+        left, core, right = self._reduce()
+        other_left, other_core, other_right = other._reduce()
         return float(((left.T @ other_left) @ other_core @ (other_right @ right.T) * core).sum())
 
     def distance(self, other: LowRankUpdate) -> float:
@@ -106,7 +106,7 @@ class LowRankUpdate:
 
     def singular_values(self) -> Tensor:
         """Return the min(m, n, r) leading singular values of dW, descending, float64; all others are zero."""
-        _, core, _ = self._reduced()
+        _, core, _ = self._reduce()
         sigma: Tensor = torch.linalg.svdvals(core)
         return sigma
 
@@ -152,7 +152,7 @@ class LowRankUpdate:
         """
         if rank < 1:
             raise ValueError(f"rank {rank}: expected at least 1")
-        left, core, right = self._reduced()
+        left, core, right = self._reduce()
         u, sigma, vt = torch.linalg.svd(core, full_matrices=False)
         u, sigma, vt = left @ u[:, :rank], sigma[:rank], vt[:rank] @ right
         root = _signs(u) * sigma.sqrt()
@@ -187,7 +187,7 @@ class LowRankUpdate:
         """Return the update factor · dW, with the same factors."""
         return replace(self, scale=factor * self.scale)
 
-    def absorbed(self) -> LowRankUpdate:
+    def absorb_scale(self) -> LowRankUpdate:
         """Return the same dW with scale 1: the scale goes into both factors alike, its sign into A.
 
         Law: a scale times canonical factors (see `balance`) becomes canonical factors.
@@ -195,7 +195,7 @@ class LowRankUpdate:
         root = math.sqrt(abs(self.scale))
         return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
 
-    def padded(self, rank: int) -> LowRankUpdate:
+    def pad(self, rank: int) -> LowRankUpdate:
         """Return the same dW with columns of zero behind those of B, and as many rows behind those of A.
 
         Args:
@@ -210,7 +210,7 @@ class LowRankUpdate:
     def __neg__(self) -> LowRankUpdate:
         return self.scaled(-1.0)
 
-    def _reduced(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _reduce(self) -> tuple[Tensor, Tensor, Tensor]:
         """Orthonormal (m, p), core (p, q), orthonormal (q, n) in float64 whose product is dW; p, q <= r."""
         left, left_core = torch.linalg.qr(self.B.to(torch.float64))
         right, right_core = torch.linalg.qr(self.A.to(torch.float64).T)
@@ -301,8 +301,8 @@ class JointSpan:
         if updates is None:
             left, right = self._times_left(small.B), self._times_right(small.A.mT)
         else:
-            left = self._combined([one.B.mT for one in updates], [one.B for one in self.updates], small.B)
-            right = self._combined([one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT)
+            left = self._combine([one.B.mT for one in updates], [one.B for one in self.updates], small.B)
+            right = self._combine([one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT)
         signs = _signs(left)
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
@@ -320,7 +320,7 @@ class JointSpan:
         assert self._right is not None
         return _times_basis(self._right, small)
 
-    def _combined(self, columns: Sequence[Tensor], triangle: Sequence[Tensor], small: Tensor) -> Tensor:
+    def _combine(self, columns: Sequence[Tensor], triangle: Sequence[Tensor], small: Tensor) -> Tensor:
         """Return the product (rows, k) of the basis behind columns with a (p, k): of the columns C = Q R
         themselves with R⁻¹ s, where that is as exact; each of them given transposed.
         """

@@ -35,6 +35,6 @@ class Update(Protocol):
         """Return the update factor · dW."""
         ...
 
-    def absorbed(self) -> Self:
+    def absorb_scale(self) -> Self:
         """Return the same dW with scale 1."""
         ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,14 +42,6 @@ MODULES = 6
 LONG = ("geomerge", "mats", "mats_forward", "lowrank_mats", "lowrank_updates")
 # Rows that draw, survey, iterate, decide by entry, or need data: their second run has the same bits.
 AGAIN = ("geomerge", "ties_original", "dare_ties", "core_ties", "fisher_rao")
-
-
-@pytest.fixture(scope="module")
-def peft() -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        pytest.importorskip("transformers")
-        return pytest.importorskip("peft")
 
 
 def base() -> nn.Module:

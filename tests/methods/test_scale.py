@@ -22,7 +22,7 @@ from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS, Options, run_method
 from riemerge.methods.cancelling import Remainder
 from riemerge.methods.parameters import MATCHED
-from riemerge.methods.scale import Norms, matched
+from riemerge.methods.scale import Norms, match_norms
 from riemerge.recipes.recipe import make_recipe
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.folders import family, merge_adapters, write_family
@@ -52,19 +52,21 @@ def test_with_one_weight_in_all_modules_the_merge_gets_the_mean_norm() -> None:
     whole = [math.hypot(*(one.inputs[i] for one in modules)) for i in range(3)]
     merged = math.hypot(*(one.merged for one in modules))
     expected = sum(weight * norm for weight, norm in zip(weights, whole, strict=True))
-    assert matched(modules) * merged == pytest.approx(expected, rel=1e-14)
+    assert match_norms(modules) * merged == pytest.approx(expected, rel=1e-14)
 
 
 def test_copies_are_left_as_they_are_whatever_the_weights_of_modules() -> None:
     modules = [one._replace(inputs=[one.merged] * 3) for one in some_norms(5, 3, seed=1)]
-    assert matched(modules) == pytest.approx(1.0, rel=1e-14)
+    assert match_norms(modules) == pytest.approx(1.0, rel=1e-14)
 
 
 def test_it_is_of_degree_one_in_the_inputs_and_minus_one_in_the_merge() -> None:
     modules = some_norms(4, 3, seed=2)
     longer = [one._replace(inputs=[8.0 * norm for norm in one.inputs]) for one in modules]
-    assert matched(longer) == 8.0 * matched(modules)
-    assert matched([one._replace(merged=4.0 * one.merged) for one in modules]) == matched(modules) / 4.0
+    assert match_norms(longer) == 8.0 * match_norms(modules)
+    assert (
+        match_norms([one._replace(merged=4.0 * one.merged) for one in modules]) == match_norms(modules) / 4.0
+    )
 
 
 def test_the_order_of_the_inputs_changes_no_bit() -> None:
@@ -75,29 +77,29 @@ def test_the_order_of_the_inputs_changes_no_bit() -> None:
             Norms(one.merged, [one.inputs[i] for i in order], [one.weights[i] for i in order])
             for one in modules
         ]
-        found.add(matched(turned))
+        found.add(match_norms(turned))
     assert len(found) == 1
 
 
 def test_an_input_that_is_zero_in_a_module_counts_there_as_zero() -> None:
-    found = matched([Norms(1.0, [2.0, 0.0], [0.5, 0.5]), Norms(0.0, [0.0, 0.0], [0.5, 0.5])])
+    found = match_norms([Norms(1.0, [2.0, 0.0], [0.5, 0.5]), Norms(0.0, [0.0, 0.0], [0.5, 0.5])])
     assert found == 1.0  # (2 + 0) / 2 over 1
 
 
 @pytest.mark.parametrize("left", [0.0, 1e-16, 5e-5])
 def test_what_cancels_is_not_blown_up(left: float) -> None:
     zero = Remainder(0.0, 0.0, 0.0)
-    assert matched([Norms(left, [0.0, 0.0], [0.5, 0.5], zero)]) == 1.0
+    assert match_norms([Norms(left, [0.0, 0.0], [0.5, 0.5], zero)]) == 1.0
     rounding = Remainder(left, left, 1.0)
     with pytest.raises(NumericalError, match="the inputs cancel in all 1 modules: what is left of them is"):
-        matched([Norms(left, [1.0, 1.0], [0.5, 0.5], rounding)])
+        match_norms([Norms(left, [1.0, 1.0], [0.5, 0.5], rounding)])
     if left > 1e-13:  # what is exact may be as small
         exact = rounding._replace(noise=0.0)
-        assert matched([Norms(left, [1.0, 1.0], [0.5, 0.5], exact)]) == 1.0 / left
+        assert match_norms([Norms(left, [1.0, 1.0], [0.5, 0.5], exact)]) == 1.0 / left
 
 
 def test_a_thousand_unrelated_inputs_have_one() -> None:
-    assert matched([Norms(1 / math.sqrt(1000), [1.0] * 1000, [1e-3] * 1000)]) == pytest.approx(
+    assert match_norms([Norms(1 / math.sqrt(1000), [1.0] * 1000, [1e-3] * 1000)]) == pytest.approx(
         math.sqrt(1000)
     )
 

@@ -9,7 +9,6 @@ import json
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +16,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks import peers
 from tests.helpers import ROOT
 
 pytestmark = [
     pytest.mark.oracle,
+    pytest.mark.usefixtures("peft"),
     # PEFT 0.21.2 asks transformers 5 by the old name, and remarks that TIES of density 1 trims nothing.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The density 1.0 is greater than or equal to 1:UserWarning"),
@@ -39,14 +40,6 @@ MEASURED_HERE = (*OURS, *FACTORWISE, *PEFT_SUMS)
 ROUNDED = 2e-5
 Law = Callable[[float], bool]
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _peft() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        pytest.importorskip("transformers")
-        pytest.importorskip("peft")
 
 
 def exact(value: float) -> bool:
@@ -159,7 +152,7 @@ def test_only_what_is_no_sum_is_not_measured_as_one() -> None:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 MERGED = "merged"
-OUTCOMES = {
+OUTCOMES: dict[str, dict[str, str]] = {
     "fine": of(MEASURED_HERE, MERGED),
     "no base": of(OURS, MERGED) | of((*FACTORWISE, *PEFT_SUMS), "RuntimeError"),
     "nan": of(OURS, "AdapterError") | of((*FACTORWISE, "PEFT cat"), MERGED) | {"PEFT svd": "_LinAlgError"},
@@ -222,7 +215,7 @@ def test_the_rulers_catch_a_planted_fault(tmp_path: Path, monkeypatch: pytest.Mo
     """A merge that returns its first input, in a gauge of its own and doubled, breaks copies and sum."""
 
     def planted(name: str, folders: list[Path], weights: object, base: object, out: Path) -> Path:
-        factors = peers.load_file(folders[0] / "adapter_model.safetensors")
+        factors = load_file(folders[0] / "adapter_model.safetensors")
         names = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in factors}
         pairs = {
             module: tuple(

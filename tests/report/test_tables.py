@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
-from riemerge.merging.identifiability import determined, determined_together
+from riemerge.merging.identifiability import judge_modules, judge_overlap
 from riemerge.merging.measure import totals
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
@@ -132,7 +132,7 @@ def test_a_measured_spread_decides_and_is_shown(tmp_path: Path) -> None:
     assert "None" not in text
     # The spread has the last word, whatever the overlap says.
     turned = [
-        one.model_copy(update={"update_spread": spread, "determined": determined(one.overlap, spread)})
+        one.model_copy(update={"update_spread": spread, "determined": judge_overlap(one.overlap, spread)})
         for one, spread in zip(measured.modules, (0.05, 0.001), strict=True)
     ]
     assert [one.determined for one in turned] == ["partly", "yes"]
@@ -195,7 +195,7 @@ def test_the_modules_answer_together(
         *["no"] * no,
         *["open"] * unsaid,
     ]
-    assert determined_together([*answers, None]) == together
+    assert judge_modules([*answers, None]) == together
 
 
 def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
@@ -213,9 +213,9 @@ def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
         (0.9, -0.5, "no"),
     ):
         found = Overlap(**known, weakest=weakest, cosine=cosine)
-        assert determined(found) == answer
-        assert [determined(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
-    assert determined(None) is None
+        assert judge_overlap(found) == answer
+        assert [judge_overlap(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
+    assert judge_overlap(None) is None
 
 
 def test_left_out_updates_have_no_distance_in_the_report(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.methods.geodesic.batches import SEVERAL, ModuleMean, Size, solve
 from riemerge.methods.method import Method
-from riemerge.methods.reduction import Reduced, in_order, reduced
+from riemerge.methods.reduction import Reduced, in_order, reduce_module
 from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
 from riemerge.progress import Progress
 from riemerge.updates.low_rank import LowRankUpdate
@@ -104,7 +104,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     Source: arXiv 2604.27155, section 3.
     """
     names = sorted(stack.modules)
-    read = partial(reduced, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
+    read = partial(reduce_module, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
     modules: dict[str, _Module] = {}
     for module in in_order(partial(_prepare, read, stack, options), names, options.threads):
         modules[module.name] = module
@@ -272,7 +272,7 @@ def _lift(
         evidence = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=apart)
     else:
         zero = given.inputs[0].truncate(min(module.ranks)).scaled(0.0)
-        small, evidence = zero.absorbed(), Evidence(Status.EXACT)
+        small, evidence = zero.absorb_scale(), Evidence(Status.EXACT)
     evidence = replace(
         evidence,
         # A left-out update stood in as a copy of another.
