@@ -158,7 +158,8 @@ def test_what_a_survey_found_of_a_model_stays_with_it_where_others_are_left_out(
     whole = stacked(method, given, [1.0, 1.0, 1.0], [0, 10, 20], normalize_fisher=True)
     two = dict.fromkeys(("layers.0.q", "layers.1.q"), whole.modules[MODULE])
     shares = {"layers.0.q": (1 / 3, 1 / 3, 1 / 3), "layers.1.q": (0.0, 0.5, 0.5)}
-    part = replace(whole, modules=two, weights=shares.__getitem__)
+    values = whole.values(MODULE)
+    part = replace(whole, modules=two, weights=shares.__getitem__, values=lambda _: values)
     found = dict(run_method(method, part, Options(rank="sum")))["layers.1.q"].update
     fishers = [statistics(seed)["fisher"] for seed in (10, 20)]
     # Over both modules, which have the same statistics here.
