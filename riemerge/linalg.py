@@ -179,28 +179,6 @@ def polar(matrix: Tensor) -> Tensor:
     return (left @ right).to(matrix.dtype)
 
 
-def procrustes(matrix: Tensor, determinant: Tensor | None = None) -> Tensor:
-    """Return the orthogonal O (..., r, r) that maximises tr(Oᵀ M).
-
-    Args:
-        matrix: M, (..., r, r).
-        determinant: Signs (...) of +1 or -1; the maximum is then taken over that component of O(r) only
-            (Kabsch 1976: the least singular direction is reversed where the sign disagrees).
-    """
-    left, _, right = torch.linalg.svd(matrix)
-    if determinant is not None:
-        left = with_determinant(left, determinant * torch.linalg.det(right).sign())
-    return left @ right
-
-
-def with_determinant(orthogonal: Tensor, determinant: Tensor) -> Tensor:
-    """Reverse the last column of orthogonal matrices (..., r, r) whose determinant has the other sign
-    (...).
-    """
-    flip = torch.linalg.det(orthogonal).sign() * determinant.to(orthogonal.dtype)
-    return torch.cat((orthogonal[..., :-1], orthogonal[..., -1:] * flip[..., None, None]), dim=-1)
-
-
 def scale_modules(factor: Tensor, vector: Tensor) -> Tensor:
     """Multiply each module's matrix (..., m, n) by its own factor (...)."""
     return factor.to(vector.dtype)[..., None, None] * vector

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -30,3 +32,12 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("no shared data: set RIEMERGE_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def peft() -> ModuleType:
+    """PEFT, and transformers with it; skips where either is absent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
+        pytest.importorskip("transformers")
+        return pytest.importorskip("peft")

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import io
 import re
 import sys
 import tempfile
@@ -160,13 +162,24 @@ class Walk:
 
     Attributes:
         package: Folder of the package.
-        functions: Functions of each room that hold one, in the order in which the rooms are entered.
-        steps: Pairs of functions, one of which called the other, both holding one, in different rooms.
+        functions: Functions of each room that hold one.
+        steps: Pairs of functions in different rooms: one that holds one, behind the one that called it.
+        clock: Number of functions that have begun.
+        begun: When each running function began, by its frame.
+        entered: When the first function of each room that holds one began.
     """
 
     package: Path
     functions: dict[str, set[CodeType]] = field(default_factory=dict)
     steps: set[tuple[CodeType, CodeType]] = field(default_factory=set)
+    clock: int = 0
+    begun: dict[int, int] = field(default_factory=dict)
+    entered: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rooms(self) -> list[str]:
+        """The rooms that hold a recipe or a plan, in the order in which they are entered."""
+        return sorted(self.entered, key=lambda room: self.entered[room])
 
     def room(self, code: CodeType) -> str:
         """Return the room of a function, "" for functions of other packages and of no room."""
@@ -181,9 +194,16 @@ class Walk:
             return
         code = frame.f_code
         room = self.room(code)
-        if not room or not any(type(value).__name__ in CARRIED for value in frame.f_locals.values()):
+        if not room:
+            return
+        if event == "call":
+            self.clock += 1
+            self.begun[id(frame)] = self.clock
+        if not any(type(value).__name__ in CARRIED for value in frame.f_locals.values()):
             return
         self.functions.setdefault(room, set()).add(code)
+        begun = self.begun.get(id(frame), 0)
+        self.entered[room] = min(begun, self.entered.get(room, begun))
         caller = frame.f_back
         while caller and not self.room(caller.f_code):
             caller = caller.f_back
@@ -197,7 +217,7 @@ def trace_merge(package: Path) -> Walk:
 
     walk = Walk(package)
     folders = [str(path) for path in sorted(EXAMPLES.iterdir()) if path.is_dir()]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         threading.setprofile(walk)
         sys.setprofile(walk)
         try:
@@ -224,8 +244,8 @@ def describe_house(house: House) -> list[str]:
 
 def describe_walk(walk: Walk, house: House) -> list[str]:
     """Return the rooms of a walk, line by line, with the climbs between them."""
-    lines = [f"a recipe enters {len(walk.functions)} rooms"]
-    lines += [f"     {room}: {len(codes)} functions hold it" for room, codes in walk.functions.items()]
+    lines = [f"a recipe enters {len(walk.rooms)} rooms"]
+    lines += [f"     {room}: {len(walk.functions[room])} functions hold it" for room in walk.rooms]
     storeys = house.storeys
     pairs = [(walk.room(begin), walk.room(end), begin, end) for begin, end in walk.steps]
     climbs = [step for step in pairs if storeys.get(step[0], 0) < storeys.get(step[1], 0)]
@@ -248,8 +268,8 @@ def faults(house: House, walk: Walk | None = None, limits: Limits = LIMITS) -> l
     if house.circle:
         found.append(f"a circle: {' -> '.join(reversed(house.circle))}")
     found += [f"an arrow up: {begin} -> {end}" for begin, end in house.climbs]
-    if walk and len(walk.functions) > limits.walk:
-        found.append(f"a recipe enters {len(walk.functions)} rooms, at most {limits.walk}")
+    if walk and len(walk.rooms) > limits.walk:
+        found.append(f"a recipe enters {len(walk.rooms)} rooms, at most {limits.walk}")
     return found
 
 

@@ -137,7 +137,7 @@ def _best_of(entry: Mapping[str, Any]) -> float:
 
 
 def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What `riemerge.report.suitability` tells users: the share of each row as it runs without options."""
+    """What `riemerge.report.verdict` tells users: the share of each row as it runs without options."""
     collections = list(report["collections"].values())
     shares = [
         {

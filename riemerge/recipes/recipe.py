@@ -183,8 +183,7 @@ def parse_value(spec: Parameter, text: str, *, where: str | None = None) -> Any:
     is_word = spec.kind in {"choice", "text"} and not text.lstrip().startswith("[")
     problems: list[str] = []
     value = check_value(spec, text if is_word else parse_yaml(text, where=where), where, problems)
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
     return value
 
 

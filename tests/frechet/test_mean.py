@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pymanopt
 import pytest
@@ -11,31 +9,13 @@ import torch
 from pymanopt.optimizers import ConjugateGradient, NelderMead, SteepestDescent
 
 from examples.toy import Scaling, TwoLayers, equation_15, network
-from riemerge import FrechetProblem, Status, frechet_mean
+from riemerge import Status, frechet_mean
 from riemerge.errors import RecipeError
-from riemerge.frechet import SOLVERS, Solution, mean, problem
-from riemerge.frechet.low_rank.joint import Joint
-from riemerge.frechet.solvers import ModulewiseLineSearcher, Monitor
-from riemerge.manifolds import (
-    FixedRank,
-    Orthogonal,
-    QuotientManifold,
-    Stiefel,
-    SymmetricPositiveDefinite,
-)
+from riemerge.frechet import SOLVERS
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel, SymmetricPositiveDefinite
+from tests.frechet.certificates import certified
 from tests.helpers import adapter_family, random_core, random_gauge, seeded
 from tests.manifolds.subjects import family, matrices, relative, updates
-
-
-def certified(solution: Solution, tol: float = 1e-8) -> bool:
-    """Whether the certificate itself, not the status, says that this is a mean."""
-    scale = np.maximum(1, np.sqrt(2 * solution.cost))
-    return bool(
-        (solution.gradient_norm <= tol * scale).all() and (solution.horizontality <= 10 * tol * scale).all()
-    )
-
-
-# --- the solvers --------------------------------------------------------------------------------------------
 
 
 def test_solvers_agree_on_close_adapters() -> None:
@@ -99,16 +79,6 @@ def test_any_optimizer_of_pymanopt() -> None:
         solution = frechet_mean(quotient, points, solver=optimizer)
         np.testing.assert_allclose(solution.cost, ours.cost, rtol=1e-9)
         assert set(solution.status) <= {Status.CONVERGED, Status.STOPPED}
-
-
-def test_an_optimizer_that_stops_by_itself_is_not_converged() -> None:
-    quotient, points = updates(20, 17, 3, k=2), family("independent", 3, 20, 17, 3, seed=7)
-    solution = frechet_mean(quotient, points, solver=SteepestDescent(verbosity=0, max_iterations=2))
-    assert set(solution.status) == {Status.STOPPED}
-    assert not solution.ok
-
-
-# --- the mean -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -264,38 +234,6 @@ def test_scaling_the_inputs_scales_the_merge() -> None:
     assert relative(matrices(quotient, two), 1e4 * matrices(quotient, one)) < 1e-8
 
 
-def test_horizontal_logs_at_an_aligned_minimiser() -> None:
-    quotient, points = updates(40, 36, 4, k=2), family("mix", 4, 40, 36, 4, seed=11)
-    solution = frechet_mean(quotient, points, tol=1e-9, solver="trust_regions")
-    assert solution.ok
-    assert solution.horizontality.max() < 1e-8 * max(1, np.sqrt(2 * solution.cost.max()))
-    # The same, found anew: each point aligned to the mean from scratch.
-    for x in points:
-        log = quotient.total.logarithm(solution.point, quotient.align(x, to=solution.point)).tangent
-        vertical = log - quotient.horizontal(solution.point, log)
-        assert float(quotient.norm(solution.point, vertical)) < 1e-8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["close", "mix", "lora_like", "independent", "shared_subspace"])
-def test_alignment_is_near_the_best_of_many_starts(name: str) -> None:
-    quotient = updates(48, 40, 6, k=6)
-    a, b = family(name, 2, 48, 40, 6, seed=21, k=6)
-    found = quotient.dists(a, b) ** 2
-    action = quotient.action
-    assert isinstance(action, Orthogonal)
-    starts = action.random_element((48, 6), seeded(0))
-    _, squared = action._refine(quotient.total, b, a, starts, 1e-3)
-    best = squared.amin(dim=0)
-    defined = torch.isfinite(best) & torch.isfinite(found)
-    # Exactly shared subspaces can want two determinants at once: then there is no geodesic, which is flagged.
-    assert bool(defined.all()) or name == "shared_subspace"
-    assert float((found / best)[defined].max()) < 1.02
-
-
-# --- the paper's toy problem --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_toy_problem_has_its_closed_form(solver: str) -> None:
     networks = QuotientManifold(TwoLayers(), Scaling())
@@ -343,112 +281,10 @@ def test_networks_of_opposite_sign_have_no_mean() -> None:
     assert solution.status == (Status.UNDEFINED,)
 
 
-# --- how a solve ends ---------------------------------------------------------------------------------------
-
-
-def test_budget_is_kept_and_named() -> None:
-    quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
-    for solver in SOLVERS:
-        solution = frechet_mean(quotient, points, solver=solver, max_passes=8)
-        assert solution.status == (Status.BUDGET,)
-        # One Hessian-vector product is two passes, and is not cut in half.
-        assert solution.passes <= (8 + 2 * 30 if solver == "trust_regions" else 8)
-        assert not solution.ok
-
-
-def test_flat_costs_end_the_solve() -> None:
-    quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
-    solution = frechet_mean(quotient, points, cost_tol=1e-3)
-    assert solution.status == (Status.FLAT,)
-    assert solution.ok
-    assert solution.gradient_norm.max() > 1e-8
-
-
-def test_impossible_tolerance_stalls_or_meets_the_budget() -> None:
-    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
-    for solver in SOLVERS:
-        solution = frechet_mean(quotient, points, solver=solver, tol=0.0, max_passes=120)
-        assert set(solution.status) <= {Status.STALLED, Status.BUDGET}
-        assert solution.gradient_norm.max() < 1e-8
-
-
-def test_modules_end_apart() -> None:
-    quotient = updates(40, 36, 4, k=2)
-    close, far = (family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "independent"))
-    points = [torch.cat(pair) for pair in zip(close, far, strict=True)]
-    solution = frechet_mean(quotient, points, max_passes=60, solver="steepest_descent")
-    assert solution.status == (Status.CONVERGED, Status.BUDGET)
-    assert solution.trace[-1].active == 1
-    alone = frechet_mean(updates(40, 36, 4), close)
-    assert relative(matrices(quotient, solution.point)[:1], matrices(quotient, alone.point)) < 1e-7
-
-
-def test_an_undefined_module_is_named_and_the_rest_solved() -> None:
-    manifold = Stiefel(12, 3, k=2, seed=0)
-    a = manifold.random_point()
-    b = manifold.exp(a, 0.5 * manifold.random_tangent_vector(a))
-    b[1] = -a[1]
-    for solver in SOLVERS:
-        solution = frechet_mean(manifold, [a, b], solver=solver, initial_point=a)
-        assert solution.status[1] is Status.UNDEFINED
-        assert solution.status[0] is Status.CONVERGED
-        assert solution.cost[1] == np.inf
-
-
 def test_same_input_same_bits() -> None:
     quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
     one, two = (frechet_mean(quotient, points, max_passes=30) for _ in range(2))
     assert torch.equal(one.point, two.point)
-
-
-def test_callback_sees_the_trace() -> None:
-    quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
-    seen: list[object] = []
-    solution = frechet_mean(quotient, points, callback=seen.append)
-    assert tuple(seen) == solution.trace
-    assert solution.trace[-1].active == 0
-
-
-def test_finished_modules_stay_where_they_are() -> None:
-    quotient = updates(40, 36, 4, k=2)
-    close, far = (family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "independent"))
-    points = [torch.cat(pair) for pair in zip(close, far, strict=True)]
-    for solver in ("conjugate_gradient", "steepest_descent", "fixed_point"):
-        short, long = (
-            frechet_mean(quotient, points, solver=solver, max_passes=n, tol=1e-3) for n in (12, 16)
-        )
-        assert short.status[0] is long.status[0] is Status.CONVERGED
-        # A step of zero is taken by the geodesic, to round-off.
-        assert float((short.point[0] - long.point[0]).abs().max()) < 1e-13
-        assert float((short.point[1] - long.point[1]).abs().max()) > 1e-5
-
-
-@pytest.mark.parametrize("solver", ["conjugate_gradient", "steepest_descent", "fixed_point"])
-def test_passes_are_counted_and_used(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    quotient, points = updates(24, 20, 3), family("independent", 4, 24, 20, 3, seed=11, k=1)
-    calls = []
-    evaluate = Joint.evaluate
-    monkeypatch.setattr(Joint, "evaluate", lambda self, x, **kw: calls.append(0) or evaluate(self, x, **kw))
-    for budget in (10, 11, 12):
-        calls.clear()
-        solution = frechet_mean(quotient, points, solver=solver, max_passes=budget)
-        assert solution.passes == len(calls) == budget
-
-
-def test_passes_of_hessians_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    quotient, points = updates(24, 20, 3), family("close", 4, 24, 20, 3, seed=11, k=1)
-    calls = []
-    evaluate = Joint.evaluate
-    monkeypatch.setattr(Joint, "evaluate", lambda self, x, **kw: calls.append(0) or evaluate(self, x, **kw))
-    assert frechet_mean(quotient, points, solver="trust_regions").passes == len(calls)
-
-
-def test_line_searcher_is_not_copied() -> None:
-    quotient, points = updates(14, 12, 3), family("close", 3, 14, 12, 3, seed=3, k=1)
-    problem = FrechetProblem(quotient, points)
-    monitor = Monitor(problem, tol=1e-8, cost_tol=0, max_passes=10, max_seconds=60.0, callback=None)
-    searcher = ModulewiseLineSearcher(problem, monitor)
-    assert copy.deepcopy(searcher) is searcher
 
 
 # In rank 3 the data themselves are at each other's cut locus, too.
@@ -467,67 +303,6 @@ def test_shared_subspaces_have_a_mean_whatever_their_orientation(rank: int, seed
             assert np.isnan(distances).any() or costs[-1] <= np.mean(np.square(distances)) / 2
     # Several minima, which the order of the data may choose among.
     assert max(costs) < 1.05 * min(costs)
-
-
-@pytest.mark.parametrize(("rank", "width"), [(8, 64), (16, 96)])
-def test_a_start_at_the_cut_locus_is_left_by_ever_longer_steps(
-    rank: int, width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of many modules of one subspace, one in forty is helped neither by the first step nor by the data."""
-    points = family("shared_subspace", 6, width, width, rank, seed=0, k=12)
-    tries = []
-    for steps in (problem._STEPS_OFF, 1):
-        monkeypatch.setattr(problem, "_STEPS_OFF", steps)
-        solution = frechet_mean(updates(width, width, rank, k=12), points, max_passes=1)
-        tries.append(int(np.isinf(solution.cost).sum()))
-    assert tries == [0, 1]
-
-
-@pytest.mark.parametrize("name", ["close", "mix", "lora_like", "shared_subspace", "independent"])
-def test_single_precision_is_left_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A solve that begins in single precision ends where one in double precision does, and as certain; and
-    one that ends early ends in about as good a place.
-    """
-    quotient, points = updates(60, 50, 4, k=2), family(name, 3, 60, 50, 4, seed=5)
-    early, late = ({"cost_tol": 1e-3}, {"tol": 1e-6, "max_passes": 600})
-    coarse = [frechet_mean(quotient, points, **options) for options in (early, late)]
-    monkeypatch.setattr(mean, "_SINGLE", ())
-    fine = [frechet_mean(quotient, points, **options) for options in (early, late)]
-    np.testing.assert_allclose(coarse[0].cost, fine[0].cost, rtol=1e-4)
-    if fine[1].ok:
-        assert certified(coarse[1], 1e-6)
-        np.testing.assert_allclose(coarse[1].cost, fine[1].cost, rtol=1e-10)
-    # Costs of one precision are compared with each other only: none rises by more than that of one digit.
-    for one in coarse:
-        costs = np.stack([x.cost for x in one.trace])
-        assert (np.diff(costs, axis=0) <= 3e-5 * costs[:-1]).all()
-
-
-def test_precision_is_of_each_module_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is nearly solved goes on in double precision, what is not in single; what is finished stays in
-    the trace as it was found.
-    """
-    close, far = (family(name, 4, 60, 50, 4, seed=11, k=1) for name in ("close", "independent"))
-    # One of five, so that it stays in the batch when it is finished.
-    points = [torch.cat((x, y, y, y, y)) for x, y in zip(close, far, strict=True)]
-    seen = []
-    evaluate = Joint.evaluate
-
-    def watched(self: Joint, point: torch.Tensor, *, tight: bool = False):
-        found = evaluate(self, point, tight=tight)
-        if found.cost.numel() == 5:
-            seen.append(found.coarse.tolist())
-        return found
-
-    monkeypatch.setattr(Joint, "evaluate", watched)
-    solution = frechet_mean(updates(60, 50, 4, k=5), points, max_passes=40)
-    assert [True, True, True, True, True] in seen
-    assert [False, True, True, True, True] in seen
-    costs = np.stack([x.cost for x in solution.trace])
-    ended = next(i for i, x in enumerate(solution.trace) if x.active < 5)
-    assert ended < len(solution.trace) - 3
-    assert (costs[ended:, 0] == costs[ended, 0]).all()
-    assert solution.status[0] is Status.CONVERGED
 
 
 def test_updates_that_cancel_have_a_mean() -> None:

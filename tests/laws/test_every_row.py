@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from riemerge.cli.commands import DEMO, main
+from riemerge.cli.commands import main
+from riemerge.cli.demo import DEMO
 from riemerge.formats.peft import read_adapter
 from riemerge.methods import METHODS
 from riemerge.statistics import collect_statistics
@@ -43,14 +43,6 @@ MODULES = 6
 LONG = ("geomerge", "mats", "mats_forward", "lowrank_mats", "lowrank_updates")
 # Rows that draw, survey, iterate, decide by entry, or need data: their second run has the same bits.
 AGAIN = ("geomerge", "ties_original", "dare_ties", "core_ties", "fisher_rao")
-
-
-@pytest.fixture(scope="module")
-def peft() -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        pytest.importorskip("transformers")
-        return pytest.importorskip("peft")
 
 
 def base() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def adapters(method: Method, family: str = "independent", seed: int = 7) -> list
     return adapter_family(family, count(method), *SHAPE, 3, seed)
 
 
-def halved(method: Method) -> dict[str, float]:
+def halved(method: Method) -> dict[str, Any]:
     """What makes a row trim or draw: by default most keep all, and there its laws say nothing of that."""
     return {"density": 0.5} if "density" in method.parameters else {}
 
@@ -83,8 +84,8 @@ def test_the_order_does_not_matter(name: str) -> None:
     # What makes a place count, where a default leaves all alike.
     said = {"t": 0.3} if "t" in method.parameters else {"last": 2} if name == "lawa" else halved(method)
     first = merged(name, given, weights, data, **said)
-    turn = [[of[i] for i in turned] for of in (given, weights, data)]
-    other = merged(name, *turn, **said)
+    inputs = [given[i] for i in turned]
+    other = merged(name, inputs, [weights[i] for i in turned], [data[i] for i in turned], **said)
     if method.ordered and name != "swa":
         assert relative(other, first) >= 1e-3
     else:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from examples.toy import Scaling, TwoLayers
-from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel, SymmetricPositiveDefinite
+from riemerge.manifolds import (
+    FixedRank,
+    GeodesicManifold,
+    Orthogonal,
+    QuotientManifold,
+    Stiefel,
+    SymmetricPositiveDefinite,
+)
 from tests.helpers import adapter_family
 
-TOTAL = {
+TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
     "stiefel": lambda: Stiefel(9, 3, k=2, seed=1),
     "stiefel, short": lambda: Stiefel(5, 3, k=2, seed=1),
     "stiefel, p = 1": lambda: Stiefel(4, 1, k=2, seed=1),
@@ -22,7 +31,7 @@ TOTAL = {
     "fixed rank 1": lambda: FixedRank(5, 6, 1, k=2, seed=1),
     "two layers": lambda: TwoLayers(k=2, seed=1),
 }
-QUOTIENTS = {
+QUOTIENTS: dict[str, Callable[[], QuotientManifold]] = {
     "updates": lambda: QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), Orthogonal(3)),
     "updates of rank 1": lambda: QuotientManifold(FixedRank(8, 7, 1, k=2, seed=1), Orthogonal(1)),
     "updates of short sides": lambda: QuotientManifold(FixedRank(5, 7, 3, k=2, seed=1), Orthogonal(3)),

@@ -4,6 +4,7 @@ another."""
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from tests.manifolds.subjects import family, updates
 @pytest.mark.parametrize("form", ["joint", "nested"])
 @pytest.mark.parametrize("gradient", ["analytic", "autograd"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_no_numpy_conversion_happens_inside_a_solve(solver: str, gradient: str, form: str) -> None:
+def test_no_numpy_conversion_happens_inside_a_solve(
+    solver: str, gradient: Literal["analytic", "autograd"], form: Literal["joint", "nested"]
+) -> None:
     quotient, points = updates(16, 14, 2, k=2), family("close", 3, 16, 14, 2, seed=5)
     with forbid_numpy():
         solution = frechet_mean(quotient, points, solver=solver, gradient=gradient, form=form, max_passes=80)
@@ -40,7 +43,9 @@ def test_a_planted_numpy_conversion_is_caught(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["joint", "nested"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_whole_path_stays_on_cuda_and_gives_the_same_numbers(solver: str, form: str) -> None:
+def test_the_whole_path_stays_on_cuda_and_gives_the_same_numbers(
+    solver: str, form: Literal["joint", "nested"]
+) -> None:
     quotient, points = updates(16, 14, 2, k=2), family("close", 3, 16, 14, 2, seed=5)
     expected = frechet_mean(quotient, points, solver=solver, form=form, max_passes=40)
     with fake_cuda():

@@ -9,7 +9,6 @@ import json
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from tests.helpers import ROOT
 
 pytestmark = [
     pytest.mark.oracle,
+    pytest.mark.usefixtures("peft"),
     # PEFT 0.21.2 asks transformers 5 by the old name, and remarks that TIES of density 1 trims nothing.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The density 1.0 is greater than or equal to 1:UserWarning"),
@@ -40,14 +40,6 @@ MEASURED_HERE = (*OURS, *FACTORWISE, *PEFT_SUMS)
 ROUNDED = 2e-5
 Law = Callable[[float], bool]
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _peft() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        pytest.importorskip("transformers")
-        pytest.importorskip("peft")
 
 
 def exact(value: float) -> bool:
@@ -263,7 +255,7 @@ def test_every_claim_of_the_table_about_peft_and_us_is_tested_here() -> None:
 
 def test_the_pages_show_the_tables_of_the_committed_result() -> None:
     for page, marker, expected in (
-        ("README.md", "peers", peers.table(RESULT)),
+        ("docs/results.md", "peers", peers.table(RESULT)),
         ("benchmarks/README.md", "peers costs", peers.costs(RESULT)),
     ):
         text = (ROOT / page).read_text(encoding="utf-8")

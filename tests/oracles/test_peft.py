@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,14 +21,6 @@ pytestmark = [
     # PEFT 0.21.2 asks transformers 5 by the old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def peft() -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what third parties deprecate while they are imported is not ours
-        pytest.importorskip("transformers")
-        return pytest.importorskip("peft")
 
 
 def llama() -> nn.Module:

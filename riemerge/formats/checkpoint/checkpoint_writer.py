@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self, final
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.formats.checkpoint.checkpoint import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
-from riemerge.formats.files import staging
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
-from riemerge.formats.files.staging import Text, writing
+from riemerge.formats.files.staging import NewFolder, Text, check_read_back, file_sha256, sync, writing
 from riemerge.formats.files.tensor_file import DTYPES
-from riemerge.formats.files.text import as_json, can_be_shown, is_plain_name, shown
+from riemerge.formats.files.text import as_json, can_be_shown, shown
 
 
 @final
@@ -68,10 +67,9 @@ class DenseWriter:
         self._roundings: dict[str, Rounding] = {}
         self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._shards: list[tuple[str, list[str]]] = []  # sha256 of each that is written, names of its tensors
-        self._sha256: dict[str, str] = {}
-        self._late: dict[str, Text] = {}
+        self._sha256: Mapping[str, str] = {}
         self._pending: dict[str, Tensor] = {}
-        self._stage: Path | None = None
+        self._folder: NewFolder | None = None
 
     @property
     def errors(self) -> Mapping[str, float]:
@@ -88,24 +86,20 @@ class DenseWriter:
     @property
     def sha256(self) -> Mapping[str, str]:
         """The sha256 of each file of tensors, of their index and of each copied file; complete at the end."""
-        return MappingProxyType(self._sha256)
+        return self._sha256
 
     def __enter__(self) -> Self:
-        staging.check_output(self._target, [])
-        with writing(self._target):
-            self._stage = staging.stage_beside(self._target)
+        self._folder = NewFolder(self._target)
+        self._sha256 = MappingProxyType(self._folder.sha256)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stage, self._stage = self._find_stage(), None
-        try:
+        folder, self._folder = self._require_folder(), None
+        with closing(folder):
             if kind is None:
-                with writing(self._target):
-                    self._finish(stage)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+                self._finish(folder)
 
     def add(self, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None) -> float:
         """Round a tensor to the dtype that is stored, and write it when its shard is full.
@@ -123,7 +117,7 @@ class DenseWriter:
             OutputError: The disk is full, or the folder cannot be written.
             ValueError: The name was used before or cannot be one, or the dtype cannot be stored.
         """
-        stage = self._find_stage()
+        folder = self._require_folder()
         _check_float(dtype)
         if name in self._roundings:
             raise ValueError(f"the tensor {shown(name)} was added already")
@@ -136,7 +130,7 @@ class DenseWriter:
         except NumericalError as fault:
             raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
         if stored.nbytes + sum(pending.nbytes for pending in self._pending.values()) > self._shard_bytes:
-            self._flush(stage)
+            self._flush(folder)
         self._pending[name] = stored
         self._roundings[name], self._entries[name] = rounding, (tuple(stored.shape), stored.dtype)
         return rounding.error
@@ -153,40 +147,32 @@ class DenseWriter:
             OutputError: The file cannot be copied or written.
             ValueError: The name was used before, belongs to the tensors, or is no plain file name.
         """
-        target = self._find_stage() / name
-        taken = target.exists() or name in self._late
-        if not is_plain_name(name) or name == INDEX_FILE or name.endswith(SUFFIX) or taken:
+        if name == INDEX_FILE or name.endswith(SUFFIX):
             raise ValueError(f"{name!r} cannot be the name of an extra file")
-        with writing(self._target):
-            if isinstance(content, Path):
-                shutil.copyfile(content, target)
-                staging.sync(target)
-                self._sha256[name] = staging.file_sha256(target)
-            else:
-                self._late[name] = content
+        self._require_folder().add(name, content)
 
-    def _find_stage(self) -> Path:
-        if self._stage is None:
+    def _require_folder(self) -> NewFolder:
+        if self._folder is None:
             raise ValueError("the writer is not open: use it in a with statement, once")
-        return self._stage
+        return self._folder
 
-    def _flush(self, stage: Path) -> None:
+    def _flush(self, folder: NewFolder) -> None:
         """Write the pending shard, under a name that does not depend on how many follow."""
         if not self._pending:
             return
-        path = stage / _shard_name(len(self._shards))
+        path = folder.stage / _shard_name(len(self._shards))
         with writing(self._target):
             path.touch()
             mode = path.stat().st_mode  # by the user's umask: safetensors lets only the owner read
             save_file(self._pending, path, metadata={"format": "pt"})
             path.chmod(mode)
-            staging.sync(path)
+            sync(path)
             # Hashed now: the shard is still in the system's cache, so that the disk is not read for it.
-            self._shards.append((staging.file_sha256(path), [*self._pending]))
+            self._shards.append((file_sha256(path), [*self._pending]))
         self._pending = {}
 
-    def _finish(self, stage: Path) -> None:
-        self._flush(stage)
+    def _finish(self, folder: NewFolder) -> None:
+        self._flush(folder)
         count = len(self._shards)
         if not count:
             raise ValueError("no tensor to write")
@@ -196,18 +182,14 @@ class DenseWriter:
             file = f"model-{i + 1:05d}-of-{count:05d}{SUFFIX}"
             if count == 1:
                 file = TENSOR_FILE
-            (stage / _shard_name(i)).rename(stage / file)
-            self._sha256[file] = sha256
+            with writing(self._target):
+                (folder.stage / _shard_name(i)).rename(folder.stage / file)
+            folder.sha256[file] = sha256
             weight_map |= dict.fromkeys(names, file)
         if count > 1:
             total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._entries.values())
-            content = as_json({"metadata": {"total_size": total}, "weight_map": weight_map})
-            staging.write_synced(stage / INDEX_FILE, content)
-            self._sha256[INDEX_FILE] = hashlib.sha256(content).hexdigest()
-        for name, text in self._late.items():
-            staging.write_synced(stage / name, staging.encode(text, self.sha256))
-        _check_written(stage, self._entries)
-        staging.publish(stage, self._target)
+            folder.write(INDEX_FILE, as_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        folder.publish(partial(_check_written, self._entries))
 
 
 def _shard_name(shard: int) -> str:
@@ -253,7 +235,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
 
-def _check_written(folder: Path, entries: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+def _check_written(entries: Mapping[str, tuple[tuple[int, ...], torch.dtype]], folder: Path) -> None:
     """Open the folder as a user would, and compare all that its headers say."""
 
     def differing() -> Iterator[str]:
@@ -261,4 +243,4 @@ def _check_written(folder: Path, entries: Mapping[str, tuple[tuple[int, ...], to
         written = {name: (read.shapes[name], read.dtypes[name]) for name in read.names}
         yield from sorted(name for name, _ in written.items() ^ entries.items())
 
-    staging.check_read_back(differing())
+    check_read_back(differing())

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 from safetensors import SafetensorError
 
 from riemerge.errors import AdapterError, OutputError
-from riemerge.formats.files.text import shown
+from riemerge.formats.files.text import is_plain_name, shown
 
 Text: TypeAlias = str | Callable[[Mapping[str, str]], str]
 """A text to be written, or the function that makes it from the sha256 of each file beside it, by name."""
@@ -62,11 +63,86 @@ def overlaps(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[st
     ]
 
 
-def stage_beside(target: Path) -> Path:
-    """Make an empty hidden folder on the file system of the target, with the modes of any new folder."""
-    stage = target.parent / f"{hidden_prefix(target)}{uuid.uuid4().hex}"
-    stage.mkdir()
-    return stage
+@final
+class NewFolder:
+    """A folder that appears whole or not at all; made in a hidden folder beside it, which `close` removes.
+
+        with closing(NewFolder("merged")) as folder:
+            folder.write("config.json", b"{}")
+            folder.publish(check)
+
+    Law: all files are synced before the folder has its name, which it gets by one rename.
+
+    Args:
+        target: The path of the folder; it must not exist, its parent must.
+
+    Attributes:
+        target: The path of the folder.
+        stage: The hidden folder.
+        sha256: The sha256 of each file that was written or copied, by name; not those of texts.
+
+    Raises:
+        OutputError: The folder exists or cannot be written.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(target)
+        self.sha256: dict[str, str] = {}
+        self._texts: dict[str, Text] = {}
+        check_output(target, [])
+        # On the file system of the target, with the modes of any new folder.
+        self.stage = self.target.parent / f"{hidden_prefix(self.target)}{uuid.uuid4().hex}"
+        with writing(self.target):
+            self.stage.mkdir()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a new file.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        with writing(self.target):
+            write_synced(self.stage / name, content)
+        self.sha256[name] = hashlib.sha256(content).hexdigest()
+
+    def add(self, name: str, content: Text | Path) -> None:
+        """Put a file beside what is written.
+
+        Args:
+            name: The name of the file, not used before.
+            content: The path of a file to copy, or a text, which is written last.
+
+        Raises:
+            OutputError: The file cannot be copied.
+            ValueError: The name was used before, or is no plain file name.
+        """
+        path = self.stage / name
+        if not is_plain_name(name) or path.exists() or name in self._texts:
+            raise ValueError(f"{name!r} cannot be the name of an extra file")
+        if not isinstance(content, Path):
+            self._texts[name] = content
+            return
+        with writing(self.target):
+            shutil.copyfile(content, path)
+            sync(path)
+            self.sha256[name] = file_sha256(path)
+
+    def publish(self, check: Callable[[Path], None]) -> None:
+        """Write the texts, check the hidden folder, and give it its name.
+
+        Raises:
+            OutputError: The folder cannot be written, or has appeared meanwhile.
+        """
+        with writing(self.target):
+            for name, text in self._texts.items():
+                content = text(self.sha256) if callable(text) else text
+                write_synced(self.stage / name, content.encode())
+            check(self.stage)
+            publish(self.stage, self.target)
+
+    def close(self) -> None:
+        """Remove the hidden folder, if it is still there."""
+        shutil.rmtree(self.stage, ignore_errors=True)
 
 
 def hidden_prefix(target: Path) -> str:
@@ -106,13 +182,6 @@ def exchange(stage: Path, target: Path, aside: Path) -> None:
             with suppress(OSError):  # as it should be, where the name is taken or nothing was there
                 aside.rename(target)
             raise
-
-
-def encode(text: Text, sha256: Mapping[str, str]) -> bytes:
-    """Return the bytes of a text, made from the sha256 of the files beside it if it asks for them."""
-    if callable(text):
-        text = text(sha256)
-    return text.encode()
 
 
 def file_sha256(path: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import save
 
 from riemerge.errors import NumericalError
-from riemerge.formats.files import staging
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
-from riemerge.formats.files.staging import Text, writing
-from riemerge.formats.files.text import as_json, is_plain_name, shown
+from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
+from riemerge.formats.files.text import as_json, shown
 from riemerge.formats.peft.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -63,13 +62,9 @@ def write_adapter(
         OutputError: The folder exists, cannot be written, or does not read back as it was written.
         ValueError: No update, or a name in `extra_files` that is not a plain file name of its own.
     """
-    target, extra_files = Path(folder), dict(extra_files or {})
     if not updates:
         raise ValueError("no update to write")
-    for name in extra_files:
-        if name in {CONFIG_FILE, TENSOR_FILE} or not is_plain_name(name):
-            raise ValueError(f"{name!r} cannot be the name of an extra file")
-    staging.check_output(target, [])
+    check_output(folder, [])
     if rounding is None:
         rounded = RoundedUpdates(dtype)
         for module, update in sorted(updates.items()):
@@ -83,18 +78,12 @@ def write_adapter(
         for side, factor in (("A", update.A), ("B", update.B))
     }
     config = _config({module: update.rank for module, update in stored.items()}, like)
-    files = {TENSOR_FILE: save(factors, metadata={"format": "pt"}), CONFIG_FILE: as_json(config)}
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files |= {name: staging.encode(text, sums) for name, text in extra_files.items()}
-    with writing(target):
-        stage = staging.stage_beside(target)
-        try:
-            for name, content in files.items():
-                staging.write_synced(stage / name, content)
-            _check_written(stage, stored)
-            staging.publish(stage, target)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+    with closing(NewFolder(folder)) as new:
+        new.write(TENSOR_FILE, save(factors, metadata={"format": "pt"}))
+        new.write(CONFIG_FILE, as_json(config))
+        for name, text in (extra_files or {}).items():
+            new.add(name, text)
+        new.publish(partial(_check_written, stored))
     return {module: rounding[module].error for module in sorted(rounding)}
 
 
@@ -205,7 +194,7 @@ def _common(values: Sequence[Any]) -> Any:
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
-def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:
+def _check_written(stored: Mapping[str, LowRankUpdate], folder: Path) -> None:
     """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
 
     def differing() -> Iterator[str]:
@@ -217,4 +206,4 @@ def _check_written(folder: Path, stored: Mapping[str, LowRankUpdate]) -> None:
             if not (same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)):
                 yield module
 
-    staging.check_read_back(differing())
+    check_read_back(differing())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from riemerge.errors import OutputError
+from riemerge.errors import AdapterError, OutputError
 from riemerge.formats.files.staging import (
+    NewFolder,
     check_output,
+    check_read_back,
     exchange,
-    publish,
-    stage_beside,
+    file_sha256,
     write_atomically,
-    writing,
 )
 
 # --- where a folder may appear ------------------------------------------------------------------------------
@@ -52,9 +54,8 @@ def test_too_long_a_name_is_no_place(tmp_path: Path, where: str) -> None:
 
 
 def with_stage(target: Path) -> None:
-    check_output(target, [])
-    with writing(target):
-        publish(stage_beside(target), target)
+    with closing(NewFolder(target)) as folder:
+        folder.publish(lambda _: None)
 
 
 def test_the_longest_name_has_a_stage(tmp_path: Path) -> None:
@@ -192,3 +193,61 @@ def test_a_file_is_replaced_whole_once_it_is_on_the_disk(
     assert path.read_bytes() == b"new"
     assert synced == [(path.stat().st_ino, b"old")]
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+# --- a new folder -------------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_has_its_files_their_sums_and_texts_that_know_them(tmp_path: Path) -> None:
+    (tmp_path / "given.json").write_bytes(b"\x00\xff")
+    with closing(NewFolder(tmp_path / "out")) as folder:
+        folder.write("a", b"content")
+        folder.add("b", tmp_path / "given.json")
+        folder.add("c", lambda sha256: ", ".join(sha256))
+        folder.add("d", "text")
+        assert not (tmp_path / "out").exists()
+        folder.publish(lambda _: None)
+    out = tmp_path / "out"
+    contents = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert contents == {"a": b"content", "b": b"\x00\xff", "c": b"a, b", "d": b"text"}
+    assert folder.sha256 == {name: file_sha256(out / name) for name in ("a", "b")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given.json", "out"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "written", "added"])
+def test_a_name_that_is_taken_or_lies_elsewhere_is_refused_and_nothing_is_left(
+    tmp_path: Path, name: str
+) -> None:
+    with closing(NewFolder(tmp_path / "out")) as folder:
+        folder.write("written", b"")
+        folder.add("added", "")
+        with pytest.raises(ValueError, match="cannot be the name of an extra file"):
+            folder.add(name, "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_check_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def refuse(_: Path) -> None:
+        raise OutputError("wrong")
+
+    with pytest.raises(OutputError, match="wrong"), closing(NewFolder(tmp_path / "out")) as folder:
+        folder.publish(refuse)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_differs_or_cannot_be_read_back_is_refused() -> None:
+    check_read_back(iter(()))
+    with pytest.raises(
+        OutputError, match=r"^'q\\n': what was written does not read back; is the disk faulty"
+    ):
+        check_read_back(iter(["q\n", "v"]))
+
+    def broken() -> Iterator[str]:
+        raise AdapterError(["one", "two"])
+        yield
+
+    with pytest.raises(OutputError) as caught:
+        check_read_back(broken())
+    assert caught.value.problems == tuple(
+        f"what was written cannot be read back: {n}" for n in ("one", "two")
+    )

@@ -77,18 +77,3 @@ def test_reduction_is_an_isometry_onto_the_joint_span(m: int, n: int, small: tup
     for i, j in ((0, 1), (1, 2)):
         inside, outside = reduction.manifold.dists(*reduction.points[[i, j]]), total.dists(*points[[i, j]])
         torch.testing.assert_close(inside, outside, rtol=1e-12, atol=0)
-
-
-def test_a_quadratic_step_of_the_core_halves_it_at_most() -> None:
-    total = FixedRank(9, 8, 4, retraction="quadratic").with_modules(2)
-    point = total.random_point()
-    core = total.split(point)[1]
-    vector = 300.0 * total.random_tangent_vector(point)
-    moved = total.split(total.retraction(point, vector))[1]
-    least = torch.linalg.eigvalsh(moved - core / 2).amin(dim=-1)
-    # Round-off of the quadratic term.
-    assert bool((least >= -1e-12 * torch.linalg.matrix_norm(moved)).all())
-    geodesic = FixedRank(9, 8, 4, k=2)
-    assert not bool(geodesic.feasible(geodesic.retraction(point, vector)).all())
-    with pytest.raises(ValueError, match="retraction is 'polar'"):
-        FixedRank(9, 8, 4, retraction="polar")  # type: ignore[arg-type]

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds import FixedRank, Orthogonal, Stiefel
+from riemerge.manifolds import FixedRank, Orthogonal
 from riemerge.manifolds.low_rank import surrogate
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.helpers import adapter_family
-from tests.manifolds.subjects import family, relative
+from tests.manifolds.low_rank.pairs import squared, starts
+from tests.manifolds.subjects import relative
 
 SEED, R, INF = 1000, 8, float("inf")
+
+
 FAMILIES = {
     "close": ("close", {"noise": 0.3}),
     "mix": ("mix", {}),
@@ -28,6 +31,8 @@ FAMILIES = {
     "lora_like, noise .1": ("lora_like", {"noise": 0.1}),
     "shared_subspace": ("shared_subspace", {}),
 }
+
+
 # Least d^2 that `best_known` found, for seeds from SEED up; inf where the subspaces coincide and want gauges
 # of opposite determinants on the two sides, so that every representative is at the cut locus.
 BEST_KNOWN: dict[str, list[float]] = {
@@ -192,13 +197,19 @@ def pairs(name: str, count: int) -> tuple[FixedRank, Tensor, Tensor]:
     return small.manifold, small.points[0], small.points[1]
 
 
+def with_determinant(orthogonal: Tensor, determinant: Tensor) -> Tensor:
+    """Orthogonal matrices (..., r, r), the last column reversed where the determinant has the other sign."""
+    flip = torch.linalg.det(orthogonal).sign() * determinant.to(orthogonal.dtype)
+    return torch.cat((orthogonal[..., :-1], orthogonal[..., -1:] * flip[..., None, None]), dim=-1)
+
+
 def best_known(total: FixedRank, point: Tensor, to: Tensor, starts: int = 64) -> Tensor:
     """The least d^2 over random starts, half of either determinant, and all candidates, each refined."""
     action, count = Orthogonal(total.r), point.shape[0]
     elements = action.random_element((starts, count), torch.Generator().manual_seed(0))
     sign = torch.ones(starts, count, dtype=torch.float64)
     sign[starts // 2 :] = -1
-    elements = linalg.with_determinant(elements, sign)
+    elements = with_determinant(elements, sign)
     candidates = surrogate.candidates(surrogate.spectrum(total, point), surrogate.spectrum(total, to))
     found, squared = action._refine(total, point, to, torch.cat((elements, candidates)), 3e-2)
     leaders = squared.argsort(dim=0)[:3, :, None, None]
@@ -211,12 +222,8 @@ def meets(total: FixedRank, point: Tensor, to: Tensor) -> Tensor:
     u, v = (
         torch.linalg.det(x.mT @ y) for x, y in zip(total.split(point)[::2], total.split(to)[::2], strict=True)
     )
-    return (u * v > 0) | (u.abs() < 0.99) | (v.abs() < 0.99)
-
-
-def squared(total: FixedRank, point: Tensor, to: Tensor, element: Tensor) -> Tensor:
-    found = total.logarithm(to, Orthogonal(total.r).act(total, point, element))
-    return torch.where(found.valid, found.squared, torch.inf)
+    found: Tensor = (u * v > 0) | (u.abs() < 0.99) | (v.abs() < 0.99)
+    return found
 
 
 @pytest.mark.slow
@@ -255,13 +262,6 @@ def test_a_turned_point_is_recognised(r: int, spectrum: str) -> None:
     turned = action.act(total, point, action.random_element((6,), torch.Generator().manual_seed(5)))
     for element in (action.nearest(total, turned, point), action.guess(total, turned, point)):
         torch.testing.assert_close(action.act(total, turned, element), point, rtol=0, atol=1e-9)
-
-
-def starts(name: str, count: int = 4, r: int = 4, **options: float) -> tuple[FixedRank, Tensor, Tensor]:
-    total = FixedRank(30, 24, r, k=3)
-    points = torch.stack(family(name, count, 30, 24, r, seed=7, k=3, **options))
-    weights = torch.full((count, 3), 1 / count, dtype=torch.float64)
-    return total, points, weights
 
 
 @pytest.mark.parametrize("name", ["close", "mix", "lora_like", "independent"])
@@ -338,73 +338,3 @@ def test_the_start_runs_on_a_device_and_gives_the_same_numbers() -> None:
         found = action.aligned_mean(total, points.to("cuda"), weights.to("cuda"))
         assert all(x.device == CUDA for x in found)
         assert all(torch.equal(x.cpu(), y) for x, y in zip(found, expected, strict=True))
-
-
-def test_the_angle_law_of_near_frames_is_exact_where_frames_coincide() -> None:
-    """d^2 of frames of one subspace is |log R|^2 / 2, R the rotation between them."""
-    manifold = Stiefel(13, 5, k=8, seed=4)
-    frame = manifold.random_point()
-    rotation = Orthogonal(5).exponential(
-        0.7 * Orthogonal(5).random_algebra((8,), torch.Generator().manual_seed(1))
-    )
-    side = surrogate._side(frame.mT @ frame)
-    model = 5 - linalg.frobenius(rotation, side.weighted) + side.excess(rotation)
-    exact = manifold.logarithm(frame, frame @ rotation)
-    near = exact.valid & (exact.squared < 3)
-    assert int(near.sum()) >= 4
-    torch.testing.assert_close(model[near], exact.squared[near], rtol=1e-9, atol=0)
-
-
-def test_the_weights_of_angles_are_the_second_derivative_of_the_distance() -> None:
-    """In a plane of two directions of one weight d^2 grows by the weight times the angle squared."""
-    angles = torch.tensor([0.5, 0.5, 1.2, 1.2], dtype=torch.float64)
-    manifold = Stiefel(8, 4)
-    frame = torch.eye(8, 4, dtype=torch.float64)[None]
-    other = torch.cat((torch.diag(angles.cos()), torch.diag(angles.sin())))[None]
-    weights = 2 * surrogate.stiffness(angles)
-    for j, k in ((0, 1), (2, 3)):
-        plane = torch.zeros(1, 4, 4, dtype=torch.float64)
-        plane[0, j, k], plane[0, k, j] = 1e-3, -1e-3
-        turned = manifold.logarithm(frame, other @ linalg.exp_skew(plane)).squared
-        growth = float(turned - manifold.logarithm(frame, other).squared) / 1e-6
-        # The difference is truncated at the square of its step; 1e-16 of d^2 is lost in it.
-        assert growth == pytest.approx(float(weights[j]), rel=1e-5)
-
-
-def test_an_ascent_never_descends_nor_leaves_its_component() -> None:
-    generator = torch.Generator().manual_seed(3)
-    numbers = [torch.randn(40, 6, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
-    logs = [3 * torch.randn(40, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
-    pair, linear = surrogate._Pair(*numbers, *logs), sum(numbers)
-    element = Orthogonal(6).random_element((40,), generator)
-    value = pair.values(element, linear)
-    for _ in range(8):
-        climb = pair.climb(element, linear, 1)
-        # Round-off of the value itself is let through.
-        assert bool((pair.values(climb, linear) >= value - 1e-10).all())
-        assert torch.equal(torch.linalg.det(climb) > 0, torch.linalg.det(element) > 0)
-        element, value = climb, pair.values(climb, linear)
-    # A maximum: O'(gradient) is symmetric.
-    element = pair.climb(element, linear, 100)
-    slope = linalg.skew(element.mT @ (linear + 4 * pair.coupling * element))
-    assert float(slope.flatten(1).norm(dim=1).median()) < 1e-3
-
-
-def test_candidates_are_orthogonal_of_both_determinants_and_move_with_the_gauge() -> None:
-    total, points, _ = starts("lora_like")
-    action = Orthogonal(4)
-    generator = torch.Generator().manual_seed(4)
-    turns, back = (action.random_element((3,), generator) for _ in range(2))
-    moving, fixed = points[0], points[1]
-    found = surrogate.candidates(surrogate.spectrum(total, moving), surrogate.spectrum(total, fixed))
-    assert torch.equal((torch.linalg.det(found) > 0).sum(dim=0), torch.full((3,), len(found) // 2))
-    again = surrogate.candidates(
-        surrogate.spectrum(total, action.act(total, moving, turns)),
-        surrogate.spectrum(total, action.act(total, fixed, back)),
-    )
-    # Either component comes first: compare the sets by what they are worth.
-    worth, other = (
-        squared(total, moving, fixed, found),
-        squared(total, moving, fixed, turns @ again @ back.mT),
-    )
-    torch.testing.assert_close(worth.sort(dim=0).values, other.sort(dim=0).values, rtol=1e-7, atol=0)

@@ -11,11 +11,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from riemerge.errors import NumericalError, RecipeError
-from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
-from riemerge.frechet.quadratic.quadratic_descent import minimise
+from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
-from riemerge.manifolds.checks import check_gradient, check_hessian
 from riemerge.methods import METHODS, Options, run_method
 from riemerge.methods.constrained.rank_constrained import (
     kronecker,
@@ -25,6 +22,7 @@ from riemerge.methods.constrained.rank_constrained import (
     lowrank_updates,
 )
 from riemerge.methods.setting import Answer, Setting
+from tests.frechet.quadratic.forms import WEIGHTS, apart, cut, normal
 from tests.helpers import adapter_family, random_gauge, random_orthonormal, seeded
 from tests.methods.stacks import SHAPE, merged, spd, stacked, statistics
 
@@ -38,21 +36,11 @@ VALUES: dict[str, Any] = {
     "cost_tol": 0.0,
     "max_passes": 2000,
 }
-WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def setting(x: Tensor, rank: int | None = 2, **values: Any) -> Setting:
     data = tuple(statistics(10 * t, (x.shape[1], x.shape[2])) for t in range(len(x)))
     return Setting("m", WEIGHTS, VALUES | values, tuple(x.shape[1:]), statistics=data, rank=rank)
-
-
-def cut(x: Tensor, rank: int) -> Tensor:
-    u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    return (u[:, :rank] * sigma[:rank]) @ vh[:rank]
 
 
 def forms_of(at: Setting, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,80 +59,6 @@ def forms_of(at: Setting, x: Tensor) -> tuple[Tensor, Tensor]:
 def cost_of(lefts: Tensor, rights: Tensor, x: Tensor, found: Tensor) -> float:
     moved = found - x
     return float(torch.einsum("t,tij,tjk,tkl,til->", WEIGHTS, lefts, moved, rights, moved)) / 2
-
-
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
-# --- the problem and its solvers ----------------------------------------------------------------------------
-
-
-def problem(rank: int = 3) -> LowRankQuadratic:
-    lefts = torch.stack([spd(8, t) * WEIGHTS[t] for t in range(3)])
-    linear = normal(8, 7)
-    return LowRankQuadratic(
-        lefts, torch.stack([spd(7, t + 5) for t in range(3)]), linear / linear.norm(), 0.4, rank
-    )
-
-
-def test_gradient_and_hessian_are_those_of_the_cost_and_faults_are_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given = problem()
-    assert check_gradient(given) == pytest.approx(2.0, abs=0.05)
-    hessian = check_hessian(given)
-    assert hessian["slope"] == pytest.approx(3.0, abs=0.05)
-    assert max(hessian[key] for key in ("symmetry", "linearity", "tangency")) < 1e-12
-    exact = given.riemannian_hessian
-    monkeypatch.setattr(given, "riemannian_hessian", lambda x, v: 0.9 * exact(x, v))
-    assert check_hessian(given)["slope"] < 2.5
-    right = given.riemannian_gradient
-    monkeypatch.setattr(given, "riemannian_gradient", lambda x: 1.1 * right(x))
-    assert check_gradient(given) < 1.5
-
-
-def test_the_preconditioner_is_the_inverse_of_the_embedded_metric() -> None:
-    given = problem()
-    x = given.manifold.random_point()
-    y, z = (given.manifold.random_tangent_vector(x) for _ in range(2))
-
-    def motion(v: Tensor) -> Tensor:
-        return torch.func.jvp(given.total.matrix, (x,), (v,))[1]  # type: ignore[misc, no-any-return]
-
-    found = given.preconditioner(x, y)
-    product = given.manifold.inner_product(x, y, z)
-    assert float((motion(found) * motion(z)).sum()) == pytest.approx(product, abs=1e-12)
-    gradient = given.riemannian_gradient(x)
-    length = motion(given.preconditioner(x, gradient)).norm()
-    assert float(given.evaluate(x).slope) == pytest.approx(float(length), rel=1e-12)
-
-
-@pytest.mark.parametrize("solver", ["trust_regions", "lbfgs"])
-def test_with_identities_any_start_ends_at_eckart_and_young(solver: str) -> None:
-    target = normal(9, 7)
-    target /= target.norm()
-    eye = (torch.eye(9).double()[None], torch.eye(7).double()[None])
-    given = LowRankQuadratic(*eye, target, 0.5, 3)
-    found = minimise(given, given.manifold.random_point(), solver=solver, tol=1e-8, max_passes=3000)
-    assert found.status == Status.CONVERGED
-    assert (
-        apart(given.total.matrix(found.point)[0], cut(target, 3)) < 1e-6
-    )  # the gradient over the spectral gap
-
-
-def test_a_solve_says_how_it_ended() -> None:
-    given = problem()
-    start = given.manifold.random_point()
-    short = minimise(given, start, max_passes=3)
-    assert (short.status, short.passes) == (Status.BUDGET, 3)
-    assert short.cost <= given.cost(start)
-    assert minimise(given, start, cost_tol=0.9, tol=0.0).status == Status.FLAT
-    with pytest.raises(RecipeError, match="fixed_point: under a rank constraint"):
-        minimise(given, start, solver="fixed_point")
-
-
-# --- closed forms -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [1, 2, 9, None])
@@ -182,9 +96,6 @@ def test_inputs_without_data_are_carried_along() -> None:
     found = lowrank_regmean(x, at)
     assert bool(found.isfinite().all())
     assert torch.linalg.matrix_rank(found) == 2
-
-
-# --- the Kronecker form -------------------------------------------------------------------------------------
 
 
 def alternating(lefts: Tensor, rights: Tensor, x: Tensor, start: Tensor, rank: int) -> Tensor:
@@ -276,9 +187,6 @@ def test_what_has_no_answer_is_refused() -> None:
     flat = torch.ones(3, 6, 6).double(), torch.ones(3, 5, 5).double()
     with pytest.raises(NumericalError, match="singular to working precision: raise ridge"):
         kronecker(*flat, x, setting(x))
-
-
-# --- through the table --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.constrained])

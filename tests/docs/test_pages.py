@@ -1,4 +1,4 @@
-"""The README's examples run as written, and its tables are the code's."""
+"""The examples of README and of docs/ run as they are written, and what they claim is what was measured."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.nli import subsets
-from benchmarks.nli.report import advice, overview
+from docs.build import PAGES
 from riemerge.cli.commands import main
 from riemerge.formats.peft import read_adapter
 from riemerge.frechet import SOLVERS
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.parameters import MATCHED
 from riemerge.records.evaluation_record import Evaluation
-from riemerge.report.card import MEASURE
-from riemerge.report.tables import needs, parameters, weights
+from riemerge.report.verdict import MEASURE
 from tests.helpers import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, GUIDE, METHODS_PAGE, RESULTS_PAGE, LIMITS = (
+    (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "docs/guide.md", "docs/methods.md", "docs/results.md", "docs/limits.md")
+)
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "examples" / "adapters"
 NLI = ROOT / "benchmarks" / "nli" / "results" / "nli.json"
@@ -42,27 +44,9 @@ def measured(name: str) -> dict[str, Any]:
     return found
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"<!-- run: {language} -->\n```\w+\n(.*?)```", README, flags=re.DOTALL)
-
-
-def between(marker: str) -> str:
-    found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->", README, flags=re.DOTALL)
-    assert found is not None
-    return found.group(1)
-
-
-def methods_table() -> str:
-    """The table of methods in Markdown, from the code."""
-    lines = [
-        "| method | what it is | parameters (defaults) | needs | weights | copies merge to it | source |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in METHODS.values():
-        takes, copies = parameters(row), "yes" if row.idempotent else "no"
-        cells = (f"`{row.name}`", row.summary, takes, needs(row), weights(row), copies, row.source)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+def blocks(page: str, language: str) -> list[str]:
+    """The examples of a page that are marked to run."""
+    return re.findall(rf"<!-- run: {language} -->\n```\w+\n(.*?)```", page, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -87,7 +71,7 @@ def run_shell(script: str, workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_shell_example(workplace: Path) -> None:
-    script, _ = blocks("shell")
+    script, _ = blocks(GUIDE, "shell")
     assert len(script.splitlines()) == 7
     run_shell(script, workplace)
     assert read_adapter(workplace / "merged").ranks == read_adapter(workplace / "average").ranks
@@ -95,8 +79,16 @@ def test_shell_example(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+def test_five_lines_of_shell(workplace: Path) -> None:
+    (script,) = blocks(README, "shell")
+    assert len(script.splitlines()) == 5
+    run_shell(script, workplace)
+    assert read_adapter(workplace / "merged").modules == read_adapter(workplace / "ties").modules
+
+
+@pytest.mark.slow
 def test_example_of_an_evaluation(workplace: Path) -> None:
-    _, script = blocks("shell")
+    _, script = blocks(GUIDE, "shell")
     run_shell(script, workplace)
     made = Evaluation.model_validate_json((workplace / "which" / "evaluation.json").read_text("utf-8"))
     assert [one.name for one in made.entries] == ["average", "tsv", "iso_c:rank=16"]
@@ -109,14 +101,48 @@ def test_example_of_an_evaluation(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(len(blocks("python"))))
-def test_python_examples(workplace: Path, index: int) -> None:
-    out = run([sys.executable, "-c", blocks("python")[index]], workplace)
-    assert ("CONVERGED" if "sphere" in blocks("python")[index] else "encoder.layer.0") in out
+@pytest.mark.parametrize("script", [*blocks(README, "python"), *blocks(GUIDE, "python")])
+def test_python_examples(workplace: Path, script: str) -> None:
+    out = run([sys.executable, "-c", script], workplace)
+    outputs = {"sphere": "CONVERGED", "qnli": "encoder.layer.0", "from_python": "(384, 384)"}
+    assert next(text for word, text in outputs.items() if word in script) in out
 
 
-def test_the_first_python_example_is_ten_lines() -> None:
-    assert len(blocks("python")[0].splitlines()) == 10
+def test_the_readme_fits_its_limits() -> None:
+    assert len(README.splitlines()) <= 120
+    shell, python = blocks(README, "shell")[0], blocks(README, "python")[0]
+    assert len(shell.splitlines()) == 5
+    assert len([line for line in python.splitlines() if line]) <= 5
+    assert len(blocks(GUIDE, "python")[0].splitlines()) == 10
+    rows = re.findall(r"(?m)^\| (?!---)", README)
+    assert len(rows) - 1 <= 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Links to files are relative to the page; what they lead to is in the repository."""
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    files = [target for target in targets if not target.startswith("https://")]
+    assert [target for target in files if not (page.parent / target).exists()] == []
+
+
+def test_figures_of_the_readme_are_the_code_s_and_the_benchmark_s() -> None:
+    words = " ".join(README.split())
+    assert f"its {len(METHODS)} methods" in words
+    assert f"{len(METHODS)} methods ([the table]" in words
+    assert all(row.gauge_invariant for row in METHODS.values())
+    found = json.loads(SUBSETS.read_text(encoding="utf-8"))
+    (one,) = (
+        one
+        for one in found["test"]
+        if (one["ours"], one["theirs"], one["size"]) == ("spectrum, matched", "average, scale 1", None)
+    )
+    assert f"Over all {one['count']} pairs, triples and quadruples" in words
+    claim = " ".join(RESULTS_PAGE.split())
+    (lost, worst) = re.findall(
+        r"to the plain average in (\d+), \d+ by more than 0.01, at worst -(0\.\d+)", claim
+    )[0]
+    assert f"loses to the plain average in {lost}, at worst by {worst}" in words
 
 
 def test_toy_example() -> None:
@@ -125,19 +151,17 @@ def test_toy_example() -> None:
     assert "merged w = 2.000000, average of the parameters w = 0.000000" in out
 
 
-def test_the_table_of_methods_is_the_code_s() -> None:
-    assert between("methods") == methods_table()
-
-
 def test_figures_of_identifiability_are_the_benchmark_s() -> None:
     families = json.loads(IDENTIFIABILITY.read_text(encoding="utf-8"))["families"]
     independent = families["independent"]
-    assert f"updates that differ by {independent['update_apart']:.0%}".replace("%", " %") in README
+    assert f"updates that differ by {independent['update_apart']:.0%}".replace("%", " %") in LIMITS
     assert independent["cost_apart"] < 0.002
-    words = " ".join(README.split())
+    words = " ".join(LIMITS.split())
     assert f"cosine to each input is {independent['cosine']:.2f}" in words
     assert f"the plain average's {independent['cosine_average']:.2f}" in words
-    card = " ".join((ROOT / "riemerge" / "card.py").read_text(encoding="utf-8").replace('"', " ").split())
+    card = " ".join(
+        (ROOT / "riemerge" / "report" / "verdict.py").read_text(encoding="utf-8").replace('"', " ").split()
+    )
     for name in ("mix", "lora_like", "independent"):
         assert f"{families[name]['update_apart']:.0%}".replace("%", " %") in card
         assert families[name]["cost_apart"] < 0.005
@@ -147,7 +171,7 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
 
 def test_how_it_scales_is_the_benchmark_s() -> None:
     found = json.loads(MERGE_LLAMA.read_text(encoding="utf-8"))
-    words = " ".join(README.split())
+    words = " ".join(RESULTS_PAGE.split())
     for name in ("default", "geomerge"):
         seconds, memory = (found["noise"][name][key] for key in ("seconds", "mib"))
         shown = "{median:.0f} s ({lowest:.0f}–{highest:.0f})".format(**seconds)
@@ -164,7 +188,7 @@ def test_how_it_scales_is_the_benchmark_s() -> None:
 
 
 def test_what_rows_cost_is_the_benchmark_s() -> None:
-    found, words = measured("methods"), " ".join(README.split())
+    found, words = measured("methods"), " ".join(RESULTS_PAGE.split())
     seconds = {
         tool: {name: one["seconds"] for name, one in found[tool].items()}
         for tool in ("riemerge", "PEFT", "mergekit")
@@ -194,7 +218,7 @@ def test_what_rows_cost_is_the_benchmark_s() -> None:
 
 
 def test_what_is_said_of_solvers_is_the_benchmark_s() -> None:
-    found, words = measured("convergence"), " ".join(README.split())
+    found, words = measured("convergence"), " ".join(METHODS_PAGE.split())
     assert "On close adapters all five reach the same cost to nine digits" in words
     close = [run for run in found["runs"] if run["problem"] == "close" and run["solver"] in SOLVERS]
     assert {run["solver"] for run in close} == {*SOLVERS}
@@ -208,7 +232,7 @@ def test_what_is_said_of_solvers_is_the_benchmark_s() -> None:
 
 
 def test_what_is_said_of_verdicts_is_the_benchmark_s() -> None:
-    sets, words = measured("verdict")["sets"], " ".join(README.split())
+    sets, words = measured("verdict")["sets"], " ".join(LIMITS.split())
     assert "each trained from a start of its own, are like that in all of their 36 modules" in words
     assert sets["six of nli, own"]["measured"] == {"no": 36}
     assert "it does not tell for most modules of adapters that were trained from one start" in words
@@ -225,7 +249,7 @@ def quoted(text: str) -> set[str]:
 
 
 def test_what_is_said_of_rows_is_the_table_s() -> None:
-    words = " ".join(README.split())
+    words = " ".join((METHODS_PAGE + GUIDE).split())
     (scale,) = re.findall(r"It is the default of (.*?), and 1 is that of all others", words)
     assert quoted(scale) == {name for name, row in METHODS.items() if row.defaults.get("scale") == MATCHED}
     (whole,) = re.findall(r"energy that was kept in the report \((.*?) keep all of it", words)
@@ -233,19 +257,21 @@ def test_what_is_said_of_rows_is_the_table_s() -> None:
     (data,) = re.findall(r"\*\*Data\.\*\* (.*?) need statistics of each model", words)
     assert quoted(data) == {name for name, row in METHODS.items() if row.statistics}
     (server,) = re.findall(r"\*\*Rounds\.\*\* (.*?) are one round from rest", words)
-    assert quoted(server) == {name for name, row in METHODS.items() if ".outer:" in row.mean}
+    assert quoted(server) == {name for name, row in METHODS.items() if row.server_step}
     (last,) = re.findall(r"The folder of a run stands for its checkpoints in (.*?)\.", words)
     ordered = {name for name, row in METHODS.items() if row.ordered and row.models[1] is None}
     assert quoted(last) == ordered
 
 
 def test_what_is_said_of_commands_is_the_command_line_s() -> None:
-    words = " ".join(README.split())
+    words = " ".join(GUIDE.split())
     assert f"`merge` takes `{DEFAULT_METHOD}` where no method is named" in words
     assert "`soup` and `sweep` take `average`" in words
     for name in ("soup", "sweep"):
         (method,) = (one for one in main.commands[name].params if one.name == "method")
-        assert method.default == "average"
+        assert isinstance(method, click.Option)
+        assert method.help is not None
+        assert "[default: average]" in method.help
     codes = "2 the usage, 3 the recipe, 4 an input, 5 the numbers, 6 the output, 7 the machine"
     assert codes in words  # test_cli.py has the codes themselves
 
@@ -255,7 +281,7 @@ def test_the_house_has_a_line_for_every_file_at_its_top() -> None:
     named = set(re.findall(r"\b(\w+\.py|\w+/)", house))
     there = {path.name for path in (ROOT / "riemerge").glob("*.py")} - {"__init__.py"}
     folders = {f"{path.parent.name}/" for path in (ROOT / "riemerge").glob("*/__init__.py")}
-    assert named == there | folders | {"rows/"}
+    assert named == there | folders
 
 
 def test_the_four_real_adapters_are_what_is_said_of_them() -> None:
@@ -278,13 +304,11 @@ def test_the_four_real_adapters_are_what_is_said_of_them() -> None:
 
 
 def test_what_measures_a_mean_is_what_reports_say() -> None:
-    assert f"`{MEASURE}`" in README
+    assert f"`{MEASURE}`" in LIMITS
 
 
 def test_what_merges_are_worth_is_the_benchmark_s() -> None:
     found = json.loads(NLI.read_text(encoding="utf-8"))
-    assert between("nli") == overview(found) + "\n"
-    assert between("which") == advice(found) + "\n"
     # The default, with no option, on all six adapters of both collections.
     for collection in found["collections"].values():
         (default,) = (one for one in collection["entries"] if one["entry"] == DEFAULT_METHOD)
@@ -298,12 +322,11 @@ def test_what_merges_are_worth_is_the_benchmark_s() -> None:
     means = {name: sum(both) / len(both) for name, both in dev.items() if len(both) == 2}
     assert means[DEFAULT_METHOD] >= max(means.values()) - 0.005
     # Shares of both measures of every row are within the tables of nli.md, and all errors are by groups.
-    assert "by whole premise groups" in README
+    assert "by whole premise groups" in RESULTS_PAGE
 
 
 def test_what_the_default_gives_on_every_set_is_the_benchmark_s() -> None:
     found = json.loads(SUBSETS.read_text(encoding="utf-8"))
-    assert between("subsets") == subsets.claim(found) + "\n"
     (one,) = (
         one
         for one in found["test"]

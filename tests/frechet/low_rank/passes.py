@@ -1,0 +1,22 @@
+"""Reduced problems of a few families, and points off their starts."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from riemerge import FrechetProblem
+from tests.manifolds.subjects import family, updates
+
+M, N, R, T, K = 30, 26, 4, 3, 2
+
+
+def problem(name: str, weights: Tensor | None = None, **options: float) -> FrechetProblem:
+    """The reduced problem of one family."""
+    return FrechetProblem(updates(M, N, R, k=K), family(name, T, M, N, R, 7, K, **options), weights)
+
+
+def off(subject: FrechetProblem, point: Tensor, length: float) -> Tensor:
+    """A point at this distance from another one."""
+    search = subject.form.manifold
+    moved: Tensor = search.retraction(point, length * search.random_tangent_vector(point))
+    return moved
