@@ -186,12 +186,10 @@ def depths(modules: Sequence[str]) -> dict[str, float]:
     return depth
 
 
-def _at_depth(setting: Any, depth: float) -> Any:
-    """Return a gradient's value at a depth; what is no gradient is the same everywhere."""
-    if not isinstance(setting, list):
-        return setting
-    position = depth * (len(setting) - 1)
-    left, right = setting[int(position)], setting[min(int(position) + 1, len(setting) - 1)]
+def _at_depth(gradient: Sequence[Any], depth: float) -> Any:
+    """Return a gradient's value at a depth."""
+    position = depth * (len(gradient) - 1)
+    left, right = gradient[int(position)], gradient[min(int(position) + 1, len(gradient) - 1)]
     if not isinstance(left, float):
         return left
     share = position - int(position)
