@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 
 import riemerge
-from benchmarks.peers import peak
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -136,6 +135,16 @@ def watch(command: Sequence[str], threads: int | None = None) -> Watched:
         if child.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{err.read()[-4000:]}")
         return Watched(seconds, _cpu() - before, highest / 1024, out.read())
+
+
+def peak(pid: str) -> int:
+    """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    except OSError:  # it has just ended
+        return 0
+    return max([0, *(int(x.split()[1]) for x in status if x.startswith("VmHWM")), *map(peak, children)])
 
 
 def _cpu() -> float:

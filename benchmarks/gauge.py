@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,9 @@ def write_set(root: Path, family: str, seed: int) -> list[Folders]:
     """Two adapters in float32; the first as it is, and rewritten by each of GAUGES."""
     first, second = ((b / 50, a) for b, a in adapter_family(family, 2, *SHAPE, RANK, seed))
     firsts = [first, *(rewritten(first, condition, seed) for condition in GAUGES)]
-    settings = {"dtype": torch.float32, "base_model_name_or_path": None, "target_modules": [MODULE]}
-    other = write_folder(root / "second", {MODULE: second}, **settings)
-    return [
-        (write_folder(root / f"first{place}", {MODULE: one}, **settings), other)
-        for place, one in enumerate(firsts)
-    ]
+    write = partial(write_folder, dtype=torch.float32, base_model_name_or_path=None, target_modules=[MODULE])
+    other = write(root / "second", {MODULE: second})
+    return [(write(root / f"first{place}", {MODULE: one}), other) for place, one in enumerate(firsts)]
 
 
 def base_weights() -> Tensor:
@@ -93,7 +91,7 @@ def by_riemerge(methods: Sequence[str], folders: Sequence[Folders], root: Path) 
 
 def _ours(method: str, pair: Folders, root: Path) -> Tensor:
     row = METHODS[method]
-    said = {name: value for name, value in TRIMMED.items() if name in row.parameters}
+    said: dict[str, Any] = {name: value for name, value in TRIMMED.items() if name in row.parameters}
     weights = None if row.ordered else WEIGHTS
     with tempfile.TemporaryDirectory(dir=root) as folder:
         merge_adapters(pair, weights, method=method, **said).save_pretrained(Path(folder) / "merged")

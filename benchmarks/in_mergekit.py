@@ -39,17 +39,21 @@ UNWEIGHTED = {"karcher", "model_stock", "sce"}
 
 
 def merge(method: str, models: list[Tensor], base: Tensor) -> Tensor:
-    """One merge, with the same random numbers each time."""
+    """Merge once, with the same random numbers each time."""
     torch.manual_seed(0)
-    if method == "slerp":
-        return merge_tensors(models[:2], method, parameters={"t": 0.4}, base_index=0)
     if method == "nuslerp":
         models = models[:2]
     weights = [float(i) for i in range(len(models) + 1, 1, -1)]
     weighted = {} if method in UNWEIGHTED else {"weight": [one / sum(weights) for one in weights]}
-    if method in WHOLE:
-        return merge_tensors(models, method, parameters=weighted | WHOLE[method])
-    return merge_tensors([base, *models], method, parameters=weighted | BASED[method], base_index=0)
+    inputs, options = models, dict[str, Any]()
+    if method == "slerp":
+        inputs, options = models[:2], {"parameters": {"t": 0.4}, "base_index": 0}
+    elif method in WHOLE:
+        options = {"parameters": weighted | WHOLE[method]}
+    else:
+        inputs, options = [base, *models], {"parameters": weighted | BASED[method], "base_index": 0}
+    merged: Tensor = merge_tensors(inputs, method, **options)
+    return merged
 
 
 def main(source: str, target: str, *methods: str) -> None:

@@ -133,10 +133,10 @@ def write_all(root: Path, size: Size) -> tuple[dict[int, list[Path]], dict[Shape
         part = {name: one for name, one in modules.items() if int(name.split(".")[2]) < layers}
         whole[len(part)] = write_folders(root / f"{layers}-layers", part)
     samples = {}
-    for part, shape in size.shapes.items():
+    for suffix, shape in size.shapes.items():
         if shape not in samples:
-            name = f"model.layers.{SAMPLED_LAYER}.{part}"
-            samples[shape] = write_folders(root / f"sample-{shape[0]}x{shape[1]}", {name: modules[name]})
+            module = f"model.layers.{SAMPLED_LAYER}.{suffix}"
+            samples[shape] = write_folders(root / f"sample-{shape[0]}x{shape[1]}", {module: modules[module]})
     return whole, samples
 
 
@@ -234,7 +234,7 @@ def peft(folders: Sequence[Path], method: str, density: float | None = None) -> 
             loaded.add_weighted_adapter(names, weights, merged, combination_type=method, density=density)
             seconds.append(time.perf_counter() - began)
         medians.append(statistics.median(seconds))
-    layer = next(one for one in loaded.modules() if hasattr(one, "get_delta_weight"))
+    layer: Any = next(one for one in loaded.modules() if hasattr(one, "get_delta_weight"))
     return min(medians), layer.get_delta_weight(merged).detach()
 
 

@@ -7,6 +7,7 @@ mergekit is measured if MERGEKIT_BIN names the `bin` folder of an environment th
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the families of adapters in `tests`
 
 import riemerge  # noqa: E402
+from benchmarks.common import watch  # noqa: E402
 from tests.folders import family, write_folder  # noqa: E402
 from tests.helpers import random_gauge, seeded  # noqa: E402
 
@@ -55,7 +57,7 @@ Updates = Mapping[str, Any]
 # --- one door for all: folders in, merged updates out -------------------------------------------------------
 
 
-def make_base(config: Mapping[str, int], device: str = "cpu") -> Any:
+def make_base(config: Mapping[str, Any], device: str = "cpu") -> Any:
     """A BERT with random weights, the same at each call: merging does not need their values."""
     from transformers import BertConfig, BertModel
 
@@ -84,7 +86,7 @@ def by_peft(name: str, folders: Sequence[Path], weights: Sequence[float], base: 
         model.load_adapter(folder, adapter)
     density = 1.0 if name == "ties" else None  # nothing trimmed: copies have their best chance so
     model.add_weighted_adapter(names, list(weights), "merged", combination_type=name, density=density)
-    model.save_pretrained(out, selected_adapters=["merged"])
+    model.save_pretrained(str(out), selected_adapters=["merged"])
     return out / "merged"
 
 
@@ -94,7 +96,8 @@ def by_mergekit(name: str, folders: Sequence[Path], weights: Sequence[float], ba
 
     models = []
     for i, (folder, weight) in enumerate(zip(folders, weights, strict=True)):
-        PeftModel.from_pretrained(base(), folder).merge_and_unload().save_pretrained(out / str(i))
+        merged = PeftModel.from_pretrained(base(), folder).merge_and_unload()
+        merged.save_pretrained(out / str(i))
         parameters = {"weight": weight} if name == "linear" else {}  # karcher takes no weights
         models.append({"model": str(out / str(i) / "model.safetensors"), "parameters": parameters})
     (out / "recipe.yml").write_text(json.dumps({"merge_method": name, "models": models, "dtype": "float32"}))
@@ -117,7 +120,8 @@ def updates(folder: Path, base: Base) -> Updates:
     from peft import PeftModel
 
     if (folder / "adapter_config.json").exists():
-        layers = PeftModel.from_pretrained(base(), folder).double().base_model.model.named_modules()
+        model: Any = PeftModel.from_pretrained(base(), folder).double()
+        layers = model.base_model.model.named_modules()
         return {k: m.get_delta_weight("default") for k, m in layers if hasattr(m, "get_delta_weight")}
     merged, before = load_file(next(folder.glob("*.safetensors"))), base().state_dict()
     return {k.removesuffix(".weight"): merged[k].double() - before[k].double() for k in merged}
@@ -126,7 +130,7 @@ def updates(folder: Path, base: Base) -> Updates:
 def apart(one: Updates, other: Updates) -> float:
     """‖one - other‖ / ‖other‖ over the modules of `other` together."""
     square = sum(float((one[module] - delta).norm() ** 2) for module, delta in other.items())
-    return (square / sum(float(delta.norm() ** 2) for delta in other.values())) ** 0.5
+    return math.sqrt(square / sum(float(delta.norm() ** 2) for delta in other.values()))
 
 
 # --- the laws -----------------------------------------------------------------------------------------------
@@ -250,30 +254,10 @@ def run_once(method: str) -> None:
     print(time.perf_counter() - ready)
 
 
-def peak(pid: str) -> int:
-    """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    except OSError:  # it has just ended
-        return 0
-    return max([0, *(int(x.split()[1]) for x in status if x.startswith("VmHWM")), *map(peak, children)])
-
-
 def cost(method: str) -> dict[str, float]:
-    """Seconds and peak memory of one merge of the four shipped adapters, with one thread."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    command = [sys.executable, __file__, "--once", method]
-    started, highest = time.perf_counter(), 0
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | one
-    ) as child:
-        while child.poll() is None:
-            highest = max(highest, peak(str(child.pid)))
-            time.sleep(0.02)
-        seconds = time.perf_counter() - started
-        last_line = child.communicate()[0].split()[-1]
-    return {"seconds": seconds, "after_imports": float(last_line), "mib": highest / 1024}
+    """Return seconds and peak memory of one merge of the four shipped adapters, with one thread."""
+    once = watch([sys.executable, __file__, "--once", method], threads=1)
+    return {"seconds": once.seconds, "after_imports": float(once.printed.split()[-1]), "mib": once.mib}
 
 
 # --- the result ---------------------------------------------------------------------------------------------
@@ -289,7 +273,8 @@ def measure() -> dict[str, Any]:
     for method in METHODS:
         print(f"laws: {method}", file=sys.stderr, flush=True)
         found[method] = laws(method)
-    load, costs = [os.getloadavg()[0]], {method: [] for method in METHODS}
+    load = [os.getloadavg()[0]]
+    costs: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for repeat in range(REPEATS):
         for method in METHODS:  # interleaved: a busy minute of the machine hits all alike
             print(f"cost {repeat + 1} of {REPEATS}: {method}", file=sys.stderr, flush=True)

@@ -309,7 +309,7 @@ def measure_passes(
     for _ in range(repeats):
         for size, (quotient, points) in problems.items():
             found[size].append(solve_passes(quotient, points, passes))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "size": size,
             "pass": common.noise([one["pass"] for one in runs]),

@@ -178,7 +178,7 @@ def main() -> None:
         ("two gauges of one network, w = 2", [network(1, 2), network(-1, -2)]),
     ):
         merged = frechet_mean(networks, points).point.prod().item()
-        averaged = (sum(points) / len(points)).prod().item()
+        averaged = torch.stack(points).mean(dim=0).prod().item()
         print(f"{title}: merged w = {merged:.6f}, average of the parameters w = {averaged:.6f}")
     start, networks = network(1, 2), TwoLayers()
     for title, velocity in (("horizontal", network(0.1, 0.2)), ("not horizontal", network(0.2, 0.1))):

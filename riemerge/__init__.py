@@ -1,83 +1,65 @@
 """Merge LoRA adapters, and full checkpoints, as weighted Fréchet means.
 
-The public names are loaded on first use, so that `import riemerge` costs nothing: torch comes with the first
-name that needs it.
+The public names are stated once, as the imports under `TYPE_CHECKING`: type checkers follow them as they
+stand, and at run time they are read as a table of what to import when a name is first used. So
+`import riemerge` costs nothing: torch comes with the first name that needs it.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import ast
 from typing import TYPE_CHECKING
 
-from riemerge._version import __version__
-from riemerge.errors import RiemergeError
+from riemerge._version import __version__ as __version__
+from riemerge.errors import RiemergeError as RiemergeError
 
 if TYPE_CHECKING:
-    from riemerge.formats.peft import read_adapter
-    from riemerge.frechet import FrechetProblem, Solution, Status, frechet_mean
-    from riemerge.merging.sinks import MergeResult
-    from riemerge.merging.verbs import merge_adapters, merge_into
-    from riemerge.methods.rounds.outer import FedAdam, Momentum, OuterOptimizer
-    from riemerge.recipes.recipe import read_recipe
-    from riemerge.records.evaluation_record import Evaluation
-    from riemerge.statistics import collect_statistics
-    from riemerge.study.evaluation import evaluate
-    from riemerge.study.soups import greedy_soup
-    from riemerge.study.sweeps import sweep
-    from riemerge.updates.low_rank import LowRankUpdate
+    from riemerge.formats.peft import Adapter as Adapter
+    from riemerge.formats.peft import read_adapter as read_adapter
+    from riemerge.frechet import SOLVERS as SOLVERS
+    from riemerge.frechet import FrechetProblem as FrechetProblem
+    from riemerge.frechet import Solution as Solution
+    from riemerge.frechet import Status as Status
+    from riemerge.frechet import frechet_mean as frechet_mean
+    from riemerge.frechet.solvers import LBFGS as LBFGS
+    from riemerge.frechet.solvers import FixedPoint as FixedPoint
+    from riemerge.manifolds import checks as checks
+    from riemerge.merging.plan import Plan as Plan
+    from riemerge.merging.plan import plan as plan
+    from riemerge.merging.run import run as run
+    from riemerge.merging.sinks import MergeResult as MergeResult
+    from riemerge.merging.verbs import merge as merge
+    from riemerge.merging.verbs import merge_adapters as merge_adapters
+    from riemerge.merging.verbs import merge_into as merge_into
+    from riemerge.methods import METHODS as METHODS
+    from riemerge.methods import Method as Method
+    from riemerge.methods.rounds.outer import FedAdam as FedAdam
+    from riemerge.methods.rounds.outer import Momentum as Momentum
+    from riemerge.methods.rounds.outer import OuterOptimizer as OuterOptimizer
+    from riemerge.recipes.recipe import Recipe as Recipe
+    from riemerge.recipes.recipe import read_recipe as read_recipe
+    from riemerge.records.evaluation_record import Evaluation as Evaluation
+    from riemerge.statistics import collect_statistics as collect_statistics
+    from riemerge.study.evaluation import evaluate as evaluate
+    from riemerge.study.inspection import inspect as inspect
+    from riemerge.study.soups import greedy_soup as greedy_soup
+    from riemerge.study.sweeps import sweep as sweep
+    from riemerge.updates.low_rank import LowRankUpdate as LowRankUpdate
+else:
+    _IMPORTS = {
+        alias.asname: (statement.module, alias.name)
+        for statement in ast.walk(ast.parse(__spec__.loader.get_source(__name__)))
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+        if alias.asname
+    }
+    __all__ = list(_IMPORTS)
 
-__all__ = [
-    "Evaluation",
-    "FedAdam",
-    "FrechetProblem",
-    "LowRankUpdate",
-    "MergeResult",
-    "Momentum",
-    "OuterOptimizer",
-    "RiemergeError",
-    "Solution",
-    "Status",
-    "__version__",
-    "collect_statistics",
-    "evaluate",
-    "frechet_mean",
-    "greedy_soup",
-    "merge_adapters",
-    "merge_into",
-    "read_adapter",
-    "read_recipe",
-    "sweep",
-]
+    def __getattr__(name):
+        if name not in _IMPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home, attribute = _IMPORTS[name]
+        return globals().setdefault(name, getattr(__import__(home, fromlist=[attribute]), attribute))
 
-_HOMES = {
-    "Evaluation": "riemerge.records.evaluation_record",
-    "FedAdam": "riemerge.methods.rounds.outer",
-    "FrechetProblem": "riemerge.frechet",
-    "LowRankUpdate": "riemerge.updates.low_rank",
-    "MergeResult": "riemerge.merging.sinks",
-    "Momentum": "riemerge.methods.rounds.outer",
-    "OuterOptimizer": "riemerge.methods.rounds.outer",
-    "Solution": "riemerge.frechet",
-    "Status": "riemerge.frechet",
-    "collect_statistics": "riemerge.statistics",
-    "evaluate": "riemerge.study.evaluation",
-    "frechet_mean": "riemerge.frechet",
-    "greedy_soup": "riemerge.study.soups",
-    "merge_adapters": "riemerge.merging.verbs",
-    "merge_into": "riemerge.merging.verbs",
-    "read_adapter": "riemerge.formats.peft",
-    "read_recipe": "riemerge.recipes.recipe",
-    "sweep": "riemerge.study.sweeps",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__():
+        return sorted(_IMPORTS)

@@ -550,20 +550,6 @@ def test_a_heavy_import_is_caught() -> None:
     assert "numpy" in heavy_imports("import riemerge, numpy")
 
 
-def test_public_names_are_listed_typed_and_found() -> None:
-    typed = {
-        alias.name
-        for node in ast.walk(ast.parse(inspect.getsource(riemerge)))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("riemerge.")
-        for alias in node.names
-    }
-    assert set(riemerge.__all__) == typed | {"__version__"}
-    for name in riemerge.__all__:
-        assert getattr(riemerge, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'barycenter'"):
-        riemerge.barycenter  # noqa: B018
-
-
 # --- the direction of imports -------------------------------------------------------------------------------
 
 

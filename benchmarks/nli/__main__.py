@@ -78,9 +78,9 @@ def _write(folder: Path, where: dict[str, Any], *, complete: bool) -> None:
     `RESULTS` what the package tells.
     """
     found = {
-        name: read_results(folder / name)
+        name: read_results(folder / f"{name}.jsonl")
         for name in COLLECTIONS
-        if (folder / name / "reference.json").exists()
+        if (folder / f"{name}.jsonl").exists()
     }
     report = {
         "machine": where,

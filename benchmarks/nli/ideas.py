@@ -51,7 +51,7 @@ def each(mean: Callable[[Tensor], Tensor]) -> Callable[[Cores], Dense]:
 def power(x: Tensor, exponent: float) -> Tensor:
     """Singular values to a power, the norm kept."""
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    raised = (u * (sigma / sigma[0]) ** exponent) @ vh
+    raised: Tensor = (u * (sigma / sigma[0]) ** exponent) @ vh
     return raised * (x.norm() / raised.norm())
 
 
@@ -62,9 +62,11 @@ def softened(x: Tensor, whitening: float, exponent: float = 1.0) -> Tensor:
     def white(frames: Tensor) -> Tensor:
         frame = torch.cat(list(frames[:, :, :RANK]), dim=1)
         values, basis = torch.linalg.eigh(frame.mT @ frame)
-        return frame @ (basis * values.clamp_min(1e-9) ** (-whitening / 2)) @ basis.mT
+        scales: Tensor = values.clamp_min(1e-9) ** (-whitening / 2)
+        return frame @ (basis * scales) @ basis.mT
 
-    return (white(u) * sigma[:, :RANK].flatten() ** exponent) @ white(vh.mT).mT
+    powers: Tensor = sigma[:, :RANK].flatten() ** exponent
+    return (white(u) * powers) @ white(vh.mT).mT
 
 
 def anchored(x: Tensor, ridge: float) -> Tensor:
@@ -73,7 +75,8 @@ def anchored(x: Tensor, ridge: float) -> Tensor:
     grams = x.mT @ x / x.square().sum(dim=(1, 2), keepdim=True)
     pull = ridge * len(x) / x.shape[2]
     form = grams.sum(dim=0) + pull * torch.eye(x.shape[2]).to(x)
-    return torch.linalg.solve(form, ((x @ grams).sum(dim=0) + pull * total).mT).mT
+    solution: Tensor = torch.linalg.solve(form, ((x @ grams).sum(dim=0) + pull * total).mT)
+    return solution.mT
 
 
 def two_sided(x: Tensor, exponent: float) -> Tensor:
@@ -225,7 +228,8 @@ def roots(form: Tensor) -> tuple[Tensor, Tensor]:
 def cut(x: Tensor) -> Tensor:
     """The nearest of rank `RANK`."""
     u, sigma, vh = torch.linalg.svd(x, full_matrices=False)
-    return (u[:, :RANK] * sigma[:RANK]) @ vh[:RANK]
+    nearest: Tensor = (u[:, :RANK] * sigma[:RANK]) @ vh[:RANK]
+    return nearest
 
 
 def variant(fit: Fit, kind: str) -> Tensor:
@@ -242,7 +246,7 @@ def variant(fit: Fit, kind: str) -> Tensor:
 # --- measured -----------------------------------------------------------------------------------------------
 
 
-def answers(bench: Bench, asked: Sequence[str]) -> Iterator[tuple[str, Dense, Sequence[float]]]:
+def answers(bench: Bench, asked: Sequence[str]) -> Iterator[tuple[str, Cores, Sequence[float]]]:
     """The updates of ideas, whole and as `CUTS` says, or of settings of rows; with what multiples to try."""
     for name in asked:
         if name in (*FREE, *FITTED):
@@ -293,7 +297,7 @@ def measure(collection: str, asked: Sequence[str]) -> dict[str, dict[str, float]
     """Share of the specialists' accuracy on the looks, by idea and multiple."""
     bench, found = Bench(collection, RESULTS), {}
     for name, update, multiples in answers(bench, asked):
-        found[name] = {f"{c:.2f}": bench.look(update, c)[0] for c in multiples}
+        found[name] = {f"{c:.2f}": bench.look(update, c) for c in multiples}
         tell(f"{collection}, {name}: {max(found[name].values()):.3f}")
     return found
 

@@ -221,7 +221,10 @@ class Material:
 
 def read_material(tokenizer: Any, limit: int | None = None) -> Material:
     """Read and tokenise both halves; of each task and part the first `limit` rows if that is given."""
-    looks, rest, test, test_groups = {}, {}, {}, {}
+    looks: dict[str, list[Pair]] = {}
+    rest: dict[str, list[Pair]] = {}
+    test: dict[str, list[Pair]] = {}
+    test_groups: dict[str, list[int]] = {}
     for task in TASKS:
         pairs = load(task)
         first, second = ([pairs[place] for place in half] for half in halves(task, pairs))
@@ -230,4 +233,5 @@ def read_material(tokenizer: Any, limit: int | None = None) -> Material:
         rest[task] = [pair for pair, group in zip(first, of, strict=True) if group % 2 == 1][:limit]
         test[task] = second[:limit]
         test_groups[task] = groups(task, test[task])
-    return Material(*(Rows.of(part, tokenizer) for part in (looks, rest, test)), test_groups)
+    parts = [Rows.of(part, tokenizer) for part in (looks, rest, test)]
+    return Material(parts[0], parts[1], parts[2], test_groups)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from benchmarks.common import tell
@@ -40,18 +40,18 @@ from benchmarks.nli.material import (
     specialists,
 )
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
-from benchmarks.nli.statistics import EXAMPLES, Collected
+from benchmarks.nli.specialist_statistics import EXAMPLES, Collected
 from riemerge import merge_adapters
-from riemerge.errors import NumericalError
 from riemerge.formats.peft import read_adapter
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import MATCHED
 from riemerge.recipes.candidates import Candidate
-
-GRID = (1.0, 2.0, 4.0)
-"""Norms that are tried first, as multiples of that of the plain average."""
+from riemerge.study.method_trials import RefusedError, merge_or_refuse
+from riemerge.study.norm_search import NORMS, search_norms
+from riemerge.study.result_table import ResultTable, Row
+from riemerge.study.scorer import Answers, average_rows, mean_share
 
 OWN_GRID = (0.5, 1.0, 2.0)
 """Multiples that are tried first of a row that has statistics: it is fitted to outputs, so its size
@@ -69,8 +69,8 @@ DENSITY = 0.2  # as published for TIES, and of the order of what DARE keeps
 # and a CPU that has it takes half of the time. Specialists, base and merges are all scored in it.
 DTYPE = torch.bfloat16
 
-AS_RUN = "as_run"
-"""The folder of what was measured as it runs, beside the results at a chosen multiple."""
+REFERENCE, CHOSEN, AS_RUN = "reference", "chosen", "as_run"
+"""Names of rows: the specialists and the base alone, then `chosen/CANDIDATE` and `as_run/CANDIDATE`."""
 
 PROJECTIONS = 4
 SAME = 1e-5  # of unit norm: round-off of float32 in sums of ten million terms stays a decade below
@@ -80,9 +80,10 @@ SAME = 1e-5  # of unit norm: round-off of float32 in sums of ten million terms s
 
 
 def candidates() -> list[Candidate]:
-    """Every row that takes six models and no statistics of a base, but for `LONG`: at its default rank and
-    whole (where its rank is no constraint), and at `DENSITY` where it has one. Rows of a trajectory get the
-    tasks in the order of `TASKS`.
+    """Return every row that takes six models and no statistics of a base, but for `LONG`.
+
+    Each is there at its default rank and whole (where its rank is no constraint), and at `DENSITY` where it
+    has one. Rows of a trajectory get the tasks in the order of `TASKS`.
     """
     rows = [row for row in METHODS.values() if _applies(row)]
     whole = [Candidate(row.name, {**settings_of(row), "rank": "sum"}) for row in rows if _has_ranks(row)]
@@ -90,7 +91,7 @@ def candidates() -> list[Candidate]:
 
 
 def as_run_candidates() -> list[Candidate]:
-    """Every candidate at its own rank, at both scales where it has a choice and no data; some whole, too."""
+    """Return every candidate at its own rank, at both scales if it has a choice and no data; some whole."""
     every = candidates()
     own = [one for one in every if "rank" not in one.parameters and not METHODS[one.method].statistics]
     chosen = [one for one in own if METHODS[one.method].normalised]
@@ -104,7 +105,7 @@ def as_run_candidates() -> list[Candidate]:
 
 
 def _other_scale(row: Method) -> float | str:
-    """The scale that a row does not have by itself."""
+    """Return the scale that a row does not have by itself."""
     return 1.0 if row.defaults.get("scale") == MATCHED else MATCHED
 
 
@@ -118,40 +119,40 @@ def _has_ranks(row: Method) -> bool:
 
 
 def settings_of(row: Method) -> dict[str, Any]:
-    """What a row is measured with at its own rank: a density where it has one."""
+    """Return what a row is measured with at its own rank: a density where it has one."""
     return {"density": DENSITY} if "density" in row.parameters else {}
 
 
 # --- results ------------------------------------------------------------------------------------------------
 
 
-def packed(correct: Mapping[str, Tensor]) -> dict[str, str]:
-    """Bits of each task as hexadecimal digits."""
-    return {task: np.packbits(bits.numpy()).tobytes().hex() for task, bits in correct.items()}
+def packed(correct: Mapping[str, ArrayLike]) -> dict[str, str]:
+    """Return the bits of each task as hexadecimal digits."""
+    return {task: np.packbits(np.asarray(bits, bool)).tobytes().hex() for task, bits in correct.items()}
 
 
 def unpacked(text: str, size: int) -> np.ndarray:
-    """The bits that `packed` wrote."""
+    """Return the bits that `packed` wrote."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=size).astype(bool)
 
 
-def accuracies(correct: Mapping[str, Tensor]) -> dict[str, float]:
-    """The share of answers that are right, by task."""
-    return {task: bits.double().mean().item() for task, bits in correct.items()}
+def answers_of(*halves: Mapping[str, Tensor]) -> Answers:
+    """Return which rows are right as answers of a scorer, one half of the rows after the other."""
+    return {task: tuple(torch.cat([half[task] for half in halves]).tolist()) for task in halves[0]}
 
 
-def normalised(accuracy: Mapping[str, float], specialist: Mapping[str, float]) -> float:
-    """Mean over tasks of the accuracy divided by the specialist's."""
-    return sum(accuracy[task] / specialist[task] for task in accuracy) / len(accuracy)
+def accuracies(*halves: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the share of answers that are right, by task."""
+    return average_rows(answers_of(*halves))
 
 
 def digest(*said: Any) -> str:
-    """A name for what was said, which JSON can hold."""
+    """Return a name for what was said, which JSON can hold."""
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def key_of(inputs: str, candidate: Candidate, *, as_run: bool = False) -> str:
-    """What a result depends on, but for the code: inputs / the row, its parameters and its defaults.
+    """Return what a result depends on, but for the code: inputs / the row, its parameters and its defaults.
 
     The scale counts as run alone: at a chosen multiple it is what is chosen.
     """
@@ -163,47 +164,67 @@ def key_of(inputs: str, candidate: Candidate, *, as_run: bool = False) -> str:
 
 
 def is_fitted(candidate: Candidate) -> bool:
-    """Whether a row is fitted to outputs, so that its size means them."""
+    """Return whether a row is fitted to outputs, so that its size means them."""
     return bool(METHODS[candidate.method].statistics)
 
 
-def is_current(result: Mapping[str, Any], inputs: str, *, as_run: bool = False) -> bool:
-    """Whether a result is of these inputs, and of a row that still has the same defaults."""
+def is_current(result: Mapping[str, Any], inputs: str) -> bool:
+    """Return whether a result is of these inputs, and of a row that still has the same defaults."""
     candidate = Candidate(result["method"], result["parameters"])
+    as_run = result["name"].startswith(AS_RUN)
     return candidate.method in METHODS and result["key"] == key_of(inputs, candidate, as_run=as_run)
 
 
-def kept(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a file holds under this key; made and written, whole or not at all, where it does not."""
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["key"] == key:
-            return found
-    result = {"key": key, **make()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return result
+def label_of(result: Mapping[str, Any]) -> str:
+    """Return the name of the candidate that a result is of."""
+    return Candidate(result["method"], result["parameters"]).name
 
 
 # --- the protocol -------------------------------------------------------------------------------------------
 
 
-class Bench:
-    """The test bench of one collection of specialists; results are kept one file each, and reused.
+class Laboratory:
+    """The base model with its scorer, and the specialists of one collection.
 
     Args:
         collection: A key of `material.COLLECTIONS`.
-        folder: Of the results; those of a collection are in a folder of their own.
-        threads: Of the CPU.
-        limit: Rows of each half of each task; all if not given.
+        threads: Number of threads that compute.
+
+    Attributes:
+        adapters: Specialist by task.
+        model: The base model in float32, which is left as it is.
+        tokenizer: The tokenizer of the base model.
+        output: The output layer, as `scorer.directions` makes it.
+        scorer: Scores the base model plus any multiple of any update.
+        files: The sha256 of all files that a score depends on.
+    """
+
+    def __init__(self, collection: str, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.adapters = {task: read_adapter(path) for task, path in specialists(collection).items()}
+        base = base_folder()
+        assert base is not None
+        self.model, self.tokenizer = load_base(base)
+        self.output = directions(self.model, self.tokenizer)
+        self.scorer = Scorer(self.model, self.output, DTYPE)
+        self.files = fingerprints(), {task: dict(one.sha256) for task, one in self.adapters.items()}
+
+
+class Bench:
+    """The test bench of one collection of specialists; results are rows of one table, and reused.
+
+    Args:
+        collection: A key of `material.COLLECTIONS`.
+        folder: Folder of the tables; that of a collection is COLLECTION.jsonl.
+        threads: Number of threads that compute.
+        limit: Number of rows of each half of each task; all if not given.
         grid: Coefficients that are tried first.
 
     Attributes:
-        adapters: Task to specialist.
+        adapters: Specialist by task.
+        table: The table of results.
         reference: Specialists and base by themselves, and the norm of the average.
-        measured: How many candidates were, and not read from their files.
+        measured: How many candidates were measured now, and not read from the table.
     """
 
     def __init__(
@@ -213,68 +234,77 @@ class Bench:
         *,
         threads: int = 1,
         limit: int | None = None,
-        grid: Sequence[float] = GRID,
+        grid: Sequence[float] = NORMS,
     ) -> None:
-        torch.set_num_threads(threads)
-        self._threads, self._grid, self._folder = threads, tuple(grid), folder / collection
-        self.adapters = {task: read_adapter(path) for task, path in specialists(collection).items()}
-        base = base_folder()
-        assert base is not None
-        model, tokenizer = load_base(base)
-        output = directions(model, tokenizer)
-        self._scorer = Scorer(model, output, DTYPE)
-        self._material = read_material(tokenizer, limit)
-        files = fingerprints(), {task: dict(adapter.sha256) for task, adapter in self.adapters.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        laboratory = Laboratory(collection, threads)
+        self.adapters, self._scorer, self._threads = laboratory.adapters, laboratory.scorer, threads
+        self._material, self._grid = read_material(laboratory.tokenizer, limit), tuple(grid)
         settings = SEED, MAX_LENGTH, EXAMPLES
-        self._inputs = digest(files, settings, limit, self._grid, OWN_GRID, str(DTYPE))
-        statistics = self._folder / "statistics" / digest(files, settings)
-        self._statistics = Collected(statistics, model, tokenizer, output)
+        self._inputs = digest(laboratory.files, settings, limit, self._grid, OWN_GRID, str(DTYPE))
+        self._statistics = Collected(
+            folder / collection / "statistics" / digest(laboratory.files, settings),
+            laboratory.model,
+            laboratory.tokenizer,
+            laboratory.output,
+        )
         self.measured = 0
-        key = f"{self._inputs}/{digest('reference')}"
-        self.reference = kept(self._folder / "reference.json", key, self._make_reference)
+        self.table = ResultTable(folder / f"{collection}.jsonl")
+        key = f"{self._inputs}/{digest(REFERENCE)}"
+        self.reference: Row = self.table.keep(REFERENCE, key, self._make_reference, dict)
 
-    def run(self, candidate: Candidate) -> dict[str, Any]:
-        """The result of one candidate, from its file where the same was tried before.
+    def run(self, candidate: Candidate) -> Row:
+        """Return the result of a candidate at a chosen multiple, from the table if it was tried before.
 
         Law: a method that refuses these adapters has a result that says why; a merge that is a multiple of
         one that was tried takes over its scores, and says whose.
         """
-        path = self._folder / _file_name(candidate)
-        return kept(path, key_of(self._inputs, candidate), lambda: self._measured(candidate))
+        return self._keep(CHOSEN, candidate, self._measure_chosen)
 
-    def as_run(self, candidate: Candidate) -> dict[str, Any]:
-        """What a candidate gives as its command runs it, from its file where that was measured before.
+    def as_run(self, candidate: Candidate) -> Row:
+        """Return what a candidate gives as its command runs it, from the table if it was measured before.
 
         Law: nothing is looked at before; on dev rows only where the row needs no data, at its own rank.
         """
-        path = self._folder / AS_RUN / _file_name(candidate)
-        key = key_of(self._inputs, candidate, as_run=True)
-        return kept(path, key, lambda: self._measured_as_run(candidate))
+        return self._keep(AS_RUN, candidate, self._measure_as_run)
+
+    def _keep(self, measure: str, candidate: Candidate, make: Callable[[Candidate], Row]) -> Row:
+        def measure_it() -> Row:
+            self.measured += 1
+            facts = {"method": candidate.method, "parameters": dict(candidate.parameters)}
+            try:
+                return facts | make(candidate)
+            except RefusedError as fault:
+                return {**facts, "refused": list(fault.problems)}
+
+        key = key_of(self._inputs, candidate, as_run=measure == AS_RUN)
+        return self.table.keep(f"{measure}/{candidate.name}", key, measure_it, dict)
 
     def statistics(self) -> list[Path]:
-        """The folders of the statistics of the specialists, collected where they are not there yet."""
+        """Return the folders of the specialists' statistics, collected where they are not there yet."""
         return self._statistics.folders(self.adapters)
 
-    def look(self, update: Dense, coefficient: float) -> tuple[float, dict[str, Tensor]]:
-        """What a multiple of an update has on the looks: the specialists' share, and which are right."""
-        correct = self._scorer.correct(self._material.looks, update, coefficient)
-        return normalised(accuracies(correct), self.reference["specialist"]["looks"]), correct
+    def look(self, update: Dense, coefficient: float) -> float:
+        """Return the share of the specialists' accuracy that a multiple of an update keeps on the looks."""
+        scores = accuracies(self._scorer.correct(self._material.looks, update, coefficient))
+        return mean_share(scores, self.reference["specialist"]["looks"])
 
     def merge(self, candidate: Candidate, **parameters: Any) -> MergeResult:
-        """The specialists merged, with their statistics where the method needs them."""
+        """Merge the specialists, with their statistics where the method needs them."""
         parameters = {**candidate.parameters, **parameters}
         return merge_adapters(
             list(self.adapters.values()),
             method=candidate.method,
             threads=self._threads,
-            statistics=self.statistics() if METHODS[candidate.method].statistics else None,
+            statistics=self.statistics() if is_fitted(candidate) else None,
             **parameters,
         )
 
     def sized(self, candidate: Candidate, merged: MergeResult) -> tuple[float, Dense]:
-        """A merge at the norm of the average, at its own where it is fitted to outputs; the factor first."""
-        own = is_fitted(candidate)
-        scale = 1.0 if own else self.reference["average_norm"] / merged.record.totals.norm
+        """Return a merge at the norm of the average (at its own if fitted to outputs), after its factor."""
+        scale = 1.0
+        if not is_fitted(candidate):
+            scale = self.reference["average_norm"] / merged.record.totals.norm
         return scale, dense(merged.updates, scale)
 
     def _make_reference(self) -> dict[str, Any]:
@@ -296,7 +326,7 @@ class Bench:
             "cosine": average.overlap.cosine,
             "specialist": {
                 "looks": accuracies(correct["looks"]),
-                "dev": accuracies(_joined(correct["looks"], correct["rest"])),
+                "dev": accuracies(correct["looks"], correct["rest"]),
                 "test": accuracies(correct["test"]),
                 "correct": packed(correct["test"]),
             },
@@ -307,123 +337,93 @@ class Bench:
     def _parts(self) -> dict[str, Rows]:
         return {"looks": self._material.looks, "rest": self._material.rest, "test": self._material.test}
 
-    def _measured(self, candidate: Candidate) -> dict[str, Any]:
-        self.measured += 1
-        said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
-        started = time.perf_counter()
-        try:
-            merged = self.merge(candidate, scale=1.0)
-        except NumericalError as fault:
-            return {**said, "refused": list(fault.problems)}
-        norm = merged.record.totals.norm
-        if not norm > 0.0:
-            return {**said, "refused": ["the merged update is zero"]}
+    def _measure_chosen(self, candidate: Candidate) -> Row:
+        began = time.perf_counter()
+        merged = merge_or_refuse(lambda: self.merge(candidate, scale=1.0))
         scale, update = self.sized(candidate, merged)
-        found = {
-            **said,
+        result: Row = {
             "rank": max(one.rank for one in merged.updates.values()),
             "energy_kept": _energy_kept(merged),
             "scale": scale,
             "signature": signature(update, self.reference["average_norm"]),
-            "seconds": {"merge": time.perf_counter() - started},
+            "seconds": {"merge": time.perf_counter() - began},
         }
-        twin = self._twin(found["signature"])
-        if twin is None:
-            grid = OWN_GRID if is_fitted(candidate) else self._grid
-            return found | self._scored(update, grid, found["seconds"])
-        shown = {name: twin[name] for name in ("looks", "coefficient", "dev", "test", "correct")}
-        return {**found, "same_as": twin.get("same_as", _name(twin)), **shown}
+        twin = self._twin(CHOSEN, result["signature"])
+        if twin:
+            return result | _scores_of(twin, "looks", "coefficient", "dev", "test", "correct")
+        began = time.perf_counter()
+        seen: dict[float, Mapping[str, Tensor]] = {}
 
-    def _measured_as_run(self, candidate: Candidate) -> dict[str, Any]:
-        self.measured += 1
-        said = {"method": candidate.method, "parameters": dict(candidate.parameters)}
-        try:
-            merged = self.merge(candidate)
-        except NumericalError as fault:
-            return {**said, "refused": list(fault.problems)}
+        def ask(coefficient: float) -> Answers:
+            seen[coefficient] = self._scorer.correct(self._material.looks, update, coefficient)
+            return answers_of(seen[coefficient])
+
+        grid = OWN_GRID if is_fitted(candidate) else self._grid
+        search = search_norms(ask, self.reference["specialist"]["looks"], grid)
+        rest = self._scorer.correct(self._material.rest, update, search.best)
+        dev = self._dev_share(seen[search.best], rest)
+        middle = time.perf_counter()
+        correct = self._scorer.correct(self._material.test, update, search.best)
+        seconds = {"dev": middle - began, "test": time.perf_counter() - middle}
+        return {
+            **result,
+            "seconds": result["seconds"] | seconds,
+            "looks": [{"coefficient": look.coefficient, "looks": look.dev} for look in search.looks],
+            "coefficient": search.best,
+            "dev": dev,
+            "test": accuracies(correct),
+            "correct": packed(correct),
+        }
+
+    def _measure_as_run(self, candidate: Candidate) -> Row:
+        merged = merge_or_refuse(lambda: self.merge(candidate))
         record, update = merged.record, dense(merged.updates)
-        scale = record.recipe["parameters"]["scale"]
-        found = {
-            **said,
+        result: Row = {
             "rank": max(one.rank for one in merged.updates.values()),
-            "scale": scale if record.matched_scale is None else record.matched_scale,
+            "scale": record.matched_scale or record.recipe["parameters"]["scale"],
             "norm": record.totals.norm / self.reference["average_norm"],
             "signature": signature(update, self.reference["average_norm"]),
         }
-        chosen_by = not METHODS[candidate.method].statistics and "rank" not in candidate.parameters
-        twin = self._twin(found["signature"], as_run=True)
-        if twin is not None and ("dev" in twin or not chosen_by):
-            shown = {name: twin[name] for name in ("dev", "test", "correct") if name in twin}
-            return {**found, "same_as": twin.get("same_as", _name(twin)), **shown}
-        if chosen_by:
-            parts = (
+        has_dev = not is_fitted(candidate) and "rank" not in candidate.parameters
+        twin = self._twin(AS_RUN, result["signature"])
+        if twin and ("dev" in twin or not has_dev):
+            return result | _scores_of(twin, "dev", "test", "correct")
+        if has_dev:
+            halves = [
                 self._scorer.correct(rows, update) for rows in (self._material.looks, self._material.rest)
-            )
-            dev = normalised(accuracies(_joined(*parts)), self.reference["specialist"]["dev"])
-            found["dev"] = dev
+            ]
+            result["dev"] = self._dev_share(*halves)
         correct = self._scorer.correct(self._material.test, update)
-        return {**found, "test": accuracies(correct), "correct": packed(correct)}
+        return {**result, "test": accuracies(correct), "correct": packed(correct)}
 
-    def _twin(self, own: Sequence[float], *, as_run: bool = False) -> dict[str, Any] | None:
-        """The result of the same update, or of a multiple of it where multiples are what is tried."""
-        for path in sorted((self._folder / AS_RUN if as_run else self._folder).glob("*.json")):
-            other = json.loads(path.read_text(encoding="utf-8"))
-            if "signature" not in other or not is_current(other, self._inputs, as_run=as_run):
-                continue
-            if max(abs(x - y) for x, y in zip(own, other["signature"], strict=True)) < SAME:
-                return other
-        return None
+    def _dev_share(self, looks: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> float:
+        """Return the share of the specialists' accuracy on all of the dev half."""
+        return mean_share(accuracies(looks, rest), self.reference["specialist"]["dev"])
 
-    def _scored(self, update: Dense, grid: Sequence[float], seconds: Mapping[str, float]) -> dict[str, Any]:
-        began = time.perf_counter()
-        seen: dict[float, dict[str, Tensor]] = {}
-
-        def look(coefficient: float) -> float:
-            share, seen[coefficient] = self.look(update, coefficient)
-            return share
-
-        best = search(look, grid)
-        looks = [{"coefficient": c, "looks": accuracies(found)} for c, found in seen.items()]
-        dev = _joined(seen[best], self._scorer.correct(self._material.rest, update, best))
-        middle = time.perf_counter()
-        correct = self._scorer.correct(self._material.test, update, best)
-        return {
-            "looks": looks,
-            "coefficient": best,
-            "dev": normalised(accuracies(dev), self.reference["specialist"]["dev"]),
-            "test": accuracies(correct),
-            "correct": packed(correct),
-            "seconds": {**seconds, "dev": middle - began, "test": time.perf_counter() - middle},
-        }
+    def _twin(self, measure: str, own: Sequence[float]) -> Row:
+        """Return the result of the same update, or of a multiple where multiples are tried; empty if none."""
+        twins = (
+            row
+            for name, row in self.table.rows.items()
+            if name.startswith(measure) and "signature" in row and is_current(row, self._inputs)
+            if max(abs(x - y) for x, y in zip(own, row["signature"], strict=True)) < SAME
+        )
+        return next(twins, {})
 
 
-def search(look: Callable[[float], float], grid: Sequence[float]) -> float:
-    """Find where a score of one hump is highest: on a grid of octaves, then half an octave beside the best.
-
-    Law: as many looks whatever is found, two more than the grid has; of equal scores the first looked at.
-    """
-    scores = {c: look(c) for c in grid}
-    best = max(scores, key=scores.__getitem__)
-    for beside in (best / math.sqrt(2), best * math.sqrt(2)):
-        scores[beside] = look(beside)
-    return max(scores, key=scores.__getitem__)
+def _scores_of(twin: Row, *columns: str) -> Row:
+    """Return the scores that a result takes over from its twin, and whose they are."""
+    scores = {name: twin[name] for name in columns if name in twin}
+    return {"same_as": twin.get("same_as", label_of(twin)), **scores}
 
 
-def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {task: torch.cat([first[task], second[task]]) for task in first}
-
-
-def run_all(
-    measure: Callable[[Candidate], dict[str, Any]], asked: Sequence[Candidate]
-) -> list[dict[str, Any]]:
-    """The results of some candidates, one after the other; says on stderr how far it is."""
+def run_all(measure: Callable[[Candidate], Row], asked: Sequence[Candidate]) -> list[Row]:
+    """Return the results of some candidates, one after the other; tell on stderr how far it is."""
     results = []
     for place, candidate in enumerate(asked, 1):
         began = time.perf_counter()
         result = measure(candidate)
-        score = (
-            "; ".join(result["refused"]) if "refused" in result else f"dev {result.get('dev', math.nan):.3f}"
-        )
+        score = "; ".join(result.get("refused", [f"dev {result.get('dev', math.nan):.3f}"]))
         tell(f"{place}/{len(asked)} {candidate.name}: {score} ({time.perf_counter() - began:.0f} s)")
         results.append(result)
     return results
@@ -432,17 +432,17 @@ def run_all(
 def run_collection(
     name: str, folder: Path, as_run: Sequence[Candidate], chosen: Sequence[Candidate], **size: Any
 ) -> int:
-    """Measure candidates on one collection; the results are the files of `Bench(name, folder, **size)`.
+    """Measure candidates on one collection; the results are the table of `Bench(name, folder, **size)`.
 
     Args:
-        name: Of the collection.
-        folder: Of the results.
-        as_run: What is measured as its command runs it.
-        chosen: What is measured at a multiple chosen on dev.
+        name: Name of the collection.
+        folder: Folder of the tables.
+        as_run: Candidates that are measured as their commands run them.
+        chosen: Candidates that are measured at a multiple chosen on dev.
         size: What else the bench takes.
 
     Returns:
-        How many were not there yet.
+        How many results were not there yet.
     """
     bench = Bench(name, folder, **size)
     run_all(bench.as_run, as_run)
@@ -451,7 +451,7 @@ def run_collection(
 
 
 def signature(update: Dense, norm: float) -> list[float]:
-    """Inner products of an update, divided by `norm`, with fixed random ones: differ where updates do."""
+    """Return inner products of an update / `norm` with fixed random ones: they differ where updates do."""
     generator = torch.Generator().manual_seed(SEED)
     total = torch.zeros(PROJECTIONS, dtype=torch.float64)
     for module in sorted(update):
@@ -464,15 +464,7 @@ def signature(update: Dense, norm: float) -> list[float]:
 
 
 def _energy_kept(merged: MergeResult) -> float:
-    """The share of the squared norm, over all modules, that the cut to the rank kept."""
+    """Return the share of the squared norm, over all modules, that the cut to the rank kept."""
     rows = merged.record.modules
     whole = math.fsum(row.norm**2 / (row.energy_kept or 1.0) for row in rows)
     return math.fsum(row.norm**2 for row in rows) / whole
-
-
-def _file_name(candidate: Candidate) -> str:
-    return f"{candidate.name.replace(':', ',')}.json"
-
-
-def _name(result: Mapping[str, Any]) -> str:
-    return Candidate(result["method"], result["parameters"]).name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import canvas, markdown, number, tell
-from benchmarks.nli.protocol import AS_RUN, is_current, unpacked
+from benchmarks.nli.protocol import AS_RUN, CHOSEN, REFERENCE, is_current, label_of, unpacked
 from riemerge.methods import DEFAULT_METHOD, METHODS
-from riemerge.recipes.candidates import Candidate
-from riemerge.study.bootstrap import Task, difference, draws, normalised
+from riemerge.study.paired_differences import Task, compare_two, draw_shares, measure_shares
+from riemerge.study.result_table import ResultTable
 
 RANK = 16  # of the specialists
 RIVALS = ("average", "tsv", "iso_c", "core_ties")
@@ -51,10 +50,10 @@ HEADLINE = (
 
 
 class Found(NamedTuple):
-    """What a folder has of one collection.
+    """What a table has of one collection.
 
     Attributes:
-        reference: Specialists and base by themselves.
+        reference: Row of the specialists and the base by themselves.
         chosen: Results at a multiple chosen on dev.
         as_run: Results as the commands run.
     """
@@ -64,21 +63,18 @@ class Found(NamedTuple):
     as_run: Sequence[Mapping[str, Any]]
 
 
-def read_results(folder: Path) -> Found:
-    """Read the results of a collection; those of other inputs or defaults are left out."""
-    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+def read_results(path: Path) -> Found:
+    """Read the table of a collection; results of other inputs or defaults are left out."""
+    rows = ResultTable(path).rows
+    reference = rows.pop(REFERENCE)
     inputs = reference["key"].partition("/")[0]
-    chosen, as_run = (_current(where, inputs, as_run=where != folder) for where in (folder, folder / AS_RUN))
+    current = {name: row for name, row in rows.items() if is_current(row, inputs)}
+    if others := [name for name in rows if name not in current]:
+        tell(f"{path}: left out, of other inputs or defaults: {', '.join(others)}")
+    chosen, as_run = (
+        [row for name, row in current.items() if name.startswith(measure)] for measure in (CHOSEN, AS_RUN)
+    )
     return Found(reference, chosen, as_run)
-
-
-def _current(folder: Path, inputs: str, *, as_run: bool) -> list[dict[str, Any]]:
-    paths = sorted(path for path in folder.glob("*.json") if path.stem != "reference")
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    others = [name for name, one in found.items() if not is_current(one, inputs, as_run=as_run)]
-    if others:
-        tell(f"{folder}: left out, of other inputs or defaults: {', '.join(others)}")
-    return [one for name, one in found.items() if name not in others]
 
 
 # --- shares with errors -------------------------------------------------------------------------------------
@@ -91,14 +87,14 @@ def summary(found: Found) -> dict[str, Any]:
     """
     reference = found.reference
     measured: dict[tuple[str, str], Mapping[str, Any]] = {
-        (measure, _label(one)): one
+        (measure, label_of(one)): one
         for measure, results in (("as_run", found.as_run), ("chosen", found.chosen))
         for one in results
         if "correct" in one
     }
     alone = [reference["specialist"]["correct"], reference["base"]["correct"]]
     tasks = _tasks(reference, [*alone, *(one["correct"] for one in measured.values())])
-    shares, errors = normalised(tasks), draws(tasks).std(axis=0, ddof=1)
+    shares, errors = measure_shares(tasks), draw_shares(tasks).std(axis=0, ddof=1)
     scores = [
         {
             "normalised": float(shares[place]),
@@ -115,7 +111,7 @@ def summary(found: Found) -> dict[str, Any]:
         one = measured[measure, name]
         entry = entries.setdefault(name, {"entry": name} | {key: one[key] for key in _NAMED})
         entry[measure] = score | {key: one[key] for key in _CARRIED[measure] if key in one}
-    refused = {_label(one): one["refused"][0] for one in [*found.as_run, *found.chosen] if "refused" in one}
+    refused = {label_of(one): one["refused"][0] for one in [*found.as_run, *found.chosen] if "refused" in one}
     return {
         "sizes": reference["sizes"]["test"],
         "groups": {task: max(numbers) + 1 for task, numbers in reference["groups"].items()},
@@ -141,7 +137,7 @@ def _best_of(entry: Mapping[str, Any]) -> float:
 
 
 def for_package(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What `riemerge.report.suitability` tells users: the share of each row as it runs without options."""
+    """What `riemerge.report.verdict` tells users: the share of each row as it runs without options."""
     collections = list(report["collections"].values())
     shares = [
         {
@@ -173,8 +169,8 @@ def contests(measured: Mapping[str, Found]) -> list[dict[str, Any]]:
     Args:
         measured: Collection to what `read_results` found.
     """
-    as_run = {name: _by_label(found.as_run) for name, found in measured.items()}
-    chosen = {name: _by_label(found.chosen) for name, found in measured.items()}
+    as_run = {name: _bylabel_of(found.as_run) for name, found in measured.items()}
+    chosen = {name: _bylabel_of(found.chosen) for name, found in measured.items()}
     made = [
         _contest(measured, as_run, "as run", ours, rival)
         for ours, rivals in AS_RUN_RIVALS.items()
@@ -198,8 +194,8 @@ def _has_data(method: str) -> bool:
     return bool(METHODS[method].statistics)
 
 
-def _by_label(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {_label(one): one for one in results if "correct" in one}
+def _bylabel_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {label_of(one): one for one in results if "correct" in one}
 
 
 def _best_on_dev(
@@ -239,13 +235,9 @@ def _contest(
     }
 
 
-def compare(tasks: Sequence[Task]) -> dict[str, float]:
-    """Difference of the first of two results to the second (see `riemerge.study.bootstrap.Difference`)."""
-    return difference(normalised(tasks), draws(tasks), 0, 1)._asdict()
-
-
-def _label(result: Mapping[str, Any]) -> str:
-    return Candidate(result["method"], result["parameters"]).name
+def compare(tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return the difference of the first of two results to the second, as a `PairedDifference` has it."""
+    return compare_two(measure_shares(tasks), draw_shares(tasks), 0, 1).model_dump()
 
 
 def _tasks(reference: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> list[Task]:

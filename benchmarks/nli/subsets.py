@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.common import canvas, machine, markdown, number, options, tell
@@ -24,21 +24,18 @@ from benchmarks.nli.material import (
     SEED,
     TASKS,
     Rows,
-    base_folder,
-    fingerprints,
     groups,
     halves,
     load,
     require,
-    specialists,
 )
-from benchmarks.nli.protocol import DTYPE, digest, packed, unpacked
-from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
+from benchmarks.nli.protocol import DTYPE, Laboratory, digest, packed, unpacked
+from benchmarks.nli.scorer import Dense, dense
 from riemerge import merge_adapters
-from riemerge.formats.peft import read_adapter
 from riemerge.methods import METHODS
 from riemerge.methods.scale import Norms, match_norms
-from riemerge.study.bootstrap import RESAMPLES, spread
+from riemerge.study.paired_differences import RESAMPLES, summarize_draws
+from riemerge.study.result_table import ResultTable, Row
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (2, 3, 4)
@@ -85,53 +82,63 @@ class _Part:
     groups: Sequence[int]
 
 
+class _SubsetBench:
+    """Measures sets of tasks of one collection."""
+
+    def __init__(self, collection: str, limit: int | None) -> None:
+        laboratory = Laboratory(collection)
+        self._scorer, self._adapters = laboratory.scorer, laboratory.adapters
+        self._parts = {task: _parts(task, laboratory.tokenizer, limit) for task in TASKS}
+        rows = {asked.method: dict(METHODS[asked.method].defaults) | {"scale": None} for asked in ASKED}
+        self.key = digest(laboratory.files, SEED, MAX_LENGTH, limit, str(DTYPE), ASKED, rows)
+
+    def measure(self, chosen: tuple[str, ...]) -> Row:
+        """Return what each method has right on a set of tasks, or what its specialist has on one task."""
+        if len(chosen) == 1:
+            (task,) = chosen
+            adapter = self._adapters[task]
+            own = dense({module: adapter.update(module) for module in adapter.modules})
+            right = {part: self._score(chosen, part, own, 1.0) for part in ("dev", "test")}
+            numbers = {part: one.groups for part, one in self._parts[task].items()}
+            return {"set": chosen, "groups": numbers, "correct": {"specialist": right}}
+        facts: Row = {"set": chosen}
+        correct = {}
+        for method in dict.fromkeys(asked.method for asked in ASKED):
+            facts[method], merged = _merged(method, [self._adapters[task] for task in chosen])
+            for _, rule, wanted in (one for one in ASKED if one.method == method):
+                update = merged.get(rule, merged["scale 1"])
+                factor = facts[method]["matched"] ** EXPONENTS.get(rule, 0.0)
+                correct[f"{method}, {rule}"] = {
+                    part: self._score(chosen, part, update, factor) for part in wanted
+                }
+        return {**facts, "correct": correct}
+
+    def _score(self, tasks: Sequence[str], part: str, update: Dense, factor: float) -> dict[str, str]:
+        right: dict[str, Tensor] = {}
+        for task in tasks:
+            right |= self._scorer.correct(self._parts[task][part].rows, update, factor)
+        return packed(right)
+
+
 def run_collection(name: str, folder: Path, limit: int | None) -> int:
-    """Measure all sets of a collection, each a line of `subsets-NAME.jsonl`; those that are there stay.
+    """Measure all sets of a collection, each a row of `subsets-NAME.jsonl`; those that are there stay.
 
     Returns:
         How many were measured.
     """
-    torch.set_num_threads(1)
-    path = folder / f"subsets-{name}.jsonl"
-    base = base_folder()
-    assert base is not None
-    model, tokenizer = load_base(base)
-    output = directions(model, tokenizer)
-    scorer = Scorer(model, output, DTYPE)
-    adapters = {task: read_adapter(where) for task, where in specialists(name).items()}
-    files = fingerprints(), {task: dict(adapter.sha256) for task, adapter in adapters.items()}
-    rows = {asked.method: dict(METHODS[asked.method].defaults) | {"scale": None} for asked in ASKED}
-    key = digest(files, SEED, MAX_LENGTH, limit, str(DTYPE), ASKED, rows)
-    parts = {task: _parts(task, tokenizer, limit) for task in TASKS}
-    there = {tuple(one["set"]) for one in read(path, key)}
-    todo = [chosen for chosen in [*((task,) for task in TASKS), *SETS] if chosen not in there]
     folder.mkdir(parents=True, exist_ok=True)
-    for place, chosen in enumerate(todo, 1):
-        began = time.perf_counter()
-        if len(chosen) == 1:
-            own = dense(
-                {module: adapters[chosen[0]].update(module) for module in adapters[chosen[0]].modules}
-            )
-            found = {
-                "specialist": {
-                    part: _score(scorer, parts, chosen, part, own, 1.0) for part in ("dev", "test")
-                }
-            }
-            line: dict[str, Any] = {"groups": {part: one.groups for part, one in parts[chosen[0]].items()}}
-        else:
-            line, found = {}, {}
-            for method in dict.fromkeys(asked.method for asked in ASKED):
-                line[method], merged = _merged(method, [adapters[task] for task in chosen])
-                for _, rule, wanted in (one for one in ASKED if one.method == method):
-                    update = merged[BY_MODULE] if rule == BY_MODULE else merged["scale 1"]
-                    factor = line[method]["matched"] ** EXPONENTS.get(rule, 0.0)
-                    found[f"{method}, {rule}"] = {
-                        part: _score(scorer, parts, chosen, part, update, factor) for part in wanted
-                    }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "set": chosen, **line, "correct": found}) + "\n")
-        tell(f"{name} {place}/{len(todo)} {'+'.join(chosen)} ({time.perf_counter() - began:.0f} s)")
-    return len(todo)
+    bench, table = _SubsetBench(name, limit), ResultTable(folder / f"subsets-{name}.jsonl")
+    measured = 0
+
+    def measure(chosen: tuple[str, ...]) -> Row:
+        nonlocal measured
+        measured += 1
+        tell(f"{name}: {'+'.join(chosen)}")
+        return bench.measure(chosen)
+
+    for chosen in [*((task,) for task in TASKS), *SETS]:
+        table.keep("+".join(chosen), bench.key, partial(measure, chosen), dict)
+    return measured
 
 
 def _parts(task: str, tokenizer: Any, limit: int | None) -> dict[str, _Part]:
@@ -144,7 +151,7 @@ def _parts(task: str, tokenizer: Any, limit: int | None) -> dict[str, _Part]:
 
 
 def _merged(method: str, adapters: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Dense]]:
-    """What is known of a merge without data, and the merge at scale 1 and with each module matched alone."""
+    """Return facts of a merge that need no data, and the merge at scale 1 and with each module matched."""
     merged = merge_adapters(adapters, method=method, threads=1, scale=1.0)
     weights = [1 / len(adapters)] * len(adapters)
     norms = {row.module: Norms(row.norm, row.input_norms, weights) for row in merged.record.modules}
@@ -162,27 +169,10 @@ def _merged(method: str, adapters: Sequence[Any]) -> tuple[dict[str, Any], dict[
     }
 
 
-def _score(
-    scorer: Scorer,
-    parts: Mapping[str, Mapping[str, _Part]],
-    tasks: Sequence[str],
-    part: str,
-    update: Dense,
-    factor: float,
-) -> dict[str, str]:
-    correct: dict[str, Tensor] = {}
-    for task in tasks:
-        correct |= scorer.correct(parts[task][part].rows, update, factor)
-    return packed(correct)
-
-
-def read(path: Path, key: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a file, the last of each set: of one key, or of that of the last line."""
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    wanted = key or lines[-1]["key"]
-    return [*{tuple(one["set"]): one for one in lines if one["key"] == wanted}.values()]
+def current_rows(table: ResultTable) -> list[Row]:
+    """Return the rows of a table that have the key of the first, which is the first to be measured anew."""
+    rows = list(table.rows.values())
+    return [row for row in rows if row["key"] == rows[0]["key"]]
 
 
 # --- what was found -----------------------------------------------------------------------------------------
@@ -249,7 +239,7 @@ class Shares:
         return np.stack(columns, axis=1)
 
 
-def compared(gains: np.ndarray, sets: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, float]:
+def compared(gains: np.ndarray, sets: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, Any]:
     """The mean of gains (1 + resamples, sets): with 95 % intervals over groups, and over groups and sets.
 
     Sets are drawn again within those of one size and collection.
@@ -264,9 +254,9 @@ def compared(gains: np.ndarray, sets: Sequence[tuple[str, tuple[str, ...]]]) -> 
         drawn += np.take_along_axis(gains[1:], picks, axis=1).sum(axis=1)
     drawn /= len(sets)
     by_group = gains[1:].mean(axis=1)
-    found = {"value": float(gains[0].mean())}
+    found: dict[str, Any] = {"value": float(gains[0].mean())}
     for name, one in (("groups", by_group), ("sets", drawn)):
-        sure = spread(found["value"], one[np.isfinite(one)])
+        sure = summarize_draws(found["value"], one[np.isfinite(one)])
         found |= {f"{name}_low": sure.low, f"{name}_high": sure.high, f"{name}_p": sure.p}
     return found
 
@@ -524,7 +514,8 @@ def main() -> None:
 
 
 def _write(path: Path, where: Mapping[str, Any]) -> None:
-    collections = {name: Measured.of(read(path.parent / f"subsets-{name}.jsonl")) for name in COLLECTIONS}
+    tables_of = {name: ResultTable(path.parent / f"subsets-{name}.jsonl") for name in COLLECTIONS}
+    collections = {name: Measured.of(current_rows(table)) for name, table in tables_of.items()}
     report = {"machine": where, **summary(collections)}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(tables(report) + "\n", encoding="utf-8")

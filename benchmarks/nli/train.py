@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.common import tell
 from benchmarks.nli.material import LABELS, MAX_LENGTH, TASKS, TWO_WAY, Pair, Rows, base_folder, load
 from benchmarks.nli.scorer import answers, directions, load_base, logits
-from benchmarks.nli.statistics import loss
+from benchmarks.nli.specialist_statistics import loss
 
 BATCH, WARM_UP, RANK, ALPHA = 32, 0.06, 16, 32
 BASE = "sentence-transformers/all-MiniLM-L6-v2"  # what the specialists say they were made for

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+from riemerge.report.words import printable, when
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
     from riemerge.progress import Listener, Progress
@@ -42,12 +44,12 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**options: Any) -> None:
         try:
-            with _ending_on_sigterm():
+            with _end_on_sigterm():
                 command(**options)
         except (click.ClickException, click.exceptions.Exit, SystemExit):
             raise
         except BaseException as fault:
-            kind, code, problems = _explained(fault)
+            kind, code, problems = _explain(fault)
             # The last door: a bug must end in one line, not in a traceback.
             if os.environ.get("RIEMERGE_TRACEBACK") and isinstance(fault, Exception) and kind == "Bug":
                 raise
@@ -65,8 +67,8 @@ _HOW_TO_REPORT = "please report it with what the same command prints under RIEME
 _OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|(out of|not enough) memory", re.IGNORECASE)
 
 
-def _explained(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
-    """The kind of a fault, its exit code, and what there is to say."""
+def _explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
+    """Return the kind of a fault, its exit code, and what there is to say."""
     if isinstance(fault, RiemergeError):
         return type(fault).__name__, fault.exit_code, fault.problems
     if isinstance(fault, _TerminatedError):
@@ -87,7 +89,7 @@ def _explained(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
         return ResourceError.__name__, ResourceError.exit_code, (lacking,)
     if isinstance(fault, OSError):
         kind = OutputError if number in _OF_OUTPUTS else AdapterError
-        where = f"{fault.filename}: " if fault.filename else ""
+        where = when(fault.filename, f"{fault.filename}: ")
         return kind.__name__, kind.exit_code, (f"{where}{fault.strerror or text}",)
     return "Bug", 1, (f"a bug: {type(fault).__name__}: {text}; {_HOW_TO_REPORT}",)
 
@@ -97,8 +99,8 @@ _OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """While it lasts, SIGTERM ends the command as an interrupt does: what is staged is cleared away."""
+def _end_on_sigterm() -> Iterator[None]:
+    """End the command on SIGTERM as an interrupt does: what is staged is cleared away."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -119,7 +121,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def reporting(output: str | Path) -> Iterator[None]:
-    """Around what is said of a result that is on the disk: whatever goes wrong there, the result stays."""
+    """Add to a fault that the output is written: whatever goes wrong in a report, the result stays."""
     try:
         yield
     except BaseException as fault:
@@ -131,7 +133,7 @@ def say(text: str, end: str = "\n") -> None:
     """Print a text on stdout, and a line break.
 
     Raises:
-        OutputError: It is closed or full.
+        OutputError: The stream is closed or full.
     """
     if sys.stdout is not None:  # as `>&-` leaves it
         with _printing():
@@ -157,6 +159,17 @@ def _printing() -> Iterator[None]:
     except OSError as error:
         _abandon(sys.stdout)
         raise OutputError(f"stdout: cannot be written: {error.strerror or error}") from error
+
+
+def show_made(output: str, made: BaseModel, lines: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Show what was made of several merges: as JSON, as lines, or only where it is."""
+    with reporting(output):
+        if as_json:
+            dump({"output": output, "record": made.model_dump(mode="json")})
+        elif quiet:
+            say(output)
+        else:
+            say("\n".join(map(printable, [*lines, f"written to {output}"])))
 
 
 def dump(data: Any) -> None:
@@ -198,8 +211,6 @@ def fail(
     kind: str, code: int, problems: tuple[str, ...], as_json: bool, notes: tuple[str, ...] = ()
 ) -> NoReturn:
     """Say what went wrong and what is there, on stderr and as JSON on stdout if asked for, and end."""
-    from riemerge.report.card import printable
-
     if as_json:
         there = {"notes": list(notes)} if notes else {}
         with suppress(OutputError):
@@ -209,14 +220,19 @@ def fail(
     for note in notes:
         tell(printable(note))
     if len(problems) > 1:
-        nothing = "" if notes else "; nothing was written"
+        nothing = when(not notes, "; nothing was written")
         tell(f"{len(problems)} problems{nothing} (exit {code})")
     sys.exit(code)
 
 
 @contextmanager
-def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
-    """A listener that draws a bar on a terminal, and writes a line now and then elsewhere."""
+def progress_on_stderr(quiet: bool, *, each: bool = False) -> Iterator[Listener | None]:
+    """Give a listener that draws a bar on a terminal, and writes a line now and then elsewhere.
+
+    Args:
+        quiet: Whether nothing is to be told; then there is no listener.
+        each: Whether every event is worth a line of its own, on a terminal too.
+    """
     if quiet:
         yield None
     elif sys.stderr is not None and sys.stderr.isatty():
@@ -228,7 +244,7 @@ def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         with Bars(*columns, console=_console(sys.stderr, stderr=True)) as bars:
             tasks: dict[str, Any] = {}
@@ -236,15 +252,21 @@ def progress_on_stderr(quiet: bool) -> Iterator[Listener | None]:
             def draw(event: Progress) -> None:
                 if event.stage not in tasks:
                     tasks[event.stage] = bars.add_task(event.stage, text="")
-                bars.update(tasks[event.stage], completed=event.done, total=event.total, text=event.text)
+                bars.update(
+                    tasks[event.stage], completed=event.done, total=event.total, text=printable(event.text)
+                )
+                if each:
+                    bars.console.print(printable(f"{event.stage}: {event.text}"))
 
             yield draw
+    elif each:
+        yield lambda event: tell(printable(f"{event.stage}: {event.text}"))
     else:
         yield _log_lines()
 
 
 def _log_lines() -> Listener:
-    """A listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
+    """Return a listener that writes a line each tenth of a stage, every ten seconds, and at the end."""
     stage, shown, since = "", 0.0, monotonic()
 
     def log(event: Progress) -> None:
@@ -255,7 +277,7 @@ def _log_lines() -> Listener:
         step = share - shown >= LOG_SHARE and now - since >= 1.0
         if step or share == 1 > shown or now - since >= LOG_SECONDS:
             shown, since = share, now
-            text = f": {event.text}" if event.text else ""
-            tell(f"{event.stage}: {event.done} of {event.total} modules{text}")
+            count = f"{event.done} of {event.total}"
+            tell(printable(": ".join(filter(None, (event.stage, count, event.text)))))
 
     return log

@@ -41,9 +41,19 @@ class Parameter:
     per_model: bool = False
 
 
-def share(name: str, summary: str, **more: Any) -> Parameter:
-    """Return a parameter that is a number from 0 to 1 and may differ between modules."""
-    return Parameter(name, "number", summary, low=0, high=1, per_module=True, **more)
+def share(name: str, summary: str, *, high: float = 1, **more: Any) -> Parameter:
+    """Return a parameter that is a number from 0 to 1, or less, and may differ between modules."""
+    return Parameter(name, "number", summary, low=0, high=high, per_module=True, **more)
+
+
+def positive(name: str, summary: str, **more: Any) -> Parameter:
+    """Return a parameter that is a number above 0."""
+    return Parameter(name, "number", summary, low=0, open_low=True, **more)
+
+
+def factor(name: str, summary: str, **more: Any) -> Parameter:
+    """Return a parameter that is a number of at least 0 and may differ between modules."""
+    return Parameter(name, "number", summary, low=0, per_module=True, **more)
 
 
 def choice(name: str, summary: str, choices: tuple[str, ...]) -> Parameter:
@@ -79,10 +89,10 @@ COMMON: tuple[Parameter, ...] = (
         "alignments are solved for beside the mean (`joint`), or anew for each cost (`nested`)",
         ("joint", "nested"),
     ),
-    Parameter("tol", "number", "bound on each module's gradient norm", low=0, open_low=True),
+    positive("tol", "bound on each module's gradient norm"),
     Parameter("cost_tol", "number", "bound on the relative decrease of the cost", low=0),
     Parameter("max_passes", "integer", "budget of iterations", low=1),
-    Parameter("max_seconds", "number", "budget of all solves in seconds", low=0, open_low=True),
+    positive("max_seconds", "budget of all solves in seconds"),
     Parameter(
         "starts",
         "integer",

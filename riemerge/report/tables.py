@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from os.path import commonprefix
 from pathlib import Path
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.methods import METHODS, PARAMETERS, Method
+from riemerge.methods import METHODS, Method
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
-from riemerge.records.inspection_record import Inspection
+from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
-from riemerge.report.card import (
+from riemerge.report.method_page import cautions, command, describe, facts, parameter_rows, weights
+from riemerge.report.verdict import (
+    answer,
+    concerns,
+    determination,
     evaluation_verdict,
+    kept_shares,
     matched_text,
-    number,
-    printable,
-    verdict,
+    may_be_undetermined,
+    score_text,
     weight_text,
-    written_text,
 )
+from riemerge.report.words import number, printable, text_of, when
 
 # Above so many inputs, their distances are shown as a range.
 MAX_DISTANCES = 5
@@ -30,274 +36,186 @@ MAX_NAME = 26
 MAX_TASKS = 3
 SHOWN_SINGULAR_VALUES = 3
 
+Column = tuple[str, Sequence[str]]
+"""A header and its cells, as literal text."""
 
-def merge_report(record: RunRecord) -> RenderableType:
-    """Show a merge: the inputs, one row for each module, the total, warnings, and the verdict in words.
 
-    Law: a function of the record alone; every name from outside is shown literally.
+# --- merges -------------------------------------------------------------------------------------------------
+
+
+def merge_report(record: RunRecord, *, verbose: bool = False, written: Sequence[str] = ()) -> RenderableType:
+    """Show a merge: the answer in a few lines, then every warning.
+
+    Law: a function of its arguments alone; every name from outside is shown literally.
+
+    Args:
+        record: The run record.
+        verbose: Whether tables of the inputs and of every module follow; and of a mean that the inputs may
+            leave undetermined, how that was found.
+        written: Lines to put under the answer.
     """
-    return Group(
-        _heading(record),
-        _inputs(record),
-        Text(""),
-        _modules(record),
-        *(Text(f"warning: {printable(text)}", style="yellow") for text in record.warnings),
-        *(Text(f"\n{paragraph}") for paragraph in verdict(record)),
-    )
-
-
-def written_report(record: RunRecord, target: Path, rounding: float) -> RenderableType:
-    """Show a merge that was written: its report, where it is, in which dtype, and what the rounding did."""
-    dtype = record.recipe["out_dtype"]
-    where = f"{printable(str(target))} as {dtype}" if dtype else printable(str(target))
-    last = f"written to {where}; rounding moved no module by more than {rounding:.1g} relative"
-    return Group(merge_report(record), Text(f"\n{last}"))
-
-
-def inspection_report(inspection: Inspection) -> RenderableType:
-    """Show adapters: one table of modules each, then the distances and overlaps of all pairs."""
-    parts: list[RenderableType] = []
-    for adapter in inspection.adapters:
-        prefix, names = _short([row.module for row in adapter.modules])
-        table = _table(
-            f"{printable(adapter.name)}: base {printable(adapter.base_model or 'not named')}, "
-            f"{adapter.dtype}, "
-            f"‖dW‖ {number(adapter.norm)}{prefix}",
-            ("module", "size", "rank", "scale", "‖dW‖", "singular values"),
-        )
-        for name, row in zip(names, adapter.modules, strict=True):
-            short = "" if row.numerical_rank == row.rank else f" ({row.numerical_rank})"
-            table.add_row(
-                name,
-                "×".join(map(str, row.shape)),
-                f"{row.rank}{short}",
-                f"{row.scale:g}",
-                number(row.norm),
-                _spectrum(row.singular_values),
-            )
-        parts += [table, Text("")]
-    if inspection.pairs:
-        table = _table(
-            "pairs (cosines of principal angles; in brackets the level of random subspaces)",
-            ("adapters", "distance", "left", "right", "determined"),
-        )
-        for pair in inspection.pairs:
-            table.add_row(
-                Text(f"{printable(pair.first)} – {printable(pair.second)}"),
-                number(pair.distance),
-                *_sides(pair.overlap),
-                pair.determined or "-",
-            )
-        parts.append(table)
+    warnings = [*(f"warning: {printable(text)}" for text in record.warnings), *concerns(record)]
+    parts: list[RenderableType] = [Text(line) for line in (*answer(record), *written)]
+    parts += [Text(f"\n{text}", style="yellow") for text in warnings]
+    if verbose:
+        parts += [Text(""), _heading(record), _inputs(record), Text(""), _modules(record)]
         parts += [
-            Text(f"note: {printable(pair.first)} – {printable(pair.second)}: {printable(note)}")
-            for pair in inspection.pairs
-            for note in pair.notes
+            Text(f"\n{paragraph}") for paragraph in determination(record) if may_be_undetermined(record)
         ]
     return Group(*parts)
 
 
-def evaluation_report(made: Evaluation) -> RenderableType:
-    """Show an evaluation: one row for each method and each model alone, best first on the test rows; why
-    others were refused, notes, and the verdict in words.
-    """
-    tasks = [Text(printable(task)) for task in made.tasks]
-    wide = len(tasks) > MAX_TASKS
-    head = ("method", "rank", "norm", *(() if wide else tasks), "normalised", "minus average")
-    part = "test rows" if made.parts else "the rows that all was chosen on"
-    table, by_task = _table(f"scores on {part}", head), _table("by task", ("method", *tasks))
-    for one in sorted([*made.entries, *made.alone], key=lambda one: -one.normalised):
-        chosen = " (best on dev)" if one.name == made.best and one.method else ""
-        name = Text(printable(one.name) + (chosen if one.method else " alone"))
-        scores = [f"{one.test[task]:.3f}" for task in made.tasks]
-        table.add_row(
-            name,
-            "" if one.rank is None else str(one.rank),
-            number(one.coefficient) if one.method else "",
-            *(() if wide else scores),
-            f"{one.normalised:.3f}{_plus_minus(one.error)}",
-            "" if one.name == made.average and one.method else _interval(one.to_average),
-        )
-        by_task.add_row(name, *scores)
-    return Group(
-        table,
-        *((Text(""), by_task) if wide else ()),
-        *(
-            Text(f"refused: {printable(name)}: {printable(problem)}", style="yellow")
-            for name, problems in made.refused.items()
-            for problem in problems
-        ),
-        *(Text(f"note: {printable(note)}", style="yellow") for note in made.notes),
-        *(Text(f"\n{paragraph}") for paragraph in evaluation_verdict(made)),
-    )
-
-
-def _plus_minus(error: float | None) -> str:
-    return "" if error is None else f" ± {error:.3f}"
-
-
-def _interval(one: PairedDifference) -> str:
-    whole = "" if one.low is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
-    return f"{one.value:+.3f}{whole}"
-
-
-def methods_report(rows: Iterable[Method], *, explain: bool = False) -> RenderableType:
-    """Show rows of the table of methods; if asked for, with what each of their parameters means."""
-    parts: list[RenderableType] = []
-    for row in rows:
-        parts.append(Text(row.name, style="bold"))
-        parts += [Text(f"  {title}: {text}" if title else f"  {text}") for title, text in described(row)]
-        if explain:
-            parts += [Text(f"    {name}: {PARAMETERS[name].summary}") for name in row.parameters]
-        parts.append(Text(""))
-    return Group(*parts)
-
-
-def described(row: Method) -> list[tuple[str, str]]:
-    """Return what there is to say of a method, each under its title; the summary, under none, comes first."""
-    return [
-        ("", row.summary),
-        ("weights", weights(row)),
-        ("parameters (defaults)", parameters(row)),
-        ("needs", needs(row)),
-        ("rank of the result", row.output_rank),
-        ("moves with the gauge", "no" if row.gauge_invariant else "yes"),
-        ("copies of one merge to it", "yes" if row.idempotent else "no"),
-        *(("differs from its source", text) for text in row.differs.values()),
-        ("source", row.source),
+def written_report(
+    record: RunRecord, target: Path, rounding: float, *, verbose: bool = False
+) -> RenderableType:
+    """Show a merge that was written: its report, where it is, in which dtype, and what the rounding did."""
+    where, dtype = printable(str(target)), record.recipe["out_dtype"]
+    place = f"written to {where}{when(dtype, f' as {dtype}')}"
+    more = when(not verbose, "; -v shows modules")
+    lines = [
+        f"{place}; rounding moved no module by more than {rounding:.1g} relative",
+        f"next: {_NEXT[record.out_type]}{more}",
     ]
+    return merge_report(record, verbose=verbose, written=lines)
 
 
-def parameters(row: Method) -> str:
-    """Return the parameters that a method takes, with their defaults."""
-    said = (f"{name} ({row.defaults[name]})" if name in row.defaults else name for name in row.parameters)
-    return ", ".join(said)
-
-
-def needs(row: Method) -> str:
-    """Return what a method cannot do without, in words."""
-    least, most = row.models
-    count = [f"{least} models" if least == most else f"at least {least} models"] if least > 1 else []
-    order = ["the models in the order of their run"] if row.ordered else []
-    whose = "each model and the base" if row.base_statistics else "each model"
-    data = [f"statistics of {whose}: {', '.join(row.statistics)}"] if row.statistics else []
-    ranks = ["one rank"] if row.truncates_inputs else []
-    takes = {
-        "weights": "also merges full checkpoints",
-        "updates": "also merges full checkpoints with their base model",
-        "no": "adapters only",
-    }[row.checkpoints]
-    return "; ".join([*count, *order, *data, *ranks, takes])
-
-
-def weights(row: Method) -> str:
-    """Return what a method does with the weights, in words."""
-    return ("divided by their sum" if row.normalised else "used as given") + (
-        ", any sign" if row.negative_weights else ", at least 0"
-    )
+_NEXT = {
+    "adapter": "its README.md says how to load it; riemerge evaluate compares methods by your test",
+    "delta": "its README.md says how to add it to the base model",
+    "checkpoint": "its README.md says how to load it",
+}
 
 
 def _heading(record: RunRecord) -> Text:
     method = METHODS[record.recipe["merge_method"]]
     base = printable(record.base_model or "not named")
-    text = Text(f"{method.name}: {method.summary}\n")
-    text.append(f"base model {base}; {record.totals.modules} modules; computed on {record.device}\n")
-    for said in filter(None, (matched_text(record), written_text(record))):
-        text.append(f"{said}\n")
-    return text
+    lines = [
+        f"{method.name}: {method.summary}",
+        f"base model {base}; {record.totals.modules} modules; computed on {record.device}",
+        matched_text(record),
+    ]
+    return Text("".join(f"{line}\n" for line in lines if line))
 
 
 def _inputs(record: RunRecord) -> Table:
-    table = _table("", ("", "adapter", "weight", "share", "rank", "‖dW‖", "distance", "‖dW-dWᵢ‖/‖dWᵢ‖"))
-    total, used = record.totals, 0
-    for place, row in enumerate(record.inputs, 1):
-        if row.share == 0:
-            table.add_row(str(place), Text(printable(row.name)), weight_text(row), "0", *["-"] * 4)
-            continue
-        table.add_row(
-            str(place),
-            Text(printable(row.name)),
-            weight_text(row),
-            f"{row.share:.4g}",
-            ",".join(map(str, row.ranks)),
-            number(total.input_norms[used]),
-            number(total.distances[used] if total.distances else None),
-            number(total.relative_distances[used]),
-        )
-        used += 1
-    return table
+    total = record.totals
+    counting = [place for place, row in enumerate(record.inputs) if row.share != 0]
+
+    def column(title: str, values: Sequence[float | None] | None) -> Column:
+        known = dict(zip(counting, values or (), strict=False))
+        return title, [number(known.get(place)) for place in range(len(record.inputs))]
+
+    return _table(
+        "",
+        [
+            ("", [str(place) for place, _ in enumerate(record.inputs, 1)]),
+            ("adapter", [printable(row.name) for row in record.inputs]),
+            ("weight", [weight_text(row) for row in record.inputs]),
+            ("share", [f"{row.share:.4g}" for row in record.inputs]),
+            ("rank", [",".join(map(str, row.ranks)) or "-" for row in record.inputs]),
+            column("‖dW‖", total.input_norms),
+            column("distance", total.distances),
+            column("‖dW-dWᵢ‖/‖dWᵢ‖", total.relative_distances),
+            column("kept", kept_shares(record)),
+        ],
+    )
 
 
 def _modules(record: RunRecord) -> Table:
     total, seconds = record.totals, record.timing.modules
     prefix, names = _short([row.module for row in record.modules])
     used = [str(place) for place, row in enumerate(record.inputs, 1) if row.share != 0]
-    wide = len(used) > MAX_DISTANCES
-    quotient = total.distances is not None
-    solved = total.cost is not None
-    kind = "distance to" if quotient else "relative distance to"
-    table = _table(
-        f"modules{prefix}",
+    which = "least to most distant" if len(used) > MAX_DISTANCES else " ".join(used)
+    rows: list[ModuleRow | Totals] = [*record.modules, total]
+    columns = [
+        ("module", [*names, "total"]),
+        ("rank", [*(text_of(row.rank, missing="dense") for row in record.modules), ""]),
+        ("cost", [number(row.cost) for row in rows]),
+        ("|grad|", [number(row.gradient_norm) for row in rows]),
+        ("kept", [*(text_of(row.energy_kept, "{:.1%}") for row in record.modules), ""]),
+        ("status", [*(row.status.lower() for row in record.modules), _statuses(total)]),
+        ("‖dW‖", [number(row.norm) for row in rows]),
         (
-            "module",
-            "rank",
-            *(("cost", "|grad|") if solved else ("kept",)),
-            "status",
-            "‖dW‖",
-            f"{kind} {'least to most distant' if wide else ' '.join(used)}",
-            "mean fixed?",
-            "s",
+            f"{when(not total.distances, 'relative ')}distance to {which}",
+            [_distances(row.distances or row.relative_distances) for row in rows],
         ),
-    )
-    for name, row in zip(names, record.modules, strict=True):
-        table.add_row(
-            name,
-            "dense" if row.rank is None else str(row.rank),
-            *((number(row.cost), number(row.gradient_norm)) if solved else (_kept(row.energy_kept),)),
-            row.status.lower(),
-            number(row.norm),
-            _distances(row.distances if row.distances is not None else row.relative_distances, wide),
-            _determined(row),
-            f"{seconds[row.module]:.2f}",
-        )
-    table.add_section()
-    table.add_row(
-        "total",
-        "",
-        *((number(total.cost), number(total.gradient_norm)) if solved else ("",)),
-        "\n".join(f"{count} {status.lower()}" for status, count in total.statuses.items()),
-        number(total.norm),
-        _distances(total.distances if total.distances is not None else total.relative_distances, wide),
-        _determined(total),
-        f"{record.timing.solve:.2f}",
-    )
-    return table
+        ("mean fixed?", [_answer(row) for row in rows if may_be_undetermined(record)]),
+        ("s", [*(f"{seconds[row.module]:.2f}" for row in record.modules), f"{record.timing.solve:.2f}"]),
+    ]
+    return _table(f"modules{prefix}", columns, total=True)
 
 
-def _kept(share: float | None) -> str:
-    """The share of the squared norm that truncation kept."""
-    return "all" if share is None else f"{share:.1%}"
+def _statuses(total: Totals) -> str:
+    return "\n".join(f"{count} {status.lower()}" for status, count in total.statuses.items())
 
 
-def _determined(row: ModuleRow | Totals) -> str:
-    """Whether the mean is determined, and by which spread where that was measured."""
-    if row.determined is None or row.update_spread is None:
-        return row.determined or "-"
-    return f"{row.determined} ({row.update_spread:.0%})"
+def _answer(row: ModuleRow | Totals) -> str:
+    """Say whether the mean is determined, and by which spread where that was measured."""
+    return f"{row.determined or '-'}{text_of(row.update_spread, ' ({:.0%})', missing='')}"
 
 
-def _distances(values: Sequence[float | None], wide: bool) -> str:
-    if wide:
-        known = [value for value in values if value is not None]
-        return f"{number(min(known))} – {number(max(known))}" if known else "-"
+def _distances(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if known and len(values) > MAX_DISTANCES:
+        return f"{number(min(known))} – {number(max(known))}"
     return " ".join(number(value) for value in values)
 
 
-def _sides(overlap: Overlap | None) -> tuple[str, str]:
+# --- inspections --------------------------------------------------------------------------------------------
+
+
+def inspection_report(inspection: Inspection) -> RenderableType:
+    """Show adapters: one table of modules each, then the distances and overlaps of all pairs."""
+    parts: list[RenderableType] = []
+    for adapter in inspection.adapters:
+        parts += [_adapter(adapter), Text("")]
+    if inspection.pairs:
+        parts.append(_pairs(inspection.pairs))
+    notes = [f"note: {_both(pair)}: {printable(note)}" for pair in inspection.pairs for note in pair.notes]
+    return Group(*parts, *map(Text, notes))
+
+
+def _adapter(adapter: InspectedAdapter) -> Table:
+    prefix, names = _short([row.module for row in adapter.modules])
+    base = printable(adapter.base_model or "not named")
+    title = f"{printable(adapter.name)}: base {base}, {adapter.dtype}, ‖dW‖ {number(adapter.norm)}{prefix}"
+    short = {
+        row.module: f" ({row.numerical_rank})" for row in adapter.modules if row.numerical_rank < row.rank
+    }
+    return _table(
+        title,
+        [
+            ("module", names),
+            ("size", ["×".join(map(str, row.shape)) for row in adapter.modules]),
+            ("rank", [f"{row.rank}{short.get(row.module, '')}" for row in adapter.modules]),
+            ("scale", [f"{row.scale:g}" for row in adapter.modules]),
+            ("‖dW‖", [number(row.norm) for row in adapter.modules]),
+            ("singular values", [_spectrum(row.singular_values) for row in adapter.modules]),
+        ],
+    )
+
+
+def _both(pair: InspectedPair) -> str:
+    return printable(f"{pair.first} – {pair.second}")
+
+
+def _pairs(pairs: Sequence[InspectedPair]) -> Table:
+    return _table(
+        "pairs (cosines of principal angles; in brackets the level of random subspaces)",
+        [
+            ("adapters", [_both(pair) for pair in pairs]),
+            ("distance", [number(pair.distance) for pair in pairs]),
+            ("left", [_side(pair.overlap, "left") for pair in pairs]),
+            ("right", [_side(pair.overlap, "right") for pair in pairs]),
+            ("determined", [pair.determined or "-" for pair in pairs]),
+        ],
+    )
+
+
+def _side(overlap: Overlap | None, side: str) -> str:
     if overlap is None:
-        return "-", "-"
-    left, right = (overlap.left, overlap.left_random), (overlap.right, overlap.right_random)
-    return "{:.2f} ({:.2f})".format(*left), "{:.2f} ({:.2f})".format(*right)
+        return "-"
+    return f"{getattr(overlap, side):.2f} ({getattr(overlap, f'{side}_random'):.2f})"
 
 
 def _spectrum(values: Sequence[float]) -> str:
@@ -306,32 +224,139 @@ def _spectrum(values: Sequence[float]) -> str:
     return " ".join(number(value) for value in values[:SHOWN_SINGULAR_VALUES]) + f" … {number(values[-1])}"
 
 
-def _short(modules: Sequence[str]) -> tuple[str, list[Text]]:
-    """What all names begin with (for the title), and the rest of each, at most MAX_NAME wide."""
+# --- evaluations --------------------------------------------------------------------------------------------
+
+
+def evaluation_report(evaluation: Evaluation) -> RenderableType:
+    """Show an evaluation: one row for each method and each model alone, best first on the test rows; why
+    others were refused, notes, and the verdict in words.
+    """
+    entries = sorted([*evaluation.entries, *evaluation.alone], key=lambda entry: -entry.normalised)
+    part = "test rows" if evaluation.parts else "the rows that all was chosen on"
+    best = [entry.name == evaluation.best and entry.method for entry in entries]
+    names = [
+        f"{printable(entry.name)}{when(not entry.method, ' alone')}{when(is_best, ' (best on dev)')}"
+        for entry, is_best in zip(entries, best, strict=True)
+    ]
+    scores = [
+        (printable(task), [f"{entry.test[task]:.3f}" for entry in entries]) for task in evaluation.tasks
+    ]
+    wide = len(scores) > MAX_TASKS
+    columns = [
+        ("method", names),
+        ("rank", [str(entry.rank or "") for entry in entries]),
+        ("norm", [when(entry.method, number(entry.coefficient)) for entry in entries]),
+        *scores[: MAX_TASKS * (not wide)],
+        ("normalised", [score_text(entry) for entry in entries]),
+        (
+            "minus average",
+            [
+                when(entry.name != evaluation.average or not entry.method, _interval(entry.to_average))
+                for entry in entries
+            ],
+        ),
+    ]
+    parts: list[RenderableType] = [_table(f"scores on {part}", columns)]
+    if wide:
+        parts += [Text(""), _table("by task", [("method", names), *scores])]
+    refused = [f"refused: {name}: {text}" for name, texts in evaluation.refused.items() for text in texts]
+    notes = [*refused, *(f"note: {note}" for note in evaluation.notes)]
+    parts += [Text(printable(note), style="yellow") for note in notes]
+    return Group(*parts, *(Text(f"\n{paragraph}") for paragraph in evaluation_verdict(evaluation)))
+
+
+def _interval(difference: PairedDifference) -> str:
+    ends = text_of(difference.low, " [{:+.3f}, ", missing="") + text_of(
+        difference.high, "{:+.3f}]", missing=""
+    )
+    return f"{difference.value:+.3f}{ends}"
+
+
+# --- methods ------------------------------------------------------------------------------------------------
+
+
+def methods_report(rows: Iterable[Method]) -> RenderableType:
+    """Show rows of the table of methods."""
+    parts: list[RenderableType] = []
+    for row in rows:
+        parts += [Text(row.name, style="bold"), *_lines(describe(row)), Text("")]
+    return Group(*parts)
+
+
+def method_report(row: Method) -> RenderableType:
+    """Show one method: a command, what it computes, its parameters, its source, when not to use it."""
+    names, types, defaults, meanings = zip(*parameter_rows(row), strict=True)
+    table = _table("", [("parameter", names), ("type", types), ("default", defaults), ("meaning", meanings)])
+    return Group(
+        Text(row.name, style="bold"),
+        Text(f"  {command(row)}\n"),
+        *_lines([("", row.summary), ("weights", weights(row)), *facts(row)]),
+        Text(""),
+        Padding(table, (0, 0, 0, 2)),
+        Text(""),
+        *_lines([("source", row.source)]),
+        *_lines([("differs from its source", text) for text in row.differs.values()]),
+        *_lines([("not for", text) for text in cautions(row)]),
+        Text(""),
+    )
+
+
+def _lines(texts: Iterable[tuple[str, str]]) -> list[Text]:
+    return [Text(f"  {when(title, f'{title}: ')}{text}") for title, text in texts]
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+_LEFT = {
+    *(
+        "",
+        "module",
+        "adapter",
+        "adapters",
+        "status",
+        "mean fixed?",
+        "determined",
+        "method",
+        "parameter",
+        "type",
+    ),
+    *("default", "meaning", "singular values"),
+}
+
+
+def _short(modules: Sequence[str]) -> tuple[str, list[str]]:
+    """Split names into what all begin with (for the title) and the rest of each, at most MAX_NAME wide."""
     words = [module.split(".") for module in modules]
-    common = 0
-    while len(words) > 1 and all(
-        parts[:-1][common : common + 1] == words[0][common : common + 1] for parts in words
-    ):
-        common += 1
-    prefix = ".".join(words[0][:common]) if words else ""
-    rest = [printable(".".join(parts[common:])) for parts in words]
+    common = commonprefix([parts[:-1] for parts in words if len(words) > 1])  # noqa: RUF071 (of lists)
+    rest = [printable(".".join(parts[len(common) :])) for parts in words]
     half = (MAX_NAME - 1) // 2
     names = [name if len(name) <= MAX_NAME else f"{name[:half]}…{name[-half:]}" for name in rest]
-    return (f" (below {printable(prefix)})" if prefix else ""), [Text(name) for name in names]
+    return when(common, f" (below {printable('.'.join(common))})"), names
 
 
-def _table(title: str, columns: Sequence[str | Text]) -> Table:
+def _table(title: str, columns: Sequence[Column], *, total: bool = False) -> Table:
+    """Put columns beside each other, but for those in which no row has anything.
+
+    Args:
+        title: The line above; empty for none.
+        columns: Headers and cells.
+        total: Whether the last row is a total, set apart.
+    """
     table = Table(
-        title=Text(title) if title else None,
+        title=Text(title),
         title_justify="left",
         box=None,
         pad_edge=False,
         header_style="bold",
         padding=(0, 1, 0, 0),
     )
-    for index, column in enumerate(columns):
-        text = str(column) in {"module", "adapter", "adapters", "status", "mean fixed?", "determined", ""}
-        left = text or str(column) == "method" or "…" in str(column)
-        table.add_column(column, justify="left" if left else "right", no_wrap=index == 0)
+    columns = [(header, cells) for header, cells in columns if not {*cells} <= {"", "-"}]
+    for index, (header, _) in enumerate(columns):
+        left = header in _LEFT or "…" in header
+        table.add_column(Text(header), justify="left" if left else "right", no_wrap=index == 0)
+    rows = list(zip(*(cells for _, cells in columns), strict=True))
+    for place, cells in enumerate(rows, 1):
+        if total and place == len(rows):
+            table.add_section()
+        table.add_row(*map(Text, cells))
     return table

@@ -64,11 +64,12 @@ def evaluate(
     alone, ties to the first, is scored on test; nothing is chosen by that. What is scored is the folder as it
     would be written.
 
-    The folder holds a row for each method in `results.jsonl`, as soon as it is measured, then the best
-    merge as the adapter `best`, whole or not at all, then `evaluation.json`: where that is, `best` is what it
+    The folder holds a row for each method in `results.jsonl`, as soon as it is measured, then the best merge
+    as the adapter `best`, whole or not at all, then `evaluation.json`: where that is, `best` is what it
     names. A run that was broken off goes on, and so does one that asks for more: a result stays for which
-    inputs, method, parameters, coefficients, scorer (see `scorer.make_judge`) and version of riemerge are the
-    same, and `best` while its files are those that were written. What is made again, the log says, and why.
+    inputs, method, parameters, coefficients, scorer (see `scorer.make_judge`) and version of riemerge are
+    the same, and `best` while its files are those that were written. What is made again, the log says, and
+    why.
 
     Args:
         models: T >= 1 folders of adapters.

@@ -74,6 +74,10 @@ def inspect_adapters(paths: Sequence[str | Path], *, progress: Listener | None =
     )
 
 
+inspect = inspect_adapters
+"""`inspect_adapters` under its public name, `riemerge.inspect`."""
+
+
 def _module(name: str, adapters: Sequence[Adapter]) -> _Module:
     updates = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
     shape = adapters[0].shape(name)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import common, convergence, gauge, merge_llama, methods, primitives
-from riemerge import frechet_mean
+from benchmarks.peers import SHIPPED
+from riemerge import frechet_mean, read_adapter
 from riemerge.frechet import SOLVERS, FrechetProblem, Solution, Status, TracePoint
 from riemerge.manifolds import Stiefel
 from riemerge.methods import METHODS
@@ -195,7 +197,7 @@ def test_noise() -> None:
 
 def test_repeats_of_several_tasks_are_in_turn() -> None:
     calls: list[str] = []
-    found = common.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
+    found = common.interleaved({name: partial(calls.append, name) for name in "ab"}, 3)
     assert "".join(calls) == "ab" * 4  # the first of each is not measured
     assert found["a"]["repeats"] == found["b"]["repeats"] == 3
 
@@ -486,11 +488,8 @@ def test_the_shipped_adapters_in_their_joint_span() -> None:
     assert (quotient.k, len(points)) == (36, 4)
     few, some = convergence.real_problem(("encoder.layer.0.output.dense",))
     assert few.k == 1
-    updates = [
-        convergence.read_adapter(folder).update("encoder.layer.0.output.dense")
-        for folder in convergence.SHIPPED
-    ]
-    norms = [float(few.total.matrix(point).norm()) for point in some]  # type: ignore[attr-defined]
+    updates = [read_adapter(folder).update("encoder.layer.0.output.dense") for folder in SHIPPED]
+    norms = [float(few.total.matrix(point).norm()) for point in some]
     assert norms == pytest.approx([update.norm() for update in updates])
-    inner = float((few.total.matrix(some[0]) * few.total.matrix(some[1])).sum())  # type: ignore[attr-defined]
+    inner = float((few.total.matrix(some[0]) * few.total.matrix(some[1])).sum())
     assert inner == pytest.approx(updates[0].inner(updates[1]))

@@ -19,12 +19,23 @@ import torch
 from torch import Tensor
 
 import riemerge
-from benchmarks.nli import ideas, material, protocol, report, scorer, statistics, subsets, train
+from benchmarks.nli import (
+    ideas,
+    material,
+    protocol,
+    report,
+    scorer,
+    specialist_statistics,
+    subsets,
+    train,
+)
 from benchmarks.nli.material import TASKS, Pair, Rows
 from benchmarks.nli.protocol import Bench
 from riemerge.errors import NumericalError, RecipeError
+from riemerge.formats.peft import read_adapter
 from riemerge.methods import METHODS
 from riemerge.recipes.candidates import Candidate, parse
+from riemerge.study.result_table import ResultTable
 from tests.helpers import seeded, shared_data_folder
 
 needs_data = pytest.mark.skipif(
@@ -203,7 +214,7 @@ def test_the_scorer_finds_the_accuracies_that_were_published_with_the_specialist
     table = Rows.of({"scitail": material.load("scitail")}, tokenizer)
     folder = material.specialists("shared")["scitail"]
     published = json.loads((folder.parent / "baselines.json").read_text(encoding="utf-8"))
-    adapter = protocol.read_adapter(folder)
+    adapter = read_adapter(folder)
     own = scorer.dense({module: adapter.update(module) for module in adapter.modules})
     for name, update in (("base", {}), ("specialist", own)):
         found = ours.correct(table, update)["scitail"].double().mean().item()
@@ -237,21 +248,6 @@ def test_packed_bits_read_back(size: int) -> None:
     assert protocol.unpacked(protocol.packed({"t": bits})["t"], size).tolist() == bits.tolist()
 
 
-def test_a_result_is_kept_under_its_key(tmp_path: Path) -> None:
-    made: list[int] = []
-
-    def make() -> dict[str, Any]:
-        made.append(1)
-        return {"value": len(made)}
-
-    path = tmp_path / "some" / "where.json"
-    assert [protocol.kept(path, key, make)["value"] for key in "aabba"] == [1, 1, 2, 2, 3]
-    with pytest.raises(ZeroDivisionError):
-        protocol.kept(path, "c", lambda: {"value": 1 // 0})
-    assert protocol.kept(path, "a", make)["value"] == 3
-    assert [one.name for one in path.parent.iterdir()] == ["where.json"]
-
-
 def test_a_signature_tells_updates_apart_and_is_linear() -> None:
     generator = seeded(9)
     one = {name: torch.randn(30, 20, generator=generator) for name in "ab"}
@@ -260,19 +256,6 @@ def test_a_signature_tells_updates_apart_and_is_linear() -> None:
     assert first == pytest.approx(again, rel=1e-6)  # sums of 600 terms of float32
     swapped = protocol.signature({"a": one["b"], "b": one["a"]}, 2.0)
     assert max(abs(x - y) for x, y in zip(first, swapped, strict=True)) > 0.1
-
-
-@pytest.mark.parametrize(("peak", "found"), [(0.1, 0.5**0.5), (1.3, 2**0.5), (2.0, 2.0), (9.0, 32**0.5)])
-def test_a_search_has_five_looks_whatever_it_sees(peak: float, found: float) -> None:
-    seen: list[float] = []
-
-    def look(coefficient: float) -> float:
-        seen.append(coefficient)
-        return -abs(math.log(coefficient / peak))
-
-    assert protocol.search(look, protocol.GRID) == pytest.approx(found)
-    assert len(seen) == len(set(seen)) == 5
-    assert protocol.search(lambda _: 0.0, protocol.GRID) == protocol.GRID[0]
 
 
 @needs_data
@@ -349,7 +332,7 @@ def test_a_multiple_of_what_was_tried_is_not_tried_again(results: Mapping[str, A
 def test_nothing_is_measured_twice_and_other_inputs_are_measured_anew(
     bench: Bench, results: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    before = bench.table.path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(scorer.Scorer, "correct", None)
         patch.setattr(protocol, "merge_adapters", None)
@@ -361,7 +344,7 @@ def test_nothing_is_measured_twice_and_other_inputs_are_measured_anew(
             Bench("own", folder, limit=LIMIT, grid=(1.0,))
         with pytest.raises(TypeError):
             again.run(Candidate("tsv", {"rank": 5}))
-    assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
+    assert before == bench.table.path.read_bytes()
 
 
 @needs_all
@@ -372,7 +355,7 @@ def test_a_method_that_refuses_says_why_and_stops_nothing(
         raise NumericalError("0/0")
 
     monkeypatch.setattr(protocol, "merge_adapters", refuse)
-    monkeypatch.setattr(bench, "_folder", tmp_path)
+    monkeypatch.setattr(bench, "table", ResultTable(tmp_path / "own.jsonl"))
     assert bench.run(Candidate("tsv"))["refused"] == ["0/0"]
 
 
@@ -391,7 +374,7 @@ def test_as_run_a_merge_is_scored_as_it_is_written_and_no_row_is_looked_at_befor
         written = tmp_path / name
         result = riemerge.merge_adapters(folders, method=candidate.method, **candidate.parameters)
         result.save_pretrained(written)
-        update = protocol.read_adapter(written)
+        update = read_adapter(written)
         own = scorer.dense({module: update.update(module) for module in update.modules})
         correct = bench._scorer.correct(bench._material.test, own)
         assert protocol.packed(correct) == one["correct"]
@@ -403,8 +386,8 @@ def test_as_run_a_merge_is_scored_as_it_is_written_and_no_row_is_looked_at_befor
     # Equal updates are scored once; a multiple is another merge.
     assert found["task_arithmetic"]["same_as"] == "knots_ta"
     assert "same_as" not in found["spectrum:scale=1.0"]
-    read = report.read_results(folder / "own")
-    assert {report._label(one) for one in read.as_run} == set(found)
+    read = report.read_results(bench.table.path)
+    assert {protocol.label_of(one) for one in read.as_run} == set(found)
 
 
 def test_as_run_every_row_is_measured_and_both_scales_where_there_is_a_choice() -> None:
@@ -426,16 +409,15 @@ def test_the_scale_counts_as_run_alone() -> None:
 
 @needs_all
 def test_the_report_reads_what_was_measured_on_these_inputs(
-    results: Mapping[str, Any], folder: Path, tmp_path: Path
+    bench: Bench, results: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    for path in (folder / "own").rglob("*.json"):
-        target = tmp_path / path.relative_to(folder / "own")
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    Bench("own", tmp_path / "other", limit=LIMIT, grid=(1.0,)).run(parse("average"))
-    (tmp_path / "other" / "own" / "average.json").rename(tmp_path / "average.json")
-    assert report.read_results(tmp_path) == report.read_results(folder / "own")
-    summary = report.summary(report.read_results(folder / "own"))
+    copy_of_table = tmp_path / "own.jsonl"
+    others = Bench("own", tmp_path / "other", limit=LIMIT, grid=(1.0,))
+    others.run(parse("average"))
+    row = others.table.rows["chosen/average"]
+    copy_of_table.write_text(bench.table.path.read_text() + json.dumps(row) + "\n")
+    assert report.read_results(copy_of_table) == report.read_results(bench.table.path)
+    summary = report.summary(report.read_results(bench.table.path))
     entries = {entry["entry"]: entry for entry in summary["entries"]}
     assert set(results) <= set(entries)
     same = [entries[name]["chosen"] for name in ("knots_ta:rank=sum", "average:rank=sum")]
@@ -447,8 +429,7 @@ def test_a_run_that_goes_on_adds_its_time_to_what_made_the_rest(
 ) -> None:
     command = importlib.import_module("benchmarks.nli.__main__")
     for name in material.COLLECTIONS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "reference.json").write_text("{}")
+        (tmp_path / f"{name}.jsonl").touch()
     monkeypatch.setattr(command, "read_results", lambda _: report.Found({}, [{}], [{}]))
     monkeypatch.setattr(command, "summary", lambda *_: {})
     monkeypatch.setattr(command, "contests", lambda _: [])
@@ -641,13 +622,12 @@ def test_a_gain_over_all_sets_is_what_it_is_and_noise_is_none(lift: float, told:
     assert len(subsets.rule_table(found["rules"]).splitlines()) == 2 + len(rules)
 
 
-def test_what_was_measured_on_sets_is_kept_by_its_key(tmp_path: Path) -> None:
+def test_rows_of_sets_that_were_measured_on_other_inputs_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "sets.jsonl"
-    lines = [("a", ["x"], 1), ("b", ["x"], 2), ("a", ["y"], 3), ("a", ["x"], 4)]
-    path.write_text("".join(json.dumps({"key": k, "set": s, "n": n}) + "\n" for k, s, n in lines))
-    assert [one["n"] for one in subsets.read(path, "a")] == [4, 3]
-    assert [one["n"] for one in subsets.read(path)] == [4, 3]  # the last line's key
-    assert subsets.read(tmp_path / "none.jsonl") == []
+    lines = [("a", "x", 4), ("b", "y", 2), ("a", "z", 3)]
+    path.write_text("".join(json.dumps({"key": k, "name": s, "n": n}) + "\n" for k, s, n in lines))
+    assert [row["n"] for row in subsets.current_rows(ResultTable(path))] == [4, 3]
+    assert subsets.current_rows(ResultTable(tmp_path / "none.jsonl")) == []
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -659,7 +639,7 @@ def test_the_loss_is_the_likelihood_of_what_is_scored(two_way: bool) -> None:
     labels = torch.tensor([0, 3, 3, 0, 0, 3, 0] if two_way else [0, 1, 2, 2, 1, 0, 0])
     likely = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
     own = torch.where(labels == 0, likely[:, 0], 1 - likely[:, 0]) if two_way else likely[range(7), labels]
-    torch.testing.assert_close(statistics.loss(scores, labels, two_way), -own.log())
+    torch.testing.assert_close(specialist_statistics.loss(scores, labels, two_way), -own.log())
 
 
 def test_the_rate_rises_and_falls_linearly() -> None:
@@ -777,7 +757,7 @@ def test_ideas_are_tried_at_the_norm_of_the_average_and_cut_to_the_rank(bench: B
 def test_statistics_are_of_these_rows_whatever_the_grid(
     bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "collect_statistics", lambda *_, **__: None)
+    monkeypatch.setattr(specialist_statistics, "collect_statistics", lambda *_, **__: None)
     own = bench.statistics()
     assert len({*own}) == len(TASKS)
     assert (

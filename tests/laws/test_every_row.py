@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from riemerge.cli.commands import DEMO, main
+from riemerge.cli.commands import main
+from riemerge.cli.demo import DEMO
 from riemerge.formats.peft import read_adapter
 from riemerge.methods import METHODS
 from riemerge.statistics import collect_statistics

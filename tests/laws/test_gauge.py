@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import common, gauge
+from riemerge import read_adapter
 from tests.helpers import ROOT, adapter_family
 
 RESULT: dict[str, Any] = json.loads((common.RESULTS / "gauge.json").read_text(encoding="utf-8"))
@@ -66,7 +67,7 @@ def test_the_rewritten_adapter_is_the_same_update_by_other_factors(condition: fl
 
 def test_the_ruler_sees_a_merge_of_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     def planted(methods: Any, folders: Any, root: Path) -> dict[str, list[Tensor]]:
-        read = [[gauge.read_adapter(folder).update(gauge.MODULE) for folder in pair] for pair in folders]
+        read = [[read_adapter(folder).update(gauge.MODULE) for folder in pair] for pair in folders]
         return {
             "factors": [(x.B + y.B).double() @ (x.A + y.A).double() for x, y in read],
             "updates": [x.dense().double() + y.dense().double() for x, y in read],
@@ -77,6 +78,6 @@ def test_the_ruler_sees_a_merge_of_the_factors(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_readme_says_which_moves() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    between = readme.split("<!-- gauge -->\n")[1].split("<!-- /gauge -->")[0]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    between = page.split("<!-- gauge -->\n")[1].split("<!-- /gauge -->")[0]
     assert between.strip() == gauge.summary(RESULT).strip()

@@ -30,7 +30,7 @@ from riemerge.methods.reduction import in_order
 from riemerge.progress import Progress
 from riemerge.recipes.recipe import make_recipe, read_recipe
 from riemerge.records.run_record import RunRecord
-from riemerge.report.card import verdict
+from riemerge.report.verdict import verdict
 from riemerge.updates.low_rank import LowRankUpdate, sum_updates
 from tests.fake_cuda import fake_cuda
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder

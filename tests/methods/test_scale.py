@@ -318,6 +318,6 @@ def test_the_command_takes_it_and_a_number_instead(tmp_path: Path) -> None:
         records[name] = json.loads((tmp_path / name / "riemerge.json").read_text())
     number = records["named"]["matched_scale"]
     assert records["default"]["matched_scale"] == number > 1.0
-    assert f"scale: matched is {number:.4g} here" in said["default"]
+    assert f"scale {number:.3g} (matched)" in said["default"]
     assert records["one"]["matched_scale"] is None
     assert "matched" not in said["one"]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks import peers
 from tests.helpers import ROOT
@@ -151,7 +152,7 @@ def test_only_what_is_no_sum_is_not_measured_as_one() -> None:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 MERGED = "merged"
-OUTCOMES = {
+OUTCOMES: dict[str, dict[str, str]] = {
     "fine": of(MEASURED_HERE, MERGED),
     "no base": of(OURS, MERGED) | of((*FACTORWISE, *PEFT_SUMS), "RuntimeError"),
     "nan": of(OURS, "AdapterError") | of((*FACTORWISE, "PEFT cat"), MERGED) | {"PEFT svd": "_LinAlgError"},
@@ -214,7 +215,7 @@ def test_the_rulers_catch_a_planted_fault(tmp_path: Path, monkeypatch: pytest.Mo
     """A merge that returns its first input, in a gauge of its own and doubled, breaks copies and sum."""
 
     def planted(name: str, folders: list[Path], weights: object, base: object, out: Path) -> Path:
-        factors = peers.load_file(folders[0] / "adapter_model.safetensors")
+        factors = load_file(folders[0] / "adapter_model.safetensors")
         names = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in factors}
         pairs = {
             module: tuple(
@@ -254,7 +255,7 @@ def test_every_claim_of_the_table_about_peft_and_us_is_tested_here() -> None:
 
 def test_the_pages_show_the_tables_of_the_committed_result() -> None:
     for page, marker, expected in (
-        ("README.md", "peers", peers.table(RESULT)),
+        ("docs/results.md", "peers", peers.table(RESULT)),
         ("benchmarks/README.md", "peers costs", peers.costs(RESULT)),
     ):
         text = (ROOT / page).read_text(encoding="utf-8")

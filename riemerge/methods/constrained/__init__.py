@@ -5,23 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter, choice
+from riemerge.methods.parameters import Parameter, choice, factor
 
 _HERE = "riemerge.methods.constrained.rank_constrained:"
 
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter(
-        "ridge",
-        "number",
-        "multiple of the identity that is added to each form, relative to its mean diagonal entry",
-        low=0,
-        per_module=True,
+    factor(
+        "ridge", "multiple of the identity that is added to each form, relative to its mean diagonal entry"
     ),
-    choice(
-        "sides",
-        "which sides the updates weigh; the identity on the other",
-        ("both", "inputs", "outputs"),
-    ),
+    choice("sides", "sides that the updates weigh; the identity on the other", ("both", "inputs", "outputs")),
     choice(
         "target",
         "what is approximated: each update (`mean`), or for all their TSV or TIES merge, of the mean's norm",

@@ -13,7 +13,6 @@ another question, unless all forms are the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
@@ -141,7 +140,7 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     unit = x / torch.linalg.matrix_norm(x).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]
     if not bool(unit.any()):
         return x[0]
-    targets = _TARGETS[setting.values["target"]](x, setting)
+    targets = _targets(x, setting)
 
     def ridged(y: Tensor) -> Tensor:
         size = int(numerical_rank(torch.linalg.svdvals(torch.cat(list(y), dim=1)), FLOOR))
@@ -155,33 +154,21 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
     return kronecker(ridged(unit), ridged(unit.mT), targets, setting)
 
 
-def _mean_targets(x: Tensor, _: Setting) -> Tensor:
-    return x
-
-
-def _tsv_targets(x: Tensor, setting: Setting) -> Tensor:
-    return _like_the_mean(tsv(x, setting), x, setting)
-
-
-def _ties_targets(x: Tensor, setting: Setting) -> Tensor:
-    left, cores, right = core(x)
-    # Without a majority: its sign would be that of arbitrary axes.
-    plain = replace(setting, values={"merge_func": "mean"}, facts={"majority": 0})
-    return _like_the_mean(left @ elect_globally(cores, plain) @ right.mT, x, setting)
-
-
-_TARGETS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
-    "mean": _mean_targets,
-    "tsv": _tsv_targets,
-    "ties": _ties_targets,
-}
-
-
-def _like_the_mean(matrix: Tensor, x: Tensor, setting: Setting) -> Tensor:
-    """Repeat a matrix T times, with the norm of the weighted average."""
-    norm = torch.linalg.matrix_norm(matrix)
+def _targets(x: Tensor, setting: Setting) -> Tensor:
+    """Return what is approximated for each model: its update, or one merge of all at the average's norm."""
+    match setting.values["target"]:
+        case "tsv":
+            merged = tsv(x, setting)
+        case "ties":
+            left, cores, right = core(x)
+            # Without a majority: its sign would be that of arbitrary axes.
+            plain = replace(setting, values={"merge_func": "mean"}, facts={"majority": 0})
+            merged = left @ elect_globally(cores, plain) @ right.mT
+        case _:
+            return x
+    norm = torch.linalg.matrix_norm(merged)
     size: Tensor = torch.linalg.matrix_norm(average(x, setting)) / torch.where(norm > 0, norm, 1.0)
-    return (size * matrix).expand(len(x), -1, -1)
+    return (size * merged).expand(len(x), -1, -1)
 
 
 def _ridged(form: Tensor, ridge: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter, choice, share
+from riemerge.methods.parameters import Parameter, choice, factor, share
 
 _EDITS = "riemerge.methods.elections.entrywise:"
 _MEANS = "riemerge.methods.elections.election:"
@@ -24,14 +24,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         "after a random drop: divide by the probability (`expected`), keep Σ|x| (`norm`), or `none`",
         ("expected", "norm", "none"),
     ),
-    Parameter(
+    share(
         "epsilon",
-        "number",
         "half the spread of the probabilities over the entries of a row, around density",
-        low=0,
         high=0.5,
         open_high=True,
-        per_module=True,
         per_model=True,
     ),
     share(
@@ -42,30 +39,29 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     choice(
         "majority_sign_method",
-        "what elects a sign: the sum of the values (`total`) or of their signs (`frequency`)",
+        "vote on a sign: the sum of the values (`total`) or of their signs (`frequency`)",
         ("total", "frequency"),
     ),
-    choice("merge_func", "what is taken of the updates that agree in sign", ("mean", "sum", "max")),
+    choice("merge_func", "what the updates that agree in sign give", ("mean", "sum", "max")),
     share(
         "select_topk",
         "share of the entries, of the largest variance between models, that is kept",
         open_low=True,
     ),
-    Parameter(
+    factor(
         "mask_threshold",
-        "number",
         "a model needs an entry that is above this times its distance from the merged one",
-        low=0,
-        per_module=True,
         per_model=True,
     ),
-    Parameter("agreeing", "integer", "how many models must need an entry", low=1),
+    Parameter("agreeing", "integer", "number of models that must need an entry", low=1),
 )
 
 _entries = partial(Method, domain="entries", normalised=False)
 _signed = partial(_entries, negative_weights=True)
 _dropped = partial(_signed, edits=(_EDITS + "drop",), source=_DARE, differs={"rescale": _RESCALED})
 _DROP = {"density": 1.0, "rescale": "expected", "normalize": False, "seed": None}
+_ranked = partial(_entries, edits=(_EDITS + "drop_by_rank",), differs={"rescale": _RESCALED})
+_BY_RANK = {"density": 1.0, "epsilon": 0.15, "rescale": "expected"}
 _crumbs = partial(
     _signed,
     source="Davari & Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; mergekit",
@@ -138,35 +134,20 @@ ROWS: tuple[Method, ...] = (
         idempotent=False,
         differs={},
     ),
-    _entries(
+    _ranked(
         name="della",
         summary="drop entries at random, small ones of a row more often, rescale, then elect as `ties` does",
         source=_DELLA,
-        edits=(_EDITS + "drop_by_rank",),
         mean=_MEANS + "elect",
-        own_parameters={
-            "density": 1.0,
-            "epsilon": 0.15,
-            "rescale": "expected",
-            "normalize": True,
-            "seed": None,
-        },
-        differs={"rescale": _RESCALED},
+        own_parameters={**_BY_RANK, "normalize": True, "seed": None},
     ),
-    _signed(
+    _ranked(
         name="della_linear",
         summary="drop entries at random, small ones of a row more often, rescale, then Σ wᵢ dWᵢ",
         source=f"{_DELLA}; mergekit's `della_linear`",
-        edits=(_EDITS + "drop_by_rank",),
         mean=_MEANS + "normalisable_sum",
-        own_parameters={
-            "density": 1.0,
-            "epsilon": 0.15,
-            "rescale": "expected",
-            "normalize": False,
-            "seed": None,
-        },
-        differs={"rescale": _RESCALED},
+        own_parameters={**_BY_RANK, "normalize": False, "seed": None},
+        negative_weights=True,
     ),
     _crumbs(
         name="breadcrumbs",

@@ -46,7 +46,7 @@ class Size(NamedTuple):
     r: int
 
 
-class Solved(NamedTuple):
+class ModuleMean(NamedTuple):
     """The mean of one module as a point (m + r + n, r), and the evidence for it."""
 
     point: Tensor
@@ -68,7 +68,7 @@ def solve(
     options: Options,
     *,
     done: int,
-) -> dict[str, Solved]:
+) -> dict[str, ModuleMean]:
     """Solve every module of every group.
 
     Law: a module's result depends on the modules of its own block only, so on no number of threads.
@@ -87,12 +87,12 @@ def solve(
             weights = torch.tensor([modules[name][1] for name in part], dtype=torch.float64, device="cpu")
             blocks.append(_Block(part, size, starts, points, weights.T))
     run = _Run(options, blocks, done)
-    solved: dict[str, Solved] = {}
-    for block, found in zip(
-        blocks, in_order(run.solve, range(len(blocks)), options.threads, run.cancelled), strict=True
-    ):
-        solved |= dict(zip(block.names, found, strict=True))
-    return solved
+    means = in_order(run.solve, range(len(blocks)), options.threads, run.cancelled)
+    return {
+        name: mean
+        for block, of_block in zip(blocks, means, strict=True)
+        for name, mean in zip(block.names, of_block, strict=True)
+    }
 
 
 def _parts(names: Sequence[str], device: torch.device) -> list[tuple[str, ...]]:
@@ -120,7 +120,7 @@ class _Run:
         self._lock = threading.Lock()
         self.cancelled = threading.Event()
 
-    def solve(self, index: int) -> list[Solved]:
+    def solve(self, index: int) -> list[ModuleMean]:
         """Solve one block, from every start."""
         began, block, options = perf_counter(), self._blocks[index], self._options
         given = {name: getattr(options, name) for name in _GIVEN}
@@ -198,28 +198,28 @@ def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> 
     return manifold.exp(mean, scale_modules(_OFF / manifold.norms(mean, step), step))
 
 
-def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[Solved]:
+def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[ModuleMean]:
     """Return for each module the solution of least cost, and how far the others are from it."""
     costs = np.stack([np.where(np.isnan(solution.cost), np.inf, solution.cost) for solution in solutions])
     best = costs.argmin(axis=0)
     chosen = [(solutions[start], module) for module, start in enumerate(best.tolist())]
     point = torch.stack([solution.point[module] for solution, module in chosen])
-    found: list[dict[str, Any]] = [{} for _ in chosen]
+    spreads: list[dict[str, Any]] = [{} for _ in chosen]
     if len(solutions) > 1:
         least = costs.min(axis=0)
         apart = np.stack([_apart(total, solution.point, point).cpu() for solution in solutions])
         # A start without a finite cost is none, and one start alone has no spread.
         defined = np.isfinite(costs)
-        for module, spreads in enumerate(found):
+        for module, spread in enumerate(spreads):
             there = defined[:, module]
-            spreads["starts"] = int(there.sum())
+            spread["starts"] = int(there.sum())
             if there.sum() > 1:
                 excess = costs[there, module].max() - least[module]
-                spreads["cost_spread"] = float(excess / max(least[module], np.finfo(float).tiny))
-                spreads["update_spread"] = float(apart[there, module].max())
+                spread["cost_spread"] = float(excess / max(least[module], np.finfo(float).tiny))
+                spread["update_spread"] = float(apart[there, module].max())
     return [
-        Solved(point[module], _evidence(solution, module, seconds, spreads))
-        for (solution, module), spreads in zip(chosen, found, strict=True)
+        ModuleMean(point[module], _evidence(solution, module, seconds, spread))
+        for (solution, module), spread in zip(chosen, spreads, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from riemerge.frechet.status import Status
 from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
-from riemerge.methods.geodesic.batches import SEVERAL, Size, Solved, solve
+from riemerge.methods.geodesic.batches import SEVERAL, ModuleMean, Size, solve
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import Reduced, in_order, reduce_module
 from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
@@ -39,7 +39,7 @@ class _Module:
         kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
         problems: Why it cannot be merged.
         reduced: The module in its joint span, without what is tall of it.
-        placed: Its points; None where there is nothing to solve.
+        task: Its points; None where there is nothing to solve.
         starts: How many starts to solve from.
     """
 
@@ -50,7 +50,7 @@ class _Module:
     numerical: tuple[int, ...]
     kept: float | None
     problems: tuple[str, ...]
-    placed: _Placed | None
+    task: _Task | None
     starts: int
 
     @property
@@ -71,7 +71,7 @@ class _Module:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class _Task:
     """The points of a module on the manifold on which it is solved.
 
     Attributes:
@@ -106,7 +106,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     names = sorted(stack.modules)
     read = partial(reduce_module, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
     modules: dict[str, _Module] = {}
-    for module in in_order(partial(_prepared, read, stack, options), names, options.threads):
+    for module in in_order(partial(_prepare, read, stack, options), names, options.threads):
         modules[module.name] = module
         _report(options, "read", len(modules), len(names))
     if problems := [problem for module in modules.values() for problem in module.problems]:
@@ -114,11 +114,11 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
         raise AdapterError(mixed)
 
-    solved = _solved(options, modules)
-    undefined = [name for name, one in solved.items() if one.evidence.status is Status.UNDEFINED]
+    means = _solve_all(options, modules)
+    undefined = [name for name, mean in means.items() if mean.evidence.status is Status.UNDEFINED]
     if undefined:
-        raise NumericalError([f"{name}: {solved[name].evidence.advice}" for name in undefined])
-    lifted = in_order(partial(_lifted, stack, options, modules, solved), names, options.threads)
+        raise NumericalError([f"{name}: {means[name].evidence.advice}" for name in undefined])
+    lifted = in_order(partial(_lift, stack, options, modules, means), names, options.threads)
     yield from zip(names, lifted, strict=True)
 
 
@@ -146,36 +146,36 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     return small.dists(to, action.act(small, point, element))
 
 
-def _prepared(read: Callable[[str], Reduced], stack: Stack, options: Options, name: str) -> _Module:
+def _prepare(read: Callable[[str], Reduced], stack: Stack, options: Options, name: str) -> _Module:
     """First stream: read a module and keep its points."""
-    one = read(name)
+    small = read(name)
     numerical = tuple(
-        update.numerical_rank(storage) for update, storage in zip(one.edited, stack.storage, strict=True)
+        update.numerical_rank(storage) for update, storage in zip(small.edited, stack.storage, strict=True)
     )
-    ranks = tuple(update.rank for update in one.edited)
+    ranks = tuple(update.rank for update in small.edited)
     weights = stack.weights(name)
-    light = one._replace(span=one.span.without_bases())
-    starts = _starts(one, stack, options)
-    module = _Module(name, light, weights, ranks, numerical, None, one.problems, None, starts)
-    if one.problems or _mixed(stack, module) or not module.used:
+    light = small._replace(span=small.span.without_bases())
+    starts = _count_starts(small, stack, options)
+    module = _Module(name, light, weights, ranks, numerical, None, small.problems, None, starts)
+    if small.problems or _mixed(stack, module) or not module.used:
         return module
-    cut = [_cut(one.edited[place], module.rank) for place in module.used]
+    cut = [_cut(small.edited[place], module.rank) for place in module.used]
     kept = [
         min((after.norm() / before.norm()) ** 2, 1.0)
-        for before, after in zip((one.inputs[place] for place in module.used), cut, strict=True)
+        for before, after in zip((small.inputs[place] for place in module.used), cut, strict=True)
         if after is not before
     ]
     module = replace(module, kept=min(kept, default=None))
     if len(module.used) == 1:
         return module
-    return replace(module, placed=_placed(cut, module.used, len(ranks)))
+    return replace(module, task=_make_task(cut, module.used, len(ranks)))
 
 
-def _starts(one: Reduced, stack: Stack, options: Options) -> int:
+def _count_starts(small: Reduced, stack: Stack, options: Options) -> int:
     """Return how many starts a module is solved from."""
     if options.starts != "auto":
         return int(options.starts or 1)
-    if options.doubtful is None or options.doubtful(one.inputs, one.span.shape, stack.storage):
+    if options.doubtful is None or options.doubtful(small.inputs, small.span.shape, stack.storage):
         return SEVERAL
     return 1
 
@@ -214,7 +214,7 @@ def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
     )
 
 
-def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Placed:
+def _make_task(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Task:
     """Return the points of a module's updates that are not all zero, on the manifold of their span.
 
     It is that of every other module of as many updates, whatever its width, unless the module is smaller than
@@ -229,22 +229,22 @@ def _placed(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -
     assert isinstance(own, FixedRank)
     order = dict(zip(used, range(len(used)), strict=True))
     every = reduction.points.squeeze(1)[[order.get(place, 0) for place in range(count)]]
-    return _Placed(every, Size(own.m, own.n, r), total, reduction)
+    return _Task(every, Size(own.m, own.n, r), total, reduction)
 
 
-def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solved]:
+def _solve_all(options: Options, modules: Mapping[str, _Module]) -> dict[str, ModuleMean]:
     """Solve all modules that have something to solve, those of one size and as many starts together."""
     alike: dict[tuple[Size, int], list[_Module]] = defaultdict(list)
     for module in modules.values():
-        if module.placed is not None:
-            alike[module.placed.size, module.starts].append(module)
+        if module.task is not None:
+            alike[module.task.size, module.starts].append(module)
     total = sum(map(len, alike.values()))
     return solve(
         {
             key: {
-                module.name: (module.placed.points, module.only_used(module.weights, 0.0))
+                module.name: (module.task.points, module.only_used(module.weights, 0.0))
                 for module in group
-                if module.placed is not None
+                if module.task is not None
             }
             for key, group in sorted(alike.items())
         },
@@ -253,21 +253,25 @@ def _solved(options: Options, modules: Mapping[str, _Module]) -> dict[str, Solve
     )
 
 
-def _lifted(
-    stack: Stack, options: Options, modules: Mapping[str, _Module], solved: Mapping[str, Solved], name: str
+def _lift(
+    stack: Stack,
+    options: Options,
+    modules: Mapping[str, _Module],
+    means: Mapping[str, ModuleMean],
+    name: str,
 ) -> Merged:
     """Second stream: read a module again and give the mean its width, now or when it is asked for."""
     module = modules[name]
-    one = module.reduced
-    if module.placed is not None:
-        small, evidence = _returned(module.placed, solved[name].point), solved[name].evidence
+    given = module.reduced
+    if module.task is not None:
+        small, evidence = _as_update(module.task, means[name].point), means[name].evidence
     elif module.used:
         (place,) = module.used
-        small = one.edited[place].truncate(module.rank)
+        small = given.edited[place].truncate(module.rank)
         apart = (0.0,) * len(module.ranks)
         evidence = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=apart)
     else:
-        zero = one.inputs[0].truncate(min(module.ranks)).scaled(0.0)
+        zero = given.inputs[0].truncate(min(module.ranks)).scaled(0.0)
         small, evidence = zero.absorb_scale(), Evidence(Status.EXACT)
     evidence = replace(
         evidence,
@@ -278,15 +282,15 @@ def _lifted(
     )
 
     def lift() -> LowRankUpdate:
-        return one.span.lift(small, stack.low_rank(name))
+        return given.span.lift(small, stack.low_rank(name))
 
-    return Merged(lift if options.later else constant(lift()), evidence, one.inputs, small)
+    return Merged(lift if options.later else constant(lift()), evidence, given.inputs, small)
 
 
-def _returned(placed: _Placed, point: Tensor) -> LowRankUpdate:
+def _as_update(task: _Task, point: Tensor) -> LowRankUpdate:
     """Return the update of a mean (rows, r), in the bases of its module's span."""
-    lifted = placed.reduction.lift(point.unsqueeze(0))
-    u, core, v = placed.total.split(lifted.squeeze(0))
+    lifted = task.reduction.lift(point.unsqueeze(0))
+    u, core, v = task.total.split(lifted.squeeze(0))
     return LowRankUpdate(u @ core, v.mT.contiguous()).balance()
 
 

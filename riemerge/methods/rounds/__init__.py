@@ -5,19 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter
+from riemerge.methods.parameters import Parameter, positive
 
 _HERE = "riemerge.methods.rounds.outer:"
 
-_positive = partial(Parameter, kind="number", low=0, open_low=True)
 _decay = partial(Parameter, kind="number", low=0, high=1, open_high=True)
 
 PARAMETERS: tuple[Parameter, ...] = (
-    _positive("outer_lr", summary="outer learning rate η"),
+    positive("outer_lr", "outer learning rate η"),
     _decay("momentum", summary="outer momentum μ"),
     _decay("beta1", summary="decay of the first moment"),
     _decay("beta2", summary="decay of the second moment"),
-    _positive("tau", summary="what is added to the root of the second moment"),
+    positive("tau", "number added to the root of the second moment"),
 )
 
 _step = partial(Method, domain="gram", server_step=True)

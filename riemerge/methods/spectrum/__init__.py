@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import MATCHED, Parameter, share
+from riemerge.methods.parameters import MATCHED, Parameter, positive, share
 
 _HERE = "riemerge.methods.spectrum.whitened:"
 
@@ -14,9 +14,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         "whitening",
         "how far singular frames are made orthogonal across models: 0 not at all, 1 wholly (as `tsv`)",
     ),
-    share("power", "to which singular values are raised: 1 leaves them alone, 0 reaches the end of the way"),
+    share("power", "exponent of the singular values: 1 leaves them alone, 0 reaches the end of the way"),
     Parameter("adapt", "flag", "go only that share of the way on which the models disagree"),
-    Parameter("order", "number", "order s of a power mean", low=0, open_low=True, high=8, per_module=True),
+    positive("order", "order s of a power mean", high=8, per_module=True),
 )
 
 _row = partial(Method, domain="span", geometric=True)

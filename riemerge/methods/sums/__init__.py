@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from riemerge.methods.method import Method
-from riemerge.methods.parameters import Parameter, share
+from riemerge.methods.parameters import Parameter, positive, share
 
 _HERE = "riemerge.methods.sums.combinations:"
 _ROBUST = "riemerge.methods.sums.robust:"
@@ -13,13 +13,10 @@ _ROBUST = "riemerge.methods.sums.robust:"
 PARAMETERS: tuple[Parameter, ...] = (
     share("t", "share of the second of two models; their weights say it if not given"),
     Parameter("decay", "number", "share that the average so far keeps at each checkpoint", low=0, high=1),
-    Parameter("last", "integer", "how many of the last checkpoints count", low=1),
-    Parameter(
+    Parameter("last", "integer", "number of last checkpoints that count", low=1),
+    positive(
         "delta",
-        "number",
-        "where Huber's loss turns from square to straight, over the median distance to the median",
-        low=0,
-        open_low=True,
+        "distance where Huber's loss turns from square to straight, over the median distance to the median",
         per_module=True,
     ),
 )

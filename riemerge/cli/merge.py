@@ -1,0 +1,77 @@
+"""`riemerge merge`: models and their weights, or a recipe, to a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from riemerge.cli.options import MERGING, OUTPUT, VERBOSE, method_option, read_options
+from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
+from riemerge.methods import DEFAULT_METHOD
+
+if TYPE_CHECKING:
+    from riemerge.recipes.recipe import Recipe
+    from riemerge.records.run_record import RunRecord
+
+# The texts of help stand by themselves, since python -OO takes docstrings away.
+_HELP = """Merge adapters, or full checkpoints, into a new folder.
+
+\b
+  riemerge merge snli:0.6 mnli:0.4 -o merged
+  riemerge merge recipe.yaml -o merged --method ties -p density=0.3
+
+The number behind the last colon is the weight of a model [default: 1]. Options win over the recipe.
+`riemerge methods NAME` explains a method and its parameters."""
+
+
+@click.command(help=_HELP)
+@click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
+@OUTPUT
+@method_option(DEFAULT_METHOD)
+@MERGING
+@VERBOSE
+@answering
+def merge(
+    sources: tuple[str, ...],
+    output: str,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    statistics: tuple[str, ...],
+    **asked: Any,
+) -> None:
+    """Do what `riemerge merge` is asked."""
+    from riemerge.recipes.recipe import read_recipe
+
+    overrides = read_options(asked)
+    recipe = read_recipe(sources, {"merge_method": overrides.pop("method", None), **overrides}, statistics)
+    record, rounding = merge_and_warn(recipe, Path(output), device, threads, as_json, quiet)
+    with reporting(output):
+        if as_json:
+            dump({"output": output, "rounding": rounding, "record": json.loads(record.to_json())})
+        elif quiet:
+            say(output)
+        else:
+            from riemerge.report.tables import written_report
+
+            show(written_report(record, Path(output), rounding, verbose=verbose))
+
+
+def merge_and_warn(
+    recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
+) -> tuple[RunRecord, float]:
+    """Merge and write, with progress; and tell warnings on stderr where no report will show them."""
+    from riemerge.merging.verbs import merge_into
+    from riemerge.report.words import printable
+
+    with progress_on_stderr(quiet) as listener:
+        record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
+    if as_json or quiet:
+        for text in record.warnings:
+            tell(printable(f"warning: {text}"))
+    return record, rounding

@@ -1,0 +1,145 @@
+"""Options that several commands share: each stated once, with its type and default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, final
+
+import click
+
+from riemerge.methods import METHODS, PARAMETERS
+from riemerge.report.words import value_type
+
+Command: TypeAlias = Callable[..., None]
+Option: TypeAlias = Callable[[Command], Command]
+
+
+@final
+class Words(click.Choice[str]):
+    """Words that help shows and a shell completes; the recipe refuses others, with its other faults."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value as it is."""
+        return value
+
+
+def options(*some: Option) -> Option:
+    """Return a decorator that gives a command these options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(some):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def method_option(default: str) -> Option:
+    """Return the option `--method` of a command."""
+    text = f"Row of `riemerge methods`.  [default: {default}]"
+    return click.option("--method", type=Words(METHODS), metavar="NAME", help=text)
+
+
+def folder_option(name: str, text: str, **settings: Any) -> Option:
+    """Return an option whose value is a folder."""
+    return click.option(name, type=click.Path(), metavar="FOLDER", help=text, **settings)
+
+
+OUTPUT = click.option(
+    "-o", "--output", required=True, type=click.Path(), metavar="FOLDER", help="New folder of the result."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print the path of the result and warnings only.")
+VERBOSE = click.option(
+    "-v", "--verbose", is_flag=True, help="Print tables of the inputs and of every module."
+)
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="INT",
+    help="Threads at work; they change no bit of the result.  [default: all CPUs]",
+)
+SCORER = "Command that scores the model in {}: its last line is a number, higher is better."
+
+COMPUTING = options(
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        metavar="[cpu|cuda|cuda:N|auto]",
+        help="Where to compute.",
+    ),
+    THREADS,
+    click.option(
+        "--dtype", type=Words(["float64", "float32"]), help="Dtype of the computation.  [default: float64]"
+    ),
+    click.option(
+        "--out-dtype",
+        type=Words(["float16", "bfloat16", "float32", "float64"]),
+        metavar="DTYPE",
+        help="Dtype of the written weights.  [default: as the inputs]",
+    ),
+    JSON,
+    QUIET,
+)
+"""How a merge is computed and told."""
+
+
+def _parameters(names: Iterable[str], **settings: Any) -> list[Option]:
+    """Options of parameters of the methods, each under its own name."""
+    return [
+        click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            metavar=value_type(PARAMETERS[name]),
+            **{"help": PARAMETERS[name].summary, **settings},
+        )
+        for name in names
+    ]
+
+
+MERGING = options(
+    click.option(
+        "-p",
+        "--parameter",
+        "assignments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Parameter of the method, such as density=0.3; repeat it for more.",
+    ),
+    *_parameters(["rank"], help="Rank of the result.  [default: the inputs' largest]"),
+    *_parameters(["scale"], help="Factor on the result; matched: to the norm of the inputs."),
+    # The spelling before -p: it stays for scripts.
+    *_parameters([name for name in PARAMETERS if name not in {"weight", "rank", "scale"}], hidden=True),
+    folder_option("--statistics", "Statistics of a model, once for each in order.", multiple=True),
+    folder_option("--base-statistics", "Statistics of the base model."),
+    folder_option("--base-model", "Full checkpoint that the models were trained from."),
+    click.option(
+        "--out-type",
+        type=Words(["adapter", "delta", "checkpoint"]),
+        help="What to write.  [default: as the inputs]",
+    ),
+    click.option(
+        "--uniform-rank", is_flag=True, default=None, help="Write one rank in all modules, the largest."
+    ),
+    COMPUTING,
+)
+"""What a recipe may say beside its models and its method, and how it is computed."""
+
+
+def read_options(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what was said on the command line, parameters read as a recipe has them.
+
+    Raises:
+        RecipeError: A parameter has no such value, or is said by `-p` and under its own name.
+    """
+    from riemerge.errors import RecipeError
+    from riemerge.recipes.candidates import parse_assignments
+    from riemerge.recipes.recipe import parse_value
+
+    asked = {name: value for name, value in asked.items() if value is not None}
+    assigned = parse_assignments(asked.pop("assignments", ()))
+    if twice := assigned.keys() & asked.keys():
+        raise RecipeError(f"-p {name}: said as an option too: say it once" for name in sorted(twice))
+    spelled = {name: parse_value(PARAMETERS[name], asked[name]) for name in asked if name in PARAMETERS}
+    return {**asked, **spelled, **assigned}

@@ -1,0 +1,64 @@
+"""The public names of `riemerge` are stated once, typed and found; `python -m riemerge` runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import riemerge
+from tests.helpers import ROOT
+
+PROMISED = """
+    merge plan Plan run merge_into merge_adapters MergeResult Recipe read_recipe Adapter read_adapter
+    LowRankUpdate METHODS Method inspect evaluate greedy_soup sweep collect_statistics frechet_mean
+    FrechetProblem Solution Status LBFGS FixedPoint SOLVERS checks RiemergeError __version__
+"""
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python from the root of the repository."""
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_every_promised_name_is_there_and_is_what_its_home_has() -> None:
+    assert set(PROMISED.split()) <= set(dir(riemerge))
+    for name in dir(riemerge):
+        assert getattr(riemerge, name) is not None
+    assert riemerge.merge is riemerge.merge_adapters
+    assert riemerge.checks.__name__ == "riemerge.manifolds.checks"
+    with pytest.raises(AttributeError, match="no attribute 'barycenter'"):
+        riemerge.barycenter  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_every_name_is_stated_once() -> None:
+    source = Path(riemerge.__file__).read_text(encoding="utf-8")
+    lines = Counter(line.partition(" as ")[2] for line in source.splitlines() if " as " in line)
+    assert {name: lines[name] for name in dir(riemerge)} == dict.fromkeys(dir(riemerge), 1)
+
+
+def test_a_star_imports_every_name() -> None:
+    found = python("-c", "import riemerge\nfrom riemerge import *\nprint(set(dir(riemerge)) <= set(dir()))")
+    assert found.stdout == "True\n"
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_names_and_no_others(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    sample = tmp_path / "sample.py"
+    lines = ["import riemerge", *(f"riemerge.{name}" for name in dir(riemerge)), "riemerge.barycenter"]
+    sample.write_text("\n".join(lines), encoding="utf-8")
+    words = ("--follow-imports=silent", "--cache-dir", str(ROOT / ".mypy_cache"), str(sample))
+    checked = python("-m", "mypy", "--strict", *words)
+    (fault, _) = checked.stdout.splitlines()
+    assert 'has no attribute "barycenter"' in fault
+
+
+def test_the_package_runs_as_a_module() -> None:
+    assert python("-m", "riemerge", "--version").stdout == f"riemerge, version {riemerge.__version__}\n"
+    fault = python("-m", "riemerge", "mrge")
+    assert (fault.returncode, fault.stdout) == (2, "")
+    assert fault.stderr.startswith("Usage: riemerge [OPTIONS]")
