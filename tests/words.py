@@ -254,7 +254,7 @@ def orders(source: Source) -> Iterator[Fault]:
 
 
 def participles(source: Source) -> Iterator[Fault]:
-    """Find functions whose name is a participle, alone or with a preposition: `_missed`, `is_record_of`.
+    """Find functions whose name is a participle, alone or with a preposition: `_missed`, `made_by`.
 
     A property may be an adjective, and the formula of a method bears the method's name.
     """

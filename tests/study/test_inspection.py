@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from riemerge.merging.progress import Progress
+from riemerge.progress import Progress
 from riemerge.study.inspection import inspect_adapters
 from tests.study.inputs import SHAPES
 

@@ -238,7 +238,7 @@ def test_a_check_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_what_differs_or_cannot_be_read_back_is_refused() -> None:
     check_read_back(iter(()))
     with pytest.raises(
-        OutputError, match="^'q\\\\n': what was written does not read back; is the disk faulty"
+        OutputError, match=r"^'q\\n': what was written does not read back; is the disk faulty"
     ):
         check_read_back(iter(["q\n", "v"]))
 
