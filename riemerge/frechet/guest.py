@@ -59,8 +59,7 @@ class Stock(PlainFormulation):
             named.append(("initial_point", initial_point))
         reasons = [(name, refusal(manifold, y)) for name, y in named]
         problems = [f"{manifold}: {name} is no point of it: {why}" for name, why in reasons if why]
-        if problems:
-            raise RecipeError(problems)
+        RecipeError.refuse(problems)
         if squared is None:
             self._refuse_lawless(manifold)
         else:

@@ -349,8 +349,7 @@ def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], places: Seq
             for name, x in zip(names, points, strict=True)
             for module in torch.nonzero(~manifold.feasible(x)).squeeze(-1).tolist()
         ]
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
     return torch.stack([x.double() for x in points])
 
 

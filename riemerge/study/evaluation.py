@@ -160,8 +160,7 @@ def _check_numbers(coefficients: Sequence[float] | None, resamples: int, seed: i
         problems.append(f"resamples: {resamples}: expected at least 2")
     if seed < 0:
         problems.append(f"seed: {seed}: expected at least 0")
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
 
 
 def _opened(models: Sequence[str | Path]) -> dict[str, Adapter]:
@@ -182,8 +181,7 @@ def _named(specialists: Mapping[str, str | None], names: Mapping[str, str]) -> d
         for task, model in named.items()
         if model and model not in names.values()
     ]
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
     return {task: model or None for task, model in named.items()}
 
 
@@ -288,8 +286,7 @@ def _folder(root: Path, models: Sequence[Path]) -> Iterator[ResultTable]:
     else:
         with writing(root):
             problems = [*overlaps(root, models), *_strange(root)]
-        if problems:
-            raise OutputError(problems)
+        OutputError.refuse(problems)
 
     with study_folder(root, [RESULTS], lambda _: "keeps what was measured so far", "there"):
         yield ResultTable(root / RESULTS)

@@ -136,8 +136,7 @@ def ask_answers(judge: Judge, folder: Path, part: Part, what: str) -> Answers:
             problems.append(f"{where} is {said}: expected finite numbers")
         elif not rows:
             problems.append(f"{where} is of no row: expected at least one")
-    if problems:
-        raise NumericalError(problems)
+    NumericalError.refuse(problems)
     return found
 
 

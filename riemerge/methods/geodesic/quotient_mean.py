@@ -109,8 +109,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     for module in in_order(partial(_prepare, read, stack, options), names, options.threads):
         modules[module.name] = module
         _report(options, "read", len(modules), len(names))
-    if problems := [problem for module in modules.values() for problem in module.problems]:
-        raise NumericalError(problems)
+    NumericalError.refuse([problem for module in modules.values() for problem in module.problems])
     if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
         raise AdapterError(mixed)
 
