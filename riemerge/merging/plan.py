@@ -357,7 +357,7 @@ def open_statistics(
     def of(data: Any, module: str) -> Mapping[str, torch.Tensor]:
         if not data:
             return {}
-        kept: Mapping[str, torch.Tensor] = data.of(module.removesuffix(WEIGHT), kinds=kinds)
+        kept: Mapping[str, torch.Tensor] = data.of(module.removesuffix(WEIGHT), kinds=method.statistics)
         return kept
 
     return [partial(of, data) for data in opened]
