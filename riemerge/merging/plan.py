@@ -20,7 +20,7 @@ from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.methods import Method, Options, Stack, did_you_mean, find_method
-from riemerge.methods.geodesic.quotient_mean import mixed
+from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
 from riemerge.records.run_record import OutType
@@ -332,7 +332,9 @@ def _rank_problems(module: str, inputs: Inputs, weights: Sequence[float]) -> lis
     if len(set(ranks.values())) == 1:
         return []
     # An update that is all zero is left out of its module.
-    return mixed(module, [(name, r) for name, r in ranks.items() if counting[name].update(module).norm() > 0])
+    return refuse_mixed(
+        module, [(name, r) for name, r in ranks.items() if counting[name].update(module).norm() > 0]
+    )
 
 
 def open_statistics(

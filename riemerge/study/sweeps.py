@@ -106,8 +106,8 @@ def sweep(
         The content of `sweep.json`.
 
     Raises:
-        RiemergeError: As `greedy_soup`; an OutputError for folders that are there and are something else. Its
-            notes say which merges are there.
+        RiemergeError: What `greedy_soup` raises; an OutputError for folders that are there and are something
+            else. Its notes say which merges are there.
 
     Source:
         Rame et al. 2023, Rewarded soups.
