@@ -14,7 +14,7 @@ import torch
 
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.frechet import SOLVERS
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
@@ -275,8 +275,8 @@ def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> d
     }
     if not shapes:
         raise AdapterError(
-            f"statistics: of {listed(sorted(known))}, none of them a weight of {inputs.checkpoints[0].path}: "
-            "expected those of its modules, under their names there"
+            f"statistics: of {list_names(sorted(known))}, none of them a weight of "
+            f"{inputs.checkpoints[0].path}: expected those of its modules, under their names there"
         )
     return shapes
 
@@ -312,7 +312,7 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
         if below := [module for module, have in cut.items() if have < rank]:
             least = min(least, *cut.values())
             problems.append(
-                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})"
+                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({list_names(below)})"
             )
     if problems and method.truncates_inputs:
         raise RecipeError(
