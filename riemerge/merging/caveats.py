@@ -36,8 +36,8 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
     if noise and not method.truncates_inputs:
         texts.append(
             f"the inputs cancel in {len(noise)} of {len(rows)} modules ({list_names(noise)}): nothing is "
-            "left of their weighted sum but the rounding of their stored factors, and what was merged there may "
-            "be that: change the weights, or merge other inputs"
+            "left of their weighted sum but the rounding of their stored factors, and what was merged there "
+            "may be that: change the weights, or merge other inputs"
         )
     blank = [row.module for row in rows if min(row.input_norms) == 0.0 < max(row.input_norms)]
     if blank and method.directions:
