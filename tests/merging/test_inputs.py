@@ -20,6 +20,8 @@ from tests.folders import family, merge_adapters, write_family, write_folder
 from tests.merging.merges import (
     EVERY_DOMAIN,
     F64,
+    INDEX,
+    ONE,
     TENSORS,
     World,
     apart,
@@ -203,3 +205,16 @@ def test_what_has_no_rank_has_no_uniform_one(tmp_path: Path, out_type: str) -> N
     }
     with pytest.raises(RecipeError, match=r"uniform_rank: .* no rank: leave it out"):
         merge_into(make_recipe(recipe | {"out_type": out_type}), tmp_path / "out")
+
+
+def test_every_broken_checkpoint_is_reported(world: World, tmp_path: Path) -> None:
+    folders = [write_checkpoint(tmp_path / name, world.tensors[1]) for name in "ab"]
+    (folders[0] / ONE).write_bytes(b"no tensors")
+    (folders[1] / ONE).unlink()
+    (folders[1] / INDEX).write_text("{}")
+    with pytest.raises(AdapterError) as caught:
+        merge(tmp_path / "out", "average", [*folders, world.models[0]])
+    for folder in folders:
+        assert any(str(folder) in problem for problem in caught.value.problems)
+    assert not any(str(world.models[0]) in problem for problem in caught.value.problems)
+    assert not (tmp_path / "out").exists()

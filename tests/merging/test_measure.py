@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from riemerge.methods import METHODS
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.merging.merges import (
+    CHECKPOINT_ROWS,
     DELTA_ROWS,
     DELTA_WEIGHTS,
     ONE,
@@ -25,6 +26,7 @@ from tests.merging.merges import (
     merge,
     merge_delta,
     merged,
+    needs,
 )
 
 
@@ -114,3 +116,17 @@ def test_the_record_has_the_norms_and_distances(tmp_path: Path, name: str) -> No
         assert row["input_norms"] == pytest.approx([float(one.norm()) for one in x], rel=1e-12)
         gaps = [float((value - one).norm() / one.norm()) for one in x]
         assert row["relative_distances"] == pytest.approx(gaps, rel=1e-7)  # half of the digits
+
+
+@pytest.mark.parametrize("scale", [0.5, -2.0])
+@pytest.mark.parametrize("name", CHECKPOINT_ROWS)
+def test_distances_of_a_scaled_checkpoint_are_those_of_a_direct_computation(
+    world: World, tmp_path: Path, name: str, scale: float
+) -> None:
+    written = merge(tmp_path / "out", name, scale=scale, **needs(world, METHODS[name]))
+    found, x = load_file(tmp_path / "out" / ONE), differences(world)
+    for row in written.record.modules:
+        moved = found[row.module] - world.tensors[0][row.module]
+        gaps = [float((moved - one).norm() / one.norm()) for one in x[row.module]]
+        assert row.relative_distances == pytest.approx(gaps, abs=1e-7)
+        assert row.norm == pytest.approx(float(moved.norm()), rel=1e-9)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.checkpoint import Checkpoint
+from riemerge.formats.peft import Adapter
+from riemerge.merging.plan import plan
+from riemerge.merging.run import run
+from riemerge.merging.sinks import write
+from riemerge.methods import Method, find_method
+from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.statistics import collect_statistics
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.helpers import seeded
@@ -78,3 +88,71 @@ def test_a_rank_that_is_stored_may_be_asked_for(tmp_path: Path) -> None:
     ran = run_command("merge", *folders, "--method", "average", "-q", "-o", tmp_path / "out", "--rank", "14")
     assert ran.exit_code == 0, ran.stderr
     assert {a.shape[0] for _, a in stored_factors(tmp_path / "out").values()} == {14}
+
+
+# --- what a plan is -----------------------------------------------------------------------------------------
+
+
+def recipes(world: World, folders: list[Path]) -> dict[str, Recipe]:
+    """A recipe of adapters, of a delta and of checkpoints."""
+    adapters = {"merge_method": "average", "models": [{"model": str(folder)} for folder in folders]}
+    models = [{"model": str(model)} for model in world.models]
+    raw = {
+        "adapter": adapters,
+        "delta": adapters | {"out_type": "delta"},
+        "checkpoint": {"merge_method": "ties", "models": models, "base_model": str(world.base)},
+    }
+    return {kind: make_recipe(one) for kind, one in raw.items()}
+
+
+KINDS = pytest.mark.parametrize("kind", ["adapter", "delta", "checkpoint"])
+
+
+@KINDS
+def test_a_plan_is_frozen_and_reads_no_tensor(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    recipe = recipes(world, write_family(tmp_path, family("close", 2)))[kind]
+    read: list[str] = []
+
+    def watch(of: type, name: str) -> None:
+        original = getattr(of, name)
+
+        def reading(self: object, module: str, **how: Any) -> Any:
+            read.append(module)
+            return original(self, module, **how)
+
+        monkeypatch.setattr(of, name, reading)
+
+    watch(Adapter, "update")
+    watch(Checkpoint, "tensor")
+    planned = plan(recipe, folder=tmp_path / "out")
+    assert read == []
+    assert planned.out_type == kind
+    assert not (tmp_path / "out").exists()
+    for field in fields(planned):
+        with pytest.raises(FrozenInstanceError):
+            setattr(planned, field.name, None)
+    # What would have been counted is counted when it happens.
+    run(planned, lambda _, __: None)
+    assert {*read} == {*planned.inputs.modules}
+
+
+@KINDS
+def test_the_method_is_looked_up_once_to_expand_the_recipe_and_once_to_plan(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Wherever a module of the package names `find_method`; the recipe is made before."""
+    recipe = recipes(world, write_family(tmp_path, family("close", 2)))[kind]
+    names: list[str] = []
+
+    def looking(name: str) -> Method:
+        names.append(name)
+        return find_method(name)
+
+    for module in [*sys.modules.values()]:
+        if module.__name__.startswith("riemerge") and getattr(module, "find_method", None) is find_method:
+            monkeypatch.setattr(module, "find_method", looking)
+    write(plan(recipe, folder=tmp_path / "out"), tmp_path / "out")
+    assert 1 <= len(names) <= 2
+    assert {*names} == {recipe.merge_method}

@@ -6,18 +6,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from riemerge.errors import NumericalError
 from riemerge.formats.peft import read_adapter
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import collect
+from riemerge.methods import METHODS
 from riemerge.recipes.recipe import make_recipe
 from tests.folders import SHAPES, family, merge_adapters, write_family
+from tests.helpers import seeded
 from tests.merging.merges import (
+    DELTA_WEIGHTS,
+    F64,
+    ONE,
     apart,
     deficient_family,
     dense,
+    density_of,
+    matrices,
+    merge,
+    merge_delta,
     merged,
+    write_checkpoint,
 )
 
 
@@ -148,3 +160,34 @@ def test_a_threshold_over_all_modules_needs_the_same_models_in_all(tmp_path: Pat
     recipe = make_recipe({"merge_method": method, "models": models, "parameters": {"density": 0.5}})
     with pytest.raises(NumericalError, match=r"layers.0.v: other models count here than in layers.0.q"):
         collect(plan(recipe))
+
+
+# --- dense updates ------------------------------------------------------------------------------------------
+
+DOMAINS = {"gram": "average", "span": "tsv", "half": "knots_ties", "entries": "ties"}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_what_adapters_merge_to_models_that_hold_them_merge_to(tmp_path: Path, domain: str) -> None:
+    """Factors in one base model: a delta of adapters is what checkpoints base + dW change of the base."""
+    name = DOMAINS[domain]
+    assert METHODS[name].domain == domain
+    folders = write_family(tmp_path, family("close", 3))
+    asked = density_of(name)
+    merge_delta(tmp_path / "delta", name, folders, DELTA_WEIGHTS, **asked)
+    base = {
+        f"{module}.weight": torch.randn(shape, generator=seeded(place), dtype=F64)
+        for place, (module, shape) in enumerate(SHAPES.items())
+    }
+    models = [
+        write_checkpoint(
+            tmp_path / f"full {folder.name}",
+            {f"{module}.weight": x + base[f"{module}.weight"] for module, x in matrices(folder).items()},
+        )
+        for folder in folders
+    ]
+    world = write_checkpoint(tmp_path / "base", base)
+    merge(tmp_path / "full", name, models, DELTA_WEIGHTS, base=world, **asked)
+    delta, full = (load_file(tmp_path / out / ONE) for out in ("delta", "full"))
+    changed = {tensor: full[tensor] - base[tensor] for tensor in base}
+    assert apart(dict(sorted(delta.items())), dict(sorted(changed.items()))) <= 1e-6

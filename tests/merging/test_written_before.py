@@ -1,0 +1,90 @@
+"""A merge that is there is gone on with only if it is the one asked for, as this version wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from riemerge.merging.plan import Plan, plan
+from riemerge.merging.verbs import merge_into
+from riemerge.merging.written_before import is_record_of, read_record, why_not_as_written
+from riemerge.recipes.recipe import make_recipe
+from riemerge.records.run_record import RunRecord
+from tests.folders import family, write_family
+from tests.merging.merges import RECORD, TENSORS, World
+
+
+def asked(models: list[Path], **said: Any) -> dict[str, Any]:
+    return {"merge_method": "average", "models": [{"model": str(model)} for model in models], **said}
+
+
+def written(raw: dict[str, Any], out: Path) -> RunRecord:
+    return merge_into(make_recipe(raw), out).record
+
+
+def planned(raw: dict[str, Any]) -> Plan:
+    return plan(make_recipe(raw))
+
+
+def test_a_record_is_of_its_plan_and_of_no_other(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 3))
+    raw = asked(folders[:2])
+    record = written(raw, tmp_path / "out")
+    assert read_record(tmp_path / "out") == record
+    assert is_record_of(planned(raw), record)
+    for other in (
+        asked(folders[1::-1]),
+        asked(folders),
+        raw | {"parameters": {"scale": 0.5}},
+        raw | {"out_type": "delta"},
+    ):
+        assert not is_record_of(planned(other), record)
+
+
+def test_inputs_that_changed_are_other_inputs(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 3))
+    raw = asked(folders[:2])
+    record = written(raw, tmp_path / "out")
+    (folders[1] / TENSORS).write_bytes((folders[2] / TENSORS).read_bytes())
+    assert not is_record_of(planned(raw), record)
+
+
+def test_files_that_are_copied_from_a_base_count(world: World, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in world.base.iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    raw = asked(world.models[:2], base_model=str(base))
+    record = written(raw, tmp_path / "out")
+    assert is_record_of(planned(raw), record)
+    (base / "config.json").write_text("{}")
+    assert not is_record_of(planned(raw), record)
+
+
+def test_what_is_not_as_it_was_written_is_said(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    record = written(asked(write_family(tmp_path, family("close", 2))), out)
+    assert why_not_as_written(out, record) is None
+    (out / "notes.txt").write_text("mine")  # not a file that could be loaded
+    assert why_not_as_written(out, record) is None
+    older = record.model_copy(update={"versions": {"riemerge": "0.0.1"}})
+    assert "it was made by riemerge 0.0.1, and this is" in str(why_not_as_written(out, older))
+    unknown = record.model_copy(update={"outputs": {}})
+    assert why_not_as_written(out, unknown) == f"{RECORD} has no sha256 of the files"
+    (out / "more.safetensors").write_bytes(b"")
+    assert why_not_as_written(out, record) == "more.safetensors was added"
+    (out / TENSORS).write_bytes(b"other")
+    assert why_not_as_written(out, record) == f"{TENSORS} is not the file that was written"
+    (out / TENSORS).unlink()
+    assert why_not_as_written(out, record) == f"{TENSORS} is missing"
+    (out / TENSORS).mkdir()
+    assert str(why_not_as_written(out, record)).startswith(f"{TENSORS} cannot be read: ")
+
+
+@pytest.mark.parametrize("text", [None, "{}", "no record"])
+def test_no_record_is_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / RECORD).write_text(text)
+    assert read_record(tmp_path) is None
