@@ -51,7 +51,7 @@ def test_inputs_that_changed_are_other_inputs(tmp_path: Path) -> None:
     assert not is_record_of(planned(raw), record)
 
 
-def test_files_that_are_copied_from_a_base_count(world: World, tmp_path: Path) -> None:
+def test_what_is_read_and_copied_of_a_base_counts(world: World, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for file in world.base.iterdir():
@@ -59,8 +59,16 @@ def test_files_that_are_copied_from_a_base_count(world: World, tmp_path: Path) -
     raw = asked(world.models[:2], base_model=str(base))
     record = written(raw, tmp_path / "out")
     assert is_record_of(planned(raw), record)
-    (base / "config.json").write_text("{}")
-    assert not is_record_of(planned(raw), record)
+    changed = {
+        "config.json": b"{}",
+        "model.safetensors": (world.models[2] / "model.safetensors").read_bytes(),
+    }
+    for name, other in changed.items():
+        before = (base / name).read_bytes()
+        (base / name).write_bytes(other)
+        assert not is_record_of(planned(raw), record)
+        (base / name).write_bytes(before)
+    assert is_record_of(planned(raw), record)
 
 
 def test_what_is_not_as_it_was_written_is_said(tmp_path: Path) -> None:
