@@ -158,14 +158,16 @@ def _cpu() -> float:
 def options(name: str, text: str, results: Path = RESULTS) -> argparse.Namespace:
     """The options that every benchmark has; the result goes into `results` if nothing else is asked for."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=text)
-    parser.add_argument("--quick", action="store_true", help="a tiny size, in seconds: shows that it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="Run a tiny size, in seconds: shows that the benchmark works."
+    )
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"folder of the result; {results.relative_to(ROOT)} if not given (of --quick: a temporary one)",
+        help=f"Folder of the result [default: {results.relative_to(ROOT)}; a temporary one with --quick].",
     )
     parser.add_argument(
-        "--table", action="store_true", help="measure nothing; print the tables of the result"
+        "--table", action="store_true", help="Measure nothing; print the tables of the result."
     )
     asked = parser.parse_args()
     if asked.out is None:
@@ -183,8 +185,8 @@ def execute(
     """The body of a benchmark: measure, write NAME.json and NAME.png, and print the tables for the README.
 
     Args:
-        name: Of the benchmark and its files.
-        text: What it asks, for --help.
+        name: Name of the benchmark and its files.
+        text: What the benchmark asks, for --help.
         measure: Takes whether to be quick, returns the result; its key `machine` is `machine(...)`. Keys that
             begin with _ are for the picture alone.
         picture: Makes a figure of matplotlib from a result.

@@ -62,7 +62,7 @@ Tool = Callable[[Sequence[str], Sequence[Folders], Path], dict[str, list[Tensor]
 
 
 def rewritten(factors: Factors, condition: float, seed: int) -> Factors:
-    """The same update by other factors (B G, G⁻¹ A), G of this condition number."""
+    """Write an update by other factors (B G, G⁻¹ A), G of this condition number."""
     b, a = factors
     gauge = random_gauge(b.shape[1], condition, seeded(seed))
     return b @ gauge, torch.linalg.solve(gauge, a)
@@ -212,7 +212,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def medians(row: Mapping[str, Mapping[str, float]]) -> list[float]:
-    """Of one method, for each of GAUGES."""
+    """Return how far one method moves, for each of GAUGES."""
     return [row[str(condition)]["median"] for condition in GAUGES]
 
 

@@ -157,7 +157,7 @@ def write(folder: Path, modules: Updates, **settings: Any) -> Path:
 
 
 def rewritten(modules: Updates, condition: float) -> Updates:
-    """The same updates by other factors (B G, G⁻¹ A), G of this condition number (1: orthogonal)."""
+    """Write updates by other factors (B G, G⁻¹ A), G of this condition number (1: orthogonal)."""
     generator = seeded(1)
     gauges = {m: random_gauge(b.shape[1], condition, generator) for m, (b, _) in modules.items()}
     return {m: (b @ gauges[m], torch.linalg.solve(gauges[m], a)) for m, (b, a) in modules.items()}

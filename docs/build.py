@@ -36,7 +36,7 @@ HEADLINE = {
 """Rows of the README's table, each with a remark."""
 
 
-def measured(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
     """Return the committed result of a benchmark."""
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
@@ -44,7 +44,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 def headline() -> str:
     """Return the README's table: what each method keeps as its command runs it, on both collections."""
-    collections = measured(NLI / "nli.json")["collections"]
+    collections = read_result(NLI / "nli.json")["collections"]
     scores = [
         {one["entry"]: one["as_run"] for one in part["entries"] if "as_run" in one}
         for part in collections.values()
@@ -101,16 +101,16 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "methods": methods_table,
     "parameters": parameters_table,
-    "gauge": lambda: gauge.summary(measured(gauge.COMMITTED)),
-    "peers": lambda: peers.table(measured(peers.RESULTS)),
-    "subsets": lambda: subsets.claim(measured(NLI / "subsets.json")),
-    "nli": lambda: overview(measured(NLI / "nli.json")),
-    "which": lambda: advice(measured(NLI / "nli.json")),
+    "gauge": lambda: gauge.summary(read_result(gauge.COMMITTED)),
+    "peers": lambda: peers.table(read_result(peers.RESULTS)),
+    "subsets": lambda: subsets.claim(read_result(NLI / "subsets.json")),
+    "nli": lambda: overview(read_result(NLI / "nli.json")),
+    "which": lambda: advice(read_result(NLI / "nli.json")),
 }
 """The generated parts, by name."""
 
 
-def filled(text: str) -> str:
+def fill(text: str) -> str:
     """Return a page with every generated part made anew.
 
     Raises:
@@ -135,4 +135,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -18,7 +18,7 @@ ROWS = 50
 
 
 def scores(folder: str, part: str, adapter: str) -> list[float]:
-    """One score for each row of one task."""
+    """Return one score for each row of one task."""
     model, own = read_adapter(folder), read_adapter(adapter)
     generator = torch.Generator().manual_seed(["dev", "test"].index(part))
     apart, size = torch.zeros(ROWS), torch.zeros(ROWS)

@@ -22,7 +22,7 @@ PRECONDITIONERS = torch.tensor([[[1.0, 0.0], [0.0, 0.01]], [[0.02, 0.01], [0.01,
 
 
 def optimal_merge(models: Tensor, preconditioners: Tensor, weights: Sequence[float]) -> Tensor:
-    """The minimiser of Σ wₜ (x − xₜ)ᵀ Pₜ⁻¹ (x − xₜ), models being rows (T, n)."""
+    """Return the minimiser of Σ wₜ (x − xₜ)ᵀ Pₜ⁻¹ (x − xₜ), models being rows (T, n)."""
     at = Setting(
         module="parameters",
         weights=torch.tensor(weights, dtype=models.dtype),
@@ -40,7 +40,7 @@ def error(point: Tensor, models: Tensor, preconditioners: Tensor, weights: Seque
 
 
 def draw(path: str, points: dict[str, Tensor]) -> None:
-    """The models, each with the ellipses of equal distance of its metric, and the two merges."""
+    """Draw the models, each with the ellipses of equal distance of its metric, and the two merges."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,7 +61,7 @@ def draw(path: str, points: dict[str, Tensor]) -> None:
 
 
 def main() -> None:
-    """Prints both merges with their errors; draws them where a file is named."""
+    """Print both merges with their errors; draw them where a file is named."""
     weights = [0.5, 0.5]
     merges = {
         "naive average": (MODELS * torch.tensor(weights, dtype=MODELS.dtype)[:, None]).sum(dim=0),

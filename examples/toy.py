@@ -1,6 +1,6 @@
 """The two-parameter network of GeoMerge's section 4, and how a metric and a symmetry of one's own plug in.
 
-f(x) = t2 t1 x does not change under (t1, t2) -> (a t1, t2 / a). With the metric t2^2 a1 b1 + t1^2 a2 b2 the
+f(x) = t2 t1 x does not change under (t1, t2) -> (a t1, t2 / a). With the metric t2² a1 b1 + t1² a2 b2 the
 mean of networks on the quotient is the network whose predictor w = t1 t2 is the mean of theirs. Run: python
 examples/toy.py
 
@@ -25,7 +25,7 @@ from riemerge.manifolds import GeodesicManifold, GroupAction, Logarithm, Quotien
 class TwoLayers(GeodesicManifold):
     """K networks (t1, t2), both nonzero, as points (K, 2, 1).
 
-    In s = log|t1 t2| and u = log|t1 / t2| the metric is e^(2s) (ds^2 + du^2) / 2: a plane in polar
+    In s = log|t1 t2| and u = log|t1 / t2| the metric is e^(2s) (ds² + du²) / 2: a plane in polar
     coordinates, with radius |t1 t2| / sqrt 2 and angle u (which may turn more than once around).
     """
 
@@ -52,8 +52,8 @@ class TwoLayers(GeodesicManifold):
         return tangent_vector * point.flip(-2).square()
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """A straight line of the plane, seen from its start: radially by the first number, across by the
-        second."""
+        """Follow a straight line of the plane, seen from its start: radially by the first number, across
+        by the second."""
         radius, rates = _radius(point), tangent_vector / point
         along, across = (
             radius * (rates[..., 0, 0] + rates[..., 1, 0]),
@@ -84,15 +84,15 @@ class TwoLayers(GeodesicManifold):
         return self.exp(point, tangent_vector)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Keeps the relative rates, scaled to keep the length; isometric, not parallel."""
+        """Keep the relative rates, scaled to keep the length; isometric, not parallel."""
         scale = (_radius(point_a) / _radius(point_b))[..., None, None]
         return tangent_vector_a / point_a * point_b * scale
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Christoffel symbols of the metric above: G^1_12 = 1/t2, G^2_12 = 1/t1, G^1_22 = -t1/t2^2, G^2_11 =
-        -t2/t1^2."""
+        """Christoffel symbols of the metric above: Γ¹₁₂ = 1/t2, Γ²₁₂ = 1/t1, Γ¹₂₂ = -t1/t2²,
+        Γ²₁₁ = -t2/t1²."""
         a, b = direction / point, field / point
         cross = a * b.flip(-2) + a.flip(-2) * b
         return derivative + point * (cross - (a * b).flip(-2))
@@ -101,7 +101,7 @@ class TwoLayers(GeodesicManifold):
         return (torch.isfinite(point) & (point != 0)).all(dim=-1).all(dim=-1)
 
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Averages the predictors, in the gauge of the first network."""
+        """Average the predictors, in the gauge of the first network."""
         predictors = (weights * points.prod(dim=-2).squeeze(-1)).sum(dim=0)
         return points[0] * (predictors / points[0].prod(dim=-2).squeeze(-1)).sqrt()[..., None, None]
 
@@ -140,7 +140,7 @@ class Scaling(GroupAction):
         return (rates[..., :1, :] - rates[..., 1:, :]) / 2
 
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
-        """Matches the ratio t1 / t2, and the sign of t1: the nearest representative (GeoMerge, eq. 14-17)."""
+        """Match the ratio t1 / t2, and the sign of t1: the nearest representative (GeoMerge, eq. 14-17)."""
         ratio = (to / to.flip(-2))[..., :1, :] / (point / point.flip(-2))[..., :1, :]
         sign = (to * point)[..., :1, :].sign()
         return self.act(total, point, sign * ratio.abs().sqrt())
@@ -157,7 +157,7 @@ class Scaling(GroupAction):
 
 
 def equation_15(point: Tensor, tangent_vector: Tensor, time: float = 1.0) -> Tensor:
-    """The curve of GeoMerge's eq. 15: a geodesic where the tangent vector is horizontal, and nowhere else."""
+    """Return the curve of GeoMerge's eq. 15: a geodesic where the tangent vector is horizontal alone."""
     return point * (1 + 2 * time * tangent_vector / point).sqrt()
 
 
@@ -166,12 +166,12 @@ def _radius(point: Tensor) -> Tensor:
 
 
 def network(t1: float, t2: float) -> Tensor:
-    """One network as a point (1, 2, 1)."""
+    """Return one network as a point (1, 2, 1)."""
     return torch.tensor([[[t1], [t2]]], dtype=torch.float64)
 
 
 def main() -> None:
-    """Merges three networks, and two gauges of one network, on the quotient and entry by entry."""
+    """Merge three networks, and two gauges of one network, on the quotient and entry by entry."""
     networks = QuotientManifold(TwoLayers(), Scaling())
     for title, points in (
         ("three networks, w = 2, 3, 7", [network(1, 2), network(-6, -0.5), network(0.1, 70)]),

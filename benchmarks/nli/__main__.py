@@ -58,15 +58,25 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nli", description=__doc__)
-    parser.add_argument("--collection", choices=list(COLLECTIONS), help="both if not given")
+    parser.add_argument(
+        "--collection", choices=list(COLLECTIONS), help="Collection to measure [default: both]."
+    )
     parser.add_argument(
         "--methods",
-        help="method[:parameter=value...], with commas between; all rows for six models if not given",
+        help="Methods, METHOD[:PARAMETER=VALUE...] with commas between [default: all for six models].",
     )
-    parser.add_argument("--quick", action="store_true", help="thirty rows of each: shows that it works")
-    parser.add_argument("--threads", type=int, default=1, help="of each collection; 1 if not given")
-    parser.add_argument("--out", type=Path, help="folder of the results; what is there is not done again")
-    parser.add_argument("--table", action="store_true", help="measure nothing; print the tables")
+    parser.add_argument(
+        "--quick", action="store_true", help="Score thirty rows of each task: shows that the benchmark works."
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="Number of threads of each collection [default: 1]."
+    )
+    parser.add_argument(
+        "--out", type=Path, help="Folder of the results; a result that is there is not measured again."
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="Measure nothing; print the tables of the results."
+    )
     asked = parser.parse_args()
     if asked.out is None:
         asked.out = Path(tempfile.mkdtemp(prefix="nli-")) if asked.quick and not asked.table else RESULTS

@@ -44,7 +44,7 @@ Dense = dict[str, Tensor]
 
 
 def each(mean: Callable[[Tensor], Tensor]) -> Callable[[Cores], Dense]:
-    """The same for every module by itself."""
+    """Apply a mean to every module by itself."""
     return lambda cores: {module: mean(x) for module, x in cores.items()}
 
 
@@ -311,7 +311,9 @@ def lines(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[s
 def main() -> None:
     """Measure some ideas on both collections, and where all were asked for, write results/ideas.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nli.ideas", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all if not given: {'; '.join(NAMES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"Ideas to measure [default: all]: {'; '.join(NAMES)}."
+    )
     asked = parser.parse_args().names
     if unknown := set(asked) - set(NAMES):
         parser.error(f"no idea of the name {', '.join(sorted(unknown))}")

@@ -62,9 +62,9 @@ class Scorer:
     untouched base each time.
 
     Args:
-        base: The model, which is left as it is.
-        output: What `directions` made of it.
-        dtype: Of the arithmetic up to the last hidden state.
+        base: The base model, which is left as it is.
+        output: The output layer that `directions` made of the base.
+        dtype: Dtype of the arithmetic up to the last hidden state.
     """
 
     def __init__(self, base: Any, output: Tensor, dtype: torch.dtype = torch.float32) -> None:

@@ -29,10 +29,10 @@ class Collected:
     base plus its update, in float32.
 
     Args:
-        folder: Of all of them; who names it answers for adapters, rows and base being those of before.
+        folder: Folder of all statistics; its name must change with the adapters, the rows and the base.
         base: The base model, which is left as it is.
-        tokenizer: Its tokenizer.
-        output: What `scorer.directions` made of it.
+        tokenizer: Tokenizer of the base model.
+        output: The output layer that `scorer.directions` made of the base.
     """
 
     def __init__(self, folder: Path, base: Any, tokenizer: Any, output: Tensor) -> None:

@@ -51,9 +51,9 @@ def train(task: str, folder: Path, *, seed: int, steps: int | None = None) -> di
 
     Args:
         task: A key of `PLANS`.
-        folder: Of the collection; a specialist that this one starts from is read from it.
-        seed: Of the initialisation and of the order of the rows.
-        steps: Those of its plan if not given.
+        folder: Folder of the collection; a specialist that this one starts from is read from it.
+        seed: Random seed of the initialisation and of the order of the rows.
+        steps: Number of training steps [default: as in its plan].
     """
     plan, base = PLANS[task], base_folder()
     assert base is not None
@@ -147,10 +147,12 @@ def _encoded(batch: Sequence[Pair], tokenizer: Any) -> tuple[dict[str, Tensor], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nli.train", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder of the specialists, one folder each")
+    parser.add_argument("out", type=Path, help="Folder of the specialists, one folder each.")
     parser.add_argument("--collection", choices=("shared", "own"), default="shared")
-    parser.add_argument("--tasks", help="with commas between; all if not given")
-    parser.add_argument("--steps", type=int, help="instead of those of the plans: to see that it works")
+    parser.add_argument("--tasks", help="Tasks to train, with commas between [default: all].")
+    parser.add_argument(
+        "--steps", type=int, help="Number of training steps, to see that it works [default: as in the plans]."
+    )
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)

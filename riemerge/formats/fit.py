@@ -11,7 +11,7 @@ import torch
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.custom_code import check_code
-from riemerge.formats.files.text import brief, listed, repeated, shown
+from riemerge.formats.files.text import brief, find_repeated, list_names, show
 from riemerge.formats.peft.adapter import Adapter
 
 
@@ -25,9 +25,9 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
         AdapterError: With every problem found.
     """
     names = {adapter: adapter.modules for adapter in adapters}
-    problems = repeated([adapter.path for adapter in adapters])
+    problems = find_repeated([adapter.path for adapter in adapters])
     if adapters and not set.intersection(*map(set, names.values())):
-        counts = "; ".join(f"{adapter.path} has {listed(modules)}" for adapter, modules in names.items())
+        counts = "; ".join(f"{adapter.path} has {list_names(modules)}" for adapter, modules in names.items())
         problems.append(f"the adapters have no module in common: {counts}")
     else:
         problems += _missing(names, "modules")
@@ -42,7 +42,7 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
     for key in ("fan_in_fan_out", "base_model_name_or_path"):
         values = {adapter.path: getattr(adapter.config, key) for adapter in adapters}
         if len({value for value in values.values() if value is not None}) > 1:
-            each = _each((shown(str(value)) for value in values.values()), values)
+            each = _each((show(str(value)) for value in values.values()), values)
             problems.append(f"{key} differs: {each}; it must be the same in all adapters")
     AdapterError.refuse(problems)
 
@@ -61,7 +61,7 @@ def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     kinds = {model: {name: _kind(dtype) for name, dtype in model.dtypes.items()} for model in checkpoints}
     AdapterError.refuse(
         [
-            *repeated([checkpoint.path for checkpoint in checkpoints]),
+            *find_repeated([checkpoint.path for checkpoint in checkpoints]),
             *_missing(sizes, "tensors"),
             *_differing("the shape differs", sizes, "is it one architecture?"),
             *_differing("the dtype differs", kinds, "is it one architecture?"),
@@ -104,7 +104,7 @@ def _missing(names: Mapping[_AnyModel, Iterable[str]], things: str) -> list[str]
     union = {name for own in names.values() for name in own}
     missing = {model: sorted(union.difference(own)) for model, own in names.items()}
     return [
-        f"{model.path}: lacks {len(lacking)} of {len(union)} {things} that others have: {listed(lacking)}"
+        f"{model.path}: lacks {len(lacking)} of {len(union)} {things} that others have: {list_names(lacking)}"
         for model, lacking in missing.items()
         if lacking
     ]
@@ -116,7 +116,7 @@ def _differing(fault: str, facts: Mapping[_AnyModel, Mapping[str, str]], questio
     for name in sorted({name for own in facts.values() for name in own}):
         values = {model.path: own[name] for model, own in facts.items() if name in own}
         if len(set(values.values())) > 1:
-            problems.append(f"{shown(name)}: {fault}: {_each(values.values(), values)}; {question}")
+            problems.append(f"{show(name)}: {fault}: {_each(values.values(), values)}; {question}")
     return problems
 
 

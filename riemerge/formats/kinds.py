@@ -9,7 +9,7 @@ from pathlib import Path
 
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import open_tensors, reading
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
@@ -76,7 +76,7 @@ def hint_below(folder: Path) -> str:
     below = models_below(folder)
     if not below:
         return ""
-    return f"; did you mean one of its folders: {listed(below)}?"
+    return f"; did you mean one of its folders: {list_names(below)}?"
 
 
 def why_no_checkpoint(names: Iterable[str]) -> str | None:
@@ -112,7 +112,7 @@ def why_file_is_none(path: Path) -> str | None:
 
 
 def _count(some: list[str], names: list[str]) -> str:
-    return f"{len(some)} of {len(names)} tensors: {listed(some, 2)}"
+    return f"{len(some)} of {len(names)} tensors: {list_names(some, 2)}"
 
 
 def _holds_tensors(folder: Path) -> bool:

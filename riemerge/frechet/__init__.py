@@ -1,5 +1,6 @@
 """The weighted Fréchet mean: the problem, how it is solved, and how well it was."""
 
+import riemerge.manifolds  # noqa: F401 (first: it refuses python -OO, under which Pymanopt fails)
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
 from riemerge.frechet.mean import SOLVERS, frechet_mean
 from riemerge.frechet.problem import FrechetProblem, normalize_weights

@@ -111,19 +111,19 @@ class Nested(Geodesic, PlainFormulation):
         total, aligned = self.manifold, self.points
         if isinstance(self.manifold, QuotientManifold):
             total, aligned = self.manifold.total, self.manifold.align(self.points, to=x)
-        found = total.logarithm(x, aligned)
+        logs = total.logarithm(x, aligned)
         if self.autograd:
-            euclidean, found = differentiate_cost(
-                lambda leaf: total.squared_dists(leaf, aligned), x, found, self.weights
+            euclidean, logs = differentiate_cost(
+                lambda leaf: total.squared_dists(leaf, aligned), x, logs, self.weights
             )
             gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         else:
-            gradient = -scale_modules(self.weights, found.tangent).sum(dim=0)
+            gradient = -scale_modules(self.weights, logs.tangent).sum(dim=0)
         if isinstance(self.manifold, QuotientManifold):
             gradient = self.manifold.horizontal(x, gradient)
-        vertical = vertical_lengths(self.manifold, x, found.tangent)
-        evaluation = screen(self, x, feasible, found, gradient, vertical, self.weights)
-        return evaluation, forward_errors(total, x, found.tangent, aligned)
+        vertical = vertical_lengths(self.manifold, x, logs.tangent)
+        evaluation = screen(self, x, feasible, logs, gradient, vertical, self.weights)
+        return evaluation, forward_errors(total, x, logs.tangent, aligned)
 
     def narrow(self, modules: Tensor) -> Self:
         """Return the problem of some of the modules."""
@@ -177,15 +177,15 @@ def screen(
     form: Batched,
     x: Tensor,
     feasible: Tensor,
-    found: Logarithm,
+    logs: Logarithm,
     gradient: Tensor,
     vertical: Tensor,
     weights: Tensor,
 ) -> Evaluation:
     """Screen one pass: a module that failed costs +inf and has no gradient; the others are untouched."""
     counts = weights > 0
-    defined = feasible & (found.valid | ~counts).all(dim=0)
-    squared = torch.where(counts, found.squared, torch.zeros_like(found.squared))
+    defined = feasible & (logs.valid | ~counts).all(dim=0)
+    squared = torch.where(counts, logs.squared, torch.zeros_like(logs.squared))
     cost = torch.where(defined, (weights * squared).sum(dim=0) / 2, torch.inf)
     defined = defined & torch.isfinite(cost)
     gradient = form.choose(defined, gradient, torch.zeros_like(gradient))
@@ -194,12 +194,12 @@ def screen(
     gradient = form.choose(broken, torch.zeros_like(gradient), gradient)
     cost, norms = cost.masked_fill(broken, torch.inf), norms.masked_fill(broken, 0)
     return Evaluation(
-        cost, gradient, norms, found.squared, torch.where(counts, vertical, torch.zeros_like(vertical))
+        cost, gradient, norms, logs.squared, torch.where(counts, vertical, torch.zeros_like(vertical))
     )
 
 
 def differentiate_cost(
-    squared: Callable[[Tensor], Tensor], point: Tensor, found: Logarithm, weights: Tensor
+    squared: Callable[[Tensor], Tensor], point: Tensor, logs: Logarithm, weights: Tensor
 ) -> tuple[Tensor, Logarithm]:
     """Differentiate 1/2 sum w squared(point) by torch; return the entrywise gradient and the distances it
     saw.
@@ -209,4 +209,4 @@ def differentiate_cost(
         values = squared(leaf)
         used = torch.where(weights > 0, values.double(), torch.zeros_like(values, dtype=torch.float64))
         (gradient,) = torch.autograd.grad((weights * used).sum() / 2, leaf)
-    return gradient, found._replace(squared=values.detach().double())
+    return gradient, logs._replace(squared=values.detach().double())

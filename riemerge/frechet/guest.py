@@ -32,7 +32,7 @@ class Stock(PlainFormulation):
         squared: A user's own squared distance, differentiated by Pymanopt's autograd; None for the geodesic
             one, by `log` and `dist`.
         initial_point: A user's start, or None.
-        places: The index of each point among those that were given.
+        indices: The index of each point among those that were given.
 
     Raises:
         RecipeError: Something that is no point of the manifold; a manifold without `log` and `dist`, or
@@ -46,7 +46,7 @@ class Stock(PlainFormulation):
         weights: Tensor,
         squared: Any,
         initial_point: Point | None,
-        places: Sequence[int],
+        indices: Sequence[int],
     ) -> None:
         self.manifold = guarded(manifold)
         self.k = 1
@@ -54,13 +54,12 @@ class Stock(PlainFormulation):
         self.weights = [float(w) for w in weights[:, 0]]
         self.problem: pymanopt.Problem | None = None
         self.squared = squared
-        named = [(f"point {i}", y) for i, y in zip(places, points, strict=True)]
+        named = [(f"point {i}", y) for i, y in zip(indices, points, strict=True)]
         if initial_point is not None:
             named.append(("initial_point", initial_point))
         reasons = [(name, refusal(manifold, y)) for name, y in named]
         problems = [f"{manifold}: {name} is no point of it: {why}" for name, why in reasons if why]
-        if problems:
-            raise RecipeError(problems)
+        RecipeError.refuse(problems)
         if squared is None:
             self._refuse_lawless(manifold)
         else:

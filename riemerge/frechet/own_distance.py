@@ -64,19 +64,19 @@ class Own(Batched, PlainFormulation):
         """Compute the cost by the user's function, and its gradient by torch."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
-        found = Logarithm(x, torch.zeros_like(self.weights), self.weights >= 0)
-        euclidean, found = differentiate_cost(self._values, x, found, self.weights)
+        logs = Logarithm(x, torch.zeros_like(self.weights), self.weights >= 0)
+        euclidean, logs = differentiate_cost(self._values, x, logs, self.weights)
         gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         gradient = self.manifold.to_tangent_space(x, gradient)
         aligned = torch.zeros_like(self.weights)
-        return screen(self, x, feasible, found, gradient, aligned, self.weights)
+        return screen(self, x, feasible, logs, gradient, aligned, self.weights)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
         """Compute cost and gradient; the distances are the manifold's own, NaN where it has none."""
         squared = torch.full_like(self.weights, torch.nan)
         if isinstance(self.manifold, GeodesicManifold):
-            found = self.manifold.logarithm(point, self.points)
-            squared = torch.where(found.valid, found.squared, torch.nan)
+            logs = self.manifold.logarithm(point, self.points)
+            squared = torch.where(logs.valid, logs.squared, torch.nan)
         unknown = torch.full_like(self.weights, torch.nan)
         return self.evaluate(point)._replace(squared=squared), unknown
 

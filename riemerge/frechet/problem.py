@@ -187,10 +187,10 @@ class FrechetProblem:
         """Return, module by module, the first of the candidates of least cost."""
         point, evaluation = candidates[0], self.evaluate(candidates[0])
         for other in candidates[1:]:
-            found = self.evaluate(other)
-            better = found.cost < evaluation.cost
+            value = self.evaluate(other)
+            better = value.cost < evaluation.cost
             if better.all():
-                point, evaluation = other, found
+                point, evaluation = other, value
             elif better.any():
                 point = form.choose(better, other, point)
                 evaluation = self.evaluate(point)
@@ -216,11 +216,11 @@ class FrechetProblem:
         if attempt is not None:
             means = [few.move_off(few.solution(point[modules]), attempt)]
         for other in map(few.embed, means):
-            found: Evaluation = getattr(few, verb)(other)
+            value: Evaluation = getattr(few, verb)(other)
             self.passes += 1
-            better = torch.nonzero(found.cost < evaluation.cost[modules]).squeeze(-1)
+            better = torch.nonzero(value.cost < evaluation.cost[modules]).squeeze(-1)
             point = point.index_copy(0, modules[better], other[better])
-            evaluation = evaluation.replace(modules[better], found.narrow(better))
+            evaluation = evaluation.replace(modules[better], value.narrow(better))
         return point, evaluation
 
     def solution(self, point: Point) -> Point:
@@ -331,12 +331,12 @@ def normalize_weights(weights: Sequence[float] | np.ndarray | Tensor | None, cou
     return tensor / total
 
 
-def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
     """Return points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
     manifold.
     """
     expected = (manifold.k, *manifold.point_shape)
-    names = [f"point {i}" for i in places] + ["initial_point"] * (len(points) - len(places))
+    names = [f"point {i}" for i in indices] + ["initial_point"] * (len(points) - len(indices))
     problems = [
         f"{manifold}: {name} is of shape {tuple(x.shape)}; expected {expected}"
         for name, x in zip(names, points, strict=True)
@@ -349,8 +349,7 @@ def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], places: Seq
             for name, x in zip(names, points, strict=True)
             for module in torch.nonzero(~manifold.feasible(x)).squeeze(-1).tolist()
         ]
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
     return torch.stack([x.double() for x in points])
 
 

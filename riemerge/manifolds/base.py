@@ -262,8 +262,8 @@ class GeodesicManifold(TorchManifold):
     @final
     def dists(self, point_a: Tensor, point_b: Tensor) -> Tensor:
         """Return the distance per module, float64 (...); NaN where no geodesic was found."""
-        found = self.logarithm(point_a, point_b)
-        return torch.where(found.valid, found.squared.sqrt(), torch.nan)
+        log = self.logarithm(point_a, point_b)
+        return torch.where(log.valid, log.squared.sqrt(), torch.nan)
 
     @final
     def squared_dists(self, point_a: Tensor, point_b: Tensor) -> Tensor:
@@ -300,14 +300,14 @@ class GeodesicManifold(TorchManifold):
 
     @final
     def _require_logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        found = self.logarithm(point_a, point_b)
-        failed = int(host((~found.valid).sum()))
+        log = self.logarithm(point_a, point_b)
+        failed = int(host((~log.valid).sum()))
         if failed:
             raise NumericalError(
-                f"{self}: no geodesic was found for {failed} of {found.valid.numel()} pairs of points: they "
+                f"{self}: no geodesic was found for {failed} of {log.valid.numel()} pairs of points: they "
                 "lie at or beyond the cut locus. Align them first, or use `logarithm`, which flags such pairs"
             )
-        return found
+        return log
 
 
 def host(scalar: Tensor) -> np.float64:
@@ -334,10 +334,10 @@ def identity(point: Any) -> Any:
 class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, manifold, point_a, point_b):  # type: ignore[no-untyped-def]
-        found = manifold.logarithm(point_a, point_b)
+        log = manifold.logarithm(point_a, point_b)
         ctx.manifold = manifold
-        ctx.save_for_backward(point_a, point_b, found.tangent, found.valid)
-        return torch.where(found.valid, found.squared, torch.nan)
+        ctx.save_for_backward(point_a, point_b, log.tangent, log.valid)
+        return torch.where(log.valid, log.squared, torch.nan)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -151,7 +151,7 @@ class QuotientManifold(GeodesicManifold):
         return self.total.retraction(point, tangent_vector)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carry in the total space, then takes the horizontal part: isometric up to what turns vertical."""
+        """Carry in the total space, then take the horizontal part: isometric up to what turns vertical."""
         return self.projection(point_b, self.total.transport(point_a, point_b, tangent_vector_a))
 
     def covariant_derivative(
@@ -165,7 +165,7 @@ class QuotientManifold(GeodesicManifold):
         return self.total.geodesic(point, tangent_vector)
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Align b to a, then takes the total space's logarithm; exp reaches the orbit of b."""
+        """Align b to a, then take the total space's logarithm; exp reaches the orbit of b."""
         return self.total.logarithm(point_a, self.align(point_b, to=point_a))
 
     def feasible(self, point: Tensor) -> Tensor:

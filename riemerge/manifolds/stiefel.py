@@ -128,14 +128,14 @@ class Stiefel(GeodesicManifold):
         span = _Span(u, y)
         target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
         goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
-        found = fibre_log(target, complete_rotation(target), goal, _MAX_TURNS)
+        path = fibre_log(target, complete_rotation(target), goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
-        valid = (found.residual <= tolerance) & (forward_error(target, found) <= tolerance)
-        valid = valid & (span.lost(found.lower) <= tolerance)
-        tangent = span.lift(torch.cat((found.upper, found.lower), dim=-2)).to(point_a.dtype)
-        squared = linalg.frobenius(found.upper, found.upper) / 2 + linalg.frobenius(found.lower, found.lower)
+        valid = (path.residual <= tolerance) & (forward_error(target, path) <= tolerance)
+        valid = valid & (span.lost(path.lower) <= tolerance)
+        tangent = span.lift(torch.cat((path.upper, path.lower), dim=-2)).to(point_a.dtype)
+        squared = linalg.frobenius(path.upper, path.upper) / 2 + linalg.frobenius(path.lower, path.lower)
         return Logarithm(
             tangent.reshape(*leading, self.n, self.p), squared.reshape(leading), valid.reshape(leading)
         )

@@ -79,13 +79,13 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
         current = torch.cat(
             (current[..., :p], current[..., p:] @ _newton_turn(block[..., :p], block[..., p:])), dim=-1
         )
-        found, clear = _log(current)
+        turned, clear = _log(current)
         if whole:
-            rotation, log, residual, regular = current, found, _corner(found, p), clear
+            rotation, log, residual, regular = current, turned, _corner(turned, p), clear
         else:
             rotation.index_copy_(0, active, current)
-            log.index_copy_(0, active, found)
-            residual.index_copy_(0, active, _corner(found, p))
+            log.index_copy_(0, active, turned)
+            residual.index_copy_(0, active, _corner(turned, p))
             regular.index_copy_(0, active, clear)
     return FibreLog(rotation, log, log[..., :p, :p], log[..., p:, :p], residual, regular)
 
@@ -98,10 +98,10 @@ def generator(upper: Tensor, lower: Tensor) -> Tensor:
     )
 
 
-def forward_error(frame: Tensor, found: FibreLog) -> Tensor:
+def forward_error(frame: Tensor, path: FibreLog) -> Tensor:
     """Return ‖exp(log) - frame‖ (P,): zero for a logarithm, however it was found."""
     p = frame.shape[-1]
-    reached = linalg.exp_skew(generator(found.upper, found.lower))[..., :p]
+    reached = linalg.exp_skew(generator(path.upper, path.lower))[..., :p]
     return torch.linalg.matrix_norm(reached - frame)
 
 
@@ -120,8 +120,8 @@ def normal_factor(gram: Tensor) -> tuple[Tensor, Tensor]:
     # The error of a Gram matrix is relative to its size; the other term is for one that vanishes.
     shift = 8 * round_off.eps * torch.diagonal(gram, dim1=-2, dim2=-1).sum(dim=-1) + round_off.tiny
     factor, info = torch.linalg.cholesky_ex(gram + shift[..., None, None] * linalg.eye_like(gram))
-    found = info == 0
-    return torch.where(found[..., None, None], factor, linalg.eye_like(gram)).mT, found
+    exists = info == 0
+    return torch.where(exists[..., None, None], factor, linalg.eye_like(gram)).mT, exists
 
 
 def complete_rotation(frame: Tensor) -> Tensor:
@@ -196,8 +196,8 @@ def _log(rotation: Tensor) -> tuple[Tensor, Tensor]:
     log, regular = linalg.log_so_by_products(rotation)
     wide = torch.nonzero(~regular).squeeze(-1)
     if wide.numel():
-        found, clear = linalg.log_so(rotation[wide].double())
-        log.index_copy_(0, wide, found.to(log.dtype))
+        exact, clear = linalg.log_so(rotation[wide].double())
+        log.index_copy_(0, wide, exact.to(log.dtype))
         regular.index_copy_(0, wide, clear)
     return log, regular
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
-from riemerge.errors import AdapterError, RecipeError
+from riemerge.errors import RecipeError, try_each
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
 from riemerge.formats.fit import check_checkpoints, check_collection
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
@@ -27,7 +27,6 @@ Model: TypeAlias = Adapter | Checkpoint
 Models: TypeAlias = Mapping[Path, Model]
 """Models that are open, by path: what is read of them later is what was checked, or an error."""
 
-_Given = TypeVar("_Given")
 _Read = TypeVar("_Read")
 
 
@@ -155,7 +154,7 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     kinds = {is_checkpoint(path) for path in paths if os.path.lexists(path)}
     if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
         # First what is wrong with a path, which may not be of the kind that it seems to be.
-        read_each(partial(_open, opened, _read_as_it_is), used)
+        try_each(partial(_open, opened, _read_as_it_is), used)
     if len(kinds) > 1:
         named = ", ".join(path for path in paths if is_checkpoint(path))
         raise RecipeError(
@@ -163,12 +162,12 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
-        adapters = read_each(partial(_open, opened, read_adapter), used)
+        adapters = try_each(partial(_open, opened, read_adapter), used)
         check_collection(adapters)
         return Inputs(_in_order(recipe, method, adapters))
     # Here too: what is asked of a path may have been meant otherwise.
     base = [*filter(None, [recipe.base_model])]
-    checkpoints = read_each(partial(_open, opened, read_checkpoint), [*used, *base])
+    checkpoints = try_each(partial(_open, opened, read_checkpoint), [*used, *base])
     _check_for_checkpoints(recipe, method)
     check_checkpoints(checkpoints)
     return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), *checkpoints[len(used) :])
@@ -230,8 +229,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
         problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
 
 
 def _in_order(recipe: Recipe, method: Method, models: Sequence[Model]) -> tuple[Input, ...]:
@@ -299,25 +297,7 @@ def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
     Raises:
         AdapterError: Every problem of every folder.
     """
-    return read_each(read_adapter, paths)
-
-
-def read_each(read: Callable[[_Given], _Read], given: Iterable[_Given]) -> list[_Read]:
-    """Apply a reader to each model, and report the problems of all of them at once.
-
-    Raises:
-        AdapterError: Every problem of every model.
-    """
-    models: list[_Read] = []
-    problems: list[str] = []
-    for model in given:
-        try:
-            models.append(read(model))
-        except AdapterError as fault:
-            problems += fault.problems
-    if problems:
-        raise AdapterError(problems)
-    return models
+    return try_each(read_adapter, paths)
 
 
 def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:

@@ -297,8 +297,7 @@ def _check_ranks(
             for module in inputs.each[0].model.modules
             for text in _rank_problems(module, inputs, weights(module))
         ]
-        if problems:
-            raise AdapterError(problems)
+        AdapterError.refuse(problems)
 
 
 def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
@@ -352,8 +351,8 @@ def open_statistics(
     """
     folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
-    if problems := [text for data in opened if data for text in data.problems(shapes, method.statistics)]:
-        raise AdapterError(problems)
+    kinds = method.statistics
+    AdapterError.refuse(text for data in opened if data for text in data.problems(shapes, kinds))
 
     def of(data: Any, module: str) -> Mapping[str, torch.Tensor]:
         if not data:

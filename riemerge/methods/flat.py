@@ -110,8 +110,7 @@ def flat(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, 
                 yield module, one
         else:
             problems += [f"{module}: {problem}" for problem in one.problems]
-    if problems:
-        raise NumericalError(problems)
+    NumericalError.refuse(problems)
 
 
 def _attempt(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from riemerge.errors import RecipeError
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.methods import PARAMETERS, Method
 from riemerge.methods.parameters import MATCHED, is_last
 from riemerge.recipes.recipe import Recipe
@@ -101,7 +101,9 @@ class Resolver:
         if filters := _filters(setting):
             fitting = (item["value"] for item in filters if is_last(item) or item["filter"] in module)
             setting = next(fitting, None)
-        return _at_depth(setting, self._depth[module])
+        if isinstance(setting, list):
+            return _at_depth(setting, self._depth[module])
+        return setting
 
     # --- what only the names of the modules show ------------------------------------------------------------
 
@@ -128,8 +130,8 @@ class Resolver:
             ]
             if lacking:
                 yield (
-                    f"parameters.{name}: has a value in some places, but none in {listed(lacking)}: end the "
-                    "list with an item without filter, or give a value for all"
+                    f"parameters.{name}: has a value in some places, but none in {list_names(lacking)}: end "
+                    "the list with an item without filter, or give a value for all"
                 )
 
     def _everywhere(self, name: str, module: str) -> Iterator[tuple[str, Any]]:
@@ -153,12 +155,13 @@ class Resolver:
             elif method.normalised and abs(sum(weights)) <= sys.float_info.epsilon * sum(map(abs, weights)):
                 cancelled.append(module)
         if none:
-            yield f"weight: 0 for every model in {listed(none)}: at least one must count in every module"
+            yield f"weight: 0 for every model in {list_names(none)}: at least one must count in every module"
         if huge:
-            yield f"weight: the weights add up to more than a float holds in {listed(huge)}: choose others"
+            where = list_names(huge)
+            yield f"weight: the weights add up to more than a float holds in {where}: choose others"
         if cancelled:
             yield (
-                f"weight: the weights add up to 0 in {listed(cancelled)}, and {method.name} divides by "
+                f"weight: the weights add up to 0 in {list_names(cancelled)}, and {method.name} divides by "
                 "their sum: choose others"
             )
 
@@ -183,12 +186,10 @@ def depths(modules: Sequence[str]) -> dict[str, float]:
     return depth
 
 
-def _at_depth(setting: Any, depth: float) -> Any:
-    """Return a gradient's value at a depth; what is no gradient is the same everywhere."""
-    if not isinstance(setting, list):
-        return setting
-    position = depth * (len(setting) - 1)
-    left, right = setting[int(position)], setting[min(int(position) + 1, len(setting) - 1)]
+def _at_depth(gradient: Sequence[Any], depth: float) -> Any:
+    """Return a gradient's value at a depth."""
+    position = depth * (len(gradient) - 1)
+    left, right = gradient[int(position)], gradient[min(int(position) + 1, len(gradient) - 1)]
     if not isinstance(left, float):
         return left
     share = position - int(position)
@@ -216,4 +217,4 @@ def _nearest(part: str, modules: Iterable[str]) -> str:
     near = difflib.get_close_matches(part, [word for word in parts if not word.isdigit()], n=3)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"the modules are {listed(list(modules))}"
+    return f"the modules are {list_names(list(modules))}"

@@ -80,7 +80,7 @@ def written_report(
 
 
 _NEXT = {
-    "adapter": "its README.md says how to load it; riemerge evaluate compares methods by your test",
+    "adapter": "its README.md loads it; riemerge evaluate compares methods by your test",
     "delta": "its README.md says how to add it to the base model",
     "checkpoint": "its README.md says how to load it",
 }

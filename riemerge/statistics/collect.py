@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from riemerge.errors import AdapterError, OutputError
 from riemerge.formats.files.staging import write_atomically, writing
-from riemerge.formats.files.text import as_json, shown
+from riemerge.formats.files.text import as_json, show
 from riemerge.statistics.folder import (
     INDEX,
     KINDS,
@@ -161,7 +161,7 @@ def _linear_layers(model: nn.Module, names: Iterable[str] | None) -> dict[str, n
     chosen = {name: known.get(name) for name in sorted(names)}
     layers = {name: module for name, module in chosen.items() if isinstance(module, nn.Linear)}
     AdapterError.refuse(
-        f"{shown(name)}: is {'not in the model' if module is None else type(module).__name__}: expected a "
+        f"{show(name)}: is {'not in the model' if module is None else type(module).__name__}: expected a "
         "torch.nn.Linear; leave it out of modules"
         for name, module in chosen.items()
         if name not in layers

@@ -17,7 +17,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.staging import file_sha256, write_atomically
 from riemerge.formats.files.tensor_file import open_tensors, reading, why_not_finite
-from riemerge.formats.files.text import listed, shown, strict_json
+from riemerge.formats.files.text import list_names, show, strict_json
 
 Kind: TypeAlias = Literal["fisher", "gram", "covariance"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -97,10 +97,10 @@ class Statistics:
         if missing := sorted(set(shapes) - set(self.request.modules)):
             problems.append(
                 f"{self.path}: has no statistics of {len(missing)} of {len(shapes)} modules that are merged: "
-                f"{listed(missing)}; expected all of them: collect them, or leave these modules out"
+                f"{list_names(missing)}; expected all of them: collect them, or leave these modules out"
             )
         problems += [
-            f"{self.path}: {shown(module)}: the statistics are of a weight {self.request.modules[module]} "
+            f"{self.path}: {show(module)}: the statistics are of a weight {self.request.modules[module]} "
             f"but the update is {tuple(shape)}: they must agree; were they collected on another model?"
             for module, shape in sorted(shapes.items())
             if module in self.request.modules and tuple(shape) != self.request.modules[module]
@@ -161,8 +161,8 @@ def read_statistics(folder: str | os.PathLike[str]) -> Statistics:
     missing = [module for module in sorted(request.modules) if not (path / file_name(module)).is_file()]
     if missing:
         raise AdapterError(
-            f"{path}: {len(missing)} of {len(request.modules)} modules are missing: {listed(missing)}; the "
-            "collection was interrupted: run it again, it goes on from there"
+            f"{path}: {len(missing)} of {len(request.modules)} modules are missing: {list_names(missing)}; "
+            "the collection was interrupted: run it again, it goes on from there"
         )
     return Statistics(path, request)
 
@@ -204,7 +204,7 @@ def file_name(module: str) -> str:
     """
     if not module.isprintable() or "/" in module or "\\" in module or not 0 < len(module.encode()) <= 200:
         raise AdapterError(
-            f"the module {shown(module)} has a name that cannot be that of a file; expected a printable one "
+            f"the module {show(module)} has a name that cannot be that of a file; expected a printable one "
             "of at most 200 bytes without slashes: leave it out"
         )
     return f"{module}.safetensors"

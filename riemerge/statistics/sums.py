@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from riemerge.errors import AdapterError
-from riemerge.formats.files.text import shown
+from riemerge.formats.files.text import show
 from riemerge.statistics.folder import shapes_of
 
 
@@ -75,7 +75,7 @@ class Sums:
             return
         if wrong := [tuple(x.shape) for x, _ in calls if x.ndim < 2 or len(x) != len(losses)]:
             raise AdapterError(
-                f"{shown(self.name)}: an input is {wrong[0]} in a batch of {len(losses)} examples: expected "
+                f"{show(self.name)}: an input is {wrong[0]} in a batch of {len(losses)} examples: expected "
                 "examples as the first axis; leave it out of modules"
             )
         inputs = _as_tokens([x for x, _ in calls])[:take]
@@ -107,7 +107,7 @@ class Sums:
         Raises:
             AdapterError: The module was never used, or never mattered, or a sum is not finite.
         """
-        module = shown(self.name)
+        module = show(self.name)
         if not self._tokens:
             raise AdapterError(f"{module}: no example uses it: expected inputs; leave it out of modules")
         if not self._reached:

@@ -160,8 +160,7 @@ def _check_numbers(coefficients: Sequence[float] | None, resamples: int, seed: i
         problems.append(f"resamples: {resamples}: expected at least 2")
     if seed < 0:
         problems.append(f"seed: {seed}: expected at least 0")
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
 
 
 def _opened(models: Sequence[str | Path]) -> dict[str, Adapter]:
@@ -182,8 +181,7 @@ def _named(specialists: Mapping[str, str | None], names: Mapping[str, str]) -> d
         for task, model in named.items()
         if model and model not in names.values()
     ]
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
     return {task: model or None for task, model in named.items()}
 
 
@@ -288,16 +286,19 @@ def _folder(root: Path, models: Sequence[Path]) -> Iterator[ResultTable]:
     else:
         with writing(root):
             problems = [*overlaps(root, models), *_strange(root)]
-        if problems:
-            raise OutputError(problems)
-
+        OutputError.refuse(problems)
     with study_folder(root, [RESULTS], lambda _: "keeps what was measured so far", "there"):
         yield ResultTable(root / RESULTS)
 
 
+def _is_left_over(path: Path) -> bool:
+    """Return whether a file is what a killed run leaves before its first result."""
+    return path.name.startswith((".riemerge-", f".{RESULTS}"))
+
+
 def _strange(root: Path) -> Iterator[str]:
     """Yield what is in a folder already and is not part of an evaluation."""
-    if not root.is_dir() or (any(root.iterdir()) and not (root / RESULTS).is_file()):
+    if not root.is_dir() or not ((root / RESULTS).is_file() or all(map(_is_left_over, root.iterdir()))):
         yield f"{root}: exists already and is no evaluation: choose another folder or remove it"
     elif os.path.lexists(root / BEST) and read_record(root / BEST) is None:
         yield f"{root / BEST}: exists already, and its {RECORD_FILE} is no run record: remove it"

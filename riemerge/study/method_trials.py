@@ -249,8 +249,7 @@ class MethodTrials:
             for task, score in scores.items()
             if score <= 0
         ]
-        if problems:
-            raise NumericalError(problems)
+        NumericalError.refuse(problems)
         return {"norm": norm, "test": list(test.values()), "dev": own["dev"]}
 
     # --- a method -------------------------------------------------------------------------------------------

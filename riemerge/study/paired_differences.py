@@ -171,8 +171,7 @@ def check_groups(groups: Mapping[str, Sequence[int]], answers: Answers) -> None:
         for task, numbers in groups.items()
         if len(numbers) != sizes.get(task)
     ]
-    if problems:
-        raise RecipeError(problems)
+    RecipeError.refuse(problems)
 
 
 def _task(

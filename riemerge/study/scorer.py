@@ -35,26 +35,26 @@ def command_scorer(command: str) -> Scorer:
     """Return a scorer that runs a command without a shell; its last line on stdout is the score.
 
     Args:
-        command: Its words, quoted as for a shell, with `{}` in place of the folder.
+        command: Words of the command, quoted as for a shell, with `{}` in place of the folder.
 
     Raises:
-        RecipeError: The command has no such words, or no `{}`. The scorer raises a ResourceError.
+        RecipeError: The command has no such words, or no `{}`. The scorer itself raises a ResourceError.
     """
     return partial(_run, _words(command), float, "a number")
 
 
-def ask_score(scorer: Scorer, folder: Path, what: str) -> float:
-    """Return the score that a scorer gives to the model in a folder, which is `what` in messages.
+def ask_score(scorer: Scorer, folder: Path, label: str) -> float:
+    """Return the score that a scorer gives to the model in a folder, which is `label` in messages.
 
     Raises:
-        NumericalError: It is no finite number.
+        NumericalError: The score is no finite number.
     """
     given: Any = scorer(folder)
     score = math.nan
     with suppress(TypeError, ValueError):
         score = float(given)
     if not math.isfinite(score):
-        raise NumericalError(f"the score of {what} is {given!r}: expected a finite number")
+        raise NumericalError(f"the score of {label} is {given!r}: expected a finite number")
     return score
 
 
@@ -67,9 +67,9 @@ class Judge:
     """A scorer that answers by task.
 
     Attributes:
-        ask: Gives what the scorer says of a folder and a part, not yet checked.
-        parts: Whether it tells `dev` from `test`; one that does not answers alike for both.
-        text: What it is: its source, or its command with the scripts that it names.
+        ask: Returns what the scorer says of a folder and a part, not yet checked.
+        parts: Whether the scorer tells `dev` from `test`; one that does not answers alike for both.
+        text: Text that tells scorers apart: the source, or the command with the scripts that it names.
     """
 
     ask: Callable[[Path, Part], Any]
@@ -107,38 +107,42 @@ def make_judge(scorer: TaskScorer) -> Judge:
     return Judge(ways[how], how != "no", _source(scorer))
 
 
-def ask_answers(judge: Judge, folder: Path, part: Part, what: str) -> Answers:
-    """Return what a judge says of the model in a folder, which is `what` in messages: by task a score, or a
-    score for each row.
+def ask_answers(judge: Judge, folder: Path, part: Part, label: str) -> Answers:
+    """Return what a judge says of the model in a folder: by task a score, or a score for each row.
+
+    Args:
+        judge: The scorer.
+        folder: The folder of the model.
+        part: The rows that are meant, `dev` or `test`.
+        label: Name of the model in messages.
 
     Raises:
-        NumericalError: Every task that has no name, no row, or something else than finite numbers.
+        NumericalError: Tasks that have no name, no row, or something else than finite numbers, all of them.
     """
     given = judge.ask(folder, part)
     tasks = given if isinstance(given, Mapping) else {ONE_TASK: given}
-    problems = [] if tasks else [f"the scores of {what} ({part}) are of no task: expected at least one"]
-    found: Answers = {}
+    problems = [] if tasks else [f"the scores of {label} ({part}) are of no task: expected at least one"]
+    answers: Answers = {}
     for task, value in tasks.items():
         if not isinstance(task, str) or not task:
-            problems.append(f"the scores of {what} ({part}) have a task {task!r}: expected a name")
+            problems.append(f"the scores of {label} ({part}) have a task {task!r}: expected a name")
             continue
         rows = value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
-        where = f"the score of {what} ({part}) in {task}"
+        where = f"the score of {label} ({part}) in {task}"
         if not isinstance(rows, list | tuple):
-            found[task] = score = _number(rows)
+            answers[task] = score = _number(rows)
             if not math.isfinite(score):
                 problems.append(f"{where} is {reprlib.repr(rows)}: expected finite numbers")
             continue
-        numbers = found[task] = tuple(map(_number, rows))
+        numbers = answers[task] = tuple(map(_number, rows))
         bad = [place for place, one in enumerate(numbers) if not math.isfinite(one)]
         if bad:
-            said = f"{reprlib.repr(rows[bad[0]])} in row {bad[0] + 1} of {len(rows)}"
-            problems.append(f"{where} is {said}: expected finite numbers")
+            first = f"{reprlib.repr(rows[bad[0]])} in row {bad[0] + 1} of {len(rows)}"
+            problems.append(f"{where} is {first}: expected finite numbers")
         elif not rows:
             problems.append(f"{where} is of no row: expected at least one")
-    if problems:
-        raise NumericalError(problems)
-    return found
+    NumericalError.refuse(problems)
+    return answers
 
 
 def count_rows(answers: Answers) -> dict[str, int | None]:
@@ -159,7 +163,7 @@ def mean_share(scores: Mapping[str, float], specialist: Mapping[str, float]) -> 
 
 
 def _number(value: Any) -> float:
-    """A finite number as Python's own, NaN for anything else."""
+    """Return a number as Python's own, NaN for anything else."""
     if isinstance(value, str | bytes):
         return math.nan
     try:
@@ -169,9 +173,9 @@ def _number(value: Any) -> float:
 
 
 def _source(scorer: Callable[..., Any]) -> str:
-    for one in (scorer, type(scorer)):
+    for owner in (scorer, type(scorer)):
         with suppress(OSError, TypeError):
-            return inspect.getsource(one)
+            return inspect.getsource(owner)
     return uuid.uuid4().hex
 
 
@@ -204,7 +208,7 @@ def _words(command: str) -> list[str]:
 
 
 def _text_of(words: Sequence[str]) -> str:
-    """The words of a command, and the sha256 of its program and scripts where they are named as files."""
+    """Return the words of a command, and the sha256 of its program and scripts where they are files."""
     scripts = [Path(word) for word in words if word is words[0] or word.endswith(_SCRIPTS)]
     sums = []
     for path in scripts:
@@ -214,7 +218,7 @@ def _text_of(words: Sequence[str]) -> str:
 
 
 def _json(text: str) -> Any:
-    """A number, or a JSON object whose keys are all different.
+    """Return a number, or a JSON object whose keys are all different.
 
     Raises:
         ValueError: The text is neither.
@@ -240,19 +244,19 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _run(
     words: Sequence[str], read: Callable[[str], _Read], expected: str, folder: Path, part: str = "{part}"
 ) -> _Read:
-    """What is read from the last line on stdout of a command, which must be `expected`."""
+    """Return what is read from the last line on stdout of a command, which must be `expected`."""
     full = [word.replace("{part}", part).replace("{}", str(folder)) for word in words]
     try:
         done = subprocess.run(full, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as fault:
         raise ResourceError(f"scorer: {words[0]}: cannot be run: {fault.strerror}") from None
-    said, complaint = (
+    answer, complaint = (
         text.decode(errors="replace").strip().rpartition("\n")[2] for text in (done.stdout, done.stderr)
     )
     with suppress(ValueError):
         if done.returncode == 0:
-            return read(said)
-    shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
+            return read(answer)
+    shown = answer if len(answer) <= _SHOWN else f"{answer[:_SHOWN]}…"
     raise ResourceError(
         f"scorer: {words[0]}: exit code {done.returncode}, last line {shown!r}: expected 0 and {expected}; "
         f"last line on stderr: {complaint or 'none'}"

@@ -175,8 +175,7 @@ def _check_folders(root: Path, recipes: Mapping[str, Recipe], opened: Models) ->
                 f"{root / name}: exists already, and its {RECORD_FILE} does not say this recipe and these "
                 "files: choose another folder or remove it"
             )
-    if problems:
-        raise OutputError(problems)
+    OutputError.refuse(problems)
 
 
 def _point(name: str, recipe: Recipe, record: RunRecord, score: float | None) -> SweepPoint:

@@ -21,7 +21,7 @@ def test_a_merge_prints_its_report_and_writes_its_folder(folders: list[Path], tm
     assert ran.stdout.startswith("2 adapters merged by spectrum: a (0.75), b (0.25)\nkeeps of each input: a ")
     assert "merge: 3 of 3: spectrum" in ran.stderr
     assert "pass" not in ran.stdout
-    assert "module " not in ran.stdout
+    assert "(below" not in ran.stdout
     record = RunRecord.model_validate_json((tmp_path / "out" / "riemerge.json").read_text())
     assert [row.share for row in record.inputs] == [0.75, 0.25]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from docs.build import BLOCKS, HEADLINE, PAGES, filled, headline, methods_table, parameters_table
+from docs.build import BLOCKS, HEADLINE, PAGES, fill, headline, methods_table, parameters_table
 from riemerge.methods import METHODS, PARAMETERS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_generated_parts_of_a_page_are_up_to_date(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert filled(text) == text
+    assert fill(text) == text
 
 
 def test_every_generated_part_is_on_a_page() -> None:
@@ -23,10 +23,10 @@ def test_every_generated_part_is_on_a_page() -> None:
 
 def test_a_figure_that_was_typed_is_made_anew() -> None:
     page = f"before\n<!-- headline -->\n{headline()}\n<!-- /headline -->\nafter"
-    assert filled(page) == page
-    assert filled(page.replace("0.", "1.")) == page
+    assert fill(page) == page
+    assert fill(page.replace("0.", "1.")) == page
     with pytest.raises(KeyError):
-        filled("<!-- unknown -->\nx\n<!-- /unknown -->")
+        fill("<!-- unknown -->\nx\n<!-- /unknown -->")
 
 
 def test_the_tables_have_a_row_for_each_method_and_parameter() -> None:

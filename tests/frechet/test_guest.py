@@ -237,7 +237,7 @@ def test_a_cost_that_is_not_smooth_where_it_starts_is_no_fault() -> None:
 
 
 def test_a_manifold_without_gradients_is_refused() -> None:
-    class Nothing(manifolds.Sphere):  # type: ignore[misc]
+    class Nothing(manifolds.Sphere):
         def euclidean_to_riemannian_gradient(self, point: Any, euclidean_gradient: Any) -> Any:
             raise NotImplementedError("no euclidean_to_riemannian_gradient")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -82,10 +83,11 @@ def test_the_order_does_not_matter(name: str) -> None:
     turned = [1, 0] if len(given) == 2 else [2, 0, 1]
     data = [10 * i for i in range(len(given))]
     # What makes a place count, where a default leaves all alike.
-    said = {"t": 0.3} if "t" in method.parameters else {"last": 2} if name == "lawa" else halved(method)
+    places: dict[str, dict[str, Any]] = {"slerp": {"t": 0.3}, "lawa": {"last": 2}}
+    said = places.get(name, halved(method))
     first = merged(name, given, weights, data, **said)
-    inputs = [given[i] for i in turned]
-    other = merged(name, inputs, [weights[i] for i in turned], [data[i] for i in turned], **said)
+    turn = itemgetter(*turned)
+    other = merged(name, turn(given), turn(weights), turn(data), **said)
     if method.ordered and name != "swa":
         assert relative(other, first) >= 1e-3
     else:
@@ -156,7 +158,8 @@ def test_what_a_survey_found_of_a_model_stays_with_it_where_others_are_left_out(
     whole = stacked(method, given, [1.0, 1.0, 1.0], [0, 10, 20], normalize_fisher=True)
     two = dict.fromkeys(("layers.0.q", "layers.1.q"), whole.modules[MODULE])
     shares = {"layers.0.q": (1 / 3, 1 / 3, 1 / 3), "layers.1.q": (0.0, 0.5, 0.5)}
-    part = replace(whole, modules=two, weights=shares.__getitem__)
+    values = whole.values(MODULE)
+    part = replace(whole, modules=two, weights=shares.__getitem__, values=lambda _: values)
     found = dict(run_method(method, part, Options(rank="sum")))["layers.1.q"].update
     fishers = [statistics(seed)["fisher"] for seed in (10, 20)]
     # Over both modules, which have the same statistics here.

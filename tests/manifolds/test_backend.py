@@ -23,7 +23,7 @@ def test_gradient_and_hessian_of_a_torch_function(name: str) -> None:
     # its order.
     a = torch.randn(x.shape, generator=generator, dtype=torch.float64) / x.abs().amax()
 
-    @torch_function(manifold)  # type: ignore[untyped-decorator]
+    @torch_function(manifold)
     def cost(point: torch.Tensor) -> torch.Tensor:
         return (a * point).sum() + (a * point).sin().square().sum()
 
@@ -39,7 +39,7 @@ def test_function_of_orbits_has_a_symmetric_hessian_on_the_quotient() -> None:
     total = quotient.total
     assert isinstance(total, FixedRank)
 
-    @torch_function(quotient)  # type: ignore[untyped-decorator]
+    @torch_function(quotient)
     def cost(point: torch.Tensor) -> torch.Tensor:
         return total.matrix(point).sin().sum()
 

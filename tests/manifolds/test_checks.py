@@ -173,13 +173,13 @@ def test_planted_faults_in_derivatives_are_caught() -> None:
     manifold = stiefel()
     a = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
-    @torch_function(manifold)  # type: ignore[untyped-decorator]
+    @torch_function(manifold)
     def cost(point: torch.Tensor) -> torch.Tensor:
         return (a * point).sum() + (a * point).sin().square().sum()
 
     right = pymanopt.Problem(manifold, cost)
 
-    @torch_function(manifold)  # type: ignore[untyped-decorator]
+    @torch_function(manifold)
     def scaled(point: torch.Tensor) -> torch.Tensor:
         gradient: torch.Tensor = right.riemannian_gradient(point)
         return 1.01 * gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,11 @@ def statistics(seed: int, shape: tuple[int, int] = SHAPE) -> dict[str, Tensor]:
         "gram": spd(n, seed + 1),
         "covariance": spd(m, seed + 2),
     }
+
+
+def from_seed(seed: int) -> Callable[[str], dict[str, Tensor]]:
+    """Statistics of one model that are the same in every module."""
+    return lambda _: statistics(seed)
 
 
 def stacked(
@@ -77,8 +82,8 @@ def stacked(
         weights=weights_of(resolver, method, places),
         storage=(torch.float64,) * len(place),
         values=values_of(resolver, places),
-        statistics=tuple(lambda _, seed=data[i]: statistics(seed) for i in place),
-        base_statistics=lambda _: statistics(999),
+        statistics=tuple(from_seed(data[i]) for i in place),
+        base_statistics=from_seed(999),
     )
 
 

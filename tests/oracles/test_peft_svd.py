@@ -51,7 +51,11 @@ def test_pefts_merges_of_dense_updates_are_entrywise_rows_cut_to_a_rank(
     at = Setting(
         module="layer",
         weights=torch.tensor(weights, dtype=torch.float64),
-        values={"density": torch.full((3,), 0.6, dtype=torch.float64), "majority_sign_method": "total"},
+        values={
+            "density": torch.full((3,), 0.6, dtype=torch.float64),
+            "majority_sign_method": "total",
+            "rescale": "expected",
+        },
         shape=(7, 9),
         seeds=(3, 5, 8),
     )

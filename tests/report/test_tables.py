@@ -51,6 +51,7 @@ def test_the_answer_comes_first_in_at_most_six_lines(tmp_path: Path, count: int,
     lines = render(written_report(record, Path("merged"), 0.002)).splitlines()
     (place,) = (place for place, line in enumerate(lines) if line.startswith("next: "))
     assert place < 6
+    assert "" in lines[place + 1 : place + 2] or len(lines) == place + 1
     assert lines[0].startswith(f"{count} adapter{'s' * (count > 1)} merged by {method}: ")
     assert lines[1].startswith("keeps of each input: ")
     assert "written to" in lines[place - 1]

@@ -159,6 +159,19 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     assert Evaluation.model_validate_json((out / "evaluation.json").read_text()) == made
 
 
+def test_what_a_killed_run_leaves_before_its_first_result_is_no_obstacle(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / ".riemerge-abc" / "adapter").mkdir(parents=True)
+    (tmp_path / "out" / ".results.jsonl.partial").write_text("{")
+    made = quick(folders, Closeness(folders), folder=tmp_path / "out")
+    assert made == quick(folders, Closeness(folders), folder=tmp_path / "whole")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / ".config").touch()  # of somebody
+    with pytest.raises(OutputError, match="is no evaluation"):
+        quick(folders, Closeness(folders), folder=tmp_path / "full")
+
+
 FAULTS = [f"riemerge.study.{name}" for name in ("evaluation.write_atomically", "kept_merges.exchange")]
 
 

@@ -25,7 +25,7 @@ from riemerge.formats.files.tensor_file import (
     reading,
     why_not_finite,
 )
-from riemerge.formats.files.text import is_plain_name, listed, shown, strict_json
+from riemerge.formats.files.text import is_plain_name, list_names, show, strict_json
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -138,12 +138,12 @@ class Checkpoint:
         file, stored = self._files[name], self.dtypes[name]
         if dtype is not None and not stored.is_floating_point:
             raise AdapterError(
-                f"{file.path}: {shown(name)}: is stored as {stored}: expected a float; "
+                f"{file.path}: {show(name)}: is stored as {stored}: expected a float; "
                 "integers and bools have no mean and are only copied"
             )
         (tensor,) = file.read(name)
         if (why := why_not_finite(tensor)) is not None:
-            raise AdapterError(f"{file.path}: {shown(name)}: {why}; export the model again or leave it out")
+            raise AdapterError(f"{file.path}: {show(name)}: {why}; export the model again or leave it out")
         return tensor.to(device, dtype or stored)
 
 
@@ -222,11 +222,11 @@ def _hint(folder: Path) -> str:
         name: kinds.why_file_is_none(folder / name) for name in names if name.endswith((SUFFIX, INDEX_SUFFIX))
     }
     if fit := [name for name, why in reasons.items() if why is None]:
-        return f"; did you mean one of its files: {listed(fit)}?"
+        return f"; did you mean one of its files: {list_names(fit)}?"
     for name, why in reasons.items():
         return f"; its {name} {why}"
     others = ((advice, [name for name in names if name.endswith(end)]) for end, advice in _KINDS.items())
-    hints = (f" ({listed(files)}){advice}" for advice, files in others if files)
+    hints = (f" ({list_names(files)}){advice}" for advice, files in others if files)
     return kinds.hint_below(folder) or next(hints, "")
 
 
@@ -242,7 +242,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     others = [shard for shard in shards if shard not in unsafe and not shard.endswith(SUFFIX)]
     expected = dict.fromkeys(unsafe, "a file of its folder") | dict.fromkeys(others, f"a {SUFFIX} file")
     AdapterError.refuse(
-        f"{path}: places tensors in {shown(shard)}: expected {kind}" for shard, kind in expected.items()
+        f"{path}: places tensors in {show(shard)}: expected {kind}" for shard, kind in expected.items()
     )
     return files, {path.name: hashlib.sha256(content).hexdigest()}
 
@@ -287,7 +287,7 @@ def _open_shards(index: Path, placed: Mapping[str, str]) -> tuple[list[TensorFil
             ("holds", "does not name", held - {*placed}),
         )
         problems += [
-            f"{file.path}: {verb} {len(names)} tensors that {index.name} {fault}: {listed(sorted(names))}"
+            f"{file.path}: {verb} {len(names)} tensors that {index.name} {fault}: {list_names(sorted(names))}"
             for verb, fault, names in faults
             if names
         ]

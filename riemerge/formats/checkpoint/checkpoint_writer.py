@@ -20,7 +20,7 @@ from riemerge.formats.checkpoint.checkpoint import INDEX_FILE, SUFFIX, TENSOR_FI
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
 from riemerge.formats.files.staging import NewFolder, Text, check_read_back, file_sha256, sync, writing
 from riemerge.formats.files.tensor_file import DTYPES
-from riemerge.formats.files.text import as_json, can_be_shown, shown
+from riemerge.formats.files.text import as_json, can_be_shown, show
 
 
 @final
@@ -120,15 +120,15 @@ class DenseWriter:
         folder = self._require_folder()
         _check_float(dtype)
         if name in self._roundings:
-            raise ValueError(f"the tensor {shown(name)} was added already")
+            raise ValueError(f"the tensor {show(name)} was added already")
         if not can_be_shown(name) or name in {"", "__metadata__"}:
-            raise ValueError(f"{shown(name)!r} cannot be the name of a tensor")
+            raise ValueError(f"{show(name)!r} cannot be the name of a tensor")
         if tensor.dtype not in DTYPES.values():
-            raise ValueError(f"the tensor {shown(name)} is {tensor.dtype}, which is not stored")
+            raise ValueError(f"the tensor {show(name)} is {tensor.dtype}, which is not stored")
         try:
             stored, rounding = _round(tensor.detach(), dtype or self._dtype or tensor.dtype)
         except NumericalError as fault:
-            raise NumericalError(f"{shown(name)}: {problem}" for problem in fault.problems) from fault
+            raise NumericalError(f"{show(name)}: {problem}" for problem in fault.problems) from fault
         if stored.nbytes + sum(pending.nbytes for pending in self._pending.values()) > self._shard_bytes:
             self._flush(folder)
         self._pending[name] = stored

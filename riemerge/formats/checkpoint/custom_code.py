@@ -10,7 +10,7 @@ from pathlib import Path
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint.checkpoint import Checkpoint
 from riemerge.formats.files.tensor_file import read_start
-from riemerge.formats.files.text import shown, strict_json
+from riemerge.formats.files.text import show, strict_json
 
 _SUFFIX = ".py"
 _SETTINGS = "config.json"  # config.json itself, tokenizer_config.json, preprocessor_config.json, ...
@@ -36,9 +36,9 @@ def check_code(checkpoints: Sequence[Checkpoint]) -> list[str]:
             problems.setdefault(name, f"is other code in {second.path} than in {first.path}")
         classes, others = _read_classes(first), _read_classes(second)
         for key in (key for key in classes.keys() & others if not _same_class(classes[key], others[key])):
-            names = f"is {shown(classes[key])} in {first.path} and {shown(others[key])} in {second.path}"
+            names = f"is {show(classes[key])} in {first.path} and {show(others[key])} in {second.path}"
             problems.setdefault(key, names)
-    return [f"{shown(name)}: {difference}: {advice}" for name, difference in sorted(problems.items())]
+    return [f"{show(name)}: {difference}: {advice}" for name, difference in sorted(problems.items())]
 
 
 def code_notes(carried: Checkpoint) -> list[str]:
@@ -48,7 +48,7 @@ def code_notes(carried: Checkpoint) -> list[str]:
     names = sorted(_hash_files(carried)) + names
     if not names:
         return []
-    code = ", ".join(map(shown, names))
+    code = ", ".join(map(show, names))
     advice = "it runs where the result is loaded with trust_remote_code, so read it first"
     return [f"{carried.name}: its code goes with the result: {code}: {advice}"]
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from riemerge.errors import NumericalError
-from riemerge.formats.files.text import listed, shown
+from riemerge.formats.files.text import list_names, show
 
 TOLD = 1e-3
 LOST = 0.5
@@ -76,7 +76,7 @@ def check_rounding(roundings: Mapping[str, Rounding]) -> None:
     """
     whole = math.hypot(*(rounding.norm for rounding in roundings.values()))
     NumericalError.refuse(
-        f"{shown(name)}: stored as {_dtype(rounding)} it loses {rounding.error:.0%} of its norm, expected at "
+        f"{show(name)}: stored as {_dtype(rounding)} it loses {rounding.error:.0%} of its norm, expected at "
         f"most {rounding.promised:.1g}: {_remedy(rounding)}"
         for name, rounding in roundings.items()
         if rounding.error >= LOST and rounding.norm >= rounding.promised * whole
@@ -101,7 +101,7 @@ def rounding_warnings(roundings: Mapping[str, Rounding]) -> list[str]:
         worst = max((moved[name] for name in names), key=lambda rounding: rounding.error)
         texts.append(
             f"rounding to {_dtype(worst)} moved {len(names)} of {len(roundings)} tensors by more than it "
-            f"promises ({listed(names)}: up to {worst.error:.1%} of the norm, expected at most "
+            f"promises ({list_names(names)}: up to {worst.error:.1%} of the norm, expected at most "
             f"{worst.promised:.1g}): {_remedy(worst)}"
         )
     return texts
@@ -138,7 +138,7 @@ def change_warnings(roundings: Mapping[str, Rounding], changes: Mapping[str, flo
     if not lost > _SHARE:
         return []
     text = f"rounding to {dtype} moved the weights by {lost:.0%} of what the merge changed of the base model "
-    return [f"{text}(most in {shown(worst)}: {shares[worst]:.0%}): to keep it ask for a wider out_dtype"]
+    return [f"{text}(most in {show(worst)}: {shares[worst]:.0%}): to keep it ask for a wider out_dtype"]
 
 
 def _dtype(rounding: Rounding) -> str:

@@ -14,7 +14,7 @@ from typing import TypeAlias, final
 from safetensors import SafetensorError
 
 from riemerge.errors import AdapterError, OutputError
-from riemerge.formats.files.text import is_plain_name, shown
+from riemerge.formats.files.text import is_plain_name, show
 
 Text: TypeAlias = str | Callable[[Mapping[str, str]], str]
 """A text to be written, or the function that makes it from the sha256 of each file beside it, by name."""
@@ -230,7 +230,7 @@ def check_read_back(differing: Iterator[str]) -> None:
             f"what was written cannot be read back: {text}" for text in error.problems
         ) from error
     if wrong is not None:
-        raise OutputError(f"{shown(wrong)}: what was written does not read back; is the disk faulty?")
+        raise OutputError(f"{show(wrong)}: what was written does not read back; is the disk faulty?")
 
 
 def sync(path: Path) -> None:

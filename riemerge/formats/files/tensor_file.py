@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from riemerge.errors import AdapterError
-from riemerge.formats.files.text import MAX_JSON_BYTES, MAX_NAME, can_be_shown, listed, strict_json
+from riemerge.formats.files.text import MAX_JSON_BYTES, MAX_NAME, can_be_shown, list_names, strict_json
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SIGNED = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
@@ -75,15 +75,15 @@ class TensorFile:
         if unfit := [name for name in self.entries if not can_be_shown(name)]:
             faults.append(
                 f"has {len(unfit)} tensors whose names are not printable or over {MAX_NAME} characters: "
-                f"{listed(unfit)}"
+                f"{list_names(unfit)}"
             )
         unknown = {name: entry.dtype for name, entry in self.entries.items() if entry.dtype not in DTYPES}
         if unknown:
             faults.append(
                 f"stores {len(unknown)} of {len(self.entries)} tensors as "
-                f"{listed(sorted({*unknown.values()}))} ({listed(unknown)}): expected floats of 16 bits or "
-                "more, integers or bools; quantised values mean nothing without their scales, so dequantise "
-                "them first"
+                f"{list_names(sorted({*unknown.values()}))} ({list_names(unknown)}): expected floats of 16 "
+                "bits or more, integers or bools; quantised values mean nothing without their scales, so "
+                "dequantise them first"
             )
         return faults
 

@@ -37,23 +37,26 @@ def as_json(content: object) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def shown(text: str) -> str:
+def show(text: str) -> str:
     """Return the text as it may appear in a message: printable and of at most 200 characters."""
     if not text.isprintable():
         text = ascii(text)
     return _shorten(text, 200)
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
+def list_names(names: Iterable[str], most: int = 3) -> str:
     """Return the first few names in words, and how many more there are."""
     names = list(names)
-    first = ", ".join(map(shown, names[:most]))
+    first = ", ".join(map(show, names[:most]))
     if len(names) <= most:
         return first
     return f"{first} and {len(names) - most} more"
 
 
-def repeated(paths: Iterable[Path]) -> list[str]:
+listed, shown = list_names, show  # the names that other rooms still use
+
+
+def find_repeated(paths: Iterable[Path]) -> list[str]:
     """Say which of these paths are given more than once, under whatever name."""
     given: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
@@ -67,7 +70,7 @@ def repeated(paths: Iterable[Path]) -> list[str]:
 
 def brief(value: object) -> str:
     """Return a value as JSON, in at most 60 characters."""
-    return _shorten(shown(json.dumps(value, ensure_ascii=False)), 60)
+    return _shorten(show(json.dumps(value, ensure_ascii=False)), 60)
 
 
 def can_be_shown(name: str) -> bool:

@@ -26,7 +26,7 @@ from riemerge.formats.files.tensor_file import (
     reading,
     why_not_finite,
 )
-from riemerge.formats.files.text import MAX_NAME, can_be_shown, listed, shown
+from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
 from riemerge.formats.peft.config import AdapterConfig, parse_config
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -130,14 +130,14 @@ class Adapter:
         """
         b, a = self._tensors.read(*(factor.name for factor in self._factors[module]))
         problems = [
-            f"{self.path}: {shown(module)}: {side} {why}; export the adapter again or leave it out"
+            f"{self.path}: {show(module)}: {side} {why}; export the adapter again or leave it out"
             for side, factor in (("lora_A", a), ("lora_B", b))
             if (why := why_not_finite(factor)) is not None
         ]
         AdapterError.refuse(problems)
         scale = self.config.scale(module)
         if (why := _why_out_of_range(b, a, scale, dtype)) is not None:
-            raise AdapterError(f"{self.path}: {shown(module)}: {why}")
+            raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), scale)
 
 
@@ -233,7 +233,7 @@ def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], 
     for key in header:
         if not can_be_shown(key):
             problems.append(
-                f"the tensor {shown(key)} has a name that is not printable or over {MAX_NAME} characters"
+                f"the tensor {show(key)} has a name that is not printable or over {MAX_NAME} characters"
             )
         elif match := _FACTOR.fullmatch(key):
             module, side = match["module"], match["side"]
@@ -244,7 +244,8 @@ def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], 
             kind = next(text for pattern, text in _OTHER_TENSORS if re.search(pattern, key))
             others.setdefault(kind, []).append(key)
     problems += [
-        f"{len(keys)} of {len(header)} tensors are {kind}: {listed(keys)}" for kind, keys in others.items()
+        f"{len(keys)} of {len(header)} tensors are {kind}: {list_names(keys)}"
+        for kind, keys in others.items()
     ]
     if not sides and not problems:
         problems.append(f"{TENSOR_FILE} holds no tensors")

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from riemerge.errors import NumericalError
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
 from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
-from riemerge.formats.files.text import as_json, shown
+from riemerge.formats.files.text import as_json, show
 from riemerge.formats.peft.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -138,7 +138,7 @@ class RoundedUpdates:
         try:
             self.updates[module], self.roundings[module] = round_update(update, self._dtype)
         except NumericalError as fault:
-            self._problems += [f"{shown(module)}: {problem}" for problem in fault.problems]
+            self._problems += [f"{show(module)}: {problem}" for problem in fault.problems]
 
     def check(self) -> None:
         """Raise what went wrong, if anything did.

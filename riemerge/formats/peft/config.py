@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from riemerge.formats.files.text import brief, listed, shown, strict_json
+from riemerge.formats.files.text import brief, list_names, show, strict_json
 
 _T = TypeVar("_T")
 
@@ -133,8 +133,8 @@ class AdapterConfig(BaseModel):
             decide = {next(_keys(pattern, module), None) for module in modules}
             if idle := [key for key in pattern if key not in decide]:
                 texts.append(
-                    f"{name}: {listed(idle)}: decides nothing, here as in PEFT: no module has such a name, "
-                    "or an earlier key comes first"
+                    f"{name}: {list_names(idle)}: decides nothing, here as in PEFT: no module has such a "
+                    "name, or an earlier key comes first"
                 )
         unusual: dict[str, Callable[[str], bool]] = {
             "alpha is negative, which turns its update around, here as in PEFT": (
@@ -146,7 +146,7 @@ class AdapterConfig(BaseModel):
         }
         for fact, applies in unusual.items():
             if chosen := list(filter(applies, modules)):
-                texts.append(f"{fact}: {len(chosen)} of {len(modules)} modules ({listed(chosen)})")
+                texts.append(f"{fact}: {len(chosen)} of {len(modules)} modules ({list_names(chosen)})")
         return texts
 
 
@@ -190,7 +190,7 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
         config = AdapterConfig.model_validate(given)
     except ValidationError as error:
         for fault in error.errors():
-            where = ".".join(shown(str(part)) for part in fault["loc"])
+            where = ".".join(show(str(part)) for part in fault["loc"])
             reason = fault["msg"][0].lower() + fault["msg"][1:]
             problems.append(f"{where} is {brief(fault['input'])}: {reason}")
         return None, problems

@@ -110,32 +110,32 @@ class Joint(Geodesic):
         assert self._logarithms is not None
         point, feasible = self._replace_infeasible(point)
         x, alignments = self.manifold.split(point)
-        found = self._logarithms.compute(x, alignments, coarse=coarse, **options)
-        gradient = self.manifold.gradient_of(x, alignments, self.weights, found)
-        logs = Logarithm(found.mean, found.squared, found.valid)
-        vertical = self.manifold.vertical_lengths(found)
+        state = self._logarithms.compute(x, alignments, coarse=coarse, **options)
+        gradient = self.manifold.gradient_of(x, alignments, self.weights, state)
+        logs = Logarithm(state.mean, state.squared, state.valid)
+        vertical = self.manifold.vertical_lengths(state)
         evaluation = screen(self, point, feasible, logs, gradient, vertical, self.weights)
-        return evaluation._replace(state=found)
+        return evaluation._replace(state=state)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Compute one logarithm for each data point and module, from scratch, and checks it."""
+        """Compute one logarithm for each data point and module, from scratch, and check it."""
         point, feasible = self._replace_infeasible(point)
         x, alignments = self.manifold.split(point)
         aligned = self.action.act(self.total, self.points, alignments)
-        found = self.total.logarithm(x, aligned)
-        tangent = found.tangent
+        logs = self.total.logarithm(x, aligned)
+        tangent = logs.tangent
         if self.autograd:
 
             def squared(leaf: Tensor) -> Tensor:
                 mean, turns = self.manifold.split(leaf)
                 return self.total.squared_dists(mean, self.action.act(self.total, self.points, turns))
 
-            euclidean, found = differentiate_cost(squared, point, found, self.weights)
+            euclidean, logs = differentiate_cost(squared, point, logs, self.weights)
             gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
         else:
             gradient = self.manifold.gradient(x, tangent, self.weights, alignments)
         vertical = vertical_lengths(self.space, x, tangent)
-        evaluation = screen(self, point, feasible, found, gradient, vertical, self.weights)
+        evaluation = screen(self, point, feasible, logs, gradient, vertical, self.weights)
         return evaluation, forward_errors(self.total, x, tangent, aligned)
 
     def accept(self, evaluation: Evaluation) -> None:

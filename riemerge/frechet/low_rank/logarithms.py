@@ -150,7 +150,7 @@ class AlignedLogarithms:
         products = torch.stack(sides) @ turned
         gram = (turned.mT @ torch.stack(grams) @ turned).reshape(-1, r, r)
         flat = products.reshape(-1, r, r)
-        normal, found = normal_factor(linalg.sym(gram))
+        normal, regular = normal_factor(linalg.sym(gram))
         frame = torch.cat((flat, normal), dim=-2)
         goal = torch.full_like(flat[:, 0, 0], _ROUND_OFF[dtype])
         if tolerance is not None:
@@ -160,7 +160,7 @@ class AlignedLogarithms:
         inside = torch.linalg.solve_triangular(normal, lower, upper=True)
         squares = linalg.frobenius(upper, upper) / 2 + linalg.frobenius(lower, lower)
         squares = squares.reshape(2, count, k)
-        valid = (valid & found).reshape(2, count, k)
+        valid = (valid & regular).reshape(2, count, k)
         shape = (2, count, k, r, r)
         upper, inside = upper.reshape(shape), inside.reshape(shape)
 
@@ -191,19 +191,19 @@ class AlignedLogarithms:
     ) -> tuple[FibreLog, Tensor]:
         """Return the paths to frames, and whether each is a logarithm, pair by pair."""
         if earlier is None:
-            found = fibre_log(frame, complete_rotation(frame), goal, turns)
-            return found, (found.residual <= goal) & found.regular
+            path = fibre_log(frame, complete_rotation(frame), goal, turns)
+            return path, (path.residual <= goal) & path.regular
         rotation, log = (x.flatten(0, 2).to(frame.dtype) for x in (earlier.rotations, earlier.generators))
         rest, near = continue_rotation(frame, rotation, log)
         rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
-        found = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
-        settled = near & (found.residual <= goal) & found.regular
-        cold = torch.nonzero(~settled).squeeze(-1)
+        path = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
+        valid = near & (path.residual <= goal) & path.regular
+        cold = torch.nonzero(~valid).squeeze(-1)
         if cold.numel():
             again = fibre_log(frame[cold], complete_rotation(frame[cold]), goal[cold], turns)
-            found = FibreLog(*(x.index_copy(0, cold, y) for x, y in zip(found, again, strict=True)))
-            settled = settled.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
-        return found, settled
+            path = FibreLog(*(x.index_copy(0, cold, y) for x, y in zip(path, again, strict=True)))
+            valid = valid.index_copy(0, cold, (again.residual <= goal[cold]) & again.regular)
+        return path, valid
 
     def _core_logarithms(
         self, values: Tensor, basis: Tensor, alignments: Tensor

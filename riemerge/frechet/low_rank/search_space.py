@@ -83,24 +83,24 @@ class JointManifold(TorchManifold):
         turned = alignments.to(momentum) @ momentum @ alignments.mT.to(momentum)
         return self._join_gradient(-self.quotient.horizontal(x, mean), turned, weights)
 
-    def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, found: Pass) -> Tensor:
+    def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, known: Pass) -> Tensor:
         """Return what `gradient` does, from what one pass of `AlignedLogarithms` found."""
-        basis, momentum = found.basis, found.momentum
-        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / orbit_metric(found.values)
+        basis, momentum = known.basis, known.momentum
+        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / orbit_metric(known.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
         frame = alignments @ basis
-        return self._join_gradient(vertical - found.mean, frame @ momentum @ frame.mT, weights)
+        return self._join_gradient(vertical - known.mean, frame @ momentum @ frame.mT, weights)
 
     def _join_gradient(self, at_x: Tensor, momentum: Tensor, weights: Tensor) -> Tensor:
         """Return the gradient with this part at x; data without weight have no say in their alignments."""
         turns = torch.where((weights > 0)[..., None, None], momentum, 0.0)
         return self.join(at_x, linalg.skew(turns / self._metric))
 
-    def vertical_lengths(self, found: Pass) -> Tensor:
+    def vertical_lengths(self, known: Pass) -> Tensor:
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
-        return (found.momentum.square() / orbit_metric(found.values)).sum(dim=(-2, -1)).sqrt()
+        return (known.momentum.square() / orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
 
-    def precondition(self, point: Tensor, vector: Tensor, found: Pass) -> Tensor:
+    def precondition(self, point: Tensor, vector: Tensor, known: Pass) -> Tensor:
         """Divide the turns by a model of the cost's second derivative over the group, at a point whose pass
         is known.
 
@@ -109,10 +109,10 @@ class JointManifold(TorchManifold):
         """
         _, alignments = self.split(point)
         at_x, turns = self.split(vector)
-        frame = alignments @ found.basis
+        frame = alignments @ known.basis
         cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
-        products = found.basis.mT @ found.products @ found.basis
-        curvature = group_curvature(found.values, products[0], products[1], cores)
+        products = known.basis.mT @ known.products @ known.basis
+        curvature = group_curvature(known.values, products[0], products[1], cores)
         small = frame.mT @ (self._metric * turns) @ frame / curvature
         return self.join(at_x, linalg.skew(frame @ small @ frame.mT))
 
@@ -141,12 +141,12 @@ class JointManifold(TorchManifold):
         return self.join(self.total.riemannian_to_euclidean_gradient(x, at_x), metric * turns)
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follow the geodesic of x and turns each alignment by Cayley's map."""
+        """Follow the geodesic of x and turn each alignment by Cayley's map."""
         (x, alignments), (at_x, turns) = self.split(point), self.split(tangent_vector)
         return self.join(self.total.exp(x, at_x), linalg.cayley(linalg.skew(turns)) @ alignments)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carry the part at x as the total space does, and keeps the turns: an isometry, horizontal up to
+        """Carry the part at x as the total space does, and keep the turns: an isometry, horizontal up to
         what turns vertical.
         """
         (a, _), (b, _), (at_x, turns) = self.split(point_a), self.split(point_b), self.split(tangent_vector_a)

@@ -143,7 +143,8 @@ class LBFGS(Optimizer):  # type: ignore[misc]
             share = pair.inverse * algebra.apply(point, pair.of_step, vector)
             vector = algebra.add(vector, -share, pair.change)
             shares.append(share)
-        vector = algebra.precondition(problem, point, vector)
+        # Carried vectors too: it changes the turns alone, and those are kept as they are.
+        vector = problem.preconditioner(point, vector)
         if self._pairs and self._rescale:
             vector = algebra.scale(self._pairs[-1].size, vector)
         for pair, share in zip(self._pairs, reversed(shares), strict=True):
@@ -154,7 +155,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
     def _carry(
         self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
     ) -> Any:
-        """Carry the pairs to a new point and adds the newest: (point, step, gradient as it is kept),
+        """Carry the pairs to a new point and add the newest: (point, step, gradient as it is kept),
         (arrival, gradient); return the last as it is kept.
         """
         (point, step, gradient), (arrival, new) = before, after
@@ -171,7 +172,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         inverse = algebra.invert(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
         size = None
         if self._rescale:
-            conditioned = algebra.precondition(problem, arrival, change)
+            conditioned = problem.preconditioner(arrival, change)
             shown = inverse * algebra.apply(arrival, of_change, conditioned)
             size = algebra.invert(shown, inverse > 0, kept[-1].size if kept else 1.0)
         self._pairs = [
@@ -199,10 +200,6 @@ class _Algebra(ABC):
     @abstractmethod
     def push(self, vector: Any) -> Any:
         """Return a kept vector as a tangent vector at the current point."""
-
-    @abstractmethod
-    def precondition(self, problem: Problem, point: Any, vector: Any) -> Any:
-        """Apply the problem's preconditioner at the current point to a kept vector."""
 
     @abstractmethod
     def advance(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
@@ -255,10 +252,6 @@ class _Transported(_Algebra, ABC):
     @final
     def push(self, vector: Any) -> Any:
         return vector
-
-    @final
-    def precondition(self, problem: Problem, point: Any, vector: Any) -> Any:
-        return problem.preconditioner(point, vector)
 
     @final
     def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
@@ -334,11 +327,6 @@ class _Carried(_PerModule):
 
     def push(self, vector: Tensor) -> Tensor:
         return self._carrier.push(vector)
-
-    def precondition(self, problem: Problem, point: Tensor, vector: Tensor) -> Tensor:
-        # Changes the turns alone, and those are kept as they are.
-        changed: Tensor = problem.preconditioner(point, vector)
-        return changed
 
     def advance(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         self._carrier.advance(point, arrival)

@@ -1,4 +1,4 @@
-"""Watches a solve from outside the optimizer: counts, freezes finished modules, and ends it."""
+"""The watch of a solve from outside the optimizer: it counts, freezes finished modules, and ends it."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def refusal(manifold: Manifold, point: Any) -> str | None:
     if isinstance(manifold, manifolds.Product):
         if not isinstance(point, list | tuple) or len(point) != len(manifold.manifolds):
             return f"it is {_describe(point)}; expected a list of {len(manifold.manifolds)} points"
-        found = enumerate(map(refusal, manifold.manifolds, point))
-        return next((f"in factor {i}, {reason}" for i, reason in found if reason is not None), None)
+        reasons = enumerate(map(refusal, manifold.manifolds, point))
+        return next((f"in factor {i}, {reason}" for i, reason in reasons if reason is not None), None)
     return _misfit(manifold, point) or _broken(manifold, point)
 
 

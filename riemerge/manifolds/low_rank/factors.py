@@ -172,7 +172,7 @@ class FixedRank(GeodesicManifold):
         leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         parts = zip(self._parts, self.split(point_a), self.split(point_b), strict=True)
         left, core, right = (part.logarithm(x, y) for part, x, y in parts)
-        tangent = self.join(*(found.tangent.expand(*leading, -1, -1) for found in (left, core, right)))
+        tangent = self.join(*(log.tangent.expand(*leading, -1, -1) for log in (left, core, right)))
         squared = left.squared + core.squared + right.squared
         return Logarithm(tangent, squared, left.valid & core.valid & right.valid)
 

@@ -165,8 +165,8 @@ class Orthogonal(GroupAction):
         flat = [x.expand(*leading, rows, self.r).reshape(-1, rows, self.r) for x in (point, to)]
         moving, fixed = flat
         candidates = surrogate.candidates(*(surrogate.spectrum(total, x) for x in flat))
-        found = total.logarithm(fixed, self.act(total, moving, candidates))
-        squared = torch.where(found.valid, found.squared, torch.inf)
+        logs = total.logarithm(fixed, self.act(total, moving, candidates))
+        squared = torch.where(logs.valid, logs.squared, torch.inf)
         nearest = torch.argsort(squared, dim=0, stable=True)[:_REFINED, :, None, None]
         chosen = torch.take_along_dim(candidates, nearest, dim=0)
         chosen, squared = self._refine(total, moving, fixed, chosen, _LOOSE)
@@ -184,21 +184,21 @@ class Orthogonal(GroupAction):
         count = element.shape[0]
         element = element.reshape(-1, self.r, self.r).clone()
         moving, fixed = (x.expand(count, *x.shape).reshape(-1, *x.shape[-2:]) for x in (moving, fixed))
-        found = total.logarithm(fixed, self.act(total, moving, element))
-        squared = torch.where(found.valid, found.squared, torch.inf)
-        gauge, length = self._gauge(total, fixed, found.tangent)
+        logs = total.logarithm(fixed, self.act(total, moving, element))
+        squared = torch.where(logs.valid, logs.squared, torch.inf)
+        gauge, length = self._gauge(total, fixed, logs.tangent)
         damping = torch.ones_like(squared)
         for _ in range(_MAX_REFINEMENTS):
             busy = (length > tolerance * (1 + squared.sqrt())) & (damping > 1e-3) & torch.isfinite(squared)
             active = torch.nonzero(busy).squeeze(-1)
             if active.numel() == 0:
                 break
-            at, turning = fixed[active], moving[active]
-            step = _curvature_step(total, at, self.act(total, turning, element[active]), gauge[active])
+            targets, turning = fixed[active], moving[active]
+            step = _curvature_step(total, targets, self.act(total, turning, element[active]), gauge[active])
             trial = element[active] @ linalg.exp_skew(damping[active][:, None, None] * step)
-            found = total.logarithm(at, self.act(total, turning, trial))
-            value = torch.where(found.valid, found.squared, torch.inf)
-            turned, left = self._gauge(total, at, found.tangent)
+            logs = total.logarithm(targets, self.act(total, turning, trial))
+            value = torch.where(logs.valid, logs.squared, torch.inf)
+            turned, left = self._gauge(total, targets, logs.tangent)
             # Round-off in d² (eps cond(B)) hides decreases near the minimum; there the gradient decides.
             visible = (value - squared[active]).abs() > 1e-9 * (1 + squared[active])
             better = torch.where(visible, value < squared[active], left < length[active])

@@ -71,8 +71,8 @@ def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
     near, far = left.weighted + right.weighted, torch.pi * (pair.left + pair.right)
     starts = _starts(torch.stack((near, pair.left, pair.right)), _UNCERTAIN)
     others = _starts(torch.stack((far, pair.left, pair.right)), 1)
-    found = (starts[:, :4], pair.climb(starts, near, _STEPS), pair.climb(others, far, _STEPS))
-    return moving.basis @ torch.cat(found, dim=1).flatten(0, 1) @ fixed.basis.mT
+    elements = (starts[:, :4], pair.climb(starts, near, _STEPS), pair.climb(others, far, _STEPS))
+    return moving.basis @ torch.cat(elements, dim=1).flatten(0, 1) @ fixed.basis.mT
 
 
 def follow(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -90,9 +90,9 @@ def follow(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) ->
     left, right = _side(pair.left), _side(pair.right)
     linear = left.weighted + right.weighted
     if elements is None:
-        found = pair.climb(_starts(linear.unsqueeze(0), 1), linear, _FIRST_STEPS)
-        best = pair.values(found, linear).argmax(dim=1, keepdim=True)
-        turned = torch.take_along_dim(found, best[..., None, None], dim=1).squeeze(1)
+        ends = pair.climb(_starts(linear.unsqueeze(0), 1), linear, _FIRST_STEPS)
+        best = pair.values(ends, linear).argmax(dim=1, keepdim=True)
+        turned = torch.take_along_dim(ends, best[..., None, None], dim=1).squeeze(1)
     else:
         turned = moving.basis.mT @ elements @ fixed.basis
     turned = pair.climb(turned, linear, _MORE_STEPS)

@@ -47,7 +47,8 @@ def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     Cost: needs the dense dW; about a hundred operations per entry, model and pass.
     """
     weights = (setting.weights / setting.weights.sum()).to(x).unsqueeze(-1)
-    information = torch.stack([one["fisher"].to(x) for one in setting.statistics]) + setting.values["floor"]
+    fishers = [statistics["fisher"].to(x) for statistics in setting.statistics]
+    information = torch.stack(fishers) + setting.values["floor"]
     if not bool((positive := information > 0).all()):
         raise NumericalError(
             f"{int((~positive).sum())} of {positive.numel()} entries of the Fisher information are not "
@@ -55,22 +56,16 @@ def fisher_rao(x: Tensor, setting: Setting) -> Answer:
         )
     tol, budget = setting.values["tol"], setting.values["max_passes"]
     points = zip(x.flatten(1).split(_BLOCK, 1), information.flatten(1).split(_BLOCK, 1), strict=True)
-    solved = [_solve(mean / 2**0.5, form.rsqrt(), weights, tol, budget) for mean, form in points]
-    value = 2**0.5 * torch.cat([one.centre for one in solved]).reshape(x.shape[1:])
-    worst = max((one.gradient for one in solved), default=0.0)
-    passes = max((one.passes for one in solved), default=0)
+    blocks = [_solve(mean / 2**0.5, form.rsqrt(), weights, tol, budget) for mean, form in points]
+    centres, gradients, counts = zip(*blocks, strict=True)
+    value = 2**0.5 * torch.cat(centres).reshape(x.shape[1:])
+    worst, passes = max(gradients), max(counts)
     if worst <= tol:
         return Answer(value, Status.CONVERGED, passes=passes)
     gradient = f"The largest gradient of an entry is {worst:.1e}, above tol {tol:.1e}"
     if passes < budget:
         return Answer(value, Status.STALLED, f"{gradient}: raise tol.", passes=passes)
     return Answer(value, Status.BUDGET, f"{gradient}: raise max_passes or tol.", passes=passes)
-
-
-class _Solved(NamedTuple):
-    centre: Tensor
-    gradient: float
-    passes: int
 
 
 class _Slope(NamedTuple):
@@ -86,8 +81,11 @@ class _Slope(NamedTuple):
         return torch.hypot(self.across, self.along)
 
 
-def _solve(u: Tensor, s: Tensor, weights: Tensor, tol: float, budget: int) -> _Solved:
-    """The means of k sets of T points (T, k) of the half-plane, each with its own damping."""
+def _solve(u: Tensor, s: Tensor, weights: Tensor, tol: float, budget: int) -> tuple[Tensor, float, int]:
+    """Return the means (k,) of k sets of T points (T, k) of the half-plane, the largest gradient, and passes.
+
+    Each set has its own damping.
+    """
     centre = (weights * u / s).sum(dim=0) / (weights / s).sum(dim=0)
     height = (weights * s.log()).sum(dim=0).exp()
     slope, damping, passes = _slope(centre, height, u, s, weights), torch.ones_like(centre), 0
@@ -105,11 +103,11 @@ def _solve(u: Tensor, s: Tensor, weights: Tensor, tol: float, budget: int) -> _S
         slope = _Slope(*(torch.where(better, a, b) for a, b in zip(new, slope, strict=True)))
         damping = torch.where(better, 1.0, torch.where(open_, damping / 2, damping))
         passes += 1
-    return _Solved(centre, float(slope.size.max()) if slope.size.numel() else 0.0, passes)
+    return centre, float(slope.size.max()) if slope.size.numel() else 0.0, passes
 
 
 def _slope(centre: Tensor, height: Tensor, u: Tensor, s: Tensor, weights: Tensor) -> _Slope:
-    """Σ wₜ log(zₜ) at centre + i·height, and that times the inverse Hessian.
+    """Return Σ wₜ log(zₜ) at centre + i·height, and that times the inverse Hessian.
 
     The Hessian is Σ wₜ (v vᵀ + dₜ coth dₜ (1 − v vᵀ)), with v the unit vector towards zₜ.
     """
@@ -138,7 +136,7 @@ def _slope(centre: Tensor, height: Tensor, u: Tensor, s: Tensor, weights: Tensor
 
 
 def _exp(centre: Tensor, height: Tensor, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the geodesic from centre + i·height with this velocity arrives."""
+    """Return where the geodesic from centre + i·height with this velocity arrives."""
     length = torch.hypot(across, along)
     safe = torch.where(length > 0, length, 1.0)
     x, y = across / safe, along / safe

@@ -82,7 +82,8 @@ def solve(
     blocks: list[_Block] = []
     for (size, starts), modules in groups.items():
         names = list(modules)
-        for part in _parts(names, modules[names[0]][0].device):
+        on_cpu = modules[names[0]][0].device.type == "cpu"
+        for part in _parts(names) if on_cpu else [tuple(names)]:
             points = torch.stack([modules[name][0] for name in part], dim=1)
             weights = torch.tensor([modules[name][1] for name in part], dtype=torch.float64, device="cpu")
             blocks.append(_Block(part, size, starts, points, weights.T))
@@ -95,10 +96,10 @@ def solve(
     }
 
 
-def _parts(names: Sequence[str], device: torch.device) -> list[tuple[str, ...]]:
-    """Divide modules on a CPU into blocks as equal as can be, an even number of them; few stay together."""
+def _parts(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Divide modules into blocks as equal as can be, an even number of them; few stay together."""
     count = len(names)
-    if count <= _FEW or device.type != "cpu":
+    if count <= _FEW:
         return [tuple(names)]
     blocks = 2 * math.ceil(count / (2 * _BLOCK))
     ends = [count * i // blocks for i in range(blocks + 1)]

@@ -32,15 +32,15 @@ class _Module:
     """What the first stream keeps of a module.
 
     Attributes:
-        name: The module.
-        weights: The T weights.
-        ranks: The T ranks as edited.
-        numerical: The T numerical ranks.
-        kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
-        problems: Why it cannot be merged.
+        name: Name of the module.
         reduced: The module in its joint span, without what is tall of it.
-        task: Its points; None where there is nothing to solve.
-        starts: How many starts to solve from.
+        weights: T weights.
+        ranks: T ranks of the updates as edited.
+        numerical: T numerical ranks.
+        kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
+        problems: Reasons why the module cannot be merged.
+        task: Points to solve for; None where there is nothing to solve.
+        starts: Number of starts to solve from.
     """
 
     name: str
@@ -55,7 +55,7 @@ class _Module:
 
     @property
     def used(self) -> tuple[int, ...]:
-        """The places of the updates that count: neither all zero nor of weight 0."""
+        """Places of the updates that count: neither all zero nor of weight 0."""
         counts = zip(self.numerical, self.weights, strict=True)
         return tuple(place for place, (rank, weight) in enumerate(counts) if rank > 0 and weight > 0)
 
@@ -65,7 +65,7 @@ class _Module:
 
     @property
     def rank(self) -> int:
-        """The rank at which it is merged."""
+        """Rank at which the module is merged."""
         return min((self.numerical[place] for place in self.used), default=0)
 
 
@@ -75,10 +75,10 @@ class _Task:
     """The points of a module on the manifold on which it is solved.
 
     Attributes:
-        points: (T, rows, r); those of left-out updates are copies of another.
-        size: Of that manifold.
-        total: The manifold of the span of all factors.
-        reduction: From that to the span of the updates that are merged.
+        points: Points (T, rows, r); those of left-out updates are copies of another.
+        size: Size of that manifold.
+        total: Manifold of the span of all factors.
+        reduction: Reduction from `total` to the span of the updates that are merged.
     """
 
     points: Tensor
@@ -109,8 +109,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     for module in in_order(partial(_prepare, read, stack, options), names, options.threads):
         modules[module.name] = module
         _report(options, "read", len(modules), len(names))
-    if problems := [problem for module in modules.values() for problem in module.problems]:
-        raise NumericalError(problems)
+    NumericalError.refuse([problem for module in modules.values() for problem in module.problems])
     if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
         raise AdapterError(mixed)
 
@@ -190,7 +189,7 @@ def mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
     """Say what is wrong with the ranks of the updates of one module that are not all zero: they differ.
 
     Args:
-        module: Its name.
+        module: Name of the module.
         ranks: Name and rank of each update that counts.
     """
     if len({rank for _, rank in ranks}) < 2:
@@ -234,23 +233,13 @@ def _make_task(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int
 
 def _solve_all(options: Options, modules: Mapping[str, _Module]) -> dict[str, ModuleMean]:
     """Solve all modules that have something to solve, those of one size and as many starts together."""
-    alike: dict[tuple[Size, int], list[_Module]] = defaultdict(list)
+    groups: dict[tuple[Size, int], dict[str, tuple[Tensor, Sequence[float]]]] = defaultdict(dict)
     for module in modules.values():
         if module.task is not None:
-            alike[module.task.size, module.starts].append(module)
-    total = sum(map(len, alike.values()))
-    return solve(
-        {
-            key: {
-                module.name: (module.task.points, module.only_used(module.weights, 0.0))
-                for module in group
-                if module.task is not None
-            }
-            for key, group in sorted(alike.items())
-        },
-        options,
-        done=len(modules) - total,
-    )
+            weights = module.only_used(module.weights, 0.0)
+            groups[module.task.size, module.starts][module.name] = (module.task.points, weights)
+    done = len(modules) - sum(map(len, groups.values()))
+    return solve(dict(sorted(groups.items())), options, done=done)
 
 
 def _lift(

@@ -193,11 +193,11 @@ class OuterOptimizer:
             differ = sorted(self._state.keys() ^ base.keys())
             raise ValueError(f"{differ[0]} is not both in the state and in the base: expected the same names")
         for name, state in self._state.items():
-            found = {kind: tuple(value.shape) for kind, value in state.items()}
+            shapes = {kind: tuple(value.shape) for kind, value in state.items()}
             expected = dict.fromkeys(self._rule.rest(base[name].new_empty(0)), tuple(base[name].shape))
-            if found != expected:
+            if shapes != expected:
                 raise ValueError(
-                    f"{name}: the state holds {found}: expected {expected} for this rule and base"
+                    f"{name}: the state holds {shapes}: expected {expected} for this rule and base"
                 )
 
 
@@ -274,16 +274,16 @@ def _check_models(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tens
     for name, origin in base.items():
         if not origin.dtype.is_floating_point:
             raise ValueError(f"{name}: the base is {origin.dtype}: expected a float dtype")
-    for place, model in enumerate(models):
+    for index, model in enumerate(models):
         if model.keys() != base.keys():
             differ = sorted(model.keys() ^ base.keys())
             raise ValueError(
-                f"model {place}: {differ[0]} is not both in it and in the base: expected the same"
+                f"model {index}: {differ[0]} is not both in it and in the base: expected the same"
             )
         for name, origin in base.items():
             if model[name].shape != origin.shape:
-                found, expected = tuple(model[name].shape), tuple(origin.shape)
-                raise ValueError(f"model {place}: {name} is {found}: expected {expected} as in the base")
+                shape, expected = tuple(model[name].shape), tuple(origin.shape)
+                raise ValueError(f"model {index}: {name} is {shape}: expected {expected} as in the base")
 
 
 def _check_positive(name: str, value: float) -> None:

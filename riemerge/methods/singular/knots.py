@@ -136,5 +136,5 @@ def vote_in(coordinates: Callable[[Tensor], Tensor], stream: Stream) -> Mapping[
 
 
 def _signless(setting: Setting) -> Setting:
-    """A setting in which undecided entries have no majority: its sign would be that of arbitrary axes."""
+    """Return a setting without a majority for undecided entries: its sign would be that of arbitrary axes."""
     return replace(setting, facts={**setting.facts, "majority": 0})

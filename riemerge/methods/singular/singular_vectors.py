@@ -236,9 +236,9 @@ def _expect_distinct(sigma: Tensor, first: int, largest: float) -> None:
     # LAPACK's singular values are right to a few eps of the largest: nearer ones cannot be told apart.
     equal = sigma.diff().neg() <= 100.0 * torch.finfo(sigma.dtype).eps * largest
     if bool(equal.any()):
-        place = int(equal.nonzero()[0])
+        index = int(equal.nonzero()[0])
         raise NumericalError(
-            f"singular values {first + place} and {first + place + 1} are equal ({float(sigma[place]):.6g}): "
+            f"singular values {first + index} and {first + index + 1} are equal ({float(sigma[index]):.6g}): "
             "expected distinct ones, the method uses single singular vectors and theirs are arbitrary: use a "
             "method that does not, such as task_arithmetic"
         )

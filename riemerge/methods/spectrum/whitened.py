@@ -194,9 +194,9 @@ def _expect_determined(values: Tensor, target: Tensor) -> None:
     equal = values.diff().neg() <= _ROUND_OFF * values[0]
     differ = target.diff().neg() > _ROUND_OFF * target[0]
     if bool((equal & differ).any()):
-        place = int((equal & differ).nonzero()[0])
+        index = int((equal & differ).nonzero()[0])
         raise NumericalError(
-            f"singular values {place + 1} and {place + 2} of the mean are equal "
-            f"({float(values[place]):.6g}), those of the inputs are not: expected distinct ones, their "
+            f"singular values {index + 1} and {index + 2} of the mean are equal "
+            f"({float(values[index]):.6g}), those of the inputs are not: expected distinct ones, their "
             "singular vectors are arbitrary: use spectrum, or power 1"
         )

@@ -40,7 +40,7 @@ def test_json_that_is_written_reads_back_whatever_its_order() -> None:
 
 @pytest.mark.parametrize("given", ["plain", "\x1b[31mred", "turned \u202e around", "a" * 201, "\n" * 80, ""])
 def test_what_is_shown_is_printable_and_short(given: str) -> None:
-    shown = text.shown(given)
+    shown = text.show(given)
     assert shown.isprintable()
     assert len(shown) <= 200
     if given.isprintable() and len(given) <= 200:
@@ -56,20 +56,20 @@ def test_a_value_is_brief() -> None:
 
 def test_the_first_names_are_listed_and_the_others_counted() -> None:
     names = ["a", "b", "c\n", "d"]
-    assert text.listed(names[:3]) == "a, b, 'c\\n'"
-    assert text.listed(names) == "a, b, 'c\\n' and 1 more"
-    assert text.listed(iter(names), 1) == "a and 3 more"
-    assert text.listed([]) == ""
+    assert text.list_names(names[:3]) == "a, b, 'c\\n'"
+    assert text.list_names(names) == "a, b, 'c\\n' and 1 more"
+    assert text.list_names(iter(names), 1) == "a and 3 more"
+    assert text.list_names([]) == ""
 
 
 def test_a_path_that_is_given_again_under_another_name_is_said(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "link", tmp_path / "b" / ".." / "a"]
-    assert text.repeated(paths) == [
+    assert text.find_repeated(paths) == [
         f"{tmp_path / 'a'}: is listed 3 times: give it once, with a larger weight"
     ]
-    assert text.repeated(paths[:2]) == []
+    assert text.find_repeated(paths[:2]) == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "C:x", "a\nb"])

@@ -49,7 +49,7 @@ def test_joint_manifold_obeys_the_laws() -> None:
     data = torch.stack(points)
 
     # Riesz, for a function that does not see the common gauge.
-    @torch_function(search)  # type: ignore[untyped-decorator]
+    @torch_function(search)
     def cost(point: torch.Tensor) -> torch.Tensor:
         at, turns = search.split(point)
         turned = search.action.act(search.total, data, turns)

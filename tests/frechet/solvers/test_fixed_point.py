@@ -18,7 +18,7 @@ def test_a_fixed_point_by_itself_stays_on_the_manifold_and_logs() -> None:
     points = [unit(x) for x in generator.standard_normal((3, 5))]
     sphere = manifolds.Sphere(5)
 
-    @pymanopt.function.autograd(sphere)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(sphere)
     def cost(x: np.ndarray) -> Any:
         return sum(anp.sum((x - y) ** 2) for y in points) / 6
 

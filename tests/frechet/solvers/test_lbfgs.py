@@ -21,7 +21,7 @@ R, T, M, N = 8, 6, 120, 100
 def rayleigh(manifold: pymanopt.manifolds.manifold.Manifold, matrix: np.ndarray) -> pymanopt.Problem:
     """Minus the sum of the leading eigenvalues, as a problem."""
 
-    @pymanopt.function.autograd(manifold)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(manifold)
     def cost(x: np.ndarray) -> Any:
         return -anp.trace(anp.dot(x.T, anp.dot(matrix, x)))
 
@@ -52,7 +52,7 @@ def nearest_of_rank_three(
     """The matrix of rank 3 nearest to another, as a problem; and a start."""
     space = pymanopt.manifolds.FixedRankEmbedded(20, 15, 3)
 
-    @pymanopt.function.autograd(space)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(space)
     def cost(u: np.ndarray, s: np.ndarray, vt: np.ndarray) -> Any:
         return anp.sum((anp.dot(u * s, vt) - matrix) ** 2) / 2
 
@@ -83,7 +83,7 @@ def test_tangent_vectors_may_be_of_the_algebra() -> None:
     root = generator.standard_normal((8, 8))
     matrix, order = root + root.T, np.arange(1.0, 9)
 
-    @pymanopt.function.autograd(space)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(space)
     def cost(x: np.ndarray) -> Any:
         return -anp.sum(order * anp.sum(x * anp.dot(matrix, x), axis=0))
 
@@ -166,7 +166,7 @@ def test_needs_about_as_many_steps_as_dimensions_on_a_quadratic() -> None:
     space = pymanopt.manifolds.Euclidean(12)
     scales = np.logspace(0, 4, 12)
 
-    @pymanopt.function.autograd(space)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(space)
     def cost(x: np.ndarray) -> Any:
         return anp.sum(scales * x**2) / 2
 
@@ -181,7 +181,7 @@ def test_stops_at_once_at_a_minimum_and_by_its_own_rules() -> None:
     space = pymanopt.manifolds.Sphere(4)
     scales = np.array([3.0, 2, 1, 0])
 
-    @pymanopt.function.autograd(space)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(space)
     def cost(x: np.ndarray) -> Any:
         return -anp.sum(scales * x**2)
 
@@ -215,7 +215,7 @@ def test_steps_without_curvature_are_not_used(monkeypatch: pytest.MonkeyPatch) -
     """On a concave stretch <s, y> is negative; taken in, such a pair would turn the direction uphill."""
     space = pymanopt.manifolds.Euclidean(1)
 
-    @pymanopt.function.autograd(space)  # type: ignore[untyped-decorator]
+    @pymanopt.function.autograd(space)
     def cost(x: np.ndarray) -> Any:
         return anp.sum(1 - anp.exp(-((x / 4) ** 2)))
 

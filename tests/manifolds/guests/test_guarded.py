@@ -16,7 +16,7 @@ from tests.frechet.guests import drawn
 
 
 def test_a_manifold_that_can_only_retract_is_enough() -> None:
-    class Retracting(manifolds.manifold.Manifold):  # type: ignore[misc]
+    class Retracting(manifolds.manifold.Manifold):
         """The sphere without exp, transport and to_tangent_space."""
 
         def __init__(self) -> None:

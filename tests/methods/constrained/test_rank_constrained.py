@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,9 @@ def test_regmean_of_one_rank_is_the_weighted_svd_and_what_the_manifold_finds() -
 def test_inputs_without_data_are_carried_along() -> None:
     x = normal(3, 6, 8)
     at = setting(x, ridge=0.0)
-    for s in at.statistics:
-        s["gram"][2], s["gram"][:, 2] = 0.0, 0.0  # type: ignore[index]
+    for known in at.statistics:
+        known["gram"][2] = 0.0
+        known["gram"][:, 2] = 0.0
     found = lowrank_regmean(x, at)
     assert bool(found.isfinite().all())
     assert torch.linalg.matrix_rank(found) == 2
@@ -108,11 +110,11 @@ def alternating(lefts: Tensor, rights: Tensor, x: Tensor, start: Tensor, rank: i
         right = sum(a * one @ d @ r @ v for a, one, d, r in zip(w, ls, xs, rs, strict=True))
         return np.linalg.solve(system, right.T.ravel()).reshape(rank, -1).T
 
-    for _ in range(3000):
+    for _ in range(2999):
         u = np.linalg.qr(solved(v, ls, rs, xs))[0]
-        v = solved(u, rs, ls, xs.transpose(0, 2, 1))
-        if _ < 2999:
-            v = np.linalg.qr(v)[0]
+        v = np.linalg.qr(solved(u, rs, ls, xs.transpose(0, 2, 1)))[0]
+    u = np.linalg.qr(solved(v, ls, rs, xs))[0]
+    v = solved(u, rs, ls, xs.transpose(0, 2, 1))
     return torch.from_numpy(u @ v.T)
 
 
@@ -122,6 +124,7 @@ def test_mats_of_one_rank_is_what_alternating_least_squares_find_and_below_the_c
     lefts, rights = forms_of(at, x)
     found, whole = lowrank_mats(x, at), lowrank_mats(x, setting(x, None))
     assert (found.status, whole.status) == (Status.CONVERGED, Status.CONVERGED)
+    assert found.cost is not None
     dense = sum(w * torch.kron(a, b) for w, a, b in zip(WEIGHTS, lefts, rights, strict=True))
     right = torch.einsum("t,tij,tjk,tkl->il", WEIGHTS, lefts, x, rights).flatten()
     assert apart(whole.value.flatten(), torch.linalg.solve(dense, right)) < 1e-8
@@ -168,6 +171,7 @@ def test_forms_of_the_updates_move_with_isometries_and_cost_less_than_the_cut(ta
     if target == "mean":
         whole = lowrank_updates(x, setting(x, None))
         assert isinstance(whole, Answer)
+        assert found.cost is not None
         assert found.cost == pytest.approx(cost_of(lefts, rights, x, found.value), rel=1e-9)
         assert cost_of(lefts, rights, x, cut(whole.value, 2)) > found.cost * (1 + 1e-3)
     one_sided = lowrank_updates(x, setting(x, target=target, sides="inputs"))
@@ -192,13 +196,14 @@ def test_what_has_no_answer_is_refused() -> None:
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.constrained])
 def test_the_answer_has_the_rank_and_is_a_function_of_the_updates(name: str) -> None:
     given = adapter_family("independent", 3, *SHAPE, 3, 7)
-    said = {"tol": 3e-10, "cost_tol": 0.0} if "tol" in METHODS[name].parameters else {}
+    said: dict[str, Any] = {"tol": 3e-10, "cost_tol": 0.0} if "tol" in METHODS[name].parameters else {}
     first = merged(name, given, [0.5, 0.3, 0.2], rank=2, **said)
     gauge = random_gauge(3, 1e2, seeded(3))
     turned = [(b @ gauge, torch.linalg.solve(gauge, a)) for b, a in given]
-    again = [[of[i] for i in (2, 0, 1)] for of in (turned, [0.5, 0.3, 0.2], [0, 10, 20])]
+    turn = itemgetter(2, 0, 1)
+    again = merged(name, turn(turned), turn([0.5, 0.3, 0.2]), turn([0, 10, 20]), rank=2, **said)
     # The gradient at which a solve ends, over the least curvature.
-    assert apart(merged(name, *again, rank=2, **said), first) < 1e-7
+    assert apart(again, first) < 1e-7
     stack = stacked(METHODS[name], given, [0.5, 0.3, 0.2], [0, 10, 20], **said)
     ((_, one),) = run_method(METHODS[name], stack, Options(rank=2))
     assert one.evidence.ok

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -180,7 +181,7 @@ def test_fisher_and_regmean_are_those_of_fusion_bench(case: int) -> None:
 
     for normalized in (False, True):
         stream = [(stored[f"{name}.x"], at(name, normalize_fisher=normalized)) for name in modules]
-        facts = fisher_norms(lambda stream=stream: iter(stream))
+        facts = fisher_norms(partial(iter, stream))
         for name in modules:
             ours = fisher(stored[f"{name}.x"], at(name, normalize_fisher=normalized, facts=facts))
             theirs = stored[f"{name}.fisher_{'normalized' if normalized else 'plain'}"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +38,7 @@ RANDOM = [row.name for row in ROWS if "seed" in row.parameters]
 FIXED = [row.name for row in ROWS if "seed" not in row.parameters]
 
 
-def asked(name: str) -> dict[str, float]:
+def asked(name: str) -> dict[str, Any]:
     return {key: value for key, value in ASKED.items() if key in ROW[name].parameters}
 
 
@@ -215,7 +218,7 @@ def test_sce_keeps_where_models_differ() -> None:
 def test_consensus_by_hand() -> None:
     """s = (5, 1, 0, 2); models need an entry where it is above half of their distance to s."""
     x = torch.tensor([[2.0, 3.0, 1.0, 2.0], [3.0, -2.0, -1.0, 0.0]], dtype=torch.float64)
-    asked = {"mask_threshold": (0.5, 0.5)}
+    asked: dict[str, Any] = {"mask_threshold": (0.5, 0.5)}
     assert run("consensus", x, agreeing=2, **asked).tolist() == [5.0, 1.0, 0.0, 0.0]
     assert run("consensus", x, agreeing=1, **asked).tolist() == [5.0, 1.0, 0.0, 2.0]
     # A threshold of its own: the second model needs 3 > 2 · 2 no more.
@@ -279,4 +282,4 @@ def test_the_survey_needs_the_same_models_and_densities() -> None:
     for other, density in ((x, 0.4), (x[:1], 0.5)):
         stream = [first, (other, setting(other, density=density))]
         with pytest.raises(NumericalError, match="expected the same in all"):
-            vote(lambda stream=stream: iter(stream))
+            vote(partial(iter, stream))

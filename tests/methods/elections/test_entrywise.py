@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -19,10 +20,10 @@ from tests.methods.edited import SHAPES, find, random_updates, setting
 
 FROZEN = ROOT / "tests" / "oracles" / "edited.safetensors"
 EDITS = ("trim", "trim_both_ends", "drop", "drop_by_rank")
-EVERY = {"gamma": 0.1, "epsilon": 0.1, "rescale": "expected"}
+EVERY: dict[str, Any] = {"gamma": 0.1, "epsilon": 0.1, "rescale": "expected"}
 
 
-def edit(name: str, x: Tensor, seed: int = 0, density: object = 1.0, **values: object) -> Tensor:
+def edit(name: str, x: Tensor, seed: int = 0, density: object = 1.0, **values: Any) -> Tensor:
     at = setting(x, seed=seed, density=density, **EVERY | values)
     return find(f"riemerge.methods.elections.entrywise:{name}")(x, at)
 
@@ -202,7 +203,7 @@ def probabilities(name: str, x: Tensor, densities: object, epsilon: float) -> li
     asked = []
     draw = torch.bernoulli
 
-    def spy(chances: Tensor, **keywords: object) -> Tensor:
+    def spy(chances: Tensor, **keywords: Any) -> Tensor:
         asked.append(chances)
         return draw(chances, **keywords)
 

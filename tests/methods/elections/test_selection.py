@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,7 +56,7 @@ def test_kth_largest_is_that_of_a_sort(k: int) -> None:
     models = torch.stack([HARD, torch.randint(-3, 4, (13,), generator=seeded(1)).double()])
     for pieces in ((models,), models.split((1, 1, 5, 6), dim=1)[::-1]):
         # The share is a hair above k / 13, for the count rounds down.
-        found, left = kth_largest(lambda pieces=pieces: iter(pieces), [(k + 1e-9) / 13] * 2)
+        found, left = kth_largest(partial(iter, pieces), [(k + 1e-9) / 13] * 2)
         for model, threshold, ties in zip(models, found, left, strict=True):
             magnitudes = model.abs()
             assert torch.equal(threshold, magnitudes.sort(descending=True).values[k - 1])

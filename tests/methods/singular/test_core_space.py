@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -101,11 +102,11 @@ def test_it_is_ties_in_the_principal_axes_of_the_sums_of_absolute_values() -> No
     signs = [axis * torch.tensor([1.0, -1.0]).double().repeat(len(axis) // 2) for axis in axes]
     for left, right in (axes, signs):
         turned = left.mT @ x @ right
-        facts = row.surveyed(lambda turned=turned: iter([(turned, at)]))
+        facts = row.run_survey(partial(iter, [(turned, at)]))
         found = row(turned, replace(at, facts=facts)).value
         # Both trim to the same number of entries: the joint spaces fill both sides.
         assert_near(left @ found @ right.mT, ties(x, at))
-    facts = row.surveyed(lambda: iter([(x, at)]))
+    facts = row.run_survey(lambda: iter([(x, at)]))
     there = row(x, replace(at, facts=facts)).value
     # In the axes of the weights it is another merge.
     assert float((there - ties(x, at)).norm() / there.norm()) >= 0.1
@@ -124,12 +125,12 @@ def test_order_is_nothing(name: str, case: tuple[Tensor, Setting]) -> None:
     x, at = case
     order = list(range(len(x)))[::-1]
     density = torch.linspace(0.4, 0.9, len(x), dtype=torch.float64)
-    at = replace(at, values=at.values | {"density": density})
+    at = replace(at, values={**at.values, "density": density})
     turned = replace(
         at,
         weights=at.weights[order],
         seeds=at.seeds[::-1],
-        values=at.values | {"density": density[order]},
+        values={**at.values, "density": density[order]},
     )
     assert_near(MEANS[name](x[order], turned), MEANS[name](x, at))
 

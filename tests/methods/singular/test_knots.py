@@ -119,7 +119,7 @@ def test_undecided_entries_depend_on_no_sign_of_an_axis(name: str) -> None:
     x = low_rank(1, 6, 8, 2)
     x = torch.cat([x, -x, low_rank(1, 6, 8, 1, seed=5)])
     at = trimmed([1.0, 1.0, 1.0], x)
-    at = replace(at, values=at.values | {"density": torch.tensor([1.0, 1.0, 0.3], dtype=torch.float64)})
+    at = replace(at, values={**at.values, "density": torch.tensor([1.0, 1.0, 0.3], dtype=torch.float64)})
     merged = MEANS[name](x, at)
     # Of the third update some entries are left, and they decide; the others are undecided.
     assert 0 < float((align(x).frame.mT @ merged).abs().gt(1e-9).double().mean()) < 0.5
@@ -133,12 +133,12 @@ def test_order_is_nothing(name: str, case: tuple[Tensor, Setting]) -> None:
     x, at = case
     order = list(range(len(x)))[::-1]
     density = torch.linspace(0.4, 0.9, len(x), dtype=torch.float64)
-    at = replace(at, values=at.values | {"density": density})
+    at = replace(at, values={**at.values, "density": density})
     turned = replace(
         at,
         weights=at.weights[order],
         seeds=at.seeds[::-1],
-        values=at.values | {"density": density[order]},
+        values={**at.values, "density": density[order]},
     )
     assert_near(MEANS[name](x[order], turned), MEANS[name](x, at))
 

@@ -32,7 +32,7 @@ FROZEN = load_file(ROOT / "tests" / "oracles" / "spectral.safetensors")
 FULL = ("wide", "tall", "square", "one")
 
 
-def setting(weights: list[float], shape: tuple[int, int], **values: Any) -> Setting:
+def setting(weights: list[float], shape: tuple[int, ...], **values: Any) -> Setting:
     return Setting(
         module="layer",
         weights=torch.tensor(weights, dtype=torch.float64),

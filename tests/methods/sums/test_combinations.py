@@ -418,8 +418,7 @@ def averaged(x: Tensor, **how: Any) -> Tensor:
         average = average or AveragedModel(layer, **how)
         average.update_parameters(layer)
     assert average is not None
-    weight: Tensor = average.module.weight.detach()
-    return weight
+    return average.module.get_parameter("weight").detach()
 
 
 @pytest.mark.oracle

@@ -1,0 +1,24 @@
+"""The table of methods: names are found, and near ones are named for those that are not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from riemerge.errors import RecipeError
+from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, did_you_mean, find_method
+
+
+def test_a_row_is_found_by_its_name() -> None:
+    assert all(find_method(name) is row for name, row in METHODS.items())
+    assert DEFAULT_METHOD in METHODS
+    assert all(spec.name == name for name, spec in PARAMETERS.items())
+
+
+def test_an_unknown_method_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="merge_method: unknown method 'averge': did you mean 'average'"):
+        find_method("averge")
+
+
+def test_a_word_that_is_near_to_none_is_told_all() -> None:
+    assert did_you_mean("tol", ["tol", "rank"]) == "did you mean 'tol'? (known: tol, rank)"
+    assert did_you_mean("zzz", iter(["tol", "rank"])) == "known: tol, rank"
