@@ -297,7 +297,7 @@ def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path, monkeypatch: py
 def test_blocks_are_even_in_number_and_size(count: int) -> None:
     """Whatever the threads are; each module is in one of them, in order."""
     names = [f"m{i}" for i in range(count)]
-    parts = batches._parts(names, torch.device("cpu"))
+    parts = batches._parts(names)
     assert [name for part in parts for name in part] == names
     sizes = [len(part) for part in parts]
     assert max(sizes) <= min(sizes) + 1

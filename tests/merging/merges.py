@@ -21,7 +21,7 @@ from riemerge.cli.commands import main
 from riemerge.merging.sinks import MergeResult, Written
 from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS, Method
-from riemerge.recipes.recipe import make_recipe
+from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.statistics import collect_statistics
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.folders import SHAPES, family, write_family
@@ -217,8 +217,7 @@ def measured(folder: Path, tensors: Mapping[str, Tensor], seed: int) -> Path:
     return folder
 
 
-def merge(
-    out: Path,
+def recipe_of(
     method: str,
     models: Sequence[Path],
     weights: Sequence[Any] | None = None,
@@ -227,15 +226,12 @@ def merge(
     statistics: Sequence[Path] = (),
     base_statistics: Path | None = None,
     out_type: str | None = None,
-    device: str = "cpu",
-    threads: int = 1,
-    shard_bytes: int = 10**9,
     top: Mapping[str, Any] | None = None,
     **parameters: Any,
-) -> Written:
-    """Merge folders into a folder: what a recipe says of all models in `top`, the rest in `parameters`."""
+) -> Recipe:
+    """A recipe of folders: what it says of all models at its top in `top`, the rest in `parameters`."""
     data: Sequence[Path | None] = statistics or [None] * len(models)
-    recipe = make_recipe(
+    return make_recipe(
         {
             "merge_method": method,
             "models": [
@@ -253,6 +249,21 @@ def merge(
             **(top or {}),
         }
     )
+
+
+def merge(
+    out: Path,
+    method: str,
+    models: Sequence[Path],
+    weights: Sequence[Any] | None = None,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    shard_bytes: int = 10**9,
+    **asked: Any,
+) -> Written:
+    """Merge folders into a folder, as `recipe_of` says."""
+    recipe = recipe_of(method, models, weights, **asked)
     return merge_into(recipe, out, device=device, threads=threads, shard_bytes=shard_bytes)
 
 

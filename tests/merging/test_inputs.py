@@ -14,8 +14,6 @@ from torch import Tensor
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.peft import read_adapter
 from riemerge.merging.inputs import display_names
-from riemerge.merging.verbs import merge_into
-from riemerge.recipes.recipe import make_recipe
 from tests.folders import family, merge_adapters, write_family, write_folder
 from tests.merging.merges import (
     EVERY_DOMAIN,
@@ -183,11 +181,9 @@ def test_requests_that_make_no_sense(tmp_path: Path, method: str, asked: dict[st
 
 @pytest.mark.parametrize("rank", [2, "90%", "auto"])
 def test_a_delta_has_no_rank_to_be_cut_to(tmp_path: Path, rank: int | str) -> None:
-    folders = [str(one) for one in write_family(tmp_path, family("independent", 2))]
-    asked = {"merge_method": "average", "models": folders, "out_type": "delta", "parameters": {"rank": rank}}
-    recipe = make_recipe({**asked, "models": [{"model": one} for one in folders]})
+    folders = write_family(tmp_path, family("independent", 2))
     with pytest.raises(RecipeError, match="out_type delta writes the whole dW"):
-        merge_into(recipe, tmp_path / "out")
+        merge_delta(tmp_path / "out", "average", folders, rank=rank)
     assert not (tmp_path / "out").exists()
 
 
@@ -198,13 +194,8 @@ def test_what_has_no_rank_has_no_uniform_one(tmp_path: Path, out_type: str) -> N
         folders = [folder / "model.safetensors" for folder in folders]
         for folder in folders:
             save_file({"norm.weight": torch.ones(3)}, folder)
-    recipe = {
-        "merge_method": "average",
-        "models": [{"model": str(one)} for one in folders],
-        "uniform_rank": True,
-    }
     with pytest.raises(RecipeError, match=r"uniform_rank: .* no rank: leave it out"):
-        merge_into(make_recipe(recipe | {"out_type": out_type}), tmp_path / "out")
+        merge(tmp_path / "out", "average", folders, out_type=out_type, top={"uniform_rank": True})
 
 
 def test_every_broken_checkpoint_is_reported(world: World, tmp_path: Path) -> None:

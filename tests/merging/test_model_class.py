@@ -9,17 +9,15 @@ import pytest
 
 from riemerge.merging.model_class import base_model, model_class
 from riemerge.merging.plan import plan
-from riemerge.recipes.recipe import make_recipe
 from tests.folders import family, write_folder
-from tests.merging.merges import World
+from tests.merging.merges import World, recipe_of
 
 BERT = {"base_model_class": "BertModel", "parent_library": "transformers.models.bert.modeling_bert"}
 ANY = "transformers.AutoModel"
 
 
 def class_of(models: list[Path]) -> str:
-    raw = {"merge_method": "average", "models": [{"model": str(model)} for model in models]}
-    return model_class(plan(make_recipe(raw)).inputs)
+    return model_class(plan(recipe_of("average", models)).inputs)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from riemerge.merging.plan import plan
 from riemerge.merging.run import run
 from riemerge.merging.sinks import write
 from riemerge.methods import Method, find_method
-from riemerge.recipes.recipe import Recipe, make_recipe
+from riemerge.recipes.recipe import Recipe
 from riemerge.statistics import collect_statistics
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.helpers import seeded
@@ -26,6 +26,7 @@ from tests.merging.merges import (
     F64,
     World,
     merge,
+    recipe_of,
     run_command,
     served,
     stored_factors,
@@ -95,14 +96,11 @@ def test_a_rank_that_is_stored_may_be_asked_for(tmp_path: Path) -> None:
 
 def recipes(world: World, folders: list[Path]) -> dict[str, Recipe]:
     """A recipe of adapters, of a delta and of checkpoints."""
-    adapters = {"merge_method": "average", "models": [{"model": str(folder)} for folder in folders]}
-    models = [{"model": str(model)} for model in world.models]
-    raw = {
-        "adapter": adapters,
-        "delta": adapters | {"out_type": "delta"},
-        "checkpoint": {"merge_method": "ties", "models": models, "base_model": str(world.base)},
+    return {
+        "adapter": recipe_of("average", folders),
+        "delta": recipe_of("average", folders, out_type="delta"),
+        "checkpoint": recipe_of("ties", world.models, base=world.base),
     }
-    return {kind: make_recipe(one) for kind, one in raw.items()}
 
 
 KINDS = pytest.mark.parametrize("kind", ["adapter", "delta", "checkpoint"])

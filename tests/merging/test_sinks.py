@@ -19,9 +19,8 @@ from torch import nn
 from riemerge.errors import NumericalError, OutputError
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import collect
-from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS
-from riemerge.recipes.recipe import make_recipe, read_recipe
+from riemerge.recipes.recipe import read_recipe
 from riemerge.records.run_record import RunRecord
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
 from tests.merging.merges import (
@@ -45,6 +44,7 @@ from tests.merging.merges import (
     merge,
     merge_delta,
     merged,
+    recipe_of,
     shares,
     weighted_mean,
     write_checkpoint,
@@ -201,8 +201,7 @@ def test_files_are_laid_out_as_they_like(world: World, tmp_path: Path) -> None:
     assert not (tmp_path / "files" / "config.json").exists()
     assert whole.rounding == 0.0
     pieces = tmp_path / "pieces"
-    recipe = make_recipe({"merge_method": "average", "models": [{"model": str(sharded[0])}]})
-    merge_into(recipe, pieces, shard_bytes=100)
+    merge(pieces, "average", sharded[:1], shard_bytes=100)
     placed = json.loads((pieces / INDEX).read_text())["weight_map"]
     assert set(placed) == {*one}
     assert len(set(placed.values())) > 3
@@ -381,8 +380,7 @@ def test_a_merge_in_memory_has_no_files_and_each_folder_its_own(tmp_path: Path) 
 
 def test_results_that_are_rounded_have_no_exact_multiple(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
-    recipe = make_recipe({"merge_method": "average", "models": [{"model": str(one)} for one in folders]})
-    rounded = collect(plan(recipe), round_at_once=True)
+    rounded = collect(plan(recipe_of("average", folders)), round_at_once=True)
     with pytest.raises(ValueError, match="expected exact ones"):
         rounded.save_multiple(tmp_path / "out", 2.0)
     assert not (tmp_path / "out").exists()
@@ -418,9 +416,7 @@ def test_a_rank_of_all_is_the_whole_delta_and_a_mean_of_one_rank_keeps_its_own(t
 
 def test_a_delta_of_a_constrained_row_has_the_row_s_rank(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("independent", 3))
-    models = [{"model": str(one)} for one in folders]
-    asked = {"merge_method": "lowrank", "models": models, "out_type": "delta", "parameters": {"rank": 2}}
-    merge_into(make_recipe(asked), tmp_path / "out")
+    merge_delta(tmp_path / "out", "lowrank", folders, rank=2)
     adapter = merge_adapters(folders, method="lowrank", rank=2)
     (file,) = (tmp_path / "out").glob("*.safetensors")
     for name, found in load_file(file).items():

@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from riemerge.merging.plan import Plan, plan
+from riemerge.merging.plan import plan
 from riemerge.merging.verbs import merge_into
 from riemerge.merging.written_before import is_record_of, read_record, why_not_as_written
-from riemerge.recipes.recipe import make_recipe
-from riemerge.records.run_record import RunRecord
 from tests.folders import family, write_family
-from tests.merging.merges import RECORD, TENSORS, World
-
-
-def asked(models: list[Path], **said: Any) -> dict[str, Any]:
-    return {"merge_method": "average", "models": [{"model": str(model)} for model in models], **said}
-
-
-def written(raw: dict[str, Any], out: Path) -> RunRecord:
-    return merge_into(make_recipe(raw), out).record
-
-
-def planned(raw: dict[str, Any]) -> Plan:
-    return plan(make_recipe(raw))
+from tests.merging.merges import ONE, RECORD, TENSORS, World, merge, recipe_of
 
 
 def test_a_record_is_of_its_plan_and_of_no_other(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 3))
-    raw = asked(folders[:2])
-    record = written(raw, tmp_path / "out")
+    record = merge(tmp_path / "out", "average", folders[:2]).record
     assert read_record(tmp_path / "out") == record
-    assert is_record_of(planned(raw), record)
+    assert is_record_of(plan(recipe_of("average", folders[:2])), record)
     for other in (
-        asked(folders[1::-1]),
-        asked(folders),
-        raw | {"parameters": {"scale": 0.5}},
-        raw | {"out_type": "delta"},
+        recipe_of("average", folders[1::-1]),
+        recipe_of("average", folders),
+        recipe_of("ties", folders[:2]),
+        recipe_of("average", folders[:2], scale=0.5),
+        recipe_of("average", folders[:2], out_type="delta"),
     ):
-        assert not is_record_of(planned(other), record)
+        assert not is_record_of(plan(other), record)
 
 
 def test_inputs_that_changed_are_other_inputs(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 3))
-    raw = asked(folders[:2])
-    record = written(raw, tmp_path / "out")
+    record = merge(tmp_path / "out", "average", folders[:2]).record
     (folders[1] / TENSORS).write_bytes((folders[2] / TENSORS).read_bytes())
-    assert not is_record_of(planned(raw), record)
+    assert not is_record_of(plan(recipe_of("average", folders[:2])), record)
 
 
 def test_what_is_read_and_copied_of_a_base_counts(world: World, tmp_path: Path) -> None:
@@ -56,24 +40,24 @@ def test_what_is_read_and_copied_of_a_base_counts(world: World, tmp_path: Path) 
     base.mkdir()
     for file in world.base.iterdir():
         (base / file.name).write_bytes(file.read_bytes())
-    raw = asked(world.models[:2], base_model=str(base))
-    record = written(raw, tmp_path / "out")
-    assert is_record_of(planned(raw), record)
+    recipe = recipe_of("average", world.models[:2], base=base)
+    record = merge_into(recipe, tmp_path / "out").record
+    assert is_record_of(plan(recipe), record)
     changed = {
         "config.json": b"{}",
-        "model.safetensors": (world.models[2] / "model.safetensors").read_bytes(),
+        ONE: (world.models[2] / ONE).read_bytes(),
     }
     for name, other in changed.items():
         before = (base / name).read_bytes()
         (base / name).write_bytes(other)
-        assert not is_record_of(planned(raw), record)
+        assert not is_record_of(plan(recipe), record)
         (base / name).write_bytes(before)
-    assert is_record_of(planned(raw), record)
+    assert is_record_of(plan(recipe), record)
 
 
 def test_what_is_not_as_it_was_written_is_said(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    record = written(asked(write_family(tmp_path, family("close", 2))), out)
+    record = merge(out, "average", write_family(tmp_path, family("close", 2))).record
     assert why_not_as_written(out, record) is None
     (out / "notes.txt").write_text("mine")  # not a file that could be loaded
     assert why_not_as_written(out, record) is None

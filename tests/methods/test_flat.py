@@ -14,7 +14,6 @@ from riemerge.formats.peft import read_adapter
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import collect
 from riemerge.methods import METHODS
-from riemerge.recipes.recipe import make_recipe
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.helpers import seeded
 from tests.merging.merges import (
@@ -29,6 +28,7 @@ from tests.merging.merges import (
     merge,
     merge_delta,
     merged,
+    recipe_of,
     write_checkpoint,
 )
 
@@ -123,17 +123,8 @@ def test_a_share_as_rank_keeps_it_with_the_least_rank_of_each_module(
 def test_two_models_are_one_where_the_other_has_no_weight(tmp_path: Path, method: str) -> None:
     one, other = family("independent", 2)
     weight = [{"filter": "layers.0.q", "value": 0.0}, {"value": 1.0}]
-    raw = {
-        "merge_method": method,
-        "models": [
-            {"model": str(folder), "parameters": said}
-            for folder, said in zip(
-                write_family(tmp_path, [one, other]), ({}, {"weight": weight}), strict=True
-            )
-        ],
-        "parameters": {"rank": "sum"},
-    }
-    found = merged(collect(plan(make_recipe(raw))))
+    folders = write_family(tmp_path, [one, other])
+    found = merged(collect(plan(recipe_of(method, folders, [1.0, weight], rank="sum"))))
     alone = dense(one)["layers.0.q"]
     assert np.linalg.norm(found["layers.0.q"] - alone) <= 1e-12 * np.linalg.norm(alone)
     assert apart({"layers.0.v": found["layers.0.v"]}, {"layers.0.v": dense(one)["layers.0.v"]}) > 0.1
@@ -153,11 +144,7 @@ def test_a_threshold_over_all_modules_needs_the_same_models_in_all(tmp_path: Pat
     )
     weights = (there, elsewhere, 1.0)
     folders = write_family(tmp_path, family("independent", 3))
-    models = [
-        {"model": str(folder), "parameters": {"weight": weight}}
-        for folder, weight in zip(folders, weights, strict=True)
-    ]
-    recipe = make_recipe({"merge_method": method, "models": models, "parameters": {"density": 0.5}})
+    recipe = recipe_of(method, folders, weights, density=0.5)
     with pytest.raises(NumericalError, match=r"layers.0.v: other models count here than in layers.0.q"):
         collect(plan(recipe))
 
