@@ -25,7 +25,7 @@ from benchmarks.common import markdown, tell
 from benchmarks.nli.material import COLLECTIONS, require
 from benchmarks.nli.protocol import Bench, is_fitted
 from benchmarks.nli.scorer import dense
-from riemerge.methods.data.quadratic import conjugate_gradients, shrunk
+from riemerge.methods.data.quadratic import conjugate_gradients, shrink
 from riemerge.recipes.candidates import parse
 from riemerge.statistics import read_statistics
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate
@@ -143,7 +143,7 @@ def regmean(
     exponent: float = 1.0,
 ) -> Fit:
     """RegMean; each Gram matrix divided by a power of ‖xₜ‖²_G, what its update does."""
-    forms = ridged(torch.stack([shrunk(gram, off_diagonal) for gram in grams]), ridge)
+    forms = ridged(torch.stack([shrink(gram, off_diagonal) for gram in grams]), ridge)
     sizes = ((x @ forms) * x).sum(dim=(1, 2))
     forms = forms * (torch.tensor(weights).to(x) * (sizes / sizes.mean()) ** -effect)[:, None, None]
     value = torch.linalg.solve(forms.sum(dim=0), (x @ forms).sum(dim=0).mT).mT

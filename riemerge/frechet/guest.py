@@ -14,7 +14,7 @@ from torch import Tensor
 from riemerge.errors import RecipeError
 from riemerge.frechet.batched import escape_length
 from riemerge.frechet.formulation import Evaluation, PlainFormulation, Point
-from riemerge.manifolds.guests.guarded import guarded, is_finite, random_like
+from riemerge.manifolds.guests.guarded import guard, is_finite, random_like
 from riemerge.manifolds.guests.membership import broken_law, refusal
 
 # Central differences of a user's cost and the share by which they may miss the gradient, besides round-off.
@@ -48,7 +48,7 @@ class Stock(PlainFormulation):
         initial_point: Point | None,
         indices: Sequence[int],
     ) -> None:
-        self.manifold = guarded(manifold)
+        self.manifold = guard(manifold)
         self.k = 1
         self.candidates = list(points)
         self.weights = [float(w) for w in weights[:, 0]]

@@ -133,7 +133,7 @@ class Stiefel(GeodesicManifold):
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
         valid = (path.residual <= tolerance) & (forward_error(target, path) <= tolerance)
-        valid = valid & (span.lost(path.lower) <= tolerance)
+        valid = valid & (span.loss(path.lower) <= tolerance)
         tangent = span.lift(torch.cat((path.upper, path.lower), dim=-2)).to(point_a.dtype)
         squared = linalg.frobenius(path.upper, path.upper) / 2 + linalg.frobenius(path.lower, path.lower)
         return Logarithm(
@@ -247,7 +247,7 @@ class _Span:
             rest = self._rest
         return torch.cat((self._point, rest), dim=-1)
 
-    def lost(self, lower: Tensor) -> Tensor:
+    def loss(self, lower: Tensor) -> Tensor:
         """Return by how much ‖Q lower‖² is short of ‖lower‖² (...): components along columns of Q that the
         vector does not have.
         """

@@ -226,13 +226,13 @@ def _newton_step(lower: Tensor, corner: Tensor) -> Tensor:
     """
     squared = lower @ lower.mT
 
-    def curved(step: Tensor) -> Tensor:
+    def curve(step: Tensor) -> Tensor:
         half = squared @ step
         half = (half + (squared @ half + 3 * half @ squared) / 60) / 12
         return half - half.mT
 
-    once = curved(corner)
-    return (100 * corner + 64 * once + 256 * curved(once)) / 99
+    once = curve(corner)
+    return (100 * corner + 64 * once + 256 * curve(once)) / 99
 
 
 def _cot(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from riemerge.errors import NumericalError
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.methods import Method
 from riemerge.methods.parameters import scalars
 from riemerge.records.run_record import ModuleRow
@@ -29,20 +29,20 @@ def zero_warnings(recipe: Mapping[str, Any], method: Method, rows: Sequence[Modu
     gone = [row.module for row in rows if row.norm <= level * max(row.input_norms) > 0.0]
     if gone:
         texts.append(
-            f"the merged update is zero in {len(gone)} of {len(rows)} modules ({listed(gone)}), though its "
-            "inputs are not: they cancel, or the method or the scale leaves nothing of them"
+            f"the merged update is zero in {len(gone)} of {len(rows)} modules ({list_names(gone)}), though "
+            "its inputs are not: they cancel, or the method or the scale leaves nothing of them"
         )
     noise = [row.module for row in rows if row.cancelled and row.module not in gone]
     if noise and not method.truncates_inputs:
         texts.append(
-            f"the inputs cancel in {len(noise)} of {len(rows)} modules ({listed(noise)}): nothing is left of "
-            "their weighted sum but the rounding of their stored factors, and what was merged there may be "
-            "that: change the weights, or merge other inputs"
+            f"the inputs cancel in {len(noise)} of {len(rows)} modules ({list_names(noise)}): nothing is "
+            "left of their weighted sum but the rounding of their stored factors, and what was merged there "
+            "may be that: change the weights, or merge other inputs"
         )
     blank = [row.module for row in rows if min(row.input_norms) == 0.0 < max(row.input_norms)]
     if blank and method.directions:
         texts.append(
-            f"an update is all zero in {len(blank)} of {len(rows)} modules ({listed(blank)}), and has no "
+            f"an update is all zero in {len(blank)} of {len(rows)} modules ({list_names(blank)}), and has no "
             f"direction there, which {method.name} compares: it counts as orthogonal to the others, as "
             "published; average needs no direction"
         )

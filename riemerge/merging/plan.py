@@ -14,13 +14,13 @@ import torch
 
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.frechet import SOLVERS
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.methods import Method, Options, Stack, did_you_mean, find_method
-from riemerge.methods.geodesic.quotient_mean import mixed
+from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
 from riemerge.records.run_record import OutType
@@ -275,8 +275,8 @@ def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> d
     }
     if not shapes:
         raise AdapterError(
-            f"statistics: of {listed(sorted(known))}, none of them a weight of {inputs.checkpoints[0].path}: "
-            "expected those of its modules, under their names there"
+            f"statistics: of {list_names(sorted(known))}, none of them a weight of "
+            f"{inputs.checkpoints[0].path}: expected those of its modules, under their names there"
         )
     return shapes
 
@@ -312,7 +312,7 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
         if below := [module for module, have in cut.items() if have < rank]:
             least = min(least, *cut.values())
             problems.append(
-                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({listed(below)})"
+                f"{entry.name} has less in {len(below)} of {len(stored)} modules ({list_names(below)})"
             )
     if problems and method.truncates_inputs:
         raise RecipeError(
@@ -332,7 +332,9 @@ def _rank_problems(module: str, inputs: Inputs, weights: Sequence[float]) -> lis
     if len(set(ranks.values())) == 1:
         return []
     # An update that is all zero is left out of its module.
-    return mixed(module, [(name, r) for name, r in ranks.items() if counting[name].update(module).norm() > 0])
+    return refuse_mixed(
+        module, [(name, r) for name, r in ranks.items() if counting[name].update(module).norm() > 0]
+    )
 
 
 def open_statistics(

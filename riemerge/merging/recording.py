@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from riemerge._version import __version__
 from riemerge.formats.checkpoint import code_notes
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.formats.fit import differing_facts
 from riemerge.formats.peft import Adapter
 from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warnings
@@ -160,7 +160,7 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str 
             deficient.append(f"{row.module}: {actual} of {rank}")
     found = []
     if zero:
-        count = f"{len(zero)} of {len(rows)} modules ({listed(zero)})"
+        count = f"{len(zero)} of {len(rows)} modules ({list_names(zero)})"
         found.append(
             f"{name}: its update is all zero in {count}, like that of an adapter that was not trained there: "
             "it was left out of them, and the weights of the others count in proportion"
@@ -168,8 +168,8 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str 
     if deficient:
         found.append(
             f"{name}: its update is rank deficient in {len(deficient)} of {len(rows)} modules "
-            f"({listed(deficient)}): all updates of such a module were truncated to the least numerical rank "
-            "before the mean; energy_kept says what that kept"
+            f"({list_names(deficient)}): all updates of such a module were truncated to the least numerical "
+            "rank before the mean; energy_kept says what that kept"
         )
     return found
 

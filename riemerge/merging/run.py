@@ -52,7 +52,7 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
         module, result = merged
         scale, update = plan.resolver.scale(module, factor), result.update
         row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)
-        return row, result.evidence, update.scaled(scale).absorb_scale()
+        return row, result.evidence, update.times(scale).absorb_scale()
 
     with single_threaded():
         results = run_method(plan.method, stack, replace(plan.options, progress=progress))

@@ -92,7 +92,7 @@ class MergeResult:
         """
         if self._rounding is not None:
             raise ValueError("the updates were rounded as they were merged: expected exact ones")
-        scaled = {module: update.scaled(factor) for module, update in self.updates.items()}
+        scaled = {module: update.times(factor) for module, update in self.updates.items()}
         self._write(folder, *self._round(scaled), {})
 
     def _round(

@@ -127,7 +127,7 @@ def check_value(spec: Parameter, value: object, path: str, problems: list[str]) 
     if not isinstance(value, list | tuple | Mapping):
         return _check_scalar(spec, value, path, problems)
     if not spec.per_module:
-        problems.append(f"{path}: {described(value)}: expected {_expected(spec)}, the same for all modules")
+        problems.append(f"{path}: {describe(value)}: expected {_expectation(spec)}, the same for all modules")
         return None
     parts = [value] if isinstance(value, Mapping) else value
     if not any(isinstance(part, Mapping) for part in parts):
@@ -158,7 +158,7 @@ def _check_item(spec: Parameter, item: Any, path: str, problems: list[str]) -> d
     """Return one `{filter: part of a module's name, value: ...}`, checked."""
     if not isinstance(item, Mapping):
         problems.append(
-            f"{path}: {described(item)}: expected a mapping with filter and value, like the rest of the list"
+            f"{path}: {describe(item)}: expected a mapping with filter and value, like the rest of the list"
         )
         return {}
     unknown = [key for key in item if key not in {"filter", "value"}]
@@ -168,7 +168,7 @@ def _check_item(spec: Parameter, item: Any, path: str, problems: list[str]) -> d
         checked["filter"] = item["filter"]
         if not isinstance(item["filter"], str) or not item["filter"]:
             problems.append(
-                f"{path}.filter: {described(item['filter'])}: expected a part of the names of some modules, "
+                f"{path}.filter: {describe(item['filter'])}: expected a part of the names of some modules, "
                 "or no filter for all"
             )
     if "value" not in item:
@@ -216,12 +216,12 @@ def _check_scalar(spec: Parameter, value: Any, path: str, problems: list[str]) -
     kind = _KINDS[spec.kind]
     fits = isinstance(value, kind.types) and isinstance(value, bool) == (spec.kind == "flag")
     if not fits or value == "":
-        problems.append(f"{path}: {described(value)}: expected {_expected(spec)}{_unquoted(spec, value)}")
+        problems.append(f"{path}: {describe(value)}: expected {_expectation(spec)}{_advise(spec, value)}")
         return None
     if spec.choices and value not in spec.choices:
-        problems.append(f"{path}: {value!r} is not known: expected {_expected(spec)}")
+        problems.append(f"{path}: {value!r} is not known: expected {_expectation(spec)}")
     if kind.keep in {int, float} and (bound := _missed_bound(spec, value)):
-        problems.append(f"{path}: {described(value)}: expected {bound}")
+        problems.append(f"{path}: {describe(value)}: expected {bound}")
         return None
     return kind.keep(value)
 
@@ -245,18 +245,18 @@ def _missed_bound(spec: Parameter, value: float) -> str:
     if not abs(value) <= sys.float_info.max:
         return "a finite number"
     if spec.low is not None and (value < spec.low or (spec.open_low and value == spec.low)):
-        return f"{'more than' if spec.open_low else 'at least'} {described(spec.low)}"
+        return f"{'more than' if spec.open_low else 'at least'} {describe(spec.low)}"
     if spec.high is not None and (value > spec.high or (spec.open_high and value == spec.high)):
-        return f"{'less than' if spec.open_high else 'at most'} {described(spec.high)}"
+        return f"{'less than' if spec.open_high else 'at most'} {describe(spec.high)}"
     return ""
 
 
-def _expected(spec: Parameter) -> str:
+def _expectation(spec: Parameter) -> str:
     """Return what a value may be, in words."""
     return " or ".join(filter(None, [_KINDS[spec.kind].words, *map(repr, spec.choices + spec.words)]))
 
 
-def _unquoted(spec: Parameter, value: Any) -> str:
+def _advise(spec: Parameter, value: Any) -> str:
     """Return the remedy for a number or a truth value between quotes."""
     if not isinstance(value, str) or not _reads_as(spec.kind, value):
         return ""
@@ -274,7 +274,7 @@ def _reads_as(kind: str, text: str) -> bool:
     return kind not in {"choice", "text"}
 
 
-def described(value: object) -> str:
+def describe(value: object) -> str:
     """Return what a value is, in words for a problem."""
     match value:
         case None:

@@ -161,7 +161,7 @@ class Apart(NamedTuple):
     inputs: tuple[float, ...]
     distances: tuple[float, ...]
 
-    def scaled(self, scale: float) -> Apart:
+    def times(self, scale: float) -> Apart:
         """Return what is true of λ dW: ‖λ dW − dWᵢ‖² = λ ‖dW − dWᵢ‖² + (λ² − λ) ‖dW‖² + (1 − λ) ‖dWᵢ‖²."""
         unit = max(self.norm, *self.inputs)
         if scale == 1.0 or unit == 0.0:
@@ -215,9 +215,9 @@ class Merged:
     def measure(self, scale: float) -> Apart:
         """Return the norms and distances of the merged update times λ."""
         if self.apart is not None:
-            return self.apart.scaled(scale)
+            return self.apart.times(scale)
         assert self.small is not None
-        small = self.small.scaled(scale)
+        small = self.small.times(scale)
         norms = tuple(update.norm() for update in self.inputs)
         return Apart(small.norm(), norms, tuple(small.distance(update) for update in self.inputs))
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
 from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, did_you_mean, find_method
-from riemerge.methods.parameters import MATCHED, Parameter, check_value, described, scalars
+from riemerge.methods.parameters import MATCHED, Parameter, check_value, describe, scalars
 from riemerge.recipes.specs import parse_specs
 from riemerge.recipes.yaml12 import parse_yaml, read_yaml
 
@@ -85,7 +85,7 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     before = where and f"{where}: "
     if not isinstance(raw, Mapping):
         raise RecipeError(
-            f"{before}a recipe is a mapping with merge_method and models; found {described(raw)}"
+            f"{before}a recipe is a mapping with merge_method and models; found {describe(raw)}"
         )
     problems: list[str] = []
     data = _copy(raw)
@@ -307,7 +307,7 @@ def _negative_weights(recipe: Recipe, method: Method) -> Iterator[str]:
         for where, weight in scalars(parameters.get("weight", 1.0), f"{path}.weight"):
             if weight < 0:
                 yield (
-                    f"{where}: {described(weight)} of {whose}: {method.name} is a mean and takes no weight "
+                    f"{where}: {describe(weight)} of {whose}: {method.name} is a mean and takes no weight "
                     f"below zero: use a weight of at least 0, or a merge_method such as {allowing}"
                 )
 
@@ -365,7 +365,7 @@ def _explain(error: Any) -> str:
         return f"{where}: missing: a recipe must say it"
     if kind == "literal_error":
         return f"{where}: {value!r} is not known: expected {error['ctx']['expected']}"
-    return f"{where}: {described(value)}: expected {_EXPECTED.get(kind, str(error['msg']))}"
+    return f"{where}: {describe(value)}: expected {_EXPECTED.get(kind, str(error['msg']))}"
 
 
 _EXPECTED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.records.run_record import ModuleRow
 
 
@@ -43,7 +43,7 @@ def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
     text = (
         f"the rank differs between modules, from {least} to {most}, as rank_pattern and alpha_pattern say: "
         "PEFT reads them, but a loader that divides lora_alpha by the rank of the stored factors, such as "
-        f"llama.cpp, applies {len(strong)} of {len(ranks)} modules too strongly ({listed(strong)}): "
+        f"llama.cpp, applies {len(strong)} of {len(ranks)} modules too strongly ({list_names(strong)}): "
         "--uniform-rank (uniform_rank: true in a recipe) or a number as --rank writes one rank"
     )
     return [text]

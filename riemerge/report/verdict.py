@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.records.evaluation_record import Entry, Evaluation
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, Overlap, RunRecord
@@ -123,7 +123,7 @@ def _inputs(record: RunRecord) -> str:
     rows = _counting(record)
     alike = len({row.weight for row in rows}) == 1
     names = [f"{printable(row.name)}{when(not alike, f' ({weight_text(row)})')}" for row in rows]
-    return f"{listed(names, MOST_NAMES)}{when(alike and len(rows) > 1, '; equal weights')}"
+    return f"{list_names(names, MOST_NAMES)}{when(alike and len(rows) > 1, '; equal weights')}"
 
 
 def _kind(record: RunRecord) -> str:
@@ -249,7 +249,7 @@ def _evidence(record: RunRecord) -> str:
 def _modules(record: RunRecord) -> str:
     """List the modules of each answer, compactly."""
     answers = {key: [row.module for row in record.modules if row.determined == key] for key in _ANSWER}
-    parts = (f"{len(names)} {_ANSWER[key]} ({listed(names)})" for key, names in answers.items() if names)
+    parts = (f"{len(names)} {_ANSWER[key]} ({list_names(names)})" for key, names in answers.items() if names)
     return f"Modules: {'; '.join(parts)}."
 
 

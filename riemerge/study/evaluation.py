@@ -97,18 +97,18 @@ def evaluate(
         The content of `evaluation.json`. A method that refuses these adapters is in it with the reason.
 
     Raises:
-        RiemergeError: As `merge_adapters`, and as the scorer; a NumericalError for scores that are no finite
+        RiemergeError: What `merge` and the scorer raise; a NumericalError for scores that are no finite
             numbers, of other tasks or rows than before, or of a specialist that is not above 0; an
             OutputError for a folder that is there and is no evaluation. Its notes say where results are kept.
     """
     candidates = _candidates(methods)
     _check_numbers(coefficients, resamples, seed)
-    adapters = _opened(models)
+    adapters = _open(models)
     plan = EvaluationPlan(
         adapters,
         make_judge(scorer),
         None if coefficients is None else tuple(map(float, coefficients)),
-        _named(specialists or {}, dict(zip(map(str, models), adapters, strict=True))),
+        _specialists(specialists or {}, dict(zip(map(str, models), adapters, strict=True))),
         dtype,
         out_dtype,
         device,
@@ -163,7 +163,7 @@ def _check_numbers(coefficients: Sequence[float] | None, resamples: int, seed: i
     RecipeError.refuse(problems)
 
 
-def _opened(models: Sequence[str | Path]) -> dict[str, Adapter]:
+def _open(models: Sequence[str | Path]) -> dict[str, Adapter]:
     """Return the adapters by their names."""
     names = display_names(models)
     if not models or len(set(names)) < len(names):
@@ -173,7 +173,7 @@ def _opened(models: Sequence[str | Path]) -> dict[str, Adapter]:
     return dict(zip(names, adapters, strict=True))
 
 
-def _named(specialists: Mapping[str, str | None], names: Mapping[str, str]) -> dict[str, str | None]:
+def _specialists(specialists: Mapping[str, str | None], names: Mapping[str, str]) -> dict[str, str | None]:
     """Return specialists by the names of the models, given by these or by their paths."""
     named = {task: model and names.get(model, model) for task, model in specialists.items()}
     problems = [

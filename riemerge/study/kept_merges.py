@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from riemerge.errors import may_pass
 from riemerge.formats.files.staging import exchange, writing
-from riemerge.formats.files.text import shown
+from riemerge.formats.files.text import show
 from riemerge.merging.inputs import Models
 from riemerge.merging.plan import plan
 from riemerge.merging.verbs import merge_into
@@ -81,7 +81,7 @@ def keep_merge(
         why = why_not_as_written(target, record)
         if why is None:
             return record
-        _log.warning("%s: is made again: %s", shown(str(target)), shown(why))
+        _log.warning("%s: is made again: %s", show(str(target)), show(why))
     with workplace(target.parent) as work:
         new = work / "new"
         record = merge_into(recipe, new, device=device, threads=threads, opened=opened).record

@@ -195,7 +195,7 @@ class MethodTrials:
         specialists: By task the name of the model whose score is 1; None for raw scores.
 
     Raises:
-        RiemergeError: As `evaluation.evaluate`.
+        RiemergeError: What `evaluate` raises.
     """
 
     def __init__(
@@ -216,8 +216,8 @@ class MethodTrials:
         """Return the result of one method: merged once, tried on dev, the best look scored on test.
 
         Raises:
-            RiemergeError: As the scorer; a NumericalError for what is no score. A method that refuses these
-                adapters has a result that says so.
+            RiemergeError: What the scorer raises; a NumericalError for what is no score. A method that
+                refuses these adapters has a result that says so.
         """
         # Results that are in the table, and scores that were not needed, count as done.
         self._done, self._block_end = self._block_end, self._block_end + self._scores_each
@@ -267,7 +267,7 @@ class MethodTrials:
         unit = self.alone.norm / norm
 
         def ask(part: Part, coefficient: float) -> Answers:
-            with self._written(merged, coefficient * unit) as folder:
+            with self._write(merged, coefficient * unit) as folder:
                 return self._ask(folder, part, name, coefficient)
 
         search = search_norms(
@@ -287,7 +287,7 @@ class MethodTrials:
         }
 
     @contextmanager
-    def _written(self, merged: MergeResult, factor: float) -> Iterator[Path]:
+    def _write(self, merged: MergeResult, factor: float) -> Iterator[Path]:
         """Write a multiple of a merge to a folder, for as long as it is looked at."""
         folder = self._work / "adapter"
         try:

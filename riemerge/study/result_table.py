@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, final
 
 from riemerge.formats.files.staging import write_atomically, writing
-from riemerge.formats.files.text import shown
+from riemerge.formats.files.text import show
 
 Row: TypeAlias = dict[str, Any]
 
@@ -58,7 +58,7 @@ class ResultTable:
                 with suppress(ValueError):
                     return read(row)
                 why = "cannot be read as a result"
-            self._warn(shown(name), why)
+            self._warn(show(name), why)
         line = json.dumps({"name": name, "key": key, **make()})
         made: Row = json.loads(line)  # as any later run will read it
         rows = self.rows | {name: made}
@@ -79,4 +79,4 @@ class ResultTable:
             yield number, row
 
     def _warn(self, where: str, why: str) -> None:
-        _log.warning("%s: %s: %s: it is measured again", shown(str(self.path)), where, why)
+        _log.warning("%s: %s: %s: it is measured again", show(str(self.path)), where, why)

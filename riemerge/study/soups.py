@@ -91,7 +91,7 @@ def greedy_soup(
         The content of `soup.json`.
 
     Raises:
-        RiemergeError: As `merge_into`; a NumericalError for a score that is no finite number.
+        RiemergeError: What `merge_into` raises; a NumericalError for a score that is no finite number.
 
     Cost:
         2T merges and 2T - 1 scores; the space of one merge.

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from riemerge.errors import OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically
-from riemerge.formats.files.text import listed
+from riemerge.formats.files.text import list_names
 from riemerge.merging.inputs import Models, counting, folders_of
 from riemerge.merging.plan import plan, plan_together
 from riemerge.merging.sinks import RECORD_FILE
@@ -106,8 +106,8 @@ def sweep(
         The content of `sweep.json`.
 
     Raises:
-        RiemergeError: As `greedy_soup`; an OutputError for folders that are there and are something else. Its
-            notes say which merges are there.
+        RiemergeError: What `greedy_soup` raises; an OutputError for folders that are there and are something
+            else. Its notes say which merges are there.
 
     Source:
         Rame et al. 2023, Rewarded soups.
@@ -123,7 +123,7 @@ def sweep(
     points: list[SweepPoint] = []
 
     def describe(names: list[str]) -> str:
-        return f"holds {len(names)} of {len(recipes)} merges ({listed(names)})"
+        return f"holds {len(names)} of {len(recipes)} merges ({list_names(names)})"
 
     with study_folder(root, recipes, describe, "them"):
         for name, point in recipes.items():

@@ -38,7 +38,7 @@ class Dense:
         """Return the tensor."""
         return self.tensor
 
-    def scaled(self, factor: float) -> Dense:
+    def times(self, factor: float) -> Dense:
         """Return the update factor · dW."""
         return Dense(factor * self.tensor)
 

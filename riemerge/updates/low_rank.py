@@ -183,7 +183,7 @@ class LowRankUpdate:
         dtype, device = dtype or self.dtype, device or self.device
         return replace(self, B=self.B.to(device, dtype), A=self.A.to(device, dtype))
 
-    def scaled(self, factor: float) -> LowRankUpdate:
+    def times(self, factor: float) -> LowRankUpdate:
         """Return the update factor · dW, with the same factors."""
         return replace(self, scale=factor * self.scale)
 
@@ -208,7 +208,7 @@ class LowRankUpdate:
         return replace(self, B=pad(self.B, (0, more)), A=pad(self.A, (0, 0, 0, more)))
 
     def __neg__(self) -> LowRankUpdate:
-        return self.scaled(-1.0)
+        return self.times(-1.0)
 
     def _reduce(self) -> tuple[Tensor, Tensor, Tensor]:
         """Orthonormal (m, p), core (p, q), orthonormal (q, n) in float64 whose product is dW; p, q <= r."""

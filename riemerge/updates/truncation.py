@@ -62,7 +62,7 @@ def nearest(matrix: Tensor, rank: int) -> tuple[LowRankUpdate, float]:
         return LowRankUpdate(matrix.new_zeros(m, columns), matrix.new_zeros(columns, n)), 1.0
     if not 1e-100 < largest < 1e100:  # squares of the entries are needed
         update, kept = nearest(matrix / largest, rank)
-        return update.scaled(largest).absorb_scale(), kept
+        return update.times(largest).absorb_scale(), kept
     update = _krylov(matrix, rank) or _exact(matrix, rank)
     share = update.norm() / float(torch.linalg.vector_norm(matrix))
     return update, min(share**2, 1.0)

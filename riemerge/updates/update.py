@@ -31,7 +31,7 @@ class Update(Protocol):
         """Return dW itself, in float64."""
         ...
 
-    def scaled(self, factor: float) -> Self:
+    def times(self, factor: float) -> Self:
         """Return the update factor · dW."""
         ...
 

@@ -167,7 +167,7 @@ def test_sum_is_exact_with_weights_of_any_sign(update: LowRankUpdate, seed: int,
 def test_negation_scaling_and_conversion() -> None:
     update = random_update(0, 5, 4, 2, scale=1.5)
     np.testing.assert_array_equal(dense(-update), -dense(update))
-    np.testing.assert_array_equal(dense(update.scaled(2.0)), 2 * dense(update))
+    np.testing.assert_array_equal(dense(update.times(2.0)), 2 * dense(update))
     half = update.to(torch.float16)
     assert (half.dtype, half.scale, half.device) == (torch.float16, 1.5, torch.device("cpu"))
     assert update.to().B is update.B
@@ -298,8 +298,8 @@ def test_a_span_computes_in_the_dtype_of_its_factors(dtype: torch.dtype) -> None
 def test_absorbing_a_scale_keeps_the_canonical_gauge() -> None:
     balanced = random_update(0, 9, 8, 3).balance()
     for factor in (2.0, -0.3, 0.0):
-        absorbed = balanced.scaled(factor).absorb_scale()
-        again = balanced.scaled(factor).balance()
+        absorbed = balanced.times(factor).absorb_scale()
+        again = balanced.times(factor).balance()
         assert absorbed.scale == 1.0
         torch.testing.assert_close(absorbed.B, again.B, rtol=0, atol=1e-13)
         torch.testing.assert_close(absorbed.A, again.A, rtol=0, atol=1e-13)

@@ -53,9 +53,6 @@ def list_names(names: Iterable[str], most: int = 3) -> str:
     return f"{first} and {len(names) - most} more"
 
 
-listed, shown = list_names, show  # the names that other rooms still use
-
-
 def find_repeated(paths: Iterable[Path]) -> list[str]:
     """Say which of these paths are given more than once, under whatever name."""
     given: dict[Path, list[Path]] = defaultdict(list)

@@ -126,11 +126,11 @@ class Joint(Geodesic):
         tangent = logs.tangent
         if self.autograd:
 
-            def squared(leaf: Tensor) -> Tensor:
+            def square_dists(leaf: Tensor) -> Tensor:
                 mean, turns = self.manifold.split(leaf)
                 return self.total.squared_dists(mean, self.action.act(self.total, self.points, turns))
 
-            euclidean, logs = differentiate_cost(squared, point, logs, self.weights)
+            euclidean, logs = differentiate_cost(square_dists, point, logs, self.weights)
             gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
         else:
             gradient = self.manifold.gradient(x, tangent, self.weights, alignments)

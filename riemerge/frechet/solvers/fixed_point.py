@@ -8,7 +8,7 @@ from typing import Any, final
 from pymanopt import Problem
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 
-from riemerge.manifolds.guests.guarded import guarded
+from riemerge.manifolds.guests.guarded import guard
 
 
 @final
@@ -22,7 +22,7 @@ class FixedPoint(Optimizer):  # type: ignore[misc]
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterate until one of the optimizer's own stopping rules holds."""
-        manifold = guarded(problem.manifold)
+        manifold = guard(problem.manifold)
         point = manifold.random_point() if initial_point is None else initial_point
         began = time.time()
         self._initialize_log(optimizer_parameters={})

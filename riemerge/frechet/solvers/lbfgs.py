@@ -18,7 +18,7 @@ from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.linalg import frobenius, scale_modules
 from riemerge.manifolds.base import TorchManifold
-from riemerge.manifolds.guests.guarded import guarded, is_finite
+from riemerge.manifolds.guests.guarded import guard, is_finite
 
 # A pair of step and change of the gradient is used where it shows positive curvature by at least this cosine.
 _LEAST_COSINE = 1e-6
@@ -88,7 +88,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterate until one of the optimizer's own stopping rules holds."""
-        manifold = guarded(problem.manifold)
+        manifold = guard(problem.manifold)
         searcher: Any = copy.deepcopy(self._line_searcher)
         own = hasattr(searcher, "moved")
         point = manifold.random_point() if initial_point is None else initial_point

@@ -15,7 +15,7 @@ from riemerge.manifolds.base import TorchManifold
 _IMAGINARY = 1e-8
 
 
-def guarded(manifold: Manifold) -> Any:
+def guard(manifold: Manifold) -> Any:
     """Return a manifold that solvers may rely on: ours as they are, Pymanopt's as `Guarded`.
 
     Args:
@@ -24,7 +24,7 @@ def guarded(manifold: Manifold) -> Any:
     if not isinstance(manifold, Manifold) or isinstance(manifold, TorchManifold):
         return manifold
     if isinstance(manifold, Product):
-        return Guarded(Product([guarded(part) for part in manifold.manifolds]))
+        return Guarded(Product([guard(part) for part in manifold.manifolds]))
     return Guarded(manifold)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pymanopt import manifolds
 from pymanopt.manifolds.manifold import Manifold
 
-from riemerge.manifolds.guests.guarded import Guarded, guarded, is_finite, parts
+from riemerge.manifolds.guests.guarded import Guarded, guard, is_finite, parts
 
 Conditions: TypeAlias = Iterator[tuple[bool | np.bool_, str]]
 """Whether each condition of a manifold holds at a point, and what is wrong where it does not."""
@@ -41,13 +41,13 @@ def refusal(manifold: Manifold, point: Any) -> str | None:
             return f"it is {_describe(point)}; expected a list of {len(manifold.manifolds)} points"
         reasons = enumerate(map(refusal, manifold.manifolds, point))
         return next((f"in factor {i}, {reason}" for i, reason in reasons if reason is not None), None)
-    return _misfit(manifold, point) or _broken(manifold, point)
+    return _misfit(manifold, point) or _broken_condition(manifold, point)
 
 
 def broken_law(manifold: Manifold, points: Sequence[Any]) -> str | None:
     """Return which law of geodesics a manifold breaks next to its own points, or None.
 
-    Laws: ‖log‖ = dist, and exp, log and dist agree with each other on a short step from the first point
+    Law: ‖log‖ = dist, and exp, log and dist agree with each other on a short step from the first point
     towards another one. Where no other point has a logarithm of the right length, all may be beyond the cut
     locus, and nothing is said.
 
@@ -55,7 +55,7 @@ def broken_law(manifold: Manifold, points: Sequence[Any]) -> str | None:
         manifold: Pymanopt's, with log and dist.
         points: Some of its points.
     """
-    safe: Guarded = guarded(manifold)
+    safe: Guarded = guard(manifold)
     start = points[0]
     for other in points[1:]:
         try:
@@ -119,7 +119,7 @@ def _example(manifold: Manifold) -> Any:
         np.random.set_state(state)  # noqa: NPY002
 
 
-def _broken(manifold: Manifold, point: Any) -> str | None:
+def _broken_condition(manifold: Manifold, point: Any) -> str | None:
     """Return which condition of the manifold a finite point of the right shape breaks first."""
     conditions = next((check for kinds, check in _CONDITIONS if isinstance(manifold, kinds)), _embedding)
     return next((reason for holds, reason in conditions(manifold, point) if not holds), None)

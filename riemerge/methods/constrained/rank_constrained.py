@@ -24,7 +24,7 @@ from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
 from riemerge.frechet.status import Status
 from riemerge.linalg import numerical_rank, thin_svd
-from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regressed, shrunk
+from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regress, shrink
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.core_space import core
@@ -75,8 +75,8 @@ def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
     Cholesky factorisation of n x n, one SVD (p, n).
     """
     factor, ridge = setting.values["off_diagonal"], setting.values["ridge"]
-    grams = (_ridged(shrunk(per_token(setting, t, "gram", x), factor), ridge) for t in range(len(x)))
-    return _projected(*regressed(x, setting, grams), setting.rank)
+    grams = (_add_ridge(shrink(per_token(setting, t, "gram", x), factor), ridge) for t in range(len(x)))
+    return _project(*regress(x, setting, grams), setting.rank)
 
 
 def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
@@ -103,7 +103,7 @@ def lowrank_mats(x: Tensor, setting: Setting) -> Answer:
     """
     ridge = setting.values["ridge"]
     lefts, rights = (
-        torch.stack([_ridged(per_token(setting, t, kind, x), ridge) for t in range(len(x))])
+        torch.stack([_add_ridge(per_token(setting, t, kind, x), ridge) for t in range(len(x))])
         for kind in ("covariance", "gram")
     )
     return kronecker(lefts, rights, x, setting)
@@ -142,16 +142,16 @@ def lowrank_updates(x: Tensor, setting: Setting) -> Tensor | Answer:
         return x[0]
     targets = _targets(x, setting)
 
-    def ridged(y: Tensor) -> Tensor:
+    def add_ridge(y: Tensor) -> Tensor:
         size = int(numerical_rank(torch.linalg.svdvals(torch.cat(list(y), dim=1)), FLOOR))
         forms: Tensor = size * y @ y.mT + ridge * torch.eye(y.shape[1]).to(y)
         return forms
 
     if sides == "inputs":
-        return _projected(*regressed(targets, setting, ridged(unit.mT)), setting.rank)
+        return _project(*regress(targets, setting, add_ridge(unit.mT)), setting.rank)
     if sides == "outputs":
-        return _projected(*regressed(targets.mT, setting, ridged(unit)), setting.rank).mT
-    return kronecker(ridged(unit), ridged(unit.mT), targets, setting)
+        return _project(*regress(targets.mT, setting, add_ridge(unit)), setting.rank).mT
+    return kronecker(add_ridge(unit), add_ridge(unit.mT), targets, setting)
 
 
 def _targets(x: Tensor, setting: Setting) -> Tensor:
@@ -171,12 +171,12 @@ def _targets(x: Tensor, setting: Setting) -> Tensor:
     return (size * merged).expand(len(x), -1, -1)
 
 
-def _ridged(form: Tensor, ridge: float) -> Tensor:
+def _add_ridge(form: Tensor, ridge: float) -> Tensor:
     ridged: Tensor = form + torch.diag_embed((ridge * form.diagonal().mean()).expand(len(form)))
     return ridged
 
 
-def _projected(value: Tensor, root: Root, rank: int | None) -> Tensor:
+def _project(value: Tensor, root: Root, rank: int | None) -> Tensor:
     """Return the X of that rank with the least ‖(X − value) K‖, K the root."""
     if rank is None or rank >= min(value.shape):
         return value
@@ -283,8 +283,8 @@ class _Whitened:
         if not bool(total > 0):
             raise NumericalError("all forms are zero here: expected statistics of data that the module saw")
         shares = shares / total
-        self._left, self.lefts = _whitened(lefts, left_sizes, shares)
-        self._right, self.rights = _whitened(rights, right_sizes, shares)
+        self._left, self.lefts = _whiten(lefts, left_sizes, shares)
+        self._right, self.rights = _whiten(rights, right_sizes, shares)
         self.lefts = self.lefts * shares[:, None, None]
         data = self._left.mT @ x @ self._right
         pulled = self.lefts @ data @ self.rights
@@ -297,27 +297,25 @@ class _Whitened:
         self.start = torch.tensordot(shares, data, dims=1) / scale
         self._scale = scale
 
-    def applied(self, y: Tensor) -> Tensor:
+    def apply(self, y: Tensor) -> Tensor:
         """Apply the form: return Σ Lₜ y Mₜ."""
         return (self.lefts @ y @ self.rights).sum(dim=0)
 
     def free(self, start: Tensor, tol: float, budget: int) -> Answer:
         """Find the Y of X* by conjugate gradients."""
-        return conjugate_gradients(
-            self.applied, self.linear, start, torch.ones_like(self.linear), tol, budget
-        )
+        return conjugate_gradients(self.apply, self.linear, start, torch.ones_like(self.linear), tol, budget)
 
     def answer(self, free: Answer) -> Answer:
         """Return the X of such a Y, with its cost and gradient."""
         return free._replace(
             value=self.back(free.value),
             cost=self.cost(free.value),
-            gradient_norm=float(torch.linalg.matrix_norm(self.applied(free.value) - self.linear)),
+            gradient_norm=float(torch.linalg.matrix_norm(self.apply(free.value) - self.linear)),
         )
 
     def cost(self, y: Tensor) -> float:
         """Return F at the X of a Y."""
-        inner = (y * (self.applied(y) / 2 - self.linear)).sum()
+        inner = (y * (self.apply(y) / 2 - self.linear)).sum()
         return (float(inner) + self.constant) * self.unit
 
     def back(self, y: Tensor) -> Tensor:
@@ -336,7 +334,7 @@ def _sizes(forms: Tensor) -> Tensor:
     return sizes
 
 
-def _whitened(forms: Tensor, sizes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+def _whiten(forms: Tensor, sizes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Cholesky factor K of the mean of the forms of one side, and K⁻¹ form K⁻ᵀ for each."""
     forms = forms / torch.where(sizes > 0, sizes, 1.0)[:, None, None]
     root, info = torch.linalg.cholesky_ex(torch.tensordot(shares, forms, dims=1))

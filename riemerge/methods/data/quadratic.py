@@ -126,7 +126,7 @@ def regmean(x: Tensor, setting: Setting) -> Tensor:
     Source: Jin et al. 2023 (RegMean). Exact in factors: no dense dW; one Cholesky factorisation of n x n.
     """
     factor = setting.values["off_diagonal"]
-    return regressed(x, setting, (shrunk(per_token(setting, t, "gram", x), factor) for t in range(len(x))))[0]
+    return regress(x, setting, (shrink(per_token(setting, t, "gram", x), factor) for t in range(len(x))))[0]
 
 
 def mats(x: Tensor, setting: Setting) -> Answer:
@@ -189,24 +189,24 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / denominator
 
 
-def shrunk(gram: Tensor, factor: float) -> Tensor:
+def shrink(gram: Tensor, factor: float) -> Tensor:
     """Return a matrix with its off-diagonal entries multiplied by a factor."""
     return factor * gram + torch.diag_embed((1.0 - factor) * gram.diagonal())
 
 
-def regressed(x: Tensor, setting: Setting, grams: Iterable[Tensor]) -> tuple[Tensor, Root]:
+def regress(x: Tensor, setting: Setting, grams: Iterable[Tensor]) -> tuple[Tensor, Root]:
     """Return Σ wₜ xₜ Gₜ (Σ wₜ Gₜ)⁻¹, the weighted average where inputs are free, and a root of Σ wₜ Gₜ.
 
     Raises:
-        NumericalError: See `rooted`.
+        NumericalError: See `take_root`.
     """
     mean = average(x, setting)
     total, difference = x.new_zeros(x.shape[2], x.shape[2]), torch.zeros_like(mean)
     for update, gram, weight in zip(x, grams, setting.weights.tolist(), strict=True):
         total += weight * gram
         difference += weight * (update - mean) @ gram
-    root = rooted(total)
-    return mean + root.solved(difference), root
+    root = take_root(total)
+    return mean + root.solve(difference), root
 
 
 class Root(NamedTuple):
@@ -224,17 +224,17 @@ class Root(NamedTuple):
         """Return y K, for y (p, n)."""
         return (y * self.size) @ self.factor
 
-    def solved(self, rhs: Tensor) -> Tensor:
+    def solve(self, rhs: Tensor) -> Tensor:
         """Return the solution y of y M = rhs that is zero for inputs that are zero in all data."""
         size = torch.where(self.size > 0, self.size, 1.0)
         return torch.cholesky_solve((rhs / size).mT, self.factor).mT / size
 
 
-def rooted(total: Tensor) -> Root:
+def take_root(total: Tensor) -> Root:
     """Return a root of a sum of Gram matrices (n, n).
 
     Raises:
-        NumericalError: It is singular to working precision, beyond inputs that are zero.
+        NumericalError: The sum is singular to working precision, beyond inputs that are zero.
     """
     size = total.diagonal()
     live = size > 0

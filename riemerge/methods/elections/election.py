@@ -193,7 +193,7 @@ def consensus(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Wang et al. 2024 (TALL masks and Consensus TA), eq. 3-5.
     """
-    return _needed(x, weighted_sum(x, setting), setting)
+    return _keep_needed(x, weighted_sum(x, setting), setting)
 
 
 def consensus_elected(x: Tensor, setting: Setting) -> Tensor:
@@ -202,11 +202,11 @@ def consensus_elected(x: Tensor, setting: Setting) -> Tensor:
     Law: that of `consensus` with s = elect(trim(x)), by `density` and `normalize`; the x are untrimmed.
 
     Raises:
-        NumericalError: As `consensus` and `elect`.
+        NumericalError: What `consensus` and `elect` raise.
 
     Source: Wang et al. 2024 (TALL masks and Consensus TA), eq. 3-5, Consensus TIES.
     """
-    return _needed(x, elect(trim(x, setting), setting), setting)
+    return _keep_needed(x, elect(trim(x, setting), setting), setting)
 
 
 def _along(x: Tensor, numbers: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def _most_varied(x: Tensor, weights: Tensor, share: float) -> Tensor:
     return top_mask(variance, int(differing * share))
 
 
-def _needed(x: Tensor, merged: Tensor, setting: Setting) -> Tensor:
+def _keep_needed(x: Tensor, merged: Tensor, setting: Setting) -> Tensor:
     agreeing = setting.values["agreeing"]
     if agreeing > len(x):
         raise NumericalError(

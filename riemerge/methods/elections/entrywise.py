@@ -25,7 +25,7 @@ def trim(x: Tensor, setting: Setting) -> Tensor:
     Source: Yadav et al. 2023 (TIES), §3.1, for each tensor as in PEFT and mergekit.
     """
     densities = _numbers(setting, "density")
-    return _kept(x, [top_mask(update, _count(p, update)) for update, p in zip(x, densities, strict=True)])
+    return _keep(x, [top_mask(update, _count(p, update)) for update, p in zip(x, densities, strict=True)])
 
 
 def trim_globally(x: Tensor, setting: Setting) -> Tensor:
@@ -52,7 +52,7 @@ def keep_above(x: Tensor, thresholds: Tensor, ties: tuple[int, ...]) -> Tensor:
         The updates, zero elsewhere.
     """
     limits = thresholds.to(x.device)
-    return _kept(x, [above(update, limit, n) for update, limit, n in zip(x, limits, ties, strict=True)])
+    return _keep(x, [above(update, limit, n) for update, limit, n in zip(x, limits, ties, strict=True)])
 
 
 def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
@@ -71,7 +71,7 @@ def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
         kept = _count(density, update)
         outliers = min(int(gamma * update.numel()), update.numel() - kept)
         masks.append(top_mask(update, outliers + kept) & ~top_mask(update, outliers))
-    return _kept(x, masks)
+    return _keep(x, masks)
 
 
 def drop(x: Tensor, setting: Setting) -> Tensor:
@@ -135,7 +135,7 @@ def _count(density: float, update: Tensor) -> int:
     return max(1, int(density * update.numel()))
 
 
-def _kept(x: Tensor, masks: list[Tensor]) -> Tensor:
+def _keep(x: Tensor, masks: list[Tensor]) -> Tensor:
     return torch.where(torch.stack(masks), x, 0.0)
 
 

@@ -110,7 +110,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
         modules[module.name] = module
         _report(options, "read", len(modules), len(names))
     NumericalError.refuse([problem for module in modules.values() for problem in module.problems])
-    if mixed := [problem for module in modules.values() for problem in _mixed(stack, module)]:
+    if mixed := [problem for module in modules.values() for problem in _refuse_mixed(stack, module)]:
         raise AdapterError(mixed)
 
     means = _solve_all(options, modules)
@@ -121,7 +121,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     yield from zip(names, lifted, strict=True)
 
 
-# d^2 errs by the square of what is left of the gauge.
+# d² errs by the square of what is left of the gauge.
 _ALIGNED = 1e-4
 
 
@@ -138,7 +138,7 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
         NumericalError: An update has a numerical rank below its rank.
     """
     total = FixedRank(*updates[0].shape, updates[0].rank, k=len(updates), device=updates[0].device)
-    reduction = total.reduce(torch.stack([_factored(total, updates), _factored(total, others)]))
+    reduction = total.reduce(torch.stack([_factor(total, updates), _factor(total, others)]))
     small, action = reduction.manifold, Orthogonal(total.r)
     to, point = reduction.points.double()
     element = action.nearest(small, point, to, tolerance=_ALIGNED)
@@ -156,7 +156,7 @@ def _prepare(read: Callable[[str], Reduced], stack: Stack, options: Options, nam
     light = small._replace(span=small.span.without_bases())
     starts = _count_starts(small, stack, options)
     module = _Module(name, light, weights, ranks, numerical, None, small.problems, None, starts)
-    if small.problems or _mixed(stack, module) or not module.used:
+    if small.problems or _refuse_mixed(stack, module) or not module.used:
         return module
     cut = [_cut(small.edited[place], module.rank) for place in module.used]
     kept = [
@@ -185,7 +185,7 @@ def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
     return update.truncate(rank)
 
 
-def mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
+def refuse_mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
     """Say what is wrong with the ranks of the updates of one module that are not all zero: they differ.
 
     Args:
@@ -200,12 +200,12 @@ def mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
     return [f"{module}: the ranks differ ({named}): {advice}"]
 
 
-def _mixed(stack: Stack, module: _Module) -> list[str]:
+def _refuse_mixed(stack: Stack, module: _Module) -> list[str]:
     """Refuse updates of several ranks, by name."""
-    return mixed(module.name, [(stack.names[place], module.ranks[place]) for place in module.used])
+    return refuse_mixed(module.name, [(stack.names[place], module.ranks[place]) for place in module.used])
 
 
-def _factored(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
+def _factor(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
     """Return the points (K, rows, r) of K updates of one shape and rank."""
     return total.factor(
         torch.stack([update.B * update.scale for update in updates]),
@@ -221,7 +221,7 @@ def _make_task(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int
     """
     r = updates[0].rank
     total = FixedRank(*updates[0].shape, r, k=len(updates), device=updates[0].device)
-    points = _factored(total, updates).unsqueeze(1)
+    points = _factor(total, updates).unsqueeze(1)
     total = total.with_modules(1)
     reduction = total.reduce(points)
     own = reduction.manifold
@@ -260,7 +260,7 @@ def _lift(
         apart = (0.0,) * len(module.ranks)
         evidence = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=apart)
     else:
-        zero = given.inputs[0].truncate(min(module.ranks)).scaled(0.0)
+        zero = given.inputs[0].truncate(min(module.ranks)).times(0.0)
         small, evidence = zero.absorb_scale(), Evidence(Status.EXACT)
     evidence = replace(
         evidence,

@@ -64,10 +64,10 @@ def shares(x: Tensor, weights: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, 
     svd = thin_svd(x)
     ranks = numerical_rank(svd.values, FLOOR).tolist()
     m, n = shape
-    return _shared(svd.left, ranks, weights, m), _shared(svd.right, ranks, weights, n)
+    return _share(svd.left, ranks, weights, m), _share(svd.right, ranks, weights, n)
 
 
-def _shared(frames: Tensor, ranks: Sequence[int], weights: Tensor, width: int) -> Tensor:
+def _share(frames: Tensor, ranks: Sequence[int], weights: Tensor, width: int) -> Tensor:
     """Return the shared directions of one side, each as long as its share, from frames (T, p, r)."""
     together = thin_svd(torch.cat(narrow_each(weights.sqrt()[:, None, None] * frames, ranks), dim=1))
     level = float(weights.max()) * (1.0 + math.sqrt((sum(ranks) - max(ranks)) / width)) ** 2

@@ -168,7 +168,7 @@ class OuterOptimizer:
             before = {kind: value.to(start) for kind, value in state[name].items()}
             displacement, moved = self._rule.step(gradient, before)
             merged[name] = (start + displacement).to(origin.dtype)
-            after[name] = {kind: value.to(_kept(origin)) for kind, value in moved.items()}
+            after[name] = {kind: value.to(_state_dtype(origin)) for kind, value in moved.items()}
         self._state = after
         return merged
 
@@ -186,7 +186,7 @@ class OuterOptimizer:
             self._state.setdefault(name, {})[kind] = value
 
     def _rest(self, origin: Tensor) -> dict[str, Tensor]:
-        return self._rule.rest(torch.empty_like(origin, dtype=_kept(origin)))
+        return self._rule.rest(torch.empty_like(origin, dtype=_state_dtype(origin)))
 
     def _check_state(self, base: Mapping[str, Tensor]) -> None:
         if self._state and self._state.keys() != base.keys():
@@ -253,7 +253,7 @@ def _first_round(total: Tensor, rule: OuterRule) -> Tensor:
     return displacement
 
 
-def _kept(origin: Tensor) -> torch.dtype:
+def _state_dtype(origin: Tensor) -> torch.dtype:
     """Return the dtype of the state of a module."""
     return torch.promote_types(origin.dtype, torch.float32)
 

@@ -129,10 +129,10 @@ def dropped_ties(blocks: Tensor, setting: Setting) -> Tensor:
 def vote_in(coordinates: Callable[[Tensor], Tensor], stream: Stream) -> Mapping[str, Any]:
     """Return the facts of `riemerge.methods.elections.election.vote` about coordinates of the updates."""
 
-    def seen() -> Iterator[tuple[Tensor, Setting]]:
+    def restart() -> Iterator[tuple[Tensor, Setting]]:
         return ((coordinates(x), setting) for x, setting in stream())
 
-    return vote(seen)
+    return vote(restart)
 
 
 def _signless(setting: Setting) -> Setting:

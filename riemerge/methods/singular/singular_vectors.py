@@ -82,7 +82,7 @@ def iso_c(x: Tensor, setting: Setting) -> Tensor:
 
     Cost: one SVD (p, q).
     """
-    moved = _weighted(x, setting)
+    moved = _weigh(x, setting)
     largest = largest_norm(moved)
     svd = thin_svd(moved.sum(dim=0))
     rank = _rank(svd.values, largest)
@@ -117,7 +117,7 @@ def iso_cts(x: Tensor, setting: Setting) -> Tensor:
 
     Cost: T + 1 SVDs (p, q), one (p, D) and one (q, D).
     """
-    moved = _weighted(x, setting)
+    moved = _weigh(x, setting)
     largest = largest_norm(moved)
     whole = thin_svd(moved.sum(dim=0))
     size = _directions(moved, largest, _rank(whole.values, largest))
@@ -160,7 +160,7 @@ def cart(x: Tensor, setting: Setting) -> Tensor:
 
     Cost: T SVDs (p, q).
     """
-    mean = _weighted(x, setting).sum(dim=0)
+    mean = _weigh(x, setting).sum(dim=0)
     largest = largest_norm(x)
     svd = thin_svd(x - mean)
     size = _directions(x, largest, int(numerical_rank(svd.values, FLOOR, largest).max()))
@@ -244,7 +244,7 @@ def _expect_distinct(sigma: Tensor, first: int, largest: float) -> None:
         )
 
 
-def _weighted(x: Tensor, setting: Setting) -> Tensor:
+def _weigh(x: Tensor, setting: Setting) -> Tensor:
     return setting.weights.to(x)[:, None, None] * x
 
 

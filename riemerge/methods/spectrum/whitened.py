@@ -155,10 +155,10 @@ def whitened_mean(x: Tensor, weights: Tensor, exponent: float, power: float = 1.
     left = torch.cat([root * svd.left for root, svd in zip(roots, each, strict=True)], dim=1)
     right = torch.cat([root * svd.right for root, svd in zip(roots, each, strict=True)], dim=1)
     values = torch.cat([svd.values**power for svd in each])
-    return (whitened(left, exponent) * values) @ whitened(right, exponent).mT
+    return (whiten(left, exponent) * values) @ whiten(right, exponent).mT
 
 
-def whitened(frame: Tensor, exponent: float) -> Tensor:
+def whiten(frame: Tensor, exponent: float) -> Tensor:
     """Return F (FᵀF)^(-a/2) of columns F (p, c), with the pseudo-inverse power; F itself for a = 0.
 
     Law: commutes with isometries on the left and orthogonal maps on the right; the polar factor for a = 1.

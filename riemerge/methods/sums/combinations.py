@@ -65,7 +65,7 @@ def nuslerp(gram: Tensor, setting: Setting, /) -> Tensor:
     the same way to round-off is it c = w.
 
     Raises:
-        NumericalError: They are opposite to round-off: no arc between them is the shortest.
+        NumericalError: The updates are opposite to round-off: no arc between them is the shortest.
 
     Source: mergekit's `nuslerp` (flattened).
     """

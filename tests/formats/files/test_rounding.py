@@ -88,7 +88,7 @@ def test_factors_below_a_dtype_are_refused_and_nothing_is_written(tmp_path: Path
 
 def test_numbers_whose_squares_underflow_are_no_zero() -> None:
     for size in (1e-180, 1e-300):
-        stored, rounding = round_update(update().balance().scaled(size), torch.float32)
+        stored, rounding = round_update(update().balance().times(size), torch.float32)
         assert not stored.dense().any()
         assert rounding.error == 1.0
         with pytest.raises(NumericalError, match="out_dtype float64"):

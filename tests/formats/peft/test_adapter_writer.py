@@ -81,7 +81,7 @@ def test_balancing_keeps_a_narrow_dtype_from_underflow_and_overflow(tmp_path: Pa
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("scale", [1.0, -4.0, 0.0])
 def test_rounding_reports_its_error(dtype: torch.dtype, scale: float) -> None:
-    update = random_updates()["layers.0.v"].balance().scaled(scale)
+    update = random_updates()["layers.0.v"].balance().times(scale)
     stored, rounding = round_update(update, dtype)
     error = rounding.error
     assert (stored.dtype, stored.scale) == (dtype, 1.0)

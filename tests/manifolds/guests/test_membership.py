@@ -8,7 +8,7 @@ from pymanopt import manifolds
 
 from riemerge import frechet_mean
 from riemerge.errors import RecipeError
-from riemerge.manifolds.guests.guarded import guarded
+from riemerge.manifolds.guests.guarded import guard
 from tests.frechet.guests import COMPLETE, drawn
 
 
@@ -19,7 +19,7 @@ def test_points_next_to_each_other_obey_the_laws(name: str, length: float) -> No
     manifold = COMPLETE[name]()
     point = drawn(manifold, 1)[0]
     vector = manifold.random_tangent_vector(point)
-    safe = guarded(manifold)
+    safe = guard(manifold)
     other = safe.exp(point, length / safe.norm(point, vector) * vector)
     assert frechet_mean(manifold, [point, other]).ok
 
