@@ -29,7 +29,7 @@ def apart(scale: float, size: float) -> Apart:
 @pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
 @pytest.mark.parametrize("scale", SCALES)
 def test_distances_at_a_scale_follow_from_those_at_one(scale: float, size: float) -> None:
-    found, expected = apart(1.0, size).scaled(scale), apart(scale, size)
+    found, expected = apart(1.0, size).times(scale), apart(scale, size)
     assert found.norm == pytest.approx(expected.norm, rel=1e-14, abs=0)
     assert found.inputs == expected.inputs
     # In units of the largest: a square that cancels keeps half of the digits.
@@ -40,9 +40,9 @@ def test_distances_at_a_scale_follow_from_those_at_one(scale: float, size: float
 
 
 def test_copies_stay_at_no_distance_and_zeros_at_zero() -> None:
-    assert Apart(2.0, (2.0, 2.0), (0.0, 0.0)).scaled(1.0).distances == (0.0, 0.0)
-    assert Apart(2.0, (2.0,), (0.0,)).scaled(-1.0).distances == (4.0,)
-    assert Apart(0.0, (0.0,), (0.0,)).scaled(3.0) == Apart(0.0, (0.0,), (0.0,))
+    assert Apart(2.0, (2.0, 2.0), (0.0, 0.0)).times(1.0).distances == (0.0, 0.0)
+    assert Apart(2.0, (2.0,), (0.0,)).times(-1.0).distances == (4.0,)
+    assert Apart(0.0, (0.0,), (0.0,)).times(3.0) == Apart(0.0, (0.0,), (0.0,))
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -43,7 +43,7 @@ def test_the_norm_and_the_shape_are_those_of_dw(kind: str) -> None:
 @pytest.mark.parametrize("factor", [-2.0, 0.0, 0.5, 1.0])
 def test_a_factor_scales_dw_and_nothing_else(kind: str, factor: float) -> None:
     update = KINDS[kind]()
-    scaled = update.scaled(factor)
+    scaled = update.times(factor)
     torch.testing.assert_close(scaled.dense(), factor * update.dense(), rtol=1e-14, atol=0)
     assert scaled.norm() == pytest.approx(abs(factor) * update.norm(), rel=1e-14)
     assert (scaled.shape, scaled.rank) == (update.shape, update.rank)
@@ -52,7 +52,7 @@ def test_a_factor_scales_dw_and_nothing_else(kind: str, factor: float) -> None:
 @EVERY
 @pytest.mark.parametrize("factor", [-3.0, 0.0, 2.0])
 def test_a_scale_that_is_absorbed_changes_no_dw(kind: str, factor: float) -> None:
-    scaled = KINDS[kind]().scaled(factor)
+    scaled = KINDS[kind]().times(factor)
     alone = scaled.absorb_scale()
     torch.testing.assert_close(alone.dense(), scaled.dense(), rtol=1e-14, atol=1e-15)
     assert getattr(alone, "scale", 1.0) == 1.0
