@@ -140,7 +140,7 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     method whose models are a sequence.
 
     Args:
-        recipe: What names the models, expanded (see `expanded`).
+        recipe: What names the models, expanded (see `expand`).
         method: The row of the table.
         opened: Models that are open already.
 

@@ -44,7 +44,6 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
             f"device: {name} was asked for, but torch {torch.__version__} finds {torch.cuda.device_count()} "
-            "CUDA "
-            "devices: use --device cpu, or install a CUDA build of torch and a driver"
+            "CUDA devices: use --device cpu, or install a CUDA build of torch and a driver"
         )
     return device

@@ -1,4 +1,4 @@
-"""Running a plan: every module read, merged by the method, scaled, measure, and handed on."""
+"""Running a plan: every module read, merged by the method, scaled, measured, and handed on."""
 
 from __future__ import annotations
 

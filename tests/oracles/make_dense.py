@@ -1,4 +1,4 @@
-"""Freeze what mergekit makes of whole state dicts, for tests/merging/test_dense.py.
+"""Freeze what mergekit makes of whole state dicts, for tests/merging/test_run.py.
 
 Run in an environment with mergekit 0.1.5 or later, which the tests do not need:
     python tests/oracles/make_dense.py

@@ -14,11 +14,11 @@ import torch
 from benchmarks.nli.__main__ import RESULTS
 from benchmarks.nli.report import for_package
 from riemerge import merge_adapters
-from riemerge.merging.identifiability import judge_modules, judge_overlap
+from riemerge.merging.identifiability import judge_overlap
 from riemerge.merging.measure import totals
 from riemerge.methods import DEFAULT_METHOD
 from riemerge.records.evaluation_record import PairedDifference
-from riemerge.records.run_record import Determined, Overlap, RunRecord
+from riemerge.records.run_record import RunRecord
 from riemerge.report import verdict as words
 from riemerge.report.tables import merge_report
 from riemerge.report.verdict import (
@@ -295,52 +295,6 @@ def test_where_the_overlap_does_not_tell_the_verdict_says_so(tmp_path: Path) -> 
     assert f"of {real.total()} such modules" in second
     assert real.keys() == {"yes", "no"}
     assert f"in {real['yes']} all ten starts ended in one update, in {real['no']} in different ones" in second
-
-
-@pytest.mark.parametrize(
-    ("yes", "partly", "no", "unsaid", "together"),
-    [
-        (9, 1, 0, 0, "yes"),
-        (9, 0, 1, 0, "yes"),
-        (9, 0, 0, 1, "yes"),
-        (8, 1, 1, 0, "partly"),
-        (8, 1, 0, 1, "open"),
-        (7, 1, 1, 1, "partly"),  # whatever the open one is
-        (0, 10, 0, 0, "partly"),
-        (1, 0, 9, 0, "no"),
-        (0, 1, 5, 4, "open"),
-        (0, 2, 8, 0, "partly"),
-        (5, 0, 4, 1, "partly"),
-        (0, 0, 0, 10, "open"),
-        (0, 0, 0, 0, None),
-    ],
-)
-def test_the_modules_answer_together(
-    yes: int, partly: int, no: int, unsaid: int, together: str | None
-) -> None:
-    counts: dict[Determined, int] = {"yes": yes, "partly": partly, "no": no, "open": unsaid}
-    answers = [key for key, count in counts.items() for _ in range(count)]
-    assert judge_modules([*answers, None]) == together
-
-
-def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
-    known = {"left": 0.5, "right": 0.8, "left_random": 0.1, "right_random": 0.1, "share": 0.5}
-    for weakest, cosine, expected in (
-        (0.9, 0.9, "yes"),
-        (0.41, 0.21, "yes"),
-        (0.39, 0.9, "open"),
-        (0.06, 0.9, "open"),
-        (0.04, 0.9, "no"),
-        (0.9, 0.19, "open"),
-        (0.79, 0.01, "open"),
-        (0.81, 0.07, "no"),
-        (0.81, 0.09, "open"),
-        (0.9, -0.5, "no"),
-    ):
-        found = Overlap(**known, weakest=weakest, cosine=cosine)
-        assert judge_overlap(found) == expected
-        assert [judge_overlap(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
-    assert judge_overlap(None) is None
 
 
 # --- evaluations --------------------------------------------------------------------------------------------

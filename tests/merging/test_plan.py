@@ -1,0 +1,156 @@
+"""What a plan refuses, and what it knows, before the first tensor is read."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.checkpoint import Checkpoint
+from riemerge.formats.peft import Adapter
+from riemerge.merging.plan import plan
+from riemerge.merging.run import run
+from riemerge.merging.sinks import write
+from riemerge.methods import Method, find_method
+from riemerge.recipes.recipe import Recipe
+from riemerge.statistics import collect_statistics
+from tests.folders import SHAPES, family, merge_adapters, write_family
+from tests.helpers import seeded
+from tests.merging.merges import (
+    F64,
+    World,
+    merge,
+    recipe_of,
+    run_command,
+    served,
+    stored_factors,
+)
+
+
+def test_updates_of_different_rank_need_a_rank(tmp_path: Path) -> None:
+    (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2, seed=5)
+    folders = write_family(tmp_path, [a, b])
+    with pytest.raises(AdapterError) as caught:
+        merge_adapters(folders)
+    assert len(caught.value.problems) == len(SHAPES)
+    assert "layers.0.q: the ranks differ (" in caught.value.problems[0]
+    assert "--rank 2" in caught.value.problems[0]
+    assert {u.rank for u in merge_adapters(folders, rank=2).updates.values()} == {2}
+
+
+@pytest.mark.parametrize("method", ["geomerge", "lowrank"])
+def test_a_share_as_rank_is_refused_where_the_rank_comes_first(tmp_path: Path, method: str) -> None:
+    with pytest.raises(RecipeError, match=rf"parameters.rank: 90%: {method} has one rank"):
+        merge_adapters(write_family(tmp_path, family("close", 2)), method=method, rank="90%")
+
+
+@pytest.mark.parametrize("rank", ["0%", "100%", "-5%", "most", "9 %"])
+def test_a_rank_that_is_no_share_is_refused(tmp_path: Path, rank: str) -> None:
+    with pytest.raises(RecipeError, match="'auto' or a share such as '95%'"):
+        merge_adapters(write_family(tmp_path, family("close", 2)), method="average", rank=rank)
+
+
+def test_statistics_of_another_model_are_refused(world: World, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 8)).double()
+    batch = torch.randn(4, 6, generator=seeded(0), dtype=F64)
+    collect_statistics(
+        module, [batch], lambda model, x: model(x).sum(dim=1), tmp_path / "data", kinds=["gram"]
+    )
+    with pytest.raises(AdapterError, match="none of them a weight of"):
+        merge(tmp_path / "out", "regmean", world.models[:2], statistics=[tmp_path / "data"] * 2)
+    with pytest.raises(AdapterError, match="has no statistics of 2 of 2 modules"):
+        merge(
+            tmp_path / "out", "regmean", world.models[:2], statistics=[world.statistics[0], tmp_path / "data"]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["average", "lowrank"])
+def test_a_rank_above_that_of_every_module_is_refused(tmp_path: Path, method: str) -> None:
+    folders = served(tmp_path)
+    ran = run_command("merge", *folders, "--method", method, "-o", tmp_path / "out", "--rank", "13")
+    assert ran.exit_code == 3
+    assert "parameters.rank: 13: no module has a rank above 12: give at most that" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_is_stored_may_be_asked_for(tmp_path: Path) -> None:
+    """It may be above what dW can have; the inputs have it all the same."""
+    modules = {
+        module: (torch.ones(m, 14).double(), torch.ones(14, n).double()) for module, (m, n) in SHAPES.items()
+    }
+    folders = write_family(tmp_path, [modules, modules])
+    ran = run_command("merge", *folders, "--method", "average", "-q", "-o", tmp_path / "out", "--rank", "14")
+    assert ran.exit_code == 0, ran.stderr
+    assert {a.shape[0] for _, a in stored_factors(tmp_path / "out").values()} == {14}
+
+
+# --- what a plan is -----------------------------------------------------------------------------------------
+
+
+def recipes(world: World, folders: list[Path]) -> dict[str, Recipe]:
+    """A recipe of adapters, of a delta and of checkpoints."""
+    return {
+        "adapter": recipe_of("average", folders),
+        "delta": recipe_of("average", folders, out_type="delta"),
+        "checkpoint": recipe_of("ties", world.models, base=world.base),
+    }
+
+
+KINDS = pytest.mark.parametrize("kind", ["adapter", "delta", "checkpoint"])
+
+
+@KINDS
+def test_a_plan_is_frozen_and_reads_no_tensor(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    recipe = recipes(world, write_family(tmp_path, family("close", 2)))[kind]
+    read: list[str] = []
+
+    def watch(of: type, name: str) -> None:
+        original = getattr(of, name)
+
+        def reading(self: object, module: str, **how: Any) -> Any:
+            read.append(module)
+            return original(self, module, **how)
+
+        monkeypatch.setattr(of, name, reading)
+
+    watch(Adapter, "update")
+    watch(Checkpoint, "tensor")
+    planned = plan(recipe, folder=tmp_path / "out")
+    assert read == []
+    assert planned.out_type == kind
+    assert not (tmp_path / "out").exists()
+    for field in fields(planned):
+        with pytest.raises(FrozenInstanceError):
+            setattr(planned, field.name, None)
+    # What would have been counted is counted when it happens.
+    run(planned, lambda _, __: None)
+    assert {*read} == {*planned.inputs.modules}
+
+
+@KINDS
+def test_the_method_is_looked_up_once_to_expand_the_recipe_and_once_to_plan(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Wherever a module of the package names `find_method`; the recipe is made before."""
+    recipe = recipes(world, write_family(tmp_path, family("close", 2)))[kind]
+    names: list[str] = []
+
+    def looking(name: str) -> Method:
+        names.append(name)
+        return find_method(name)
+
+    for module in [*sys.modules.values()]:
+        if module.__name__.startswith("riemerge") and getattr(module, "find_method", None) is find_method:
+            monkeypatch.setattr(module, "find_method", looking)
+    write(plan(recipe, folder=tmp_path / "out"), tmp_path / "out")
+    assert 1 <= len(names) <= 2
+    assert {*names} == {recipe.merge_method}
