@@ -19,7 +19,7 @@ from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
 from riemerge.formats.fit import check_checkpoints, check_collection
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.peft import Adapter, read_adapter
-from riemerge.methods import Method, find_method
+from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.updates import DenseSpan, LowRankUpdate
 
@@ -249,14 +249,13 @@ def _in_order(recipe: Recipe, method: Method, models: Sequence[Model]) -> tuple[
     return tuple(sorted(inputs, key=lambda entry: (*entry.model.sha256.values(), said[entry.place])))
 
 
-def expand(recipe: Recipe) -> Recipe:
+def expand(recipe: Recipe, method: Method) -> Recipe:
     """Return a recipe with the folder of a run replaced by the checkpoints in it, for a method of a sequence.
 
     Law: a folder that is no model itself stands for the models in it, each with what was said of the folder,
     in the order of the last number in their names (`checkpoint-500` before `checkpoint-1000`), else of the
     names.
     """
-    method = find_method(recipe.merge_method)
     if not method.ordered or method.models[1] is not None:
         return recipe
     models = [

@@ -123,7 +123,8 @@ def plan(
 ) -> Plan:
     """Check a recipe against its models, and say all that a merge of them will do.
 
-    Law: what a merge refuses without computing is refused here, and nothing is written.
+    Law: what a merge refuses without computing is refused here, and nothing is written. No tensor is read,
+    but of modules whose ranks differ where the method needs one rank: an update that is all zero may differ.
 
     Args:
         recipe: What to merge, and how.
@@ -140,10 +141,10 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
-    recipe = expand(recipe)
+    method = find_method(recipe.merge_method)
+    recipe = expand(recipe, method)
     if folder is not None:
         check_output(folder, folders_of(recipe))
-    method = find_method(recipe.merge_method)
     asked = {**method.defaults, **recipe.parameters}
     where = find_device(device)
     inputs = open_inputs(recipe, method, opened or {})

@@ -13,7 +13,7 @@ from riemerge.methods.parameters import (
     Parameter,
     check_value,
     choice,
-    described,
+    describe,
     energy_of,
     factor,
     is_last,
@@ -119,7 +119,7 @@ def test_a_share_as_rank_is_a_number(rank: str, energy: float | None) -> None:
 
 def test_values_in_words() -> None:
     values: list[object] = [None, True, "a", 2.0, 3, {}, (), b""]
-    assert [described(value) for value in values] == [
+    assert [describe(value) for value in values] == [
         "nothing",
         "the truth value true",
         "the text 'a'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from riemerge.methods.geodesic.quotient_mean import distances, mixed
+from riemerge.methods.geodesic.quotient_mean import distances, refuse_mixed
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.helpers import random_gauge, random_orthonormal, seeded
 from tests.methods.spectra import normal
@@ -18,8 +18,8 @@ def updates(seed: int, count: int = 2, rank: int = 2) -> list[LowRankUpdate]:
 
 
 def test_ranks_that_differ_are_said_with_their_names_and_the_remedy() -> None:
-    assert mixed("q", [("one", 2), ("two", 2)]) == []
-    (problem,) = mixed("q", [("one", 2), ("two", 4)])
+    assert refuse_mixed("q", [("one", 2), ("two", 2)]) == []
+    (problem,) = refuse_mixed("q", [("one", 2), ("two", 4)])
     assert problem == (
         "q: the ranks differ (one 2, two 4): geomerge needs one rank: truncate all with --rank 2, or use "
         "method average"
