@@ -80,9 +80,9 @@ def geomerge_lines(record: RunRecord) -> list[str]:
     """Say in three lines what the Fréchet mean of fixed rank makes of some adapters, from its run record."""
     ours, best = _shares("geomerge"), f"{DEFAULT_METHOD} {_shares(DEFAULT_METHOD)}"
     return [
-        f"geomerge, the mean on the quotient manifold, keeps: {_keeps(record)}",
-        f"its mean by module: {_counts(record)} (--starts auto measures what is open)",
-        f"benchmarks/nli: it kept {ours} of the specialists' accuracy, {best}",
+        f"geomerge (mean on the quotient) keeps {_keeps(record)}",
+        f"its mean by module: {_counts(record)} (--starts auto measures those)",
+        f"benchmarks/nli: it keeps {ours} of the accuracy, {best}",
     ]
 
 

@@ -41,4 +41,4 @@ def test_demo_ends_with_three_lines_on_geomerge() -> None:
     answer, _, last = ran.stdout.rstrip().rpartition("\n\n")
     assert answer.startswith(f"4 adapters merged by {DEFAULT_METHOD}: snli, mnli, qnli, scitail")
     assert len(last.splitlines()) == 3
-    assert last.startswith("geomerge, the mean on the quotient manifold, keeps: snli ")
+    assert last.startswith("geomerge (mean on the quotient) keeps snli ")

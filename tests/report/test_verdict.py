@@ -187,7 +187,7 @@ def test_what_geomerge_makes_of_adapters_is_said_in_three_lines(tmp_path: Path) 
     assert f"a {share:.0%}, b" in keeps
     assert "3 not determined" in fixed
     ours, best = (measurement().methods[name] for name in ("geomerge", DEFAULT_METHOD))
-    assert f"kept {ours[0]:.2f} and {ours[1]:.2f} of" in accuracy
+    assert f"keeps {ours[0]:.2f} and {ours[1]:.2f} of" in accuracy
     assert f"{DEFAULT_METHOD} {best[0]:.2f} and {best[1]:.2f}" in accuracy
 
 
