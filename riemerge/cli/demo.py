@@ -24,7 +24,11 @@ the Fréchet mean of fixed rank, makes of them."""
 
 @click.command(help=_HELP)
 @click.option(
-    "-o", "--output", type=click.Path(), help="New folder of the result.  [default: a temporary one]"
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="New folder of the result.  [default: a temporary one]",
 )
 @THREADS
 @JSON

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import COMPUTING
+from riemerge.cli.options import COMPUTING, output_option
 from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show
 
 _HELP = """Find the method that merges best: each at equal norms, chosen on dev rows, reported on test rows.
@@ -52,14 +52,7 @@ def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dic
 
 @click.command(help=_HELP)
 @click.argument("models", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(),
-    metavar="FOLDER",
-    help="New folder, or that of an earlier run, which goes on.",
-)
+@output_option("New folder, or that of an earlier run, which goes on.")
 @click.option("--scorer", required=True, metavar="COMMAND", help=_SCORER)
 @click.option(
     "--methods",

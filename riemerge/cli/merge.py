@@ -24,7 +24,8 @@ _HELP = """Merge adapters, or full checkpoints, into a new folder.
   riemerge merge recipe.yaml -o merged --method ties -p density=0.3
 
 The number behind the last colon is the weight of a model [default: 1]. Options win over the recipe.
-`riemerge methods NAME` explains a method and its parameters."""
+A value may be a list over depth: -p "density=[0.3, 0.7]". `riemerge methods NAME` explains a method and its
+parameters."""
 
 
 @click.command(help=_HELP)

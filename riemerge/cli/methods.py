@@ -24,7 +24,7 @@ def methods(names: tuple[str, ...], as_json: bool) -> None:
     """Do what `riemerge methods` is asked."""
     rows = [find_method(name) for name in names or METHODS]
     if as_json:
-        dump([asdict(row) for row in rows])
+        dump([{**asdict(row), "parameters": row.parameters, "defaults": row.defaults} for row in rows])
         return
 
     from riemerge.report.tables import method_report, methods_report

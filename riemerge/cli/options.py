@@ -45,9 +45,12 @@ def folder_option(name: str, text: str, **settings: Any) -> Option:
     return click.option(name, type=click.Path(), metavar="FOLDER", help=text, **settings)
 
 
-OUTPUT = click.option(
-    "-o", "--output", required=True, type=click.Path(), metavar="FOLDER", help="New folder of the result."
-)
+def output_option(text: str) -> Option:
+    """Return the option `--output` of a command."""
+    return click.option("-o", "--output", required=True, type=click.Path(), metavar="FOLDER", help=text)
+
+
+OUTPUT = output_option("New folder of the result.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print the path of the result and warnings only.")
 VERBOSE = click.option(
@@ -107,11 +110,18 @@ MERGING = options(
         metavar="NAME=VALUE",
         help="Parameter of the method, such as density=0.3; repeat it for more.",
     ),
-    *_parameters(["rank"], help="Rank of the result.  [default: the inputs' largest]"),
-    *_parameters(["scale"], help="Factor on the result; matched: to the norm of the inputs."),
+    *_parameters(
+        ["rank"],
+        help="Rank of the result.  [default: mostly the inputs' largest; see `riemerge methods NAME`]",
+    ),
+    *_parameters(
+        ["scale"], help="Factor on the result; matched: to the norm of the inputs.  [default: the method's]"
+    ),
     # The spelling before -p: it stays for scripts.
     *_parameters([name for name in PARAMETERS if name not in {"weight", "rank", "scale"}], hidden=True),
-    folder_option("--statistics", "Statistics of a model, once for each in order.", multiple=True),
+    folder_option(
+        "--statistics", "Folder of `collect_statistics`, once for each model in order.", multiple=True
+    ),
     folder_option("--base-statistics", "Statistics of the base model."),
     folder_option("--base-model", "Full checkpoint that the models were trained from."),
     click.option(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, SCORER, method_option, read_options
+from riemerge.cli.options import MERGING, SCORER, method_option, output_option, read_options
 from riemerge.cli.terminal import answering, progress_on_stderr, show_made
 
 _HELP = """Merge models with all weights of a grid, each merge in a folder of its own.
@@ -21,8 +21,15 @@ the output."""
 
 @click.command(help=_HELP)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@OUTPUT
-@click.option("--steps", type=click.IntRange(min=2), default=11, show_default=True, help="Points on an edge.")
+@output_option("Folder around all merges; that of an earlier sweep goes on.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=2),
+    metavar="INT",
+    default=11,
+    show_default=True,
+    help="Points on an edge.",
+)
 @click.option("--scorer", metavar="COMMAND", help=SCORER)
 @method_option("average")
 @MERGING

@@ -39,7 +39,7 @@ class Stiefel(GeodesicManifold):
     columns [U Q], so everything but a few products happens in matrices of size p + q, q = min(p, n - p).
 
     Source: Edelman, Arias, Smith 1998 (eq. 2.39-2.42); logarithm: Zimmermann 2017, with the entrywise Newton
-    factor described at `completion.fibre_log`.
+    factor described at `stiefel_log.fibre_log`.
 
     Args:
         n: Rows.
@@ -119,7 +119,7 @@ class Stiefel(GeodesicManifold):
         """Find a geodesic from a to b.
 
         In the basis [U Q] the end point is a frame, whose completion to a rotation is turned until the
-        rotation's logarithm is the generator of a geodesic (`completion.fibre_log`). A pair is valid where
+        rotation's logarithm is the generator of a geodesic (`stiefel_log.fibre_log`). A pair is valid where
         that was reached and exp(log) was computed and is b: U -> -U satisfies the former alone. Cost: for
         nearby points about 4 symmetric eigendecompositions of size 2p, for independent ones 7 to 10.
         """

@@ -90,6 +90,11 @@ class Inputs:
         return tuple(sorted(self.each[0].model.modules))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all modules or tensors, sorted: also of tensors of integers, which are only copied."""
+        return tuple(sorted({*self.modules, *(name for one in self.checkpoints for name in one.names)}))
+
+    @property
     def stored(self) -> tuple[torch.dtype, ...]:
         """The T dtypes in which factors are stored; float64 for each checkpoint, which has none."""
         return tuple(adapter.dtype for adapter in self.adapters) or (torch.float64,) * len(self.each)

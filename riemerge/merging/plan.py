@@ -147,9 +147,9 @@ def plan(
         check_output(folder, folders_of(recipe))
     asked = {**method.defaults, **recipe.parameters}
     where = find_device(device)
-    inputs = open_inputs(recipe, method, opened or {})
     _check_solver_and_rank(asked, method, optimizer)
-    resolver = Resolver(recipe, method, inputs.modules)
+    inputs = open_inputs(recipe, method, opened or {})
+    resolver = Resolver(recipe, method, inputs.names)
     options = Options(
         solver=optimizer or asked.get("solver"),
         threads=find_threads(threads, where),

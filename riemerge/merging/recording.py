@@ -41,7 +41,7 @@ def run_record(
         solve: Wall seconds of the run.
     """
     inputs, resolved = plan.inputs, plan.resolved
-    weights = [plan.stack.weights(name) for name in inputs.modules]
+    weights = [plan.stack.weights(name) for name in inputs.names]
     notes: Sequence[str] = ()
     bases = [adapter.config.base_model_name_or_path for adapter in inputs.adapters]
     if inputs.checkpoints:

@@ -65,8 +65,8 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
             )
             results = iter(waiting)
         threads = plan.options.threads
-        if plan.out_type != "adapter":
-            threads = 1
+        if plan.out_type != "adapter" and not modules:
+            threads = 1  # what is lifted already is only handed on, and large
         for row, known, update in in_order(measure, results, threads):
             rows.append(row)
             evidence[row.module] = known

@@ -7,8 +7,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from riemerge.errors import RecipeError
-from riemerge.formats.peft import Adapter
+from riemerge.errors import RecipeError, try_each
+from riemerge.formats.kinds import is_checkpoint
+from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.merging.inputs import Models
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import SHARD_BYTES, MergeResult, Written, collect, write
@@ -18,12 +19,12 @@ from riemerge.recipes.recipe import Recipe, make_recipe
 
 
 def merge(
-    models: Sequence[str | Path | Adapter],
+    adapters: Sequence[str | Path | Adapter],
     weights: Sequence[float] | None = None,
     *,
     method: str = DEFAULT_METHOD,
     solver: Any = None,
-    statistics: Sequence[str | Path] | None = None,
+    statistics: Sequence[str | Path | None] | None = None,
     base_statistics: str | Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
@@ -40,7 +41,7 @@ def merge(
     copies of one adapter merge to it where the method's row claims so. Nothing is written.
 
     Args:
-        models: Folders of adapters, or adapters already read; at least one that has a weight.
+        adapters: Folders of adapters, or adapters already read; at least one that has a weight.
         weights: One finite number each; all 1 if not given.
         method: A name of `riemerge.methods.METHODS`.
         solver: Name of a solver or a Pymanopt optimizer, for a method that takes one.
@@ -71,15 +72,17 @@ def merge(
         >>> result = merge(["snli", "mnli"], weights=[0.5, 0.5])  # doctest: +SKIP
         >>> result.save_pretrained("merged")  # doctest: +SKIP
     """
-    given = [1.0] * len(models)
+    given = [1.0] * len(adapters)
     if weights is not None:
         given = list(weights)
-    if len(given) != len(models):
-        raise RecipeError(f"weights: {len(given)} for {len(models)} adapters: give one weight for each")
-    folders: list[str | None] = [str(path) for path in statistics or ()]
-    folders = folders or [None] * len(models)
-    if len(folders) != len(models):
-        raise RecipeError(f"statistics: {len(folders)} for {len(models)} adapters: give one folder for each")
+    if len(given) != len(adapters):
+        raise RecipeError(f"weights: {len(given)} for {len(adapters)} adapters: give one weight for each")
+    folders = [path and str(path) for path in statistics or ()]
+    folders = folders or [None] * len(adapters)
+    if len(folders) != len(adapters):
+        raise RecipeError(
+            f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each"
+        )
     optimizer = None
     if not isinstance(solver, str | None):
         optimizer, solver = solver, type(solver).__name__
@@ -93,7 +96,7 @@ def merge(
                     "parameters": {"weight": _plain(weight)},
                     "statistics": folder,
                 }
-                for model, weight, folder in zip(models, given, folders, strict=True)
+                for model, weight, folder in zip(adapters, given, folders, strict=True)
             ],
             "base_statistics": base_statistics and str(base_statistics),
             "parameters": {name: _plain(value) for name, value in said.items() if value is not None},
@@ -102,9 +105,13 @@ def merge(
             "uniform_rank": uniform_rank,
         }
     )
+    opened = {adapter.path: adapter for adapter in adapters if isinstance(adapter, Adapter)}
+    # A full checkpoint is refused as what it is, by the reader of adapters.
+    used = [entry.model for entry, weight in zip(recipe.models, recipe.weights, strict=True) if weight != 0]
+    try_each(read_adapter, [path for path in used if Path(path) not in opened and is_checkpoint(path)])
     planned = plan(
         recipe,
-        opened={model.path: model for model in models if isinstance(model, Adapter)},
+        opened=opened,
         optimizer=optimizer,
         device=device,
         threads=threads,

@@ -65,8 +65,10 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise RecipeError(f"-p {text}: no value: expected NAME=VALUE")
+        if name == "weight":
+            raise RecipeError("-p weight: each model has its own: write it behind the model, as in a:0.5")
         if name not in PARAMETERS:
-            advice = suggest_parameter(name, PARAMETERS)
+            advice = suggest_parameter(name, [known for known in PARAMETERS if known != "weight"])
             raise RecipeError(f"-p {name}: unknown parameter {name!r}: {advice}")
         if name in names:
             raise RecipeError(f"-p {name}: said more than once: say it once")

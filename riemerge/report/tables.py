@@ -18,12 +18,12 @@ from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
 from riemerge.report.method_page import cautions, command, describe, facts, parameter_rows, weights
 from riemerge.report.verdict import (
     answer,
-    concerns,
     determination,
     evaluation_verdict,
     kept_shares,
     matched_text,
     may_be_undetermined,
+    remarks,
     score_text,
     weight_text,
 )
@@ -54,7 +54,7 @@ def merge_report(record: RunRecord, *, verbose: bool = False, written: Sequence[
             leave undetermined, how that was found.
         written: Lines to put under the answer.
     """
-    warnings = [*(f"warning: {printable(text)}" for text in record.warnings), *concerns(record)]
+    warnings = [*(f"warning: {printable(text)}" for text in record.warnings), *remarks(record)]
     parts: list[RenderableType] = [Text(line) for line in (*answer(record), *written)]
     parts += [Text(f"\n{text}", style="yellow") for text in warnings]
     if verbose:
@@ -116,7 +116,7 @@ def _inputs(record: RunRecord) -> Table:
             column("‖dW‖", total.input_norms),
             column("distance", total.distances),
             column("‖dW-dWᵢ‖/‖dWᵢ‖", total.relative_distances),
-            column("kept", kept_shares(record)),
+            column("keeps", kept_shares(record)),
         ],
     )
 

@@ -63,15 +63,15 @@ def answer(record: RunRecord) -> list[str]:
     input the result keeps; what the rank lost; whether anything is wrong.
     """
     method = METHODS[record.recipe["merge_method"]]
-    count = len(record.warnings) + len(concerns(record))
+    count = len(record.warnings) + len(remarks(record))
     modules = ", ".join(f"{number} {status.lower()}" for status, number in record.totals.statuses.items())
-    remarks = {0: "nothing is wrong", 1: "1 remark, below"}.get(count, f"{count} remarks, below")
+    wrong = {0: "nothing is wrong", 1: "1 remark, below"}.get(count, f"{count} remarks, below")
     answers = when(may_be_undetermined(record), f"; mean determined? {_counts(record)}")
     lines = [
         f"{len(_counting(record))} {_kind(record)} merged by {method.name}: {_inputs(record)}",
         f"keeps of each input: {_keeps(record)}{_scale(record)}",
         _rank(record),
-        f"{remarks}; modules: {modules}{answers}",
+        f"{wrong}; modules: {modules}{answers}",
     ]
     return [line for line in lines if line]
 
@@ -296,6 +296,11 @@ def _consequence(record: RunRecord, count: int) -> str:
 # --- whether the method suits the inputs --------------------------------------------------------------------
 
 
+def remarks(record: RunRecord) -> list[str]:
+    """Say what a user should know of a merge beside its warnings, where the verdict is not shown whole."""
+    return [*concerns(record), *_warn_of_spread(record)]
+
+
 def concerns(record: RunRecord) -> list[str]:
     """Say what speaks against the method for these adapters, and what to use instead.
 
@@ -319,6 +324,17 @@ def _copies(record: RunRecord, overlap: Overlap) -> Iterator[str]:
             f"{overlap.cosine:.2f}; from {RELATED:g} on they share more than they differ in): what they "
             f"share is not kept as it is. Use --method {DEFAULT_METHOD} or --method average, which give "
             "copies back."
+        )
+
+
+def _warn_of_spread(record: RunRecord) -> Iterator[str]:
+    """Yield a warning of a mean that several starts showed to be no function of its inputs alone."""
+    spread = record.totals.update_spread
+    if record.totals.determined in {"no", "partly"} and spread is not None and may_be_undetermined(record):
+        yield (
+            f"These adapters do not determine their mean: several starts ended up to {_share(spread)} apart, "
+            f"at nearly the same cost. Use --method {DEFAULT_METHOD}, or --method average --rank sum, which "
+            "is exact."
         )
 
 

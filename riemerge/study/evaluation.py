@@ -123,10 +123,14 @@ def evaluate(
         evaluation = _evaluation(plan, trials, candidates, results, groups or {}, resamples, seed)
         best = evaluation.entry(evaluation.best)
         assert best.scale is not None  # only models alone have none
+        if not os.path.lexists(root / BEST):
+            # Where evaluation.json is, `best` is what it names: so it goes before another best comes.
+            (root / EVALUATION_FILE).unlink(missing_ok=True)
         keep_merge(
             plan.recipe(candidates[best.name], best.scale),
             root / BEST,
             root / EVALUATION_FILE,
+            replace=True,
             opened={adapter.path: adapter for adapter in adapters.values()},
             device=device,
             threads=threads,

@@ -61,12 +61,20 @@ def workplace(root: Path) -> Iterator[Path]:
 
 
 def keep_merge(
-    recipe: Recipe, target: Path, table: Path, *, opened: Models, device: str, threads: int | None
+    recipe: Recipe,
+    target: Path,
+    table: Path,
+    *,
+    opened: Models,
+    device: str,
+    threads: int | None,
+    replace: bool = False,
 ) -> RunRecord:
     """Return the record of a merge that is there as this version wrote it; merge it where it is not.
 
-    Law: what is there stays until the new merge is whole; the log says why it is made again. The table, which
-    may speak of what was there, goes first.
+    Law: a merge of this recipe that is not as it was written stays until the new one is whole; the log says
+    why it is made again, and the table, which may speak of what was there, goes first. Anything else that is
+    there is no merge of this study, and is never touched.
 
     Args:
         recipe: What to merge, and how.
@@ -75,9 +83,16 @@ def keep_merge(
         opened: The models of the recipe, and its base model.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: Number of threads that work at once; all CPUs if not given.
+        replace: Whether a merge of another recipe gives way to this one.
+
+    Raises:
+        OutputError: Something else is there.
     """
     record = read_record(target)
-    if record is not None and is_record_of(plan(recipe, opened=opened), record):
+    same = record is not None and is_record_of(plan(recipe, opened=opened), record)
+    if record is None or not (same or replace):
+        return merge_into(recipe, target, device=device, threads=threads, opened=opened).record
+    if same:
         why = why_not_as_written(target, record)
         if why is None:
             return record

@@ -33,7 +33,7 @@ class ResultTable:
         self.path = path
         for number, row in self._lines():
             if not row:
-                self._warn(f"line {number}", "cannot be read as a result")
+                self._warn(f"line {number}", "cannot be read as a result", "it is passed over")
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -78,5 +78,5 @@ class ResultTable:
                 row = {}
             yield number, row
 
-    def _warn(self, where: str, why: str) -> None:
-        _log.warning("%s: %s: %s: it is measured again", show(str(self.path)), where, why)
+    def _warn(self, where: str, why: str, so: str = "it is measured again") -> None:
+        _log.warning("%s: %s: %s: %s", show(str(self.path)), where, why, so)

@@ -72,9 +72,9 @@ def run_shell(script: str, workplace: Path) -> None:
 @pytest.mark.slow
 def test_shell_example(workplace: Path) -> None:
     script, _ = blocks(GUIDE, "shell")
-    assert len(script.splitlines()) == 7
+    assert len(script.splitlines()) == 3
     run_shell(script, workplace)
-    assert read_adapter(workplace / "merged").ranks == read_adapter(workplace / "average").ranks
+    assert read_adapter(workplace / "merged").ranks == read_adapter(workplace / "power").ranks
     assert len(json.loads((workplace / "compared.json").read_text(encoding="utf-8"))["adapters"]) == 2
 
 

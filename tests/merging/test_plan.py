@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from riemerge.errors import AdapterError, RecipeError
@@ -17,8 +18,9 @@ from riemerge.formats.peft import Adapter
 from riemerge.merging.plan import plan
 from riemerge.merging.run import run
 from riemerge.merging.sinks import write
+from riemerge.merging.verbs import merge_into
 from riemerge.methods import Method, find_method
-from riemerge.recipes.recipe import Recipe
+from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.statistics import collect_statistics
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.helpers import seeded
@@ -30,6 +32,7 @@ from tests.merging.merges import (
     run_command,
     served,
     stored_factors,
+    write_checkpoint,
 )
 
 
@@ -154,3 +157,32 @@ def test_the_method_is_looked_up_once_from_plan_to_file(
     write(plan(recipe, folder=tmp_path / "out"), tmp_path / "out")
     assert len(names) == 1
     assert {*names} == {recipe.merge_method}
+
+
+def test_a_filter_may_name_a_tensor_of_integers(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.ones(2, 2), "b_ids": torch.tensor([1, 2])}
+    models = [write_checkpoint(tmp_path / name, tensors) for name in ("one", "two")]
+    weight = [{"filter": "b_ids", "value": 2.0}, {"value": 1.0}]
+    entries = [{"model": str(model), "parameters": {"weight": weight}} for model in models]
+    record = merge_into(make_recipe({"merge_method": "average", "models": entries}), tmp_path / "out").record
+    assert [row.module for row in record.modules] == ["a.weight"]
+
+
+def test_checkpoints_of_integers_alone_are_copied(tmp_path: Path) -> None:
+    models = [write_checkpoint(tmp_path / name, {"ids": torch.tensor([1, 2])}) for name in ("one", "two")]
+    recipe = make_recipe({"merge_method": "average", "models": [{"model": str(model)} for model in models]})
+    record = merge_into(recipe, tmp_path / "out").record
+    assert record.modules == ()
+    assert load_file(tmp_path / "out" / "model.safetensors")["ids"].tolist() == [1, 2]
+
+
+def test_a_word_that_no_solver_has_is_refused_before_a_model_is_opened(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        {
+            "merge_method": "geomerge",
+            "models": [{"model": str(tmp_path / name)} for name in ("one", "two")],
+            "parameters": {"solver": "typo"},
+        }
+    )
+    with pytest.raises(RecipeError, match="unknown solver 'typo'"):
+        plan(recipe)

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from riemerge.errors import RecipeError, ResourceError
+import riemerge
+from riemerge.errors import AdapterError, RecipeError, ResourceError
 from riemerge.frechet.solvers import LBFGS
 from riemerge.updates.low_rank import sum_updates
 from tests.folders import SHAPES, family, merge_adapters, write_family
+from tests.merging.merges import write_checkpoint
 
 
 def test_an_optimizer_of_the_users_own_is_used(tmp_path: Path) -> None:
@@ -76,3 +79,17 @@ def test_one_recipe_gives_one_record_but_for_its_timing(tmp_path: Path) -> None:
     one, two = (merge_adapters(folders).record for _ in range(2))
     assert one.model_copy(update={"timing": two.timing}) == two
     assert set(one.timing.modules) == set(SHAPES)
+
+
+def test_full_checkpoints_are_refused_as_what_they_are(tmp_path: Path) -> None:
+    folders = [write_checkpoint(tmp_path / name, {"a": torch.ones(2, 2)}) for name in ("one", "two")]
+    with pytest.raises(AdapterError) as fault:
+        riemerge.merge(folders, method="ties")
+    assert len(fault.value.problems) == 2
+    assert all("full checkpoint" in problem for problem in fault.value.problems)
+
+
+def test_statistics_of_nobody_are_none(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    assert riemerge.merge(folders, method="average", statistics=[None, None]).updates.keys() == SHAPES.keys()
+    assert riemerge.merge_adapters(adapters=folders, method="average").updates.keys() == SHAPES.keys()

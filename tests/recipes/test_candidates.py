@@ -66,9 +66,9 @@ def test_only_the_first_equals_sign_divides_an_assignment() -> None:
         ("density=half", "-p density: the text 'half': expected a number"),
         ("max_passes=", "-p max_passes: is empty"),
         ("max_passes=[1", "-p max_passes: line 1, column 3: "),
-        ("densty=0.5", "-p densty: unknown parameter 'densty': did you mean 'density'? (known: weight, "),
+        ("densty=0.5", "-p densty: unknown parameter 'densty': did you mean 'density'? (known: rank, "),
         ("lambda=0.5", "-p lambda: unknown parameter 'lambda': it is called 'scale' here"),
-        ("=0.5", "-p : unknown parameter '': known: weight, "),
+        ("=0.5", "-p : unknown parameter '': known: rank, "),
     ],
 )
 def test_an_assignment_that_makes_no_sense_is_refused_by_name(text: str, problem: str) -> None:
@@ -85,3 +85,11 @@ def test_every_fault_of_every_assignment_is_reported_at_once() -> None:
         *("-p density", "-p seed", "-p densty", "-p rank", "-p rank", "-p scale[1]", "-p scale[2]"),
     ]
     assert "-p rank: said more than once: say it once" in caught.value.problems
+
+
+def test_weights_stand_behind_their_models() -> None:
+    with pytest.raises(RecipeError, match="-p weight: each model has its own"):
+        parse_assignments(["weight=2"])
+    with pytest.raises(RecipeError, match="unknown parameter") as fault:
+        parse_assignments(["strength=2"])
+    assert "weight" not in str(fault.value).replace("weights", "")

@@ -32,6 +32,7 @@ from riemerge.report.verdict import (
     geomerge_lines,
     kept_shares,
     measurement,
+    remarks,
     verdict,
 )
 from tests.folders import family, write_family
@@ -251,6 +252,8 @@ def test_a_measured_spread_decides_and_is_shown(tmp_path: Path) -> None:
     assert "Modules: 1 well determined (q); 1 not determined (v)." in first
     first, _ = verdict(starts)
     assert "solved from 3 starts" in first
+    assert answer(starts)[-1].startswith("1 remark, below")
+    assert remarks(starts)[0].startswith("These adapters do not determine their mean: several starts ended")
     assert "up to 1%, in part up to 10%" in first
     (row,) = (row for row in starts.modules if row.module == "v")
     assert row.update_spread is not None

@@ -172,7 +172,7 @@ def test_what_a_killed_run_leaves_before_its_first_result_is_no_obstacle(
         quick(folders, Closeness(folders), folder=tmp_path / "full")
 
 
-FAULTS = [f"riemerge.study.{name}" for name in ("evaluation.write_atomically", "kept_merges.exchange")]
+FAULTS = [f"riemerge.study.{name}" for name in ("evaluation.write_atomically", "kept_merges.merge_into")]
 
 
 @pytest.mark.parametrize("name", [*FAULTS, "riemerge.study.evaluation.compare"])
@@ -386,7 +386,7 @@ def test_what_is_measured_again_is_said_with_its_reason(
         monkeypatch.setattr("riemerge.study.method_trials.__version__", "0.0.0")
     quick(folders, Closeness(folders), folder=out)
     if change == "torn":
-        assert said_again(caplog) == [f"{path}: line 4: cannot be read as a result: it is measured again"]
+        assert said_again(caplog) == [f"{path}: line 4: cannot be read as a result: it is passed over"]
     else:
         assert len(said_again(caplog)) == 1 + len(METHODS)
         assert all("another version of riemerge" in text for text in said_again(caplog))

@@ -58,7 +58,7 @@ def test_a_line_that_is_no_row_is_said_and_measured_again(
     path.write_text(f"{line}\n{path.read_text()}")
     table = ResultTable(path)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: line 1: cannot be read as a result: it is measured again"
+        f"{path}: line 1: cannot be read as a result: it is passed over"
     ]
     table.keep("two", "a", counter(), dict)
     assert list(ResultTable(path).rows) == ["one", "two"]

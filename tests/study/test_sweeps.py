@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from riemerge.errors import (
     AdapterError,
+    NumericalError,
     OutputError,
     RecipeError,
     RiemergeError,
@@ -314,3 +315,30 @@ def test_sweep_as_a_command(folders: list[Path], tmp_path: Path) -> None:
     assert [point["score"] for point in document["record"]["points"]] == [1, 2, 1]
     refused = run(*words, "--scale", 2)
     assert (refused.exit_code, refused.stdout) == (6, "")
+
+
+def test_a_folder_that_comes_while_a_sweep_runs_is_never_touched(tmp_path: Path) -> None:
+    """Planted by the scorer, as another process might: only merges of this sweep give way to new ones."""
+    folders, root = write_family(tmp_path, family("close", 2)), tmp_path / "out"
+
+    def scorer(folder: Path) -> float:
+        (root / "1.00").mkdir(exist_ok=True)
+        (root / "1.00" / "precious.txt").write_text("mine")
+        return 1.0
+
+    with pytest.raises(OutputError, match=r"1\.00"):
+        sweep(folders, root, 3, scorer=scorer)
+    assert (root / "1.00" / "precious.txt").read_text() == "mine"
+
+
+def test_the_table_of_an_earlier_sweep_stays_until_a_longer_one_is_whole(tmp_path: Path) -> None:
+    folders, root = write_family(tmp_path, family("close", 2)), tmp_path / "out"
+    sweep(folders, root, 3, scorer=lambda _: 1.0)
+    before = (root / "sweep.json").read_bytes()
+
+    def fail(folder: Path) -> float:
+        raise NumericalError("no score")
+
+    with pytest.raises(NumericalError, match="no score"):
+        sweep(folders, root, 5, scorer=fail)
+    assert (root / "sweep.json").read_bytes() == before
