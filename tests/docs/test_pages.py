@@ -91,7 +91,7 @@ def test_example_of_an_evaluation(workplace: Path) -> None:
     _, script = blocks(GUIDE, "shell")
     run_shell(script, workplace)
     made = Evaluation.model_validate_json((workplace / "which" / "evaluation.json").read_text("utf-8"))
-    assert [one.name for one in made.entries] == ["average", "tsv", "iso_c:rank=16"]
+    assert [one.name for one in made.entries] == ["average", "iso_c:rank=16"]
     assert made.rows == {"snli": 50, "mnli": 50}
     assert made.specialists == {"snli": "snli", "mnli": "mnli"}
     assert (
