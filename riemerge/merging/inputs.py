@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar, cast, final
 
@@ -59,12 +59,12 @@ class Inputs:
     each: tuple[Input, ...]
     base: Checkpoint | None = None
 
-    @property
+    @cached_property
     def adapters(self) -> tuple[Adapter, ...]:
         """The T open adapters; none where the inputs are full checkpoints."""
         return tuple(entry.model for entry in self.each if isinstance(entry.model, Adapter))
 
-    @property
+    @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The T open checkpoints; none where the inputs are adapters."""
         return tuple(entry.model for entry in self.each if isinstance(entry.model, Checkpoint))
@@ -84,12 +84,12 @@ class Inputs:
         """Places in the stack, in the order in which the record names the inputs."""
         return sorted(range(len(self.each)), key=lambda i: self.each[i].place)
 
-    @property
+    @cached_property
     def modules(self) -> tuple[str, ...]:
         """The names of all that is merged, sorted: modules of adapters, tensors of floats of checkpoints."""
         return tuple(sorted(self.each[0].model.modules))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names of all modules or tensors, sorted: also of tensors of integers, which are only copied."""
         return tuple(sorted({*self.modules, *(name for one in self.checkpoints for name in one.names)}))

@@ -10,7 +10,7 @@ from typing import Any
 from riemerge.errors import RecipeError, try_each
 from riemerge.formats.kinds import is_checkpoint
 from riemerge.formats.peft import Adapter, read_adapter
-from riemerge.merging.inputs import Models
+from riemerge.merging.inputs import Models, counting
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import SHARD_BYTES, MergeResult, Written, collect, write
 from riemerge.methods import DEFAULT_METHOD
@@ -107,7 +107,7 @@ def merge(
     )
     opened = {adapter.path: adapter for adapter in adapters if isinstance(adapter, Adapter)}
     # A full checkpoint is refused as what it is, by the reader of adapters.
-    used = [entry.model for entry, weight in zip(recipe.models, recipe.weights, strict=True) if weight != 0]
+    used = [recipe.models[i].model for i in counting(recipe)]
     try_each(read_adapter, [path for path in used if Path(path) not in opened and is_checkpoint(path)])
     planned = plan(
         recipe,
