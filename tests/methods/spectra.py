@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,3 +51,19 @@ CASES = {
     "single": (low_rank(1, 7, 5, 2), [1.0]),
     "tiny": (normal(2, 2, 2), [0.2, 0.8]),
 }
+
+
+def in_both_orders(
+    mean: Callable[[Tensor, Setting], Tensor], x: Tensor, at: Setting
+) -> tuple[Tensor, Tensor]:
+    """A mean of updates in reverse order and as they come, each update with its weight, seed and density."""
+    order = list(range(len(x)))[::-1]
+    density = torch.linspace(0.4, 0.9, len(x), dtype=torch.float64)
+    at = replace(at, values={**at.values, "density": density})
+    turned = replace(
+        at,
+        weights=at.weights[order],
+        seeds=at.seeds[::-1],
+        values={**at.values, "density": density[order]},
+    )
+    return mean(x[order], turned), mean(x, at)

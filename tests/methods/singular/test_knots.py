@@ -17,7 +17,7 @@ from riemerge.methods.singular import ROWS
 from riemerge.methods.singular.knots import align, knots_dare_ties, knots_ties, survey
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import ROOT, random_orthonormal, seeded
-from tests.methods.spectra import CASES, CLOSE, assert_near, low_rank, trimmed
+from tests.methods.spectra import CASES, CLOSE, assert_near, in_both_orders, low_rank, trimmed
 
 FROZEN = load_file(ROOT / "tests" / "oracles" / "spectral.safetensors")
 MODULES = [FROZEN[f"knots.{place}.x"] for place in range(2)]
@@ -130,17 +130,7 @@ def test_undecided_entries_depend_on_no_sign_of_an_axis(name: str) -> None:
 
 @pytest.mark.parametrize("name", MEANS)
 def test_order_is_nothing(name: str, case: tuple[Tensor, Setting]) -> None:
-    x, at = case
-    order = list(range(len(x)))[::-1]
-    density = torch.linspace(0.4, 0.9, len(x), dtype=torch.float64)
-    at = replace(at, values={**at.values, "density": density})
-    turned = replace(
-        at,
-        weights=at.weights[order],
-        seeds=at.seeds[::-1],
-        values={**at.values, "density": density[order]},
-    )
-    assert_near(MEANS[name](x[order], turned), MEANS[name](x, at))
+    assert_near(*in_both_orders(MEANS[name], *case))
 
 
 @pytest.mark.parametrize("weights", [[1 / 3] * 3, [0.2, 0.3, 0.5]])
