@@ -43,7 +43,7 @@ class Registry(Mapping[str, Any], Generic[Value]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._entries:
-            (point,) = _installed(self.group).select(name=name) or (None,)
+            (point,) = _entry_points(self.group).select(name=name) or (None,)
             if point is None:
                 raise KeyError(name)
             try:
@@ -56,10 +56,10 @@ class Registry(Mapping[str, Any], Generic[Value]):
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in _installed(self.group).names
+        return name in self._entries or name in _entry_points(self.group).names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self._entries, *sorted(_installed(self.group).names))))
+        return iter(dict.fromkeys((*self._entries, *sorted(_entry_points(self.group).names))))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -110,7 +110,7 @@ class Registry(Mapping[str, Any], Generic[Value]):
 
 
 @cache
-def _installed(group: str) -> EntryPoints:
+def _entry_points(group: str) -> EntryPoints:
     """Return the entry points of a group of plug-ins, none of them loaded."""
     return entry_points(group=group)
 
