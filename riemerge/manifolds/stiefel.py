@@ -248,10 +248,12 @@ class _Span:
         return torch.cat((self._point, rest), dim=-1)
 
     def loss(self, lower: Tensor) -> Tensor:
-        """Return by how much ‖Q lower‖² is short of ‖lower‖² (...): components along columns of Q that the
-        vector does not have.
+        """Return by how much ‖Q lower‖² is short of ‖lower‖², and its share along U (...): components along
+        columns of Q that the vector does not have, or has by round-off alone, as at an antipode.
         """
         if not self._wide:
             return torch.zeros_like(self.upper[..., 0, 0])
         reached = self._normal @ torch.linalg.solve_triangular(self.lower, lower, upper=True)
-        return (linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)).abs()
+        along = self._point.mT @ reached
+        short = linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)
+        return short.abs() + linalg.frobenius(along, along)
