@@ -64,18 +64,18 @@ def check_manifold(
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # Pymanopt's circle casts complex numbers to real ones
         for _ in range(pairs):
-            x = _choose_point(manifold, point)
-            u, v = (_draw_vector(manifold, x, scale) for _ in range(2))
+            x, u, v = _draw_triple(manifold, point, scale)
             record(_check_vectors(manifold, x, u, v, scale))
             if _offers(manifold, "exp", x, u):
                 record(_check_geodesics(manifold, x, u, v, scale))
         if manifold.dim <= 200:
             defects["dimension"] = abs(_rank(manifold) - manifold.dim)
         if isinstance(manifold, TorchManifold):
+            x, u, v = _draw_triple(manifold, point, scale)
             record(_check_connection(manifold, x, u, scale))
-        if isinstance(manifold, GeodesicManifold):
-            record(_check_points(manifold, x, u, v, scale))
-            record(_check_modules(manifold, x, u))
+            if isinstance(manifold, GeodesicManifold):
+                record(_check_points(manifold, x, u, v, scale))
+                record(_check_modules(manifold, x, u))
     return defects
 
 
@@ -155,10 +155,11 @@ def _check_points(manifold: GeodesicManifold, x: Tensor, u: Tensor, v: Tensor, s
     y, z = manifold.exp(x, u), manifold.exp(x, v)
     middle, velocity = manifold.geodesic(x, u / 2)
     yield "velocity", _apart(manifold.exp(middle, velocity), y) / _apart(x, y)
-    yield "valid", _lie(manifold, x, y, near=True)
+    near = bool(manifold.logarithm(x, y).valid.all())
+    yield "valid", _lie(_total(manifold), x, y) if near else np.inf
     for far in (manifold.random_point().to(x), -x):
         if bool(manifold.feasible(far).all()):
-            yield "valid", _lie(manifold, x, far)
+            yield "valid", _lie(_total(manifold), x, far)
     noise = 10 * manifold.random_ambient(x)
     for outside in (x * torch.nan, x + torch.inf, -x, 3 * x, x + noise):
         yield "feasible", _acceptance(manifold, torch.cat((outside[:1], x[1:])))
@@ -172,7 +173,7 @@ def _check_points(manifold: GeodesicManifold, x: Tensor, u: Tensor, v: Tensor, s
         yield "start", manifold.dist(start, manifold.extrinsic_mean(turned, weights)) / scale
     small = manifold.reduce(points[:2])
     yield "reduction", _apart(torch.stack([small.lift(point) for point in small.points]), points[:2])
-    yield "reduction", _relative(small.manifold.dist(*small.points), scale, scale)
+    yield "reduction", _relative(small.manifold.dist(*small.points), manifold.dist(x, y), scale)
     half = small.lift(small.manifold.pair_mean(*small.points))
     yield "reduction", manifold.dist(half, manifold.pair_mean(x, y)) / scale
 
@@ -193,20 +194,17 @@ def _check_modules(manifold: GeodesicManifold, x: Tensor, u: Tensor) -> Defects:
         yield "modules", np.inf
 
 
-def _lie(manifold: GeodesicManifold, a: Tensor, b: Tensor, *, near: bool = False) -> float:
-    """Return by how much exp(log_a b) misses b where the logarithm says that it does not.
+def _total(manifold: GeodesicManifold) -> GeodesicManifold:
+    """Return the manifold where exp(log) is compared by entries: the total space of a quotient."""
+    return manifold.total if isinstance(manifold, QuotientManifold) else manifold
 
-    A near pair has a geodesic: to deny it is the worst defect.
-    """
+
+def _lie(manifold: GeodesicManifold, a: Tensor, b: Tensor) -> float:
+    """Return by how much exp(log_a b) misses b where the logarithm says that it does not."""
     log = manifold.logarithm(a, b)
-    if near and not bool(log.valid.all()):
-        return np.inf
-    target = b
-    if isinstance(manifold, QuotientManifold):
-        target = manifold.align(b, to=a)
     reached = manifold.exp(a, log.tangent)
-    apart = [_apart(*pair) / (1 + _apart(pair[1], 0 * pair[1])) for pair in zip(reached, target, strict=True)]
-    return _worst(one for one, valid in zip(apart, log.valid, strict=True) if bool(valid))
+    apart = (_apart(*pair) / (1 + _apart(pair[1], 0 * pair[1])) for pair in zip(reached, b, strict=True))
+    return _worst(miss for miss, valid in zip(apart, log.valid, strict=True) if bool(valid))
 
 
 def _acceptance(manifold: GeodesicManifold, point: Tensor, *, needed: bool = False) -> float:
@@ -372,9 +370,11 @@ def check_retraction(manifold: Manifold, *, point: Any = None, tangent_vector: A
     return _slope(errors, 1.0)
 
 
-def _draw_vector(manifold: Manifold, point: Any, scale: float) -> Any:
-    vector = manifold.random_tangent_vector(point)
-    return scale / manifold.norm(point, vector) * vector
+def _draw_triple(manifold: Manifold, point: Any, scale: float) -> tuple[Any, Any, Any]:
+    """Return a point and two tangent vectors of a length there."""
+    x = _choose_point(manifold, point)
+    u, v = (manifold.random_tangent_vector(x) for _ in range(2))
+    return x, scale / manifold.norm(x, u) * u, scale / manifold.norm(x, v) * v
 
 
 def _turn(quotient: QuotientManifold, point: Tensor, seed: int) -> Tensor:

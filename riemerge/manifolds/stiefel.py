@@ -248,12 +248,12 @@ class _Span:
         return torch.cat((self._point, rest), dim=-1)
 
     def loss(self, lower: Tensor) -> Tensor:
-        """Return by how much ‖Q lower‖² is short of ‖lower‖², and its share along U (...): components along
-        columns of Q that the vector does not have, or has by round-off alone, as at an antipode.
+        """Return by how much ‖Q lower‖² is short of ‖lower‖² (...): components along columns of Q that the
+        vector does not have; and the round-off of Q, which is all that Q is made of at an antipode.
         """
         if not self._wide:
             return torch.zeros_like(self.upper[..., 0, 0])
-        reached = self._normal @ torch.linalg.solve_triangular(self.lower, lower, upper=True)
-        along = self._point.mT @ reached
-        short = linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)
-        return short.abs() + linalg.frobenius(along, along)
+        inside = torch.linalg.solve_triangular(self.lower, lower, upper=True)
+        reached = self._normal @ inside
+        lost = linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)
+        return lost.abs() + torch.finfo(lower.dtype).eps * linalg.frobenius(inside, inside).sqrt()
