@@ -3,7 +3,7 @@
 Every check but `check_action`, which is for our quotients, works on any Pymanopt manifold, numpy or torch. It
 draws through the manifold's own generator (numpy manifolds: the global one, so seed it), prints and plots
 nothing, and returns defects (relative; round-off when the law holds) and slopes (the order of an error in the
-step: 2 for a correct gradient, 3 for a correct Hessian). `riemerge.manifolds.laws.judge` compares defects
+step: 2 for a correct gradient, 3 for a correct Hessian). `riemerge.laws.judge` compares defects
 with the tolerance of each law, and says who needs it:
 
     defects = check_manifold(manifold)

@@ -7,7 +7,7 @@ import torch
 
 from riemerge.manifolds import FixedRank, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
-from riemerge.manifolds.laws import LAWS
+from riemerge.laws import LAWS
 from tests.helpers import random_core, seeded
 from tests.laws.faults import DIFFERENCES, DIFFERENTIAL, EXACT, broken, pop_worst
 from tests.manifolds.subjects import QUOTIENTS, TOTAL

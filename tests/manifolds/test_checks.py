@@ -29,7 +29,7 @@ from riemerge.manifolds.checks import (
     check_metric,
     check_retraction,
 )
-from riemerge.manifolds.laws import LAWS, judge
+from riemerge.laws import LAWS, judge
 from tests.laws.faults import broken
 
 
