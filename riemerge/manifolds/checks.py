@@ -203,8 +203,10 @@ def _lie(manifold: GeodesicManifold, a: Tensor, b: Tensor) -> float:
     """Return by how much exp(log_a b) misses b where the logarithm says that it does not."""
     log = manifold.logarithm(a, b)
     reached = manifold.exp(a, log.tangent)
-    apart = (_apart(*pair) / (1 + _apart(pair[1], 0 * pair[1])) for pair in zip(reached, b, strict=True))
-    return _worst(miss for miss, valid in zip(apart, log.valid, strict=True) if bool(valid))
+    miss = torch.linalg.matrix_norm(reached - b) / (1 + torch.linalg.matrix_norm(b))
+    # Where a point has several arrays of entries, as a subspace has frames, only the manifold knows.
+    miss = torch.fmin(miss, manifold.dists(reached, b))
+    return _worst(miss[log.valid].tolist())
 
 
 def _acceptance(manifold: GeodesicManifold, point: Tensor, *, needed: bool = False) -> float:

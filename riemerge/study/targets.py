@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import Any
 
 import numpy as np
-import torch
 from pymanopt.manifolds.manifold import Manifold
 from pymanopt.optimizers.optimizer import Optimizer
 
 from riemerge import manifolds
 from riemerge.errors import RecipeError
-from riemerge.frechet.loss import LOSSES, Loss
-from riemerge.frechet.solvers.catalogue import SOLVERS
+from riemerge.frechet.loss import Loss
 from riemerge.frechet.solvers.solver import Solver
 from riemerge.laws import Finding, judge
-from riemerge.manifolds import GeodesicManifold, GroupAction, QuotientManifold
+from riemerge.manifolds import GeodesicManifold, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
-from riemerge.methods import METHODS, Method
-from riemerge.registry import did_you_mean
+from riemerge.methods import Method
 from riemerge.study.method_laws import check_method
 from riemerge.study.value_laws import check_loss, check_solver
 
@@ -64,5 +59,7 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
             if isinstance(subject, QuotientManifold):
                 found["symmetry"] = check_action(subject, seed=seed)
         case _:
-            raise RecipeError(f"{target}: it is {subject!r}; expected a manifold, metric, symmetry, loss, solver or method")
+            raise RecipeError(
+                f"{target}: it is {subject!r}; expected a manifold, metric, symmetry, loss, solver or method"
+            )
     return {kind: judge(kind, defects) for kind, defects in found.items()}

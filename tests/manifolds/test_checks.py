@@ -12,6 +12,7 @@ import torch
 from pymanopt import manifolds
 from pymanopt.manifolds.manifold import Manifold
 
+from riemerge.laws import LAWS, judge
 from riemerge.manifolds import (
     FixedRank,
     Logarithm,
@@ -29,7 +30,6 @@ from riemerge.manifolds.checks import (
     check_metric,
     check_retraction,
 )
-from riemerge.laws import LAWS, judge
 from tests.laws.faults import broken
 
 
