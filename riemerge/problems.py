@@ -1,0 +1,294 @@
+"""Problems of known structure: seeded families of adapters, and real adapters in their joint span.
+
+They are what solvers are compared on and what methods are tested with. An adapter of one module is a pair of
+factors (B, A), shapes (m, r) and (r, n), float64, of the update dW = B A.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from riemerge.errors import RecipeError
+from riemerge.formats.files.text import list_names, show
+from riemerge.formats.fit import check_collection
+from riemerge.formats.peft import read_adapter
+from riemerge.frechet import Problem
+from riemerge.linalg import polar
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.registry import did_you_mean
+from riemerge.updates.low_rank import JointSpan, LowRankUpdate
+
+Factors: TypeAlias = tuple[Tensor, Tensor]
+"""Factors (B, A) of an update."""
+
+_Draw: TypeAlias = Callable[[], Factors]
+
+# Condition number of the cores of a family that is not about it, and of the one that is.
+_COND, _ILL = 10.0, 1e6
+
+
+def adapter_family(
+    name: str,
+    count: int,
+    m: int,
+    n: int,
+    r: int,
+    seed: int,
+    *,
+    cond: float | None = None,
+    noise: float = 0.1,
+) -> list[Factors]:
+    """Draw adapters of one module whose relation to each other is known.
+
+    Args:
+        name: A key of `FAMILIES`:
+            `close`: one update and relative noise of size `noise` in both subspaces and in the core.
+            `mix`: half of the directions (r // 2) common to all, on both sides, the others private.
+            `shared_subspace`: the same subspaces for all, independent cores.
+            `lora_like`: row spaces near a common initialisation (relative noise `noise`), column spaces
+                private.
+            `independent`: everything private.
+            `ill_conditioned`: `lora_like`, with cores of condition 1e6.
+        count: Number of adapters.
+        m: Output width.
+        n: Input width.
+        r: Rank, the same for all.
+        seed: Random seed; equal arguments give equal adapters, bit for bit.
+        cond: Condition number of every core, from 1 (all singular values equal) up.  [default: 10; 1e6 for
+            `ill_conditioned`]
+        noise: Relative size of the noise, for the families that have it.
+
+    Returns:
+        One pair (B, A) per adapter, in a balanced gauge turned by a random orthogonal matrix of its own.
+    """
+    generator = Generator().manual_seed(seed)
+    if cond is None:
+        cond = _ILL if name == "ill_conditioned" else _COND
+    draw = FAMILIES[name](m, n, r, cond, noise, generator)
+    return [_turn(draw(), generator) for _ in range(count)]
+
+
+def family(
+    name: str, count: int, m: int, n: int, r: int, modules: int = 1, seed: int = 0, **options: Any
+) -> Problem:
+    """Make the Fréchet problem of a family on the quotient (St(m, r) × SPD(r) × St(n, r))/O(r).
+
+    Args:
+        name: A key of `FAMILIES` (see `adapter_family`).
+        count: Number T of adapters.
+        m: Output width.
+        n: Input width.
+        r: Rank.
+        modules: Number K of modules, each a family of its own: module k has the seed `seed` + 100 k.
+        seed: Random seed.
+        options: `cond` and `noise` of `adapter_family`, and what `Problem` takes beside points.
+    """
+    own = {key: options.pop(key) for key in ("cond", "noise") if key in options}
+    drawn = [adapter_family(name, count, m, n, r, seed + 100 * k, **own) for k in range(modules)]
+    return pose(drawn, **options)
+
+
+def real(folders: Sequence[str | Path], modules: Sequence[str] | None = None, **options: Any) -> Problem:
+    """Make the Fréchet problem of real adapters, in the joint span of each module, which is exact.
+
+    Args:
+        folders: T folders of adapters.
+        modules: Names of K modules of one size in their joint span.  [default: all]
+        options: What `Problem` takes beside points.
+
+    Raises:
+        AdapterError: Folders that cannot be read, or adapters that do not fit each other.
+        RecipeError: A module that is not there, or whose updates differ in rank; modules of several sizes.
+    """
+    sizes = read_spans(folders, modules)
+    if len(sizes) > 1:
+        each = (f"{size}: {list_names(names)}" for size, names in sizes.items())
+        raise RecipeError(f"modules of {len(sizes)} sizes in their joint span, name one: {'; '.join(each)}")
+    (spans,) = sizes.values()
+    return pose([[(update.B, update.A) for update in span] for span in spans.values()], **options)
+
+
+def read_spans(
+    folders: Sequence[str | Path], modules: Sequence[str] | None = None
+) -> dict[tuple[int, int, int], dict[str, tuple[LowRankUpdate, ...]]]:
+    """Read adapters, and reduce each module to the joint span of its T updates, in float64.
+
+    Where an update has a numerical rank below its rank, all of that module are truncated to the least.
+
+    Args:
+        folders: T folders of adapters.
+        modules: Names of the modules to read.  [default: all]
+
+    Returns:
+        For each size (rows, columns, rank) the modules of that size, each with its T updates of scale 1.
+
+    Raises:
+        AdapterError: Folders that cannot be read, or adapters that do not fit each other.
+        RecipeError: A module that is not there, is all zero in an adapter, or whose updates differ in rank.
+    """
+    adapters = [read_adapter(folder) for folder in folders]
+    check_collection(adapters)
+    known = adapters[0].modules
+    names = list(known) if modules is None else list(modules)
+    RecipeError.refuse([f"{show(name)}: no such module: {did_you_mean(name, known)}" for name in names if name not in known])
+    sizes: dict[tuple[int, int, int], dict[str, tuple[LowRankUpdate, ...]]] = defaultdict(dict)
+    problems = []
+    for name in names:
+        span = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
+        ranks = {update.rank for update in span}
+        least = min(update.numerical_rank(adapter.dtype) for update, adapter in zip(span, adapters, strict=True))
+        if len(ranks) > 1 or least == 0:
+            problems.append(f"{show(name)}: ranks {sorted(ranks)}, numerically {least}: expected one rank above 0")
+            continue
+        small = tuple(update.truncate(least).absorb_scale() for update in span)
+        sizes[*small[0].shape, least][name] = small
+    RecipeError.refuse(problems)
+    return dict(sizes)
+
+
+def pose(stack: Sequence[Sequence[Factors]], **options: Any) -> Problem:
+    """Make the Fréchet problem of K modules on the quotient (St(m, r) × SPD(r) × St(n, r))/O(r).
+
+    Args:
+        stack: For each of K modules the factors (B, A) of T updates, all of one size and rank.
+        options: What `Problem` takes beside points.
+    """
+    left, right = stack[0][0]
+    total = FixedRank(len(left), right.shape[1], len(right), k=len(stack), device=left.device)
+    points = [
+        total.factor(torch.stack([b for b, _ in column]), torch.stack([a.mT for _, a in column]))
+        for column in zip(*stack, strict=True)
+    ]
+    return Problem(QuotientManifold(total, Orthogonal(total.r)), points, **options)
+
+
+# --- random matrices ----------------------------------------------------------------------------------------
+
+
+def random_orthonormal(m: int, r: int, generator: Generator) -> Tensor:
+    """A uniformly distributed (m, r) matrix with orthonormal columns; for m = r both determinants occur."""
+    q, upper = torch.linalg.qr(_normal(m, r, generator))
+    return q * upper.diagonal().sign()
+
+
+def random_spectrum(r: int, cond: float, generator: Generator) -> Tensor:
+    """Singular values, descending, from 1 down to 1/cond, the inner ones log-uniform."""
+    inner = torch.rand(max(r - 2, 0), generator=generator, dtype=torch.float64).sort().values
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return cond ** -torch.cat([ends[:1], inner, ends[1:]])[:r]
+
+
+def random_core(r: int, cond: float, generator: Generator) -> Tensor:
+    """An SPD (r, r) matrix of norm 1 and condition number `cond`."""
+    frame = random_orthonormal(r, r, generator)
+    return frame * random_spectrum(r, cond, generator) @ frame.mT
+
+
+def random_update(m: int, n: int, r: int, cond: float, generator: Generator) -> Factors:
+    """Factors of an update with random subspaces, norm (largest singular value) 1 and condition number
+    `cond`."""
+    left, right = random_orthonormal(m, r, generator), random_orthonormal(n, r, generator)
+    return _factors(left, random_core(r, cond, generator), right)
+
+
+def _close(m: int, n: int, r: int, cond: float, noise: float, generator: Generator) -> _Draw:
+    left, right = random_orthonormal(m, r, generator), random_orthonormal(n, r, generator)
+    frame, spectrum = random_orthonormal(r, r, generator), random_spectrum(r, cond, generator)
+
+    def make() -> Factors:
+        # Multiplicative noise, S exp(E) S with S = sqrt(core): the core stays SPD at any `cond`.
+        root = frame * spectrum.sqrt() @ frame.mT
+        error = _normal(r, r, generator)
+        error = noise * (error + error.mT) / (2 * r) ** 0.5
+        core = root @ torch.linalg.matrix_exp(error) @ root
+        return _factors(_near(left, noise, generator), core, _near(right, noise, generator))
+
+    return make
+
+
+def _mix(m: int, n: int, r: int, cond: float, noise: float, generator: Generator) -> _Draw:
+    shared = r // 2
+    left, right = random_orthonormal(m, shared, generator), random_orthonormal(n, shared, generator)
+
+    def extended(common: Tensor) -> Tensor:
+        return polar(torch.cat([common, random_orthonormal(len(common), r - shared, generator)], dim=1))
+
+    def make() -> Factors:
+        spectrum = torch.diag(random_spectrum(r, cond, generator))
+        return _factors(extended(left), spectrum, extended(right))
+
+    return make
+
+
+def _shared_subspace(
+    m: int, n: int, r: int, cond: float, noise: float, generator: Generator
+) -> _Draw:
+    left, right = random_orthonormal(m, r, generator), random_orthonormal(n, r, generator)
+
+    def make() -> Factors:
+        # A turn between the subspaces, of either determinant: the two bases cannot both be aligned to another
+        # adapter's.
+        turn = random_orthonormal(r, r, generator)
+        return _factors(left @ turn, random_core(r, cond, generator), right)
+
+    return make
+
+
+def _lora_like(
+    m: int, n: int, r: int, cond: float, noise: float, generator: Generator
+) -> _Draw:
+    right = random_orthonormal(n, r, generator)
+
+    def make() -> Factors:
+        left = random_orthonormal(m, r, generator)
+        return _factors(left, random_core(r, cond, generator), _near(right, noise, generator))
+
+    return make
+
+
+def _independent(
+    m: int, n: int, r: int, cond: float, noise: float, generator: Generator
+) -> _Draw:
+    return lambda: random_update(m, n, r, cond, generator)
+
+
+FAMILIES: Mapping[str, Callable[[int, int, int, float, float, Generator], _Draw]] = {
+    "close": _close,
+    "mix": _mix,
+    "shared_subspace": _shared_subspace,
+    "lora_like": _lora_like,
+    "independent": _independent,
+    "ill_conditioned": _lora_like,
+}
+"""What draws the adapters of each family from m, n, r, the condition of cores, the noise and a generator."""
+
+
+def _normal(rows: int, columns: int, generator: Generator) -> Tensor:
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+
+def _near(frame: Tensor, noise: float, generator: Generator) -> Tensor:
+    """An orthonormal frame whose columns differ from those of `frame` by about `noise` (columns have length
+    1)."""
+    rows, columns = frame.shape
+    return polar(frame + noise * rows**-0.5 * _normal(rows, columns, generator))
+
+
+def _factors(left: Tensor, core: Tensor, right: Tensor) -> Factors:
+    """Balanced factors (left sqrt(core), sqrt(core) rightᵀ) of left core rightᵀ."""
+    values, vectors = torch.linalg.eigh(core)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    return left @ root, root @ right.mT
+
+
+def _turn(factors: Factors, generator: Generator) -> Factors:
+    """Other factors of the same update."""
+    left, right = factors
+    turn = random_orthonormal(left.shape[1], left.shape[1], generator)
+    return left @ turn, turn.mT @ right
