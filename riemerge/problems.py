@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -70,7 +70,7 @@ def adapter_family(
     generator = Generator().manual_seed(seed)
     if cond is None:
         cond = _ILL if name == "ill_conditioned" else _COND
-    draw = FAMILIES[name](m, n, r, cond, noise, generator)
+    draw = FAMILIES[name](_Setting(m, n, r, cond, noise), generator)
     return [_turn(draw(), generator) for _ in range(count)]
 
 
@@ -136,15 +136,21 @@ def read_spans(
     check_collection(adapters)
     known = adapters[0].modules
     names = list(known) if modules is None else list(modules)
-    RecipeError.refuse([f"{show(name)}: no such module: {did_you_mean(name, known)}" for name in names if name not in known])
+    RecipeError.refuse(
+        [f"{show(name)}: no such module: {did_you_mean(name, known)}" for name in names if name not in known]
+    )
     sizes: dict[tuple[int, int, int], dict[str, tuple[LowRankUpdate, ...]]] = defaultdict(dict)
     problems = []
     for name in names:
         span = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
         ranks = {update.rank for update in span}
-        least = min(update.numerical_rank(adapter.dtype) for update, adapter in zip(span, adapters, strict=True))
+        least = min(
+            update.numerical_rank(adapter.dtype) for update, adapter in zip(span, adapters, strict=True)
+        )
         if len(ranks) > 1 or least == 0:
-            problems.append(f"{show(name)}: ranks {sorted(ranks)}, numerically {least}: expected one rank above 0")
+            problems.append(
+                f"{show(name)}: ranks {sorted(ranks)}, numerically {least}: expected one rank above 0"
+            )
             continue
         small = tuple(update.truncate(least).absorb_scale() for update in span)
         sizes[*small[0].shape, least][name] = small
@@ -172,93 +178,100 @@ def pose(stack: Sequence[Sequence[Factors]], **options: Any) -> Problem:
 
 
 def random_orthonormal(m: int, r: int, generator: Generator) -> Tensor:
-    """A uniformly distributed (m, r) matrix with orthonormal columns; for m = r both determinants occur."""
+    """Draw an (m, r) matrix with orthonormal columns, uniformly; for m = r both determinants occur."""
     q, upper = torch.linalg.qr(_normal(m, r, generator))
-    return q * upper.diagonal().sign()
+    frame: Tensor = q * upper.diagonal().sign()
+    return frame
 
 
 def random_spectrum(r: int, cond: float, generator: Generator) -> Tensor:
-    """Singular values, descending, from 1 down to 1/cond, the inner ones log-uniform."""
+    """Draw r singular values, descending, from 1 down to 1/cond, the inner ones log-uniform."""
     inner = torch.rand(max(r - 2, 0), generator=generator, dtype=torch.float64).sort().values
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     return cond ** -torch.cat([ends[:1], inner, ends[1:]])[:r]
 
 
 def random_core(r: int, cond: float, generator: Generator) -> Tensor:
-    """An SPD (r, r) matrix of norm 1 and condition number `cond`."""
+    """Draw an SPD (r, r) matrix of norm 1 and condition number `cond`."""
     frame = random_orthonormal(r, r, generator)
     return frame * random_spectrum(r, cond, generator) @ frame.mT
 
 
 def random_update(m: int, n: int, r: int, cond: float, generator: Generator) -> Factors:
-    """Factors of an update with random subspaces, norm (largest singular value) 1 and condition number
-    `cond`."""
+    """Draw factors of an update with random subspaces, largest singular value 1 and condition `cond`."""
     left, right = random_orthonormal(m, r, generator), random_orthonormal(n, r, generator)
     return _factors(left, random_core(r, cond, generator), right)
 
 
-def _close(m: int, n: int, r: int, cond: float, noise: float, generator: Generator) -> _Draw:
-    left, right = random_orthonormal(m, r, generator), random_orthonormal(n, r, generator)
-    frame, spectrum = random_orthonormal(r, r, generator), random_spectrum(r, cond, generator)
+# --- families -----------------------------------------------------------------------------------------------
 
-    def make() -> Factors:
+
+class _Setting(NamedTuple):
+    """Size (m, n, r) of the updates of a family, condition of their cores, size of their noise."""
+
+    m: int
+    n: int
+    r: int
+    cond: float
+    noise: float
+
+
+def _close(own: _Setting, generator: Generator) -> _Draw:
+    left, right = _frames(own, own.r, generator)
+    frame, spectrum = random_orthonormal(own.r, own.r, generator), random_spectrum(own.r, own.cond, generator)
+
+    def draw() -> Factors:
         # Multiplicative noise, S exp(E) S with S = sqrt(core): the core stays SPD at any `cond`.
         root = frame * spectrum.sqrt() @ frame.mT
-        error = _normal(r, r, generator)
-        error = noise * (error + error.mT) / (2 * r) ** 0.5
+        error = _normal(own.r, own.r, generator)
+        error = own.noise * (error + error.mT) / (2 * own.r) ** 0.5
         core = root @ torch.linalg.matrix_exp(error) @ root
-        return _factors(_near(left, noise, generator), core, _near(right, noise, generator))
+        return _factors(_near(left, own.noise, generator), core, _near(right, own.noise, generator))
 
-    return make
-
-
-def _mix(m: int, n: int, r: int, cond: float, noise: float, generator: Generator) -> _Draw:
-    shared = r // 2
-    left, right = random_orthonormal(m, shared, generator), random_orthonormal(n, shared, generator)
-
-    def extended(common: Tensor) -> Tensor:
-        return polar(torch.cat([common, random_orthonormal(len(common), r - shared, generator)], dim=1))
-
-    def make() -> Factors:
-        spectrum = torch.diag(random_spectrum(r, cond, generator))
-        return _factors(extended(left), spectrum, extended(right))
-
-    return make
+    return draw
 
 
-def _shared_subspace(
-    m: int, n: int, r: int, cond: float, noise: float, generator: Generator
-) -> _Draw:
-    left, right = random_orthonormal(m, r, generator), random_orthonormal(n, r, generator)
+def _mix(own: _Setting, generator: Generator) -> _Draw:
+    shared = own.r // 2
+    left, right = _frames(own, shared, generator)
 
-    def make() -> Factors:
+    def extend(common: Tensor) -> Tensor:
+        return polar(torch.cat([common, random_orthonormal(len(common), own.r - shared, generator)], dim=1))
+
+    def draw() -> Factors:
+        spectrum = torch.diag(random_spectrum(own.r, own.cond, generator))
+        return _factors(extend(left), spectrum, extend(right))
+
+    return draw
+
+
+def _shared_subspace(own: _Setting, generator: Generator) -> _Draw:
+    left, right = _frames(own, own.r, generator)
+
+    def draw() -> Factors:
         # A turn between the subspaces, of either determinant: the two bases cannot both be aligned to another
         # adapter's.
-        turn = random_orthonormal(r, r, generator)
-        return _factors(left @ turn, random_core(r, cond, generator), right)
+        turn = random_orthonormal(own.r, own.r, generator)
+        return _factors(left @ turn, random_core(own.r, own.cond, generator), right)
 
-    return make
-
-
-def _lora_like(
-    m: int, n: int, r: int, cond: float, noise: float, generator: Generator
-) -> _Draw:
-    right = random_orthonormal(n, r, generator)
-
-    def make() -> Factors:
-        left = random_orthonormal(m, r, generator)
-        return _factors(left, random_core(r, cond, generator), _near(right, noise, generator))
-
-    return make
+    return draw
 
 
-def _independent(
-    m: int, n: int, r: int, cond: float, noise: float, generator: Generator
-) -> _Draw:
-    return lambda: random_update(m, n, r, cond, generator)
+def _lora_like(own: _Setting, generator: Generator) -> _Draw:
+    right = random_orthonormal(own.n, own.r, generator)
+
+    def draw() -> Factors:
+        left = random_orthonormal(own.m, own.r, generator)
+        return _factors(left, random_core(own.r, own.cond, generator), _near(right, own.noise, generator))
+
+    return draw
 
 
-FAMILIES: Mapping[str, Callable[[int, int, int, float, float, Generator], _Draw]] = {
+def _independent(own: _Setting, generator: Generator) -> _Draw:
+    return lambda: random_update(own.m, own.n, own.r, own.cond, generator)
+
+
+FAMILIES: Mapping[str, Callable[[_Setting, Generator], _Draw]] = {
     "close": _close,
     "mix": _mix,
     "shared_subspace": _shared_subspace,
@@ -266,7 +279,12 @@ FAMILIES: Mapping[str, Callable[[int, int, int, float, float, Generator], _Draw]
     "independent": _independent,
     "ill_conditioned": _lora_like,
 }
-"""What draws the adapters of each family from m, n, r, the condition of cores, the noise and a generator."""
+"""The families by name: see `adapter_family`."""
+
+
+def _frames(own: _Setting, columns: int, generator: Generator) -> Factors:
+    """Draw a frame of the output space and one of the input space."""
+    return random_orthonormal(own.m, columns, generator), random_orthonormal(own.n, columns, generator)
 
 
 def _normal(rows: int, columns: int, generator: Generator) -> Tensor:
@@ -274,21 +292,20 @@ def _normal(rows: int, columns: int, generator: Generator) -> Tensor:
 
 
 def _near(frame: Tensor, noise: float, generator: Generator) -> Tensor:
-    """An orthonormal frame whose columns differ from those of `frame` by about `noise` (columns have length
-    1)."""
+    """Draw an orthonormal frame whose columns, of length 1, differ from those of `frame` by about `noise`."""
     rows, columns = frame.shape
     return polar(frame + noise * rows**-0.5 * _normal(rows, columns, generator))
 
 
 def _factors(left: Tensor, core: Tensor, right: Tensor) -> Factors:
-    """Balanced factors (left sqrt(core), sqrt(core) rightᵀ) of left core rightᵀ."""
+    """Return balanced factors (left sqrt(core), sqrt(core) rightᵀ) of left core rightᵀ."""
     values, vectors = torch.linalg.eigh(core)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
     return left @ root, root @ right.mT
 
 
 def _turn(factors: Factors, generator: Generator) -> Factors:
-    """Other factors of the same update."""
+    """Return other factors of the same update."""
     left, right = factors
     turn = random_orthonormal(left.shape[1], left.shape[1], generator)
     return left @ turn, turn.mT @ right

@@ -15,9 +15,8 @@ _DASHES = ("-", "--", ":", "-.")
 def draw_figures(comparison: Comparison) -> dict[str, bytes]:
     """Return the pictures by file name: `curves` and `profiles`, as PNG and as SVG.
 
-    Curves show the largest ‖gradient‖ over the judged modules of the first start, relative to its first
-    value; profiles the share of modules that are reached within a multiple of the best solver's passes or
-    seconds.
+    Curves show the largest ‖gradient‖ over the judged modules, from the first start. Profiles show the share
+    of modules that a solver reaches within a multiple of the best solver's passes or seconds.
 
     Raises:
         ImportError: matplotlib is not there.
@@ -41,7 +40,9 @@ def _canvas(comparison: Comparison) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     rows = len(comparison.cases)
-    figure = Figure(figsize=(11, 3.6 * rows + 0.25 * math.ceil(len(comparison.solvers) / 3)), layout="constrained")
+    figure = Figure(
+        figsize=(11, 3.6 * rows + 0.25 * math.ceil(len(comparison.solvers) / 3)), layout="constrained"
+    )
     return figure, figure.subplots(rows, len(MEASURES), squeeze=False)
 
 
@@ -51,7 +52,12 @@ def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
     for solver in comparison.solvers:
         kinds.setdefault(solver.partition(":")[0], []).append(solver)
     return {
-        solver: {"color": f"C{colour % 10}", "linestyle": _DASHES[dash % len(_DASHES)], "lw": 1.4, "label": solver}
+        solver: {
+            "color": f"C{colour % 10}",
+            "linestyle": _DASHES[dash % len(_DASHES)],
+            "lw": 1.4,
+            "label": solver,
+        }
         for colour, row in enumerate(kinds.values())
         for dash, solver in enumerate(row)
     }
@@ -62,10 +68,41 @@ def _draw_curves(comparison: Comparison) -> Any:
     for row, case in zip(axes, comparison.cases, strict=True):
         for panel, measure in zip(row, MEASURES, strict=True):
             for solver, style in _styles(comparison).items():
-                for run, modules in _first_runs(comparison, case, solver):
-                    spent = {"passes": run.trace_passes, "seconds": run.trace_seconds}[measure]
-                    norms = [max((step[k] or 0.0) for k in modules) for step in run.trace_gradient]
-                    panel.plot(spent, norms, **style)
+                for run, modules in comparison.judged_runs(case, solver):
+                    if run.start == 0:
+                        spent = {"passes": run.trace_passes, "seconds": run.trace_seconds}[measure]
+                        panel.plot(spent, [_largest(step, modules) for step in run.trace_gradient], **style)
             panel.set(xscale="log", yscale="log", title=case, xlabel=_UNITS[measure])
         row[0].set_ylabel("largest ‖gradient‖")
     return _finish(figure, axes)
+
+
+def _draw_profiles(comparison: Comparison) -> Any:
+    figure, axes = _canvas(comparison)
+    for row, case in zip(axes, comparison.cases, strict=True):
+        for panel, measure in zip(row, MEASURES, strict=True):
+            profiles = comparison.profile(case, measure)
+            last = 1.1 * max([2.0, *(ratio for ratios, _ in profiles.values() for ratio in ratios)])
+            for solver, style in _styles(comparison).items():
+                ratios, shares = profiles[solver]
+                panel.step([1, *ratios, last], [0, *shares, *(shares[-1:] or [0])], where="post", **style)
+            label = f"{measure} / {measure} of the best solver"
+            panel.set(xscale="log", xlim=(1, last), ylim=(0, 1.03), title=case, xlabel=label)
+        row[0].set_ylabel("share of modules reached")
+    return _finish(figure, axes)
+
+
+def _largest(step: tuple[float | None, ...], modules: list[int]) -> float:
+    """Return the largest gradient of these modules; NaN, which is not drawn, where it is zero."""
+    norms = [step[module] for module in modules]
+    return max((norm or math.nan for norm in norms), default=math.nan)
+
+
+def _finish(figure: Any, axes: Any) -> Any:
+    """Add grids, and one legend below all panels."""
+    for panel in axes.flat:
+        panel.grid(True, which="major", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    lines = {line.get_label(): line for line in axes[0, 0].get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False)
+    return figure

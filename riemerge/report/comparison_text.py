@@ -31,10 +31,8 @@ def verdicts(comparison: Comparison, case: str) -> list[str]:
     ranking = comparison.ranking(case)
     reaching = [x for x in ranking if comparison.outcomes(case, x)["reached"] == len(judged[x])]
     modules = len(judged[ranking[0]])
-    lines = [
-        f"{case}: {len(reaching)} of {len(ranking)} solvers reach the same certified cost (to {SAME_COST:g}) on all "
-        f"{modules} {_kind(comparison, case)}: {', '.join(reaching) or 'none'}."
-    ]
+    who = f"{len(reaching)} of {len(ranking)} solvers reach the same certified cost (to {SAME_COST:g})"
+    lines = [f"{case}: {who} on all {modules} {_kind(comparison, case)}: {', '.join(reaching) or 'none'}."]
     for solver in ranking:
         others = comparison.outcomes(case, solver)
         count = others.pop("reached", 0)
@@ -108,9 +106,8 @@ def comparison_csv(comparison: Comparison) -> str:
                 for k, module in enumerate(problem.modules):
                     outcome, excess = comparison.outcome(run, k), comparison.excess(run, k)
                     numbers = run.cost[k], excess, run.gradient_norm[k], run.bound[k], run.horizontality[k]
-                    table.writerow(
-                        [case, problem.name, module, problem.determined[k], solver, run.start, outcome]
-                        + [run.status[k], *numbers, run.spent_passes[k], run.spent_seconds[k], run.passes]
-                        + [run.seconds, *(run.counts.get(name, "") for name in PRIMITIVES)]
-                    )
+                    spent = run.spent_passes[k], run.spent_seconds[k], run.passes, run.seconds
+                    counts = [run.counts.get(name, "") for name in PRIMITIVES]
+                    names = case, problem.name, module, problem.determined[k], solver, run.start
+                    table.writerow([*names, outcome, run.status[k], *numbers, *spent, *counts])
     return text.getvalue()

@@ -4,32 +4,62 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from pydantic import BaseModel
+from pymanopt.manifolds.manifold import Manifold
 
-from riemerge._version import __version__
-from riemerge.errors import RecipeError
-from riemerge.formats.files.staging import write_atomically, writing
+from riemerge.errors import NumericalError, OutputError, RecipeError
+from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.files.text import show
-from riemerge.frechet import Problem, Solution, frechet_mean
-from riemerge.frechet.solvers.table import SolverLike, as_solver
-from riemerge.linalg import single_threaded
+from riemerge.frechet import Point, Problem, frechet_mean
+from riemerge.frechet.loss import LOSSES
+from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
+from riemerge.linalg import scale_modules, single_threaded
+from riemerge.manifolds import GeodesicManifold
+from riemerge.merging.inputs import folders_of
+from riemerge.merging.verbs import merge
 from riemerge.methods.reduction import in_order
+from riemerge.problems import pose, read_spans
 from riemerge.progress import Listener, Progress
+from riemerge.recipes.recipe import Recipe
 from riemerge.records.comparison_record import ComparedProblem, Comparison, SolverRun
+from riemerge.records.run_record import RunRecord
+from riemerge.report.comparison_figures import draw_figures
+from riemerge.report.comparison_page import comparison_page
+from riemerge.report.comparison_text import comparison_csv
 from riemerge.study.kept_merges import study_folder
+
+BETA_RULES = ("FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang", "LiuStorey")
+"""Rules of Pymanopt's conjugate gradients for the share of the last direction."""
 
 RUNS = "runs"
 """Folder, inside that of a comparison, of the runs that are finished, a JSON file each."""
 
+PAGE = "comparison.html"
+"""The page of a comparison, in its folder."""
+
+DEFAULT_SOLVERS = (
+    "lbfgs",
+    *(f"conjugate_gradient:beta={rule}" for rule in BETA_RULES),
+    "steepest_descent",
+    "trust_regions",
+    "fixed_point",
+)
+"""Solvers that are compared if none are named."""
+
+_Kept = TypeVar("_Kept", bound=BaseModel)
 _log = logging.getLogger(__name__)
 # Length of the step off a drawn average: a small part of the distances between adapters, which are one and more.
 _OFF = 0.3
@@ -87,32 +117,37 @@ def compare_solvers(
     """
     named = _name_solvers(solvers)
     if not problems or not named or starts < 1:
-        raise RecipeError(f"{len(problems)} problems, {len(named)} solvers, {starts} starts: expected at least one each")
-    asked = {name: replace(as_solver(given), tol=tol, cost_tol=0.0, max_passes=max_passes) for name, given in named.items()}
-    tasks = [_Task(problem, solver, start) for problem in problems for solver in asked for start in range(starts)]
-    hashes = {name: _hash(problem) for name, problem in problems.items()}
+        raise RecipeError(
+            f"{len(problems)} problems, {len(named)} solvers, {starts} starts: expected at least one each"
+        )
+    asked = {
+        name: replace(as_solver(given), tol=tol, cost_tol=0.0, max_passes=max_passes)
+        for name, given in named.items()
+    }
+    tasks = [
+        _Task(problem, solver, start) for problem in problems for solver in asked for start in range(starts)
+    ]
+    hashes = {name: _fingerprint(problem) for name, problem in problems.items()}
 
     def run(task: _Task) -> SolverRun:
-        problem, solver = problems[task.problem], copy.deepcopy(asked[task.solver])
-        solve = partial(_solve, task, problem, solver, seed)
-        if folder is None:
-            return solve()
-        key = hashlib.sha256(repr((task, solver, seed, hashes[task.problem], _versions())).encode()).hexdigest()
-        return _keep(Path(folder, RUNS, f"{key[:32]}.json"), solve)
+        solver = copy.deepcopy(asked[task.solver])  # an optimizer holds the state of its run
+        key = _hash(task, _fingerprint(solver), seed, hashes[task.problem])
+        return _keep(folder, key, SolverRun, partial(_solve, task, problems[task.problem], solver, seed))
 
     runs = []
-    with single_threaded():
+    with _runs_folder(folder), single_threaded():
         for task, ran in zip(tasks, in_order(run, tasks, threads), strict=True):
             runs.append(ran)
             if progress is not None:
                 text = f"{task.solver} on {task.problem}: {ran.passes} passes"
                 progress(Progress("compare", len(runs), len(tasks), text))
+    RecipeError.refuse({ran.refused for ran in runs} if all(ran.refused for ran in runs) else ())
     return Comparison(
         tol=tol,
         max_passes=max_passes,
         seed=seed,
         versions=_versions(),
-        problems=tuple(described) or tuple(_describe(name, problems[name], runs) for name in problems),
+        problems=tuple(described) or tuple(_describe(*item) for item in problems.items()),
         runs=tuple(runs),
     )
 
@@ -145,20 +180,31 @@ def compare_adapters(
         RiemergeError: What `problems.read_spans`, `geomerge` and `compare_solvers` raise.
     """
     weights, folders = recipe.weights, folders_of(recipe)
-    if None in weights:
-        raise RecipeError("a weight that differs between modules: a comparison takes a number for each adapter")
+    numbers = [weight for weight in weights if weight is not None]
+    if len(numbers) < len(weights):
+        raise RecipeError("a weight differs between modules: a comparison takes a number for each adapter")
+    if folder is not None:
+        OutputError.refuse(overlaps(folder, folders))
     sizes = read_spans(folders)
-    record = merge(folders, weights, method="geomerge", starts="auto", threads=threads, progress=progress).record
+
+    def ask() -> RunRecord:
+        options: dict[str, Any] = {"method": "geomerge", "starts": "auto"}
+        return merge(folders, numbers, threads=threads, progress=progress, **options).record
+
+    with _runs_folder(folder):
+        record = _keep(folder, _hash(_fingerprint([*sizes.items()]), numbers), RunRecord, ask)
     determined = {row.module: row.determined for row in record.modules}
     problems: dict[str, Problem] = {}
     described = []
     for loss, (size, spans) in itertools.product(losses, sizes.items()):
         name, case = f"polar, {loss}, {'×'.join(map(str, size))}", f"polar, {loss}"
         stack = [[(update.B, update.A) for update in span] for span in spans.values()]
-        problems[name] = pose(stack, weights=weights, loss=LOSSES.make(loss))
+        problems[name] = pose(stack, weights=numbers, loss=LOSSES.make(loss))
         answers = tuple(determined[module] for module in spans)
         described.append(ComparedProblem(name=name, case=case, modules=tuple(spans), determined=answers))
-    return compare_solvers(problems, solvers, described=described, folder=folder, threads=threads, progress=progress, **options)
+    return compare_solvers(
+        problems, solvers, described=described, folder=folder, threads=threads, progress=progress, **options
+    )
 
 
 def _name_solvers(solvers: Sequence[SolverLike] | Mapping[str, SolverLike]) -> dict[str, SolverLike]:
@@ -175,7 +221,7 @@ def _name_solvers(solvers: Sequence[SolverLike] | Mapping[str, SolverLike]) -> d
 
 def _describe(name: str, problem: Problem) -> ComparedProblem:
     """Describe a problem of which nothing more is known."""
-    count = getattr(problem.manifold, "k", 1)
+    count = _count(problem)
     return ComparedProblem(
         name=name, case=name, modules=tuple(map(str, range(count))), determined=(None,) * count
     )
@@ -189,8 +235,11 @@ def _versions() -> dict[str, str]:
 
 
 def _solve(task: _Task, problem: Problem, solver: Solver, seed: int) -> SolverRun:
-    start = draw_start(problem, seed, task.start) if task.start else None
-    solution = frechet_mean(problem, solver, start)
+    try:
+        start = draw_start(problem, seed, task.start) if task.start else None
+        solution = frechet_mean(problem, solver, start)
+    except (RecipeError, NumericalError) as fault:
+        return _refuse(task, _count(problem), str(fault))
     bound = solver.tol * np.maximum(1.0, np.sqrt(2 * np.maximum(solution.cost, 0.0)))
     first = [
         next((step for step in solution.trace if step.gradient_norm[module] <= bound[module]), solution)
@@ -217,6 +266,36 @@ def _solve(task: _Task, problem: Problem, solver: Solver, seed: int) -> SolverRu
             _finite(float(f"{x:.3g}") for x in step.gradient_norm) for step in solution.trace
         ),
     )
+
+
+def _refuse(task: _Task, count: int, why: str) -> SolverRun:
+    """Return the run of a solver that does not take its problem, of K modules."""
+    none = (None,) * count
+    return SolverRun(
+        problem=task.problem,
+        solver=task.solver,
+        start=task.start,
+        status=("REFUSED",) * count,
+        cost=none,
+        gradient_norm=none,
+        bound=none,
+        horizontality=none,
+        passes=0,
+        counts={},
+        seconds=0.0,
+        spent_passes=(0,) * count,
+        spent_seconds=(0.0,) * count,
+        trace_passes=(),
+        trace_seconds=(),
+        trace_cost=(),
+        trace_gradient=(),
+        refused=why,
+    )
+
+
+def _count(problem: Problem) -> int:
+    """Return the number K of modules of a problem: 1 on a manifold that is not of this package."""
+    return getattr(problem.manifold, "k", 1)
 
 
 def draw_start(problem: Problem, seed: int, number: int) -> Point:
@@ -250,16 +329,43 @@ def _finite(values: Iterable[float]) -> tuple[float | None, ...]:
 # --- runs that are kept -------------------------------------------------------------------------------------
 
 
-def _keep(path: Path, solve: Callable[[], SolverRun]) -> SolverRun:
-    """Return the run that a file holds; make it and write it where there is none that can be read."""
-    with suppress(FileNotFoundError), writing(path):
+@contextmanager
+def _runs_folder(folder: str | Path | None) -> Iterator[None]:
+    """Make the folder of kept runs, where one is asked for; a fault says what is in it."""
+    if folder is None:
+        yield
+        return
+    root = Path(folder).absolute()
+    if not (root / RUNS).is_dir():
+        check_output(root, [])
+
+    def describe(names: list[str]) -> str:
+        return f"keeps {len(list((root / RUNS).iterdir()))} finished runs"
+
+    with study_folder(root, [RUNS], describe, "them"):
+        with writing(root):
+            (root / RUNS).mkdir(exist_ok=True)
+        yield
+
+
+def _keep(folder: str | Path | None, key: str, kind: type[_Kept], make: Callable[[], _Kept]) -> _Kept:
+    """Return what the folder keeps under a key; make it and write it where there is none that can be read."""
+    if folder is None:
+        return make()
+    path = Path(folder, RUNS, f"{key}.json")
+    with writing(path), suppress(FileNotFoundError):
         try:
-            return SolverRun.model_validate_json(path.read_bytes())
+            return kind.model_validate_json(path.read_bytes())
         except ValueError:
             _log.warning("%s: cannot be read as a run: it is made again", show(str(path)))
-    run = solve()
-    write_atomically(path, run.model_dump_json().encode())
-    return run
+    made = make()
+    write_atomically(path, made.model_dump_json().encode())
+    return made
+
+
+def _hash(*parts: object) -> str:
+    """Return a name for what is computed from these parts by the versions of the packages at hand."""
+    return hashlib.sha256(repr((parts, _versions())).encode()).hexdigest()[:32]
 
 
 def _fingerprint(value: Any) -> str:
@@ -278,3 +384,32 @@ def _fingerprint(value: Any) -> str:
         name = getattr(value, "__qualname__", type(value).__qualname__)
         return f"{name}{'' if isinstance(value, type) else _fingerprint(vars(value))}"
     return repr(value)
+
+
+# --- what is written ----------------------------------------------------------------------------------------
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> list[str]:
+    """Write the page, the tables and the pictures of a comparison into its folder, each file whole.
+
+    Args:
+        comparison: The comparison.
+        folder: The folder, which is there.
+
+    Returns:
+        Remarks: that there are no pictures, where matplotlib is not installed.
+    """
+    note, pictures = "", {}
+    try:
+        pictures = draw_figures(comparison)
+    except ImportError:
+        note = "No pictures: matplotlib is not installed (pip install 'riemerge[plot]')."
+    drawn = {Path(name).stem: content.decode() for name, content in pictures.items() if name.endswith(".svg")}
+    files = {
+        "comparison.json": comparison.model_dump_json(indent=1).encode(),
+        "comparison.csv": comparison_csv(comparison).encode(),
+        PAGE: comparison_page(comparison, drawn, note).encode(),
+    }
+    for name, content in {**files, **pictures}.items():
+        write_atomically(Path(folder, name), content)
+    return [note] if note else []
