@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from riemerge.errors import RecipeError
+from riemerge.errors import RecipeError, try_each
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import check_collection
 from riemerge.formats.peft import read_adapter
@@ -132,28 +132,24 @@ def read_spans(
         AdapterError: Folders that cannot be read, or adapters that do not fit each other.
         RecipeError: A module that is not there, is all zero in an adapter, or whose updates differ in rank.
     """
-    adapters = [read_adapter(folder) for folder in folders]
+    adapters = try_each(read_adapter, folders)
     check_collection(adapters)
-    known = adapters[0].modules
-    names = list(known) if modules is None else list(modules)
-    RecipeError.refuse(
-        [f"{show(name)}: no such module: {did_you_mean(name, known)}" for name in names if name not in known]
-    )
+    stored = [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters]
     sizes: dict[tuple[int, int, int], dict[str, tuple[LowRankUpdate, ...]]] = defaultdict(dict)
-    problems = []
-    for name in names:
+    known, problems = adapters[0].modules, []
+    for name in known if modules is None else modules:
+        if name not in known:
+            problems.append(f"{show(name)}: no such module: {did_you_mean(name, known)}")
+            continue
         span = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
         ranks = {update.rank for update in span}
-        least = min(
-            update.numerical_rank(adapter.dtype) for update, adapter in zip(span, adapters, strict=True)
-        )
-        if len(ranks) > 1 or least == 0:
-            problems.append(
-                f"{show(name)}: ranks {sorted(ranks)}, numerically {least}: expected one rank above 0"
-            )
+        rank = min(update.numerical_rank(dtype) for update, dtype in zip(span, stored, strict=True))
+        if len(ranks) > 1 or rank == 0:
+            text = f"ranks {sorted(ranks)}, numerically from {rank} on: expected one rank, and no zero update"
+            problems.append(f"{show(name)}: {text}")
             continue
-        small = tuple(update.truncate(least).absorb_scale() for update in span)
-        sizes[*small[0].shape, least][name] = small
+        size = (*span[0].shape, rank)
+        sizes[size][name] = tuple(update.truncate(rank).absorb_scale() for update in span)
     RecipeError.refuse(problems)
     return dict(sizes)
 

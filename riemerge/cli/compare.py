@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import JSON, QUIET
-from riemerge.cli.terminal import answering, dump, progress_on_stderr, say, show, tell
+from riemerge.cli.options import JSON, PLUGIN, QUIET, Option
+from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
 from riemerge.report.words import printable
 
 _HELP = """Compare solvers of the Fréchet mean of adapters, to equal certificates, module by module.
@@ -20,63 +20,33 @@ The folder gets a page (comparison.html), its pictures, and tables as CSV and JS
 there: a comparison that was broken off goes on."""
 
 
+def _option(names: str, kind: Any, default: Any, metavar: str, text: str) -> Option:
+    return click.option(
+        *names.split(), type=kind, default=default, show_default=True, metavar=metavar, help=text
+    )
+
+
+_COUNT = click.IntRange(min=1)
+
+
 @click.command(help=_HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(),
-    metavar="FOLDER",
-    help="Folder of the comparison; that of an earlier one goes on.  [default: nothing is written]",
-)
-@click.option(
-    "--solvers",
-    metavar="NAME[:OPTION=VALUE]...,...",
-    help="Solvers, separated by commas.  [default: all, with every beta rule]",
-)
-@click.option("--losses", default="square", show_default=True, metavar="NAME,...", help="Losses.")
-@click.option(
-    "--starts",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="INT",
-    help="Number of starts.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="INT", help="Random seed of the drawn starts."
-)
-@click.option(
-    "--tol",
-    type=float,
-    default=1e-6,
-    show_default=True,
-    metavar="FLOAT",
-    help="Tolerance of ‖gradient‖ / max(1, √(2 F)).",
-)
-@click.option(
-    "--max-passes",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    metavar="INT",
-    help="Budget of passes of each run.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="INT",
-    help="Runs at once; they change nothing but the seconds.",
-)
+@_option("-o --output", click.Path(), "comparison", "FOLDER", "Folder of the comparison, which may be there.")
+@_option("--solvers", str, "all", "NAME[:OPTION=VALUE],...", "Solvers of the package or a plug-in.")
+@_option("--losses", str, "square", "NAME[:OPTION=VALUE],...", "Losses of the package or a plug-in.")
+@_option("--starts", _COUNT, 1, "INT", "Number of starts of each solver, which are the same for all.")
+@_option("--seed", int, 0, "INT", "Random seed of the starts from the second on.")
+@_option("--tol", float, 1e-6, "FLOAT", "Bound of ‖gradient‖ / max(1, √(2 F)) to which all solve.")
+@_option("--max-passes", _COUNT, 1000, "INT", "Budget of passes of each run.")
+@_option("--threads", _COUNT, 1, "INT", "Runs at once; they change nothing but the seconds.")
+@PLUGIN
 @JSON
 @QUIET
 @answering
 def compare(
     sources: tuple[str, ...],
-    output: str | None,
-    solvers: str | None,
+    output: str,
+    solvers: str,
     losses: str,
     as_json: bool,
     quiet: bool,
@@ -86,29 +56,19 @@ def compare(
     from riemerge.recipes.recipe import read_recipe
     from riemerge.study.solver_comparison import DEFAULT_SOLVERS, PAGE, compare_adapters, write_comparison
 
-    chosen = solvers.split(",") if solvers else DEFAULT_SOLVERS
+    chosen = DEFAULT_SOLVERS if solvers == "all" else solvers.split(",")
     with progress_on_stderr(quiet) as listener:
-        made = compare_adapters(
-            read_recipe(sources),
-            chosen,
-            losses=losses.split(","),
-            folder=output,
-            progress=listener,
-            **options,
-        )
-    if output is not None:
-        for remark in write_comparison(made, output):
-            tell(remark)
-    if as_json:
-        dump({"output": output, "record": made.model_dump(mode="json")})
-    elif quiet:
-        say(output or "")
-    else:
-        from riemerge.report.tables import comparison_report
+        asked |= {"folder": output, "progress": listener}
+        made = compare_adapters(read_recipe(sources), chosen, losses.split(","), **asked)
+    if note := write_comparison(made, output):
+        tell(note)
+    with reporting(output):
+        if as_json:
+            dump({"output": output, "record": made.model_dump(mode="json")})
+        elif quiet:
+            say(output)
+        else:
+            from riemerge.report.tables import comparison_report
 
-        show(comparison_report(made))
-        say(
-            f"written to {printable(output)}/{PAGE}"
-            if output
-            else "nothing was written: -o FOLDER writes a page"
-        )
+            show(comparison_report(made))
+            say(f"written to {printable(output)}/{PAGE}")

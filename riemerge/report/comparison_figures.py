@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from riemerge.records.comparison_record import MEASURES, Comparison
-
-_UNITS = {"passes": "passes over all logarithms", "seconds": "seconds"}
-_DASHES = ("-", "--", ":", "-.")
 
 
 def draw_figures(comparison: Comparison) -> dict[str, bytes]:
@@ -23,11 +23,11 @@ def draw_figures(comparison: Comparison) -> dict[str, bytes]:
     """
     import matplotlib as mpl
 
-    # The same bytes for the same figures; text stays text, so that a page can be searched.
+    files = {}
+    # The same bytes for the same comparison; text stays text, so that a page can be searched.
     with mpl.rc_context({"svg.hashsalt": "riemerge", "svg.fonttype": "none", "font.size": 9}):
-        files = {}
         for name, draw in (("curves", _draw_curves), ("profiles", _draw_profiles)):
-            figure = draw(comparison)
+            figure = _draw(comparison, draw)
             for suffix, options in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
                 content = io.BytesIO()
                 figure.savefig(content, format=suffix, **options)
@@ -35,74 +35,50 @@ def draw_figures(comparison: Comparison) -> dict[str, bytes]:
     return files
 
 
-def _canvas(comparison: Comparison) -> tuple[Any, Any]:
-    """Return a figure and its axes: a row for each case, a column for each measure."""
+def _draw(comparison: Comparison, draw: Callable[[Any, Comparison, str, str], None]) -> Any:
+    """Return a figure with a row of panels for each case, and a column for each measure."""
     from matplotlib.figure import Figure
 
     rows = len(comparison.cases)
-    figure = Figure(
-        figsize=(11, 3.6 * rows + 0.25 * math.ceil(len(comparison.solvers) / 3)), layout="constrained"
-    )
-    return figure, figure.subplots(rows, len(MEASURES), squeeze=False)
-
-
-def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Return a colour for each kind of solver, and a dash for each choice of its options."""
-    kinds: dict[str, list[str]] = {}
-    for solver in comparison.solvers:
-        kinds.setdefault(solver.partition(":")[0], []).append(solver)
-    return {
-        solver: {
-            "color": f"C{colour % 10}",
-            "linestyle": _DASHES[dash % len(_DASHES)],
-            "lw": 1.4,
-            "label": solver,
-        }
-        for colour, row in enumerate(kinds.values())
-        for dash, solver in enumerate(row)
-    }
-
-
-def _draw_curves(comparison: Comparison) -> Any:
-    figure, axes = _canvas(comparison)
-    for row, case in zip(axes, comparison.cases, strict=True):
-        for panel, measure in zip(row, MEASURES, strict=True):
-            for solver, style in _styles(comparison).items():
-                for run, modules in comparison.judged_runs(case, solver):
-                    if run.start == 0:
-                        spent = {"passes": run.trace_passes, "seconds": run.trace_seconds}[measure]
-                        panel.plot(spent, [_largest(step, modules) for step in run.trace_gradient], **style)
-            panel.set(xscale="log", yscale="log", title=case, xlabel=_UNITS[measure])
-        row[0].set_ylabel("largest ‖gradient‖")
-    return _finish(figure, axes)
-
-
-def _draw_profiles(comparison: Comparison) -> Any:
-    figure, axes = _canvas(comparison)
-    for row, case in zip(axes, comparison.cases, strict=True):
-        for panel, measure in zip(row, MEASURES, strict=True):
-            profiles = comparison.profile(case, measure)
-            last = 1.1 * max([2.0, *(ratio for ratios, _ in profiles.values() for ratio in ratios)])
-            for solver, style in _styles(comparison).items():
-                ratios, shares = profiles[solver]
-                panel.step([1, *ratios, last], [0, *shares, *(shares[-1:] or [0])], where="post", **style)
-            label = f"{measure} / {measure} of the best solver"
-            panel.set(xscale="log", xlim=(1, last), ylim=(0, 1.03), title=case, xlabel=label)
-        row[0].set_ylabel("share of modules reached")
-    return _finish(figure, axes)
-
-
-def _largest(step: tuple[float | None, ...], modules: list[int]) -> float:
-    """Return the largest gradient of these modules; NaN, which is not drawn, where it is zero."""
-    norms = [step[module] for module in modules]
-    return max((norm or math.nan for norm in norms), default=math.nan)
-
-
-def _finish(figure: Any, axes: Any) -> Any:
-    """Add grids, and one legend below all panels."""
-    for panel in axes.flat:
-        panel.grid(True, which="major", alpha=0.25)
+    height = 3.4 * rows + 0.2 * math.ceil(len(comparison.solvers) / 3)
+    figure = Figure(figsize=(11, height), layout="constrained")
+    axes = figure.subplots(rows, len(MEASURES), squeeze=False).flat
+    for panel, (case, measure) in zip(axes, itertools.product(comparison.cases, MEASURES), strict=True):
+        draw(panel, comparison, case, measure)
+        panel.set_title(case)
+        panel.grid(True, alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    lines = {line.get_label(): line for line in axes[0, 0].get_lines()}
+    lines = {line.get_label(): line for line in axes[0].get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _draw_curves(panel: Any, comparison: Comparison, case: str, measure: str) -> None:
+    for solver, style in _styles(comparison):
+        for run, modules in comparison.judge(case, solver):
+            norms = [
+                max((step[k] or math.nan for k in modules), default=math.nan) for step in run.trace_gradient
+            ]
+            if run.start == 0:
+                panel.plot(run.trace[measure], norms, **style)
+    panel.set(xscale="log", yscale="log", xlabel=MEASURES[measure], ylabel="largest ‖gradient‖")
+
+
+def _draw_profiles(panel: Any, comparison: Comparison, case: str, measure: str) -> None:
+    profiles = comparison.profile(case, measure)
+    last = 1.1 * max([2.0, *(ratio for ratios, _ in profiles.values() for ratio in ratios)])
+    for solver, style in _styles(comparison):
+        ratios, shares = profiles[solver]
+        panel.step([1, *ratios, last], [0, *shares, (shares or [0])[-1]], where="post", **style)
+    panel.set(xscale="log", xlim=(1, last), ylim=(0, 1.03), ylabel="share of modules reached")
+    panel.set_xlabel(f"{measure} / least {measure} of all solvers")
+
+
+def _styles(comparison: Comparison) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield solvers: a colour for each kind, a dash for each choice of its options."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for solver in comparison.solvers:
+        kind = kinds[solver.partition(":")[0]]
+        kind.append(solver)
+        dash = ("-", "--", ":", "-.")[(len(kind) - 1) % 4]
+        yield solver, {"color": f"C{len(kinds) - 1}", "linestyle": dash, "lw": 1.4, "label": solver}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
 from riemerge.records.comparison_record import Comparison
@@ -32,14 +32,14 @@ _CAPTIONS = {
 }
 
 
-def comparison_page(comparison: Comparison, pictures: Mapping[str, str], note: str = "") -> str:
+def comparison_page(comparison: Comparison, pictures: Mapping[str, bytes], note: str = "") -> str:
     """Return the page: what was compared, who reaches the least cost and why others do not, tables, pictures.
 
     Law: a function of its arguments; every name from outside is escaped; nothing is loaded from anywhere.
 
     Args:
         comparison: The comparison.
-        pictures: SVG of `curves` and `profiles`; left out where it is not there.
+        pictures: Pictures by file name; those of them that are SVG stand on the page.
         note: A line about what is missing on the page.
     """
     parts = ["<h1>Solvers compared</h1>", _facts(comparison), when(note, f"<p><em>{_text(note)}</em></p>")]
@@ -47,10 +47,11 @@ def comparison_page(comparison: Comparison, pictures: Mapping[str, str], note: s
         lines = "".join(f"<li>{_text(line)}</li>" for line in verdicts(comparison, case))
         parts += [f"<h2>{_text(case)}</h2>", f"<ul>{lines}</ul>", _summary(comparison, case)]
         parts.append(_modules(comparison, case))
-    parts += [
-        f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_text(_CAPTIONS[name])}</figcaption></figure>"
-        for name, svg in pictures.items()
-    ]
+    for name, caption in _CAPTIONS.items():
+        svg = pictures.get(f"{name}.svg", b"").decode()
+        parts.append(
+            when(svg, f"<figure>{svg[svg.find('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>")
+        )
     head = f'<meta charset="utf-8"><title>Solvers compared</title><style>{_STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{"".join(parts)}</body></html>\n'
 
@@ -76,8 +77,8 @@ def _summary(comparison: Comparison, case: str) -> str:
     """Return the table of solvers, those that do not reach the least cost everywhere in another colour."""
     table = [(header, cells) for header, cells in columns(comparison, case) if {*cells} != {"-"}]
     rows = list(zip(*(cells for _, cells in table), strict=True))
-    full = [set(comparison.outcomes(case, row[0])) == {"reached"} for row in rows]
-    return _table([header for header, _ in table], rows, [when(not whole, "short") for whole in full])
+    short = {row[0] for row in rows if set(comparison.outcomes(case, row[0])) != {"reached"}}
+    return _table([header for header, _ in table], rows, short)
 
 
 def _modules(comparison: Comparison, case: str) -> str:
@@ -85,23 +86,24 @@ def _modules(comparison: Comparison, case: str) -> str:
     rows: dict[tuple[str, str, int], list[str]] = {}
     solvers = comparison.ranking(case)
     for solver in solvers:
-        for problem, run in comparison.of(case, solver):
+        for problem, run in comparison.select(case, solver):
             for k, module in enumerate(problem.modules):
                 outcome = comparison.outcome(run, k)
-                cell = str(run.spent_passes[k]) if outcome == "reached" else outcome.lower()
+                cell = f"{run.needed['passes'][k]:.0f}" if outcome == "reached" else outcome.lower()
                 rows.setdefault((module, problem.determined[k] or "-", run.start), []).append(cell)
     table = [[module, determined, str(start), *cells] for (module, determined, start), cells in rows.items()]
-    body = _table(["module", "determined", "start", *solvers], table, [""] * len(table))
+    body = _table(["module", "determined", "start", *solvers], table)
     return f"<details><summary>Passes to the certificate of each module</summary>{body}</details>"
 
 
-def _table(head: Iterable[str], rows: Sequence[Sequence[str]], classes: Sequence[str]) -> str:
+def _table(head: Iterable[str], rows: Iterable[Sequence[str]], short: Collection[str] = ()) -> str:
     headers = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join(
-        f'<tr class="{name}">{"".join(f"<td>{_text(cell)}</td>" for cell in row)}</tr>'
-        for name, row in zip(classes, rows, strict=True)
-    )
+    body = "".join(f'<tr class="{when(row[0] in short, "short")}">{_cells(row)}</tr>' for row in rows)
     return f'<div class="wide"><table><thead><tr>{headers}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cells(row: Iterable[str]) -> str:
+    return "".join(f"<td>{_text(cell)}</td>" for cell in row)
 
 
 def _text(text: str) -> str:

@@ -4,110 +4,99 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 
 from riemerge.frechet.status import Status
-from riemerge.records.comparison_record import SAME_COST, Comparison
+from riemerge.records.comparison_record import MEASURES, SAME_COST, Comparison
 from riemerge.report.words import number, text_of
 
 PRIMITIVES = {
     "logarithms": "log",
     "exponentials": "exp",
     "alignments": "align",
-    "gradients": "gradient",
-    "hessian_products": "Hessian",
+    "gradients": "grad",
+    "hessian_products": "Hess",
 }
 """Primitives that are counted, each with the header of its column."""
 
 _WHY = {
-    "another minimum": "Its gradient vanishes at another critical point, of larger cost.",
-    "REFUSED": "The solver does not take this problem.",
+    "another minimum": "its gradient vanishes at another critical point, of larger cost.",
+    "REFUSED": "the solver does not take this problem.",
 }
 
 
 def verdicts(comparison: Comparison, case: str) -> list[str]:
     """Say which solvers reach the same certified cost on a case, and of the others why not, a line each."""
-    judged = {solver: comparison.judged(case, solver) for solver in comparison.solvers}
     ranking = comparison.ranking(case)
-    reaching = [x for x in ranking if comparison.outcomes(case, x)["reached"] == len(judged[x])]
-    modules = len(judged[ranking[0]])
-    who = f"{len(reaching)} of {len(ranking)} solvers reach the same certified cost (to {SAME_COST:g})"
-    lines = [f"{case}: {who} on all {modules} {_kind(comparison, case)}: {', '.join(reaching) or 'none'}."]
-    for solver in ranking:
-        others = comparison.outcomes(case, solver)
-        count = others.pop("reached", 0)
-        if not others:
-            continue
-        excess = max(comparison.excess(run, module) for run, module in judged[solver])
-        refusals = {run.refused for run, _ in judged[solver] if run.refused}
-        reasons = (f"{number} {name.lower()}: {_explain(name)}" for name, number in others.most_common())
-        lines.append(
-            f"{solver} does not: {count} of {modules} reached, F at most {number(excess)} above the least; "
-            + " ".join([*reasons, *sorted(refusals)])
-        )
-    return lines
-
-
-def _kind(comparison: Comparison, case: str) -> str:
+    outcomes = {solver: comparison.outcomes(case, solver) for solver in ranking}
+    reaching = [solver for solver, counts in outcomes.items() if set(counts) == {"reached"}]
     problems = [problem for problem in comparison.problems if problem.case == case]
-    known = any(answer == "yes" for problem in problems for answer in problem.determined)
-    return "determined modules" if known else "modules (whether their means are determined is not known)"
-
-
-def _explain(outcome: str) -> str:
-    return _WHY.get(outcome) or Status[outcome].advice
+    determined = any("yes" in problem.determined for problem in problems)
+    kind = "determined modules" if determined else "modules (whether their mean is determined is not known)"
+    modules = outcomes[ranking[0]].total()
+    who = f"{len(reaching)} of {len(ranking)} solvers reach the same certified cost (to {SAME_COST:g})"
+    lines = [f"{case}: {who} on all {modules} {kind}: {', '.join(reaching) or 'none'}."]
+    for solver in [solver for solver in ranking if solver not in reaching]:
+        judged = comparison.judge(case, solver)
+        excess = max(comparison.excess(run, k) for run, modules in judged for k in modules)
+        counts = outcomes[solver].copy()
+        others = (
+            f"{counts.pop('reached', 0)} of {modules} reached, F at most {number(excess)} above the least"
+        )
+        reasons = [
+            f"{count} {name.lower()}: {_WHY.get(name) or Status[name].advice}"
+            for name, count in counts.most_common()
+        ]
+        refusals = {run.refused for run, _ in judged if run.refused}
+        lines.append(f"{solver} does not: {others}. {' '.join([*reasons, *sorted(refusals)])}")
+    return lines
 
 
 def columns(comparison: Comparison, case: str) -> list[tuple[str, list[str]]]:
     """Return the columns of the table of a case, a row for each solver, best first: headers and cells.
 
-    Costs and gradients are those of the judged modules, passes, primitives and seconds those of all runs.
+    Costs, gradients and horizontality are those of the judged modules; passes, primitives and seconds those
+    of all runs.
     """
     rows = comparison.ranking(case)
-    judged = [comparison.judged(case, solver) for solver in rows]
-    runs = [[run for _, run in comparison.of(case, solver)] for solver in rows]
-    statuses = [comparison.outcomes(case, solver) for solver in rows]
-
-    def largest(values: Sequence[float | None]) -> str:
-        known = [value for value in values if value is not None]
-        return number(max(known) if len(known) == len(values) else None)
-
-    table = [
-        ("solver", rows),
-        ("reached", [f"{count['reached']} of {count.total()}" for count in statuses]),
-        ("Σ F", [number(_sum([run.cost[k] for run, k in pairs])) for pairs in judged]),
-        ("above least", [largest([comparison.excess(run, k) for run, k in pairs]) for pairs in judged]),
-        ("‖gradient‖", [largest([run.gradient_norm[k] for run, k in pairs]) for pairs in judged]),
-        ("horizontality", [largest([run.horizontality[k] for run, k in pairs]) for pairs in judged]),
-        ("passes", [str(sum(run.passes for run in row)) for row in runs]),
+    judged = [
+        [(run, k) for run, modules in comparison.judge(case, solver) for k in modules] for solver in rows
     ]
-    for name, header in PRIMITIVES.items():
-        table.append((header, [text_of(sum(run.counts.get(name, 0) for run in row) or None) for row in runs]))
-    table.append(("seconds", [number(sum(run.seconds for run in row)) for row in runs]))
-    ended = [", ".join(f"{n} {name.lower()}" for name, n in count.most_common()) for count in statuses]
-    return [*table, ("ended", ended)]
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    runs = [[run for _, run in comparison.select(case, solver)] for solver in rows]
+    reached = [comparison.outcomes(case, solver)["reached"] for solver in rows]
+    costs = [[run.cost[k] for run, k in pairs] for pairs in judged]
+    excesses = [[comparison.excess(run, k) for run, k in pairs] for pairs in judged]
+    norms = [[run.gradient_norm[k] or 0.0 for run, k in pairs] for pairs in judged]
+    vertical = [[run.horizontality[k] or 0.0 for run, k in pairs] for pairs in judged]
+    spent = {name: [sum(run.spent[name] for run in row) for row in runs] for name in MEASURES}
+    counts = {name: [sum(run.counts.get(name, 0) for run in row) for row in runs] for name in PRIMITIVES}
+    return [
+        ("solver", rows),
+        ("reached", [f"{count} of {len(pairs)}" for count, pairs in zip(reached, judged, strict=True)]),
+        ("Σ F", [number(None if None in row else sum(filter(None, row))) for row in costs]),
+        ("above least", [number(max(row)) for row in excesses]),
+        ("‖gradient‖", [number(max(row)) for row in norms]),
+        ("vertical", [number(max(row)) for row in vertical]),
+        ("passes", [f"{total:.0f}" for total in spent["passes"]]),
+        *((PRIMITIVES[name], [text_of(total or None) for total in row]) for name, row in counts.items()),
+        ("seconds", [number(total) for total in spent["seconds"]]),
+    ]
 
 
 def comparison_csv(comparison: Comparison) -> str:
     """Return a table with a row for each module of each run."""
-    head = "case problem module determined solver start outcome status cost above_least gradient_norm bound "
-    head += "horizontality passes seconds"
+    head = "case problem module determined solver start outcome status cost above_least gradient_norm bound"
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*head.split(), *(f"run_{name}" for name in ("passes", "seconds", *PRIMITIVES))])
-    for case in comparison.cases:
-        for solver in comparison.solvers:
-            for problem, run in comparison.of(case, solver):
-                for k, module in enumerate(problem.modules):
-                    outcome, excess = comparison.outcome(run, k), comparison.excess(run, k)
-                    numbers = run.cost[k], excess, run.gradient_norm[k], run.bound[k], run.horizontality[k]
-                    spent = run.spent_passes[k], run.spent_seconds[k], run.passes, run.seconds
-                    counts = [run.counts.get(name, "") for name in PRIMITIVES]
-                    names = case, problem.name, module, problem.determined[k], solver, run.start
-                    table.writerow([*names, outcome, run.status[k], *numbers, *spent, *counts])
+    totals = [f"run_{name}" for name in (*MEASURES, *PRIMITIVES)]
+    table.writerow([*head.split(), "horizontality", *MEASURES, *totals])
+    problems = {problem.name: problem for problem in comparison.problems}
+    for run in comparison.runs:
+        problem = problems[run.problem]
+        counts = [run.counts.get(name, "") for name in PRIMITIVES]
+        for k, module in enumerate(problem.modules):
+            names = problem.case, problem.name, module, problem.determined[k], run.solver, run.start
+            cost = run.cost[k], comparison.excess(run, k), run.gradient_norm[k], run.bound[k]
+            needed = [run.needed[name][k] if run.needed else "" for name in MEASURES]
+            ended = comparison.outcome(run, k), run.status[k], *cost, run.horizontality[k]
+            table.writerow([*names, *ended, *needed, *run.spent.values(), *counts])
     return text.getvalue()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,19 +22,19 @@ from pymanopt.manifolds.manifold import Manifold
 from riemerge.errors import NumericalError, OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.files.text import show
-from riemerge.frechet import Point, Problem, frechet_mean
+from riemerge.frechet import Problem, frechet_mean
 from riemerge.frechet.loss import LOSSES
-from riemerge.frechet.solvers.solver import Solver
 from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
-from riemerge.linalg import scale_modules, single_threaded
-from riemerge.manifolds import GeodesicManifold
+from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.starts import draw_start
+from riemerge.linalg import single_threaded
 from riemerge.merging.inputs import folders_of
 from riemerge.merging.verbs import merge
 from riemerge.methods.reduction import in_order
 from riemerge.problems import pose, read_spans
 from riemerge.progress import Listener, Progress
 from riemerge.recipes.recipe import Recipe
-from riemerge.records.comparison_record import ComparedProblem, Comparison, SolverRun
+from riemerge.records.comparison_record import MEASURES, ComparedProblem, Comparison, SolverRun
 from riemerge.records.run_record import RunRecord
 from riemerge.report.comparison_figures import draw_figures
 from riemerge.report.comparison_page import comparison_page
@@ -44,33 +44,18 @@ from riemerge.study.kept_merges import study_folder
 BETA_RULES = ("FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang", "LiuStorey")
 """Rules of Pymanopt's conjugate gradients for the share of the last direction."""
 
+CONJUGATE = tuple(f"conjugate_gradient:beta={rule}" for rule in BETA_RULES)
+DEFAULT_SOLVERS = ("lbfgs", *CONJUGATE, "steepest_descent", "trust_regions", "fixed_point")
+"""Solvers that are compared if none are named."""
+
 RUNS = "runs"
-"""Folder, inside that of a comparison, of the runs that are finished, a JSON file each."""
+"""Folder, inside that of a comparison, of what is finished, a JSON file each."""
 
 PAGE = "comparison.html"
 """The page of a comparison, in its folder."""
 
-DEFAULT_SOLVERS = (
-    "lbfgs",
-    *(f"conjugate_gradient:beta={rule}" for rule in BETA_RULES),
-    "steepest_descent",
-    "trust_regions",
-    "fixed_point",
-)
-"""Solvers that are compared if none are named."""
-
 _Kept = TypeVar("_Kept", bound=BaseModel)
 _log = logging.getLogger(__name__)
-# Length of the step off a drawn average: a small part of the distances between adapters, which are one and more.
-_OFF = 0.3
-
-
-class _Task(NamedTuple):
-    """One run: a problem and a solver by name, and the number of the start."""
-
-    problem: str
-    solver: str
-    start: int
 
 
 def compare_solvers(
@@ -99,49 +84,44 @@ def compare_solvers(
         seed: Random seed of the drawn starts.
         tol: Each module is solved until ‖gradient‖ <= tol · max(1, √(2 F)).
         max_passes: Budget of passes over all logarithms, of each run.
-        described: What else is known of the problems, in their order: cases, names of modules, whether their
-            mean is determined.  [default: each problem is a case of its own, and nothing is known]
+        described: What else is known of the problems: cases, names of modules, whether their mean is
+            determined.  [default: each problem is a case of its own, and nothing is known]
         folder: Folder that keeps each finished run; a run that is there already is not made again, unless its
             problem, its solver or the versions of the packages have changed.  [default: nothing is kept]
         threads: Number of runs at once. Seconds are comparable where it is 1.
         progress: Called after each run.
 
     Raises:
-        RecipeError: No problem, no solver, two of one name, or what `frechet_mean` refuses.
+        RecipeError: No problem, no solver, two of one name, or problems that every solver refuses.
 
     Example:
         >>> from riemerge import problems
-        >>> comparison = compare_solvers({"close": problems.family("close", 3, 9, 8, 2)}, ["lbfgs", "fixed_point"])
-        >>> comparison.outcomes("close", "lbfgs")
+        >>> made = compare_solvers({"close": problems.family("close", 3, 9, 8, 2)}, ["lbfgs", "fixed_point"])
+        >>> made.outcomes("close", "lbfgs")
         Counter({'reached': 1})
     """
-    named = _name_solvers(solvers)
-    if not problems or not named or starts < 1:
-        raise RecipeError(
-            f"{len(problems)} problems, {len(named)} solvers, {starts} starts: expected at least one each"
-        )
-    asked = {
-        name: replace(as_solver(given), tol=tol, cost_tol=0.0, max_passes=max_passes)
-        for name, given in named.items()
-    }
-    tasks = [
-        _Task(problem, solver, start) for problem in problems for solver in asked for start in range(starts)
-    ]
-    hashes = {name: _fingerprint(problem) for name, problem in problems.items()}
+    if not problems or not solvers or starts < 1:
+        found = f"{len(problems)} problems, {len(solvers)} solvers, {starts} starts"
+        raise RecipeError(f"{found}: expected at least one of each")
+    limits: dict[str, Any] = {"tol": tol, "cost_tol": 0.0, "max_passes": max_passes}
+    asked = {name: replace(as_solver(given), **limits) for name, given in _name_solvers(solvers).items()}
+    texts = {name: _fingerprint(problem) for name, problem in problems.items()}
+    tasks = [*itertools.product(problems, asked, range(starts))]
 
-    def run(task: _Task) -> SolverRun:
-        solver = copy.deepcopy(asked[task.solver])  # an optimizer holds the state of its run
-        key = _hash(task, _fingerprint(solver), seed, hashes[task.problem])
-        return _keep(folder, key, SolverRun, partial(_solve, task, problems[task.problem], solver, seed))
+    def run(task: tuple[str, str, int]) -> SolverRun:
+        solver = copy.deepcopy(asked[task[1]])  # an optimizer holds the state of its run
+        key = _hash(task, _fingerprint(solver), seed, texts[task[0]])
+        return _keep(folder, key, SolverRun, partial(_solve, *task, problems[task[0]], solver, seed))
 
-    runs = []
+    runs: list[SolverRun] = []
     with _runs_folder(folder), single_threaded():
-        for task, ran in zip(tasks, in_order(run, tasks, threads), strict=True):
-            runs.append(ran)
+        for made in in_order(run, tasks, threads):
+            runs.append(made)
             if progress is not None:
-                text = f"{task.solver} on {task.problem}: {ran.passes} passes"
+                text = f"{made.solver} on {made.problem}: {made.spent['passes']:.0f} passes"
                 progress(Progress("compare", len(runs), len(tasks), text))
-    RecipeError.refuse({ran.refused for ran in runs} if all(ran.refused for ran in runs) else ())
+    if all(made.refused for made in runs):
+        raise RecipeError({made.refused for made in runs})
     return Comparison(
         tol=tol,
         max_passes=max_passes,
@@ -153,78 +133,95 @@ def compare_solvers(
 
 
 def compare_adapters(
-    recipe: Recipe,
-    solvers: Sequence[str],
-    *,
-    losses: Sequence[str] = ("square",),
-    folder: str | Path | None = None,
-    threads: int = 1,
-    progress: Listener | None = None,
-    **options: Any,
+    recipe: Recipe, solvers: Sequence[str], losses: Sequence[str] = ("square",), **options: Any
 ) -> Comparison:
     """Compare solvers on the modules of real adapters, under several losses.
 
-    Law: modules of one size in their joint span are one problem. Whether a module's mean is determined is what
-    `geomerge` with `starts: auto` says of it.
+    Law: modules of one size in their joint span are one problem. Whether a module's mean is determined is
+    what `geomerge` with `starts: auto` says of it.
 
     Args:
         recipe: The adapters and their weights; its method is not asked.
         solvers: Texts of solvers, such as `conjugate_gradient:beta=LiuStorey`.
         losses: Texts of losses.
-        folder: Folder of the comparison, which keeps each finished run.  [default: nothing is kept]
-        threads: Number of runs at once. Seconds are comparable where it is 1.
-        progress: Called after each run.
-        options: `starts`, `seed`, `tol` and `max_passes` of `compare_solvers`.
+        options: What `compare_solvers` takes beside problems, solvers and their description.
 
     Raises:
         RiemergeError: What `problems.read_spans`, `geomerge` and `compare_solvers` raise.
     """
-    weights, folders = recipe.weights, folders_of(recipe)
-    numbers = [weight for weight in weights if weight is not None]
-    if len(numbers) < len(weights):
+    folder, folders = options.get("folder"), folders_of(recipe)
+    weights = [weight for weight in recipe.weights if weight is not None]
+    if len(weights) < len(folders):
         raise RecipeError("a weight differs between modules: a comparison takes a number for each adapter")
     if folder is not None:
         OutputError.refuse(overlaps(folder, folders))
     sizes = read_spans(folders)
 
     def ask() -> RunRecord:
-        options: dict[str, Any] = {"method": "geomerge", "starts": "auto"}
-        return merge(folders, numbers, threads=threads, progress=progress, **options).record
+        passed = {name: options[name] for name in ("threads", "progress") if name in options}
+        return merge(folders, weights, method="geomerge", **passed, starts="auto").record
 
     with _runs_folder(folder):
-        record = _keep(folder, _hash(_fingerprint([*sizes.items()]), numbers), RunRecord, ask)
+        record = _keep(folder, _hash(_fingerprint([*sizes.items()]), weights), RunRecord, ask)
     determined = {row.module: row.determined for row in record.modules}
     problems: dict[str, Problem] = {}
     described = []
     for loss, (size, spans) in itertools.product(losses, sizes.items()):
-        name, case = f"polar, {loss}, {'×'.join(map(str, size))}", f"polar, {loss}"
+        case = f"polar, {loss}"
+        name = f"{case}, {'×'.join(map(str, size))}"
         stack = [[(update.B, update.A) for update in span] for span in spans.values()]
-        problems[name] = pose(stack, weights=numbers, loss=LOSSES.make(loss))
+        problems[name] = pose(stack, weights=weights, loss=LOSSES.make(loss))
         answers = tuple(determined[module] for module in spans)
         described.append(ComparedProblem(name=name, case=case, modules=tuple(spans), determined=answers))
-    return compare_solvers(
-        problems, solvers, described=described, folder=folder, threads=threads, progress=progress, **options
-    )
+    return compare_solvers(problems, solvers, described=described, **options)
 
 
-def _name_solvers(solvers: Sequence[SolverLike] | Mapping[str, SolverLike]) -> dict[str, SolverLike]:
-    """Return solvers by name: a text by itself, an object by its representation, a class by its name."""
+def write_comparison(comparison: Comparison, folder: str | Path) -> str:
+    """Write the page, the tables and the pictures of a comparison into its folder, each file whole.
+
+    Args:
+        comparison: The comparison.
+        folder: The folder, which is there.
+
+    Returns:
+        What is missing, and why; empty where nothing is.
+    """
+    note, pictures = "", {}
+    try:
+        pictures = draw_figures(comparison)
+    except ImportError:
+        note = "No pictures: matplotlib is not installed (pip install 'riemerge[plot]')."
+    files = {
+        "comparison.json": comparison.model_dump_json(indent=1),
+        "comparison.csv": comparison_csv(comparison),
+        PAGE: comparison_page(comparison, pictures, note),
+    }
+    for name, content in {**{name: text.encode() for name, text in files.items()}, **pictures}.items():
+        write_atomically(Path(folder, name), content)
+    return note
+
+
+def _name_solvers(solvers: Sequence[SolverLike] | Mapping[str, SolverLike]) -> Mapping[str, SolverLike]:
+    """Return solvers by name: a text by itself, a class by its name, an object as it prints."""
     if isinstance(solvers, Mapping):
-        return dict(solvers)
-    named: dict[str, SolverLike] = {}
-    for solver in solvers:
-        name = solver if isinstance(solver, str) else getattr(solver, "__name__", str(solver))
-        if named.setdefault(name, solver) is not solver:
-            raise RecipeError(f"two solvers are called {name}: give them in a mapping, by names of their own")
-    return named
+        return solvers
+    names = [
+        solver if isinstance(solver, str) else getattr(solver, "__name__", str(solver)) for solver in solvers
+    ]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise RecipeError(f"two solvers are called {min(repeated)}: give them by names of their own")
+    return dict(zip(names, solvers, strict=True))
 
 
 def _describe(name: str, problem: Problem) -> ComparedProblem:
     """Describe a problem of which nothing more is known."""
-    count = _count(problem)
-    return ComparedProblem(
-        name=name, case=name, modules=tuple(map(str, range(count))), determined=(None,) * count
-    )
+    modules = tuple(map(str, range(_count(problem))))
+    return ComparedProblem(name=name, case=name, modules=modules, determined=(None,) * len(modules))
+
+
+def _count(problem: Problem) -> int:
+    """Return the number K of modules of a problem: 1 on a manifold that is not of this package."""
+    return getattr(problem.manifold, "k", 1)
 
 
 def _versions() -> dict[str, str]:
@@ -234,91 +231,32 @@ def _versions() -> dict[str, str]:
 # --- one run ------------------------------------------------------------------------------------------------
 
 
-def _solve(task: _Task, problem: Problem, solver: Solver, seed: int) -> SolverRun:
+def _solve(name: str, text: str, start: int, problem: Problem, solver: Solver, seed: int) -> SolverRun:
+    """Run a solver on a problem from a start; a problem that it refuses is an outcome, too."""
+    k = _count(problem)
+    made: dict[str, Any] = {"problem": name, "solver": text, "start": start}
+    certified = ("cost", "gradient_norm", "horizontality")
     try:
-        start = draw_start(problem, seed, task.start) if task.start else None
-        solution = frechet_mean(problem, solver, start)
+        solution = frechet_mean(problem, solver, draw_start(problem, seed, start))
     except (RecipeError, NumericalError) as fault:
-        return _refuse(task, _count(problem), str(fault))
+        made |= dict.fromkeys((*certified, "bound"), (None,) * k)
+        return SolverRun(**made, status=("REFUSED",) * k, refused=str(fault))
     bound = solver.tol * np.maximum(1.0, np.sqrt(2 * np.maximum(solution.cost, 0.0)))
-    first = [
+    within = [
         next((step for step in solution.trace if step.gradient_norm[module] <= bound[module]), solution)
-        for module in range(len(bound))
+        for module in range(k)
     ]
+    made |= {name: _finite(getattr(solution, name)) for name in certified}
     return SolverRun(
-        problem=task.problem,
-        solver=task.solver,
-        start=task.start,
-        status=tuple(status.name for status in solution.status),
-        cost=_finite(solution.cost),
-        gradient_norm=_finite(solution.gradient_norm),
+        **made,
         bound=_finite(bound),
-        horizontality=_finite(solution.horizontality),
-        passes=solution.passes,
-        counts=dict(getattr(solution, "counts", {})),
-        seconds=solution.seconds,
-        spent_passes=tuple(step.passes for step in first),
-        spent_seconds=tuple(step.seconds for step in first),
-        trace_passes=tuple(step.passes for step in solution.trace),
-        trace_seconds=tuple(step.seconds for step in solution.trace),
-        trace_cost=_finite(step.cost.sum() for step in solution.trace),
-        trace_gradient=tuple(
-            _finite(float(f"{x:.3g}") for x in step.gradient_norm) for step in solution.trace
-        ),
+        status=tuple(status.name for status in solution.status),
+        counts=getattr(solution, "counts", {}),
+        spent={name: getattr(solution, name) for name in MEASURES},
+        needed={name: tuple(getattr(step, name) for step in within) for name in MEASURES},
+        trace={name: tuple(getattr(step, name) for step in solution.trace) for name in MEASURES},
+        trace_gradient=tuple(_finite(map(_round, step.gradient_norm)) for step in solution.trace),
     )
-
-
-def _refuse(task: _Task, count: int, why: str) -> SolverRun:
-    """Return the run of a solver that does not take its problem, of K modules."""
-    none = (None,) * count
-    return SolverRun(
-        problem=task.problem,
-        solver=task.solver,
-        start=task.start,
-        status=("REFUSED",) * count,
-        cost=none,
-        gradient_norm=none,
-        bound=none,
-        horizontality=none,
-        passes=0,
-        counts={},
-        seconds=0.0,
-        spent_passes=(0,) * count,
-        spent_seconds=(0.0,) * count,
-        trace_passes=(),
-        trace_seconds=(),
-        trace_cost=(),
-        trace_gradient=(),
-        refused=why,
-    )
-
-
-def _count(problem: Problem) -> int:
-    """Return the number K of modules of a problem: 1 on a manifold that is not of this package."""
-    return getattr(problem.manifold, "k", 1)
-
-
-def draw_start(problem: Problem, seed: int, number: int) -> Point:
-    """Draw a start: a cheap mean of the points under drawn weights and a step off it, in each module.
-
-    The weights are Dirichlet(1). The step is there since that mean may lie at the cut locus of points that
-    share a subspace. On a manifold that is not of this package the start is one of the points.
-
-    Args:
-        problem: The problem to start on.
-        seed: Random seed.
-        number: Number of the start, from 1.
-    """
-    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-    manifold, count = problem.manifold, len(problem.points)
-    if not isinstance(manifold, GeodesicManifold):
-        return problem.points[int(torch.randint(count, (), generator=generator))]
-    points = torch.stack([point.double() for point in problem.points])
-    weights = torch.empty(count, 1, dtype=torch.float64).exponential_(generator=generator)
-    mean = manifold.extrinsic_mean(points, (weights / weights.sum()).to(points.device))
-    noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64)
-    step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
-    return manifold.exp(mean, scale_modules(_OFF / manifold.norms(mean, step), step))
 
 
 def _finite(values: Iterable[float]) -> tuple[float | None, ...]:
@@ -326,23 +264,23 @@ def _finite(values: Iterable[float]) -> tuple[float | None, ...]:
     return tuple(float(value) if np.isfinite(value) else None for value in values)
 
 
-# --- runs that are kept -------------------------------------------------------------------------------------
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+# --- what is kept -------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _runs_folder(folder: str | Path | None) -> Iterator[None]:
-    """Make the folder of kept runs, where one is asked for; a fault says what is in it."""
+    """Make the folder of what is kept, where one is asked for; a fault says that it is there."""
     if folder is None:
         yield
         return
     root = Path(folder).absolute()
     if not (root / RUNS).is_dir():
         check_output(root, [])
-
-    def describe(names: list[str]) -> str:
-        return f"keeps {len(list((root / RUNS).iterdir()))} finished runs"
-
-    with study_folder(root, [RUNS], describe, "them"):
+    with study_folder(root, [RUNS], lambda _: "keeps the finished runs", "them"):
         with writing(root):
             (root / RUNS).mkdir(exist_ok=True)
         yield
@@ -369,47 +307,18 @@ def _hash(*parts: object) -> str:
 
 
 def _fingerprint(value: Any) -> str:
-    """Return a text that is equal for equal values, whatever process they are in."""
+    """Return a text that is equal for equal values, in every process."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_fingerprint(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"({','.join(map(_fingerprint, value))})"
     if isinstance(value, Manifold):
         return f"{type(value).__qualname__} {value}"
-    if hasattr(value, "__dict__"):
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-        return f"{name}{'' if isinstance(value, type) else _fingerprint(vars(value))}"
+    if isinstance(value, list | tuple):
+        return f"({','.join(map(_fingerprint, value))})"
+    if isinstance(value, Mapping):
+        return _fingerprint([*value.items()])
+    if not isinstance(value, type) and hasattr(value, "__dict__"):
+        kind = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"{kind}{_fingerprint(vars(value))}"
     return repr(value)
-
-
-# --- what is written ----------------------------------------------------------------------------------------
-
-
-def write_comparison(comparison: Comparison, folder: str | Path) -> list[str]:
-    """Write the page, the tables and the pictures of a comparison into its folder, each file whole.
-
-    Args:
-        comparison: The comparison.
-        folder: The folder, which is there.
-
-    Returns:
-        Remarks: that there are no pictures, where matplotlib is not installed.
-    """
-    note, pictures = "", {}
-    try:
-        pictures = draw_figures(comparison)
-    except ImportError:
-        note = "No pictures: matplotlib is not installed (pip install 'riemerge[plot]')."
-    drawn = {Path(name).stem: content.decode() for name, content in pictures.items() if name.endswith(".svg")}
-    files = {
-        "comparison.json": comparison.model_dump_json(indent=1).encode(),
-        "comparison.csv": comparison_csv(comparison).encode(),
-        PAGE: comparison_page(comparison, drawn, note).encode(),
-    }
-    for name, content in {**files, **pictures}.items():
-        write_atomically(Path(folder, name), content)
-    return [note] if note else []
