@@ -21,9 +21,8 @@ there: a comparison that was broken off goes on."""
 
 
 def _option(names: str, kind: Any, default: Any, metavar: str, text: str) -> Option:
-    return click.option(
-        *names.split(), type=kind, default=default, show_default=True, metavar=metavar, help=text
-    )
+    shown = f"{text}  [default: {default}]"
+    return click.option(*names.split(), type=kind, default=default, metavar=metavar, help=shown)
 
 
 _COUNT = click.IntRange(min=1)
@@ -44,13 +43,7 @@ _COUNT = click.IntRange(min=1)
 @QUIET
 @answering
 def compare(
-    sources: tuple[str, ...],
-    output: str,
-    solvers: str,
-    losses: str,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    sources: tuple[str, ...], output: str, as_json: bool, quiet: bool, solvers: str, losses: str, **asked: Any
 ) -> None:
     """Do what `riemerge compare` is asked."""
     from riemerge.recipes.recipe import read_recipe

@@ -13,7 +13,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 MEASURES = {"passes": "passes over all logarithms", "seconds": "seconds"}
 """What a solver spends: its name, and its unit in words."""
 
-SAME_COST = 1e-7
+SAME_COST = 1e-8
 """Two certified costs are the same where they differ by at most this share of the least."""
 
 # The certificate is computed anew, with logarithms that are followed to their ends; its gradient is that of
@@ -83,7 +83,8 @@ class SolverRun(BaseModel):
     def certify(self, module: int) -> bool:
         """Tell whether the gradient that was computed anew is within the bound."""
         gradient, bound = self.gradient_norm[module], self.bound[module]
-        return gradient is not None and bound is not None and gradient <= _CERTIFIED * bound
+        known = None not in (self.cost[module], gradient, bound)
+        return known and (gradient or 0.0) <= _CERTIFIED * (bound or 0.0)
 
 
 @final

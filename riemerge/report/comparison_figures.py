@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +27,8 @@ def draw_figures(comparison: Comparison) -> dict[str, bytes]:
     with mpl.rc_context({"svg.hashsalt": "riemerge", "svg.fonttype": "none", "font.size": 9}):
         for name, draw in (("curves", _draw_curves), ("profiles", _draw_profiles)):
             figure = _draw(comparison, draw)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # the layout stays, and is not computed once for each format
             for suffix, options in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
                 content = io.BytesIO()
                 figure.savefig(content, format=suffix, **options)
@@ -56,15 +57,15 @@ def _draw(comparison: Comparison, draw: Callable[[Any, Comparison, str, str], No
 def _draw_curves(panel: Any, comparison: Comparison, case: str, measure: str) -> None:
     for solver, style in _styles(comparison):
         for run, modules in comparison.judge(case, solver):
-            norms = [
-                max((step[k] or math.nan for k in modules), default=math.nan) for step in run.trace_gradient
-            ]
-            if run.start == 0:
+            if run.start == 0 and modules:
+                norms = [max(step[k] or math.nan for k in modules) for step in run.trace_gradient]
                 panel.plot(run.trace[measure], norms, **style)
     panel.set(xscale="log", yscale="log", xlabel=MEASURES[measure], ylabel="largest ‖gradient‖")
 
 
 def _draw_profiles(panel: Any, comparison: Comparison, case: str, measure: str) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     profiles = comparison.profile(case, measure)
     last = 1.1 * max([2.0, *(ratio for ratios, _ in profiles.values() for ratio in ratios)])
     for solver, style in _styles(comparison):
@@ -72,13 +73,13 @@ def _draw_profiles(panel: Any, comparison: Comparison, case: str, measure: str) 
         panel.step([1, *ratios, last], [0, *shares, (shares or [0])[-1]], where="post", **style)
     panel.set(xscale="log", xlim=(1, last), ylim=(0, 1.03), ylabel="share of modules reached")
     panel.set_xlabel(f"{measure} / least {measure} of all solvers")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter("{x:g}")
 
 
 def _styles(comparison: Comparison) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield solvers: a colour for each kind, a dash for each choice of its options."""
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for solver in comparison.solvers:
-        kind = kinds[solver.partition(":")[0]]
-        kind.append(solver)
-        dash = ("-", "--", ":", "-.")[(len(kind) - 1) % 4]
-        yield solver, {"color": f"C{len(kinds) - 1}", "linestyle": dash, "lw": 1.4, "label": solver}
+    """Yield each solver with its style: ten colours, then the same ones dashed."""
+    for place, solver in enumerate(comparison.solvers):
+        dash = ("-", "--", ":", "-.")[place // 10 % 4]
+        yield solver, {"color": f"C{place % 10}", "linestyle": dash, "lw": 1.4, "label": solver}
