@@ -511,9 +511,9 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_a_logarithm_loads_no_computer_algebra() -> None:
     """torch's symbolic shapes load sympy, which takes longer than a small merge."""
     lines = "import torch\nfrom riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold\n"
-    lines += "from riemerge import frechet_mean\ntotal = FixedRank(9, 9, 2)\n"
+    lines += "from riemerge import Problem, frechet_mean\ntotal = FixedRank(9, 9, 2)\n"
     lines += "points = [total.random_point() for _ in range(2)]\n"
-    lines += "frechet_mean(QuotientManifold(total, Orthogonal(2)), points)\n{}"
+    lines += "frechet_mean(Problem(QuotientManifold(total, Orthogonal(2)), points))\n{}"
     assert "sympy" not in heavy_imports(lines.format(""))
     assert "sympy" in heavy_imports(lines.format("torch.broadcast_shapes((2,), (1,))"))
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 from riemerge.errors import RecipeError
 from riemerge.methods import constrained, data, elections, geodesic, polar, rounds, singular, spectrum, sums
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import COMMON, Parameter
+from riemerge.registry import did_you_mean
 
 DEFAULT_METHOD = "spectrum"
 
@@ -35,12 +33,3 @@ def find_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     raise RecipeError(f"merge_method: unknown method {name!r}: {did_you_mean(name, METHODS)}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words was probably meant, and what the others are."""
-    words = list(known)
-    listed = f"known: {', '.join(words)}"
-    for near in difflib.get_close_matches(word, words, n=1):
-        return f"did you mean {near!r}? ({listed})"
-    return listed
