@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def merges(change: Tensor) -> dict[str, Tensor]:
     layer = torch.nn.ModuleDict({"query": torch.nn.Linear(384, 384, bias=False)})
     model = get_peft_model(layer, config, adapter_name=NAMES[0])
     model.add_adapter(NAMES[1], config)
-    query = model.double().get_submodule("base_model.model.query")
+    query: Any = model.double().get_submodule("base_model.model.query")
     for name, rewriting in zip(NAMES, (change, torch.eye(16, dtype=torch.float64)), strict=True):
         update = read_adapter(ADAPTERS / name).update(MODULE, torch.float64)
         query.lora_B[name].weight.data = update.B @ rewriting
