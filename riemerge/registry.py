@@ -1,12 +1,13 @@
-"""Names for values: a table from words to what they build, which plug-ins add to."""
+"""Names for values: tables from words to what they mean, which plug-ins add to."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, Generic, TypeVar, final
 
 from riemerge.errors import RecipeError
@@ -17,50 +18,64 @@ _PLURALS = {"geometry": "geometries", "loss": "losses"}
 
 
 @final
-class Registry(Mapping[str, Callable[..., Value]], Generic[Value]):
-    """What a word of a recipe or of the command line builds: `name`, or `name:option=value:option=value`.
+class Registry(Mapping[str, Any], Generic[Value]):
+    """What a word of a recipe or of the command line means: `name`, or `name:option=value:option=value`.
 
     Law: a name of the package always means the package's own; installed plug-ins are found by their entry
-    points and loaded when one of their names is asked for, never before.
+    points (the groups `riemerge.methods`, `riemerge.losses` and so on), and each is loaded when its name is
+    asked for, never before.
 
     Args:
         kind: The word for one value in messages, such as `solver`.
         entries: Each name with what builds its value: a class or function, or `package.module:name` of one,
             which is imported when it is first needed.
+        adapt: What turns an object that a plug-in gives into an entry; by default it is one.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str | Callable[..., Value]]) -> None:
+    def __init__(
+        self, kind: str, entries: Mapping[str, Any], adapt: Callable[[Any], Any] = lambda entry: entry
+    ) -> None:
         self.kind = kind
         self.group = f"riemerge.{_PLURALS.get(kind, kind + 's')}"
-        self._entries: dict[str, str | Callable[..., Value]] = dict(entries)
+        self._entries = dict(entries)
+        self._given: dict[str, Any] = {}
+        self._adapt = adapt
 
-    def __getitem__(self, name: str) -> Callable[..., Value]:
-        entry = self._entries.get(name)
-        if entry is None:
-            for point in entry_points(group=self.group, name=name):
-                entry = point.load()
-        if entry is None:
-            raise KeyError(name)
-        if isinstance(entry, str):
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._entries:
+            (point,) = _entry_points(self.group).select(name=name) or (None,)
+            if point is None:
+                raise KeyError(name)
+            try:
+                self._entries[name] = self._adapt(point.load())
+            except Exception as fault:
+                raise RecipeError(f"{self.kind} {name!r} of the plug-in {point.value}: {fault!r}") from fault
+        if isinstance(entry := self._entries[name], str):
             module, _, attribute = entry.partition(":")
-            entry = getattr(import_module(module), attribute)
-        self._entries[name] = entry
-        return entry
+            self._entries[name] = getattr(import_module(module), attribute)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in _entry_points(self.group).names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self._entries, *entry_points(group=self.group).names)))
+        return iter(dict.fromkeys((*self._entries, *sorted(_entry_points(self.group).names))))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(list(iter(self)))
 
-    def register(self, name: str, entry: Callable[..., Value]) -> None:
-        """Add a name.
+    def register(self, name: str, entry: Any) -> None:
+        """Add what a plug-in gives under a name.
 
         Raises:
             RecipeError: The name is taken by something else.
         """
-        if self._entries.setdefault(name, entry) is not entry:
+        if self._given.get(name) is entry:
+            return
+        if name in self._entries:
             raise RecipeError(f"{self.kind} {name!r} is there already: give yours another name")
+        self._given[name] = entry
+        self._entries[name] = self._adapt(entry)
 
     def make(self, text: str, **options: Any) -> Value:
         """Build the value that a text names.
@@ -79,18 +94,25 @@ class Registry(Mapping[str, Callable[..., Value]], Generic[Value]):
         known = inspect.signature(build).parameters
         given = dict(options)
         for assignment in assignments:
-            option, equals, value = assignment.partition("=")
+            option, equals, word = assignment.partition("=")
             if not equals:
                 raise RecipeError(f"{self.kind} {text!r}: {assignment!r} is no option=value")
-            given[option] = parse_scalar(value)
+            given[option] = parse_scalar(word)
         if unknown := [option for option in given if option not in known]:
             raise RecipeError(
                 f"{self.kind} {name}: unknown option {unknown[0]!r}: {did_you_mean(unknown[0], known)}"
             )
         try:
-            return build(**given)
+            value: Value = build(**given)
         except (TypeError, ValueError) as fault:
             raise RecipeError(f"{self.kind} {text!r}: {fault}") from fault
+        return value
+
+
+@cache
+def _entry_points(group: str) -> EntryPoints:
+    """Return the entry points of a group of plug-ins, none of them loaded."""
+    return entry_points(group=group)
 
 
 def parse_scalar(text: str) -> Any:

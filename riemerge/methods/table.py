@@ -6,14 +6,14 @@ from riemerge.errors import RecipeError
 from riemerge.methods import constrained, data, elections, geodesic, polar, rounds, singular, spectrum, sums
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import COMMON, Parameter
-from riemerge.registry import did_you_mean
+from riemerge.registry import Registry, did_you_mean
 
 DEFAULT_METHOD = "spectrum"
 
 
 _FAMILIES = (geodesic, polar, sums, elections, singular, spectrum, data, constrained, rounds)
 
-METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
+METHODS: Registry[Method] = Registry("method", {row.name: row for family in _FAMILIES for row in family.ROWS})
 """All rows, by name."""
 
 PARAMETERS: dict[str, Parameter] = {
@@ -31,5 +31,6 @@ def find_method(name: str) -> Method:
         RecipeError: No such method; the text lists the methods and the nearest name.
     """
     if name in METHODS:
-        return METHODS[name]
+        row: Method = METHODS[name]
+        return row
     raise RecipeError(f"merge_method: unknown method {name!r}: {did_you_mean(name, METHODS)}")
