@@ -21,8 +21,13 @@ def code_lines(source: str, *, imports: bool = True) -> int:
         if token.type not in _LAYOUT:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
-        bare = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        imported = isinstance(node, ast.Import | ast.ImportFrom)
-        if (bare and isinstance(node.value.value, str)) or (imported and not imports):
-            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
+                lines -= _lines_of(node)
+            case ast.Import() | ast.ImportFrom() if not imports:
+                lines -= _lines_of(node)
     return len(lines)
+
+
+def _lines_of(node: ast.stmt) -> set[int]:
+    return set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
