@@ -1,4 +1,4 @@
-"""Rows as merges of two tensors, for the local-model substitution (examples/merging_is_a_gradient_step.py)."""
+"""Rows as merges of two tensors, for the substitution of examples/merging_is_a_gradient_step.py."""
 
 from __future__ import annotations
 

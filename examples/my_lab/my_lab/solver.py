@@ -13,8 +13,8 @@ from riemerge.solvers import Guest, Solver
 class BarzilaiBorwein(Optimizer):
     """Descends by step lengths s = ⟨m, m⟩ / |⟨m, y⟩| of the last move m and the change y of the gradient.
 
-    riemerge stops it from outside, by its tolerances and budgets. Source: Barzilai and Borwein 1988; Iannazzo and
-    Porcelli 2018 (on manifolds).
+    riemerge stops it from outside, by its tolerances and budgets. Source: Barzilai and Borwein 1988; Iannazzo
+    and Porcelli 2018 (on manifolds).
     """
 
     def run(self, problem: Any, *, initial_point: Any = None, **options: Any) -> NoReturn:
