@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from riemerge.methods.method import Method
+from riemerge.methods.edits import EDITS, Edit
+from riemerge.methods.geometries import FORMULA, GEOMETRIES
+from riemerge.methods.method import Method, compose
 from riemerge.methods.parameters import Parameter
-from riemerge.methods.stack import Edit, Evidence, Geometry, Merged, Options, Stack, resolve
+from riemerge.methods.stack import Evidence, Geometry, Merged, Options, Stack, resolve
 from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, find_method
 
 __all__ = [
     "DEFAULT_METHOD",
+    "EDITS",
+    "FORMULA",
+    "GEOMETRIES",
     "METHODS",
     "PARAMETERS",
     "Edit",
@@ -22,6 +27,7 @@ __all__ = [
     "Options",
     "Parameter",
     "Stack",
+    "compose",
     "find_method",
     "run_method",
 ]
@@ -39,5 +45,5 @@ def run_method(method: Method, stack: Stack, options: Options) -> Iterator[tuple
         NumericalError: An edit or the geometry has no answer for some updates; every one of them is named.
         AdapterError: The updates do not fit each other in this geometry.
     """
-    geometry = cast("Geometry", resolve(method.geometry))
-    return geometry(method, stack, options)
+    engine = "geodesic.quotient_mean:frechet" if method.geometry == "polar" else "flat:flat"
+    return cast("Geometry", resolve(f"riemerge.methods.{engine}"))(method, stack, options)
