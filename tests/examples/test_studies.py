@@ -13,13 +13,13 @@ import torch
 from pymanopt.manifolds import PoincareBall
 from scipy.integrate import quad
 
-from examples import jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
+from examples import heads, jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
 from riemerge import Momentum, OuterOptimizer, Problem, frechet_mean
 from tests.examples.lines import code_lines
 from tests.helpers import ROOT, seeded
 
 EXAMPLES = ROOT / "examples"
-STUDIES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "closeness")
+STUDIES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in ("closeness", "toy"))
 MOST_LINES = 60
 MOST_BYTES = 60_000
 F64 = torch.float64
@@ -193,3 +193,25 @@ def test_the_best_merge_has_the_least_error_and_the_average_a_large_one(
     assert average[-1] < best[-1]
     # No bound: the factor grows as the condition does.
     assert study.factor(1e8) == pytest.approx(1e8 / 4, rel=1e-6)
+
+
+# --- heads of attention -------------------------------------------------------------------------------------
+
+
+def test_a_merge_head_by_head_does_not_move_and_the_average_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("heads", tmp_path / "picture.png", monkeypatch, capsys)
+    average, ours = (numbers(line) for line in printed.splitlines())
+    assert min(average) > 0.3
+    assert max(ours) <= 1e-12
+
+
+def test_other_bases_are_the_same_function() -> None:
+    layer = heads.draw_normal(2, 2, heads.HEADS, heads.WIDTH, heads.RANK)
+    x = heads.draw_normal(heads.TOKENS, heads.WIDTH)
+    torch.testing.assert_close(heads.attend(heads.rewrite(layer, 10.0), x), heads.attend(layer, x))
+    # One head by hand.
+    (q, k), (v, o) = layer[:, :, 0]
+    weights = torch.softmax(x @ q @ (x @ k).T / heads.RANK**0.5, dim=1)
+    torch.testing.assert_close(heads.attend(layer[:, :, :1], x), weights @ (x @ v) @ o.T)

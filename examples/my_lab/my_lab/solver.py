@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NoReturn, final
 
 from pymanopt.optimizers.optimizer import Optimizer
 
-from riemerge.solvers import Guest, Solver
+from riemerge.solvers import Guest
 
 
 @final
@@ -24,13 +25,11 @@ class BarzilaiBorwein(Optimizer):
         while True:
             move, start, before = -step * gradient, point, gradient
             point = manifold.retraction(start, move)
-            gradient = problem.riemannian_gradient(point)
+            gradient = problem.riemannian_gradient(point)  # riemerge looks here, and ends the loop
             move, before = (manifold.transport(start, point, vector) for vector in (move, before))
             bend = manifold.inner_products(point, move, gradient - before).abs()
             step = manifold.inner_products(point, move, move) / bend
             step = step.nan_to_num(nan=1.0).clamp(0.1, 4.0)[:, None, None]
 
 
-def barzilai_borwein(**options: Any) -> Solver:
-    """Return the solver; options are `tol`, `cost_tol`, `max_passes` and `max_seconds`."""
-    return Guest(optimizer=BarzilaiBorwein(), **options)
+barzilai_borwein = partial(Guest, optimizer=BarzilaiBorwein())
