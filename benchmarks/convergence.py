@@ -22,12 +22,13 @@ from torch import Tensor
 from benchmarks import common
 from benchmarks.peers import SHIPPED
 from benchmarks.primitives import problem
-from riemerge import frechet_mean, read_adapter
+from riemerge import read_adapter
 from riemerge.frechet import SOLVERS, Solution
 from riemerge.frechet.solvers.monitor import ENDLESS
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.methods import find_method
 from riemerge.updates.low_rank import LowRankUpdate
+from tests.frechet.problems import mean_of
 from tests.helpers import FAMILIES
 
 LEVELS = tuple(10.0**-k for k in range(2, 9))
@@ -137,7 +138,7 @@ def solver_named(name: str) -> str | Optimizer:
 
 def tolerance(manifold: QuotientManifold, points: Sequence[Tensor]) -> float:
     """A `tol` that no module meets before its gradient is LEVELS[-1] of that at the start, and ABSOLUTE."""
-    (start,) = frechet_mean(manifold, points, tol=0.0, max_passes=1).trace
+    (start,) = mean_of(manifold, points, tol=0.0, max_passes=1).trace
     asked = np.minimum(LEVELS[-1] * start.gradient_norm, ABSOLUTE)
     return float((asked / np.maximum(1, np.sqrt(2 * start.cost))).min())
 
@@ -154,7 +155,7 @@ def reached(solution: Solution, bounds: np.ndarray) -> dict[str, list[float | No
 
 def solve(name: str, manifold: QuotientManifold, points: Sequence[Tensor], size: Size, tol: float) -> Any:
     """One solver on one problem: when it reached which level, and where it ended."""
-    solution = frechet_mean(
+    solution = mean_of(
         manifold, points, solver=solver_named(name), tol=tol, cost_tol=0.0, max_passes=size.passes
     )
     start = solution.trace[0].gradient_norm
@@ -176,7 +177,7 @@ def solve(name: str, manifold: QuotientManifold, points: Sequence[Tensor], size:
 def ends_apart(manifold: QuotientManifold, points: Sequence[Tensor], tol: float, passes: int) -> float:
     """How far the default solver and trust regions end apart in F, relatively, where both may go on."""
     first, second = (
-        frechet_mean(manifold, points, solver=solver, tol=tol, cost_tol=0.0, max_passes=passes).cost
+        mean_of(manifold, points, solver=solver, tol=tol, cost_tol=0.0, max_passes=passes).cost
         for solver in (SOLVER, "trust_regions")
     )
     return float(np.abs(first / second - 1).max())
@@ -206,7 +207,7 @@ def measure_defaults(size: Size) -> dict[str, Any]:
 
     def solve_real(cost_tol: float, passes: int, initial_point: Tensor | None = None) -> Solution:
         common.tell(f"defaults: cost_tol {cost_tol:g}{'' if initial_point is None else ', second start'}")
-        return frechet_mean(
+        return mean_of(
             manifold,
             points,
             solver=defaults["solver"],

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from riemerge import LowRankUpdate, Status, frechet_mean
+from riemerge import LowRankUpdate, Problem, Status, frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.merging.identifiability import frames, mean_overlap, overlap
+from riemerge.solvers import LBFGS
 from riemerge.updates.low_rank import sum_updates
 from tests.helpers import FAMILIES, adapter_family
 
@@ -41,7 +42,8 @@ def measure(name: str) -> dict[str, float | None]:
         for t in range(COUNT)
     ]
     solutions = [
-        frechet_mean(quotient, points, max_passes=PASSES, initial_point=start) for start in (None, points[0])
+        frechet_mean(Problem(quotient, points), LBFGS(max_passes=PASSES), start)
+        for start in (None, points[0])
     ]
     means = []
     for solution in solutions:

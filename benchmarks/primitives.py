@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import common
-from riemerge import frechet_mean
-from riemerge.frechet import Evaluation, FrechetProblem, TracePoint
+from riemerge import Problem, frechet_mean
+from riemerge.frechet import Evaluation, Search, TracePoint
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel
 from riemerge.methods import find_method
+from riemerge.solvers import LBFGS
 from tests.helpers import FAMILIES, adapter_family, import_geomstats, random_orthonormal, seeded
 
 Array = NDArray[np.float64]
@@ -242,8 +243,8 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
     """Sees every pass of every solve meanwhile. The last of `phases`, if a list is given, says what is being
     done: `start`, `pass`, or `step` for all that is neither.
     """
-    evaluate, begin = FrechetProblem.evaluate, FrechetProblem.start
-    again = FrechetProblem.evaluate_again
+    evaluate, begin = Search.evaluate, Search.start
+    again = Search.evaluate_again
     phases = ["step"] if phases is None else phases
 
     def watched_pass(make: Callable[[], Evaluation], modules: int, made: Callable[[], bool]) -> Evaluation:
@@ -258,14 +259,14 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
             seen(Pass(time.process_time() - began, modules, of_start))
         return found
 
-    def watched_evaluate(self: FrechetProblem, point: Any) -> Evaluation:
+    def watched_evaluate(self: Search, point: Any) -> Evaluation:
         before = self.passes
         return watched_pass(lambda: evaluate(self, point), self.k, lambda: self.passes > before)
 
-    def watched_again(self: FrechetProblem, point: Any, modules: Tensor) -> Evaluation:
+    def watched_again(self: Search, point: Any, modules: Tensor) -> Evaluation:
         return watched_pass(lambda: again(self, point, modules), len(modules), lambda: True)
 
-    def watched_start(self: FrechetProblem, *args: Any, **kwargs: Any) -> Any:
+    def watched_start(self: Search, *args: Any, **kwargs: Any) -> Any:
         phases.append("start")
         try:
             return begin(self, *args, **kwargs)
@@ -273,9 +274,9 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
             phases.pop()
 
     with (
-        mock.patch.object(FrechetProblem, "evaluate", watched_evaluate),
-        mock.patch.object(FrechetProblem, "evaluate_again", watched_again),
-        mock.patch.object(FrechetProblem, "start", watched_start),
+        mock.patch.object(Search, "evaluate", watched_evaluate),
+        mock.patch.object(Search, "evaluate_again", watched_again),
+        mock.patch.object(Search, "start", watched_start),
     ):
         yield
 
@@ -296,7 +297,7 @@ def solve_passes(quotient: QuotientManifold, points: Sequence[Tensor], passes: i
             raise Enough
 
     with watched(on_pass), suppress(Enough):
-        frechet_mean(quotient, points, tol=0.0, cost_tol=0.0, callback=on_iterate)
+        frechet_mean(Problem(quotient, points), LBFGS(tol=0.0), callback=on_iterate)
     return {"start": starts[0], "pass": statistics.median(seen[:passes])}
 
 
@@ -400,6 +401,7 @@ def count_decompositions(name: str, size: Size) -> dict[str, Any]:
     count, phases = 6, ["step"]
     quotient, points = problem(name, count, m, n, r, k)
     defaults = find_method("geomerge").defaults
+    stops = {name: defaults[name] for name in ("tol", "cost_tol", "max_passes")}
     counter = Decompositions(phases)
     logs = {"needed": 0, "computed": 0, "passes": 0}
     settled: Counter[tuple[str, str, int]] = Counter()
@@ -416,7 +418,7 @@ def count_decompositions(name: str, size: Size) -> dict[str, Any]:
         active, settled = point.active, counter.counts.copy()
 
     with watched(on_pass, phases), counter:
-        solution = frechet_mean(quotient, points, callback=on_iterate, **defaults)
+        solution = frechet_mean(Problem(quotient, points), LBFGS(**stops), callback=on_iterate)
     found: dict[str, dict[str, int]] = {phase: {} for phase in ("start", "pass", "step", "certificate")}
     for (phase, kind, side), number in sorted(settled.items()):
         found[phase][f"{kind} {side}"] = number

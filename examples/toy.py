@@ -17,7 +17,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from riemerge import frechet_mean
+from riemerge import Problem, frechet_mean
 from riemerge.manifolds import GeodesicManifold, GroupAction, Logarithm, QuotientManifold, Reduction
 
 
@@ -177,7 +177,7 @@ def main() -> None:
         ("three networks, w = 2, 3, 7", [network(1, 2), network(-6, -0.5), network(0.1, 70)]),
         ("two gauges of one network, w = 2", [network(1, 2), network(-1, -2)]),
     ):
-        merged = frechet_mean(networks, points).point.prod().item()
+        merged = frechet_mean(Problem(networks, points)).point.prod().item()
         averaged = torch.stack(points).mean(dim=0).prod().item()
         print(f"{title}: merged w = {merged:.6f}, average of the parameters w = {averaged:.6f}")
     start, networks = network(1, 2), TwoLayers()

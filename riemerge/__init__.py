@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from riemerge.formats.peft import Adapter as Adapter
     from riemerge.formats.peft import read_adapter as read_adapter
     from riemerge.frechet import SOLVERS as SOLVERS
-    from riemerge.frechet import FrechetProblem as FrechetProblem
+    from riemerge.frechet import Problem as Problem
     from riemerge.frechet import Solution as Solution
     from riemerge.frechet import Status as Status
     from riemerge.frechet import frechet_mean as frechet_mean
-    from riemerge.frechet.solvers import LBFGS as LBFGS
-    from riemerge.frechet.solvers import FixedPoint as FixedPoint
     from riemerge.manifolds import checks as checks
     from riemerge.merging.plan import Plan as Plan
     from riemerge.merging.plan import plan as plan

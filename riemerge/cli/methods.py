@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from riemerge.cli.options import JSON
+from riemerge.cli.options import JSON, PLUGIN
 from riemerge.cli.terminal import answering, dump, show
 from riemerge.methods import METHODS, find_method
 
@@ -18,6 +18,7 @@ _HELP = """Show all methods; or explain those that are named: a command, the for
 
 @click.command(help=_HELP)
 @click.argument("names", nargs=-1, metavar="[METHOD]...")
+@PLUGIN
 @JSON
 @answering
 def methods(names: tuple[str, ...], as_json: bool) -> None:

@@ -62,6 +62,12 @@ THREADS = click.option(
     metavar="INT",
     help="Threads at work; they change no bit of the result.  [default: all CPUs]",
 )
+PLUGIN = click.option(
+    "--plugin",
+    multiple=True,
+    metavar="MODULE",
+    help="Python module that brings methods, geometries, losses or solvers of its own; its code runs.",
+)
 SCORER = "Command that scores the model in {}: its last line is a number, higher is better."
 
 COMPUTING = options(
@@ -82,6 +88,7 @@ COMPUTING = options(
         metavar="DTYPE",
         help="Dtype of the written weights.  [default: as the inputs]",
     ),
+    PLUGIN,
     JSON,
     QUIET,
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+from riemerge.methods.plugins import load_plugin
 from riemerge.report.words import printable, when
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         try:
             with _end_on_sigterm():
+                for module in options.pop("plugin", ()):
+                    load_plugin(module)
                 command(**options)
         except (click.ClickException, click.exceptions.Exit, SystemExit):
             raise

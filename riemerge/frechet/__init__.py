@@ -2,17 +2,20 @@
 
 import riemerge.manifolds  # noqa: F401 (first: it refuses python -OO, under which Pymanopt fails)
 from riemerge.frechet.formulation import Evaluation, Formulation, Point
-from riemerge.frechet.mean import SOLVERS, frechet_mean
-from riemerge.frechet.problem import FrechetProblem, normalize_weights
+from riemerge.frechet.mean import frechet_mean
+from riemerge.frechet.problem import Problem
+from riemerge.frechet.search import Search, normalize_weights
 from riemerge.frechet.solution import Solution, TracePoint
+from riemerge.frechet.solvers.catalogue import SOLVERS
 from riemerge.frechet.status import Status
 
 __all__ = [
     "SOLVERS",
     "Evaluation",
     "Formulation",
-    "FrechetProblem",
     "Point",
+    "Problem",
+    "Search",
     "Solution",
     "Status",
     "TracePoint",

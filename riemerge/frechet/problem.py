@@ -1,361 +1,49 @@
-"""The Fréchet problem: F(x) = 1/2 Σ wᵢ d(x, yᵢ)², for a stack of modules at once, on any manifold."""
+"""The Fréchet problem as a value: which points, on which manifold, near in what sense."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, final
 
 import numpy as np
-import torch
 from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
-from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Geodesic, Nested
-from riemerge.frechet.formulation import Evaluation, Formulation, Memory, Point
-from riemerge.frechet.guest import Stock
-from riemerge.frechet.low_rank.joint import Joint
-from riemerge.frechet.own_distance import Own
-from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Reduction, identity, trivial_reduction
-
-# Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h²
-# and round-off eps/h balance between 1e-5 and 1e-4.
-_HESSIAN_STEP = 3e-5
-# Seeded steps off an average without a cost: one in forty fails, by itself (of shared subspaces and cores of
-# condition 10).
-_STEPS_OFF = 6
+from riemerge.frechet.formulation import Point
+from riemerge.frechet.loss import LossLike
 
 
 @final
-class FrechetProblem:
-    """The weighted Fréchet mean as a minimisation problem, one independent problem per module.
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A weighted Fréchet mean: the minimiser of F(x) = Σ wᵢ ρ(d(x, yᵢ)), one problem for each module.
 
-    Law: F is a function of the points' orbits alone; its gradient is -Σ wᵢ log_x(yᵢ) with aligned yᵢ.
+    Law: F is a function of the points' orbits alone. Nothing is computed and nothing is checked here: see
+    `frechet_mean`.
 
-    Args:
+    Attributes:
         manifold: One of ours (points are tensors (K, ...)), or any of Pymanopt's with `log` and `dist`, or
-            any manifold at all with a `squared_dist`.
+            any manifold at all with a `distance`.
         points: T points.
         weights: T numbers, or (T, K) for weights per module; equal by default. Finite, not negative, not all
             zero; divided by their sum. A point whose weight is zero everywhere is left out.
-        form: `joint` (alignments are variables; the default on FixedRank by Orthogonal) or `nested` (aligned
+        loss: ρ, an object of `riemerge.losses` or its name.
+        distance: A squared distance of one's own of two points (differentiable; summed over nothing: (K,)
+            for ours, a scalar on numpy), in place of the geodesic one. It is minimised on the manifold that
+            was given: never reduced, without logarithms, and on a quotient it must be a function of orbits.
+        form: `joint` (alignments are variables, where the symmetry has that form) or `nested` (aligned
             inside the cost). On a manifold without a symmetry there is only one form and this is ignored.
-        gradient: `analytic`, or `autograd`: the same through torch (or, on numpy manifolds, through
-            Pymanopt's autograd backend, for which `squared_dist` is needed).
-        reduce: Solve in the joint span of the data, exactly, where the manifold offers it.
-        squared_dist: A user's own squared distance of two points (differentiable; summed over nothing: (K,)
-            for ours, a scalar on numpy), in place of the geodesic one. Needs `gradient="autograd"`. It is
-            minimised on the manifold that was given: never reduced, without logarithms, and on a quotient it
-            must be a function of orbits.
-        initial_point: Point to start at instead of the deterministic average.
-
-    Raises:
-        RecipeError: No points, what is no point of the manifold, weights that are not a weighting, a
-            manifold without the verbs of a mean or whose verbs contradict each other.
+        gradient: `analytic`, or `autograd`: the same through torch.
+        reduce: Whether to solve in the joint span of the data, exactly, where the manifold offers it.
     """
 
-    def __init__(
-        self,
-        manifold: Manifold,
-        points: Sequence[Point],
-        weights: Sequence[float] | np.ndarray | Tensor | None = None,
-        *,
-        form: Literal["joint", "nested"] = "joint",
-        gradient: Literal["analytic", "autograd"] = "analytic",
-        reduce: bool = True,
-        squared_dist: Callable[[Any, Any], Any] | None = None,
-        initial_point: Point | None = None,
-    ) -> None:
-        if form not in ("joint", "nested"):
-            raise RecipeError(f"form is {form!r}; known are 'joint' and 'nested'")
-        if gradient not in ("analytic", "autograd"):
-            raise RecipeError(f"gradient is {gradient!r}; known are 'analytic' and 'autograd'")
-        if squared_dist is not None and gradient != "autograd":
-            raise RecipeError(
-                "a squared_dist of your own is differentiated: pass gradient='autograd' with it"
-            )
-        batched = isinstance(manifold, TorchManifold)
-        if squared_dist is None:
-            if batched and not isinstance(manifold, GeodesicManifold):
-                raise RecipeError(f"{manifold} has no logarithm, so there is no Fréchet mean on it")
-            if not batched and gradient == "autograd":
-                raise RecipeError(
-                    f"{manifold} computes distances in numpy, which autograd cannot follow: pass "
-                    "squared_dist, written with autograd.numpy, or use gradient='analytic'"
-                )
-        self.manifold = manifold
-        self.initial_point = initial_point
-        self.passes = 0
-        self.form: Formulation
-        self._refined = False
-        self._memory: Memory[Evaluation] = Memory()
-        self._lift: Callable[[Point], Point] = identity
-        if isinstance(manifold, TorchManifold):
-            self._weigh(weights, len(points), manifold.k)
-            self._make_batched(manifold, points, squared_dist, form, gradient == "autograd", reduce)
-        else:
-            self._weigh(weights, len(points), 1)
-            data = [points[i] for i in self.support]
-            weight = self.weights[list(self.support)]
-            self.form = Stock(manifold, data, weight, squared_dist, initial_point, self.support)
-        self._full: Formulation = self.form
-
-    def _weigh(self, weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> None:
-        """Set the weights, and the support: the points whose weight is positive in some module."""
-        self.weights = normalize_weights(weights, count, k)
-        counts = torch.nonzero((self.weights > 0).any(dim=1)).squeeze(-1)
-        self.support: tuple[int, ...] = tuple(counts.tolist())
-
-    def _make_batched(
-        self,
-        manifold: TorchManifold,
-        points: Sequence[Tensor],
-        squared_dist: Callable[[Any, Any], Any] | None,
-        form: str,
-        autograd: bool,
-        reduce: bool,
-    ) -> None:
-        """Make the formulation of data on one of our manifolds, in their joint span where that is smaller."""
-        given = [points[i] for i in self.support]
-        count, dtype = len(given), given[0].dtype
-        if self.initial_point is not None:
-            given.append(self.initial_point)
-        data = _stack_points(manifold, given, self.support)
-        weight = self.weights[list(self.support)].to(data.device)
-        lift: Callable[[Tensor], Tensor] = identity
-        if squared_dist is not None or not isinstance(manifold, GeodesicManifold):
-            self.form = Own(manifold, data[:count], weight, squared_dist)
-        else:
-            small = trivial_reduction(manifold, data)
-            if reduce:
-                small = manifold.reduce(data)
-            data, lift = small.points, small.lift
-            kind = _choose_formulation(small, form)
-            self.form = kind(small.manifold, data[:count], weight, autograd)
-        self._lift = lambda point: lift(point).to(dtype)
-        if self.initial_point is not None:
-            self.initial_point = data[-1]
-
-    @property
-    def k(self) -> int:
-        """Number of modules in the batch: all, until some leave it."""
-        return self.form.k
-
-    def start(self) -> Point:
-        """Return the point of the search manifold to begin at; the same for the same data.
-
-        A cheap average of the data; where it has no finite cost (the average of subspaces that are shared
-        exactly may be at the cut locus of all of them) the best of that average moved off by a seeded step,
-        the longer the more of them fail, and of the data themselves.
-        """
-        form = self.form
-        point = form.start(self.initial_point)
-        if self.initial_point is None and len(self.support) > 1:
-            if isinstance(form, Geodesic):
-                point = self._leave_cut_locus(form, point)
-            elif isinstance(form, Stock | Own):
-                point = self._start_from_candidates(form)
-        if isinstance(form, Stock):
-            form.refuse_gradient(point)
-        return point
-
-    def _leave_cut_locus(self, form: Geodesic, point: Tensor) -> Tensor:
-        """Return the start, moved in the modules that have no finite cost there."""
-        begun = point, self.evaluate(point)
-        left = stuck = _find_without_cost(begun[1])
-        for attempt in range(_STEPS_OFF):
-            begun = self._improve(form, begun, left, "evaluate", attempt)
-            left = _find_without_cost(begun[1])
-        # Data at each other's cut locus are told from good starts by a quick pass; a whole one is for modules
-        # that nothing else helps.
-        begun = self._improve(form, begun, stuck, "evaluate_quickly")
-        begun = self._improve(form, begun, _find_without_cost(begun[1]), "evaluate")
-        self.remember(*begun)
-        return begun[0]
-
-    def _start_from_candidates(self, form: Stock | Own) -> Point:
-        """Return, module by module, the candidate of least cost, moved off where none has a finite one."""
-        point = self._choose_cheapest(form, form.candidates)
-        for attempt in range(_STEPS_OFF):
-            if _find_without_cost(self.evaluate(point)).numel() == 0:
-                break
-            point = self._choose_cheapest(form, [point, form.move_off(form.candidates[0], attempt)])
-        return point
-
-    def _choose_cheapest(self, form: Formulation, candidates: Sequence[Point]) -> Point:
-        """Return, module by module, the first of the candidates of least cost."""
-        point, evaluation = candidates[0], self.evaluate(candidates[0])
-        for other in candidates[1:]:
-            value = self.evaluate(other)
-            better = value.cost < evaluation.cost
-            if better.all():
-                point, evaluation = other, value
-            elif better.any():
-                point = form.choose(better, other, point)
-                evaluation = self.evaluate(point)
-        self.remember(point, evaluation)
-        return point
-
-    def _improve(
-        self,
-        form: Geodesic,
-        begun: tuple[Tensor, Evaluation],
-        modules: Tensor,
-        verb: Literal["evaluate", "evaluate_quickly"],
-        attempt: int | None = None,
-    ) -> tuple[Tensor, Evaluation]:
-        """Return a start and what is known of it, in some modules moved off it in one more attempt, or else
-        put on one of the data, where that costs less.
-        """
-        if modules.numel() == 0:
-            return begun
-        point, evaluation = begun
-        few = form.narrow(modules)
-        means: Iterable[Tensor] = few.points
-        if attempt is not None:
-            means = [few.move_off(few.solution(point[modules]), attempt)]
-        for other in map(few.embed, means):
-            value: Evaluation = getattr(few, verb)(other)
-            self.passes += 1
-            better = torch.nonzero(value.cost < evaluation.cost[modules]).squeeze(-1)
-            point = point.index_copy(0, modules[better], other[better])
-            evaluation = evaluation.replace(modules[better], value.narrow(better))
-        return point, evaluation
-
-    def solution(self, point: Point) -> Point:
-        """Return the mean that a point of the search manifold stands for, on the manifold that was asked
-        for.
-        """
-        return self._lift(self._full.solution(point))
-
-    def remembers(self, point: Point) -> bool:
-        """Tell whether evaluating a point is free."""
-        return point in self._memory
-
-    def evaluate(self, point: Point) -> Evaluation:
-        """Compute cost and gradient, once per point: the last two passes are remembered."""
-        known = self._memory.recall(point)
-        if known is not None:
-            return known
-        self.passes += 1
-        return self._memory.keep(point, self.form.evaluate(point))
-
-    def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
-        """Compute a pass that is remembered anew in some of its modules, whose precision has changed.
-
-        That happens to a module once: all of these are one pass.
-        """
-        assert isinstance(self.form, Geodesic)
-        before = self.evaluate(point)
-        self.passes += not self._refined
-        self._refined = True
-        again = self.form.narrow(modules).evaluate(point[modules])
-        return self._memory.keep(point, before.replace(modules, again))
-
-    def remember(self, point: Point, evaluation: Evaluation) -> None:
-        """Keep what is known of a point, at the cost of no pass."""
-        self._memory.keep(point, evaluation)
-
-    @property
-    def counts(self) -> Tensor:
-        """Whether each point of the support counts in each module, boolean (T, K), on the host."""
-        return self.weights[list(self.support)] > 0
-
-    @property
-    def divisible(self) -> bool:
-        """Whether modules can leave the batch."""
-        return isinstance(self.form, Geodesic) and self.form.k > 1
-
-    def narrow(self, modules: Tensor) -> None:
-        """Go on with some of the modules; `solution` and `certify` stay those of all."""
-        assert isinstance(self.form, Geodesic)
-        self.form = self.form.narrow(modules)
-        self._memory = Memory()
-
-    def certify(self, point: Point) -> tuple[Evaluation, Tensor]:
-        """Compute cost and gradient of all modules anew, with logarithms that are followed to their ends.
-
-        Returns:
-            The evaluation, and the distances (T, K) between exp(log) and the data.
-        """
-        return self._full.certify(point)
-
-    def hessian(self, point: Point, vector: Point) -> Point:
-        """Return the Hessian-vector product by central differences along geodesics: two passes.
-
-        Symmetric up to the differences' error at critical points; each module has its own step.
-        """
-        lengths = self.form.inner_products(point, vector, vector).clamp_min(0).sqrt()
-        step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), 0.0)
-        ends = self.form.move(point, step, vector), self.form.move(point, -step, vector)
-        ahead, behind = ((x, self.form.evaluate(x, tight=True).gradient) for x in ends)
-        self.passes += 2
-        field = self.evaluate(point).gradient
-        return self.form.differentiate(point, step, vector, field, ahead, behind)
-
-
-def _find_without_cost(evaluation: Evaluation) -> Tensor:
-    """Return the modules of infinite cost."""
-    return torch.nonzero(torch.isinf(evaluation.cost)).squeeze(-1)
-
-
-def normalize_weights(weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> Tensor:
-    """Return weights (T, K), float64, that sum to one in every module.
-
-    Raises:
-        RecipeError: Wrong number, not finite, negative, or nothing positive.
-    """
-    if count == 0:
-        raise RecipeError("there are no points to take a mean of")
-    if weights is None:
-        weights = [1.0] * count
-    tensor = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
-    if tensor.shape not in ((count,), (count, k)):
-        raise RecipeError(
-            f"weights are of shape {tuple(tensor.shape)}; expected one for each of {count} points, or "
-            f"({count}, {k})"
-        )
-    if not torch.isfinite(tensor).all():
-        raise RecipeError(f"weights are {tensor.tolist()}; all must be finite")
-    if (tensor < 0).any():
-        raise RecipeError(
-            f"weights are {tensor.tolist()}; a Fréchet mean takes no negative weights. Use a method "
-            "that sums, like task_arithmetic"
-        )
-    tensor = tensor.reshape(count, -1).expand(count, k)
-    tensor = tensor / tensor.amax(dim=0).clamp_min(torch.finfo(torch.float64).tiny)  # their sum may overflow
-    total = tensor.sum(dim=0)
-    if not (total > 0).all():
-        raise RecipeError(f"weights are {tensor.tolist()}; at least one must be positive")
-    return tensor / total
-
-
-def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
-    """Return points as one float64 tensor (T, K, rows, columns); refuses what is no point of the
-    manifold.
-    """
-    expected = (manifold.k, *manifold.point_shape)
-    names = [f"point {i}" for i in indices] + ["initial_point"] * (len(points) - len(indices))
-    problems = [
-        f"{manifold}: {name} is of shape {tuple(x.shape)}; expected {expected}"
-        for name, x in zip(names, points, strict=True)
-        if tuple(x.shape) != expected
-    ]
-    if not problems:
-        problems = [
-            f"{manifold}: {name} is no point of the manifold in module {module}: it is not finite, its "
-            "frames are not orthonormal or its core is not positive definite"
-            for name, x in zip(names, points, strict=True)
-            for module in torch.nonzero(~manifold.feasible(x)).squeeze(-1).tolist()
-        ]
-    RecipeError.refuse(problems)
-    return torch.stack([x.double() for x in points])
-
-
-def _choose_formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:
-    manifold = small.manifold
-    symmetric = isinstance(manifold, QuotientManifold) and isinstance(manifold.action, Orthogonal)
-    if form == "joint" and symmetric:
-        return Joint
-    return Nested
+    manifold: Manifold
+    points: Sequence[Point]
+    weights: Sequence[float] | np.ndarray | Tensor | None = None
+    _: KW_ONLY
+    loss: LossLike = "square"
+    distance: Callable[[Any, Any], Any] | None = None
+    form: Literal["joint", "nested"] = "joint"
+    gradient: Literal["analytic", "autograd"] = "analytic"
+    reduce: bool = True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, Unpack, final
+from typing import Literal, Unpack, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import Logarithm, Options, change_options
+from riemerge.manifolds.base import Logarithm, Options
 from riemerge.manifolds.spd_base import PositiveDefinite
 
 
@@ -42,10 +42,6 @@ class SymmetricPositiveDefinite(PositiveDefinite):
                 f"SymmetricPositiveDefinite: retraction is {retraction!r}; known are 'exp' and 'quadratic'"
             )
         self._retraction: Literal["exp", "quadratic"] = retraction
-
-    def with_modules(self, k: int) -> Self:
-        """Return this manifold with k modules."""
-        return type(self)(self.r, retraction=self._retraction, **change_options(self.options, k=k))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(B⁻¹ a B⁻¹ b) per module."""

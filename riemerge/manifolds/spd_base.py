@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self, Unpack, final
+from typing import Unpack, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import GeodesicManifold, Options, Reduction, change_options, trivial_reduction
+from riemerge.manifolds.base import GeodesicManifold, Options
 
 
 class PositiveDefinite(GeodesicManifold, ABC):
@@ -93,15 +93,10 @@ class PositiveDefinite(GeodesicManifold, ABC):
         return function_of(charts, self.inverse_chart).to(points.dtype)
 
     @final
-    def reduce(self, points: Tensor) -> Reduction:
-        """Return the problem itself: there is nothing to reduce."""
-        return trivial_reduction(self, points)
-
-    @final
     def random_point(self) -> Tensor:
         """Draw X diag(e^g) Xᵀ, X Haar and g standard normal: condition numbers of 10 to 100 at r = 8."""
-        frame = linalg.polar(self._draw(self.k, self.r, self.r))
-        return linalg.sym((frame * self._draw(self.k, 1, self.r).exp()) @ frame.mT)
+        frame = linalg.polar(self.draw(self.k, self.r, self.r))
+        return linalg.sym((frame * self.draw(self.k, 1, self.r).exp()) @ frame.mT)
 
 
 class KernelMetric(PositiveDefinite, ABC):
@@ -121,11 +116,6 @@ class KernelMetric(PositiveDefinite, ABC):
         """Return κ(lⱼ, lₖ) of eigenvalues l (..., r): symmetric and positive (..., r, r)."""
 
     @final
-    def with_modules(self, k: int) -> Self:
-        """Return this manifold with k modules."""
-        return type(self)(self.r, **change_options(self.options, k=k))
-
-    @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return Σⱼₖ κⱼₖ aⱼₖ bⱼₖ per module."""
         values, basis = torch.linalg.eigh(point.double())
@@ -143,17 +133,18 @@ class KernelMetric(PositiveDefinite, ABC):
         return in_eigenbasis(point, tangent_vector, self.kernel)
 
     @final
-    def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Follow the geodesic."""
-        return self.exp(point, tangent_vector)
-
-    @final
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Multiply by the root of the kernel at a, divide by that at b: isometric and independent of the
         path; parallel where the metric is flat in a chart (log-Euclidean, Euclidean).
         """
         flat = in_eigenbasis(point_a, tangent_vector_a, lambda values: self.kernel(values).sqrt())
         return in_eigenbasis(point_b, flat, lambda values: self.kernel(values).rsqrt())
+
+    def bend(self, values: Tensor, other: Tensor) -> Tensor:
+        """Return the second derivative of d²(B, OᵀC O) / 4 over O at the identity in each plane. Derived:
+        (f(lⱼ) - f(lₖ)) (f(cⱼ) - f(cₖ)) in the metric's chart f, exact where the metric is flat in it.
+        """
+        return linalg.differences(self.chart(values)) * linalg.differences(self.chart(other))
 
     @final
     def orbit_metric(self, values: Tensor, frames: float) -> Tensor:

@@ -39,10 +39,6 @@ class SpdLogEuclidean(KernelMetric):
         """Return the exponential."""
         return values.exp()
 
-    def bend(self, values: Tensor, other: Tensor) -> Tensor:
-        """Return log(lⱼ/lₖ) log(cⱼ/cₖ): exact."""
-        return linalg.differences(values.log()) * linalg.differences(other.log())
-
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follow a geodesic: exp(log B + V), V = D log(B)[v]."""
         velocity = in_eigenbasis(point, tangent_vector.double(), _log_differences)
@@ -57,6 +53,10 @@ class SpdLogEuclidean(KernelMetric):
         return Logarithm(
             tangent, linalg.frobenius(flat, flat), self.feasible(point_a) & self.feasible(point_b)
         )
+
+    def closed_mean(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Return exp(Σ wᵢ log Bᵢ), the Fréchet mean."""
+        return self.extrinsic_mean(points, weights)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
@@ -154,10 +154,6 @@ class SpdEuclidean(KernelMetric):
         """Return the eigenvalues."""
         return values
 
-    def bend(self, values: Tensor, other: Tensor) -> Tensor:
-        """Return (lⱼ - lₖ)(cⱼ - cₖ): exact."""
-        return linalg.differences(values) * linalg.differences(other)
-
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follow a straight line."""
         return point + tangent_vector, tangent_vector
@@ -167,6 +163,10 @@ class SpdEuclidean(KernelMetric):
         tangent = point_b - point_a
         squared = linalg.frobenius(tangent, tangent)
         return Logarithm(tangent, squared, torch.isfinite(squared))
+
+    def closed_mean(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Return Σ wᵢ Bᵢ, the Fréchet mean."""
+        return self.extrinsic_mean(points, weights)
 
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor

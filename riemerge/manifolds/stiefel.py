@@ -79,10 +79,6 @@ class Stiefel(GeodesicManifold):
         """Rows and columns of one module's point."""
         return self.n, self.p
 
-    def with_modules(self, k: int) -> Self:
-        """Return this manifold with k modules."""
-        return self._resize(self.n, k)
-
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(aᵀ(I - (1 - β)UUᵀ)b) per module."""
         return linalg.frobenius(a, b) - (1 - self.beta) * linalg.frobenius(point.mT @ a, point.mT @ b)
@@ -218,7 +214,7 @@ class Stiefel(GeodesicManifold):
 
     def random_point(self) -> Tensor:
         """Draw uniformly (the Haar measure)."""
-        return linalg.polar(self._draw(self.k, self.n, self.p))
+        return linalg.polar(self.draw(self.k, self.n, self.p))
 
     def _resize(self, n: int, k: int) -> Self:
         options = change_options(self.options, k=k)

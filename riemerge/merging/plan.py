@@ -15,11 +15,11 @@ import torch
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
-from riemerge.frechet import SOLVERS
+from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
-from riemerge.methods import Method, Options, Stack, did_you_mean, find_method
+from riemerge.methods import Method, Options, Stack, find_method
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
@@ -204,8 +204,11 @@ def plan_together(
 def _check_solver_and_rank(asked: Mapping[str, Any], method: Method, optimizer: Any) -> None:
     """Refuse a solver that is not known, and words for a rank where the method has one rank."""
     named, rank = asked.get("solver"), asked.get("rank")
-    if optimizer is None and named is not None and named not in SOLVERS:
-        raise RecipeError(f"parameters.solver: unknown solver {named!r}: {did_you_mean(named, SOLVERS)}")
+    if optimizer is None and named is not None:
+        try:
+            as_solver(named)
+        except RecipeError as fault:
+            raise RecipeError(f"parameters.solver: {problem}" for problem in fault.problems) from None
     fixed = method.truncates_inputs or (method.constrained and rank != "sum")
     if isinstance(rank, str) and fixed:
         raise RecipeError(

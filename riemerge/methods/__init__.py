@@ -8,7 +8,7 @@ from typing import cast
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter
 from riemerge.methods.stack import Edit, Evidence, Geometry, Merged, Options, Stack, resolve
-from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, did_you_mean, find_method
+from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, find_method
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -22,7 +22,6 @@ __all__ = [
     "Options",
     "Parameter",
     "Stack",
-    "did_you_mean",
     "find_method",
     "run_method",
 ]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 from riemerge.errors import RecipeError
 from riemerge.methods import constrained, data, elections, geodesic, polar, rounds, singular, spectrum, sums
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import COMMON, Parameter
+from riemerge.registry import Registry, did_you_mean
 
 DEFAULT_METHOD = "spectrum"
 
 
 _FAMILIES = (geodesic, polar, sums, elections, singular, spectrum, data, constrained, rounds)
 
-METHODS: dict[str, Method] = {row.name: row for family in _FAMILIES for row in family.ROWS}
+METHODS: Registry[Method] = Registry("method", {row.name: row for family in _FAMILIES for row in family.ROWS})
 """All rows, by name."""
 
 PARAMETERS: dict[str, Parameter] = {
@@ -33,14 +31,6 @@ def find_method(name: str) -> Method:
         RecipeError: No such method; the text lists the methods and the nearest name.
     """
     if name in METHODS:
-        return METHODS[name]
+        row: Method = METHODS[name]
+        return row
     raise RecipeError(f"merge_method: unknown method {name!r}: {did_you_mean(name, METHODS)}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words was probably meant, and what the others are."""
-    words = list(known)
-    listed = f"known: {', '.join(words)}"
-    for near in difflib.get_close_matches(word, words, n=1):
-        return f"did you mean {near!r}? ({listed})"
-    return listed

@@ -10,10 +10,11 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
-from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, did_you_mean, find_method
+from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, find_method
 from riemerge.methods.parameters import MATCHED, Parameter, check_value, describe, scalars
 from riemerge.recipes.specs import parse_specs
 from riemerge.recipes.yaml12 import parse_yaml, read_yaml
+from riemerge.registry import did_you_mean
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 from benchmarks import common, convergence, gauge, merge_llama, methods, primitives
 from benchmarks.peers import SHIPPED
-from riemerge import frechet_mean, read_adapter
-from riemerge.frechet import SOLVERS, FrechetProblem, Solution, Status, TracePoint
+from riemerge import read_adapter
+from riemerge.frechet import SOLVERS, Search, Solution, Status, TracePoint
 from riemerge.manifolds import Stiefel
 from riemerge.methods import METHODS
+from tests.frechet.problems import mean_of
 from tests.helpers import ROOT, random_orthonormal, seeded
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -397,17 +398,17 @@ def test_every_pass_of_a_solve_is_seen_and_those_of_the_start_are_told_apart(
 ) -> None:
     quotient, points = primitives.problem("close", 3, 12, 10, 2, 2)
 
-    def start_of_three_passes(self: FrechetProblem) -> torch.Tensor:
+    def start_of_three_passes(self: Search) -> torch.Tensor:
         candidates = [self.form.start(None) for _ in range(3)]
         for one in candidates:
             self.evaluate(one)
         return candidates[-1]
 
-    monkeypatch.setattr(FrechetProblem, "start", start_of_three_passes)
+    monkeypatch.setattr(Search, "start", start_of_three_passes)
     seen: list[primitives.Pass] = []
     phases = ["step"]
     with primitives.watched(seen.append, phases):
-        solution = frechet_mean(quotient, points)
+        solution = mean_of(quotient, points)
     assert solution.passes > 3
     assert [one.of_start for one in seen] == [True] * 3 + [False] * (solution.passes - 3)
     assert seen[0].modules == 2
@@ -477,7 +478,7 @@ def test_the_worst_of_runs_is_unknown_where_one_did_not_get_there() -> None:
 def test_the_tolerance_is_met_by_no_module_before_the_last_level() -> None:
     quotient, points = primitives.problem("close", 3, 12, 10, 2, 2)
     tol = convergence.tolerance(quotient, points)
-    solution = frechet_mean(quotient, points, tol=tol, solver="steepest_descent")
+    solution = mean_of(quotient, points, tol=tol, solver="steepest_descent")
     start = solution.trace[0].gradient_norm
     assert (solution.trace[-1].gradient_norm <= convergence.LEVELS[-1] * start).all()
     assert (solution.trace[-1].gradient_norm <= convergence.ABSOLUTE).all()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from riemerge import FrechetProblem
 from riemerge.frechet.low_rank.joint import Joint
 from riemerge.manifolds import FixedRank, Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_gradient, check_hessian
-from tests.frechet.problems import FORMS, Form, as_pymanopt, away
+from tests.frechet.problems import FORMS, Form, as_pymanopt, away, search_of
 from tests.manifolds.subjects import family, updates
 
 
@@ -18,8 +17,8 @@ from tests.manifolds.subjects import family, updates
 @pytest.mark.parametrize("name", ["close", "lora_like"])
 def test_analytic_autograd_and_finite_differences_agree(form: Form, name: str) -> None:
     quotient, points = updates(20, 17, 4, k=2), family(name, 3, 20, 17, 4, seed=3)
-    analytic = FrechetProblem(quotient, points, [0.5, 0.3, 0.2], form=form)
-    autograd = FrechetProblem(quotient, points, [0.5, 0.3, 0.2], form=form, gradient="autograd")
+    analytic = search_of(quotient, points, [0.5, 0.3, 0.2], form=form)
+    autograd = search_of(quotient, points, [0.5, 0.3, 0.2], form=form, gradient="autograd")
     x = away(analytic)
     one, two = analytic.evaluate(x), autograd.evaluate(x)
     torch.testing.assert_close(one.cost, two.cost, rtol=1e-13, atol=0)
@@ -33,8 +32,8 @@ def test_analytic_autograd_and_finite_differences_agree(form: Form, name: str) -
 )
 def test_gradients_agree_without_a_symmetry(manifold: Stiefel) -> None:
     points = [manifold.random_point() for _ in range(3)]
-    analytic = FrechetProblem(manifold, points)
-    autograd = FrechetProblem(manifold, points, gradient="autograd")
+    analytic = search_of(manifold, points)
+    autograd = search_of(manifold, points, gradient="autograd")
     x = away(analytic)
     torch.testing.assert_close(
         analytic.evaluate(x).gradient, autograd.evaluate(x).gradient, rtol=0, atol=1e-12
@@ -48,7 +47,7 @@ def test_gradients_agree_without_a_symmetry(manifold: Stiefel) -> None:
 
 def test_unaligned_data_are_seen_as_such() -> None:
     quotient, points = updates(14, 12, 3, k=2), family("close", 3, 14, 12, 3, seed=3)
-    problem = FrechetProblem(quotient, points)
+    problem = search_of(quotient, points)
     form = problem.form
     assert isinstance(form, Joint)
     x, _ = form.manifold.split(problem.start())
@@ -62,7 +61,7 @@ def test_unaligned_data_are_seen_as_such() -> None:
 def test_one_bad_module_costs_infinity_and_leaves_the_others_alone() -> None:
     quotient, points = updates(12, 11, 3, k=3), family("close", 3, 12, 11, 3, seed=5, k=3)
     for form in FORMS:
-        problem = FrechetProblem(quotient, points, form=form)
+        problem = search_of(quotient, points, form=form)
         x = problem.start()
         before = problem.evaluate(x)
         for damage in (torch.nan, torch.inf, -1.0):

@@ -13,20 +13,19 @@ import scipy.optimize
 import torch
 from pymanopt import manifolds
 
-from riemerge import Status, frechet_mean
+from riemerge import Status
 from riemerge.errors import RecipeError
 from riemerge.frechet import SOLVERS
 from riemerge.manifolds import Stiefel
 from tests.frechet.guests import COMPLETE, drawn, unit
+from tests.frechet.problems import mean_of
 
 
 def test_own_squared_distance_by_pymanopt_s_autograd() -> None:
     sphere = pymanopt.manifolds.Sphere(4)
     generator = np.random.default_rng(0)
     points = [x / np.linalg.norm(x) for x in generator.standard_normal((5, 4)) + 1]
-    solution = frechet_mean(
-        sphere, points, gradient="autograd", squared_dist=lambda x, y: anp.sum((x - y) ** 2)
-    )
+    solution = mean_of(sphere, points, gradient="autograd", distance=lambda x, y: anp.sum((x - y) ** 2))
     average = np.mean(points, axis=0)
     np.testing.assert_allclose(solution.point, average / np.linalg.norm(average), atol=1e-7)
 
@@ -59,7 +58,7 @@ def test_random_points_have_a_certified_mean(name: str, solver: str) -> None:
         center, far = points[0], points[1:]
         points = [center, *(manifold.exp(center, 0.2 * manifold.log(center, y)) for y in far)]
     weights = np.array([0.4, 0.3, 0.2, 0.1])
-    solution = frechet_mean(manifold, points, weights, solver=solver)
+    solution = mean_of(manifold, points, weights, solver=solver)
     assert solution.status == (Status.CONVERGED,)
     # The certificate by the manifold's own verbs: distances by arccos have half the digits.
     logs = [w * manifold.log(solution.point, y) for w, y in zip(weights, points, strict=True)]
@@ -76,7 +75,7 @@ def test_what_a_manifold_lacks_is_named(name: str, solver: str) -> None:
     make, words = LACKING[name]
     manifold = make()
     with pytest.raises(RecipeError, match=words) as error:
-        frechet_mean(manifold, drawn(manifold), solver=solver)
+        mean_of(manifold, drawn(manifold), solver=solver)
     assert str(manifold) in str(error.value)
 
 
@@ -89,7 +88,7 @@ def test_a_chordal_mean_on_the_sphere_is_on_the_sphere(solver: str) -> None:
         generator = np.random.default_rng(seed)
         points = [unit(x) for x in generator.standard_normal((3, 3 + seed % 3))]
         sphere = manifolds.Sphere(points[0].size)
-        solution = frechet_mean(sphere, points, solver=solver, gradient="autograd", squared_dist=chordal)
+        solution = mean_of(sphere, points, solver=solver, gradient="autograd", distance=chordal)
         assert solution.ok
         np.testing.assert_allclose(solution.point, unit(np.mean(points, axis=0)), atol=1e-7)
 
@@ -98,7 +97,7 @@ def test_a_chordal_mean_on_the_sphere_is_on_the_sphere(solver: str) -> None:
 def test_a_chordal_mean_of_frames_is_the_polar_factor(solver: str) -> None:
     points = drawn(manifolds.Stiefel(6, 2), 3)
     stiefel = manifolds.Stiefel(6, 2)
-    solution = frechet_mean(stiefel, points, solver=solver, gradient="autograd", squared_dist=chordal)
+    solution = mean_of(stiefel, points, solver=solver, gradient="autograd", distance=chordal)
     left, _, right = np.linalg.svd(sum(points), full_matrices=False)
     assert solution.ok
     np.testing.assert_allclose(solution.point, left @ right, atol=1e-7)
@@ -109,12 +108,12 @@ def test_antipodes_are_stepped_off(solver: str) -> None:
     """Pymanopt's log of the antipode is silently zero; the means of two poles are the equator."""
     sphere = manifolds.Sphere(3)
     pole = np.array([0.0, 0.0, 1.0])
-    solution = frechet_mean(sphere, [pole, -pole], solver=solver)
+    solution = mean_of(sphere, [pole, -pole], solver=solver)
     assert solution.status == (Status.CONVERGED,)
     assert solution.cost[0] == pytest.approx((np.pi / 2) ** 2 / 2, rel=1e-12)
     assert abs(solution.point[2]) < 1e-7
     # Where a user says to start, it starts.
-    assert frechet_mean(sphere, [pole, -pole], initial_point=pole).status == (Status.UNDEFINED,)
+    assert mean_of(sphere, [pole, -pole], initial_point=pole).status == (Status.UNDEFINED,)
 
 
 CUT: dict[str, tuple[manifolds.manifold.Manifold, list[Any]]] = {
@@ -132,7 +131,7 @@ CUT: dict[str, tuple[manifolds.manifold.Manifold, list[Any]]] = {
 def test_data_at_each_others_cut_locus_have_a_mean(name: str) -> None:
     """Of two points: half way, whichever of the geodesics it is on."""
     manifold, points = CUT[name]
-    solution = frechet_mean(manifold, points)
+    solution = mean_of(manifold, points)
     assert solution.status == (Status.CONVERGED,)
     one, other = solution.distances
     np.testing.assert_allclose(one, other, rtol=1e-7)
@@ -147,8 +146,8 @@ def test_distances_are_the_manifolds_whatever_the_loss() -> None:
     def loss(x: np.ndarray, y: np.ndarray) -> Any:
         return 2 * anp.arccos(anp.clip(anp.sum(x * y), -1, 1))
 
-    solution = frechet_mean(
-        sphere, points, gradient="autograd", squared_dist=loss, initial_point=unit(sum(points)), tol=1e-5
+    solution = mean_of(
+        sphere, points, gradient="autograd", distance=loss, initial_point=unit(sum(points)), tol=1e-5
     )
     apart = [sphere.dist(solution.point, y) for y in points]
     np.testing.assert_allclose(solution.distances[:, 0], apart, rtol=1e-12)
@@ -156,11 +155,11 @@ def test_distances_are_the_manifolds_whatever_the_loss() -> None:
     # Ours, the same.
     ours = Stiefel(9, 2)
     frames = [ours.random_point() for _ in range(3)]
-    found = frechet_mean(
+    found = mean_of(
         ours,
         frames,
         gradient="autograd",
-        squared_dist=lambda x, y: (x - y).square().sum(dim=(-2, -1)).sqrt(),
+        distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)).sqrt(),
         initial_point=ours.extrinsic_mean(torch.stack(frames), torch.full((3, 1), 1 / 3).double()),
         max_passes=20,
     )
@@ -178,7 +177,7 @@ def test_fixed_rank_matrices_by_their_entries(solver: str) -> None:
     def apart(x: Any, y: Any) -> Any:
         return anp.sum((x[0] * x[1] @ x[2] - y[0] * y[1] @ y[2]) ** 2)
 
-    solution = frechet_mean(manifold, points, solver=solver, gradient="autograd", squared_dist=apart)
+    solution = mean_of(manifold, points, solver=solver, gradient="autograd", distance=apart)
     assert solution.status == (Status.CONVERGED,)
     u, s, vt = np.linalg.svd(sum(x.u * x.s @ x.vt for x in points) / 3)
     best = u[:, :2] * s[:2] @ vt[:2]
@@ -190,11 +189,11 @@ def test_a_gradient_that_is_none_is_refused() -> None:
     """Pymanopt's UnitaryGroup projects complex gradients as if they were real."""
     unitary = manifolds.UnitaryGroup(2)
     with pytest.raises(RecipeError, match="what Pymanopt says is its gradient"):
-        frechet_mean(
+        mean_of(
             unitary,
             drawn(unitary, 3),
             gradient="autograd",
-            squared_dist=lambda x, y: anp.sum(anp.abs(x - y) ** 2),
+            distance=lambda x, y: anp.sum(anp.abs(x - y) ** 2),
         )
 
 
@@ -204,17 +203,17 @@ def test_a_cost_may_be_negative(solver: str) -> None:
     sphere = manifolds.Sphere(4)
     generator = np.random.default_rng(0)
     points = [unit(x) for x in generator.standard_normal((4, 4)) + 1]
-    solution = frechet_mean(
-        sphere, points, solver=solver, gradient="autograd", squared_dist=lambda x, y: -2 * anp.sum(x * y)
+    solution = mean_of(
+        sphere, points, solver=solver, gradient="autograd", distance=lambda x, y: -2 * anp.sum(x * y)
     )
     assert solution.status == (Status.CONVERGED,)
     np.testing.assert_allclose(solution.point, unit(sum(points)), atol=1e-7)
-    flat = frechet_mean(
+    flat = mean_of(
         sphere,
         points,
         solver="steepest_descent",
         gradient="autograd",
-        squared_dist=lambda x, y: -2 * anp.sum(x * y),
+        distance=lambda x, y: -2 * anp.sum(x * y),
         tol=0.0,
         cost_tol=1e-3,
     )
@@ -225,11 +224,11 @@ def test_a_cost_that_is_not_smooth_where_it_starts_is_no_fault() -> None:
     """The largest of distances has a kink where two are equal."""
     line = manifolds.Euclidean(2)
     points = [np.array([1.0, 1]), np.array([-1.0, -1])]
-    solution = frechet_mean(
+    solution = mean_of(
         line,
         points,
         gradient="autograd",
-        squared_dist=lambda x, y: anp.max((x - y) ** 2),
+        distance=lambda x, y: anp.max((x - y) ** 2),
         initial_point=np.array([0.5, 0.5]),
         max_passes=200,
     )
@@ -243,15 +242,13 @@ def test_a_manifold_without_gradients_is_refused() -> None:
 
     points = drawn(manifolds.Sphere(3), 2)
     with pytest.raises(RecipeError, match="no euclidean_to_riemannian_gradient"):
-        frechet_mean(Nothing(3), points, gradient="autograd", squared_dist=chordal)
+        mean_of(Nothing(3), points, gradient="autograd", distance=chordal)
 
 
 def test_the_cost_of_ones_own_is_minimised_on_the_numpy_manifold() -> None:
     sphere = manifolds.Sphere(3)
     points = drawn(sphere, 3)
-    solution = frechet_mean(
-        sphere, points, gradient="autograd", squared_dist=lambda x, y: anp.sum((x - y) ** 4)
-    )
+    solution = mean_of(sphere, points, gradient="autograd", distance=lambda x, y: anp.sum((x - y) ** 4))
 
     def cost(x: np.ndarray) -> Any:
         return sum(((unit(x) - y) ** 4).sum() for y in points) / 6

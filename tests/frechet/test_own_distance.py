@@ -7,10 +7,9 @@ import pytest
 import scipy.optimize
 import torch
 
-from riemerge import FrechetProblem, frechet_mean
 from riemerge.errors import RecipeError
 from riemerge.manifolds import FixedRank, Stiefel
-from tests.frechet.problems import FORMS, Form
+from tests.frechet.problems import FORMS, Form, mean_of, search_of
 from tests.manifolds.subjects import family, updates
 
 
@@ -19,12 +18,12 @@ def test_own_squared_distance_by_torch() -> None:
     manifold = Stiefel(12, 3, k=2)
     points = [manifold.random_point() for _ in range(4)]
     weights = [0.4, 0.3, 0.2, 0.1]
-    solution = frechet_mean(
+    solution = mean_of(
         manifold,
         points,
         weights,
         gradient="autograd",
-        squared_dist=lambda x, y: (x - y).square().sum(dim=(-2, -1)),
+        distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)),
         initial_point=points[0],
     )
     assert solution.ok
@@ -45,7 +44,7 @@ def test_own_distance_is_minimised_where_the_data_are(solver: str) -> None:
     manifold = Stiefel(20, 2)
     points = [manifold.random_point() for _ in range(3)]
     points[1:] = [manifold.exp(points[0], 0.5 * manifold.log(points[0], y)) for y in points[1:]]
-    solution = frechet_mean(manifold, points, gradient="autograd", squared_dist=quartic, solver=solver)
+    solution = mean_of(manifold, points, gradient="autograd", distance=quartic, solver=solver)
     assert solution.ok
 
     def cost(x: np.ndarray) -> float:
@@ -64,10 +63,10 @@ def test_own_distance_is_minimised_where_the_data_are(solver: str) -> None:
 
 def test_own_distance_needs_no_logarithm() -> None:
     """The joint manifold of a mean and its alignments has none; and data may be at each other's cut locus."""
-    joint = FrechetProblem(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)).form.manifold
+    joint = search_of(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)).form.manifold
     points = [joint.random_point() for _ in range(3)]
-    solution = frechet_mean(
-        joint, points, gradient="autograd", squared_dist=lambda x, y: (x - y).square().sum(dim=(-2, -1))
+    solution = mean_of(
+        joint, points, gradient="autograd", distance=lambda x, y: (x - y).square().sum(dim=(-2, -1))
     )
     assert solution.ok
     costs = torch.stack([(solution.point - y).square().sum(dim=(-2, -1)) for y in points]).sum(dim=0) / 6
@@ -75,11 +74,11 @@ def test_own_distance_needs_no_logarithm() -> None:
     assert np.isnan(solution.distances).all()
     assert np.isnan(solution.forward_error).all()
     pole = Stiefel(6, 2).random_point()
-    antipodes = frechet_mean(
+    antipodes = mean_of(
         Stiefel(6, 2),
         [pole, -pole],
         gradient="autograd",
-        squared_dist=lambda x, y: (x - y).square().sum(dim=(-2, -1)),
+        distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)),
         initial_point=pole,
     )
     assert antipodes.ok
@@ -100,13 +99,13 @@ def test_own_distance_on_a_quotient_is_of_orbits(form: Form, solver: str) -> Non
         gap: torch.Tensor = matrix(x) - matrix(y)
         return gap.square().sum(dim=(-2, -1))
 
-    solution = frechet_mean(
+    solution = mean_of(
         quotient,
         points,
         form=form,
         solver=solver,
         gradient="autograd",
-        squared_dist=apart,
+        distance=apart,
         tol=1e-6,
         max_passes=3000,
     )
@@ -118,11 +117,11 @@ def test_own_distance_on_a_quotient_is_of_orbits(form: Form, solver: str) -> Non
     # Copies in other gauges, whose distances are nothing but round-off, are their own mean.
     turn = quotient.action.random_element((2,), torch.Generator().manual_seed(1))
     copies = [points[0], quotient.action.act(quotient.total, points[0], turn)]
-    same = frechet_mean(quotient, copies, gradient="autograd", squared_dist=apart)
+    same = mean_of(quotient, copies, gradient="autograd", distance=apart)
     assert same.ok
     assert float(same.cost.max()) < 1e-24
     with pytest.raises(RecipeError, match="changes with the representative"):
-        FrechetProblem(quotient, points, form=form, gradient="autograd", squared_dist=quartic)
+        search_of(quotient, points, form=form, gradient="autograd", distance=quartic)
 
 
 def test_own_distance_must_be_a_number_for_each_module_that_torch_follows() -> None:
@@ -135,4 +134,4 @@ def test_own_distance_must_be_a_number_for_each_module_that_torch_follows() -> N
         (lambda x, y: (x.detach() - y).square().sum(dim=(-2, -1)), "cannot be differentiated"),
     ):
         with pytest.raises(RecipeError, match=words):
-            frechet_mean(manifold, points, gradient="autograd", squared_dist=wrong)
+            mean_of(manifold, points, gradient="autograd", distance=wrong)

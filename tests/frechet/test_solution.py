@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pymanopt.optimizers import SteepestDescent
 
-from riemerge import Status, frechet_mean
+from riemerge import Status
 from riemerge.frechet import SOLVERS
+from tests.frechet.problems import mean_of
 from tests.manifolds.subjects import family, updates
 
 
 def test_an_optimizer_that_stops_by_itself_is_not_converged() -> None:
     quotient, points = updates(20, 17, 3, k=2), family("independent", 3, 20, 17, 3, seed=7)
-    solution = frechet_mean(quotient, points, solver=SteepestDescent(verbosity=0, max_iterations=2))
+    solution = mean_of(quotient, points, solver=SteepestDescent(verbosity=0, max_iterations=2))
     assert set(solution.status) == {Status.STOPPED}
     assert not solution.ok
 
@@ -19,7 +20,7 @@ def test_an_optimizer_that_stops_by_itself_is_not_converged() -> None:
 def test_budget_is_kept_and_named() -> None:
     quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
     for solver in SOLVERS:
-        solution = frechet_mean(quotient, points, solver=solver, max_passes=8)
+        solution = mean_of(quotient, points, solver=solver, max_passes=8)
         assert solution.status == (Status.BUDGET,)
         # One Hessian-vector product is two passes, and is not cut in half.
         assert solution.passes <= (8 + 2 * 30 if solver == "trust_regions" else 8)

@@ -9,11 +9,11 @@ from typing import Literal
 import pytest
 import torch
 
-from riemerge import frechet_mean
 from riemerge.frechet import SOLVERS
 from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_metric
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
+from tests.frechet.problems import mean_of
 from tests.helpers import seeded
 from tests.manifolds.subjects import family, updates
 
@@ -26,7 +26,7 @@ def test_no_numpy_conversion_happens_inside_a_solve(
 ) -> None:
     quotient, points = updates(16, 14, 2, k=2), family("close", 3, 16, 14, 2, seed=5)
     with forbid_numpy():
-        solution = frechet_mean(quotient, points, solver=solver, gradient=gradient, form=form, max_passes=80)
+        solution = mean_of(quotient, points, solver=solver, gradient=gradient, form=form, max_passes=80)
     assert solution.ok
 
 
@@ -37,7 +37,7 @@ def test_a_planted_numpy_conversion_is_caught(monkeypatch: pytest.MonkeyPatch) -
         SymmetricPositiveDefinite, "logarithm", lambda self, a, b: (a.numpy(), real(self, a, b))[1]
     )
     with forbid_numpy(), pytest.raises(AssertionError):
-        frechet_mean(quotient, points)
+        mean_of(quotient, points)
 
 
 @pytest.mark.slow
@@ -47,10 +47,10 @@ def test_the_whole_path_stays_on_cuda_and_gives_the_same_numbers(
     solver: str, form: Literal["joint", "nested"]
 ) -> None:
     quotient, points = updates(16, 14, 2, k=2), family("close", 3, 16, 14, 2, seed=5)
-    expected = frechet_mean(quotient, points, solver=solver, form=form, max_passes=40)
+    expected = mean_of(quotient, points, solver=solver, form=form, max_passes=40)
     with fake_cuda():
         moved = [x.to("cuda") for x in points]
-        solution = frechet_mean(quotient, moved, solver=solver, form=form, max_passes=40)
+        solution = mean_of(quotient, moved, solver=solver, form=form, max_passes=40)
         assert solution.point.device == CUDA
         assert torch.equal(solution.point.cpu(), expected.point)
     assert solution.status == expected.status
@@ -65,7 +65,7 @@ def test_a_planted_tensor_of_the_cpu_is_caught(monkeypatch: pytest.MonkeyPatch) 
     with fake_cuda():
         moved = [x.to("cuda") for x in points]
         with pytest.raises(RuntimeError, match="same device"):
-            frechet_mean(quotient, moved)
+            mean_of(quotient, moved)
 
 
 def test_manifolds_draw_on_their_device() -> None:
@@ -82,10 +82,10 @@ def test_manifolds_draw_on_their_device() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_is_kept(dtype: torch.dtype) -> None:
     quotient, points = updates(16, 14, 2, k=2), family("close", 3, 16, 14, 2, seed=5)
-    exact = frechet_mean(quotient, points).point
+    exact = mean_of(quotient, points).point
     # The logs of float32 points are exact to about eps sqrt(n).
     tol = 1e-8 if dtype == torch.float64 else 1e-5
-    solution = frechet_mean(quotient, [x.to(dtype) for x in points], tol=tol)
+    solution = mean_of(quotient, [x.to(dtype) for x in points], tol=tol)
     assert solution.point.dtype == dtype
     assert solution.cost.dtype == "float64"
     assert float((quotient.dists(solution.point.double(), exact)).max()) < 10 * tol

@@ -11,7 +11,7 @@ import torch
 
 import riemerge
 from riemerge.errors import AdapterError, RecipeError, ResourceError
-from riemerge.frechet.solvers import LBFGS
+from riemerge.frechet.solvers.lbfgs import LBFGSOptimizer
 from riemerge.updates.low_rank import sum_updates
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.merging.merges import write_checkpoint
@@ -30,7 +30,7 @@ def test_an_optimizer_object_serves_every_block(tmp_path: Path) -> None:
     shapes = {f"m{i:02}": (14, 12) for i in range(18)}
     folders = write_family(tmp_path, family("close", 3, rank=2, shapes=shapes))
     named = merge_adapters(folders, solver="lbfgs", threads=1)
-    given = merge_adapters(folders, solver=LBFGS(rescale=False, verbosity=0), threads=2)
+    given = merge_adapters(folders, solver=LBFGSOptimizer(rescale=False, verbosity=0), threads=2)
     for module, update in named.updates.items():
         assert sum_updates([update, given.updates[module]], [1, -1]).norm() < 1e-4 * update.norm()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from riemerge.errors import RecipeError
-from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, did_you_mean, find_method
+from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, find_method
 
 
 def test_a_row_is_found_by_its_name() -> None:
@@ -17,8 +17,3 @@ def test_a_row_is_found_by_its_name() -> None:
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="merge_method: unknown method 'averge': did you mean 'average'"):
         find_method("averge")
-
-
-def test_a_word_that_is_near_to_none_is_told_all() -> None:
-    assert did_you_mean("tol", ["tol", "rank"]) == "did you mean 'tol'? (known: tol, rank)"
-    assert did_you_mean("zzz", iter(["tol", "rank"])) == "known: tol, rank"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
-from riemerge.frechet.solvers.lbfgs import LBFGS
+from riemerge.frechet.solvers.lbfgs import LBFGSOptimizer
 from riemerge.frechet.solvers.monitor import ENDLESS, Stop, Watch
 from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
@@ -20,7 +20,7 @@ from riemerge.manifolds.base import host
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
     "trust_regions": TrustRegions,
-    "lbfgs": LBFGS,
+    "lbfgs": LBFGSOptimizer,
     "conjugate_gradient": ConjugateGradient,
     "steepest_descent": SteepestDescent,
 }

@@ -12,7 +12,7 @@ from riemerge.manifolds.guests.guarded import guard
 
 
 @final
-class FixedPoint(Optimizer):  # type: ignore[misc]
+class FixedPointOptimizer(Optimizer):  # type: ignore[misc]
     """Moves by the whole negative gradient, again and again: x <- Exp_x(Σ wᵢ log_x yᵢ) on a Fréchet
     problem.
 

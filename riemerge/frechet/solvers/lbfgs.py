@@ -40,7 +40,7 @@ class _Pair(NamedTuple):
 
 
 @final
-class LBFGS(Optimizer):  # type: ignore[misc]
+class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
     """Limited-memory BFGS for any Pymanopt problem.
 
     Minimises with the direction -H grad, H the BFGS approximation of the inverse Hessian from the last few
@@ -65,7 +65,7 @@ class LBFGS(Optimizer):  # type: ignore[misc]
         self, *, memory: int = 20, line_searcher: Any = None, rescale: bool = True, **kwargs: Any
     ) -> None:
         if memory < 1:
-            raise ValueError(f"LBFGS: memory is {memory}; at least 1 is needed")
+            raise ValueError(f"LBFGSOptimizer: memory is {memory}; at least 1 is needed")
         super().__init__(**kwargs)
         self._memory = memory
         self._rescale = rescale

@@ -9,7 +9,7 @@ import torch
 from pymanopt.manifolds.manifold import Manifold
 
 from riemerge.frechet.formulation import Evaluation, Point
-from riemerge.frechet.problem import FrechetProblem
+from riemerge.frechet.search import Search
 from riemerge.frechet.solvers.monitor import Monitor
 from riemerge.manifolds.base import host
 
@@ -42,7 +42,7 @@ class ModulewiseLineSearcher:
     """
 
     def __init__(
-        self, problem: FrechetProblem, monitor: Monitor, *, longest: float = 1.0, freeze: bool = True
+        self, problem: Search, monitor: Monitor, *, longest: float = 1.0, freeze: bool = True
     ) -> None:
         self._problem = problem
         self._monitor = monitor

@@ -6,7 +6,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Point
-from riemerge.frechet.problem import FrechetProblem
+from riemerge.frechet.search import Search
 from riemerge.frechet.solution import TracePoint
 from riemerge.frechet.status import Status
 from riemerge.manifolds.base import host, host_array
+
+if TYPE_CHECKING:
+    from riemerge.frechet.solvers.solver import Solver
 
 ENDLESS: dict[str, Any] = {
     "max_iterations": sys.maxsize,
@@ -132,27 +135,17 @@ class Monitor(Watch):
 
     Args:
         problem: The problem that is solved.
-        tol: A module is converged where ‖gradient‖ <= tol * max(1, √(2 F)).
-        cost_tol: A module is flat where the relative decrease of F over a few iterates is at most this; 0 for
-            never.
-        max_passes: Budget of passes.
-        max_seconds: Budget of wall time.
+        solver: The solver, whose tolerances and budgets say when a module is converged, is flat, or runs out.
         callback: Called with each accepted iterate.
     """
 
     def __init__(
-        self,
-        problem: FrechetProblem,
-        *,
-        tol: float,
-        cost_tol: float,
-        max_passes: int,
-        max_seconds: float,
-        callback: Callable[[TracePoint], None] | None,
+        self, problem: Search, solver: Solver, callback: Callable[[TracePoint], None] | None = None
     ) -> None:
-        super().__init__(problem.form.manifold, cost_tol, max_passes, max_seconds)
+        seconds = solver.max_seconds or float("inf")
+        super().__init__(problem.form.manifold, solver.cost_tol, solver.max_passes, seconds)
         self._problem = problem
-        self._tol = tol
+        self._tol = solver.tol
         self._callback = callback
         self._norms = torch.zeros(problem.k, dtype=torch.float64, device="cpu")
         self._last: Evaluation | None = None

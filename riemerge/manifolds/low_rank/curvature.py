@@ -25,7 +25,7 @@ def group_curvature(total: FixedRank, values: Tensor, left: Tensor, right: Tenso
         right: VᵀVᵢ Oᵢ in that basis.
         core: Diagonal of the other core in that basis, (..., r).
     """
-    first, middle, last = total.weights
+    first, middle, last = total.scales
     frames = first * _frame_curvature(left, total.beta) + last * _frame_curvature(right, total.beta)
     return (frames + middle * total.core.bend(values, core)).clamp_min(_LEAST_CURVATURE)
 

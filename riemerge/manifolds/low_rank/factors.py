@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self, TypeVar, Unpack, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from riemerge import linalg
 from riemerge.errors import NumericalError
-from riemerge.manifolds.base import (
-    GeodesicManifold,
-    Logarithm,
-    Options,
-    Reduction,
-    change_options,
-    trivial_reduction,
-)
+from riemerge.manifolds.base import Options, Reduction, change_options, trivial_reduction
+from riemerge.manifolds.product import FactoredManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.spd_base import PositiveDefinite
 from riemerge.manifolds.spd_metrics import SpdBuresWasserstein, SpdEuclidean, SpdLogEuclidean
@@ -38,7 +31,7 @@ CORES: dict[str, type[PositiveDefinite]] = {
 
 
 @final
-class FixedRank(GeodesicManifold):
+class FixedRank(FactoredManifold):
     """K copies of St(m, r) x SPD(r) x St(n, r) with the product metric; a point is one tensor (K, m + r + n,
     r).
 
@@ -71,7 +64,7 @@ class FixedRank(GeodesicManifold):
         *,
         frames: str | float = "canonical",
         core: str | type[PositiveDefinite] = "affine_invariant",
-        weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
         retraction: Literal["exp", "quadratic"] = "exp",
         **options: Unpack[Options],
     ) -> None:
@@ -79,8 +72,6 @@ class FixedRank(GeodesicManifold):
             raise ValueError(f"FixedRank: m, n, r are {m}, {n}, {r}; 1 <= r <= min(m, n) is needed")
         beta = _look_up("frames", FRAMES, frames)
         kind = _look_up("core", CORES, core)
-        if len(weights) != 3 or not all(0 < weight < np.inf for weight in weights):
-            raise ValueError(f"FixedRank: weights are {weights}; three positive numbers are needed")
         seed = options.get("seed", 0)
         left, middle, right = (change_options(options, seed=seed + i) for i in range(3))
         self.left, self.right = Stiefel(m, r, beta=beta, **left), Stiefel(n, r, beta=beta, **right)
@@ -89,21 +80,13 @@ class FixedRank(GeodesicManifold):
             self.core = SymmetricPositiveDefinite(r, retraction=retraction, **middle)
         elif retraction != "exp":
             raise ValueError(f"FixedRank: {kind.__name__} has no retraction {retraction!r}; it has 'exp'")
-        self._parts: tuple[GeodesicManifold, ...] = (self.left, self.core, self.right)
-        dimension = sum(part.dim for part in self._parts) // self.left.k
         name = f"Factored {m}x{n} matrices of rank {r}"
-        super().__init__(name, dimension, **options)
+        super().__init__(name, (self.left, self.core, self.right), weights, (m + r + n, r), **options)
         self.m = m
         self.n = n
         self.r = r
         self.beta = beta
-        self.weights = weights
         self._retraction: Literal["exp", "quadratic"] = retraction
-
-    @property
-    def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
-        return self.m + self.r + self.n, self.r
 
     def with_modules(self, k: int) -> Self:
         """Return this manifold with k modules."""
@@ -112,7 +95,7 @@ class FixedRank(GeodesicManifold):
     @property
     def canonical(self) -> bool:
         """Whether the metric is the default one, for which there are faster ways to compute."""
-        plain = self.beta == 0.5 and set(self.weights) == {1.0}
+        plain = self.beta == 0.5 and set(self.scales) == {1.0}
         return plain and isinstance(self.core, SymmetricPositiveDefinite)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,9 +103,9 @@ class FixedRank(GeodesicManifold):
         u, b, v = point.split((self.m, self.r, self.n), dim=-2)
         return u, b, v
 
-    def join(self, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        """Return the point or tangent vector (..., m + r + n, r) with these factors."""
-        return torch.cat((u, b, v), dim=-2)
+    def join(self, *parts: Tensor) -> Tensor:
+        """Return the point or tangent vector (..., m + r + n, r) with factors U, B and V."""
+        return torch.cat(parts, dim=-2)
 
     def factor(self, left: Tensor, right: Tensor) -> Tensor:
         """Factor updates left @ right' as points, without ever forming them.
@@ -163,39 +146,6 @@ class FixedRank(GeodesicManifold):
         u, b, v = self.split(point)
         return u @ b @ v.mT
 
-    def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return the weighted sum of the factors' inner products, per module."""
-        parts = self._weigh(self.split(point), self.split(a), self.split(b))
-        return torch.stack([weight * part.inner_products(*x) for weight, part, x in parts]).sum(dim=0)
-
-    def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Project factor by factor."""
-        return self._each("projection", point, vector)
-
-    def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Raise factor by factor, and divide by the weights."""
-        parts = self._weigh(self.split(point), self.split(euclidean_gradient))
-        return self.join(*(part.euclidean_to_riemannian_gradient(*x) / weight for weight, part, x in parts))
-
-    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Lower factor by factor, and multiply by the weights."""
-        parts = self._weigh(self.split(point), self.split(tangent_vector))
-        return self.join(*(weight * part.riemannian_to_euclidean_gradient(*x) for weight, part, x in parts))
-
-    def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Move factor by factor."""
-        return self._each("retraction", point, tangent_vector)
-
-    def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carry a vector isometrically: by a rotation on the frames, and on the core as its metric does."""
-        return self._each("transport", point_a, point_b, tangent_vector_a)
-
-    def covariant_derivative(
-        self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
-    ) -> Tensor:
-        """Differentiate factor by factor."""
-        return self._each("covariant_derivative", point, direction, field, derivative)
-
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follow a geodesic, factor by factor."""
         (u, b, v), (a, c, w) = self.split(point), self.split(tangent_vector)
@@ -208,28 +158,6 @@ class FixedRank(GeodesicManifold):
             left, right = self.left.geodesic(u, a), self.right.geodesic(v, w)
         arrival, velocity = zip(left, core, right, strict=True)
         return self.join(*arrival), self.join(*velocity)
-
-    def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Find a geodesic from a to b, factor by factor; valid where all three were found."""
-        leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
-        parts = self._weigh(self.split(point_a), self.split(point_b))
-        left, core, right = (
-            log._replace(squared=weight * log.squared)
-            for weight, log in ((weight, part.logarithm(*x)) for weight, part, x in parts)
-        )
-        tangent = self.join(*(log.tangent.expand(*leading, -1, -1) for log in (left, core, right)))
-        squared = left.squared + core.squared + right.squared
-        return Logarithm(tangent, squared, left.valid & core.valid & right.valid)
-
-    def feasible(self, point: Tensor) -> Tensor:
-        """Tell per module whether a point is finite with a positive definite core."""
-        left, core, right = (part.feasible(x) for part, x in zip(self._parts, self.split(point), strict=True))
-        return left & core & right
-
-    def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Average factor by factor: nearest frames and the log-Euclidean mean of the cores."""
-        parts = zip(self._parts, self.split(points), strict=True)
-        return self.join(*(part.extrinsic_mean(x, weights) for part, x in parts))
 
     def reduce(self, points: Tensor) -> Reduction:
         """Reduce both sides to the joint span of the frames: FixedRank(min(m, T r), min(n, T r), r),
@@ -257,7 +185,7 @@ class FixedRank(GeodesicManifold):
         Args:
             values: Eigenvalues l of B, (..., r).
         """
-        left, core, right = self.weights
+        left, core, right = self.scales
         return core * self.core.orbit_metric(values, self.beta * (left + right) / core)
 
     def momentum(self, point: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,15 +193,11 @@ class FixedRank(GeodesicManifold):
         (U W, B W - W B, V W)⟩ for every skew W; float64.
         """
         (u, b, v), (a, d, c) = self.split(point), self.split(vector)
-        left, core, right = self.weights
+        left, core, right = self.scales
         values, basis = torch.linalg.eigh(b.double())
         frames = linalg.skew((left * (u.mT @ a) + right * (v.mT @ c)).double())
         turned = core * self.core.momentum(values, basis.mT @ d.double() @ basis)
         return values, basis, self.beta * (basis.mT @ frames @ basis) + turned
-
-    def random_point(self) -> Tensor:
-        """Draw the factors independently."""
-        return self.join(*(part.random_point() for part in self._parts))
 
     def _resize(self, m: int, n: int, k: int) -> Self:
         return type(self)(
@@ -282,21 +206,10 @@ class FixedRank(GeodesicManifold):
             self.r,
             frames=self.beta,
             core=type(self.core),
-            weights=self.weights,
+            weights=self.scales,
             retraction=self._retraction,
             **change_options(self.options, k=k),
         )
-
-    def _weigh(
-        self, *arguments: tuple[Tensor, Tensor, Tensor]
-    ) -> Iterator[tuple[float, GeodesicManifold, tuple[Tensor, ...]]]:
-        """Return, factor by factor, its weight, its manifold and its part of each argument."""
-        return zip(self.weights, self._parts, zip(*arguments, strict=True), strict=True)
-
-    def _each(self, verb: str, *arguments: Tensor) -> Tensor:
-        """Apply one verb to each factor: (U, B, V) of every argument in turn."""
-        factors = zip(*(self.split(argument) for argument in arguments), strict=True)
-        return self.join(*(getattr(part, verb)(*x) for part, x in zip(self._parts, factors, strict=True)))
 
 
 def _look_up(kind: str, known: Mapping[str, _Value], name: str | _Value) -> _Value:

@@ -57,7 +57,7 @@ def spectrum(total: FixedRank, points: Tensor) -> Spectrum:
     """Decompose points (..., m + r + n, r), once for all their surrogates."""
     left, core, right = (x.double() for x in total.split(points))
     values, basis = torch.linalg.eigh(core)
-    charts = total.weights[1] ** 0.5 * total.core.chart(values)
+    charts = total.scales[1] ** 0.5 * total.core.chart(values)
     return Spectrum(left, right, basis, charts - charts.mean(dim=-1, keepdim=True), total)
 
 
@@ -68,7 +68,7 @@ def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
     Procrustes on both frames and on either, and the eigenbases of the cores matched in order with the signs
     that suit the frames; raw, and after an ascent with either L. Law: the elements move with the gauge.
     """
-    pair, weights = _pair(moving, fixed), fixed.total.weights
+    pair, weights = _pair(moving, fixed), fixed.total.scales
     left, right = _sides(pair, fixed.total)
     near, far = left.weighted + right.weighted, torch.pi * (weights[0] * pair.left + weights[2] * pair.right)
     starts = _starts(torch.stack((near, pair.left, pair.right)), _UNCERTAIN)
@@ -186,7 +186,7 @@ class _Side(NamedTuple):
 
 
 def _sides(pair: _Pair, total: FixedRank) -> tuple[_Side, _Side]:
-    left, _, right = total.weights
+    left, _, right = total.scales
     return _side(pair.left, total.beta, left), _side(pair.right, total.beta, right)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.frechet import Solution, frechet_mean
+from riemerge.frechet import Problem, Solution, frechet_mean
+from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.linalg import scale_modules
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
@@ -126,21 +127,19 @@ class _Run:
         began, block, options = perf_counter(), self._blocks[index], self._options
         given = {name: getattr(options, name) for name in _GIVEN}
         asked = {name: value for name, value in given.items() if value is not None}
+        form, solver = asked.pop("form", "joint"), asked.pop("solver", "lbfgs")
         if options.starts == "auto" and block.starts > 1:
             asked["cost_tol"] = min(_SETTLED, asked.get("cost_tol", _SETTLED))
         total = FixedRank(*block.size, k=len(block.names), device=block.points.device)
         manifold = QuotientManifold(total, Orthogonal(block.size.r))
+        problem = Problem(manifold, list(block.points), block.weights, form=form, reduce=False)
         solutions = [
             frechet_mean(
-                manifold,
-                list(block.points),
-                block.weights,
-                reduce=False,
-                initial_point=start,
-                callback=self._reporter(index, last=count == block.starts),
+                problem,
                 # A copy each: an optimizer holds the state of its run.
-                **copy.deepcopy(asked),
-                **self._budget(),
+                as_solver(copy.deepcopy(solver), **asked, **self._budget()),
+                start,
+                callback=self._reporter(index, last=count == block.starts),
             )
             for count, start in enumerate(_starts(manifold, block, options.seed or 0), 1)
         ]

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from riemerge import FrechetProblem
+from riemerge.frechet import Search
 from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.joint import Joint
 from riemerge.frechet.low_rank.search_space import JointManifold
+from tests.frechet.problems import search_of
 from tests.manifolds.subjects import family, updates
 
 
@@ -19,7 +20,7 @@ from tests.manifolds.subjects import family, updates
 def test_a_carrier_is_the_transport(steps: int, n: int, dtype: torch.dtype | None) -> None:
     """Also of equal sides, which it carries as one batch, and in single precision, to its digits."""
     points = family("independent", 3, 24, n, 4, seed=5, k=2, cond=1e3)
-    problem = FrechetProblem(updates(24, n, 4, k=2), points, reduce=False)
+    problem = search_of(updates(24, n, 4, k=2), points, reduce=False)
     search, point = problem.form.manifold, problem.start()
     assert isinstance(search, JointManifold)
     carrier = Carrier(search, point, dtype)
@@ -48,7 +49,7 @@ def test_a_carrier_is_the_transport(steps: int, n: int, dtype: torch.dtype | Non
     torch.testing.assert_close(carrier.push(kept[1:]), moved[1:], **near)
 
 
-def search_of_one(search: JointManifold, problem: FrechetProblem) -> JointManifold:
+def search_of_one(search: JointManifold, problem: Search) -> JointManifold:
     """The search manifold of the second of two modules."""
     assert isinstance(problem.form, Joint)
     manifold = problem.form.narrow(torch.tensor([1])).manifold

@@ -6,20 +6,19 @@ import pymanopt
 import pytest
 import torch
 
-from riemerge import FrechetProblem
 from riemerge.frechet.low_rank.joint import Joint
 from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.manifolds import torch_function
 from riemerge.manifolds.checks import check_gradient, check_manifold
 from tests.frechet.low_rank.passes import K, M, N, R, off, problem
-from tests.frechet.problems import away
+from tests.frechet.problems import away, search_of
 from tests.manifolds.subjects import family, updates
 
 
 def test_hessian_knows_the_connection_away_from_the_mean() -> None:
     """In directions of x alone, with aligned data: there the joint manifold's connection is the metric's."""
     quotient, points = updates(14, 12, 3, k=2), family("mix", 3, 14, 12, 3, seed=3)
-    problem = FrechetProblem(quotient, points)
+    problem = search_of(quotient, points)
     search = problem.form.manifold
     assert isinstance(search, JointManifold)
     assert isinstance(problem.form, Joint)
@@ -35,7 +34,7 @@ def test_hessian_knows_the_connection_away_from_the_mean() -> None:
 
 def test_joint_manifold_obeys_the_laws() -> None:
     quotient, points = updates(8, 7, 3, k=2), family("close", 3, 8, 7, 3, seed=1)
-    search = FrechetProblem(quotient, points).form.manifold
+    search = search_of(quotient, points).form.manifold
     assert isinstance(search, JointManifold)
     defects = check_manifold(search)
     assert defects.keys() >= {"projection", "symmetry", "norm", "dimension"}
@@ -74,7 +73,7 @@ def test_the_model_of_the_hessian_is_symmetric_and_positive(name: str) -> None:
     torch.testing.assert_close(inner(point, a, pb), inner(point, pa, b), rtol=1e-11, atol=1e-11)
     assert bool((inner(point, a, pa) > 0).all())
     # Where the data are the point itself the metric is the Hessian.
-    same = FrechetProblem(updates(M, N, R, k=K), [family(name, 1, M, N, R, 7)[0]] * 2, reduce=False)
+    same = search_of(updates(M, N, R, k=K), [family(name, 1, M, N, R, 7)[0]] * 2, reduce=False)
     x = same.start()
     v = same.form.manifold.projection(x, same.form.manifold.random_ambient(x))
     assert isinstance(same.form, Joint)

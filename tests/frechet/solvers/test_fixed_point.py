@@ -9,7 +9,7 @@ import numpy as np
 import pymanopt
 from pymanopt import manifolds
 
-from riemerge.frechet.solvers import FixedPoint
+from riemerge.frechet.solvers.fixed_point import FixedPointOptimizer
 from tests.frechet.guests import unit
 
 
@@ -22,7 +22,7 @@ def test_a_fixed_point_by_itself_stays_on_the_manifold_and_logs() -> None:
     def cost(x: np.ndarray) -> Any:
         return sum(anp.sum((x - y) ** 2) for y in points) / 6
 
-    found = FixedPoint(max_iterations=300, log_verbosity=1, verbosity=0).run(
+    found = FixedPointOptimizer(max_iterations=300, log_verbosity=1, verbosity=0).run(
         pymanopt.Problem(sphere, cost), initial_point=points[0]
     )
     np.testing.assert_allclose(found.point, unit(np.mean(points, axis=0)), atol=1e-5)

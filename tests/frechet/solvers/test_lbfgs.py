@@ -11,8 +11,10 @@ import pytest
 import torch
 from pymanopt.optimizers import ConjugateGradient, SteepestDescent
 
-from riemerge import Status, frechet_mean
-from riemerge.frechet.solvers import LBFGS, lbfgs
+from riemerge import Status
+from riemerge.frechet.solvers import lbfgs
+from riemerge.frechet.solvers.lbfgs import LBFGSOptimizer
+from tests.frechet.problems import mean_of
 from tests.manifolds.subjects import family, matrices, relative, updates
 
 R, T, M, N = 8, 6, 120, 100
@@ -34,7 +36,7 @@ def test_finds_leading_eigenspaces_on_stock_manifolds(space: pymanopt.manifolds.
     root = generator.standard_normal((20, 20))
     matrix = root @ root.T
     start = np.linalg.qr(generator.standard_normal((20, 3)))[0]
-    result = LBFGS(min_gradient_norm=1e-7, max_iterations=400, verbosity=0).run(
+    result = LBFGSOptimizer(min_gradient_norm=1e-7, max_iterations=400, verbosity=0).run(
         rayleigh(space, matrix), initial_point=start
     )
     best = -np.sort(np.linalg.eigvalsh(matrix))[-3:].sum()
@@ -68,7 +70,9 @@ def test_tangent_vectors_may_be_factors(seed: int) -> None:
     matrix = generator.standard_normal((20, 15))
     left, right = (np.linalg.qr(generator.standard_normal((n, 3)))[0] for n in (20, 15))
     problem, start = nearest_of_rank_three((left, np.array([3.0, 2, 1]), right.T), matrix)
-    found = LBFGS(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(problem, initial_point=start)
+    found = LBFGSOptimizer(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(
+        problem, initial_point=start
+    )
     values = np.linalg.svd(matrix, compute_uv=False)
     assert "min grad norm" in found.stopping_criterion
     assert found.cost == pytest.approx((values[3:] ** 2).sum() / 2, rel=1e-9)
@@ -89,7 +93,7 @@ def test_tangent_vectors_may_be_of_the_algebra() -> None:
 
     start = np.linalg.qr(generator.standard_normal((8, 8)))[0]
     start[:, 0] *= np.sign(np.linalg.det(start))
-    found = LBFGS(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(
+    found = LBFGSOptimizer(min_gradient_norm=1e-6, max_iterations=500, verbosity=0).run(
         pymanopt.Problem(space, cost), initial_point=start
     )
     assert "min grad norm" in found.stopping_criterion
@@ -115,7 +119,9 @@ def test_inner_products_may_be_complex_and_transport_missing(
         function(lambda x: space.dist(x, target) ** 2 / 2),
         riemannian_gradient=function(lambda x: -space.log(x, target)),
     )
-    found = LBFGS(min_gradient_norm=1e-7, max_iterations=100, verbosity=0).run(problem, initial_point=start)
+    found = LBFGSOptimizer(min_gradient_norm=1e-7, max_iterations=100, verbosity=0).run(
+        problem, initial_point=start
+    )
     assert float(space.dist(found.point, target)) < 1e-6
 
 
@@ -135,7 +141,9 @@ def test_a_trial_out_of_the_set_is_taken_back() -> None:
     problem = pymanopt.Problem(
         space, function(cost), riemannian_gradient=function(lambda x: np.eye(2) - np.linalg.inv(x))
     )
-    found = LBFGS(min_gradient_norm=1e-8, verbosity=0).run(problem, initial_point=np.diag([9.0, 0.2]))
+    found = LBFGSOptimizer(min_gradient_norm=1e-8, verbosity=0).run(
+        problem, initial_point=np.diag([9.0, 0.2])
+    )
     assert failed
     np.testing.assert_allclose(found.point, np.eye(2), atol=1e-7)
 
@@ -147,7 +155,7 @@ def test_logs_as_pymanopts_own_optimizers_do(log_verbosity: int) -> None:
     start = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 2)))[0]
     ours, theirs = (
         kind(verbosity=0, log_verbosity=log_verbosity).run(problem, initial_point=start)
-        for kind in (LBFGS, ConjugateGradient)
+        for kind in (LBFGSOptimizer, ConjugateGradient)
     )
     if log_verbosity == 0:
         assert ours.log["iterations"] is None
@@ -170,7 +178,7 @@ def test_needs_about_as_many_steps_as_dimensions_on_a_quadratic() -> None:
     def cost(x: np.ndarray) -> Any:
         return anp.sum(scales * x**2) / 2
 
-    found = LBFGS(min_gradient_norm=1e-8, max_iterations=200, verbosity=0).run(
+    found = LBFGSOptimizer(min_gradient_norm=1e-8, max_iterations=200, verbosity=0).run(
         pymanopt.Problem(space, cost), initial_point=np.ones(12)
     )
     assert np.abs(found.point).max() < 1e-7
@@ -186,14 +194,14 @@ def test_stops_at_once_at_a_minimum_and_by_its_own_rules() -> None:
         return -anp.sum(scales * x**2)
 
     problem = pymanopt.Problem(space, cost)
-    found = LBFGS(verbosity=0).run(problem, initial_point=np.eye(4)[0])
+    found = LBFGSOptimizer(verbosity=0).run(problem, initial_point=np.eye(4)[0])
     assert found.iterations == 1
-    found = LBFGS(max_iterations=3, min_gradient_norm=0, verbosity=0).run(
+    found = LBFGSOptimizer(max_iterations=3, min_gradient_norm=0, verbosity=0).run(
         problem, initial_point=np.ones(4) / 2
     )
     assert "max iterations" in found.stopping_criterion
     with pytest.raises(ValueError, match="memory is 0"):
-        LBFGS(memory=0)
+        LBFGSOptimizer(memory=0)
 
 
 def test_each_module_runs_as_if_alone() -> None:
@@ -201,9 +209,9 @@ def test_each_module_runs_as_if_alone() -> None:
     quotient = updates(40, 36, 4, k=2)
     close, far = (family(name, 4, 40, 36, 4, seed=11, k=1) for name in ("close", "independent"))
     points = [torch.cat(pair) for pair in zip(close, far, strict=True)]
-    together = frechet_mean(quotient, points, tol=1e-6)
+    together = mean_of(quotient, points, tol=1e-6)
     for index, alone in enumerate((close, far)):
-        single = frechet_mean(updates(40, 36, 4), alone, tol=1e-6)
+        single = mean_of(updates(40, 36, 4), alone, tol=1e-6)
         assert single.status[0] is together.status[index]
         assert relative(
             matrices(quotient, together.point)[index : index + 1],
@@ -233,7 +241,7 @@ def test_steps_without_curvature_are_not_used(monkeypatch: pytest.MonkeyPatch) -
                 "search",
                 watched,
             )
-            LBFGS(max_iterations=12, verbosity=0).run(
+            LBFGSOptimizer(max_iterations=12, verbosity=0).run(
                 pymanopt.Problem(space, cost), initial_point=np.array([12.0])
             )
         return seen
@@ -245,12 +253,12 @@ def test_an_optimizer_used_again_knows_nothing_of_its_last_run() -> None:
     """The way out of a solve is an exception: what it leaves on the object must not enter the next run."""
     quotient = updates(24, 20, 3, k=2)
     first, second = (family(name, 3, 24, 20, 3, seed=5, k=2) for name in ("lora_like", "close"))
-    fresh = frechet_mean(quotient, second, solver=LBFGS(verbosity=0), max_passes=40)
-    used = LBFGS(verbosity=0)
-    assert frechet_mean(quotient, first, solver=used, max_passes=10).status[0] is Status.BUDGET
-    again = frechet_mean(quotient, second, solver=used, max_passes=40)
+    fresh = mean_of(quotient, second, solver=LBFGSOptimizer(verbosity=0), max_passes=40)
+    used = LBFGSOptimizer(verbosity=0)
+    assert mean_of(quotient, first, solver=used, max_passes=10).status[0] is Status.BUDGET
+    again = mean_of(quotient, second, solver=used, max_passes=40)
     assert torch.equal(fresh.point, again.point)
-    single = frechet_mean(updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1), solver=used)
+    single = mean_of(updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1), solver=used)
     assert single.point.shape[0] == 1
 
 
@@ -260,7 +268,7 @@ def test_passes_to_eight_digits(name: str, most: int) -> None:
     """Rank 8, six adapters: the gradient norm 1e-8."""
     for seed in (2001, 2002):
         points = family(name, T, M, N, R, seed, k=2)
-        solution = frechet_mean(updates(M, N, R, k=2), points, tol=1e-9, max_passes=most)
+        solution = mean_of(updates(M, N, R, k=2), points, tol=1e-9, max_passes=most)
         assert float(solution.gradient_norm.max()) < 1e-8
         assert float(solution.forward_error.max()) < 1e-11
         assert float(solution.horizontality.max()) < 1e-7
@@ -271,9 +279,9 @@ def test_passes_to_eight_digits(name: str, most: int) -> None:
 def test_trust_regions_find_the_same_cost(name: str) -> None:
     """From one start in the basin of a minimum: from far away the two may end in different ones."""
     points = family(name, T, M, N, R, 2001, k=1)
-    near = frechet_mean(updates(M, N, R), points, tol=1e-2, max_passes=150).point
+    near = mean_of(updates(M, N, R), points, tol=1e-2, max_passes=150).point
     one, two = (
-        frechet_mean(updates(M, N, R), points, solver=solver, tol=1e-7, max_passes=1500, initial_point=near)
+        mean_of(updates(M, N, R), points, solver=solver, tol=1e-7, max_passes=1500, initial_point=near)
         for solver in ("lbfgs", "trust_regions")
     )
     assert one.status == two.status == (Status.CONVERGED,)

@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from riemerge import FrechetProblem, Status, frechet_mean
-from riemerge.frechet.solvers import LBFGS, ModulewiseLineSearcher, Monitor
+from riemerge import Status
+from riemerge.frechet.solvers.catalogue import LBFGS
+from riemerge.frechet.solvers.lbfgs import LBFGSOptimizer
+from riemerge.frechet.solvers.line_search import ModulewiseLineSearcher
+from riemerge.frechet.solvers.monitor import Monitor
+from tests.frechet.problems import mean_of, search_of
 from tests.manifolds.subjects import family, updates
 
 
 def test_line_searcher_is_not_copied() -> None:
     quotient, points = updates(14, 12, 3), family("close", 3, 14, 12, 3, seed=3, k=1)
-    problem = FrechetProblem(quotient, points)
-    monitor = Monitor(problem, tol=1e-8, cost_tol=0, max_passes=10, max_seconds=60.0, callback=None)
+    problem = search_of(quotient, points)
+    monitor = Monitor(problem, LBFGS(tol=0.0, max_passes=50))
     searcher = ModulewiseLineSearcher(problem, monitor)
     assert copy.deepcopy(searcher) is searcher
 
@@ -24,9 +28,9 @@ def test_line_searcher_is_not_copied() -> None:
 def test_a_bad_direction_is_given_up_before_the_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along one direction nothing is accepted; the gradient then goes on, and the solve converges."""
     quotient, points = updates(24, 20, 3), family("close", 3, 24, 20, 3, seed=5, k=1)
-    apply, calls = LBFGS._apply_inverse, list[int]()
+    apply, calls = LBFGSOptimizer._apply_inverse, list[int]()
 
-    def spoiled(self: LBFGS, problem: Any, algebra: Any, point: Tensor, kept: Tensor) -> Any:
+    def spoiled(self: LBFGSOptimizer, problem: Any, algebra: Any, point: Tensor, kept: Tensor) -> Any:
         calls.append(0)
         direction = apply(self, problem, algebra, point, kept)
         gradient = algebra.push(kept)
@@ -40,6 +44,6 @@ def test_a_bad_direction_is_given_up_before_the_module_is(monkeypatch: pytest.Mo
         )
         return 1e9 * (across - share * gradient) + 1e-12 * gradient
 
-    monkeypatch.setattr(LBFGS, "_apply_inverse", spoiled)
-    assert frechet_mean(quotient, points, max_passes=200).status == (Status.CONVERGED,)
+    monkeypatch.setattr(LBFGSOptimizer, "_apply_inverse", spoiled)
+    assert mean_of(quotient, points, max_passes=200).status == (Status.CONVERGED,)
     assert len(calls) > 2

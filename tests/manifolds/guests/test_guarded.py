@@ -10,9 +10,10 @@ from pymanopt import manifolds
 from pymanopt.optimizers import ConjugateGradient, SteepestDescent, TrustRegions
 from pymanopt.optimizers.optimizer import Optimizer
 
-from riemerge import Status, frechet_mean
+from riemerge import Status
 from riemerge.frechet import SOLVERS
 from tests.frechet.guests import drawn
+from tests.frechet.problems import mean_of
 
 
 def test_a_manifold_that_can_only_retract_is_enough() -> None:
@@ -44,9 +45,9 @@ def test_a_manifold_that_can_only_retract_is_enough() -> None:
             return self._sphere.zero_vector(point)
 
     points = drawn(manifolds.Sphere(4))
-    expected = frechet_mean(manifolds.Sphere(4), points).point
+    expected = mean_of(manifolds.Sphere(4), points).point
     for solver in SOLVERS:
-        solution = frechet_mean(Retracting(), points, solver=solver)
+        solution = mean_of(Retracting(), points, solver=solver)
         assert solution.ok
         np.testing.assert_allclose(solution.point, expected, atol=1e-7)
 
@@ -55,7 +56,7 @@ def test_equal_columns_have_a_logarithm() -> None:
     """Pymanopt's is arccos(1 + eps) there."""
     a, b = np.array([[1, 0.6], [1, 0], [1, 0.8]]), np.array([[1, 0], [1, 0.6], [1, 0.8]])
     a, b = (x / np.linalg.norm(x, axis=0) for x in (a, b))
-    solution = frechet_mean(manifolds.Oblique(3, 2), [a, b])
+    solution = mean_of(manifolds.Oblique(3, 2), [a, b])
     assert solution.status == (Status.CONVERGED,)
     middle = (a + b) / np.linalg.norm(a + b, axis=0)
     np.testing.assert_allclose(solution.point, middle, atol=1e-7)
@@ -78,7 +79,7 @@ def test_trial_points_out_of_the_set_cost_infinity(solver: str | Optimizer, cond
     """Steps between cores of such condition end at matrices that are none to round-off."""
     points = [(x + x.T) / 2 for x in ill_conditioned(condition)]
     spd = manifolds.SymmetricPositiveDefinite(4)
-    solution = frechet_mean(spd, points, solver=solver, max_passes=60)
+    solution = mean_of(spd, points, solver=solver, max_passes=60)
     assert np.isfinite(solution.cost).all()
     costs = [x.cost[0] for x in solution.trace]
     if solver != "fixed_point":  # which has no line search

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pymanopt import manifolds
 
-from riemerge import frechet_mean
 from riemerge.errors import RecipeError
 from riemerge.manifolds.guests.guarded import guard
 from tests.frechet.guests import COMPLETE, drawn
+from tests.frechet.problems import mean_of
 
 
 @pytest.mark.parametrize("name", COMPLETE)
@@ -21,7 +21,7 @@ def test_points_next_to_each_other_obey_the_laws(name: str, length: float) -> No
     vector = manifold.random_tangent_vector(point)
     safe = guard(manifold)
     other = safe.exp(point, length / safe.norm(point, vector) * vector)
-    assert frechet_mean(manifold, [point, other]).ok
+    assert mean_of(manifold, [point, other]).ok
 
 
 E = np.eye(3)
@@ -61,9 +61,9 @@ def test_what_is_no_point_is_refused_by_index_and_reason(name: str) -> None:
     good = drawn(manifold, 2)
     state = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     with pytest.raises(RecipeError, match=rf"point 1 is no point of it: .*{reason}"):
-        frechet_mean(manifold, [good[0], bad, good[1]])
+        mean_of(manifold, [good[0], bad, good[1]])
     with pytest.raises(RecipeError, match=rf"initial_point is no point of it: .*{reason}"):
-        frechet_mean(manifold, good, initial_point=bad)
+        mean_of(manifold, good, initial_point=bad)
     # A user's generator is left alone.
     assert (np.random.get_state(legacy=False)["state"]["key"] == state).all()  # noqa: NPY002
 
@@ -74,4 +74,4 @@ def test_points_of_single_precision_are_points(name: str) -> None:
     for point in drawn(manifold, 2):
         parts = point if isinstance(point, list) else [point]
         single = [x.astype(np.complex64 if np.iscomplexobj(x) else np.float32).astype(x.dtype) for x in parts]
-        assert frechet_mean(manifold, [single if isinstance(point, list) else single[0]] * 2).ok
+        assert mean_of(manifold, [single if isinstance(point, list) else single[0]] * 2).ok

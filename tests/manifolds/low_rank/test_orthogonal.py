@@ -213,7 +213,7 @@ def best_known(total: FixedRank, point: Tensor, to: Tensor, starts: int = 64) ->
     candidates = surrogate.candidates(surrogate.spectrum(total, point), surrogate.spectrum(total, to))
     found, squared, _ = action._refine(total, point, to, torch.cat((elements, candidates)), 3e-2)
     leaders = squared.argsort(dim=0)[:3, :, None, None]
-    _, squared = action._refine(total, point, to, torch.take_along_dim(found, leaders, dim=0), 1e-4)
+    _, squared, _ = action._refine(total, point, to, torch.take_along_dim(found, leaders, dim=0), 1e-4)
     return squared.amin(dim=0)
 
 

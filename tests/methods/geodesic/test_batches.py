@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from riemerge.frechet import frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.methods import Options
 from riemerge.methods.geodesic.batches import Size, solve
+from tests.frechet.problems import mean_of
 from tests.methods.spectra import normal
 
 WEIGHTS = [0.5, 0.3, 0.2]
@@ -38,9 +38,7 @@ def test_a_block_has_the_means_of_the_solver_and_their_certificates() -> None:
     points = torch.stack([points for points, _ in modules.values()], dim=1)
     manifold = QuotientManifold(FixedRank(*size, k=3), Orthogonal(2))
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)[:, None].expand(3, 3)
-    expected = frechet_mean(
-        manifold, list(points), weights, reduce=False, tol=1e-9, cost_tol=0.0, max_passes=300
-    )
+    expected = mean_of(manifold, list(points), weights, reduce=False, tol=1e-9, cost_tol=0.0, max_passes=300)
     for k, name in enumerate(modules):
         assert torch.equal(found[name].point, expected.point[k])
         assert found[name].evidence.status is expected.status[k]

@@ -10,23 +10,22 @@ import pymanopt
 import pytest
 import torch
 
-from riemerge import FrechetProblem, frechet_mean
 from riemerge.errors import RecipeError
-from riemerge.frechet import problem
+from riemerge.frechet import search
 from riemerge.frechet.low_rank.joint import Joint
 from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.manifolds import Orthogonal, QuotientManifold, Stiefel
 from riemerge.manifolds.checks import check_hessian
-from tests.frechet.problems import FORMS, Form, as_pymanopt, away
+from tests.frechet.problems import FORMS, Form, as_pymanopt, away, mean_of, search_of
 from tests.manifolds.subjects import family, matrices, relative, updates
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_hessian_is_symmetric_at_the_mean(form: Form) -> None:
     quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=3)
-    problem = FrechetProblem(quotient, points, form=form)
-    mean = frechet_mean(quotient, points, tol=1e-11).point
-    start = FrechetProblem(quotient, points, form=form, initial_point=mean)
+    problem = search_of(quotient, points, form=form)
+    mean = mean_of(quotient, points, tol=1e-11).point
+    start = search_of(quotient, points, form=form, initial_point=mean)
     x = start.start()
     if form == "joint":
         search = start.form.manifold
@@ -42,7 +41,7 @@ def test_hessian_is_symmetric_at_the_mean(form: Form) -> None:
 
 def test_hessian_of_a_stack_is_that_of_its_modules() -> None:
     quotient, points = updates(14, 12, 3, k=2), family("mix", 3, 14, 12, 3, seed=3)
-    problem = FrechetProblem(quotient, points)
+    problem = search_of(quotient, points)
     search = problem.form.manifold
     x = away(problem)
     v = search.random_tangent_vector(x)
@@ -50,7 +49,7 @@ def test_hessian_of_a_stack_is_that_of_its_modules() -> None:
     v[1] *= 1e-6
     together = problem.hessian(x, v)
     for module in range(2):
-        alone = FrechetProblem(updates(14, 12, 3), [p[module : module + 1] for p in points])
+        alone = search_of(updates(14, 12, 3), [p[module : module + 1] for p in points])
         expected = alone.hessian(x[module : module + 1], v[module : module + 1])
         torch.testing.assert_close(
             together[module : module + 1], expected, rtol=1e-5, atol=1e-7 * float(v[module].norm())
@@ -60,8 +59,8 @@ def test_hessian_of_a_stack_is_that_of_its_modules() -> None:
 @pytest.mark.parametrize("name", ["close", "mix", "lora_like", "independent"])
 def test_reduction_is_exact(name: str) -> None:
     quotient, points = updates(60, 50, 4, k=2), family(name, 3, 60, 50, 4, seed=5)
-    full = FrechetProblem(quotient, points, reduce=False)
-    small = FrechetProblem(quotient, points)
+    full = search_of(quotient, points, reduce=False)
+    small = search_of(quotient, points)
     assert small.form.manifold.total.m == 12
     starts = small.start(), full.start()
     torch.testing.assert_close(
@@ -72,15 +71,15 @@ def test_reduction_is_exact(name: str) -> None:
         < 1e-12
     )
     # Both begin in single precision, so they agree as far as they are solved.
-    reduced = frechet_mean(quotient, points, max_passes=200, tol=1e-12)
-    trivial_reduction = frechet_mean(quotient, points, max_passes=200, tol=1e-12, reduce=False)
+    reduced = mean_of(quotient, points, max_passes=200, tol=1e-12)
+    trivial_reduction = mean_of(quotient, points, max_passes=200, tol=1e-12, reduce=False)
     assert relative(matrices(quotient, reduced.point), matrices(quotient, trivial_reduction.point)) < 1e-10
 
 
 def test_a_start_outside_the_span_is_kept() -> None:
     quotient, points = updates(40, 30, 2), family("close", 2, 40, 30, 2, seed=5, k=1)
     outside = quotient.random_point()
-    problem = FrechetProblem(quotient, points, initial_point=outside)
+    problem = search_of(quotient, points, initial_point=outside)
     assert (
         relative(matrices(quotient, problem.solution(problem.start())), matrices(quotient, outside)) < 1e-12
     )
@@ -102,17 +101,17 @@ BAD_WEIGHTS: dict[str, tuple[list[float] | torch.Tensor, str]] = {
 def test_bad_weights_are_refused(case: str) -> None:
     weights, words = BAD_WEIGHTS[case]
     with pytest.raises(RecipeError, match=words):
-        FrechetProblem(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5), weights)
+        search_of(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5), weights)
 
 
 def test_weights_are_normalised_and_may_differ_by_module() -> None:
     quotient, points = updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)
-    whole = frechet_mean(quotient, points, [5, 3, 2])
-    shares = frechet_mean(quotient, points, [0.5, 0.3, 0.2])
+    whole = mean_of(quotient, points, [5, 3, 2])
+    shares = mean_of(quotient, points, [0.5, 0.3, 0.2])
     assert torch.equal(whole.point, shares.point)
-    mixed = frechet_mean(quotient, points, torch.tensor([[1.0, 0], [1, 1], [0, 1]]))
-    left = frechet_mean(quotient, points[:2])
-    right = frechet_mean(quotient, points[1:])
+    mixed = mean_of(quotient, points, torch.tensor([[1.0, 0], [1, 1], [0, 1]]))
+    left = mean_of(quotient, points[:2])
+    right = mean_of(quotient, points[1:])
     merged = matrices(quotient, mixed.point)
     assert relative(merged[:1], matrices(quotient, left.point)[:1]) < 1e-7
     assert relative(merged[1:], matrices(quotient, right.point)[1:]) < 1e-7
@@ -121,7 +120,6 @@ def test_weights_are_normalised_and_may_differ_by_module() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "form": ({"form": "primal"}, "'primal'"),
     "gradient": ({"gradient": "numeric"}, "'numeric'"),
-    "squared_dist without autograd": ({"squared_dist": lambda x, y: x}, "autograd"),
 }
 
 
@@ -129,23 +127,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_options_are_refused(case: str) -> None:
     options, words = REFUSED[case]
     with pytest.raises(RecipeError, match=words):
-        FrechetProblem(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5), **options)
+        search_of(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5), **options)
 
 
 def test_bad_points_are_refused() -> None:
     with pytest.raises(RecipeError, match="no points"):
-        FrechetProblem(Stiefel(5, 2), [])
+        search_of(Stiefel(5, 2), [])
     with pytest.raises(RecipeError, match=r"point 0 is of shape \(1, 5, 2\); expected \(2, 5, 2\)"):
-        FrechetProblem(Stiefel(5, 2, k=2), [Stiefel(5, 2).random_point()])
+        search_of(Stiefel(5, 2, k=2), [Stiefel(5, 2).random_point()])
     with pytest.raises(RecipeError, match=r"initial_point is of shape \(1, 6, 2\)"):
-        FrechetProblem(
-            Stiefel(5, 2), [Stiefel(5, 2).random_point()], initial_point=Stiefel(6, 2).random_point()
-        )
-    with pytest.raises(RecipeError, match="squared_dist"):
-        FrechetProblem(pymanopt.manifolds.Sphere(3), [np.eye(3)[0]], gradient="autograd")
-    joint = FrechetProblem(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)).form.manifold
+        search_of(Stiefel(5, 2), [Stiefel(5, 2).random_point()], initial_point=Stiefel(6, 2).random_point())
+    with pytest.raises(RecipeError, match="a distance of your own"):
+        search_of(pymanopt.manifolds.Sphere(3), [np.eye(3)[0]], gradient="autograd")
+    joint = search_of(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)).form.manifold
     with pytest.raises(RecipeError, match="no logarithm"):
-        FrechetProblem(joint, [joint.random_point()])
+        search_of(joint, [joint.random_point()])
 
 
 @pytest.mark.parametrize("damage", ["nan", "indefinite core", "frame not orthonormal"])
@@ -160,7 +156,7 @@ def test_data_off_the_manifold_is_refused_by_point_and_module(damage: str) -> No
     else:
         u.mul_(2)
     with pytest.raises(RecipeError, match="point 1 is no point of the manifold in module 1"):
-        FrechetProblem(quotient, [points[0], bad, points[2]])
+        search_of(quotient, [points[0], bad, points[2]])
 
 
 def test_geometry_of_the_quotient_alone() -> None:
@@ -171,7 +167,7 @@ def test_geometry_of_the_quotient_alone() -> None:
     assert isinstance(action, Orthogonal)
     turned = [action.act(total, x, action.random_element((2,), generator)) for x in points]
     for a, b in itertools.product((points, turned), repeat=2):
-        one, two = FrechetProblem(quotient, a), FrechetProblem(quotient, b)
+        one, two = search_of(quotient, a), search_of(quotient, b)
         costs = [p.evaluate(p.start()).cost for p in (one, two)]
         torch.testing.assert_close(*costs, rtol=1e-9, atol=0)
     assert isinstance(quotient, QuotientManifold)
@@ -184,8 +180,8 @@ def test_a_start_at_the_cut_locus_is_left_by_ever_longer_steps(
     """Of many modules of one subspace, one in forty is helped neither by the first step nor by the data."""
     points = family("shared_subspace", 6, width, width, rank, seed=0, k=12)
     tries = []
-    for steps in (problem._STEPS_OFF, 1):
-        monkeypatch.setattr(problem, "_STEPS_OFF", steps)
-        solution = frechet_mean(updates(width, width, rank, k=12), points, max_passes=1)
+    for steps in (search._STEPS_OFF, 1):
+        monkeypatch.setattr(search, "_STEPS_OFF", steps)
+        solution = mean_of(updates(width, width, rank, k=12), points, max_passes=1)
         tries.append(int(np.isinf(solution.cost).sum()))
     assert tries == [0, 1]

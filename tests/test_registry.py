@@ -1,0 +1,55 @@
+"""Names for values: what a text builds, what it refuses, and what a plug-in adds."""
+
+from __future__ import annotations
+
+import pytest
+
+from riemerge.errors import RecipeError
+from riemerge.registry import Registry, did_you_mean, parse_scalar
+
+
+class Bowl:
+    def __init__(self, depth: float = 1.0, word: str = "clay") -> None:
+        if depth < 0:
+            raise ValueError(f"depth is {depth}; expected at least 0")
+        self.depth, self.word = depth, word
+
+
+def bowls() -> Registry[Bowl]:
+    return Registry("bowl", {"bowl": Bowl, "far": "tests.test_registry:Bowl"})
+
+
+def test_a_text_builds_what_it_says() -> None:
+    made = bowls().make("bowl:depth=2.5:word=mud", depth=3)
+    assert (made.depth, made.word) == (2.5, "mud")
+    assert bowls()["far"] is Bowl
+    assert [parse_scalar(text) for text in ("1", "1e-3", "false", "x")] == [1, 1e-3, False, "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bowle", "unknown bowl 'bowle': did you mean 'bowl'"),
+        ("bowl:dept=1", "unknown option 'dept': did you mean 'depth'"),
+        ("bowl:depth", "'depth' is no option=value"),
+        ("bowl:depth=-1", "depth is -1; expected at least 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        bowls().make(text)
+
+
+def test_a_name_is_taken_once() -> None:
+    registry = bowls()
+    registry.register("mine", Bowl)
+    registry.register("mine", Bowl)
+    assert list(registry) == ["bowl", "far", "mine"]
+    assert len(registry) == 3
+    with pytest.raises(RecipeError, match="bowl 'bowl' is there already"):
+        registry.register("bowl", lambda: Bowl(2.0))
+
+
+def test_a_word_that_is_near_to_none_is_told_all() -> None:
+    assert did_you_mean("tol", ["tol", "rank"]) == "did you mean 'tol'? (known: tol, rank)"
+    assert did_you_mean("zzz", iter(["tol", "rank"])) == "known: tol, rank"
