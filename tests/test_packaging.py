@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"yaml": "pyyaml"}
-# Imported by name alone: pymanopt.function.autograd needs it. Asked of PEFT models, or for pictures, if there.
+# Imported by name alone: pymanopt.function.autograd needs it. For PEFT models and for pictures, if there.
 UNSEEN, OPTIONAL = {"autograd"}, {"peft", "transformers", "matplotlib"}
 
 
