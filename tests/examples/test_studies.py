@@ -113,6 +113,9 @@ def test_divergences_and_distances_of_gaussians_are_those_of_their_definitions()
     # Skewed ones tend to it, with an error of the order of the share.
     near = jensen_bounds.jensen(p, q, 1e-6)
     torch.testing.assert_close(near, jensen_bounds.jensen(p, q, 0.0), rtol=1e-2, atol=0)
+    sums = (p[:, 1].square() + q[:, 1].square()) / 2
+    bhattacharyya = (p - q)[:, 0].square() / sums / 8 + (sums / p[:, 1] / q[:, 1]).log() / 2
+    torch.testing.assert_close(jensen_bounds.jensen(p, q, 0.5), 8 * bhattacharyya)
     apart = (p - q).square() @ torch.tensor([0.5, 1.0], dtype=F64) / (2 * p[:, 1] * q[:, 1])
     torch.testing.assert_close(jensen_bounds.fisher_rao(p, q), 2**0.5 * (1 + apart).acosh())
     for i in range(len(p)):
@@ -213,6 +216,8 @@ def test_other_bases_are_the_same_function() -> None:
     layer = heads.draw_normal(2, 2, heads.HEADS, heads.WIDTH, heads.RANK)
     x = heads.draw_normal(heads.TOKENS, heads.WIDTH)
     torch.testing.assert_close(heads.attend(heads.rewrite(layer, 10.0), x), heads.attend(layer, x))
+    merged = heads.merge_heads([layer, heads.rewrite(layer, 10.0)])  # of one function, in two writings
+    torch.testing.assert_close(heads.attend(merged, x), heads.attend(layer, x))
     # One head by hand.
     (q, k), (v, o) = layer[:, :, 0]
     weights = torch.softmax(x @ q @ (x @ k).T / heads.RANK**0.5, dim=1)
