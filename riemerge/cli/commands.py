@@ -8,6 +8,7 @@ import click
 
 from riemerge._version import __version__
 from riemerge.cli.check import check
+from riemerge.cli.compare import compare
 from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
 from riemerge.cli.inspect import inspect
@@ -34,5 +35,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for _command in (merge, soup, sweep, evaluate, inspect, methods, check, demo):
+for _command in (merge, soup, sweep, evaluate, compare, inspect, methods, check, demo):
     main.add_command(_command)
