@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from my_lab import metric, symmetry
 from torch import Tensor
 
 from examples import toy
-from examples.my_lab.my_lab import metric, symmetry
 from riemerge import Problem, frechet_mean
 from riemerge.manifolds import GeodesicManifold, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
