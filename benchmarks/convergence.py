@@ -24,7 +24,7 @@ from benchmarks.peers import SHIPPED
 from benchmarks.primitives import problem
 from riemerge import read_adapter
 from riemerge.frechet import SOLVERS, Solution
-from riemerge.frechet.solvers.monitor import ENDLESS
+from riemerge.frechet.solvers.guest_optimizer import ENDLESS
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.methods import find_method
 from riemerge.updates.low_rank import LowRankUpdate
