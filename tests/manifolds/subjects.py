@@ -9,10 +9,15 @@ from torch import Tensor
 
 from examples.toy import Scaling, TwoLayers
 from riemerge.manifolds import (
+    Euclidean,
     FixedRank,
     GeodesicManifold,
+    Grassmann,
+    HalfPlane,
     Orthogonal,
+    Product,
     QuotientManifold,
+    Sphere,
     Stiefel,
     SymmetricPositiveDefinite,
 )
@@ -22,6 +27,8 @@ TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
     "stiefel": lambda: Stiefel(9, 3, k=2, seed=1),
     "stiefel, short": lambda: Stiefel(5, 3, k=2, seed=1),
     "stiefel, p = 1": lambda: Stiefel(4, 1, k=2, seed=1),
+    "stiefel, euclidean": lambda: Stiefel(9, 3, beta=1.0, k=2, seed=1),
+    "stiefel, short, between": lambda: Stiefel(5, 3, beta=0.7, k=2, seed=1),
     "rotations": lambda: Stiefel(4, 4, k=2, seed=1),
     "spd": lambda: SymmetricPositiveDefinite(4, k=2, seed=1),
     "spd, quadratic steps": lambda: SymmetricPositiveDefinite(4, k=2, retraction="quadratic", seed=1),
@@ -30,9 +37,24 @@ TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
     "fixed rank, quadratic steps": lambda: FixedRank(8, 7, 3, k=2, retraction="quadratic", seed=1),
     "fixed rank 1": lambda: FixedRank(5, 6, 1, k=2, seed=1),
     "two layers": lambda: TwoLayers(k=2, seed=1),
+    "euclidean": lambda: Euclidean(3, 4, k=2, seed=1),
+    "sphere": lambda: Sphere(3, 4, k=2, seed=1),
+    "grassmann": lambda: Grassmann(7, 3, k=2, seed=1),
+    "grassmann, short": lambda: Grassmann(4, 3, k=2, seed=1),
+    "half-planes": lambda: HalfPlane(3, k=2, seed=1),
+    "product": lambda: Product(
+        Sphere(3, 2, k=2, seed=1), SymmetricPositiveDefinite(2, k=2, seed=2), scales=(2, 0.5)
+    ),
+    "product of other columns": lambda: Product(
+        HalfPlane(3, k=2, seed=1), SymmetricPositiveDefinite(2, k=2, seed=2)
+    ),
 }
 QUOTIENTS: dict[str, Callable[[], QuotientManifold]] = {
     "updates": lambda: QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), Orthogonal(3)),
+    "updates of weighed metrics": lambda: QuotientManifold(
+        FixedRank(6, 5, 2, frames=0.7, core="log_euclidean", weights=(1.0, 2.0, 0.5), k=2, seed=1),
+        Orthogonal(2),
+    ),
     "updates of rank 1": lambda: QuotientManifold(FixedRank(8, 7, 1, k=2, seed=1), Orthogonal(1)),
     "updates of short sides": lambda: QuotientManifold(FixedRank(5, 7, 3, k=2, seed=1), Orthogonal(3)),
     "two layers by scaling": lambda: QuotientManifold(TwoLayers(k=2, seed=1), Scaling()),

@@ -17,7 +17,7 @@ from riemerge.manifolds.base import host
 # Inner iterations of the subproblem; each costs two passes.
 _MAX_INNER = 30
 # What is left of the gradient in the model where the subproblem is solved: its own size as a share, which
-# makes the method quadratic, between these. Below, differences show nothing but noise: 91 passes for 17.
+# makes the method quadratic, between these. Below, differences show nothing but noise: 91 passes for 24.
 _FINEST, _COARSEST = 1e-4, 0.1
 # Shares of the promised decrease: a step of less is not taken; below and above the next two the radius
 # becomes smaller and larger.
