@@ -12,7 +12,7 @@ from riemerge.frechet.low_rank.logarithms import Pass
 from riemerge.manifolds.base import TorchManifold, change_options
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
-from riemerge.manifolds.low_rank.orthogonal import Orthogonal, orbit_metric
+from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
 
 
@@ -27,7 +27,7 @@ class JointManifold(TorchManifold):
 
     The metric is that of the motions these cause: the total space's on x, and wᵢ times the squared length of
     the orbit motion of yᵢ on Wᵢ, which is constant, since yᵢ is kept in a gauge with diagonal core: Σⱼₖ
-    wᵢ hⱼₖ Wⱼₖ² with hⱼₖ = lⱼ/lₖ + lₖ/lⱼ - 1. In this metric the Fréchet cost has a Hessian near the
+    wᵢ hⱼₖ Wⱼₖ² with h of `FixedRank.orbit_metric`. In this metric the Fréchet cost has a Hessian near the
     identity, so a step of one is right.
 
     Args:
@@ -53,7 +53,7 @@ class JointManifold(TorchManifold):
         # A weight of zero takes the alignment out of the problem; its metric must stay definite.
         positive = torch.where(weights > 0, weights, torch.ones_like(weights))
         self._values = values
-        self._metric = orbit_metric(values)
+        self._metric = total.orbit_metric(values)
         self._weighted_metric = linalg.scale_modules(positive, self._metric)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class JointManifold(TorchManifold):
     def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, known: Pass) -> Tensor:
         """Return what `gradient` does, from what one pass of `AlignedLogarithms` found."""
         basis, momentum = known.basis, known.momentum
-        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / orbit_metric(known.values)
+        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / self.total.orbit_metric(known.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
         frame = alignments @ basis
         return self._join_gradient(vertical - known.mean, frame @ momentum @ frame.mT, weights)
@@ -94,7 +94,7 @@ class JointManifold(TorchManifold):
 
     def vertical_lengths(self, known: Pass) -> Tensor:
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
-        return (known.momentum.square() / orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
+        return (known.momentum.square() / self.total.orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
 
     def precondition(self, point: Tensor, vector: Tensor, known: Pass) -> Tensor:
         """Divide the turns by a model of the cost's second derivative over the group, at a point whose pass
@@ -108,7 +108,7 @@ class JointManifold(TorchManifold):
         frame = alignments @ known.basis
         cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
         products = known.basis.mT @ known.products @ known.basis
-        curvature = group_curvature(known.values, products[0], products[1], cores)
+        curvature = group_curvature(self.total, known.values, products[0], products[1], cores)
         small = frame.mT @ (self._metric * turns) @ frame / curvature
         return self.join(at_x, linalg.skew(frame @ small @ frame.mT))
 
