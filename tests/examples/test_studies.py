@@ -14,7 +14,14 @@ from pymanopt.manifolds import PoincareBall
 from scipy.integrate import quad
 from torch import Tensor
 
-from examples import fisher_as_frechet, heads, jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
+from examples import (
+    fisher_as_frechet,
+    heads,
+    jensen_bounds,
+    merging_is_a_gradient_step,
+    preconditioned_merge,
+    rebasin,
+)
 from riemerge import Momentum, OuterOptimizer, Problem, frechet_mean
 from riemerge.manifolds import HalfPlane
 from tests.examples.lines import code_lines
@@ -267,3 +274,27 @@ def test_the_toy_s_fisher_matrix_is_the_expected_hessian_and_leaves_a_line_of_mi
         candidate = c * network * torch.tensor([1.0, -1.0], dtype=F64)
         torch.testing.assert_close(quadratic(candidate), quadratic(least))
         assert candidate.prod() < 0 < network.prod()
+
+
+# --- networks whose units may change places -----------------------------------------------------------------
+
+
+def test_the_mean_up_to_signed_permutations_is_as_good_as_the_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("rebasin", tmp_path / "picture.png", monkeypatch, capsys)
+    average, permuted, signed = (numbers(line.replace(",", " ")) for line in printed.splitlines())
+    ends = max(average[:2])
+    assert average[2] > 8 * ends
+    assert 1.5 * ends < permuted[2] < 3 * ends
+    assert signed[2] < 1.1 * ends
+
+
+def test_the_mean_of_a_network_and_its_copy_in_other_places_is_the_network() -> None:
+    network = rebasin.draw_normal(5, rebasin.UNITS, 5)
+    signs = rebasin.draw_normal(6, rebasin.UNITS, 1).sign()
+    copy = (signs * network)[torch.randperm(rebasin.UNITS, generator=seeded(1))]
+    data = rebasin.moons(3)
+    torch.testing.assert_close(rebasin.loss(copy, *data), rebasin.loss(network, *data))  # tanh is odd
+    mean = frechet_mean(Problem(rebasin.GEOMETRIES["with signs"], [network[None], copy[None]])).point[0]
+    torch.testing.assert_close(rebasin.loss(mean, *data), rebasin.loss(network, *data))
