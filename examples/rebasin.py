@@ -70,11 +70,9 @@ GEOMETRIES: dict[str, GeodesicManifold] = {
 
 def measure() -> dict[str, list[float]]:
     """Return the test loss of the means with weights (1, 0), (0.9, 0.1), ..., (0, 1) in each geometry."""
-    points, test = [train(1)[None], train(2)[None]], moons(1)
+    pair, test = [train(1)[None], train(2)[None]], moons(1)
     return {
-        name: [
-            float(loss(frechet_mean(Problem(one, points, [10 - i, i])).point[0], *test)) for i in range(11)
-        ]
+        name: [float(loss(frechet_mean(Problem(one, pair, [10 - i, i])).point[0], *test)) for i in range(11)]
         for name, one in GEOMETRIES.items()
     }
 
