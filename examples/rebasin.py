@@ -13,8 +13,6 @@ Run: python examples/rebasin.py [picture.png]
 Source: Ainsworth, Hayase, Srinivasa 2023 (Git re-basin: weight matching, exact for one hidden layer).
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch
