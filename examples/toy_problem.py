@@ -5,7 +5,7 @@ Fréchet mean averages predictors. The metric and the symmetry are those of the 
 
 - Figure 1: of two gauges of one network the plain average is another network; of θ and -θ it is zero.
 - Figure 2: the plain average depends on the gauges that the networks come in. The mean on the quotient does
-  not, and the solver finds the closed form. (Predictors of both signs have no mean: none of them is zero.)
+  not, and the solver finds the closed form. (Predictors of both signs have no mean: w = 0 is no network.)
 - Eq. 15 gives geodesics t -> θᵢ √(1 + 2 t ηᵢ / θᵢ) for any start. It holds for horizontal ones alone, where
   η1 / θ1 = η2 / θ2. They are all that aligned networks need; from other starts its curve is no geodesic.
 
