@@ -62,6 +62,16 @@ class GroupAction(ABC):
     def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Return the representative of a point's orbit that is nearest to another point."""
 
+    def formulation(self, total: GeodesicManifold) -> str | None:
+        """Return the class `package.module:Class` that states Fréchet problems on the quotient; None for
+        the nested one, which aligns the data anew at every point. Derived: None.
+        """
+        return None
+
+    def realign(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
+        """Align again a representative that is nearly aligned. Derived: by `align`, from scratch."""
+        return self.align(total, point, to)
+
     @abstractmethod
     def extrinsic_mean(self, total: GeodesicManifold, points: Tensor, weights: Tensor) -> Tensor:
         """Average orbits (T, K, ...) with weights (T, K) cheaply: a start for the mean, in any order of the

@@ -44,6 +44,10 @@ class Orthogonal(GroupAction):
         self.r = self.columns = r
         self.dimension = r * (r - 1) // 2
 
+    def formulation(self, total: GeodesicManifold) -> str:
+        """Return the joint formulation, in which alignments are variables."""
+        return "riemerge.frechet.low_rank.joint:Joint"
+
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
         """Move a point along its orbit."""
         total = _fixed_rank(total)
