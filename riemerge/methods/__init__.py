@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
+from riemerge.methods.columns import COLUMNS, PLAIN_METHOD, compose, find_row
+from riemerge.methods.edits import EDITS, Edit
+from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter
-from riemerge.methods.stack import Edit, Evidence, Geometry, Merged, Options, Stack, resolve
+from riemerge.methods.stack import Evidence, Geometry, Merged, Options, Stack, resolve
 from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, find_method
 
 __all__ = [
+    "COLUMNS",
     "DEFAULT_METHOD",
+    "EDITS",
+    "FORMULA",
+    "GEOMETRIES",
     "METHODS",
     "PARAMETERS",
+    "PLAIN_METHOD",
     "Edit",
     "Evidence",
     "Geometry",
@@ -22,7 +30,9 @@ __all__ = [
     "Options",
     "Parameter",
     "Stack",
+    "compose",
     "find_method",
+    "find_row",
     "run_method",
 ]
 
@@ -39,5 +49,5 @@ def run_method(method: Method, stack: Stack, options: Options) -> Iterator[tuple
         NumericalError: An edit or the geometry has no answer for some updates; every one of them is named.
         AdapterError: The updates do not fit each other in this geometry.
     """
-    geometry = cast("Geometry", resolve(method.geometry))
-    return geometry(method, stack, options)
+    engine = "geodesic.quotient_mean:frechet" if method.geometry == "polar" else "flat:flat"
+    return cast("Geometry", resolve(f"riemerge.methods.{engine}"))(method, stack, options)

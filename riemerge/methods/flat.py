@@ -15,6 +15,7 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
+from riemerge.methods.edits import parse_edit
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.reduction import in_order
@@ -41,7 +42,7 @@ class FlatRow:
         survey = None
         if method.survey:
             survey = resolve(method.survey)
-        edits = tuple(map(resolve, method.edits))
+        edits = tuple(resolve(str(parse_edit(edit)[0].function)) for edit in method.edits)
         return cls(method.domain, edits, resolve(method.mean), survey, method.constrained)
 
     def __call__(self, x: Tensor, setting: Setting) -> Answer:

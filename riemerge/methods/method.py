@@ -4,27 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
+
+from riemerge.methods.geometries import FORMULA
+
+Domain: TypeAlias = Literal["gram", "span", "half", "entries", "factors"]
+"""What a mean sees of a module: see `riemerge.methods.setting.Mean`."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to merge: what to do to each update first, what *near* means, and how the mean is found.
+    """One way to merge: edits of each update, what *near* means, how distance is punished, how the mean is
+    found, and what is done to it.
 
-    A row holds names, not objects, so the table can be printed without loading any numerical library.
+    A row holds names, not objects, so the table can be printed without loading any numerical library. A name
+    may have options, `huber:delta=1`, and an option may be the value of a parameter, `huber:delta={delta}`.
 
     Attributes:
         name: What a recipe's `merge_method` says.
         summary: One line for a person choosing.
         source: Where the method comes from: author, year.
-        geometry: `package.module:function` of the geometry (see `riemerge.methods.stack.Geometry`).
-        domain: What the mean sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner products,
+        edits: What is done to the updates first, in order: names in `riemerge.methods.edits.EDITS`.
+        geometry: What *near* means: a name in `riemerge.methods.geometries.GEOMETRIES`; `formula` where the
+            mean is no Fréchet mean.
+        loss: How distance is punished: a name in `riemerge.losses.LOSSES`.
+        solver: How the mean is found, unless a recipe says: a name in `riemerge.solvers.SOLVERS`, or
+            `closed_form`.
+        finish: What is done to the mean, in words.
+        domain: What a formula sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner products,
             `span` cores in the joint span, `half` cores on the left and full width on the right, `entries`
-            the dense updates, `factors` points on a manifold of factors, where the geometry is not flat.
-        edits: `package.module:function` of each edit, in order (see `riemerge.methods.setting.FlatEdit`; in
-            the quotient geometry `riemerge.methods.stack.Edit`).
-        mean: `package.module:function` of the flat mean (see `riemerge.methods.setting.Mean`).
+            the dense updates, `factors` the factors in the joint span. A geometry has its own.
+        mean: `package.module:function` of a formula (see `riemerge.methods.setting.Mean`); empty where the
+            mean is the geometry's.
         survey: `package.module:function` of what looks at all modules first; empty for none.
         own_parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside
             `weight`, `rank` and `scale`, or with a default of its own, each with that default; None where a
@@ -60,9 +72,12 @@ class Method:
     name: str
     summary: str
     source: str
-    geometry: str = "riemerge.methods.flat:flat"
-    domain: Literal["gram", "span", "half", "entries", "factors"] = "factors"
     edits: tuple[str, ...] = ()
+    geometry: str = FORMULA
+    loss: str = "square"
+    solver: str = "closed_form"
+    finish: tuple[str, ...] = ()
+    domain: Domain = "span"
     mean: str = ""
     survey: str = ""
     own_parameters: Mapping[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.methods import METHODS, Method
+from riemerge.methods import Method, find_row
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
@@ -87,7 +87,7 @@ _NEXT = {
 
 
 def _heading(record: RunRecord) -> Text:
-    method = METHODS[record.recipe["merge_method"]]
+    method = find_row(record.recipe)
     base = printable(record.base_model or "not named")
     lines = [
         f"{method.name}: {method.summary}",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from riemerge.errors import RecipeError
-from riemerge.methods import METHODS, PARAMETERS, Method, find_method
+from riemerge.methods import FORMULA, GEOMETRIES, METHODS, PARAMETERS, Method, find_method
+from riemerge.methods.edits import parse_edit
 from riemerge.methods.parameters import Parameter
 from riemerge.recipes.recipe import make_recipe, parse_value, read_recipe
 from riemerge.recipes.yaml12 import MAX_BYTES
@@ -522,6 +523,8 @@ def test_every_row_says_everything_and_names_code_that_exists() -> None:
         assert set(row.defaults) <= set(row.parameters)
         assert row.defaults.get("solver", "fixed_point") in SOLVERS
         assert ("solver" in row.parameters) == ("solver" in row.defaults)
-        for dotted in (row.geometry, *row.edits):
+        assert row.geometry == FORMULA or row.geometry.partition(":")[0] in GEOMETRIES
+        assert all(parse_edit(edit) for edit in row.edits)
+        for dotted in filter(None, (row.mean, row.survey)):
             module, _, attribute = dotted.partition(":")
             assert callable(getattr(import_module(module), attribute))

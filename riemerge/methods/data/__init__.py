@@ -23,6 +23,7 @@ _gram = partial(Method, domain="half", statistics=("gram",), checkpoints="weight
 ROWS: tuple[Method, ...] = (
     _fisher(
         name="fisher",
+        geometry="flat:metric=diagonal",
         summary="average of entries weighted by diagonal Fisher information: Σ w F x / Σ w F",
         source="Matena, Raffel 2022, Merging Models with Fisher-Weighted Averaging, arXiv:2111.09832",
         mean=_HERE + "fisher",
@@ -32,6 +33,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _fisher(
         name="gradient_matching",
+        geometry="flat:metric=diagonal",
         summary="fisher with the base's curvature: Σ w (H + H0) x / (H0 + Σ w H), for weights of any sum",
         source="Daheim et al. 2023, Model Merging by Uncertainty-Based Gradient Matching, arXiv:2310.12808",
         mean=_HERE + "gradient_matching",
@@ -42,6 +44,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _gram(
         name="regmean",
+        geometry="flat:metric=gram",
         summary="the linear map nearest in outputs to each model's on its own inputs: (Σ w x G)(Σ w G)⁻¹",
         source="Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights, arXiv:2212.09849",
         mean=_HERE + "regmean",
@@ -49,6 +52,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _gram(
         name="mats",
+        geometry="flat:metric=kronecker",
         summary="Kronecker-factored Fisher: solves Σ w L x R = Σ w L xᵢ R by conjugate gradients",
         source="Tam et al. 2023, Merging by Matching Models in Task Parameter Subspaces, arXiv:2312.04339",
         domain="entries",
@@ -58,6 +62,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _gram(
         name="mats_forward",
+        geometry="flat:metric=gram",
         summary="mats with the inputs' Gram matrices alone: RegMean unshrunk, by conjugate gradients",
         source="Tam et al. 2023, Merging by Matching Models in Task Parameter Subspaces, arXiv:2312.04339",
         mean=_HERE + "mats_forward",
@@ -65,6 +70,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _fisher(
         name="fisher_rao",
+        geometry="gaussians",
         summary="Fréchet mean of Gaussians N(x, 1/F) per entry in the Fisher-Rao distance; near: fisher",
         source="Atkinson, Mitchell 1981, Rao's Distance Measure; da Silva et al. 2026, arXiv:2604.27155",
         mean="riemerge.methods.data.gaussian:fisher_rao",

@@ -7,7 +7,6 @@ from functools import partial
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter, choice, factor, share
 
-_EDITS = "riemerge.methods.elections.entrywise:"
 _MEANS = "riemerge.methods.elections.election:"
 _TIES = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
 _DARE = "Yu et al. 2024, Language models are super Mario (DARE), arXiv 2311.03099"
@@ -58,14 +57,14 @@ PARAMETERS: tuple[Parameter, ...] = (
 
 _entries = partial(Method, domain="entries", normalised=False)
 _signed = partial(_entries, negative_weights=True)
-_dropped = partial(_signed, edits=(_EDITS + "drop",), source=_DARE, differs={"rescale": _RESCALED})
+_dropped = partial(_signed, edits=("drop",), source=_DARE, differs={"rescale": _RESCALED})
 _DROP = {"density": 1.0, "rescale": "expected", "normalize": False, "seed": None}
-_ranked = partial(_entries, edits=(_EDITS + "drop_by_rank",), differs={"rescale": _RESCALED})
+_ranked = partial(_entries, edits=("drop_by_rank",), differs={"rescale": _RESCALED})
 _BY_RANK = {"density": 1.0, "epsilon": 0.15, "rescale": "expected"}
 _crumbs = partial(
     _signed,
     source="Davari & Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; mergekit",
-    edits=(_EDITS + "trim_both_ends",),
+    edits=("trim_both_ends",),
     own_parameters={"density": 1.0, "gamma": 0.01, "normalize": False},
 )
 _needed = partial(
@@ -77,9 +76,10 @@ _needed = partial(
 ROWS: tuple[Method, ...] = (
     _signed(
         name="magnitude_prune",
+        geometry="flat",
         summary="Σ wᵢ dWᵢ of updates trimmed to the density of largest entries, per tensor (PEFT's, on dW)",
         source="PEFT, merge_utils.magnitude_prune",
-        edits=(_EDITS + "trim",),
+        edits=("trim",),
         mean=_MEANS + "weighted_sum",
         own_parameters={"density": 1.0},
     ),
@@ -87,7 +87,7 @@ ROWS: tuple[Method, ...] = (
         name="ties",
         summary="trim per tensor, elect signs by Σ wᵢ dWᵢ, weighted mean of who agrees (mergekit's TIES)",
         source=f"{_TIES}; mergekit's `ties`",
-        edits=(_EDITS + "trim",),
+        edits=("trim",),
         mean=_MEANS + "elect",
         own_parameters={"density": 1.0, "normalize": True},
     ),
@@ -96,7 +96,7 @@ ROWS: tuple[Method, ...] = (
         summary="trim per tensor, elect signs without weights, weighted sum of who agrees over their number "
         "(PEFT's `ties_svd`)",
         source=f"{_TIES}; PEFT, merge_utils.ties",
-        edits=(_EDITS + "trim",),
+        edits=("trim",),
         mean=_MEANS + "elect_unweighted",
         own_parameters={"density": 1.0, "majority_sign_method": "total"},
         idempotent=False,
@@ -105,7 +105,7 @@ ROWS: tuple[Method, ...] = (
         name="ties_original",
         summary="TIES as published: each model trimmed over all modules at once, undecided signs by majority",
         source=_TIES,
-        edits=(_EDITS + "trim_globally",),
+        edits=("trim_globally",),
         mean=_MEANS + "elect_globally",
         survey=_MEANS + "vote",
         own_parameters={"density": 0.2, "merge_func": "mean"},
@@ -114,6 +114,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _dropped(
         name="dare_linear",
+        geometry="flat",
         summary="drop entries at random, keep the density and rescale it, then Σ wᵢ dWᵢ",
         mean=_MEANS + "normalisable_sum",
         own_parameters=_DROP,
@@ -143,6 +144,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _ranked(
         name="della_linear",
+        geometry="flat",
         summary="drop entries at random, small ones of a row more often, rescale, then Σ wᵢ dWᵢ",
         source=f"{_DELLA}; mergekit's `della_linear`",
         mean=_MEANS + "normalisable_sum",
@@ -151,6 +153,7 @@ ROWS: tuple[Method, ...] = (
     ),
     _crumbs(
         name="breadcrumbs",
+        geometry="flat",
         summary="remove the gamma of largest entries, keep the density that follow, then Σ wᵢ dWᵢ",
         mean=_MEANS + "normalisable_sum",
     ),

@@ -52,6 +52,18 @@ def normalisable_sum(x: Tensor, setting: Setting) -> Tensor:
     return total / share
 
 
+def keep_elected(x: Tensor, setting: Setting) -> Tensor:
+    """Keep the entries of each update that agree with the elected sign, zero elsewhere: an edit.
+
+    Law: the sign is that of Σ wᵢ xᵢ, plus where this is 0; kept is what has the sign with its weight.
+    `elect` is the mean, over the updates that are not zero at an entry, of what this keeps.
+
+    Source: Yadav et al. 2023 (TIES), §3.2, with weights as in mergekit.
+    """
+    scaled = _along(x, setting.weights) * x
+    return torch.where(_agreeing(scaled, scaled.sum(dim=0)), x, 0.0)
+
+
 def elect(x: Tensor, setting: Setting) -> Tensor:
     """Elect a sign for each entry and take the weighted mean of the updates that agree with it.
 

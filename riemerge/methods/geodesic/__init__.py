@@ -9,8 +9,10 @@ ROWS: tuple[Method, ...] = (
         name="geomerge",
         summary="weighted Fréchet mean of the updates U B Vᵀ on (Stiefel × SPD × Stiefel)/O(r)",
         source="GeoMerge, arXiv 2604.27155",
-        geometry="riemerge.methods.geodesic.quotient_mean:frechet",
-        edits=("riemerge.methods.geodesic.truncate:truncate",),
+        edits=("truncate",),
+        geometry="polar",
+        solver="lbfgs",
+        domain="factors",
         # Real adapters overlap in part: their cost settles long before the gradient is below tol, and the
         # passes in between move the update by less than another start would.
         own_parameters={

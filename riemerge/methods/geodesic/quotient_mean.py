@@ -17,9 +17,10 @@ from riemerge.manifolds.base import Reduction
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.methods.geodesic.batches import SEVERAL, ModuleMean, Size, solve
+from riemerge.methods.geodesic.truncate import truncate
 from riemerge.methods.method import Method
 from riemerge.methods.reduction import Reduced, in_order, reduce_module
-from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant, resolve
+from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant
 from riemerge.progress import Progress
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -87,7 +88,7 @@ class _Task:
     reduction: Reduction
 
 
-def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
+def frechet(_: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
     """Return the weighted Fréchet mean of each module: the minimiser of F = 1/2 Σ wᵢ d(x, yᵢ)².
 
     Law: a function of the dW alone. A module is read, reduced to the span of its factors (exact: it is
@@ -104,7 +105,7 @@ def frechet(method: Method, stack: Stack, options: Options) -> Iterator[tuple[st
     Source: arXiv 2604.27155, section 3.
     """
     names = sorted(stack.modules)
-    read = partial(reduce_module, stack, [cast("Edit", resolve(edit)) for edit in method.edits], options)
+    read = partial(reduce_module, stack, [cast("Edit", truncate)], options)
     modules: dict[str, _Module] = {}
     for module in in_order(partial(_prepare, read, stack, options), names, options.threads):
         modules[module.name] = module

@@ -25,6 +25,8 @@ _row = partial(Method, domain="span", geometric=True)
 ROWS: tuple[Method, ...] = (
     _row(
         name="shared_private",
+        geometry="spd:core={core_mean}",
+        solver="lbfgs",
         summary="the average; in what all dWᵢ share, the mean rotation times the mean positive part",
         source="Moakher 2002; Agueh & Carlier 2011; Marchenko & Pastur 1967 (what is not shared)",
         mean="riemerge.methods.polar.shared_private:shared_private",
@@ -34,6 +36,8 @@ ROWS: tuple[Method, ...] = (
     ),
     _row(
         name="balanced",
+        geometry="bures_wasserstein",
+        solver="fixed_point",
         summary="Fréchet mean of balanced factors (U√S, V√S) up to O(R), of any rank R: Bures–Wasserstein",
         source="Bhatia, Jain & Lim 2019; Massart & Absil 2020",
         mean="riemerge.methods.polar.balanced:balanced",
@@ -42,6 +46,8 @@ ROWS: tuple[Method, ...] = (
     ),
     _row(
         name="subspace",
+        geometry="grassmann:frames={frames}:core={core_mean}",
+        solver="lbfgs",
         summary="mean of the cores Lᵀ dWᵢ R in the mean column space L and the mean row space R",
         source="Edelman, Arias & Smith 1998; Karcher 1977",
         mean="riemerge.methods.polar.subspace:subspace",

@@ -22,7 +22,14 @@ PARAMETERS: tuple[Parameter, ...] = (
 )
 
 _mean = partial(Method, domain="gram", checkpoints="weights")
-_sum = partial(Method, domain="gram", mean=_HERE + "weighted_sum", normalised=False, negative_weights=True)
+_sum = partial(
+    Method,
+    geometry="flat",
+    domain="gram",
+    mean=_HERE + "weighted_sum",
+    normalised=False,
+    negative_weights=True,
+)
 _direction = partial(_mean, directions=True)
 _arc = partial(_direction, models=(2, 2))
 _run = partial(_mean, ordered=True)
@@ -30,6 +37,7 @@ _run = partial(_mean, ordered=True)
 ROWS: tuple[Method, ...] = (
     _mean(
         name="average",
+        geometry="flat",
         summary="weighted mean Σ wᵢ dWᵢ, the weights divided by their sum (mergekit's `linear`)",
         source="Wortsman et al. 2022, Model soups, arXiv 2203.05482",
         mean=_HERE + "weighted_sum",
@@ -85,6 +93,8 @@ ROWS: tuple[Method, ...] = (
     ),
     _direction(
         name="karcher",
+        geometry="sphere",
+        solver="fixed_point",
         summary="Fréchet mean, weighted, of the directions dWᵢ/‖dWᵢ‖ on the sphere, times Σ wᵢ ‖dWᵢ‖",
         source="Karcher 1977; Afsari 2011; mergekit's `karcher` has no weights",
         mean=_HERE + "karcher",
@@ -96,6 +106,9 @@ ROWS: tuple[Method, ...] = (
     ),
     _mean(
         name="median",
+        geometry="flat",
+        loss="absolute",
+        solver="lbfgs",
         summary="geometric median: minimises Σ wᵢ ‖dW − dWᵢ‖, and bears outliers of less than half the "
         "weight",
         source="Weiszfeld 1937; Vardi & Zhang 2000, The multivariate L1-median",
@@ -104,6 +117,9 @@ ROWS: tuple[Method, ...] = (
     ),
     _mean(
         name="huber",
+        geometry="flat",
+        loss="huber:delta={delta}",
+        solver="lbfgs",
         summary="Huber's mean: the average of what is near, the pull of what is far bounded by that at δ",
         source="Huber 1964, Robust estimation of a location parameter",
         mean=_ROBUST + "huber",

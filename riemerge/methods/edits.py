@@ -1,0 +1,77 @@
+"""Edits: what is done to the updates of a module before their mean is taken, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from riemerge.errors import RecipeError
+from riemerge.registry import Registry, did_you_mean, parse_scalar
+
+_ENTRYWISE = "riemerge.methods.elections.entrywise:"
+
+
+@final
+@dataclass(frozen=True)
+class Edit:
+    """An edit of a module's updates, as data.
+
+    Attributes:
+        function: The function (see `riemerge.methods.setting.FlatEdit`), or `package.module:name` of it.
+        own_parameters: Names of parameters that it reads, each with its default; None for one left open.
+        entrywise: Whether it acts on the entries of dW itself, which no gauge of the factors changes.
+    """
+
+    function: str | Callable[..., Any]
+    own_parameters: Mapping[str, Any] = field(default_factory=dict)
+    entrywise: bool = True
+
+
+def _adapt(entry: Any) -> Edit:
+    """Return what a plug-in gives as an edit: one, or a function of dense updates and a setting."""
+    return entry if isinstance(entry, Edit) else Edit(entry)
+
+
+_DROP = {"density": 1.0, "rescale": "expected", "seed": None}
+
+EDITS: Registry[Edit] = Registry(
+    "edit",
+    {
+        "trim": Edit(_ENTRYWISE + "trim", {"density": 1.0}),
+        "trim_globally": Edit(_ENTRYWISE + "trim_globally", {"density": 1.0}),
+        "trim_both_ends": Edit(_ENTRYWISE + "trim_both_ends", {"density": 1.0, "gamma": 0.01}),
+        "drop": Edit(_ENTRYWISE + "drop", _DROP),
+        "drop_by_rank": Edit(_ENTRYWISE + "drop_by_rank", {**_DROP, "epsilon": 0.15}),
+        "elect": Edit("riemerge.methods.elections.election:keep_elected"),
+        "truncate": Edit("riemerge.methods.geometries.quotients:truncate", {"rank": None}, entrywise=False),
+    },
+    _adapt,
+)
+"""The edits by name."""
+
+
+def parse_edit(text: str) -> tuple[Edit, dict[str, Any]]:
+    """Return the edit that a text names, and the parameters that the text gives it.
+
+    >>> parse_edit("trim:density=0.3")[1]
+    {'density': 0.3}
+
+    Raises:
+        RecipeError: No such edit, or no such parameter of it.
+    """
+    name, *assignments = text.split(":")
+    if name not in EDITS:
+        raise RecipeError(f"unknown edit {name!r}: {did_you_mean(name, EDITS)}")
+    edit: Edit = EDITS[name]
+    given = {}
+    for assignment in assignments:
+        option, equals, word = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"edit {text!r}: {assignment!r} is no option=value")
+        if option not in edit.own_parameters:
+            raise RecipeError(
+                f"edit {name}: unknown option {option!r}: {did_you_mean(option, edit.own_parameters)}"
+            )
+        given[option] = parse_scalar(word)
+    return edit, given
