@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix
 from pathlib import Path
 
@@ -11,10 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from riemerge.laws import Finding
 from riemerge.methods import Method, find_row
+from riemerge.records.comparison_record import Comparison
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
+from riemerge.report.comparison_text import columns, verdicts
 from riemerge.report.method_page import cautions, command, describe, facts, parameter_rows, weights
 from riemerge.report.verdict import (
     answer,
@@ -272,6 +275,21 @@ def _interval(difference: PairedDifference) -> str:
     return f"{difference.value:+.3f}{ends}"
 
 
+# --- comparisons of solvers ---------------------------------------------------------------------------------
+
+
+def comparison_report(comparison: Comparison) -> RenderableType:
+    """Show a comparison of solvers: for each case a table, best solver first, and who misses the least cost
+    and why.
+    """
+    parts: list[RenderableType] = []
+    for case in comparison.cases:
+        parts += [_table(case, columns(comparison, case)), Text("")]
+        parts += [Text(printable(line)) for line in verdicts(comparison, case)]
+        parts.append(Text(""))
+    return Group(*parts[:-1])
+
+
 # --- methods ------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +319,22 @@ def method_report(row: Method) -> RenderableType:
     )
 
 
+def laws_report(findings: Mapping[str, Sequence[Finding]]) -> RenderableType:
+    """Show what was measured of laws, kind by kind."""
+    parts: list[RenderableType] = []
+    for kind, measured in findings.items():
+        columns = [
+            ("law", [finding.name for finding in measured]),
+            ("says", [finding.law.says for finding in measured]),
+            ("defect", [number(finding.defect) for finding in measured]),
+            ("at most", [number(finding.law.tolerance) for finding in measured]),
+            ("verdict", [finding.verdict for finding in measured]),
+            ("needed by", [finding.law.needed_by for finding in measured]),
+        ]
+        parts += [_table(kind, columns), Text("")]
+    return Group(*parts)
+
+
 def _lines(texts: Iterable[tuple[str, str]]) -> list[Text]:
     return [Text(f"  {when(title, f'{title}: ')}{text}") for title, text in texts]
 
@@ -319,8 +353,12 @@ _LEFT = {
         "method",
         "parameter",
         "type",
+        "law",
+        "says",
+        "verdict",
+        "needed by",
     ),
-    *("default", "meaning", "singular values"),
+    *("default", "meaning", "singular values", "solver", "ended"),
 }
 
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from time import perf_counter
 from typing import Any, NamedTuple, final
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from riemerge.frechet import Problem, Solution, frechet_mean
 from riemerge.frechet.solvers.catalogue import as_solver
-from riemerge.linalg import scale_modules
+from riemerge.frechet.starts import draw_start
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
@@ -35,8 +35,6 @@ SEVERAL = 10
 _SETTLED = 1e-6
 # Options that `frechet_mean` has a default for where a recipe has no value.
 _GIVEN = ("solver", "tol", "cost_tol", "max_passes", "form")
-# Length of the step off a mean: a small part of the distances between adapters, which are one and more.
-_OFF = 0.3
 
 
 class Size(NamedTuple):
@@ -138,10 +136,10 @@ class _Run:
                 problem,
                 # A copy each: an optimizer holds the state of its run.
                 as_solver(copy.deepcopy(solver), **asked, **self._budget()),
-                start,
-                callback=self._reporter(index, last=count == block.starts),
+                draw_start(problem, options.seed or 0, number),
+                callback=self._reporter(index, last=number == block.starts - 1),
             )
-            for count, start in enumerate(_starts(manifold, block, options.seed or 0), 1)
+            for number in range(block.starts)
         ]
         seconds = (perf_counter() - began) / len(block.names)
         return _best(total, solutions, seconds)
@@ -174,28 +172,6 @@ class _Run:
                 self._options.progress(Progress("merge", done, self._total, text))
 
         return report
-
-
-def _starts(manifold: QuotientManifold, block: _Block, seed: int) -> Iterator[Tensor | None]:
-    """Yield the starts of a block: the solver's own, then drawn ones."""
-    yield None
-    for start in range(1, block.starts):
-        yield _start(manifold, block, seed, start)
-
-
-def _start(manifold: QuotientManifold, block: _Block, seed: int, start: int) -> Tensor:
-    """Return a start for each module: a cheap mean of its points under drawn weights, and a step off it.
-
-    The weights are Dirichlet(1) over the points that count. The step is there since that mean may lie at the
-    cut locus of points that share a subspace.
-    """
-    generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + start)
-    draw = torch.empty(len(block.points), 1, dtype=torch.float64, device="cpu")
-    weights = draw.exponential_(generator=generator) * (block.weights > 0)
-    mean = manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
-    noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
-    step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
-    return manifold.exp(mean, scale_modules(_OFF / manifold.norms(mean, step), step))
 
 
 def _best(total: FixedRank, solutions: Sequence[Solution], seconds: float) -> list[ModuleMean]:
