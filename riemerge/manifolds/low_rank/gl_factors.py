@@ -183,7 +183,7 @@ def _horizontal(pair: Tensor, vector: Tensor) -> Tensor:
 
 
 def _flow(pair: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-    """Follow geodesics for unit time: G'' = G H'ᵀH' (HᵀH)⁻¹ - G' (H'ᵀH + HᵀH') (HᵀH)⁻¹, and so for H."""
+    """Follow geodesics for unit time: G̈ = (G ḢᵀḢ - Ġ (ḢᵀH + HᵀḢ)) (HᵀH)⁻¹, and so for H."""
     r = pair.shape[-1]
 
     def slope(state: Tensor) -> Tensor:

@@ -418,9 +418,9 @@ def test_a_descent_that_does_not_settle_says_so(monkeypatch: pytest.MonkeyPatch)
     calls: list[Tensor] = []
     nearest = action.nearest
 
-    def count(total: FixedRank, point: Tensor, to: Tensor, *, tolerance: float) -> Tensor:
+    def count(total: FixedRank, point: Tensor, to: Tensor) -> Tensor:
         calls.append(point)
-        return nearest(total, point, to, tolerance=tolerance)
+        return nearest(total, point, to)
 
     monkeypatch.setattr(action, "nearest", count)
     action.realign(total, near, to)
