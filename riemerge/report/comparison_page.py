@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
@@ -16,7 +17,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+th { white-space: normal; vertical-align: bottom; overflow-wrap: anywhere; min-width: 4rem; }
+th:first-child, td:first-child { text-align: left; }
 tr.short td { color: #a33; }
 svg { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .85rem; } figure { margin: 1.5rem 0; }
@@ -61,8 +63,8 @@ def _facts(comparison: Comparison) -> str:
     starts = max(run.start for run in comparison.runs) + 1
     versions = ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
     text = f"""
-{len(comparison.solvers)} solvers on {modules} modules of {len(comparison.problems)} problems, from
-{starts} start{when(starts > 1, "s")} each (seed {comparison.seed}).
+{len(comparison.solvers)} solvers on {modules} modules, from {starts} start{when(starts > 1, "s")} each (seed
+{comparison.seed}), judged on those whose mean the adapters determine, where that is known.
 
 Each module is solved until ‖gradient‖ ≤ {comparison.tol:g} · max(1, √(2 F)), within {comparison.max_passes}
 passes over all logarithms. Cost, gradient and horizontality are computed anew at the end, in the same way for
@@ -77,28 +79,27 @@ def _summary(comparison: Comparison, case: str) -> str:
     """Return the table of solvers, those that do not reach the least cost everywhere in another colour."""
     table = [(header, cells) for header, cells in columns(comparison, case) if {*cells} != {"-"}]
     rows = list(zip(*(cells for _, cells in table), strict=True))
-    short = {row[0] for row in rows if set(comparison.outcomes(case, row[0])) != {"reached"}}
+    short = {row[0] for row in rows if set(comparison.count(case, row[0])) != {"reached"}}
     return _table([header for header, _ in table], rows, short)
 
 
 def _modules(comparison: Comparison, case: str) -> str:
     """Return the passes of each solver to each module's certificate, folded away."""
-    rows: dict[tuple[str, str, int], list[str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for row in comparison.outcomes:
+        if row.case == case:
+            cell = f"{row.passes:.0f}" if row.outcome == "reached" else row.outcome.lower()
+            rows[row.module, row.determined or "-", f"{row.start}"][row.solver] = cell
     solvers = comparison.ranking(case)
-    for solver in solvers:
-        for problem, run in comparison.select(case, solver):
-            for k, module in enumerate(problem.modules):
-                outcome = comparison.outcome(run, k)
-                cell = f"{run.needed['passes'][k]:.0f}" if outcome == "reached" else outcome.lower()
-                rows.setdefault((module, problem.determined[k] or "-", run.start), []).append(cell)
-    table = [[module, determined, str(start), *cells] for (module, determined, start), cells in rows.items()]
+    table = [[*names, *(cells[solver] for solver in solvers)] for names, cells in rows.items()]
     body = _table(["module", "determined", "start", *solvers], table)
     return f"<details><summary>Passes to the certificate of each module</summary>{body}</details>"
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]], short: Collection[str] = ()) -> str:
     headers = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join(f'<tr class="{when(row[0] in short, "short")}">{_cells(row)}</tr>' for row in rows)
+    marks = ((row, when(row[0] in short, ' class="short"')) for row in rows)
+    body = "".join(f"<tr{mark}>{_cells(row)}</tr>" for row, mark in marks)
     return f'<div class="wide"><table><thead><tr>{headers}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
