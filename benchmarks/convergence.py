@@ -22,7 +22,7 @@ from benchmarks import common
 from benchmarks.peers import SHIPPED
 from riemerge import Problem, Solution, compare_solvers, frechet_mean, problems, read_adapter
 from riemerge.frechet import SOLVERS
-from riemerge.frechet.solvers.monitor import ENDLESS
+from riemerge.frechet.solvers.guest_optimizer import ENDLESS
 from riemerge.manifolds import FixedRank
 from riemerge.methods import find_method
 from riemerge.progress import Progress

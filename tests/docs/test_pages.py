@@ -146,12 +146,6 @@ def test_figures_of_the_readme_are_the_code_s_and_the_benchmark_s() -> None:
     assert f"loses to the plain average in {lost}, at worst by {worst}" in words
 
 
-def test_toy_example() -> None:
-    out = run([sys.executable, str(ROOT / "examples" / "toy.py")], ROOT)
-    assert "merged w = 4.000000" in out
-    assert "merged w = 2.000000, average of the parameters w = 0.000000" in out
-
-
 def test_figures_of_identifiability_are_the_benchmark_s() -> None:
     families = json.loads(IDENTIFIABILITY.read_text(encoding="utf-8"))["families"]
     independent = families["independent"]

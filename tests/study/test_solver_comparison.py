@@ -67,7 +67,7 @@ def test_a_solver_that_stops_early_is_told_from_one_that_arrives() -> None:
 def test_a_solver_that_does_not_take_the_problem_is_no_end() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Picky(Solver):
-        def make_optimizer(self, *_: Any) -> Any:
+        def run(self, watch: Any, start: Any) -> None:
             raise RecipeError("picky: no such problem")
 
     comparison = compare_solvers(small(), {"picky": Picky(), "lbfgs": "lbfgs"})
