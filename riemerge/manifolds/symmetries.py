@@ -70,7 +70,7 @@ class GeneralLinear(GroupAction):
         turn = linalg.polar(y.left.mT @ x.left + y.right.mT @ x.right)
         return total.join(*x.approach(y.left @ turn, y.right @ turn)).to(point.dtype)
 
-    def realign(self, total: Any, point: Tensor, to: Tensor) -> Tensor:
+    def realign(self, total: Any, point: Tensor, to: Tensor, tolerance: Tensor | None = None) -> Tensor:
         """Align again a representative that is nearly aligned: by the steps alone."""
         x = _Balanced(*(y.double() for y in total.split(to)))
         left, right = (y.double() for y in total.split(point))

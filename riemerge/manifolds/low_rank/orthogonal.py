@@ -138,7 +138,7 @@ class Orthogonal(GroupAction):
         return self.act(total, point, self.nearest(total, point, to))
 
     def realign(
-        self, total: GeodesicManifold, point: Tensor, to: Tensor, *, tolerance: float = _TIGHT
+        self, total: GeodesicManifold, point: Tensor, to: Tensor, tolerance: Tensor | None = None
     ) -> Tensor:
         """Return the representative of a nearly aligned point's orbit at the minimum of the distance that the
         point is near to; the one of `align` where the descent from it finds none.
@@ -149,15 +149,19 @@ class Orthogonal(GroupAction):
             total: The FixedRank manifold of both points.
             point: (..., m + r + n, r), broadcast against `to`.
             to: Points to come near to, (..., m + r + n, r).
-            tolerance: Refine until the vertical part of the log is this share of (1 + its length).
+            tolerance: Refine until the vertical part of each log is this share of (1 + its length), (...)
+                [default: round-off].
         """
         total = _fixed_rank(total)
         leading, moving, fixed = _pairs(total, point, to)
+        goal: Tensor | float = _TIGHT
+        if tolerance is not None:
+            goal = tolerance.expand(leading).reshape(-1).clamp_min(_TIGHT)
         start = linalg.eye_like(fixed[:, : self.r]).double().expand(1, fixed.shape[0], -1, -1)
-        element, _, settled = self._refine(total, moving, fixed, start, tolerance)
+        element, _, settled = self._refine(total, moving, fixed, start, goal)
         element, lost = element[0], torch.nonzero(~settled[0]).squeeze(-1)
         if lost.numel():
-            element[lost] = self.nearest(total, moving[lost], fixed[lost], tolerance=tolerance)
+            element[lost] = self.nearest(total, moving[lost], fixed[lost])
         return self.act(total, point, element.reshape(*leading, self.r, self.r))
 
     def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
@@ -201,7 +205,7 @@ class Orthogonal(GroupAction):
         return polished.reshape(*leading, self.r, self.r)
 
     def _refine(
-        self, total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor, tolerance: float
+        self, total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor, tolerance: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Descend d² over the group from elements (c, P, r, r); return elements, squared distances (c, P),
         and where the tolerance was reached.
