@@ -69,8 +69,19 @@ def class_faults(cls: type, package: str = "riemerge") -> list[str]:
             if method in methods(base)
             and not getattr(vars(base)[method], "__isabstractmethod__", False)
             and not generated(vars(base)[method])
+            and not derived(vars(base)[method])
         ]
     return faults
+
+
+def derived(method: object) -> bool:
+    """Tell whether a method is a default that may be overridden: it is not final, and a sentence of its
+    docstring begins with the word."""
+    return bool(re.search(r"\bDerived[:,]", inspect.getdoc(method) or "")) and not is_final(method)
+
+
+def is_final(method: object) -> bool:
+    return bool(getattr(getattr(method, "fget", method), "__final__", False))
 
 
 def methods(cls: type) -> list[str]:
@@ -111,6 +122,15 @@ class Base(abc.ABC):
     def given(self) -> int:
         return 1
 
+    def doubled(self) -> int:
+        """Return two. Derived: from `given`."""
+        return 2 * self.given()
+
+    @final
+    def tripled(self) -> int:
+        """Return three. Derived: from `given`, for good."""
+        return 3 * self.given()
+
 
 @final
 class Good(Base):
@@ -120,6 +140,9 @@ class Good(Base):
     def asked(self) -> int:
         return 1
 
+    def doubled(self) -> int:
+        return 2
+
 
 @final
 class Overriding(Base):
@@ -128,6 +151,15 @@ class Overriding(Base):
 
     def given(self) -> int:
         return 2
+
+
+@final
+class OverridingForGood(Base):
+    def asked(self) -> int:
+        return 1
+
+    def tripled(self) -> int:  # type: ignore[misc]
+        return 4
 
 
 @dataclass(frozen=True)
@@ -205,6 +237,7 @@ class Shape(Protocol):
     ("cls", "fault"),
     [
         (Overriding, "overrides the concrete Base.given"),
+        (OverridingForGood, "overrides the concrete Base.tripled"),
         (PropertyOverriding, "overrides the concrete Base.given"),
         (OverridingRecord, "overrides the concrete Record.__str__"),
         (Open, "neither abstract"),

@@ -10,20 +10,32 @@ if sys.flags.optimize > 1:
 
 from riemerge.manifolds.backend import torch_function
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, TorchManifold
+from riemerge.manifolds.euclidean import Euclidean
+from riemerge.manifolds.grassmann import Grassmann
+from riemerge.manifolds.half_plane import HalfPlane
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
+from riemerge.manifolds.metric_manifold import MetricManifold
+from riemerge.manifolds.product import Product
 from riemerge.manifolds.quotient import GroupAction, QuotientManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
+from riemerge.manifolds.sphere import Sphere
 from riemerge.manifolds.stiefel import Stiefel
 
 __all__ = [
+    "Euclidean",
     "FixedRank",
     "GeodesicManifold",
+    "Grassmann",
     "GroupAction",
+    "HalfPlane",
     "Logarithm",
+    "MetricManifold",
     "Orthogonal",
+    "Product",
     "QuotientManifold",
     "Reduction",
+    "Sphere",
     "Stiefel",
     "SymmetricPositiveDefinite",
     "TorchManifold",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
-from riemerge.errors import NumericalError
-from riemerge.linalg import scale_modules
+from riemerge.errors import NumericalError, RecipeError
+from riemerge.linalg import eye_like, scale_modules
 
 # torch keeps the level of forward differentiation in one place for all threads.
 _FORWARD = threading.Lock()
@@ -42,93 +43,148 @@ def change_options(options: Options, **changes: Unpack[Options]) -> Options:
     return {**options, **changes}
 
 
+@final
+class MissingVerbError(RecipeError, NotImplementedError):
+    """A manifold does not state a verb that was needed."""
+
+
 class TorchManifold(Manifold):  # type: ignore[misc]
     """The K-fold power of a manifold, whose points are single tensors (K, rows, columns).
 
     Abstract. A subclass states the geometry in batched verbs (`inner_products`, `retraction`, ...) for
-    tensors of any leading axes; the scalar verbs of Pymanopt's protocol (`inner_product`, `norm`) are derived
-    here, once, by summing over modules. They return `np.float64`: a 0-d tensor breaks Pymanopt's optimizers
-    on a GPU, and a Python float its line searches.
+    tensors of any leading axes. Only `inner_products` must be stated. A verb whose docstring says "Derived"
+    is derived from the others; state it where a closed form is known. The scalar verbs of Pymanopt's
+    protocol (`inner_product`, `norm`) are derived here, once, by summing over modules. They return
+    `np.float64`: a 0-d tensor breaks Pymanopt's optimizers on a GPU, and a Python float its line searches.
 
     Args:
-        name: Name of the manifold in messages.
-        dimension: Dimension of one module.
+        name: Name of the manifold in messages [default: the name of the class].
+        dimension: Dimension of one module [default: rows · columns, that of an open set of matrices].
+        point_shape: Rows and columns of one module's point; a class attribute will do.
         options: See `Options`.
     """
 
-    def __init__(self, name: str, dimension: int, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        name: str = "",
+        dimension: int | None = None,
+        point_shape: tuple[int, int] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
         defaults: Options = {"k": 1, "dtype": torch.float64, "device": "cpu", "seed": 0}
         self.options = change_options(defaults, **options)
         self.k, self.dtype, self.seed = self.options["k"], self.options["dtype"], self.options["seed"]
         self.device = torch.device(self.options["device"])
+        self._stated = name, dimension, point_shape
+        name = name or type(self).__name__
         if self.k < 1:
             raise ValueError(f"{name}: k is {self.k}; at least one module is needed")
         if not self.dtype.is_floating_point:
             raise ValueError(f"{name}: dtype {self.dtype} is not a floating point type")
+        if dimension is None:
+            dimension = self.point_shape[0] * self.point_shape[1]
         power = f"^{self.k}" * (self.k > 1)
         super().__init__(name + power, self.k * dimension)
         self._generator = torch.Generator().manual_seed(self.seed)
 
     @property
-    @abstractmethod
     def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
+        """Rows and columns of one module's point. Derived: what the constructor was given."""
+        shape = self._stated[2]
+        if shape is None:
+            raise MissingVerbError(f"{type(self).__name__} has no point_shape: state it as a class attribute")
+        return shape
 
     @abstractmethod
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return the metric of two tangent vectors, one float64 number per module (...)."""
+        """Return the metric of two tangent vectors, one float64 number per module (...).
 
-    @abstractmethod
-    def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Project an ambient vector onto the tangent space. Law: idempotent, the identity on tangent
-        vectors.
+        It is derived from by torch: a smooth, bilinear formula for any entries a and b.
         """
 
-    @abstractmethod
+    def projection(self, point: Tensor, vector: Tensor) -> Tensor:
+        """Project an ambient vector onto the tangent space.
+
+        Law: linear, idempotent, the identity on tangent vectors. Derived: the identity, as on open sets.
+        """
+        return vector
+
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         """Return the Riesz vector: the tangent g with ⟨g, v⟩ = tr(Eᵀv) for every tangent v.
+
+        Derived: by a linear solve in the entries.
 
         Args:
             point: The point x.
             euclidean_gradient: E, the gradient of the entries at x.
-        """
 
-    @abstractmethod
+        Cost: derived, (rows · columns)³ a module.
+        """
+        wide = point.double()
+        units = self.projection(wide, unit_matrices(wide))
+        lowered = self.riemannian_to_euclidean_gradient(wide, units)
+        return solve_form(units, lowered, euclidean_gradient.double()).to(point.dtype)
+
     def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Return an ambient E with tr(Eᵀv) = ⟨tangent_vector, v⟩ for every tangent v."""
+        """Return an ambient E with tr(Eᵀv) = ⟨tangent_vector, v⟩ for every tangent v.
+
+        Derived: by torch, from the metric, which is linear in v.
+        """
+        return torch.func.grad(lambda v: self.inner_products(point, tangent_vector, v).sum())(
+            torch.zeros_like(torch.broadcast_tensors(point, tangent_vector)[1])
+        )
 
     @abstractmethod
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Move along a tangent vector. Law: agrees with the geodesic to first order."""
 
-    @abstractmethod
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carry a tangent vector from a to b; the docstring says whether isometrically and whether
-        parallel.
-        """
+        """Carry a tangent vector from a to b; a closed form says whether isometrically and whether parallel.
 
-    @abstractmethod
+        Derived: by the projection at b, neither.
+        """
+        return self.projection(point_b, tangent_vector_a)
+
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
         """Differentiate a tangent field by the metric's own connection.
 
+        Derived: by Koszul's formula, with the derivatives of the metric by torch. For tangent w, 2 ⟨∇ᵤf, w⟩ =
+        2 ⟨Df[u], w⟩ + Dᵤ⟨f, w⟩ + D_f⟨u, w⟩ - D_w⟨u, f⟩, where D holds the entries of the vectors fixed.
+
         Args:
             point: The point at which the field is differentiated.
-            direction: Tangent vector to differentiate along.
-            field: Value of the field at the point.
-            derivative: Entrywise derivative of the field along the direction.
-        """
+            direction: Tangent vector u to differentiate along.
+            field: Value f of the field at the point.
+            derivative: Entrywise derivative Df[u] of the field along the direction.
 
-    @abstractmethod
+        Source: Boumal 2023, thm. 5.6 and sec. 5.3.
+        """
+        with torch.enable_grad():
+            x, u, f, d = (
+                y.detach().double() for y in torch.broadcast_tensors(point, direction, field, derivative)
+            )
+            x, w = x.clone().requires_grad_(), torch.zeros_like(x).requires_grad_()
+            turning = u * _slope(self.inner_products(x, f, w), x) + f * _slope(
+                self.inner_products(x, u, w), x
+            )
+            lowered = _slope(self.inner_products(x, d, w) + turning.sum(dim=(-2, -1)) / 2, w)
+            lowered = lowered - _slope(self.inner_products(x, u, f), x) / 2
+        return self.euclidean_to_riemannian_gradient(point, lowered.detach().to(point.dtype))
+
     def feasible(self, point: Tensor) -> Tensor:
         """Tell per module whether a point is finite and inside the open conditions of the set, boolean
-        (...).
+        (...). Derived: whether it is finite.
         """
+        return torch.isfinite(point).all(dim=-1).all(dim=-1)
 
-    @abstractmethod
     def random_point(self) -> Tensor:
-        """Draw a point from the manifold's own seeded generator."""
+        """Draw a point from the manifold's own seeded generator.
+
+        Derived: standard normal entries. State it where they are no point.
+        """
+        return self.draw(self.k, *self.point_shape)
 
     @final
     def inner_product(self, point: Tensor, tangent_vector_a: Tensor, tangent_vector_b: Tensor) -> np.float64:
@@ -166,7 +222,7 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         """Draw entries for a tensor of this shape from the manifold's own seeded generator: no tangent
         vector.
         """
-        return self._draw(*like.shape).to(like)
+        return self.draw(*like.shape).to(like)
 
     @final
     @property
@@ -193,9 +249,23 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         return self.covariant_derivative(point, tangent_vector, gradient, derivative)
 
     @final
-    def _draw(self, *shape: int) -> Tensor:
+    def draw(self, *shape: int) -> Tensor:
+        """Draw standard normal numbers of this shape from the manifold's own seeded generator, in its dtype
+        and on its device.
+        """
         numbers = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
         return numbers.to(dtype=self.dtype, device=self.device)
+
+    @final
+    def lack(self, verb: str, needed_by: str, advice: str) -> MissingVerbError:
+        """Return the error that says which verb is missing, who needs it and what to do.
+
+        Args:
+            verb: Name of the verb.
+            needed_by: Name of what asks for the verb.
+            advice: Advice that follows the words "state it".
+        """
+        return MissingVerbError(f"{self} has no {verb}; needed by {needed_by}: state it{advice}")
 
 
 class Logarithm(NamedTuple):
@@ -227,32 +297,59 @@ class Reduction(NamedTuple):
 
 
 class GeodesicManifold(TorchManifold):
-    """A torch manifold whose geodesics are known: what a Fréchet mean needs. Abstract."""
+    """A torch manifold whose geodesics are known: what a Fréchet mean needs. Abstract.
 
-    @abstractmethod
+    A Fréchet mean needs `inner_products`, `geodesic` and `logarithm`; the rest is derived.
+    """
+
     def with_modules(self, k: int) -> Self:
-        """Return this manifold with k modules."""
+        """Return this manifold with k modules.
 
-    @abstractmethod
+        Derived: a copy. State it where the manifold keeps other manifolds, or anything else with K modules.
+        """
+        other = copy.copy(self)
+        TorchManifold.__init__(other, *self._stated, **change_options(self.options, k=k))
+        return other
+
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Follow a geodesic for unit time: returns where it arrives, and with what velocity."""
+        """Follow a geodesic for unit time: returns where it arrives, and with what velocity.
 
-    @abstractmethod
+        Derived: raises `MissingVerbError`.
+        """
+        raise self.lack("geodesic", "exp and the retraction", ", or a retraction")
+
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Find the velocity of a geodesic from a to b, checked forward, failures flagged per pair.
 
-        The leading axes of a and b broadcast.
+        The leading axes of a and b broadcast. Derived: raises `MissingVerbError`.
         """
+        advice = ", or give the problem a distance of your own"
+        raise self.lack("logarithm", "a geodesic Fréchet mean and distances", advice)
 
-    @abstractmethod
+    def closed_mean(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Return the Fréchet mean under the square loss, where it has a closed form.
+
+        Derived: raises `MissingVerbError`.
+
+        Args:
+            points: Points (T, K, ...).
+            weights: Weights (T, K), of sum one in each module.
+        """
+        raise self.lack("closed_mean", "the closed-form solver", ", or use another solver, such as lbfgs")
+
+    def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Move along a tangent vector. Derived: along the geodesic."""
+        return self.exp(point, tangent_vector)
+
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Average points (T, K, ...) with weights (T, K) in closed form: a start for the mean, not the
-        mean.
+        mean. Derived: the first point.
         """
+        return points[0].clone()
 
-    @abstractmethod
     def reduce(self, points: Tensor) -> Reduction:
-        """Return an equivalent smaller problem for points (T, K, ...), or this one where there is none."""
+        """Return an equivalent smaller problem for points (T, K, ...). Derived: this one."""
+        return trivial_reduction(self, points)
 
     @final
     def exp(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
@@ -318,6 +415,43 @@ def host(scalar: Tensor) -> np.float64:
 def host_array(tensor: Tensor) -> NDArray[np.float64]:
     """Bring numbers to the host for a report."""
     return np.asarray(tensor.tolist(), dtype=np.float64)
+
+
+def unit_matrices(like: Tensor) -> Tensor:
+    """Return the m · n unit matrices (m n, ..., m, n) of the shape, dtype and device of matrices (..., m,
+    n).
+    """
+    *leading, m, n = like.shape
+    units = torch.eye(m * n, dtype=like.dtype, device=like.device).unflatten(-1, (m, n))
+    return units.reshape(m * n, *(1 for _ in leading), m, n).expand(m * n, *like.shape)
+
+
+def solve_form(basis: Tensor, lowered: Tensor, covector: Tensor) -> Tensor:
+    """Return the g in the range of a projection with ⟨g, v⟩ = tr(Eᵀv) for every v there.
+
+    Smooth in its arguments, so that torch differentiates it: no basis of the range is chosen.
+
+    Args:
+        basis: Projections of the unit matrices (m n, ..., m, n): the projection P, entry by entry.
+        lowered: The covectors of the basis (m n, ..., m, n), for an inner product definite on the range.
+        covector: E, (..., m, n).
+    """
+    span, form = (x.flatten(-2).movedim(0, -2) for x in (basis, lowered))
+    # Pᵀ G P + (1 - P)ᵀ (1 - P) is definite on all matrices, and g = P c solves the equation on the range.
+    rest = eye_like(span) - span
+    gram, slopes = span @ form.mT, span @ covector.flatten(-2).unsqueeze(-1)
+    # Scaled to a unit diagonal: entries of a metric may differ by any factor.
+    size = torch.diagonal(gram, dim1=-2, dim2=-1)
+    gram = gram + size.amax(dim=-1, keepdim=True).unsqueeze(-1) * (rest @ rest.mT)
+    scale = torch.diagonal(gram, dim1=-2, dim2=-1).rsqrt().unsqueeze(-1)
+    solved = torch.linalg.solve_ex(scale * gram * scale.mT, scale * slopes).result
+    return (span.mT @ (scale * solved)).squeeze(-1).unflatten(-1, covector.shape[-2:])
+
+
+def _slope(value: Tensor, leaf: Tensor) -> Tensor:
+    """Return the derivative of the sum of a value in a leaf: zero where it does not depend on it."""
+    (gradient,) = torch.autograd.grad(value.sum() + 0 * leaf.sum(), leaf, create_graph=True)
+    return gradient
 
 
 def trivial_reduction(manifold: GeodesicManifold, points: Tensor) -> Reduction:

@@ -158,8 +158,8 @@ class SymmetricPositiveDefinite(GeodesicManifold):
 
     def random_point(self) -> Tensor:
         """Draw X diag(e^g) Xᵀ, X Haar and g standard normal: condition numbers of 10 to 100 at r = 8."""
-        frame = linalg.polar(self._draw(self.k, self.r, self.r))
-        return linalg.sym((frame * self._draw(self.k, 1, self.r).exp()) @ frame.mT)
+        frame = linalg.polar(self.draw(self.k, self.r, self.r))
+        return linalg.sym((frame * self.draw(self.k, 1, self.r).exp()) @ frame.mT)
 
 
 def function_of(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -198,7 +198,7 @@ class Stiefel(GeodesicManifold):
 
     def random_point(self) -> Tensor:
         """Draw uniformly (the Haar measure)."""
-        return linalg.polar(self._draw(self.k, self.n, self.p))
+        return linalg.polar(self.draw(self.k, self.n, self.p))
 
     def _resize(self, n: int, k: int) -> Self:
         return type(self)(n, self.p, retraction=self._retraction, **change_options(self.options, k=k))

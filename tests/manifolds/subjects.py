@@ -9,10 +9,15 @@ from torch import Tensor
 
 from examples.toy import Scaling, TwoLayers
 from riemerge.manifolds import (
+    Euclidean,
     FixedRank,
     GeodesicManifold,
+    Grassmann,
+    HalfPlane,
     Orthogonal,
+    Product,
     QuotientManifold,
+    Sphere,
     Stiefel,
     SymmetricPositiveDefinite,
 )
@@ -30,6 +35,17 @@ TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
     "fixed rank, quadratic steps": lambda: FixedRank(8, 7, 3, k=2, retraction="quadratic", seed=1),
     "fixed rank 1": lambda: FixedRank(5, 6, 1, k=2, seed=1),
     "two layers": lambda: TwoLayers(k=2, seed=1),
+    "euclidean": lambda: Euclidean(3, 4, k=2, seed=1),
+    "sphere": lambda: Sphere(3, 4, k=2, seed=1),
+    "grassmann": lambda: Grassmann(7, 3, k=2, seed=1),
+    "grassmann, short": lambda: Grassmann(4, 3, k=2, seed=1),
+    "half-planes": lambda: HalfPlane(3, k=2, seed=1),
+    "product": lambda: Product(
+        Sphere(3, 2, k=2, seed=1), SymmetricPositiveDefinite(2, k=2, seed=2), scales=(2, 0.5)
+    ),
+    "product of other columns": lambda: Product(
+        HalfPlane(3, k=2, seed=1), SymmetricPositiveDefinite(2, k=2, seed=2)
+    ),
 }
 QUOTIENTS: dict[str, Callable[[], QuotientManifold]] = {
     "updates": lambda: QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), Orthogonal(3)),

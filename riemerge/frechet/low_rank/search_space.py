@@ -43,7 +43,8 @@ class JointManifold(TorchManifold):
         count = points.shape[0]
         dimension = quotient.dim // quotient.k + count * action.dimension
         options = change_options(quotient.options, dtype=points.dtype, device=points.device)
-        super().__init__(f"{quotient} with {count} alignments", dimension, **options)
+        shape = total.point_shape[0] + count * total.r, total.r
+        super().__init__(f"{quotient} with {count} alignments", dimension, shape, **options)
         self.quotient = quotient
         self.total = total
         self.action = action
@@ -54,11 +55,6 @@ class JointManifold(TorchManifold):
         self._values = values
         self._metric = orbit_metric(values)
         self._weighted_metric = linalg.scale_modules(positive, self._metric)
-
-    @property
-    def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
-        return self.total.point_shape[0] + self.count * self.total.r, self.total.r
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (K, m + r + n, r) and the alignments (T, K, r, r) of a point or tangent vector, as
@@ -173,5 +169,5 @@ class JointManifold(TorchManifold):
     def random_point(self) -> Tensor:
         """Draw x and alignments of both determinants."""
         r = self.total.r
-        alignments = linalg.polar(self._draw(self.count, self.k, r, r))
+        alignments = linalg.polar(self.draw(self.count, self.k, r, r))
         return self.join(self.total.random_point(), alignments)

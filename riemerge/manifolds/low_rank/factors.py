@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, Self, Unpack, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from riemerge import linalg
 from riemerge.errors import NumericalError
-from riemerge.manifolds.base import (
-    GeodesicManifold,
-    Logarithm,
-    Options,
-    Reduction,
-    change_options,
-    trivial_reduction,
-)
+from riemerge.manifolds.base import Options, Reduction, change_options, trivial_reduction
+from riemerge.manifolds.product import FactoredManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.stiefel import Stiefel
 
 
 @final
-class FixedRank(GeodesicManifold):
+class FixedRank(FactoredManifold):
     """K copies of St(m, r) x SPD(r) x St(n, r) with the product metric; a point is one tensor (K, m + r + n,
     r).
 
@@ -57,19 +50,12 @@ class FixedRank(GeodesicManifold):
         left, core, right = (change_options(options, seed=seed + i) for i in range(3))
         self.left, self.right = Stiefel(m, r, **left), Stiefel(n, r, **right)
         self.core = SymmetricPositiveDefinite(r, retraction=retraction, **core)
-        self._parts: tuple[GeodesicManifold, ...] = (self.left, self.core, self.right)
-        dimension = sum(part.dim for part in self._parts) // self.left.k
         name = f"Factored {m}x{n} matrices of rank {r}"
-        super().__init__(name, dimension, **options)
+        super().__init__(name, (self.left, self.core, self.right), None, (m + r + n, r), **options)
         self.m = m
         self.n = n
         self.r = r
         self._retraction: Literal["exp", "quadratic"] = retraction
-
-    @property
-    def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
-        return self.m + self.r + self.n, self.r
 
     def with_modules(self, k: int) -> Self:
         """Return this manifold with k modules."""
@@ -80,9 +66,9 @@ class FixedRank(GeodesicManifold):
         u, b, v = point.split((self.m, self.r, self.n), dim=-2)
         return u, b, v
 
-    def join(self, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        """Return the point or tangent vector (..., m + r + n, r) with these factors."""
-        return torch.cat((u, b, v), dim=-2)
+    def join(self, *parts: Tensor) -> Tensor:
+        """Return the point or tangent vector (..., m + r + n, r) with factors U, B and V."""
+        return torch.cat(parts, dim=-2)
 
     def factor(self, left: Tensor, right: Tensor) -> Tensor:
         """Factor updates left @ right' as points, without ever forming them.
@@ -123,37 +109,6 @@ class FixedRank(GeodesicManifold):
         u, b, v = self.split(point)
         return u @ b @ v.mT
 
-    def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return the sum of the canonical and affine-invariant inner products, per module."""
-        parts = zip(self._parts, self.split(point), self.split(a), self.split(b), strict=True)
-        return torch.stack([part.inner_products(x, y, z) for part, x, y, z in parts]).sum(dim=0)
-
-    def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Project factor by factor."""
-        return self._each("projection", point, vector)
-
-    def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Raise factor by factor."""
-        return self._each("euclidean_to_riemannian_gradient", point, euclidean_gradient)
-
-    def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Lower factor by factor."""
-        return self._each("riemannian_to_euclidean_gradient", point, tangent_vector)
-
-    def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Move factor by factor."""
-        return self._each("retraction", point, tangent_vector)
-
-    def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
-        """Carry a vector isometrically: by a rotation on the frames, in parallel on the core."""
-        return self._each("transport", point_a, point_b, tangent_vector_a)
-
-    def covariant_derivative(
-        self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
-    ) -> Tensor:
-        """Differentiate factor by factor."""
-        return self._each("covariant_derivative", point, direction, field, derivative)
-
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follow a geodesic, factor by factor."""
         (u, b, v), (a, c, w) = self.split(point), self.split(tangent_vector)
@@ -166,25 +121,6 @@ class FixedRank(GeodesicManifold):
             left, right = self.left.geodesic(u, a), self.right.geodesic(v, w)
         arrival, velocity = zip(left, core, right, strict=True)
         return self.join(*arrival), self.join(*velocity)
-
-    def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        """Find a geodesic from a to b, factor by factor; valid where all three were found."""
-        leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
-        parts = zip(self._parts, self.split(point_a), self.split(point_b), strict=True)
-        left, core, right = (part.logarithm(x, y) for part, x, y in parts)
-        tangent = self.join(*(log.tangent.expand(*leading, -1, -1) for log in (left, core, right)))
-        squared = left.squared + core.squared + right.squared
-        return Logarithm(tangent, squared, left.valid & core.valid & right.valid)
-
-    def feasible(self, point: Tensor) -> Tensor:
-        """Tell per module whether a point is finite with a positive definite core."""
-        left, core, right = (part.feasible(x) for part, x in zip(self._parts, self.split(point), strict=True))
-        return left & core & right
-
-    def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Average factor by factor: nearest frames and the log-Euclidean mean of the cores."""
-        parts = zip(self._parts, self.split(points), strict=True)
-        return self.join(*(part.extrinsic_mean(x, weights) for part, x in parts))
 
     def reduce(self, points: Tensor) -> Reduction:
         """Reduce both sides to the joint span of the frames: FixedRank(min(m, T r), min(n, T r), r),
@@ -203,14 +139,5 @@ class FixedRank(GeodesicManifold):
 
         return Reduction(small, small.join(left.points, b, right.points), lift)
 
-    def random_point(self) -> Tensor:
-        """Draw the factors independently."""
-        return self.join(*(part.random_point() for part in self._parts))
-
     def _resize(self, m: int, n: int, k: int) -> Self:
         return type(self)(m, n, self.r, retraction=self._retraction, **change_options(self.options, k=k))
-
-    def _each(self, verb: str, *arguments: Tensor) -> Tensor:
-        """Apply one verb to each factor: (U, B, V) of every argument in turn."""
-        factors = zip(*(self.split(argument) for argument in arguments), strict=True)
-        return self.join(*(getattr(part, verb)(*x) for part, x in zip(self._parts, factors, strict=True)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
+from riemerge.errors import RecipeError
 from riemerge.manifolds.base import GeodesicManifold
 from riemerge.manifolds.low_rank import surrogate
 from riemerge.manifolds.low_rank.curvature import group_curvature
@@ -36,13 +37,27 @@ class Orthogonal(GroupAction):
         r: Size of the group's matrices: the rank.
     """
 
-    acts_on = FixedRank
+    reducible = True
 
     def __init__(self, r: int) -> None:
         if r < 1:
             raise ValueError(f"Orthogonal: r is {r}; at least 1 is needed")
         self.r = self.columns = r
+        self.shape = r, r
         self.dimension = r * (r - 1) // 2
+
+    def require(self, total: GeodesicManifold) -> None:
+        """Raise where the total space is no `FixedRank` of this rank."""
+        if not isinstance(total, FixedRank):
+            raise RecipeError(
+                f"Orthogonal acts on FixedRank, and {total} is of class {type(total).__name__}: give it a "
+                "FixedRank, or write a GroupAction that acts on yours"
+            )
+        GroupAction.require(self, total)
+
+    def formulation(self, total: GeodesicManifold) -> str:
+        """Return the joint formulation, in which alignments are variables."""
+        return "riemerge.frechet.low_rank.joint:Joint"
 
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
         """Move a point along its orbit."""
@@ -50,10 +65,6 @@ class Orthogonal(GroupAction):
         u, b, v = total.split(point)
         element = element.to(point.dtype)
         return total.join(u @ element, linalg.sym(element.mT @ b @ element), v @ element)
-
-    def compose(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return first @ second."""
-        return first @ second
 
     def exponential(self, algebra: Tensor) -> Tensor:
         """Return the rotation exp of a skew matrix."""
@@ -88,9 +99,9 @@ class Orthogonal(GroupAction):
         frames = basis.mT @ linalg.skew((u.mT @ a + v.mT @ c).double()) @ basis / 2
         return values, basis, frames - (quotient - quotient.mT)
 
-    def random_algebra(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw skew matrices."""
-        return linalg.skew(torch.randn(*leading, self.r, self.r, generator=generator, dtype=torch.float64))
+    def project(self, matrix: Tensor) -> Tensor:
+        """Return the skew part."""
+        return linalg.skew(matrix)
 
     def random_element(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw orthogonal matrices of both determinants."""
