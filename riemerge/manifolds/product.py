@@ -141,7 +141,9 @@ class Product(FactoredManifold):
 
     def __init__(self, *factors: GeodesicManifold, scales: Sequence[float] | None = None) -> None:
         if len({factor.k for factor in factors}) != 1:
-            raise ValueError(f"Product: the factors have {[x.k for x in factors]} modules; expected one number")
+            raise ValueError(
+                f"Product: the factors have {[x.k for x in factors]} modules; expected one number"
+            )
         shapes = [factor.point_shape for factor in factors]
         self._flat = len({columns for _, columns in shapes}) > 1
         if self._flat:

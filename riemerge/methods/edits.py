@@ -44,7 +44,7 @@ EDITS: Registry[Edit] = Registry(
         "drop": Edit(_ENTRYWISE + "drop", _DROP),
         "drop_by_rank": Edit(_ENTRYWISE + "drop_by_rank", {**_DROP, "epsilon": 0.15}),
         "elect": Edit("riemerge.methods.elections.election:keep_elected"),
-        "truncate": Edit("riemerge.methods.geometries.quotients:truncate", {"rank": None}, entrywise=False),
+        "truncate": Edit("riemerge.methods.geodesic.quotient_mean:truncate", {"rank": None}, entrywise=False),
     },
     _adapt,
 )
