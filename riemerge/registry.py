@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoints, entry_points
@@ -18,7 +18,7 @@ _PLURALS = {"geometry": "geometries", "loss": "losses"}
 
 
 @final
-class Registry(Mapping[str, Any], Generic[Value]):
+class Registry(MutableMapping[str, Any], Generic[Value]):
     """What a word of a recipe or of the command line means: `name`, or `name:option=value:option=value`.
 
     Law: a name of the package always means the package's own; installed plug-ins are found by their entry
@@ -55,6 +55,12 @@ class Registry(Mapping[str, Any], Generic[Value]):
             self._entries[name] = getattr(import_module(module), attribute)
         return self._entries[name]
 
+    def __setitem__(self, name: str, entry: Any) -> None:
+        self._entries[name] = self._adapt(entry)
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in _entry_points(self.group).names
 
@@ -63,6 +69,11 @@ class Registry(Mapping[str, Any], Generic[Value]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    @property
+    def own(self) -> list[Any]:
+        """The entries of the package and of the plug-ins that are loaded, as they are."""
+        return list(self._entries.values())
 
     def register(self, name: str, entry: Any) -> None:
         """Add what a plug-in gives under a name.
@@ -75,7 +86,7 @@ class Registry(Mapping[str, Any], Generic[Value]):
         if name in self._entries:
             raise RecipeError(f"{self.kind} {name!r} is there already: give yours another name")
         self._given[name] = entry
-        self._entries[name] = self._adapt(entry)
+        self[name] = entry
 
     def make(self, text: str, **options: Any) -> Value:
         """Build the value that a text names.

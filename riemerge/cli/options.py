@@ -52,10 +52,8 @@ def output_option(text: str) -> Option:
 
 OUTPUT = output_option("New folder of the result.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-QUIET = click.option("-q", "--quiet", is_flag=True, help="Print the path of the result and warnings only.")
-VERBOSE = click.option(
-    "-v", "--verbose", is_flag=True, help="Print tables of the inputs and of every module."
-)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print the path and warnings only.")
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Print a table of every module too.")
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -66,7 +64,7 @@ PLUGIN = click.option(
     "--plugin",
     multiple=True,
     metavar="MODULE",
-    help="Python module that brings methods, geometries, losses or solvers of its own; its code runs.",
+    help="Module that adds such names: its code runs.",
 )
 SCORER = "Command that scores the model in {}: its last line is a number, higher is better."
 
@@ -108,7 +106,18 @@ def _parameters(names: Iterable[str], **settings: Any) -> list[Option]:
     ]
 
 
+COLUMNS = options(
+    click.option("--edits", metavar="NAME,...", help="Edits first, such as trim:density=0.3,elect."),
+    click.option("--geometry", metavar="NAME", help="What near means, such as sphere or polar."),
+    click.option("--loss", metavar="NAME", help="How distance counts, such as huber."),
+    click.option("--solver", metavar="NAME", help="How the mean is found: lbfgs, trust_regions."),
+)
+"""What takes the place of a method's own edits, geometry, loss and solver."""
+
+_SHOWN = {"weight", "rank", "scale", "solver"}
+
 MERGING = options(
+    COLUMNS,
     click.option(
         "-p",
         "--parameter",
@@ -125,7 +134,9 @@ MERGING = options(
         ["scale"], help="Factor on the result; matched: to the norm of the inputs.  [default: the method's]"
     ),
     # The spelling before -p: it stays for scripts.
-    *_parameters([name for name in PARAMETERS if name not in {"weight", "rank", "scale"}], hidden=True),
+    *_parameters(
+        [name for name in PARAMETERS if name not in {"weight", "rank", "scale", "solver"}], hidden=True
+    ),
     folder_option(
         "--statistics", "Folder of `collect_statistics`, once for each model in order.", multiple=True
     ),

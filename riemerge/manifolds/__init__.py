@@ -21,10 +21,12 @@ from riemerge.manifolds.quotient import GroupAction, QuotientManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
 from riemerge.manifolds.sphere import Sphere
 from riemerge.manifolds.stiefel import Stiefel
+from riemerge.manifolds.symmetries import GeneralLinear, Permutations, Scaling, join_heads, split_heads
 
 __all__ = [
     "Euclidean",
     "FixedRank",
+    "GeneralLinear",
     "GeodesicManifold",
     "Grassmann",
     "GroupAction",
@@ -32,12 +34,16 @@ __all__ = [
     "Logarithm",
     "MetricManifold",
     "Orthogonal",
+    "Permutations",
     "Product",
     "QuotientManifold",
     "Reduction",
+    "Scaling",
     "Sphere",
     "Stiefel",
     "SymmetricPositiveDefinite",
     "TorchManifold",
+    "join_heads",
+    "split_heads",
     "torch_function",
 ]

@@ -352,6 +352,16 @@ class GeodesicManifold(TorchManifold):
         return trivial_reduction(self, points)
 
     @final
+    def verify(self, point_a: Tensor, point_b: Tensor, tangent: Tensor) -> Logarithm:
+        """Return tangent vectors at a as logarithms of b: valid where their geodesic was followed to b, to half
+        the digits.
+        """
+        miss = self.projection(point_b, self.exp(point_a, tangent) - point_b)
+        squared = self.inner_products(point_a, tangent, tangent)
+        tolerance = torch.finfo(tangent.dtype).eps ** 0.5 * (1 + squared.sqrt())
+        return Logarithm(tangent, squared, self.norms(point_b, miss) <= tolerance)  # false where it is NaN
+
+    @final
     def exp(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Follow the geodesic with this initial velocity for unit time."""
         return self.geodesic(point, tangent_vector)[0]

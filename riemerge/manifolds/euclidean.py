@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Unpack, final
 
 import torch
@@ -11,7 +12,7 @@ from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Options
 
 
-class FrobeniusManifold(GeodesicManifold):
+class FrobeniusManifold(GeodesicManifold, ABC):
     """A set of matrices with the metric tr(aᵀb), whose projection is orthogonal. Abstract."""
 
     @final

@@ -73,8 +73,10 @@ class HalfPlane(GeodesicManifold):
         x, p, q = _move(point_a, point_b)
         near, far = torch.hypot(p, q - 1), torch.hypot(p, q + 1)
         distance = 2 * torch.asinh(near / (2 * q.sqrt()))
-        length = torch.where(near > 0, near * far, 1.0)
-        direction = torch.cat((2 * p, p.square() + (q - 1) * (q + 1)), dim=-2) / length
+        # The vector (2 p, p² + q² - 1) of length near · far, in quotients that do not overflow.
+        near = torch.where(near > 0, near, 1.0)
+        along = p / near * (p / far) + (q - 1) / near * ((q + 1) / far)
+        direction = torch.cat((2 * (p / near) / far, along), dim=-2)
         tangent = x[..., 1:, :] * distance * direction
         squared = distance.square().sum(dim=(-2, -1))
         finite = torch.isfinite(tangent).all(dim=-1).all(dim=-1) & torch.isfinite(squared)

@@ -54,7 +54,7 @@ class Sphere(FrobeniusManifold):
         apart, together = self.norms(a, chord), self.norms(a, sum_)
         angle = 2 * torch.atan2(apart, together)
         # The chord's tangent part has length sin(angle): without ⟨a, b⟩, which is flat at one.
-        direction = chord + linalg.scale_modules(apart.square() / 2, a)
+        direction = self.projection(a, chord)
         sine = self.norms(a, direction)
         factor = torch.where(sine > 0, angle / torch.where(sine > 0, sine, 1.0), 1.0)
         tangent = linalg.scale_modules(factor, direction)

@@ -249,9 +249,11 @@ class _Span:
 
     def loss(self, lower: Tensor) -> Tensor:
         """Return by how much ‖Q lower‖² is short of ‖lower‖² (...): components along columns of Q that the
-        vector does not have.
+        vector does not have; and the round-off of Q, which is all that Q is made of at an antipode.
         """
         if not self._wide:
             return torch.zeros_like(self.upper[..., 0, 0])
-        reached = self._normal @ torch.linalg.solve_triangular(self.lower, lower, upper=True)
-        return (linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)).abs()
+        inside = torch.linalg.solve_triangular(self.lower, lower, upper=True)
+        reached = self._normal @ inside
+        lost = linalg.frobenius(lower, lower) - linalg.frobenius(reached, reached)
+        return lost.abs() + torch.finfo(lower.dtype).eps * linalg.frobenius(inside, inside).sqrt()

@@ -19,7 +19,7 @@ from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
-from riemerge.methods import Method, Options, Stack, find_method
+from riemerge.methods import COLUMNS, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
@@ -76,6 +76,7 @@ class Plan:
         asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, False)}
         return {
             "merge_method": recipe.merge_method,
+            **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
             "models": [
                 {
                     "model": name,
@@ -141,7 +142,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
-    method = find_method(recipe.merge_method)
+    method = recipe.method
     recipe = expand(recipe, method)
     if folder is not None:
         check_output(folder, folders_of(recipe))

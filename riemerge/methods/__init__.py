@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from riemerge.methods.columns import COLUMNS, PLAIN_METHOD, compose, find_row
 from riemerge.methods.edits import EDITS, Edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
-from riemerge.methods.method import Method, compose
+from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter
 from riemerge.methods.stack import Evidence, Merged, Options, Stack
 from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, find_method
 
 __all__ = [
+    "COLUMNS",
     "DEFAULT_METHOD",
     "EDITS",
     "FORMULA",
     "GEOMETRIES",
     "METHODS",
     "PARAMETERS",
+    "PLAIN_METHOD",
     "Edit",
     "Evidence",
     "Merged",
@@ -27,6 +30,7 @@ __all__ = [
     "Stack",
     "compose",
     "find_method",
+    "find_row",
     "run_method",
 ]
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from riemerge.frechet import Problem, Solution, frechet_mean
 from riemerge.frechet.solvers.catalogue import as_solver
-from riemerge.linalg import scale_modules
+from riemerge.frechet.starts import draw_start
 from riemerge.manifolds import GeodesicManifold, TorchManifold
 from riemerge.manifolds.base import Reduction, identity
 from riemerge.methods.geometries.geometry import Placed, Solved
@@ -38,8 +38,6 @@ SEVERAL = 10
 _SETTLED = 1e-6
 # Options that `frechet_mean` has a default for where a recipe has no value.
 _GIVEN = ("tol", "cost_tol", "max_passes")
-# Length of the step off a mean: a small part of the distances between adapters, which are one and more.
-_OFF = 0.3
 
 
 @final
@@ -186,10 +184,10 @@ class _Run:
                 problem,
                 # A copy each: an optimizer holds the state of its run.
                 as_solver(copy.deepcopy(options.solver or self._solver), **asked, **self._budget()),
-                start,
+                block.start if count == 1 else draw_start(problem, options.seed or 0, count - 1),
                 callback=self._reporter(index, last=count == starts),
             )
-            for count, start in enumerate(_starts(block, options.seed or 0), 1)
+            for count in range(1, starts + 1)
         ]
         seconds = (perf_counter() - began) / len(block.tasks)
         return _best(block, solutions, seconds)
@@ -222,30 +220,6 @@ class _Run:
                 self._options.progress(Progress("merge", done, self._total, text))
 
         return report
-
-
-def _starts(block: _Block, seed: int) -> Iterator[Tensor | None]:
-    """Yield the starts of a block: its own or the solver's, then drawn ones."""
-    yield block.start
-    for start in range(1, block.first.starts):
-        yield _start(block, seed, start)
-
-
-def _start(block: _Block, seed: int, start: int) -> Tensor:
-    """Return a start for each module: a cheap mean of its points under drawn weights, and a step off it.
-
-    The weights are Dirichlet(1) over the points that count. The step is there since that mean may lie at the
-    cut locus of points that share a subspace.
-    """
-    manifold = block.manifold
-    assert isinstance(manifold, GeodesicManifold)
-    generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + start)
-    draw = torch.empty(len(block.points), 1, dtype=torch.float64, device="cpu")
-    weights = draw.exponential_(generator=generator) * (block.weights > 0)
-    mean = manifold.extrinsic_mean(block.points, (weights / weights.sum(dim=0)).to(block.points.device))
-    noise = torch.randn(mean.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
-    step = manifold.projection(mean, noise.to(mean.device).expand_as(mean))
-    return manifold.exp(mean, scale_modules(_OFF / manifold.norms(mean, step), step))
 
 
 def _best(block: _Block, solutions: Sequence[Solution], seconds: float) -> list[Solved]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, final
 
-from riemerge.errors import RecipeError
-from riemerge.methods.edits import parse_edit
 from riemerge.methods.geometries import FORMULA
 
 Domain: TypeAlias = Literal["gram", "span", "half", "entries", "factors"]
@@ -110,35 +108,3 @@ class Method:
     def defaults(self) -> dict[str, Any]:
         """Values of the parameters where the recipe has none; those that stay open are left out."""
         return {name: value for name, value in self.own_parameters.items() if value is not None}
-
-
-def compose(
-    row: Method,
-    *,
-    edits: tuple[str, ...] | None = None,
-    geometry: str | None = None,
-    loss: str | None = None,
-    solver: str | None = None,
-) -> Method:
-    """Return a row with some of its columns changed.
-
-    Law: `compose(row)` is the row; a row that is composed has the parameters of its edits, and no formula
-    where its geometry or its loss was changed.
-
-    Raises:
-        RecipeError: No such edit; or another loss than the square where the mean is a formula.
-    """
-    own: dict[str, Any] = {}
-    for edit in edits or ():
-        own.update(parse_edit(edit)[0].own_parameters)
-    changed: dict[str, Any] = {"edits": edits, "geometry": geometry, "loss": loss, "solver": solver}
-    composed = replace(
-        row,
-        own_parameters={**own, **row.own_parameters},
-        **{column: value for column, value in changed.items() if value is not None},
-    )
-    if geometry is not None:
-        return replace(composed, mean="")
-    if loss is not None and row.geometry == FORMULA:
-        raise RecipeError(f"{row.name} is a formula, and no mean of distances: give a geometry with the loss")
-    return composed

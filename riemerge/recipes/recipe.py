@@ -10,7 +10,15 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
-from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS, Method, find_method
+from riemerge.methods import (
+    COLUMNS,
+    DEFAULT_METHOD,
+    METHODS,
+    PARAMETERS,
+    PLAIN_METHOD,
+    Method,
+    find_row,
+)
 from riemerge.methods.parameters import MATCHED, Parameter, check_value, describe, scalars
 from riemerge.recipes.specs import parse_specs
 from riemerge.recipes.yaml12 import parse_yaml, read_yaml
@@ -44,6 +52,9 @@ class Recipe(BaseModel):
 
     Attributes:
         merge_method: A name of `riemerge.methods.METHODS`.
+        edits: Edits in place of the method's own, each a name of `riemerge.methods.EDITS` with its options.
+        geometry: The geometry in place of the method's own: a name of `riemerge.geometries.GEOMETRIES`.
+        loss: The loss in place of the method's own: a name of `riemerge.losses.LOSSES`.
         models: The inputs, at least one.
         base_model: The folder of the model that all inputs were trained from, where it is needed.
         base_statistics: The folder of the statistics of the base model.
@@ -56,6 +67,9 @@ class Recipe(BaseModel):
 
     model_config = _STRICT
     merge_method: str
+    edits: tuple[str, ...] | None = Field(default=None, strict=False)
+    geometry: str | None = Field(default=None, min_length=1)
+    loss: str | None = Field(default=None, min_length=1)
     models: tuple[ModelEntry, ...] = Field(strict=False)
     base_model: str | None = Field(default=None, min_length=1)
     base_statistics: str | None = Field(default=None, min_length=1)
@@ -64,6 +78,11 @@ class Recipe(BaseModel):
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
     uniform_rank: bool = False
+
+    @property
+    def method(self) -> Method:
+        """The row of the table of methods, with what the recipe puts in place of its columns."""
+        return find_row(vars(self))
 
     @property
     def weights(self) -> tuple[float | None, ...]:
@@ -90,7 +109,9 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
         )
     problems: list[str] = []
     data = _copy(raw)
-    method = _find_method(data.get("merge_method"), problems)
+    if isinstance(edits := data.get("edits"), str):
+        data["edits"] = edits.split(",")
+    method = _find_method(data, problems)
     _check_parameters(data, method, "parameters", problems)
     for i, entry in _entries(data):
         _check_parameters(entry, method, f"models[{i}].parameters", problems, of_model=True)
@@ -106,7 +127,16 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     raise RecipeError(before + problem for problem in problems)
 
 
-_TOP = ("merge_method", "base_model", "base_statistics", "dtype", "out_dtype", "out_type", "uniform_rank")
+_TOP = (
+    "merge_method",
+    *COLUMNS,
+    "base_model",
+    "base_statistics",
+    "dtype",
+    "out_dtype",
+    "out_type",
+    "uniform_rank",
+)
 
 
 def read_recipe(
@@ -122,8 +152,8 @@ def read_recipe(
     Args:
         sources: A single file that ends in .yaml or .yml, or for each model one `folder[:weight]` (see
             `riemerge.recipes.specs.parse_spec`), or its folder and its weight.
-        overrides: Values for `merge_method`, `base_model`, `base_statistics`, `dtype`, `out_dtype`,
-            `out_type`, `uniform_rank` or any of `parameters`; None is no override.
+        overrides: Values for `merge_method`, `edits`, `geometry`, `loss`, `base_model`, `base_statistics`,
+            `dtype`, `out_dtype`, `out_type`, `uniform_rank` or any of `parameters`; None is no override.
         statistics: The folder of the statistics of each model, in their order, where `sources` are folders.
 
     Raises:
@@ -146,7 +176,10 @@ def read_recipe(
     ]
     for model, folder in zip(models, statistics, strict=False):  # there may be none
         model["statistics"] = folder
-    return make_recipe(_override({"merge_method": DEFAULT_METHOD, "models": models}, top, given))
+    method = DEFAULT_METHOD
+    if any(name in top for name in COLUMNS):
+        method = PLAIN_METHOD
+    return make_recipe(_override({"merge_method": method, "models": models}, top, given))
 
 
 def _override(data: Any, top: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
@@ -201,18 +234,26 @@ _METHODS_ELSEWHERE = {"linear": "average"}
 _PARAMETERS_ELSEWHERE = {"lambda": "scale"}
 
 
-def _find_method(name: object, problems: list[str]) -> Method | None:
-    """Return the row of the table; None where the recipe names none, which is a problem."""
-    if not isinstance(name, str):
+def _find_method(data: Mapping[str, Any], problems: list[str]) -> Method | None:
+    """Return the row of the table with the recipe's columns; None where there is none, which is a problem."""
+    name = data.get("merge_method")
+    if not isinstance(name, str) or not _are_texts(data):
         return None
     if name not in METHODS and (ours := _METHODS_ELSEWHERE.get(name)):
         problems.append(f"merge_method: unknown method {name!r}: it is called {ours!r} here")
         return None
     try:
-        return find_method(name)
+        return find_row(data)
     except RecipeError as fault:
         problems += fault.problems
         return None
+
+
+def _are_texts(data: Mapping[str, Any]) -> bool:
+    """Return whether the columns of a recipe are texts, or not there."""
+    edits = data.get("edits") or []
+    values = [data.get("geometry"), data.get("loss"), *(edits if isinstance(edits, list) else [edits])]
+    return all(isinstance(value, str | None) for value in values)
 
 
 def _copy(value: Any) -> Any:

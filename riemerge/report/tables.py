@@ -11,10 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from riemerge.methods import METHODS, Method
+from riemerge.methods import Method, find_row
+from riemerge.records.comparison_record import Comparison
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
+from riemerge.report.comparison_text import columns, verdicts
 from riemerge.report.method_page import cautions, command, describe, facts, parameter_rows, weights
 from riemerge.report.verdict import (
     answer,
@@ -87,7 +89,7 @@ _NEXT = {
 
 
 def _heading(record: RunRecord) -> Text:
-    method = METHODS[record.recipe["merge_method"]]
+    method = find_row(record.recipe)
     base = printable(record.base_model or "not named")
     lines = [
         f"{method.name}: {method.summary}",
@@ -272,6 +274,21 @@ def _interval(difference: PairedDifference) -> str:
     return f"{difference.value:+.3f}{ends}"
 
 
+# --- comparisons of solvers ---------------------------------------------------------------------------------
+
+
+def comparison_report(comparison: Comparison) -> RenderableType:
+    """Show a comparison of solvers: for each case a table, best solver first, and who misses the least cost
+    and why.
+    """
+    parts: list[RenderableType] = []
+    for case in comparison.cases:
+        parts += [_table(case, columns(comparison, case)), Text("")]
+        parts += [Text(printable(line)) for line in verdicts(comparison, case)]
+        parts.append(Text(""))
+    return Group(*parts[:-1])
+
+
 # --- methods ------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +337,7 @@ _LEFT = {
         "parameter",
         "type",
     ),
-    *("default", "meaning", "singular values"),
+    *("default", "meaning", "singular values", "solver", "ended"),
 }
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.methods import METHODS
 from riemerge.methods.flat import FlatRow
 from riemerge.methods.setting import Setting
 from tests.helpers import seeded
 from tests.methods.stacks import statistics
-from tests.methods.substitution import jacobian_at_the_diagonal, merge_of, remainder_slope
+from tests.methods.substitution import merge_of
 
 SHAPE = (3, 4)
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)

@@ -1,19 +1,126 @@
-"""What a quotient refuses."""
+"""What a quotient refuses, and what a symmetry derives from `act`, `align` and `vertical`."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
 from examples.toy import TwoLayers
 from riemerge.errors import RecipeError
+from riemerge.linalg import skew
 from riemerge.manifolds import (
     FixedRank,
     GeodesicManifold,
+    GroupAction,
     Orthogonal,
     QuotientManifold,
+    Sphere,
     Stiefel,
     SymmetricPositiveDefinite,
 )
+from riemerge.manifolds.checks import check_action
+from tests.manifolds.subjects import QUOTIENTS
+
+
+class Little(GroupAction):
+    """O(3) on updates, with nothing stated that can be derived."""
+
+    dimension, shape, columns = 3, (3, 3), 3
+
+    def __init__(self) -> None:
+        self.closed = Orthogonal(3)
+
+    def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
+        return self.closed.act(total, point, element)
+
+    def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
+        return self.closed.align(total, point, to)
+
+    def vertical(self, total: GeodesicManifold, point: Tensor, algebra: Tensor) -> Tensor:
+        return self.closed.vertical(total, point, algebra)
+
+    def project(self, matrix: Tensor) -> Tensor:
+        return skew(matrix)
+
+
+def test_derived_verbs_of_a_symmetry_are_the_closed_forms() -> None:
+    total, little, closed = FixedRank(8, 7, 3, k=2, seed=1), Little(), Orthogonal(3)
+    x = total.random_point()
+    vectors = torch.stack([total.random_tangent_vector(x) for _ in range(4)])
+    for verb in ("momentum", "vertical_generator"):
+        derived, stated = (getattr(action, verb)(total, x, vectors) for action in (little, closed))
+        torch.testing.assert_close(derived, stated, rtol=1e-12, atol=1e-13)
+    algebra = little.random_algebra((2,), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(algebra, -algebra.mT)
+    torch.testing.assert_close(little.exponential(algebra), closed.exponential(algebra))
+    defects = check_action(QuotientManifold(total, little), scale=0.4)
+    assert defects.pop("vertical") < 1e-6
+    assert max(defects.values()) < 1e-8, defects
+
+
+def test_the_derived_average_of_orbits_depends_on_neither_gauges_nor_order() -> None:
+    total, little = FixedRank(8, 7, 3, k=2, seed=1), Little()
+    quotient = QuotientManifold(total, little)
+    x = total.random_point()
+    points = torch.stack([total.exp(x, 0.5 * total.random_tangent_vector(x)) for _ in range(3)])
+    weights = torch.tensor([[0.2, 0.5], [0.5, 0.2], [0.3, 0.3]], dtype=torch.float64)
+    turns = little.random_element((3, 2), torch.Generator().manual_seed(1))
+    mean = quotient.extrinsic_mean(points, weights)
+    for others, shares in (
+        (little.act(total, points, turns), weights),
+        (points.flip(0), weights.flip(0)),
+    ):
+        other = quotient.extrinsic_mean(others, shares)
+        torch.testing.assert_close(total.matrix(other), total.matrix(mean), rtol=1e-8, atol=1e-8)
+    # Near the best: an order of magnitude nearer than the data to each other.
+    assert float(quotient.dist(mean, frechet(quotient, points, weights))) < 0.1 * float(
+        quotient.dist(points[0], points[1])
+    )
+
+
+def frechet(quotient: QuotientManifold, points: Tensor, weights: Tensor) -> Tensor:
+    """A few fixed-point steps."""
+    mean = quotient.extrinsic_mean(points, weights)
+    for _ in range(5):
+        logs = quotient.logarithm(mean, points).tangent
+        mean = quotient.exp(mean, (weights[..., None, None] * logs).sum(dim=0))
+    return mean
+
+
+def test_a_symmetry_says_in_its_own_words_what_it_needs() -> None:
+    class Picky(Little):
+        def require(self, total: GeodesicManifold) -> None:
+            raise RecipeError(f"{total} has no wheels")
+
+    with pytest.raises(RecipeError, match="has no wheels"):
+        QuotientManifold(FixedRank(8, 7, 3), Picky())
+
+
+def test_only_what_commutes_with_a_reduction_is_reduced() -> None:
+    points = torch.stack([FixedRank(20, 20, 3, seed=i).random_point() for i in range(2)])
+    assert QuotientManifold(FixedRank(20, 20, 3), Little()).reduce(points).manifold.point_shape == (43, 3)
+    assert QuotientManifold(FixedRank(20, 20, 3), Orthogonal(3)).reduce(points).manifold.point_shape == (
+        15,
+        3,
+    )
+
+
+def test_the_action_names_its_formulation() -> None:
+    total = FixedRank(8, 7, 3)
+    assert Little().formulation(total) is None
+    assert Orthogonal(3).formulation(total) == "riemerge.frechet.low_rank.joint:Joint"
+
+
+def test_a_quotient_has_the_modules_that_are_asked_for() -> None:
+    for make in QUOTIENTS.values():
+        other = make().with_modules(5)
+        assert other.k == other.total.k == 5
+        assert other.random_point().shape[0] == 5
+    sphere = Sphere(3, 2, k=2, seed=7)
+    assert sphere.with_modules(1).random_point().shape == (1, 3, 2)
+    assert sphere.with_modules(1).dim == sphere.dim // 2 == 5
+    assert str(sphere.with_modules(1)) == "Sphere of 3x2 matrices"
 
 
 @pytest.mark.parametrize("total", [Stiefel(6, 3), SymmetricPositiveDefinite(3), TwoLayers()], ids=str)

@@ -12,6 +12,7 @@ from riemerge.manifolds import torch_function
 from riemerge.manifolds.checks import check_gradient, check_manifold
 from tests.frechet.low_rank.passes import K, M, N, R, off, problem
 from tests.frechet.problems import away, search_of
+from tests.laws.faults import DIFFERENCES, pop_worst
 from tests.manifolds.subjects import family, updates
 
 
@@ -37,7 +38,8 @@ def test_joint_manifold_obeys_the_laws() -> None:
     search = search_of(quotient, points).form.manifold
     assert isinstance(search, JointManifold)
     defects = check_manifold(search)
-    assert defects.keys() >= {"projection", "symmetry", "norm", "dimension"}
+    assert defects.keys() >= {"projection", "symmetry", "norm", "dimension", "torsion"}
+    assert pop_worst(defects, ("torsion", "compatibility")) < DIFFERENCES
     assert max(defects.values()) < 1e-12
     x = search.random_point()
     v, w = search.random_tangent_vector(x), search.random_tangent_vector(x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import runpy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -406,28 +404,3 @@ def test_rows_name_functions_that_exist_and_give_all_parameters_values(row: Meth
     assert set(row.parameters) == {"rank", "scale"} | set(row.defaults)
     known = {one.name for one in PARAMETERS}
     assert {"floor", "normalize_fisher", "off_diagonal"} == known
-
-
-# --- the example --------------------------------------------------------------------------------------------
-
-
-def test_the_example_of_two_preconditioners(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The merges and errors it prints are those of plain linear algebra; the naive error is the larger."""
-    monkeypatch.setattr("sys.argv", ["preconditioners.py"])
-    runpy.run_path(str(ROOT / "examples" / "preconditioners.py"), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
-    found = [[float(number) for number in re.findall(r"-?\d+\.\d+", line)] for line in lines]
-    models = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    metrics = torch.linalg.inv(
-        torch.tensor([[[1.0, 0.0], [0.0, 0.01]], [[0.02, 0.01], [0.01, 1.0]]], dtype=torch.float64)
-    )
-    optimal = torch.linalg.solve(metrics.sum(0), torch.einsum("tij,tj->i", metrics, models))
-    for (*point, error), expected in zip(found, (models.mean(0), optimal), strict=True):
-        torch.testing.assert_close(
-            torch.tensor(point, dtype=torch.float64), expected, rtol=0, atol=6e-5
-        )  # printed
-        steps = expected - models
-        assert error == pytest.approx(float(torch.einsum("ti,tij,tj->", steps, metrics, steps)) / 2, abs=6e-5)
-    assert found[0][-1] > 10 * found[1][-1]

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.methods.rounds import PARAMETERS, ROWS
 from riemerge.methods.rounds.outer import FedAdam, Momentum, OuterOptimizer, OuterRule
 from riemerge.methods.setting import Setting
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import seeded
-from tests.methods.substitution import jacobian_at_the_diagonal, remainder_slope
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDS = 5

@@ -18,6 +18,7 @@ from scipy.spatial import geometric_slerp
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
+from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
 from riemerge.methods.method import Method
@@ -25,7 +26,7 @@ from riemerge.methods.setting import Answer, Mean, Setting
 from riemerge.methods.sums import PARAMETERS, ROWS, combinations
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import ROOT, seeded
-from tests.methods.substitution import jacobian_at_the_diagonal, merge_of, remainder_slope
+from tests.methods.substitution import merge_of
 
 EPS = torch.finfo(torch.float64).eps
 FROZEN = ROOT / "tests" / "oracles" / "combinations.safetensors"

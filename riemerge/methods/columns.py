@@ -1,0 +1,114 @@
+"""Rows with other columns: any edits, any geometry, any loss in place of a method's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from riemerge.errors import RecipeError
+from riemerge.methods.edits import parse_edit
+from riemerge.methods.geometries import FORMULA, GEOMETRIES
+from riemerge.methods.method import Method
+from riemerge.methods.table import METHODS, find_method
+from riemerge.registry import did_you_mean
+
+PLAIN_METHOD = "average"
+"""The method whose columns others are put in place of, where none is named."""
+COLUMNS = ("edits", "geometry", "loss")
+"""The columns that a recipe may put others in place of; the solver is a parameter."""
+
+# What a mean that is solved for is told, where no row of its geometry says otherwise.
+_SOLVING: dict[str, Any] = {
+    "solver": "lbfgs",
+    "form": None,
+    "tol": 1e-8,
+    "cost_tol": 0.0,
+    "max_passes": 1000,
+    "max_seconds": None,
+    "starts": None,
+    "seed": None,
+}
+# What a geometry decides: a composed row has it from the first row of that geometry.
+_OF_GEOMETRY = (
+    "domain",
+    "models",
+    "statistics",
+    "checkpoints",
+    "truncates_inputs",
+    "may_be_undetermined",
+    "directions",
+    "output_rank",
+    "survey",
+)
+
+
+def compose(
+    row: Method,
+    *,
+    edits: Sequence[str] | None = None,
+    geometry: str | None = None,
+    loss: str | None = None,
+    solver: str | None = None,
+) -> Method:
+    """Return a row with some of its columns changed.
+
+    Law: `compose(row)` is the row. What a geometry decides (which inputs it takes, the parameters of its
+    solver) is that of the first row of METHODS with this geometry and loss.
+
+    Raises:
+        RecipeError: No such edit or geometry; or another loss than the square where the mean is a formula.
+    """
+    given: dict[str, Any] = {"geometry": geometry, "loss": loss, "solver": solver}
+    if edits is not None:
+        given["edits"] = tuple(edits)
+    changed = {name: value for name, value in given.items() if value is not None}
+    if not changed:
+        return row
+    own: dict[str, Any] = {}
+    for edit in edits or ():
+        own |= parse_edit(edit)[0].own_parameters
+    facts: dict[str, Any] = {}
+    if geometry is not None or loss is not None:
+        facts = _facts(row, geometry or row.geometry, loss or row.loss)
+        own |= facts.pop("own_parameters")
+    else:
+        own = {**own, **row.own_parameters}
+    said = ", ".join(
+        f"{name} {','.join(value) if name == 'edits' else value}" for name, value in changed.items()
+    )
+    return replace(row, summary=f"{row.name} with {said}", own_parameters=own, differs={}, **facts, **changed)
+
+
+def _facts(row: Method, geometry: str, loss: str) -> dict[str, Any]:
+    """Return what a geometry and a loss decide of a row."""
+    if geometry == FORMULA:
+        raise RecipeError(f"{row.name} is a formula, and no mean of distances: give a geometry with the loss")
+    name = geometry.split(":", maxsplit=1)[0]
+    if name not in GEOMETRIES:
+        raise RecipeError(f"unknown geometry {name!r}: {did_you_mean(name, GEOMETRIES)}")
+    alike = [other for other in METHODS.own if _name(other.geometry) == name]
+    alike.sort(key=lambda other: (_name(other.loss) != _name(loss), other.geometry != geometry))
+    facts: dict[str, Any] = {"mean": "", "own_parameters": _SOLVING}
+    for other in alike[:1]:
+        facts |= {fact: getattr(other, fact) for fact in _OF_GEOMETRY}
+        facts["own_parameters"] = {**_SOLVING, **other.own_parameters}
+        if other.loss == loss and other.geometry == geometry:
+            facts["mean"] = other.mean
+    return facts
+
+
+def _name(text: str) -> str:
+    """Return the name that a text such as `huber:delta=1` begins with."""
+    return text.partition(":")[0]
+
+
+def find_row(asked: Mapping[str, Any]) -> Method:
+    """Return the row that `merge_method` names, with the `edits`, `geometry` and `loss` that are asked for.
+
+    Raises:
+        RecipeError: No such method, edit or geometry, or columns that do not fit together.
+    """
+    return compose(
+        find_method(asked["merge_method"]), **{name: asked[name] for name in COLUMNS if asked.get(name)}
+    )

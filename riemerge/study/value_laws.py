@@ -1,0 +1,52 @@
+"""Whether a loss, a distance and a solver obey their laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pymanopt.manifolds import Sphere
+
+from riemerge.frechet import Problem, frechet_mean
+from riemerge.frechet.loss import Loss
+from riemerge.frechet.solvers.catalogue import LBFGS, SolverLike
+
+
+def check_loss(loss: Loss, *, seed: int = 0) -> dict[str, float]:
+    """Measure the laws of a loss, `riemerge.laws.LAWS["loss"]`, at random distances of random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    distances, along, weights = torch.rand(3, 5, 4, generator=generator, dtype=torch.float64) + 0.1
+    weights = weights / weights.sum(dim=0)
+    squared, step = distances.square(), 1e-6
+    size = loss.cost(weights, squared).abs().sum()
+
+    def change(start: torch.Tensor) -> torch.Tensor:
+        ahead, behind = (loss.cost(weights, (start + t * along).square()) for t in (step, -step))
+        return (ahead - behind) / (2 * step)
+
+    slope = (loss.pull(weights, squared) * distances * along).sum(dim=0)
+    tiny = torch.full_like(distances, 1e-9)
+    more = torch.cat((weights, 0 * weights[:1])), torch.cat((squared, 100 * squared[:1]))
+    absent = (loss.cost(*more) - loss.cost(weights, squared)).abs().sum() + loss.pull(*more)[-1].abs().sum()
+    defects = {
+        "zero": loss.cost(weights, 0 * squared).abs().sum() / size,
+        "growth": -change(distances).clamp_max(0).sum() / size,
+        "pull": (change(distances) - slope).abs().sum() / size,
+        "kink": (loss.pull(weights, tiny.square()) * tiny).abs().sum() * loss.smooth / size,
+        "absence": absent / size,
+    }
+    return {name: float(defect) for name, defect in defects.items()}
+
+
+def check_solver(solver: SolverLike, *, seed: int = 0) -> dict[str, float]:
+    """Measure whether a solver finds the mean of three points of a sphere, as `riemerge.laws.LAWS["solver"]`
+    says.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.standard_normal(6) + 0.5 * generator.standard_normal((3, 6))
+    points = list(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    sphere = Sphere(6)
+    problem = Problem(sphere, points, (0.5, 0.3, 0.2))
+    expected, found = (frechet_mean(problem, one) for one in (LBFGS(tol=1e-10), solver))
+    # By entries: the distance of nearly equal points is the arccos of nearly 1.
+    off = np.linalg.norm(expected.point - found.point)
+    return {"status": float(not all(status.ok for status in found.status)), "mean": float(off)}

@@ -1,0 +1,217 @@
+"""The studies of examples/: short, listed with their pictures, and right in what they say."""
+
+from __future__ import annotations
+
+import math
+import re
+import runpy
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from pymanopt.manifolds import PoincareBall
+from scipy.integrate import quad
+
+from examples import heads, jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
+from riemerge import Momentum, OuterOptimizer, Problem, frechet_mean
+from tests.examples.lines import code_lines
+from tests.helpers import ROOT, seeded
+
+EXAMPLES = ROOT / "examples"
+STUDIES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in ("closeness", "toy"))
+MOST_LINES = 60
+MOST_BYTES = 60_000
+F64 = torch.float64
+
+
+def run(study: str, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a study as its command does, and return what it prints; a picture is written."""
+    monkeypatch.setattr("sys.argv", [f"{study}.py", str(path)])
+    runpy.run_path(str(EXAMPLES / f"{study}.py"), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in re.findall(r"(?<![\w.])-?\d+(?:\.\d*)?(?:e[-+]?\d+)?(?![\w.])", text)]
+
+
+# --- the rules of the folder --------------------------------------------------------------------------------
+
+
+def faults(name: str, source: str, page: str, pictures: Path) -> list[str]:
+    """Return what a study lacks."""
+    found = []
+    if (count := code_lines(source)) > MOST_LINES:
+        found.append(f"{count} lines of code; at most {MOST_LINES} are a study")
+    command = f"python examples/{name}.py"
+    if f"Run: {command} [picture.png]" not in source:
+        found.append("its docstring does not say how to run it")
+    if f"`{command}`" not in page or f"pictures/{name}.png" not in page:
+        found.append("examples/README.md does not list its command and its picture")
+    picture = pictures / f"{name}.png"
+    if not picture.exists() or picture.stat().st_size > MOST_BYTES:
+        found.append(f"no picture of at most {MOST_BYTES} bytes")
+    return found
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_is_short_listed_and_drawn(study: str) -> None:
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    source = (EXAMPLES / f"{study}.py").read_text(encoding="utf-8")
+    assert not faults(study, source, page, EXAMPLES / "pictures")
+
+
+def test_a_study_against_the_rules_is_caught(tmp_path: Path) -> None:
+    good = '"""Run: python examples/s.py [picture.png]\n\nMore.\n"""\n\n# Why.\n' + "x = 1\n" * MOST_LINES
+    page = "`python examples/s.py` ![](pictures/s.png)"
+    (tmp_path / "s.png").write_bytes(b"1" * MOST_BYTES)
+    assert not faults("s", good, page, tmp_path)
+    assert len(faults("s", good + "x = (\n    1\n)\n", page, tmp_path)) == 1
+    assert len(faults("s", good.replace("Run", "Go"), page, tmp_path)) == 1
+    assert len(faults("s", good, page.replace(".png", ".svg"), tmp_path)) == 1
+    (tmp_path / "s.png").write_bytes(b"1" * (MOST_BYTES + 1))
+    assert len(faults("s", good, page, tmp_path)) == 1
+
+
+# --- the average and the gauge ------------------------------------------------------------------------------
+
+
+@pytest.mark.oracle
+def test_the_gauge_moves_the_average_of_factors_alone(
+    peft: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("gauge_breaks_the_average", tmp_path / "picture.png", monkeypatch, capsys)
+    theirs, formula, ours = (numbers(line) for line in printed.splitlines())
+    assert theirs[0] > 0.5
+    assert theirs[-1] > 100  # condition 1,000
+    assert max(formula) < 1e-12
+    assert max(ours) < 1e-9  # tol 1e-8 on the gradient
+
+
+# --- Jensen divergences and the Fisher-Rao distance ---------------------------------------------------------
+
+
+def test_of_jensen_divergences_jeffreys_alone_is_a_bound_from_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("jensen_bounds", tmp_path / "picture.png", monkeypatch, capsys)
+    ratios = [numbers(line.split("least")[1]) for line in printed.splitlines()]
+    (jeffreys, _), *between, (_, jensen_shannon) = ratios
+    assert jeffreys >= 1
+    assert all(least < 0.9 and largest > 1.1 for least, largest in between)
+    assert jensen_shannon <= 1
+
+
+def test_divergences_and_distances_of_gaussians_are_those_of_their_definitions() -> None:
+    p, q = jensen_bounds.pairs(5, spread=1.0, seed=1)
+    kullback = torch.distributions.kl_divergence
+    one, other = (torch.distributions.Normal(*gaussians.unbind(-1)) for gaussians in (p, q))
+    torch.testing.assert_close(jensen_bounds.jensen(p, q, 0.0), kullback(one, other) + kullback(other, one))
+    # Skewed ones tend to it, with an error of the order of the share.
+    near = jensen_bounds.jensen(p, q, 1e-6)
+    torch.testing.assert_close(near, jensen_bounds.jensen(p, q, 0.0), rtol=1e-2, atol=0)
+    apart = (p - q).square() @ torch.tensor([0.5, 1.0], dtype=F64) / (2 * p[:, 1] * q[:, 1])
+    torch.testing.assert_close(jensen_bounds.fisher_rao(p, q), 2**0.5 * (1 + apart).acosh())
+    for i in range(len(p)):
+        (m1, s1), (m2, s2) = p[i].tolist(), q[i].tolist()
+
+        def integrand(x: float, m1: float = m1, s1: float = s1, m2: float = m2, s2: float = s2) -> float:
+            a = math.exp(-(((x - m1) / s1) ** 2) / 2) / s1
+            b = math.exp(-(((x - m2) / s2) ** 2) / 2) / s2
+            entropies = [y * math.log(2 * y / (a + b)) for y in (a, b) if y]
+            return sum(entropies) / 2 / math.sqrt(2 * math.pi)
+
+        reach = 10 * float(torch.maximum(p, q)[i, 1]) + float(torch.maximum(p.abs(), q.abs())[i, 0])
+        expected = quad(integrand, -reach, reach, points=[float(p[i, 0]), float(q[i, 0])], limit=200)[0]
+        assert float(jensen_bounds.jensen_shannon(p, q)[i]) == pytest.approx(expected, rel=1e-6)
+
+
+# --- merging and gradient steps -----------------------------------------------------------------------------
+
+
+def test_merges_are_gradient_steps_of_the_orders_that_are_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("merging_is_a_gradient_step", tmp_path / "picture.png", monkeypatch, capsys)
+    orders = [float(line.split()[-1]) for line in printed.splitlines()]
+    assert orders == pytest.approx([math.inf, 2, 2, math.inf, 1.5, 1], abs=0.05)
+    share, point = merging_is_a_gradient_step.SHARE, merging_is_a_gradient_step.POINT
+    for name in ("average", "geodesic", "SLERP", "once differentiable"):
+        jacobian = merging_is_a_gradient_step.jacobian_at_the_diagonal(
+            merging_is_a_gradient_step.MERGES[name], point
+        )
+        torch.testing.assert_close(jacobian, share * torch.eye(2, dtype=F64), rtol=0, atol=1e-9)
+
+
+def test_the_merges_of_the_gradient_step_are_what_they_are_called() -> None:
+    study = merging_is_a_gradient_step
+    first, step = study.POINT, 0.1 * study.DIRECTION
+    points = [first.numpy(), (first - step).numpy()]
+    weights = [1 - study.SHARE, study.SHARE]
+    mean = frechet_mean(Problem(PoincareBall(2), points, weights), "fixed_point:tol=1e-12").point
+    torch.testing.assert_close(study.geodesic(first, first - step), torch.as_tensor(mean))
+    largest = torch.where(step.abs() == step.abs().max(), step, 0)
+    torch.testing.assert_close(study.MERGES["TIES, one task"](first, first - step), first - largest)
+
+
+def test_averages_of_descents_are_descents_on_the_mean_of_the_losses() -> None:
+    generator = seeded(0)
+    starts, targets = torch.randn(2, 3, 4, generator=generator, dtype=F64)
+    rates, weights = torch.rand(2, 3, generator=generator, dtype=F64)
+    weights = weights / weights.sum()
+    gradients = 2 * (starts - targets)
+    models = starts - rates[:, None] * gradients
+    step = weights @ starts - (weights * rates) @ gradients
+    torch.testing.assert_close(weights @ models, step)
+    rounds, base, descended = OuterOptimizer(Momentum()), {"w": starts[0]}, starts[0]
+    for _ in range(5):
+        local = [{"w": base["w"] - 0.1 * 2 * (base["w"] - target)} for target in targets]
+        base = rounds.step(base, local, weights.tolist())
+        descended = descended - 0.1 * 2 * (descended - weights @ targets)
+    torch.testing.assert_close(base["w"], descended)
+
+
+# --- preconditioners ----------------------------------------------------------------------------------------
+
+
+def test_the_best_merge_has_the_least_error_and_the_average_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = preconditioned_merge
+    printed = run("preconditioned_merge", tmp_path / "picture.png", monkeypatch, capsys)
+    metrics = torch.linalg.inv(study.PRECONDITIONERS)
+    optimal = torch.linalg.solve(metrics.sum(0), torch.einsum("tij,tj->i", metrics, study.MODELS))
+    for line, point in zip(printed.splitlines(), (study.MODELS.mean(0), optimal), strict=True):
+        *place, error, round_loss = numbers(line)
+        torch.testing.assert_close(torch.tensor(place, dtype=F64), point, rtol=0, atol=6e-5)  # printed
+        steps = point - study.MODELS
+        assert error == pytest.approx(float(torch.einsum("ti,tij,tj->", steps, metrics, steps)) / 2, abs=6e-5)
+        assert round_loss == pytest.approx(float(steps.square().sum()) / 2, abs=6e-5)
+    average, best = (numbers(line) for line in printed.splitlines())
+    assert average[-2] > 19 * best[-2]
+    assert average[-1] < best[-1]
+    # No bound: the factor grows as the condition does.
+    assert study.factor(1e8) == pytest.approx(1e8 / 4, rel=1e-6)
+
+
+# --- heads of attention -------------------------------------------------------------------------------------
+
+
+def test_a_merge_head_by_head_does_not_move_and_the_average_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("heads", tmp_path / "picture.png", monkeypatch, capsys)
+    average, ours = (numbers(line) for line in printed.splitlines())
+    assert min(average) > 0.3
+    assert max(ours) <= 1e-12
+
+
+def test_other_bases_are_the_same_function() -> None:
+    layer = heads.draw_normal(2, 2, heads.HEADS, heads.WIDTH, heads.RANK)
+    x = heads.draw_normal(heads.TOKENS, heads.WIDTH)
+    torch.testing.assert_close(heads.attend(heads.rewrite(layer, 10.0), x), heads.attend(layer, x))
+    # One head by hand.
+    (q, k), (v, o) = layer[:, :, 0]
+    weights = torch.softmax(x @ q @ (x @ k).T / heads.RANK**0.5, dim=1)
+    torch.testing.assert_close(heads.attend(layer[:, :, :1], x), weights @ (x @ v) @ o.T)
