@@ -1,0 +1,54 @@
+"""Rows with other columns: what a composed row takes over from which row, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from riemerge.errors import RecipeError
+from riemerge.methods import METHODS, compose, find_method, find_row
+
+
+def test_nothing_changed_is_the_row() -> None:
+    for row in METHODS.own:
+        assert compose(row) is row
+        assert find_row({"merge_method": row.name, "geometry": None}) is row
+
+
+def test_what_a_geometry_decides_comes_with_it() -> None:
+    geomerge = find_method("geomerge")
+    row = compose(find_method("average"), geometry="polar:core=euclidean")
+    assert (row.name, row.geometry, row.mean) == ("average", "polar:core=euclidean", "")
+    assert row.checkpoints == geomerge.checkpoints == "no"
+    assert row.truncates_inputs
+    assert row.own_parameters == geomerge.own_parameters
+    assert row.summary == "average with geometry polar:core=euclidean"
+
+
+def test_a_loss_brings_the_parameters_of_its_solver() -> None:
+    row = compose(find_method("average"), loss="absolute")
+    assert {"solver", "tol", "max_passes"} <= set(row.parameters)
+    assert row.defaults["tol"] == find_method("median").defaults["tol"]
+
+
+def test_edits_bring_their_parameters() -> None:
+    row = find_row({"merge_method": "average", "edits": ["trim:density=0.3", "elect"]})
+    assert row.edits == ("trim:density=0.3", "elect")
+    assert "density" in row.parameters
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"geometry": "polr"}, "unknown geometry 'polr': did you mean 'polar'"),
+        ({"edits": ["trimm"]}, "unknown edit 'trimm': did you mean 'trim'"),
+        ({"edits": ["trim:densty=1"]}, "unknown option 'densty': did you mean 'density'"),
+    ],
+)
+def test_what_does_not_exist_is_refused(asked: dict[str, object], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        find_row({"merge_method": "average", **asked})
+
+
+def test_a_formula_has_no_loss() -> None:
+    with pytest.raises(RecipeError, match="spectrum is a formula, and no mean of distances"):
+        find_row({"merge_method": "spectrum", "loss": "huber"})
