@@ -219,7 +219,7 @@ class _Factored(Module, ABC):
     used: Sequence[int]
     small: Sequence[LowRankUpdate]
     again: Callable[[], Sequence[LowRankUpdate]]
-    starts: int
+    starts: int = 1
 
     @abstractmethod
     def _singular_values(self, value: Tensor) -> Tensor:

@@ -135,7 +135,8 @@ def coordinates_of(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     roots = torch.where(values > _ROUND_OFF * values[-1], values, 0.0).sqrt()
 
     def combine(point: Tensor) -> Tensor:
-        return basis @ (point.squeeze(-1) * inverse(roots))
+        coefficients: Tensor = basis @ (point.squeeze(-1) * inverse(roots))
+        return coefficients
 
     return (basis * roots).unsqueeze(-1), combine
 
