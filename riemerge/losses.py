@@ -1,5 +1,5 @@
 """Losses of Fréchet means: how distance is punished."""
 
-from riemerge.frechet.loss import LOSSES, Loss, Square
+from riemerge.frechet.loss import LOSSES, Absolute, FunctionLoss, Huber, Loss, Square, Trimmed
 
-__all__ = ["LOSSES", "Loss", "Square"]
+__all__ = ["LOSSES", "Absolute", "FunctionLoss", "Huber", "Loss", "Square", "Trimmed"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from riemerge.frechet.formulation import Evaluation, Formulation, PlainFormulation
+from riemerge.frechet.loss import Objective
 from riemerge.linalg import frobenius, scale_modules
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm
@@ -64,6 +65,18 @@ class Geodesic(Batched, ABC):
 
     space: GeodesicManifold
 
+    @final
+    def resolution(self) -> Tensor:
+        """Return the squared distance of the first datum from itself; on a quotient, from another
+        representative of it, aligned again.
+        """
+        space, copy = self.space, first = self.space, self.points[0]
+        if isinstance(space, QuotientManifold):
+            turn = space.action.random_element(first.shape[:1], torch.Generator().manual_seed(0))
+            copy = space.action.act(space.total, first, turn.to(first))
+        round_off = torch.finfo(torch.float64).eps * space.norms(first, first)
+        return torch.maximum(space.logarithm(first, copy).squared, round_off.square())
+
     @abstractmethod
     def narrow(self, modules: Tensor) -> Self:
         """Return the problem of some of the modules."""
@@ -85,57 +98,85 @@ class Geodesic(Batched, ABC):
         return space.exp(x, scale_modules(escape_length(attempt) / space.norms(x, vector), vector))
 
 
+class Representatives(NamedTuple):
+    """Data as they were aligned at a point, (T, K, rows, columns)."""
+
+    points: Tensor
+
+    def narrow(self, modules: Tensor) -> Representatives:
+        """Return those of some of the modules."""
+        return Representatives(self.points.index_select(1, modules))
+
+    def replace(self, modules: Tensor, other: Representatives) -> Representatives:
+        """Return these with others in some of the modules."""
+        return Representatives(self.points.index_copy(1, modules, other.points))
+
+
 @final
 class Nested(Geodesic, PlainFormulation):
-    """The quotient's (or any torch manifold's) own cost: data are aligned anew, from scratch, at every point.
+    """The quotient's (or any torch manifold's) own cost: data are aligned anew at every point, from their
+    representatives at the last iterate, if there is one.
 
     The derivative of the alignment does not enter the gradient (envelope theorem).
     """
 
-    def __init__(self, manifold: GeodesicManifold, points: Tensor, weights: Tensor, autograd: bool) -> None:
+    def __init__(
+        self, manifold: GeodesicManifold, points: Tensor, objective: Objective, autograd: bool
+    ) -> None:
         self.manifold: GeodesicManifold = manifold
         self.space = manifold
         self.k = points.shape[1]
         self.points = points
-        self.weights = weights
+        self.objective = objective
         self.autograd = autograd
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Compute one logarithm for each data point and module."""
-        return self.certify(point)[0]
+        return self._evaluate(point, self.anchor)[0]
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
-        """Compute one logarithm for each data point and module, and check it."""
+        """Compute one logarithm for each data point and module, aligned from scratch, and check it."""
+        evaluation, x, tangent = self._evaluate(point, None)
+        aligned = evaluation.state.points
+        return evaluation, forward_errors(_total(self.manifold), x, tangent, aligned)
+
+    def _evaluate(self, point: Tensor, anchor: Evaluation | None) -> tuple[Evaluation, Tensor, Tensor]:
+        """Return what one pass finds, the point that it is at, and the logarithms."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
-        total, aligned = self.manifold, self.points
+        total, aligned, objective = _total(self.manifold), self.points, self.objective
         if isinstance(self.manifold, QuotientManifold):
-            total, aligned = self.manifold.total, self.manifold.align(self.points, to=x)
+            if anchor is None:
+                aligned = self.manifold.align(aligned, to=x)
+            else:
+                aligned = self.manifold.action.realign(total, anchor.state.points, x)
         logs = total.logarithm(x, aligned)
         if self.autograd:
             euclidean, logs = differentiate_cost(
-                lambda leaf: total.squared_dists(leaf, aligned), x, logs, self.weights
+                lambda leaf: total.squared_dists(leaf, aligned), x, logs, objective
             )
             gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         else:
-            gradient = -scale_modules(self.weights, logs.tangent).sum(dim=0)
+            gradient = -scale_modules(objective.pull(logs.squared), logs.tangent).sum(dim=0)
         if isinstance(self.manifold, QuotientManifold):
             gradient = self.manifold.horizontal(x, gradient)
+        gradient = shorten(objective, self.manifold, x, gradient, logs.squared)
         vertical = vertical_lengths(self.manifold, x, logs.tangent)
-        evaluation = screen(self, x, feasible, logs, gradient, vertical, self.weights)
-        return evaluation, forward_errors(total, x, logs.tangent, aligned)
+        evaluation = screen(self, x, feasible, logs, gradient, vertical)
+        return evaluation._replace(state=Representatives(aligned)), x, logs.tangent
 
     def narrow(self, modules: Tensor) -> Self:
         """Return the problem of some of the modules."""
         narrow = copy.copy(self)
         narrow.k = modules.numel()
         narrow.manifold = narrow.space = self.manifold.with_modules(narrow.k)
-        narrow.points, narrow.weights = self.points[:, modules], self.weights[:, modules]
+        narrow.points, narrow.objective = self.points[:, modules], self.objective.narrow(modules)
+        narrow.anchor = self.anchor and self.anchor.narrow(modules)
         return narrow
 
     def average(self) -> Tensor:
         """Return the extrinsic mean."""
-        return average(self.manifold, self.points, self.weights)
+        return average(self.manifold, self.points, self.objective.weights)
 
     def evaluate_quickly(self, point: Tensor) -> Evaluation:
         """Compute a pass as `evaluate` does."""
@@ -144,6 +185,11 @@ class Nested(Geodesic, PlainFormulation):
     def embed(self, x: Tensor) -> Tensor:
         """Return x: alignment happens inside the cost."""
         return x
+
+
+def _total(manifold: GeodesicManifold) -> GeodesicManifold:
+    """Return the manifold that representatives are points of."""
+    return manifold.total if isinstance(manifold, QuotientManifold) else manifold
 
 
 def escape_length(attempt: int) -> float:
@@ -173,20 +219,22 @@ def forward_errors(manifold: GeodesicManifold, x: Tensor, logs: Tensor, data: Te
     return manifold.norms(data, manifold.projection(data, manifold.exp(x, logs) - data))
 
 
+def shorten(
+    objective: Objective, manifold: TorchManifold, x: Tensor, gradient: Tensor, squared: Tensor
+) -> Tensor:
+    """Return the shortest subgradient, given the gradient of the data at a distance."""
+    if objective.loss.smooth:
+        return gradient
+    return scale_modules(objective.shorten(manifold.norms(x, gradient), squared), gradient)
+
+
 def screen(
-    form: Batched,
-    x: Tensor,
-    feasible: Tensor,
-    logs: Logarithm,
-    gradient: Tensor,
-    vertical: Tensor,
-    weights: Tensor,
+    form: Batched, x: Tensor, feasible: Tensor, logs: Logarithm, gradient: Tensor, vertical: Tensor
 ) -> Evaluation:
     """Screen one pass: a module that failed costs +inf and has no gradient; the others are untouched."""
-    counts = weights > 0
+    counts = form.objective.weights > 0
     defined = feasible & (logs.valid | ~counts).all(dim=0)
-    squared = torch.where(counts, logs.squared, torch.zeros_like(logs.squared))
-    cost = torch.where(defined, (weights * squared).sum(dim=0) / 2, torch.inf)
+    cost = torch.where(defined, form.objective.cost(logs.squared), torch.inf)
     defined = defined & torch.isfinite(cost)
     gradient = form.choose(defined, gradient, torch.zeros_like(gradient))
     norms = form.manifold.norms(x, gradient)
@@ -199,14 +247,15 @@ def screen(
 
 
 def differentiate_cost(
-    squared: Callable[[Tensor], Tensor], point: Tensor, logs: Logarithm, weights: Tensor
+    squared: Callable[[Tensor], Tensor], point: Tensor, logs: Logarithm, objective: Objective
 ) -> tuple[Tensor, Logarithm]:
-    """Differentiate 1/2 sum w squared(point) by torch; return the entrywise gradient and the distances it
-    saw.
+    """Differentiate F of squared distances (T, K) of a point by torch, with their weights held; return the
+    entrywise gradient and the distances it saw.
     """
     leaf = point.detach().requires_grad_()
     with torch.enable_grad():
-        values = squared(leaf)
-        used = torch.where(weights > 0, values.double(), torch.zeros_like(values, dtype=torch.float64))
-        (gradient,) = torch.autograd.grad((weights * used).sum() / 2, leaf)
-    return gradient, logs._replace(squared=values.detach().double())
+        values = squared(leaf).double()
+        pull = objective.pull(values.detach())
+        used = torch.where(objective.weights > 0, values, torch.zeros_like(values))
+        (gradient,) = torch.autograd.grad((pull * used).sum() / 2, leaf)
+    return gradient, logs._replace(squared=values.detach())

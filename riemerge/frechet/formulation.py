@@ -8,6 +8,8 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, final
 from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
+from riemerge.frechet.loss import Objective
+
 Point: TypeAlias = Any
 """A torch tensor (K, ...) on our manifolds; whatever Pymanopt's own manifolds use on theirs."""
 
@@ -90,6 +92,7 @@ class Formulation(ABC):
     """
 
     manifold: Manifold
+    objective: Objective
     k: int
     coarse: Tensor | None = None
     """Modules that may be evaluated in single precision, boolean (K,) on the host: set by the solver, which
@@ -106,6 +109,10 @@ class Formulation(ABC):
         """Compute cost and gradient by the manifold's own logarithms, from scratch; and the distances (T, K)
         between exp(log) and the data, which are zero for a logarithm, however it was found.
         """
+
+    @abstractmethod
+    def resolution(self) -> Tensor:
+        """Return the squared distance of a datum from a copy of it as it is computed, (K,)."""
 
     @abstractmethod
     def accept(self, evaluation: Evaluation) -> None:
@@ -162,7 +169,10 @@ class Formulation(ABC):
 
 
 class PlainFormulation(Formulation, ABC):
-    """A formulation that moves on the manifold that was asked for and remembers no iterate. Abstract."""
+    """A formulation that moves on the manifold that was asked for. Abstract."""
+
+    anchor: Evaluation | None = None
+    """What is known of the last iterate."""
 
     @abstractmethod
     def average(self) -> Point:
@@ -170,12 +180,14 @@ class PlainFormulation(Formulation, ABC):
 
     @final
     def accept(self, evaluation: Evaluation) -> None:
-        """Keep nothing."""
+        """Keep what is known of the iterate."""
+        self.anchor = evaluation
 
     @final
     def precondition(self, point: Point, vector: Point, evaluation: Evaluation) -> Point:
-        """Return the vector: weights sum to one, so the Hessian is near the identity."""
-        return vector
+        """Divide by the sum of the weights of the logarithms: the Hessian is near that."""
+        pull = self.objective.pull(evaluation.squared)
+        return self.scale(1 / self.objective.stiffness(pull), vector)
 
     @final
     def start(self, initial_point: Point | None) -> Point:

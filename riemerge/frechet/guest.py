@@ -13,7 +13,9 @@ from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.batched import escape_length
+from riemerge.frechet.distance import Distance
 from riemerge.frechet.formulation import Evaluation, PlainFormulation, Point
+from riemerge.frechet.loss import Objective
 from riemerge.manifolds.guests.guarded import guard, is_finite, random_like
 from riemerge.manifolds.guests.membership import broken_law, refusal
 
@@ -28,9 +30,9 @@ class Stock(PlainFormulation):
     Args:
         manifold: The manifold; what solvers move on is `Guarded`.
         points: T of its points.
-        weights: (T, 1), of sum one.
-        squared: A user's own squared distance, differentiated by Pymanopt's autograd; None for the geodesic
-            one, by `log` and `dist`.
+        objective: F, of weights (T, 1).
+        distance: A distance differentiated by Pymanopt's autograd; None for the geodesic one, by `log` and
+            `dist`.
         initial_point: A user's start, or None.
         indices: The index of each point among those that were given.
 
@@ -43,24 +45,25 @@ class Stock(PlainFormulation):
         self,
         manifold: Manifold,
         points: Sequence[Point],
-        weights: Tensor,
-        squared: Any,
+        objective: Objective,
+        distance: Distance | None,
         initial_point: Point | None,
         indices: Sequence[int],
     ) -> None:
         self.manifold = guard(manifold)
         self.k = 1
         self.candidates = list(points)
-        self.weights = [float(w) for w in weights[:, 0]]
+        self.objective = objective
+        self._pull = _list(objective.weights)
         self.problem: pymanopt.Problem | None = None
-        self.squared = squared
+        self.distance = distance
         named = [(f"point {i}", y) for i, y in zip(indices, points, strict=True)]
         if initial_point is not None:
             named.append(("initial_point", initial_point))
         reasons = [(name, refusal(manifold, y)) for name, y in named]
         problems = [f"{manifold}: {name} is no point of it: {why}" for name, why in reasons if why]
         RecipeError.refuse(problems)
-        if squared is None:
+        if distance is None:
             self._refuse_lawless(manifold)
         else:
 
@@ -69,8 +72,8 @@ class Stock(PlainFormulation):
                 point: Any = x
                 if manifold.num_values == 1:
                     (point,) = x
-                losses = (w * squared(point, y) for w, y in zip(self.weights, self.candidates, strict=True))
-                return sum(losses) / 2
+                data = zip(self._pull, self.candidates, strict=True)
+                return sum(p * distance.squared(manifold, point, y) for p, y in data) / 2
 
             self.problem = pymanopt.Problem(manifold, cost)
 
@@ -82,13 +85,14 @@ class Stock(PlainFormulation):
                     return self._evaluate_finite(point)
             except np.linalg.LinAlgError:
                 pass
-        nothing = [np.nan] * len(self.weights)
+        nothing = [np.nan] * len(self.candidates)
         return _evaluation(np.inf, self.manifold.zero_vector(self.candidates[0]), 0.0, nothing)
 
     def _evaluate_finite(self, point: Point) -> Evaluation:
         valid = True
         if self.problem is not None:
-            squared = [float(self.squared(point, y)) for y in self.candidates]
+            squared = self._square(point)
+            self._pull = _list(self.objective.pull(_column(squared)))
             try:
                 gradient = self.problem.riemannian_gradient(point)
             except NotImplementedError as error:
@@ -101,9 +105,13 @@ class Stock(PlainFormulation):
             # zero). Round-off of positive definite matrices of condition 1e12 is 1e-4.
             valid = bool(np.allclose(lengths, distances, rtol=1e-3, atol=1e-6))
             squared = [d * d for d in distances]
-            gradient = sum((-w * v for w, v in zip(self.weights, logs, strict=True)), 0 * logs[0])
-        cost = 0.5 * sum(w * d for w, d in zip(self.weights, squared, strict=True))
+            self._pull = _list(self.objective.pull(_column(squared)))
+            gradient = sum((-p * v for p, v in zip(self._pull, logs, strict=True)), 0 * logs[0])
+        cost = float(self.objective.cost(_column(squared))[0])
         norm = float(self.manifold.norm(point, gradient))
+        if not self.objective.loss.smooth:
+            factor = float(self.objective.shorten(_column([norm])[0], _column(squared))[0])
+            gradient, norm = factor * gradient, factor * norm
         if not (valid and np.isfinite(cost) and np.isfinite(norm)):
             cost, gradient, norm = np.inf, self.manifold.zero_vector(point), 0.0
         return _evaluation(cost, gradient, norm, squared)
@@ -121,7 +129,7 @@ class Stock(PlainFormulation):
 
     def _miss(self, point: Point, other: Point) -> float:
         """Return the distance of exp(log) from a point; NaN where the distance is a user's own."""
-        if self.squared is not None:
+        if self.distance is not None:
             return np.nan
         arrival = self.manifold.exp(point, self.manifold.log(point, other))
         return float(self.manifold.dist(arrival, other))
@@ -133,6 +141,18 @@ class Stock(PlainFormulation):
             return float(verb(point, other))
         except (NotImplementedError, np.linalg.LinAlgError):
             return np.nan
+
+    def resolution(self) -> Tensor:
+        """Return the squared distance of the first datum from itself."""
+        first = self.candidates[0]
+        if self.distance is None:
+            return _column([float(self.manifold.dist(first, first)) ** 2])[0]
+        return _column(self._square(first)[:1])[0]
+
+    def _square(self, point: Point) -> list[float]:
+        """Return the squared distance of each datum by another than the geodesic distance."""
+        assert self.distance is not None
+        return [float(self.distance.squared(self.manifold.manifold, point, y)) for y in self.candidates]
 
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
         """Return the metric (1,)."""
@@ -194,7 +214,7 @@ class Stock(PlainFormulation):
                 return
         assert slopes is not None
         raise RecipeError(
-            f"{self.manifold}: squared_dist rises by {slopes[0]:.3g} along what Pymanopt says is its "
+            f"{self.manifold}: the squared distance rises by {slopes[0]:.3g} along what Pymanopt says is its "
             f"gradient, of length {slopes[1]:.3g}: either it is not written with autograd.numpy throughout, "
             "or the manifold's euclidean_to_riemannian_gradient is wrong (that of Pymanopt's UnitaryGroup is)"
         )
@@ -220,14 +240,14 @@ class Stock(PlainFormulation):
             broken = broken_law(manifold, self.candidates)
         except NotImplementedError as error:
             raise RecipeError(
-                f"{manifold}: {error}. A Fréchet mean needs log, dist and retraction; or pass a squared_dist "
-                "of your own with gradient='autograd'"
+                f"{manifold}: {error}. A Fréchet mean needs log, dist and retraction; or pass a distance of "
+                "your own, a function that autograd can follow"
             ) from error
         if broken is not None:
             raise RecipeError(
                 f"{manifold}: its exp, log and dist contradict each other, so there is no mean by them: "
-                f"{broken}. That is a fault of the manifold; pass a squared_dist of your own with "
-                "gradient='autograd'"
+                f"{broken}. That is a fault of the manifold; pass a distance of your own, a function "
+                "that autograd can follow"
             )
 
     def _known_verbs(self, point: Point, other: Point) -> None:
@@ -248,6 +268,11 @@ class Stock(PlainFormulation):
 def _column(numbers: Sequence[float]) -> Tensor:
     """Return T numbers as a tensor (T, 1)."""
     return torch.tensor(numbers, dtype=torch.float64).unsqueeze(-1)
+
+
+def _list(column: Tensor) -> list[float]:
+    """Return the numbers of a tensor (T, 1)."""
+    return [float(x) for x in column[:, 0]]
 
 
 def _evaluation(cost: float, gradient: Point, norm: float, squared: list[float]) -> Evaluation:

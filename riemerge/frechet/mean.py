@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from riemerge.frechet.formulation import Point
+from riemerge.frechet.loss import Absolute, as_loss
 from riemerge.frechet.problem import Problem
 from riemerge.frechet.search import Search
 from riemerge.frechet.solution import Solution, TracePoint
@@ -54,7 +56,10 @@ def frechet_mean(
     """
     chosen = as_solver(solver)
     with torch.no_grad(), single_threaded():
-        search = Search(problem, start)
+        median = None
+        if as_loss(problem.loss).relative:
+            median = frechet_mean(replace(problem, loss=Absolute()), chosen, start)
+        search = Search(problem, start, median)
         monitor = Monitor(search, chosen, callback)
         chosen.prepare(search)
         begin = search.start()

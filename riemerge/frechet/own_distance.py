@@ -1,15 +1,24 @@
-"""The mean by a user's own squared distance on torch manifolds."""
+"""The mean by another than the geodesic distance on torch manifolds."""
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Batched, average, differentiate_cost, escape_length, screen
+from riemerge.frechet.batched import (
+    Batched,
+    average,
+    differentiate_cost,
+    escape_length,
+    screen,
+    shorten,
+)
+from riemerge.frechet.distance import Distance
 from riemerge.frechet.formulation import Evaluation, PlainFormulation
+from riemerge.frechet.loss import Objective
 from riemerge.linalg import scale_modules
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm
@@ -20,28 +29,29 @@ _INVARIANT = 1e-6
 
 @final
 class Own(Batched, PlainFormulation):
-    """A user's cost 1/2 Σ wᵢ q(x, yᵢ) on the manifold that was asked for.
+    """A cost by another distance than the geodesic one: F = Σ wᵢ ρ(√q(x, yᵢ)).
 
-    Law: q sees x and yᵢ as points of that manifold, as they were given: nothing is reduced, aligned or
-    taken a logarithm of.
+    Law: q sees x and yᵢ as points of the manifold: nothing is aligned or taken a logarithm of.
 
     Args:
         manifold: The manifold.
         points: (T, K, rows, columns).
-        weights: (T, K), of sum one in each module.
-        squared: q, of two points (K, rows, columns); returns (K,).
+        objective: F, of weights (T, K).
+        distance: q.
 
     Raises:
         RecipeError: q returns another shape, torch cannot differentiate it, or on a quotient it is no
             function of orbits.
     """
 
-    def __init__(self, manifold: TorchManifold, points: Tensor, weights: Tensor, squared: Any) -> None:
+    def __init__(
+        self, manifold: TorchManifold, points: Tensor, objective: Objective, distance: Distance
+    ) -> None:
         self.manifold = manifold
         self.k = points.shape[1]
         self.points = points
-        self.weights = weights
-        self.squared = squared
+        self.objective = objective
+        self.distance = distance
         if isinstance(manifold, QuotientManifold):
             self._refuse_gauges(manifold)
 
@@ -49,7 +59,10 @@ class Own(Batched, PlainFormulation):
     def candidates(self) -> list[Tensor]:
         """The points that a solve may begin at."""
         if isinstance(self.manifold, GeodesicManifold):
-            return [average(self.manifold, self.points, self.weights)]
+            mean = average(self.manifold, self.points, self.objective.weights)
+            if self.objective.loss.smooth:
+                return [mean]
+            return [mean, *self.points]
         return list(self.points)
 
     def move_off(self, x: Tensor, attempt: int) -> Tensor:
@@ -64,21 +77,25 @@ class Own(Batched, PlainFormulation):
         """Compute the cost by the user's function, and its gradient by torch."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
-        logs = Logarithm(x, torch.zeros_like(self.weights), self.weights >= 0)
-        euclidean, logs = differentiate_cost(self._values, x, logs, self.weights)
+        known = torch.zeros_like(self.objective.weights)
+        logs = Logarithm(x, known, known == 0)
+        euclidean, logs = differentiate_cost(self._values, x, logs, self.objective)
         gradient = self.manifold.euclidean_to_riemannian_gradient(x, euclidean)
         gradient = self.manifold.to_tangent_space(x, gradient)
-        aligned = torch.zeros_like(self.weights)
-        return screen(self, x, feasible, logs, gradient, aligned, self.weights)
+        gradient = shorten(self.objective, self.manifold, x, gradient, logs.squared)
+        return screen(self, x, feasible, logs, gradient, known)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
         """Compute cost and gradient; the distances are the manifold's own, NaN where it has none."""
-        squared = torch.full_like(self.weights, torch.nan)
+        squared = unknown = torch.full_like(self.objective.weights, torch.nan)
         if isinstance(self.manifold, GeodesicManifold):
             logs = self.manifold.logarithm(point, self.points)
             squared = torch.where(logs.valid, logs.squared, torch.nan)
-        unknown = torch.full_like(self.weights, torch.nan)
         return self.evaluate(point)._replace(squared=squared), unknown
+
+    def resolution(self) -> Tensor:
+        """Return q of the first datum and itself."""
+        return self._values(self.points[0])[0]
 
     def average(self) -> Tensor:
         """Return the first candidate."""
@@ -86,18 +103,19 @@ class Own(Batched, PlainFormulation):
 
     def _values(self, x: Tensor) -> Tensor:
         """Return q(x, yᵢ), (T, K)."""
-        values = [self.squared(x, y) for y in self.points]
+        values = [self.distance.squared(self.manifold, x, y) for y in self.points]
         for value in values:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if shape != (self.k,) and not (self.k == 1 and shape == ()):
                 raise RecipeError(
-                    f"squared_dist returned {shape} for two points of shape {tuple(x.shape)}; expected one "
-                    f"number for each module, a tensor of shape ({self.k},)"
+                    f"the squared distance returned {shape} for two points of shape {tuple(x.shape)}; "
+                    f"expected one number for each module, a tensor of shape ({self.k},)"
                 )
-        result = torch.stack(values).reshape(self.weights.shape)
+        result = torch.stack(values).reshape(self.objective.weights.shape)
         if torch.is_grad_enabled() and not result.requires_grad:
             raise RecipeError(
-                "squared_dist cannot be differentiated: it must compute with torch from its first argument"
+                "the squared distance cannot be differentiated: it must compute with torch from its first "
+                "argument"
             )
         return result
 
@@ -110,6 +128,6 @@ class Own(Batched, PlainFormulation):
         size = here.abs().amax(dim=0)
         if bool(((there - here).abs().amax(dim=0) > _INVARIANT * size).any()):
             raise RecipeError(
-                f"squared_dist is no distance on {manifold}: it changes with the representative of an orbit. "
-                f"Write a function of orbits, or take the mean on {manifold.total}"
+                f"the squared distance is no distance on {manifold}: it changes with the representative of "
+                f"an orbit. Write a function of orbits, or take the mean on {manifold.total}"
             )

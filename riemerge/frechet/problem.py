@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 from pymanopt.manifolds.manifold import Manifold
 from torch import Tensor
 
+from riemerge.frechet.distance import DistanceLike
 from riemerge.frechet.formulation import Point
 from riemerge.frechet.loss import LossLike
 
@@ -28,12 +29,14 @@ class Problem:
         points: T points.
         weights: T numbers, or (T, K) for weights per module; equal by default. Finite, not negative, not all
             zero; divided by their sum. A point whose weight is zero everywhere is left out.
-        loss: ρ, an object of `riemerge.losses` or its name.
-        distance: A squared distance of one's own of two points (differentiable; summed over nothing: (K,)
-            for ours, a scalar on numpy), in place of the geodesic one. It is minimised on the manifold that
-            was given: never reduced, without logarithms, and on a quotient it must be a function of orbits.
-        form: `joint` (alignments are variables, where the symmetry has that form) or `nested` (aligned
-            inside the cost). On a manifold without a symmetry there is only one form and this is ignored.
+        loss: ρ, an object of `riemerge.losses`, its name, or a function of distances that torch can follow.
+        distance: A distance other than the geodesic one: an object of `riemerge.distances`, its name, or a
+            squared distance of one's own, a function of two points that torch (on ours) or autograd (on
+            Pymanopt's) can follow. It is minimised without logarithms, and on a quotient it must be a
+            function of orbits.
+        form: `joint` (alignments are variables, where the symmetry has that form and the loss is convex) or
+            `nested` (aligned inside the cost). On a manifold without a symmetry there is only one form and
+            this is ignored.
         gradient: `analytic`, or `autograd`: the same through torch.
         reduce: Whether to solve in the joint span of the data, exactly, where the manifold offers it.
     """
@@ -43,7 +46,7 @@ class Problem:
     weights: Sequence[float] | np.ndarray | Tensor | None = None
     _: KW_ONLY
     loss: LossLike = "square"
-    distance: Callable[[Any, Any], Any] | None = None
+    distance: DistanceLike | None = None
     form: Literal["joint", "nested"] = "joint"
     gradient: Literal["analytic", "autograd"] = "analytic"
     reduce: bool = True

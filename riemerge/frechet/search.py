@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, final
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.batched import Geodesic, Nested
+from riemerge.frechet.batched import Geodesic, Nested, average
+from riemerge.frechet.distance import as_distance
 from riemerge.frechet.formulation import Evaluation, Formulation, Memory, Point
 from riemerge.frechet.guest import Stock
-from riemerge.frechet.loss import as_loss
-from riemerge.frechet.low_rank.joint import Joint
+from riemerge.frechet.loss import Loss, Objective, as_loss, weighted_median
 from riemerge.frechet.own_distance import Own
 from riemerge.frechet.problem import Problem
-from riemerge.manifolds import GeodesicManifold, Orthogonal, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Reduction, identity, trivial_reduction
+from riemerge.frechet.solution import Solution
+from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
+from riemerge.manifolds.base import identity
+
+if TYPE_CHECKING:
+    from riemerge.frechet.low_rank.joint import Joint
 
 # Step of the central differences behind Hessian-vector products, as a length on the manifold: truncation h²
 # and round-off eps/h balance between 1e-5 and 1e-4.
@@ -26,6 +31,8 @@ _HESSIAN_STEP = 3e-5
 # Seeded steps off an average without a cost: one in forty fails, by itself (of shared subspaces and cores of
 # condition 10).
 _STEPS_OFF = 6
+# Least unit of a loss that is relative, as a share of the largest distance to the median.
+_LEAST_UNIT = 1e-12
 
 
 @final
@@ -38,29 +45,31 @@ class Search:
     Args:
         problem: What is asked for.
         initial_point: Point to start at instead of the deterministic average.
+        median: The geometric median of the same points, for a loss that is relative to the distances to it.
 
     Raises:
         RecipeError: No points, what is no point of the manifold, weights that are not a weighting, a
             manifold without the verbs of a mean or whose verbs contradict each other.
     """
 
-    def __init__(self, problem: Problem, initial_point: Point | None = None) -> None:
-        manifold, points, weights = problem.manifold, problem.points, problem.weights
-        form, gradient, squared_dist = problem.form, problem.gradient, problem.distance
-        if form not in ("joint", "nested"):
-            raise RecipeError(f"form is {form!r}; known are 'joint' and 'nested'")
-        if gradient not in ("analytic", "autograd"):
-            raise RecipeError(f"gradient is {gradient!r}; known are 'analytic' and 'autograd'")
+    def __init__(
+        self, problem: Problem, initial_point: Point | None = None, median: Solution | None = None
+    ) -> None:
+        manifold, points = problem.manifold, problem.points
+        if problem.form not in ("joint", "nested"):
+            raise RecipeError(f"form is {problem.form!r}; known are 'joint' and 'nested'")
+        if problem.gradient not in ("analytic", "autograd"):
+            raise RecipeError(f"gradient is {problem.gradient!r}; known are 'analytic' and 'autograd'")
         batched = isinstance(manifold, TorchManifold)
-        if squared_dist is None:
+        self.distance = as_distance(problem.distance)
+        if self.distance is None:
             if batched and not isinstance(manifold, GeodesicManifold):
                 raise RecipeError(f"{manifold} has no logarithm, so there is no Fréchet mean on it")
-            if not batched and gradient == "autograd":
+            if not batched and problem.gradient == "autograd":
                 raise RecipeError(
                     f"{manifold} computes distances in numpy, which autograd cannot follow: pass a distance "
                     "of your own, written with autograd.numpy, or use gradient='analytic'"
                 )
-        self.loss = as_loss(problem.loss)
         self.manifold = manifold
         self.initial_point = initial_point
         self.passes = 0
@@ -68,51 +77,64 @@ class Search:
         self._refined = False
         self._memory: Memory[Evaluation] = Memory()
         self._lift: Callable[[Point], Point] = identity
-        if isinstance(manifold, TorchManifold):
-            self._weigh(weights, len(points), manifold.k)
-            self._make_batched(manifold, points, squared_dist, form, gradient == "autograd", problem.reduce)
-        else:
-            self._weigh(weights, len(points), 1)
-            data = [points[i] for i in self.support]
-            weight = self.weights[list(self.support)]
-            self.form = Stock(manifold, data, weight, squared_dist, initial_point, self.support)
-        self._full: Formulation = self.form
-
-    def _weigh(self, weights: Sequence[float] | np.ndarray | Tensor | None, count: int, k: int) -> None:
-        """Set the weights, and the support: the points whose weight is positive in some module."""
-        self.weights = normalize_weights(weights, count, k)
+        k = manifold.k if isinstance(manifold, TorchManifold) else 1
+        self.weights = normalize_weights(problem.weights, len(points), k)
         counts = torch.nonzero((self.weights > 0).any(dim=1)).squeeze(-1)
         self.support: tuple[int, ...] = tuple(counts.tolist())
+        """Indices of the points whose weight is positive in some module."""
+        objective = self._make_objective(as_loss(problem.loss), median)
+        if isinstance(manifold, TorchManifold):
+            self._make_batched(problem, manifold, objective)
+        else:
+            data = [points[i] for i in self.support]
+            self.form = Stock(manifold, data, objective, self.distance, initial_point, self.support)
+        if not objective.loss.smooth:
+            self.form.objective.resolution.copy_(torch.nan_to_num(self.form.resolution()))
+        self._full: Formulation = self.form
 
-    def _make_batched(
-        self,
-        manifold: TorchManifold,
-        points: Sequence[Tensor],
-        squared_dist: Callable[[Any, Any], Any] | None,
-        form: str,
-        autograd: bool,
-        reduce: bool,
-    ) -> None:
+    def _make_objective(self, loss: Loss, median: Solution | None) -> Objective:
+        """Return F of the support, in units that the distances to the median set, where it is relative."""
+        weights = self.weights[list(self.support)]
+        if not loss.relative:
+            return Objective(loss, weights)
+        if median is None:
+            raise RecipeError(
+                f"{loss} takes its scale from the geometric median, which must be found first, as "
+                "frechet_mean does: give it, or a scale of your own (relative=False)"
+            )
+        self.passes = median.passes
+        self.initial_point = median.point
+        distances = torch.as_tensor(median.distances[list(self.support)]).nan_to_num()
+        # A unit of zero, where half of the weight is at the median, is a limit, in which F goes to zero too.
+        least = _LEAST_UNIT * distances.amax(dim=0)
+        unit = torch.maximum(weighted_median(distances, weights), least)
+        return Objective(loss, weights, torch.where(unit > 0, unit, 1.0))
+
+    def _make_batched(self, problem: Problem, manifold: TorchManifold, objective: Objective) -> None:
         """Make the formulation of data on one of our manifolds, in their joint span where that is smaller."""
-        given = [points[i] for i in self.support]
+        given = [problem.points[i] for i in self.support]
         count, dtype = len(given), given[0].dtype
         if self.initial_point is not None:
             given.append(self.initial_point)
         data = _stack_points(manifold, given, self.support)
-        weight = self.weights[list(self.support)].to(data.device)
-        lift: Callable[[Tensor], Tensor] = identity
-        if squared_dist is not None or not isinstance(manifold, GeodesicManifold):
-            self.form = Own(manifold, data[:count], weight, squared_dist)
-        else:
-            small = trivial_reduction(manifold, data)
-            if reduce:
-                small = manifold.reduce(data)
-            data, lift = small.points, small.lift
-            kind = _choose_formulation(small, form)
-            self.form = kind(small.manifold, data[:count], weight, autograd)
-        self._lift = lambda point: lift(point).to(dtype)
+        objective = objective.to(data.device)
+        distance, autograd = self.distance, problem.gradient == "autograd"
+        self._lift = lambda point: point.to(dtype)
+        joint = None
+        if isinstance(manifold, GeodesicManifold):
+            if problem.reduce and (distance is None or distance.invariant):
+                manifold, data, lift = manifold.reduce(data)
+                self._lift = lambda point: lift(point).to(dtype)
+            if distance is not None or (problem.form == "joint" and objective.loss.convex):
+                joint = _find_joint_form(manifold)
         if self.initial_point is not None:
             self.initial_point = data[-1]
+        if joint is not None and (distance is None or distance.aligned):
+            self.form = joint(manifold, data[:count], objective, autograd, distance)
+        elif distance is not None:
+            self.form = Own(manifold, data[:count], objective, distance)
+        else:
+            self.form = Nested(manifold, data[:count], objective, autograd)
 
     @property
     def k(self) -> int:
@@ -130,12 +152,33 @@ class Search:
         point = form.start(self.initial_point)
         if self.initial_point is None and len(self.support) > 1:
             if isinstance(form, Geodesic):
+                if not form.objective.loss.smooth:
+                    point = self._look_at_data(form, point)
                 point = self._leave_cut_locus(form, point)
             elif isinstance(form, Stock | Own):
                 point = self._start_from_candidates(form)
         if isinstance(form, Stock):
             form.refuse_gradient(point)
         return point
+
+    def _look_at_data(self, form: Geodesic, point: Tensor) -> Tensor:
+        """Return the start, but in the modules of which some data are minima of F, which has a kink there,
+        the average of those.
+
+        A solve would come near such a datum without an end. Source: Vardi, Zhang 2000, eq. 2.6.
+        """
+        minima = torch.zeros_like(form.objective.weights)
+        for datum, minimal in zip(form.points, minima, strict=True):
+            at_datum = self.evaluate(form.embed(datum))
+            heading = form.solution(at_datum.gradient).abs().amax(dim=(-2, -1))
+            minimal.copy_(torch.isfinite(at_datum.cost) & (heading == 0))
+        modules = torch.nonzero(minima.any(dim=0)).squeeze(-1)
+        if modules.numel() == 0:
+            return point
+        few = form.narrow(modules)
+        weights = few.objective.weights * minima[:, modules]
+        mean = average(few.space, few.points, weights / weights.sum(dim=0))
+        return point.index_copy(0, modules, few.embed(mean))
 
     def _leave_cut_locus(self, form: Geodesic, point: Tensor) -> Tensor:
         """Return the start, moved in the modules that have no finite cost there."""
@@ -330,9 +373,13 @@ def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], indices: Se
     return torch.stack([x.double() for x in points])
 
 
-def _choose_formulation(small: Reduction, form: str) -> type[Joint] | type[Nested]:
-    manifold = small.manifold
-    symmetric = isinstance(manifold, QuotientManifold) and isinstance(manifold.action, Orthogonal)
-    if form == "joint" and symmetric:
-        return Joint
-    return Nested
+def _find_joint_form(manifold: GeodesicManifold) -> type[Joint] | None:
+    """Return the formulation in which alignments are variables, where a symmetry has one."""
+    if not isinstance(manifold, QuotientManifold):
+        return None
+    name = manifold.action.formulation(manifold.total)
+    if name is None:
+        return None
+    module, _, attribute = name.partition(":")
+    form: type[Joint] = getattr(import_module(module), attribute)
+    return form

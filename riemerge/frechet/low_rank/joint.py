@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.frechet.batched import Geodesic, differentiate_cost, forward_errors, screen, vertical_lengths
+from riemerge.frechet.batched import (
+    Geodesic,
+    differentiate_cost,
+    forward_errors,
+    screen,
+    shorten,
+    vertical_lengths,
+)
+from riemerge.frechet.distance import Distance
 from riemerge.frechet.formulation import Evaluation
+from riemerge.frechet.loss import Objective
 from riemerge.frechet.low_rank.logarithms import AlignedLogarithms, Pass
 from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
@@ -33,24 +42,40 @@ class Joint(Geodesic):
     Logarithms are completed from those of the last accepted iterate and turned until they are as good as its
     gradient calls for (`AlignedLogarithms`); so the cost at a point depends, within that precision, on where
     the optimizer stands, but never on trial points.
+
+    Args:
+        quotient: FixedRank by Orthogonal.
+        points: Data (T, K, m + r + n, r).
+        objective: F, of weights (T, K).
+        autograd: Whether the distance is differentiated by torch.
+        distance: A distance other than the geodesic one, that is the least over the representatives.
     """
 
-    def __init__(self, quotient: QuotientManifold, points: Tensor, weights: Tensor, autograd: bool) -> None:
+    def __init__(
+        self,
+        quotient: QuotientManifold,
+        points: Tensor,
+        objective: Objective,
+        autograd: bool,
+        distance: Distance | None = None,
+    ) -> None:
         assert isinstance(quotient.action, Orthogonal)
         assert isinstance(quotient.total, FixedRank)
         self.space = quotient
         self.total, self.action = quotient.total, quotient.action
         self.k = points.shape[1]
         self.points = self.action.diagonalize_core(self.total, _polish(self.total, points))
-        self.weights = weights
-        self.manifold: JointManifold = JointManifold(quotient, self.points, weights)
+        self.objective = objective
+        self.manifold: JointManifold = JointManifold(quotient, self.points, objective.weights)
         identity = torch.eye(self.action.r, dtype=points.dtype, device=points.device)
         self.stand_in = self.manifold.join(self.points[0], identity.expand(*points.shape[:2], -1, -1))
-        self.autograd = autograd
+        self.autograd = autograd or distance is not None
+        self.distance = distance
         self._logarithms: AlignedLogarithms | None = None
-        if not autograd and AlignedLogarithms.applies(self.total):
-            self._logarithms = AlignedLogarithms(self.total, self.points, weights)
-            self.coarse = torch.zeros(self.k, dtype=torch.bool, device="cpu")
+        if not self.autograd and AlignedLogarithms.applies(self.total):
+            self._logarithms = AlignedLogarithms(self.total, self.points, objective)
+            if objective.loss.smooth:
+                self.coarse = torch.zeros(self.k, dtype=torch.bool, device="cpu")
         self._anchor: Evaluation | None = None
 
     def narrow(self, modules: Tensor) -> Self:
@@ -60,20 +85,20 @@ class Joint(Geodesic):
         narrow.space = self.space.with_modules(narrow.k)
         assert isinstance(narrow.space.total, FixedRank)
         narrow.total = narrow.space.total
-        narrow.points, narrow.weights = self.points[:, modules], self.weights[:, modules]
+        narrow.points, narrow.objective = self.points[:, modules], self.objective.narrow(modules)
         narrow.stand_in = self.stand_in[modules]
-        narrow.manifold = JointManifold(narrow.space, narrow.points, narrow.weights)
-        if self._logarithms is not None and self.coarse is not None:
-            narrow._logarithms = self._logarithms.narrow(modules)
+        narrow.manifold = JointManifold(narrow.space, narrow.points, narrow.objective.weights)
+        narrow._logarithms = self._logarithms and self._logarithms.narrow(modules)
+        if self.coarse is not None:
             narrow.coarse = self.coarse[modules.cpu()]
         narrow._anchor = self._anchor and self._anchor.narrow(modules)
         return narrow
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Compute one logarithm for each data point and module."""
-        if self.coarse is None:
-            return self.certify(point)[0]
-        if tight or not self.coarse.any():
+        if self._logarithms is None:
+            return self._evaluate_from_scratch(point)[0]
+        if tight or self.coarse is None or not self.coarse.any():
             return self._evaluate_from_anchor(point, tight=tight)
         if self.coarse.all():
             return self._evaluate_from_anchor(point, coarse=True)
@@ -88,9 +113,10 @@ class Joint(Geodesic):
         """Compute a pass as `evaluate` does, but for logarithms that take long to find: their modules cost
         +inf.
         """
-        if self.coarse is None:
-            return self.certify(point)[0]
-        return self._evaluate_pass(point, bool(self.coarse.all()), turns=_FEW_TURNS)
+        if self._logarithms is None:
+            return self._evaluate_from_scratch(point)[0]
+        coarse = self.coarse is not None and bool(self.coarse.all())
+        return self._evaluate_pass(point, coarse, turns=_FEW_TURNS)
 
     def _evaluate_from_anchor(
         self, point: Tensor, *, coarse: bool = False, tight: bool = False
@@ -99,10 +125,10 @@ class Joint(Geodesic):
         anchor, tolerance = self._anchor, None
         if anchor is not None:
             if not tight:
-                tolerance = _LOOSE * anchor.norms
+                tolerance = _LOOSE * anchor.norms / self.objective.stiffness(anchor.state.pull)
             return self._evaluate_pass(point, coarse, earlier=anchor.state, tolerance=tolerance)
         if coarse:
-            tolerance = self.weights.new_full((self.k,), _FIRST)
+            tolerance = self.objective.weights.new_full((self.k,), _FIRST)
         return self._evaluate_pass(point, coarse, tolerance=tolerance)
 
     def _evaluate_pass(self, point: Tensor, coarse: bool, **options: Any) -> Evaluation:
@@ -111,32 +137,55 @@ class Joint(Geodesic):
         point, feasible = self._replace_infeasible(point)
         x, alignments = self.manifold.split(point)
         state = self._logarithms.compute(x, alignments, coarse=coarse, **options)
-        gradient = self.manifold.gradient_of(x, alignments, self.weights, state)
+        parts = self.manifold.gradient_of(x, alignments, state)
+        gradient = self._join_gradient(x, *parts, state.squared)
         logs = Logarithm(state.mean, state.squared, state.valid)
         vertical = self.manifold.vertical_lengths(state)
-        evaluation = screen(self, point, feasible, logs, gradient, vertical, self.weights)
-        return evaluation._replace(state=state)
+        return screen(self, point, feasible, logs, gradient, vertical)._replace(state=state)
+
+    def _join_gradient(self, x: Tensor, at_x: Tensor, turns: Tensor, squared: Tensor) -> Tensor:
+        """Return the shortest subgradient with these parts; a kink of the loss is one in x alone, since no
+        other datum's alignment turns the data at x.
+        """
+        return self.manifold.join(shorten(self.objective, self.total, x, at_x, squared), turns)
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
         """Compute one logarithm for each data point and module, from scratch, and check it."""
+        evaluation, x, logs, aligned = self._evaluate_from_scratch(point)
+        if self.distance is None:
+            return evaluation, forward_errors(self.total, x, logs.tangent, aligned)
+        known = self.space.logarithm(x, self.points)
+        squared = torch.where(known.valid, known.squared, torch.nan)
+        return evaluation._replace(squared=squared), torch.full_like(squared, torch.nan)
+
+    def _evaluate_from_scratch(self, point: Tensor) -> tuple[Evaluation, Tensor, Logarithm, Tensor]:
+        """Return what one pass finds, the mean, the logarithms (none for another distance) and the data as
+        they are aligned.
+        """
         point, feasible = self._replace_infeasible(point)
         x, alignments = self.manifold.split(point)
         aligned = self.action.act(self.total, self.points, alignments)
-        logs = self.total.logarithm(x, aligned)
-        tangent = logs.tangent
-        if self.autograd:
-
-            def square_dists(leaf: Tensor) -> Tensor:
-                mean, turns = self.manifold.split(leaf)
-                return self.total.squared_dists(mean, self.action.act(self.total, self.points, turns))
-
-            euclidean, logs = differentiate_cost(square_dists, point, logs, self.weights)
-            gradient = self.manifold.euclidean_to_riemannian_gradient(point, euclidean)
+        if self.distance is None:
+            logs = self.total.logarithm(x, aligned)
         else:
-            gradient = self.manifold.gradient(x, tangent, self.weights, alignments)
-        vertical = vertical_lengths(self.space, x, tangent)
-        evaluation = screen(self, point, feasible, logs, gradient, vertical, self.weights)
-        return evaluation, forward_errors(self.total, x, tangent, aligned)
+            known = torch.zeros_like(self.objective.weights)
+            logs = Logarithm(torch.zeros_like(aligned), known, known == 0)
+        if self.autograd:
+            euclidean, logs = differentiate_cost(self._square, point, logs, self.objective)
+            parts = self.manifold.split(self.manifold.euclidean_to_riemannian_gradient(point, euclidean))
+        else:
+            parts = self.manifold.gradient(x, logs.tangent, self.objective.pull(logs.squared), alignments)
+        gradient = self._join_gradient(x, *parts, logs.squared)
+        vertical = vertical_lengths(self.space, x, logs.tangent)
+        return screen(self, point, feasible, logs, gradient, vertical), x, logs, aligned
+
+    def _square(self, point: Tensor) -> Tensor:
+        """Return squared distances (T, K) that torch differentiates."""
+        x, alignments = self.manifold.split(point)
+        aligned = self.action.act(self.total, self.points, alignments)
+        if self.distance is None:
+            return self.total.squared_dists(x, aligned)
+        return torch.stack([self.distance.squared(self.total, x, y) for y in aligned])
 
     def accept(self, evaluation: Evaluation) -> None:
         """Keep the completions of the iterate's logarithms, to start those of the next from."""
@@ -144,16 +193,19 @@ class Joint(Geodesic):
             self._anchor = evaluation
 
     def precondition(self, point: Tensor, vector: Tensor, evaluation: Evaluation) -> Tensor:
-        """Divide the alignments' part by the curvature of the cost over the group, a diagonal model."""
+        """Divide by the stiffness of the cost; the alignments' part by its curvature over the group, a
+        diagonal model.
+        """
+        stiffness = self.objective.stiffness(self.objective.pull(evaluation.squared))
         if isinstance(evaluation.state, Pass):
-            return self.manifold.precondition(point, vector, evaluation.state)
-        return vector
+            return self.manifold.precondition(point, vector, evaluation.state, stiffness)
+        return self.scale(1 / stiffness, vector)
 
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Return the extrinsic mean, or a user's point, with the data aligned to it."""
         if initial_point is not None:
             return self.embed(_polish(self.total, initial_point))
-        return self.manifold.join(*self.action.aligned_mean(self.total, self.points, self.weights))
+        return self.manifold.join(*self.action.aligned_mean(self.total, self.points, self.objective.weights))
 
     def embed(self, x: Tensor) -> Tensor:
         """Align the data to x by the surrogate alone."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
+from riemerge.frechet.loss import Objective
 from riemerge.manifolds.low_rank.factors import FixedRank
 from riemerge.manifolds.stiefel_log import (
     FibreLog,
@@ -33,8 +34,9 @@ class Pass(NamedTuple):
 
     Attributes:
         squared: Squared lengths of the logarithms, (T, K).
+        pull: Weights of the logarithms in minus the gradient of F, pᵢ, (T, K).
         valid: Whether each was found, boolean (T, K).
-        mean: Σ wᵢ log_x(yᵢ Oᵢ), (K, m + r + n, r).
+        mean: Σ pᵢ log_x(yᵢ Oᵢ), (K, m + r + n, r).
         momentum: Momentum of each logarithm along the orbit at x, skew (T, K, r, r), in the basis `basis`.
         values: Eigenvalues of B, (K, r).
         basis: Eigenvectors of B, (K, r, r).
@@ -45,6 +47,7 @@ class Pass(NamedTuple):
     """
 
     squared: Tensor
+    pull: Tensor
     valid: Tensor
     mean: Tensor
     momentum: Tensor
@@ -65,7 +68,7 @@ class Pass(NamedTuple):
 
 
 # Axes along which the parts of a pass have their modules.
-_AXES = (1, 1, 0, 1, 0, 0, 2, 2, 2, 0)
+_AXES = (1, 1, 1, 0, 1, 0, 0, 2, 2, 2, 0)
 
 
 def _put(whole: Tensor, axis: int, indices: Tensor, part: Tensor) -> Tensor:
@@ -86,13 +89,13 @@ class AlignedLogarithms:
     Args:
         total: The FixedRank manifold; its frames have at least 2r rows.
         points: (T, K, m + r + n, r), float64, with diagonal cores.
-        weights: (T, K).
+        objective: F, of weights (T, K).
     """
 
-    def __init__(self, total: FixedRank, points: Tensor, weights: Tensor) -> None:
+    def __init__(self, total: FixedRank, points: Tensor, objective: Objective) -> None:
         u, b, v = total.split(points)
         self._total = total
-        self._weights = weights
+        self._objective = objective
         # Transposed, the data side by side: (K, T r, rows), of which each is a block without gaps.
         frames = [torch.cat(tuple(side.mT), dim=-2) for side in (u, v)]
         self._frames = {dtype: tuple(side.to(dtype) for side in frames) for dtype in _ROUND_OFF}
@@ -107,7 +110,7 @@ class AlignedLogarithms:
         """Return the logarithms of some of the modules."""
         narrow = copy.copy(self)
         narrow._total = self._total.with_modules(modules.numel())
-        narrow._weights, narrow._cores = self._weights[:, modules], self._cores[:, modules]
+        narrow._objective, narrow._cores = self._objective.narrow(modules), self._cores[:, modules]
         narrow._frames = {
             dtype: tuple(side[modules] for side in frames) for dtype, frames in self._frames.items()
         }
@@ -136,7 +139,7 @@ class AlignedLogarithms:
                 whose logarithms lose digits to their condition, are always in float64.
         """
         dtype = DTYPES[coarse]
-        r, (count, k) = self._total.r, self._weights.shape
+        r, (count, k) = self._total.r, self._cores.shape[:2]
         u, b, v = self._total.split(x)
         points, frames, turned = (u.to(dtype), v.to(dtype)), self._frames[dtype], alignments.to(dtype)
         sides, grams = [], []
@@ -165,16 +168,21 @@ class AlignedLogarithms:
         upper, inside = upper.reshape(shape), inside.reshape(shape)
 
         values, basis = torch.linalg.eigh(b)
-        core, cross, core_squares = self._core_logarithms(values, basis, alignments)
+        cores, cross, core_squares = self._core_logarithms(values, basis, alignments)
         turning = basis.mT @ linalg.skew(upper[0] + upper[1]).double() @ basis / 2
-        weights = self._weights
+        squared = squares[0] + squares[1] + core_squares
+        pull = self._objective.pull(squared)
         means = []
         for point, data, a, w, m in zip(points, frames, upper, inside, products, strict=True):
-            along = linalg.scale_modules(weights, a - m @ w).sum(dim=0)
-            across = linalg.scale_modules(weights, turned @ w).movedim(0, -3).flatten(-3, -2)
+            along = linalg.scale_modules(pull, a - m @ w).sum(dim=0)
+            across = linalg.scale_modules(pull, turned @ w).movedim(0, -3).flatten(-3, -2)
             means.append((point @ along + data.mT @ across).double())
+        root = values.sqrt()
+        core = linalg.scale_modules(pull, cores).sum(dim=0) * (root.unsqueeze(-1) * root.unsqueeze(-2))
+        core = linalg.sym(basis @ core @ basis.mT)
         return Pass(
-            squared=squares[0] + squares[1] + core_squares,
+            squared=squared,
+            pull=pull,
             valid=valid[0] & valid[1] & torch.isfinite(core_squares),
             mean=self._total.join(means[0], core, means[1]),
             momentum=turning - cross,
@@ -208,8 +216,8 @@ class AlignedLogarithms:
     def _core_logarithms(
         self, values: Tensor, basis: Tensor, alignments: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean logarithm of the cores, (K, r, r); the core's part of each momentum in B's
-        eigenbasis, (T, K, r, r); and squared distances (T, K).
+        """Return the logarithms of the cores and their parts of the momenta, (T, K, r, r), both in B's
+        eigenbasis, the former without its scales; and squared distances (T, K).
         """
         turned = alignments @ basis
         root = values.sqrt()
@@ -221,9 +229,6 @@ class AlignedLogarithms:
         logs = torch.where(there.squeeze(-1), eigenvalues.clamp_min(0).log(), torch.nan)
         small = (vectors * torch.nan_to_num(logs, neginf=0).unsqueeze(-2)) @ vectors.mT
         ratio = root.unsqueeze(-2) / root.unsqueeze(-1)
-        mean = linalg.scale_modules(self._weights, small).sum(dim=0) * (
-            root.unsqueeze(-1) * root.unsqueeze(-2)
-        )
         # B⁻¹ D - D B⁻¹ for D = B^½ S B^½.
         cross = small * (ratio - ratio.mT)
-        return linalg.sym(basis @ mean @ basis.mT), cross, logs.square().sum(dim=-1)
+        return small, cross, logs.square().sum(dim=-1)

@@ -52,6 +52,7 @@ class JointManifold(TorchManifold):
         values = torch.diagonal(total.split(points)[1], dim1=-2, dim2=-1).double()
         # A weight of zero takes the alignment out of the problem; its metric must stay definite.
         positive = torch.where(weights > 0, weights, torch.ones_like(weights))
+        self._weights = positive
         self._values = values
         self._metric = orbit_metric(values)
         self._weighted_metric = linalg.scale_modules(positive, self._metric)
@@ -68,37 +69,38 @@ class JointManifold(TorchManifold):
         """Return the point or tangent vector with these parts."""
         return torch.cat((x, alignments.movedim(0, -3).flatten(-3, -2).to(x.dtype)), dim=-2)
 
-    def gradient(self, x: Tensor, logs: Tensor, weights: Tensor, alignments: Tensor) -> Tensor:
-        """Return the gradient of 1/2 Σ wᵢ d(x, yᵢ Oᵢ)² from the logs (T, K, ...) at x.
+    def gradient(self, x: Tensor, logs: Tensor, pull: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of Σ wᵢ ρ(d(x, yᵢ Oᵢ)) from the logs (T, K, ...) at x and their weights in it,
+        in its parts at x and at the alignments.
 
         The derivative in Oᵢ is the momentum of the log, carried into the frame of yᵢ: no second logarithm
         is needed.
         """
-        mean = linalg.scale_modules(weights, logs).sum(dim=0)
+        mean = linalg.scale_modules(pull, logs).sum(dim=0)
         momentum = self.action.momentum(self.total, x, logs)
         turned = alignments.to(momentum) @ momentum @ alignments.mT.to(momentum)
-        return self._join_gradient(-self.quotient.horizontal(x, mean), turned, weights)
+        return -self.quotient.horizontal(x, mean), self._raise_turns(turned, pull)
 
-    def gradient_of(self, x: Tensor, alignments: Tensor, weights: Tensor, known: Pass) -> Tensor:
+    def gradient_of(self, x: Tensor, alignments: Tensor, known: Pass) -> tuple[Tensor, Tensor]:
         """Return what `gradient` does, from what one pass of `AlignedLogarithms` found."""
         basis, momentum = known.basis, known.momentum
-        gauge = linalg.scale_modules(weights, momentum).sum(dim=0) / orbit_metric(known.values)
+        gauge = linalg.scale_modules(known.pull, momentum).sum(dim=0) / orbit_metric(known.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
         frame = alignments @ basis
-        return self._join_gradient(vertical - known.mean, frame @ momentum @ frame.mT, weights)
+        return vertical - known.mean, self._raise_turns(frame @ momentum @ frame.mT, known.pull)
 
-    def _join_gradient(self, at_x: Tensor, momentum: Tensor, weights: Tensor) -> Tensor:
-        """Return the gradient with this part at x; data without weight have no say in their alignments."""
-        turns = torch.where((weights > 0)[..., None, None], momentum, 0.0)
-        return self.join(at_x, linalg.skew(turns / self._metric))
+    def _raise_turns(self, momentum: Tensor, pull: Tensor) -> Tensor:
+        """Return the gradient's part at the alignments, of momenta with these weights in it."""
+        turns = torch.where((pull != 0)[..., None, None], momentum, 0.0)
+        return linalg.skew(turns / self._metric * (pull / self._weights)[..., None, None])
 
     def vertical_lengths(self, known: Pass) -> Tensor:
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
         return (known.momentum.square() / orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
 
-    def precondition(self, point: Tensor, vector: Tensor, known: Pass) -> Tensor:
-        """Divide the turns by a model of the cost's second derivative over the group, at a point whose pass
-        is known.
+    def precondition(self, point: Tensor, vector: Tensor, known: Pass, stiffness: Tensor) -> Tensor:
+        """Divide the part at x by the cost's stiffness (K,), and the turns by a model of its second
+        derivative over the group, at a point whose pass is known.
 
         Law: self-adjoint and positive definite in the metric; the identity where the data coincide, for which
         the metric is made.
@@ -109,8 +111,9 @@ class JointManifold(TorchManifold):
         cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
         products = known.basis.mT @ known.products @ known.basis
         curvature = group_curvature(known.values, products[0], products[1], cores)
-        small = frame.mT @ (self._metric * turns) @ frame / curvature
-        return self.join(at_x, linalg.skew(frame @ small @ frame.mT))
+        share = torch.where(known.pull > 0, known.pull / self._weights, 1.0)
+        small = frame.mT @ (self._metric * turns) @ frame / (curvature * share[..., None, None])
+        return self.join(linalg.scale_modules(1 / stiffness, at_x), linalg.skew(frame @ small @ frame.mT))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return the metric described above, per module."""
