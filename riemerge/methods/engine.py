@@ -338,7 +338,8 @@ class _Run:
         if self._faults:
             return
         count = len(self._stack.names)
-        merged = in_order(lambda one: one.merge(self._options, count), window.values(), self._options.threads)
+        give_back = partial(_Begun.give_back, options=self._options, count=count)
+        merged = in_order(give_back, window.values(), self._options.threads)
         for name, one in zip(window, merged, strict=True):
             self._done += 1
             self.report("merge", self._done)
