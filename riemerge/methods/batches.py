@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet import Problem, Solution, frechet_mean
+from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.frechet.starts import draw_start
 from riemerge.manifolds import GeodesicManifold, TorchManifold
@@ -58,12 +59,20 @@ class Task:
     starts: int = 1
 
     @cached_property
+    def unit(self) -> float:
+        """Length by which the points are divided to be solved."""
+        loss = as_loss(self.loss)
+        return self.placed.unit if loss.relative or loss.degree else 1.0
+
+    @cached_property
     def reduction(self) -> Reduction:
         """The problem in the joint span of its points, and of the start if there is one, one module."""
         given = self.placed.points
         if self.placed.start is not None:
             given = torch.cat([given, self.placed.start.unsqueeze(0)])
         manifold, points = self.placed.manifold, given.unsqueeze(1)
+        if self.unit != 1.0:
+            points = points / self.unit
         if isinstance(manifold, GeodesicManifold):
             return manifold.reduce(points)
         return Reduction(manifold, points, identity)
@@ -228,7 +237,7 @@ def _best(block: _Block, solutions: Sequence[Solution], seconds: float) -> list[
     best = costs.argmin(axis=0)
     chosen = [(solutions[start], module) for module, start in enumerate(best.tolist())]
     points = [
-        task.reduction.lift(solution.point[module].unsqueeze(0)).squeeze(0)
+        task.reduction.lift(solution.point[module].unsqueeze(0)).squeeze(0) * task.unit
         for task, (solution, module) in zip(block.tasks, chosen, strict=True)
     ]
     spreads: list[dict[str, Any]] = [{} for _ in chosen]
@@ -247,8 +256,8 @@ def _best(block: _Block, solutions: Sequence[Solution], seconds: float) -> list[
                 spread["cost_spread"] = float(excess / max(least[module], np.finfo(float).tiny))
                 spread["update_spread"] = float(apart[there, module].max())
     return [
-        Solved(point, _evidence(solution, module, seconds, spread))
-        for point, (solution, module), spread in zip(points, chosen, spreads, strict=True)
+        Solved(point, _evidence(task, solution, module, seconds, spread))
+        for task, point, (solution, module), spread in zip(block.tasks, points, chosen, spreads, strict=True)
     ]
 
 
@@ -258,16 +267,18 @@ def _apart(_: TorchManifold, points: Tensor, others: Tensor) -> Tensor:
     return relative
 
 
-def _evidence(solution: Solution, index: int, seconds: float, spreads: Mapping[str, Any]) -> Evidence:
-    status = solution.status[index]
+def _evidence(
+    task: Task, solution: Solution, index: int, seconds: float, spreads: Mapping[str, Any]
+) -> Evidence:
+    status, degree = solution.status[index], as_loss(task.loss).degree or 2
     return Evidence(
         status=status,
         advice=status.advice,
-        cost=float(solution.cost[index]),
-        gradient_norm=float(solution.gradient_norm[index]),
+        cost=float(solution.cost[index]) * task.unit**degree,
+        gradient_norm=float(solution.gradient_norm[index]) * task.unit ** (degree - 1),
         horizontality=float(solution.horizontality[index]),
         forward_error=float(solution.forward_error[index]),
-        distances=tuple(float(distance) for distance in solution.distances[:, index]),
+        distances=tuple(float(distance) * task.unit for distance in solution.distances[:, index]),
         passes=int(solution.passes),
         seconds=seconds,
         **spreads,

@@ -38,14 +38,12 @@ class Row:
     Attributes:
         method: The row.
         edits: Its edits.
-        entrywise: Whether any of them acts on the entries of dW.
         formula: The formula of its mean; None where it is that of its geometry.
         survey: What looks at all modules first.
     """
 
     method: Method
     edits: tuple[FlatEdit, ...] = ()
-    entrywise: bool = False
     formula: Mean | None = None
     survey: Survey | None = None
 
@@ -56,7 +54,6 @@ class Row:
         return cls(
             method,
             tuple(partial(_edit, _found(edit.function), given) for edit, given in named),
-            any(edit.entrywise for edit, _ in named),
             _found(method.mean) if method.mean else None,
             _found(method.survey) if method.survey else None,
         )
@@ -73,7 +70,7 @@ class Row:
 
     def read_domain(self, values: Mapping[str, Any]) -> Domain:
         """Return what the row's edits see of a module."""
-        return "entries" if self.entrywise else self.domain(values)
+        return "entries" if self.edits else self.domain(values)
 
     def begin(self, x: Any, setting: Setting) -> Answer | Steps:
         """Return the mean of edited updates where it has a closed form, or what is to be solved for it."""
@@ -83,15 +80,18 @@ class Row:
         closed = geometry.closed_mean(x, setting) if self.method.loss == "square" else None
         return geometry.mean(x, setting) if closed is None else as_answer(closed)
 
-    def __call__(self, x: Any, setting: Setting, options: Options | None = None) -> Answer:
+    def __call__(self, x: Any, setting: Setting) -> Answer:
         """Return the mean of a module's updates, given in the row's domain (see `Mean`), by itself."""
         for edit in self.edits:
             x = edit(x, setting)
+        return self.mean(x, setting)
+
+    def mean(self, x: Any, setting: Setting) -> Answer:
+        """Return the mean of a module's edited updates, solved by itself."""
         begun = self.begin(x, setting)
         if isinstance(begun, Answer):
             return begun
-        known = {name: setting.values[name] for name in _SOLVER & setting.values.keys()}
-        options = options or Options(**known)
+        options = Options(**{name: setting.values[name] for name in _SOLVER & setting.values.keys()})
         solved: Solved | None = None
         passes = 0
         while True:
@@ -100,8 +100,7 @@ class Row:
             except StopIteration as end:
                 value, found = end.value
                 return Answer(value, found.status, found.advice, passes, found.cost, found.gradient_norm)
-            task = self.task(placed, setting, 1)
-            (solved,) = solve([task], self.solver, options, done=0, total=1)
+            (solved,) = solve([self.task(placed, setting, 1)], self.solver, options, done=0, total=1)
             passes += solved.evidence.passes
 
     @property
@@ -304,7 +303,7 @@ class _Run:
             x = there.x
             for edit in row.edits:
                 x = edit(x, there.setting)
-            if row.edits and row.entrywise and row.formula is None:
+            if row.edits and row.formula is None:
                 there = Edited(there.setting, row.domain(values), there, x)
                 x = there.x
             answer = row.begin(x, there.setting)

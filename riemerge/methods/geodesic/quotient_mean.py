@@ -34,8 +34,26 @@ class Polar(Geometry):
         AdapterError: The updates of a module do not have one rank.
         NumericalError: A distance was undefined.
 
+    Attributes:
+        frames: Metric of both frames: `canonical`, `euclidean`, or β (see `riemerge.manifolds.Stiefel`).
+        core: Metric of the core: `affine_invariant`, `log_euclidean`, `bures_wasserstein` or `euclidean`.
+        weights: Weights of the metrics of U, B and V: three numbers, or `1/2/1` in a text.
+
     Source: arXiv 2604.27155, section 3.
     """
+
+    frames: str | float = "canonical"
+    core: str = "affine_invariant"
+    weights: str | tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self._manifold(1, 1, 1)  # refuses what it does not know
+
+    def _manifold(self, m: int, n: int, r: int, **options: Any) -> FixedRank:
+        weights = self.weights
+        if isinstance(weights, str):
+            weights = tuple(map(float, weights.split("/")))  # type: ignore[assignment]
+        return FixedRank(m, n, r, frames=self.frames, core=self.core, weights=weights, **options)
 
     @property
     def domain(self) -> Domain:
@@ -44,7 +62,7 @@ class Polar(Geometry):
 
     def mean(self, x: Sequence[LowRankUpdate], setting: Setting) -> Steps:  # type: ignore[override]
         """Say what to solve: one problem, unless at most one update counts."""
-        count = len(x)
+        x, count = truncate(x, setting), len(x)
         each = zip(x, setting.storage, strict=True)
         numerical = tuple(update.numerical_rank(storage) for update, storage in each)
         present = [place for place in range(count) if numerical[place] > 0]
@@ -64,7 +82,7 @@ class Polar(Geometry):
             (only,) = cut
             exact = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=(0.0,), **known)
             return Solved(only.truncate(rank), spread(exact, present, count))
-        total = FixedRank(*cut[0].shape, rank, device=cut[0].device)
+        total = self._manifold(*cut[0].shape, rank, device=cut[0].device)
         solved = yield Placed(
             QuotientManifold(total, Orthogonal(rank)),
             _factor(total, cut),
@@ -103,22 +121,28 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
 
 
 def truncate(x: Sequence[LowRankUpdate], setting: Setting) -> list[LowRankUpdate]:
-    """Return updates cut to their leading singular values, `rank` of them; as they are when none is asked.
+    """Return updates cut to the `rank` that is asked for, if one is.
 
     Law: each is the nearest update of that rank in the Frobenius norm (Eckart & Young 1936); an update that
-    already has that many columns is returned unchanged.
+    has just as many columns is returned as it is.
 
     Raises:
         NumericalError: The rank asked for is above that of some updates; all of them are named.
     """
-    problems = [
-        f"{name}: its rank is at most {most}, below the rank {setting.rank} asked for"
+    rank = setting.rank
+    if rank is None:
+        return list(x)
+    most = {
+        name: min(update.rank, *update.shape)
         for name, update in zip(setting.names, x, strict=True)
-        if setting.rank not in (None, update.rank)
-        and setting.rank > (most := min(update.rank, *update.shape))
-    ]
-    NumericalError.refuse(problems)
-    return [update if setting.rank is None else _cut(update, setting.rank) for update in x]
+        if update.rank != rank
+    }
+    NumericalError.refuse(
+        f"{name}: its rank is at most {least}, below the rank {rank} asked for"
+        for name, least in most.items()
+        if least < rank
+    )
+    return [_cut(update, rank) for update in x]
 
 
 def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:

@@ -26,6 +26,7 @@ class Placed:
         points: T points (T, rows, columns), float64.
         weights: T weights (T,); those of the setting where there are none.
         start: Point (rows, columns) where the solver begins; the solver's own where there is none.
+        unit: Length to which tolerances are relative, of points that may be divided by it.
         options: Options of the solver, such as `tol`, where a recipe has none.
         apart: How far K points are from K others as updates, ‖dW − dW'‖ / ‖dW'‖ (K,), from a manifold of K
             modules and both; of the points as they are where there is none.
@@ -35,6 +36,7 @@ class Placed:
     points: Tensor
     weights: Tensor | None = None
     start: Tensor | None = None
+    unit: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
     apart: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 

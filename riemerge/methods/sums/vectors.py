@@ -70,9 +70,15 @@ class Flat(Geometry):
     def mean(self, x: Tensor, setting: Setting) -> Steps:
         """Place the updates in their span: one problem."""
         self._require("identity")
-        coordinates, combine = coordinates_of(x)
-        solved = yield Placed(Euclidean(len(x), 1, device=x.device), coordinates)
-        return solved._replace(value=combine(solved.value))
+        products, weights = x.cpu(), setting.weights
+        # Seen from the average: close updates keep their digits, and coefficients their sum.
+        toward = products @ weights
+        apart = products - toward - toward[:, None] + weights @ toward
+        coordinates, combine = coordinates_of(apart, float(products.diagonal().max()))
+        unit = float(apart.diagonal().max().clamp_min(0.0).sqrt()) or 1.0
+        solved = yield Placed(Euclidean(len(x), 1), coordinates, unit=unit)
+        off = combine(solved.value)
+        return solved._replace(value=(weights + off - off.sum() * weights).to(x))
 
     def _require(self, metric: str) -> None:
         if self.metric != metric:
@@ -114,25 +120,32 @@ class Sphere(Geometry):
                 "the updates point into more than half of all directions, where their mean on the sphere may "
                 "not be unique; merge fewer or closer updates, or use average"
             )
-        coordinates, combine = coordinates_of(cosines)
+        coordinates, combine = coordinates_of(cosines, 1.0)
         weights = setting.weights[present]
         solved = yield Placed(UnitSphere(len(present), 1), coordinates, weights)
+        # The average and what is off it: of close directions the coefficients keep all digits.
+        average = torch.tensordot(weights, coordinates, dims=1)
+        share = (average * solved.value).sum() / average.square().sum()
         value = torch.zeros_like(norms)
-        value[present] = combine(solved.value)
+        value[present] = share * weights + combine(solved.value - share * average)
         value *= inverse(norms) * (setting.weights @ norms)
         evidence = spread(solved.evidence, present.tolist(), len(norms))
         return Solved(value.to(x), evidence)
 
 
-def coordinates_of(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def coordinates_of(gram: Tensor, size: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return T vectors as points (T, T, 1) of their span, from their inner products (T, T); and what gives
     the coefficients (T,) of the combination that a point (T, 1) of that span is.
 
-    Law: distances are right to the root of round-off, relative to the longest vector. Of the coefficients
-    that say the same the shortest are returned, so vectors that are copies share theirs.
+    Law: distances are right to the root of round-off. Of the coefficients that say the same the shortest are
+    returned, so vectors that are copies share theirs.
+
+    Args:
+        gram: Inner products (T, T).
+        size: Largest square of the numbers that they were computed from, to which round-off is relative.
     """
     values, basis = torch.linalg.eigh(gram)
-    roots = torch.where(values > _ROUND_OFF * values[-1], values, 0.0).sqrt()
+    roots = torch.where(values > _ROUND_OFF * size, values, 0.0).sqrt()
 
     def combine(point: Tensor) -> Tensor:
         coefficients: Tensor = basis @ (point.squeeze(-1) * inverse(roots))
