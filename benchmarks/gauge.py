@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from benchmarks import common
 from riemerge import merge_adapters, read_adapter
 from riemerge.methods import METHODS
+from riemerge.problems import Factors, adapter_family
 from tests.folders import write_folder
-from tests.helpers import Factors, adapter_family, random_gauge, seeded
+from tests.helpers import random_gauge, seeded
 
 MODULE, SHAPE, RANK = "q", (24, 40), 4
 FAMILIES = ("close", "independent")

@@ -16,9 +16,9 @@ import torch
 from riemerge import LowRankUpdate, Problem, Status, frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.merging.identifiability import frames, mean_overlap, overlap
+from riemerge.problems import FAMILIES, adapter_family
 from riemerge.solvers import LBFGS
 from riemerge.updates.low_rank import sum_updates
-from tests.helpers import FAMILIES, adapter_family
 
 SIZE, RANK, COUNT, MODULES, PASSES = 4096, 16, 6, 2, 60
 RESULTS = Path(__file__).parent / "results" / "identifiability.json"

@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import common
+from riemerge.problems import Factors, adapter_family
 from riemerge.updates.low_rank import LowRankUpdate, sum_updates
 from tests.folders import write_folder
-from tests.helpers import Factors, adapter_family
 
 Shape = tuple[int, int]
 

@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from unittest import mock
@@ -30,8 +30,9 @@ from riemerge import Problem, frechet_mean
 from riemerge.frechet import Evaluation, Search, TracePoint
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel
 from riemerge.methods import find_method
+from riemerge.problems import FAMILIES, family, random_orthonormal
 from riemerge.solvers import LBFGS
-from tests.helpers import FAMILIES, adapter_family, import_geomstats, random_orthonormal, seeded
+from tests.helpers import import_geomstats, seeded
 
 Array = NDArray[np.float64]
 
@@ -184,9 +185,10 @@ def _length(u: Array, tangent: Array) -> float:
 
 def measure_alignment(name: str, r: int, size: Size) -> dict[str, Any]:
     """The nearest representative of updates of a family, in the joint span of two, and the floor."""
-    quotient, (first, second) = problem(name, 2, 2 * r, 2 * r, r, size.alignments)
+    problem = family(name, 2, 2 * r, 2 * r, r, size.alignments)
+    total, (first, second) = problem.manifold.total, problem.points
     action = Orthogonal(r)
-    tasks = {"nearest": lambda: action.nearest(quotient.total, second, first)}
+    tasks = {"nearest": lambda: action.nearest(total, second, first)}
     found = common.interleaved(tasks, min(size.repeats, 2))["nearest"]
     floor, each = eigh_seconds(r, size.batch, size.repeats), found["median"] / size.alignments
     row = {"family": name, "r": r, "batch": size.alignments, "seconds": each, "noise": found}
@@ -196,32 +198,17 @@ def measure_alignment(name: str, r: int, size: Size) -> dict[str, Any]:
 # --- one pass -----------------------------------------------------------------------------------------------
 
 
-def problem(
-    name: str, count: int, m: int, n: int, r: int, k: int, seed: int = 0
-) -> tuple[QuotientManifold, list[Tensor]]:
-    """A Fréchet problem of a family: the manifold and T points (K, ...)."""
-    modules = [adapter_family(name, count, m, n, r, seed + 100 * i) for i in range(k)]
-    total = FixedRank(m, n, r, k=k)
-    points = [
-        total.factor(torch.stack([x[t][0] for x in modules]), torch.stack([x[t][1].mT for x in modules]))
-        for t in range(count)
-    ]
-    return QuotientManifold(total, Orthogonal(r)), points
-
-
-def embedded(
-    quotient: QuotientManifold, points: Sequence[Tensor], width: int
-) -> tuple[QuotientManifold, list[Tensor]]:
+def embedded(problem: Problem, width: int) -> Problem:
     """The same problem in wider space: frames multiplied by a random isometry, so that distances stay."""
-    small = quotient.total
+    small = problem.manifold.total
     assert isinstance(small, FixedRank)
     wide = FixedRank(width, width, small.r, k=small.k)
     left, right = (random_orthonormal(width, rows, seeded(width)) for rows in (small.m, small.n))
     lifted = []
-    for point in points:
+    for point in problem.points:
         u, core, v = small.split(point)
         lifted.append(wide.join(left @ u, core, right @ v))
-    return QuotientManifold(wide, quotient.action), lifted
+    return Problem(QuotientManifold(wide, Orthogonal(small.r)), lifted)
 
 
 class Pass(NamedTuple):
@@ -281,7 +268,7 @@ def watched(seen: Callable[[Pass], None], phases: list[str] | None = None) -> It
         yield
 
 
-def solve_passes(quotient: QuotientManifold, points: Sequence[Tensor], passes: int) -> dict[str, float]:
+def solve_passes(problem: Problem, passes: int) -> dict[str, float]:
     """CPU seconds of the first passes of a solve (their median), and of all before its first iterate."""
     seen: list[float] = []
     starts: list[float] = []
@@ -297,19 +284,17 @@ def solve_passes(quotient: QuotientManifold, points: Sequence[Tensor], passes: i
             raise Enough
 
     with watched(on_pass), suppress(Enough):
-        frechet_mean(Problem(quotient, points), LBFGS(tol=0.0), callback=on_iterate)
+        frechet_mean(problem, LBFGS(tol=0.0), callback=on_iterate)
     return {"start": starts[0], "pass": statistics.median(seen[:passes])}
 
 
-def measure_passes(
-    cases: Mapping[int, Callable[[], tuple[QuotientManifold, list[Tensor]]]], repeats: int, passes: int
-) -> dict[str, Any]:
+def measure_passes(cases: Mapping[int, Callable[[], Problem]], repeats: int, passes: int) -> dict[str, Any]:
     """The cost of a pass over cases of growing size, repeats interleaved, with the fitted exponent."""
     problems = {size: make() for size, make in cases.items()}
     found: dict[int, list[dict[str, float]]] = {size: [] for size in cases}
     for _ in range(repeats):
-        for size, (quotient, points) in problems.items():
-            found[size].append(solve_passes(quotient, points, passes))
+        for size, problem in problems.items():
+            found[size].append(solve_passes(problem, passes))
     rows: list[dict[str, Any]] = [
         {
             "size": size,
@@ -329,8 +314,8 @@ def measure_passes(
 def measure_width(size: Size, count: int, r: int, k: int) -> dict[str, Any]:
     """One pass over the same six adapters in spaces of several widths."""
     span = count * r
-    base = problem("mix", count, span, span, r, k)
-    cases = {width: lambda width=width: embedded(*base, width) for width in size.widths}
+    base = family("mix", count, span, span, r, k)
+    cases = {width: lambda width=width: embedded(base, width) for width in size.widths}
     found = measure_passes(cases, size.repeats, size.passes)
     medians = [row["pass"]["median"] for row in found["rows"]]
     return {"count": count, "r": r, "modules": k, **found, "unevenness": max(medians) / min(medians) - 1}
@@ -340,16 +325,16 @@ def measure_growth(size: Size) -> dict[str, Any]:
     """One pass over the number of adapters, the rank, and the number of modules."""
     few = min(size.repeats, 3)
 
-    def family(count: int, r: int, k: int) -> tuple[QuotientManifold, list[Tensor]]:
+    def mix(count: int, r: int, k: int) -> Problem:
         # A few modules, repeated: the cost of a pass depends on how far apart the points are.
         distinct = min(k, 8)
-        quotient, points = problem("mix", count, count * r, count * r, r, distinct)
-        many = QuotientManifold(quotient.total.with_modules(k), quotient.action)
-        return many, [point.repeat(-(-k // distinct), 1, 1)[:k] for point in points]
+        few = family("mix", count, count * r, count * r, r, distinct)
+        many = QuotientManifold(few.manifold.total.with_modules(k), Orthogonal(r))
+        return Problem(many, [point.repeat(-(-k // distinct), 1, 1)[:k] for point in few.points])
 
-    counts = {t: lambda t=t: family(t, 8, 1) for t in size.counts}
-    ranks = {r: lambda r=r: family(4, r, 1) for r in size.pass_ranks}
-    modules = {k: lambda k=k: family(4, 4, k) for k in size.modules}
+    counts = {t: lambda t=t: mix(t, 8, 1) for t in size.counts}
+    ranks = {r: lambda r=r: mix(4, r, 1) for r in size.pass_ranks}
+    modules = {k: lambda k=k: mix(4, 4, k) for k in size.modules}
     return {
         "adapters": {"r": 8, "modules": 1, **measure_passes(counts, few, size.passes)},
         "rank": {"count": 4, "modules": 1, **measure_passes(ranks, few, size.passes)},
@@ -399,7 +384,7 @@ def count_decompositions(name: str, size: Size) -> dict[str, Any]:
     """
     m, n, r, k = size.solve
     count, phases = 6, ["step"]
-    quotient, points = problem(name, count, m, n, r, k)
+    problem = family(name, count, m, n, r, k)
     defaults = find_method("geomerge").defaults
     stops = {name: defaults[name] for name in ("tol", "cost_tol", "max_passes")}
     counter = Decompositions(phases)
@@ -418,7 +403,7 @@ def count_decompositions(name: str, size: Size) -> dict[str, Any]:
         active, settled = point.active, counter.counts.copy()
 
     with watched(on_pass, phases), counter:
-        solution = frechet_mean(Problem(quotient, points), LBFGS(**stops), callback=on_iterate)
+        solution = frechet_mean(problem, LBFGS(**stops), callback=on_iterate)
     found: dict[str, dict[str, int]] = {phase: {} for phase in ("start", "pass", "step", "certificate")}
     for (phase, kind, side), number in sorted(settled.items()):
         found[phase][f"{kind} {side}"] = number

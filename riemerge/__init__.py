@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from riemerge.statistics import collect_statistics as collect_statistics
     from riemerge.study.evaluation import evaluate as evaluate
     from riemerge.study.inspection import inspect as inspect
+    from riemerge.study.method_laws import check_method as check_method
     from riemerge.study.solver_comparison import compare_solvers as compare_solvers
     from riemerge.study.soups import greedy_soup as greedy_soup
     from riemerge.study.sweeps import sweep as sweep

@@ -75,6 +75,11 @@ def eye_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
+def differences(values: Tensor) -> Tensor:
+    """Return vⱼ - vₖ (..., r, r) of numbers v (..., r)."""
+    return values.unsqueeze(-1) - values.unsqueeze(-2)
+
+
 def log_so(rotation: Tensor) -> tuple[Tensor, Tensor]:
     """Take the principal logarithm of rotations in SO(k) by one symmetric eigendecomposition.
 

@@ -12,8 +12,8 @@ from tests.helpers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"yaml": "pyyaml"}
-# Imported by name alone: pymanopt.function.autograd needs it. Asked of PEFT models, where they are there.
-UNSEEN, OPTIONAL = {"autograd"}, {"peft", "transformers"}
+# Imported by name alone: pymanopt.function.autograd needs it. For PEFT models and for pictures, if there.
+UNSEEN, OPTIONAL = {"autograd"}, {"peft", "transformers", "matplotlib"}
 
 
 def imported(paths: list[Path]) -> set[str]:
@@ -37,7 +37,7 @@ def test_the_dependencies_are_what_the_package_imports() -> None:
     used = imported(sorted((ROOT / "riemerge").rglob("*.py")))
     assert used - OPTIONAL | UNSEEN == declared(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    assert {"matplotlib", "peft", "transformers"} <= declared([*extras["bench"], *extras["peft"]])
+    assert declared([*extras["plot"], *extras["peft"]]) == OPTIONAL
     assert "scipy" in declared(extras["test"])
 
 

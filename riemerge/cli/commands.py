@@ -7,6 +7,7 @@ import sys
 import click
 
 from riemerge._version import __version__
+from riemerge.cli.check import check
 from riemerge.cli.compare import compare
 from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
@@ -34,5 +35,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for _command in (merge, soup, sweep, evaluate, compare, inspect, methods, demo):
+for _command in (merge, soup, sweep, evaluate, compare, inspect, methods, check, demo):
     main.add_command(_command)

@@ -16,6 +16,9 @@ from riemerge.linalg import frobenius, scale_modules
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import Logarithm
 
+# What is left of the vertical part of a logarithm, against the gradient of the last iterate.
+_LOOSE = 0.06
+
 
 class Batched(Formulation, ABC):
     """A formulation on a torch manifold. Abstract."""
@@ -132,15 +135,21 @@ class Nested(Geodesic, PlainFormulation):
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Compute one logarithm for each data point and module."""
-        return self._evaluate(point, self.anchor)[0]
+        tolerance = None
+        if self.anchor is not None and not tight:
+            pull = self.objective.pull(self.anchor.squared)
+            tolerance = _LOOSE * self.anchor.norms / self.objective.stiffness(pull)
+        return self._evaluate(point, self.anchor, tolerance)[0]
 
     def certify(self, point: Tensor) -> tuple[Evaluation, Tensor]:
         """Compute one logarithm for each data point and module, aligned from scratch, and check it."""
-        evaluation, x, tangent = self._evaluate(point, None)
+        evaluation, x, tangent = self._evaluate(point)
         aligned = evaluation.state.points
         return evaluation, forward_errors(_total(self.manifold), x, tangent, aligned)
 
-    def _evaluate(self, point: Tensor, anchor: Evaluation | None) -> tuple[Evaluation, Tensor, Tensor]:
+    def _evaluate(
+        self, point: Tensor, anchor: Evaluation | None = None, tolerance: Tensor | None = None
+    ) -> tuple[Evaluation, Tensor, Tensor]:
         """Return what one pass finds, the point that it is at, and the logarithms."""
         feasible = self.manifold.feasible(point)
         x = self.choose(feasible, point, self.points[0])
@@ -149,7 +158,8 @@ class Nested(Geodesic, PlainFormulation):
             if anchor is None:
                 aligned = self.manifold.align(aligned, to=x)
             else:
-                aligned = self.manifold.action.realign(total, anchor.state.points, x)
+                action, before = self.manifold.action, anchor.state.points
+                aligned = action.realign(total, before, x, tolerance)
         logs = total.logarithm(x, aligned)
         if self.autograd:
             euclidean, logs = differentiate_cost(

@@ -35,7 +35,7 @@ class Distance(ABC):
     aligned: ClassVar[bool] = False
 
     @abstractmethod
-    def squared(self, manifold: Manifold, x: Any, y: Any) -> Any:
+    def square(self, manifold: Manifold, x: Any, y: Any) -> Any:
         """Return d² of two points, differentiable in x: (K,) by torch on our manifolds, a number by
         autograd.numpy on Pymanopt's.
         """
@@ -50,7 +50,7 @@ class Chordal(Distance):
     polar factor of their average.
     """
 
-    def squared(self, manifold: Manifold, x: Any, y: Any) -> Any:
+    def square(self, manifold: Manifold, x: Any, y: Any) -> Any:
         """Return the sum of the squared differences."""
         if isinstance(manifold, QuotientManifold) and isinstance(manifold.total, FixedRank):
             return _squared_gap(manifold.total, x, y)
@@ -58,7 +58,7 @@ class Chordal(Distance):
             return frobenius(x - y, x - y)
         if isinstance(manifold, Product):
             parts = zip(manifold.manifolds, x, y, strict=True)
-            return sum(self.squared(part, a, b) for part, a, b in parts)
+            return sum(self.square(part, a, b) for part, a, b in parts)
         if manifold.num_values > 1:
             raise RecipeError(
                 f"points of {manifold} are tuples, whose entries have no difference: pass a squared distance "
@@ -81,7 +81,7 @@ class FirstOrder(Distance):
 
     aligned = True
 
-    def squared(self, manifold: Manifold, x: Any, y: Any) -> Any:
+    def square(self, manifold: Manifold, x: Any, y: Any) -> Any:
         """Return the squared norm of the projected difference."""
         if not isinstance(manifold, TorchManifold):
             raise RecipeError(
@@ -110,7 +110,7 @@ class SquaredDistance(Distance):
     function: Callable[[Any, Any], Any]
     invariant: bool = False
 
-    def squared(self, manifold: Manifold, x: Any, y: Any) -> Any:
+    def square(self, manifold: Manifold, x: Any, y: Any) -> Any:
         """Return what the function does."""
         return self.function(x, y)
 

@@ -73,7 +73,7 @@ class Stock(PlainFormulation):
                 if manifold.num_values == 1:
                     (point,) = x
                 data = zip(self._pull, self.candidates, strict=True)
-                return sum(p * distance.squared(manifold, point, y) for p, y in data) / 2
+                return sum(p * distance.square(manifold, point, y) for p, y in data) / 2
 
             self.problem = pymanopt.Problem(manifold, cost)
 
@@ -152,7 +152,7 @@ class Stock(PlainFormulation):
     def _square(self, point: Point) -> list[float]:
         """Return the squared distance of each datum by another than the geodesic distance."""
         assert self.distance is not None
-        return [float(self.distance.squared(self.manifold.manifold, point, y)) for y in self.candidates]
+        return [float(self.distance.square(self.manifold.manifold, point, y)) for y in self.candidates]
 
     def inner_products(self, point: Point, a: Point, b: Point) -> Tensor:
         """Return the metric (1,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias, final
+from typing import ClassVar, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -231,53 +231,41 @@ class FunctionLoss(Loss):
         leaf = distances.detach().requires_grad_()
         with torch.enable_grad():
             values = self.function(leaf)
-            shape = getattr(values, "shape", None)
-            if shape != leaf.shape or not values.requires_grad:
+            if getattr(values, "shape", None) != leaf.shape or not values.requires_grad:
                 raise RecipeError(
-                    f"a loss must compute with torch, one number for each distance: for a tensor of shape "
-                    f"{tuple(leaf.shape)} it returned {tuple(shape) if shape else type(values).__name__}"
-                    + " without a gradient"
-                    * (shape == leaf.shape)
+                    "a loss must compute with torch, from distances, and return one number for each: of "
+                    f"{leaf!r} it returned {values!r}"
                 )
             (slope,) = torch.autograd.grad(values.sum(), leaf)
         return slope
 
 
-@final
-class Objective:
+class Objective(NamedTuple):
     """F of a stack of modules as a function of the squared distances of the data.
 
-    Args:
+    Attributes:
         loss: ρ.
         weights: (T, K), of sum one in each module.
-        unit: s, the unit of distances in each module, (K,), for a loss that is relative; None for 1.
+        unit: s, the unit of distances in each module, (K,): one for a loss that is not relative.
+        resolution: Squared distance of a copy from a point as it is computed, (K,).
     """
 
-    def __init__(self, loss: Loss, weights: Tensor, unit: Tensor | None = None) -> None:
-        self.loss = loss
-        self.weights = weights
-        self.unit = unit
-        self.resolution = torch.zeros_like(weights[0])
-        """Squared distance of a copy from a point as it is computed, (K,)."""
+    loss: Loss
+    weights: Tensor
+    unit: Tensor
+    resolution: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Objective:
+        """Return F with its tensors changed, whose modules are their last axis."""
+        return Objective(self.loss, *map(change, self[1:]))
 
     def narrow(self, modules: Tensor) -> Objective:
         """Return F of some of the modules."""
-        narrow = Objective(
-            self.loss, self.weights[:, modules], self.unit if self.unit is None else self.unit[modules]
-        )
-        narrow.resolution = self.resolution[modules]
-        return narrow
-
-    def to(self, device: torch.device) -> Objective:
-        """Return F on a device."""
-        return Objective(
-            self.loss, self.weights.to(device), self.unit if self.unit is None else self.unit.to(device)
-        )
+        return self.map(lambda x: x[..., modules])
 
     def cost(self, squared: Tensor) -> Tensor:
         """Return F of each module, (K,)."""
-        cost = self.loss.cost(self.weights, self._measure(squared))
-        return cost if self.unit is None else cost * self.unit.square()
+        return self.loss.cost(self.weights, self._measure(squared)) * self.unit.square()
 
     def pull(self, squared: Tensor) -> Tensor:
         """Return the weights of the logarithms in minus the gradient of F, (T, K); zero where a weight is."""
@@ -294,25 +282,21 @@ class Objective:
         """Return the factor (K,) that turns the gradient of the data at a distance, of these norms, into the
         shortest subgradient of F: 1 but at data whose loss has a kink.
         """
-        if self.loss.smooth:
-            return torch.ones_like(norms)
         at_data = (self._measure(squared) == 0) & (self.weights > 0)
-        hold = torch.where(at_data, self.loss.kink(self.weights), 0.0).sum(dim=0) * (1 + _TIE)
-        hold = hold if self.unit is None else hold * self.unit
-        return (1 - hold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
+        kinks = torch.where(at_data, self.loss.kink(self.weights), 0.0).sum(dim=0) * self.unit
+        return (1 - (1 + _TIE) * kinks / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
 
     def _measure(self, squared: Tensor) -> Tensor:
         """Return squared distances as the loss sees them: in its unit, zero where a weight is."""
-        squared = torch.where(self.weights > 0, squared, torch.zeros_like(squared))
-        if isinstance(self.loss, Square):
+        squared = torch.where(self.weights > 0, squared, torch.zeros_like(squared)) / self.unit.square()
+        if not isinstance(self.loss, Square):
+            squared = squared.clamp_min(0)
+        if self.loss.smooth:
             return squared
-        squared = squared.clamp_min(0)
-        if not self.loss.smooth:
-            resolution = _ROUND_OFF**2 * self.resolution
-            squared = torch.where(
-                squared <= torch.maximum(_COPY * squared.amax(dim=0), resolution), 0.0, squared
-            )
-        return squared if self.unit is None else squared / self.unit.square()
+        least = torch.maximum(
+            _COPY * squared.amax(dim=0), _ROUND_OFF**2 * self.resolution / self.unit.square()
+        )
+        return torch.where(squared <= least, 0.0, squared)
 
 
 def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
@@ -338,4 +322,6 @@ def as_loss(loss: LossLike) -> Loss:
     """Return a loss given as itself, by name, or as a function of distances (see `FunctionLoss`)."""
     if isinstance(loss, str):
         return as_loss(LOSSES.make(loss))
-    return loss if isinstance(loss, Loss) else FunctionLoss(loss)
+    if isinstance(loss, Loss):
+        return loss
+    return FunctionLoss(loss)

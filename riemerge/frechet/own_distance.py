@@ -95,7 +95,8 @@ class Own(Batched, PlainFormulation):
 
     def resolution(self) -> Tensor:
         """Return q of the first datum and itself."""
-        return self._values(self.points[0])[0]
+        with torch.no_grad():
+            return self._values(self.points[0])[0]
 
     def average(self) -> Tensor:
         """Return the first candidate."""
@@ -103,7 +104,7 @@ class Own(Batched, PlainFormulation):
 
     def _values(self, x: Tensor) -> Tensor:
         """Return q(x, yᵢ), (T, K)."""
-        values = [self.distance.squared(self.manifold, x, y) for y in self.points]
+        values = [self.distance.square(self.manifold, x, y) for y in self.points]
         for value in values:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if shape != (self.k,) and not (self.k == 1 and shape == ()):

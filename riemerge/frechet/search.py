@@ -88,15 +88,16 @@ class Search:
         else:
             data = [points[i] for i in self.support]
             self.form = Stock(manifold, data, objective, self.distance, initial_point, self.support)
-        if not objective.loss.smooth:
+        if not self.form.objective.loss.smooth:
             self.form.objective.resolution.copy_(torch.nan_to_num(self.form.resolution()))
         self._full: Formulation = self.form
 
     def _make_objective(self, loss: Loss, median: Solution | None) -> Objective:
         """Return F of the support, in units that the distances to the median set, where it is relative."""
         weights = self.weights[list(self.support)]
+        one, zero = torch.ones_like(weights[0]), torch.zeros_like(weights[0])
         if not loss.relative:
-            return Objective(loss, weights)
+            return Objective(loss, weights, one, zero)
         if median is None:
             raise RecipeError(
                 f"{loss} takes its scale from the geometric median, which must be found first, as "
@@ -108,7 +109,7 @@ class Search:
         # A unit of zero, where half of the weight is at the median, is a limit, in which F goes to zero too.
         least = _LEAST_UNIT * distances.amax(dim=0)
         unit = torch.maximum(weighted_median(distances, weights), least)
-        return Objective(loss, weights, torch.where(unit > 0, unit, 1.0))
+        return Objective(loss, weights, torch.where(unit > 0, unit, 1.0), zero)
 
     def _make_batched(self, problem: Problem, manifold: TorchManifold, objective: Objective) -> None:
         """Make the formulation of data on one of our manifolds, in their joint span where that is smaller."""
@@ -117,7 +118,7 @@ class Search:
         if self.initial_point is not None:
             given.append(self.initial_point)
         data = _stack_points(manifold, given, self.support)
-        objective = objective.to(data.device)
+        objective = objective.map(lambda x: x.to(data.device))
         distance, autograd = self.distance, problem.gradient == "autograd"
         self._lift = lambda point: point.to(dtype)
         joint = None

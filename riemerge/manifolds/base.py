@@ -353,8 +353,8 @@ class GeodesicManifold(TorchManifold):
 
     @final
     def verify(self, point_a: Tensor, point_b: Tensor, tangent: Tensor) -> Logarithm:
-        """Return tangent vectors at a as logarithms of b: valid where their geodesic was followed to b, to half
-        the digits.
+        """Return tangent vectors at a as logarithms of b: valid where their geodesic was followed and ends at
+        b, to half the digits.
         """
         miss = self.projection(point_b, self.exp(point_a, tangent) - point_b)
         squared = self.inner_products(point_a, tangent, tangent)

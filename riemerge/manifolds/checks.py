@@ -74,8 +74,9 @@ def check_manifold(
             x, u, v = _draw_triple(manifold, point, scale)
             record(_check_connection(manifold, x, u, scale))
             if isinstance(manifold, GeodesicManifold):
-                record(_check_points(manifold, x, u, v, scale))
                 record(_check_modules(manifold, x, u))
+                if _offers(manifold, "geodesic", x, u) and _offers(manifold, "logarithm", x, x):
+                    record(_check_points(manifold, x, u, v, scale))
     return defects
 
 

@@ -81,8 +81,18 @@ class GroupAction(ABC):
         """
         return None
 
-    def realign(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
-        """Align again a representative that is nearly aligned. Derived: by `align`, from scratch."""
+    def realign(
+        self, total: GeodesicManifold, point: Tensor, to: Tensor, tolerance: Tensor | None = None
+    ) -> Tensor:
+        """Align again a representative that is nearly aligned. Derived: by `align`, from scratch.
+
+        Args:
+            total: The manifold of both points.
+            point: Nearly aligned points.
+            to: Points to align to; the leading axes of both broadcast.
+            tolerance: What may be left of the vertical part of each logarithm, in the shape of the leading
+                axes [default: round-off].
+        """
         return self.align(total, point, to)
 
     def project(self, matrix: Tensor) -> Tensor:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Self, Unpack, final
+from typing import Literal, Unpack, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds.base import (
-    GeodesicManifold,
-    Logarithm,
-    Options,
-    Reduction,
-    change_options,
-    trivial_reduction,
-)
+from riemerge.manifolds.base import Logarithm, Options
+from riemerge.manifolds.spd_base import PositiveDefinite
 
 
 @final
-class SymmetricPositiveDefinite(GeodesicManifold):
+class SymmetricPositiveDefinite(PositiveDefinite):
     """K copies of SPD(r) with the metric tr(B⁻¹ a B⁻¹ b), invariant under B -> M B Mᵀ for every invertible
     M.
 
@@ -43,34 +36,17 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         retraction: Literal["exp", "quadratic"] = "exp",
         **options: Unpack[Options],
     ) -> None:
-        if r < 1:
-            raise ValueError(f"SymmetricPositiveDefinite: r is {r}; at least 1 is needed")
+        super().__init__(r, **options)
         if retraction not in ("exp", "quadratic"):
             raise ValueError(
                 f"SymmetricPositiveDefinite: retraction is {retraction!r}; known are 'exp' and 'quadratic'"
             )
-        name = f"Manifold of {r}x{r} symmetric positive definite matrices"
-        super().__init__(name, r * (r + 1) // 2, **options)
-        self.r = r
         self._retraction: Literal["exp", "quadratic"] = retraction
-
-    @property
-    def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
-        return self.r, self.r
-
-    def with_modules(self, k: int) -> Self:
-        """Return this manifold with k modules."""
-        return type(self)(self.r, retraction=self._retraction, **change_options(self.options, k=k))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(B⁻¹ a B⁻¹ b) per module."""
         factor = _cholesky(point)
         return linalg.frobenius(_whiten(factor, a), _whiten(factor, b))
-
-    def projection(self, point: Tensor, vector: Tensor) -> Tensor:
-        """Return the symmetric part."""
-        return linalg.sym(vector)
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         """Return B sym(E) B."""
@@ -141,31 +117,33 @@ class SymmetricPositiveDefinite(GeodesicManifold):
         turned = direction.double() @ torch.linalg.solve(point.double(), field.double())
         return linalg.sym(derivative.double() - turned).to(point.dtype)
 
-    def feasible(self, point: Tensor) -> Tensor:
-        """Tell per module whether a matrix is finite and positive definite."""
-        finite = torch.isfinite(point).all(dim=-1).all(dim=-1)
-        screen = torch.where(finite[..., None, None], point, linalg.eye_like(point))
-        return finite & (torch.linalg.cholesky_ex(screen.double()).info == 0)
+    def orbit_metric(self, values: Tensor, frames: float) -> Tensor:
+        """Return lⱼ/lₖ + lₖ/lⱼ - 2 + frames."""
+        ratio = values.unsqueeze(-1) / values.unsqueeze(-2)
+        return ratio + ratio.mT + (frames - 2)
 
-    def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
-        """Return the log-Euclidean mean exp(sum w log B) (Arsigny et al. 2007)."""
-        logs = linalg.scale_modules(weights, function_of(points.double(), torch.log)).sum(dim=0)
-        return function_of(logs, torch.exp).to(points.dtype)
+    def momentum(self, values: Tensor, vector: Tensor) -> Tensor:
+        """Return v B⁻¹ - B⁻¹ v."""
+        quotient = vector / values.unsqueeze(-1)
+        return quotient.mT - quotient
 
-    def reduce(self, points: Tensor) -> Reduction:
-        """Return the problem itself: there is nothing to reduce."""
-        return trivial_reduction(self, points)
+    def chart(self, values: Tensor) -> Tensor:
+        """Return the logarithm."""
+        return values.log()
 
-    def random_point(self) -> Tensor:
-        """Draw X diag(e^g) Xᵀ, X Haar and g standard normal: condition numbers of 10 to 100 at r = 8."""
-        frame = linalg.polar(self.draw(self.k, self.r, self.r))
-        return linalg.sym((frame * self.draw(self.k, 1, self.r).exp()) @ frame.mT)
+    def inverse_chart(self, values: Tensor) -> Tensor:
+        """Return the exponential."""
+        return values.exp()
 
+    def bend(self, values: Tensor, other: Tensor) -> Tensor:
+        """Return 4 (b / sinh b) sinh(g / 2) sinh(l / 2), l and g the log ratios, b = (g - l) / 2: exact.
 
-def function_of(matrix: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a function to the eigenvalues of symmetric matrices (..., r, r)."""
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
-    return linalg.sym((vectors * function(eigenvalues).unsqueeze(-2)) @ vectors.mT)
+        Not below zero, where the order of the diagonals differs.
+        """
+        ratio, turned = linalg.differences(values.log()), linalg.differences(other.log())
+        half = (turned - ratio).abs() / 2
+        bent = torch.where(half > 1e-6, half / torch.sinh(half.clamp_min(1e-6)), torch.ones_like(half))
+        return (4 * bent * torch.sinh(turned / 2) * torch.sinh(ratio / 2)).clamp_min(0)
 
 
 def _cholesky(point: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Orthonormal frames with the canonical metric."""
+"""Orthonormal frames with the canonical metric, the Euclidean one, and those between and beyond."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from riemerge.manifolds.base import (
 )
 from riemerge.manifolds.stiefel_log import (
     complete_rotation,
-    fibre_log,
     forward_error,
     generator,
+    metric_log,
     normal_factor,
     orthonormalize,
 )
@@ -33,17 +33,21 @@ _MAX_TURNS = 100
 
 @final
 class Stiefel(GeodesicManifold):
-    """K copies of St(n, p), the n x p matrices with UᵀU = I, with the canonical metric tr(aᵀ(I - UUᵀ/2)b).
+    """K copies of St(n, p), the n x p matrices with UᵀU = I, with the metric tr(aᵀ(I - (1 - β)UUᵀ)b).
 
-    Geodesics are one-parameter rotations of the ambient space; a point and a tangent vector live in the
-    columns [U Q], so everything but a few products happens in matrices of size p + q, q = min(p, n - p).
+    β = 1/2 is the canonical metric and β = 1 the Euclidean one. Geodesics are one-parameter rotations of the
+    ambient space and, unless β = 1/2, of the columns; a point and a tangent vector live in the columns [U Q],
+    so everything but a few products happens in matrices of size p + q, q = min(p, n - p).
 
-    Source: Edelman, Arias, Smith 1998 (eq. 2.39-2.42); logarithm: Zimmermann 2017, with the entrywise Newton
-    factor described at `stiefel_log.fibre_log`.
+    Source: Edelman, Arias, Smith 1998 (eq. 2.39-2.42); Hüper, Markina, Silva Leite 2021 (their α is 1/(2β) -
+    1); logarithm: Zimmermann 2017, Zimmermann, Hüper 2022, with the entrywise Newton factors described at
+    `stiefel_log.fibre_log` and `stiefel_log.metric_log`.
 
     Args:
         n: Rows.
         p: Columns, p <= n.
+        beta: β, the metric's weight of turns of a frame within its span, positive, against one for motions
+            out of it.
         retraction: `exp` (the geodesic), `qr` or `polar`.
         options: See `riemerge.manifolds.base.Options`. Small matrices are always computed in float64.
     """
@@ -53,6 +57,7 @@ class Stiefel(GeodesicManifold):
         n: int,
         p: int,
         *,
+        beta: float = 0.5,
         retraction: Literal["exp", "qr", "polar"] = "exp",
         **options: Unpack[Options],
     ) -> None:
@@ -60,10 +65,13 @@ class Stiefel(GeodesicManifold):
             raise ValueError(f"Stiefel: n is {n} and p is {p}; 1 <= p <= n is needed")
         if retraction not in ("exp", "qr", "polar"):
             raise ValueError(f"Stiefel: retraction is {retraction!r}; known are 'exp', 'qr' and 'polar'")
+        if not 0 < beta < np.inf:
+            raise ValueError(f"Stiefel: beta is {beta}; a positive number is needed")
         dimension = n * p - p * (p + 1) // 2
         super().__init__(f"Stiefel manifold St({n},{p})", dimension, **options)
         self.n = n
         self.p = p
+        self.beta = beta
         self._retraction = retraction
 
     @property
@@ -71,25 +79,22 @@ class Stiefel(GeodesicManifold):
         """Rows and columns of one module's point."""
         return self.n, self.p
 
-    def with_modules(self, k: int) -> Self:
-        """Return this manifold with k modules."""
-        return self._resize(self.n, k)
-
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return tr(aᵀ(I - UUᵀ/2)b) per module."""
-        return linalg.frobenius(a, b) - linalg.frobenius(point.mT @ a, point.mT @ b) / 2
+        """Return tr(aᵀ(I - (1 - β)UUᵀ)b) per module."""
+        return linalg.frobenius(a, b) - (1 - self.beta) * linalg.frobenius(point.mT @ a, point.mT @ b)
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
         """Return Z - U sym(UᵀZ)."""
         return vector - point @ linalg.sym(point.mT @ vector)
 
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
-        """Return E - U EᵀU (Edelman et al. 1998, eq. 2.53)."""
-        return euclidean_gradient - point @ (euclidean_gradient.mT @ point)
+        """Return E - U ((1 - 1/(2β)) UᵀE + EᵀU/(2β)); for β = 1/2 see Edelman et al. 1998, eq. 2.53."""
+        turned, share = euclidean_gradient.mT @ point, 1 / (2 * self.beta)
+        return euclidean_gradient - point @ (share * turned + (1 - share) * turned.mT)
 
     def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
-        """Return (I - UUᵀ/2) v."""
-        return tangent_vector - point @ (point.mT @ tangent_vector) / 2
+        """Return (I - (1 - β)UUᵀ) v."""
+        return tangent_vector - (1 - self.beta) * (point @ (point.mT @ tangent_vector))
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Move along a tangent vector by the retraction chosen at construction."""
@@ -103,15 +108,21 @@ class Stiefel(GeodesicManifold):
         return signed.to(point.dtype)
 
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Follow a geodesic: [U Q] exp([[A, -Rᵀ], [R, 0]]) [I; 0] (Edelman et al. 1998, eq. 2.42)."""
-        span = _Span(point, tangent_vector)
-        rotated = linalg.exp_skew(generator(span.upper, span.lower)) @ torch.cat(
+        """Follow a geodesic: [U Q] exp([[2βA, -Rᵀ], [R, 0]]) [I; 0] exp((1 - 2β)A).
+
+        Source: Edelman et al. 1998, eq. 2.42; Zimmermann, Hüper 2022, eq. 11.
+        """
+        span, share = _Span(point, tangent_vector), 2 * self.beta
+        rotated = linalg.exp_skew(generator(share * span.upper, span.lower)) @ torch.cat(
             (
                 torch.cat((linalg.eye_like(span.upper).expand_as(span.upper), span.upper), dim=-1),
                 torch.cat((torch.zeros_like(span.lower), span.lower), dim=-1),
             ),
             dim=-2,
         )
+        if share != 1:
+            inner = linalg.exp_skew((1 - share) * linalg.skew(span.upper))
+            rotated = torch.cat([half @ inner for half in rotated.split(self.p, dim=-1)], dim=-1)
         arrival, velocity = span.lift(rotated).to(point.dtype).split(self.p, dim=-1)
         return arrival, velocity
 
@@ -119,7 +130,8 @@ class Stiefel(GeodesicManifold):
         """Find a geodesic from a to b.
 
         In the basis [U Q] the end point is a frame, whose completion to a rotation is turned until the
-        rotation's logarithm is the generator of a geodesic (`stiefel_log.fibre_log`). A pair is valid where
+        rotation's logarithm is the generator of a geodesic (`stiefel_log.fibre_log`). Unless β = 1/2, the
+        columns are turned with it (`stiefel_log.metric_log`). A pair is valid where
         that was reached and exp(log) was computed and is b: U -> -U satisfies the former alone. Cost: for
         nearby points about 4 symmetric eigendecompositions of size 2p, for independent ones 7 to 10.
         """
@@ -128,14 +140,15 @@ class Stiefel(GeodesicManifold):
         span = _Span(u, y)
         target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
         goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
-        path = fibre_log(target, complete_rotation(target), goal, _MAX_TURNS)
+        path = metric_log(target, complete_rotation(target), self.beta, goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
         # at a few units of round-off, and angles within 1e-4 of pi amplify round-off by 1e4.
         tolerance = 1e4 * torch.finfo(torch.float64).eps * self.p**0.5
-        valid = (path.residual <= tolerance) & (forward_error(target, path) <= tolerance)
+        valid = (path.residual <= tolerance) & (forward_error(target, path, self.beta) <= tolerance)
         valid = valid & (span.loss(path.lower) <= tolerance)
         tangent = span.lift(torch.cat((path.upper, path.lower), dim=-2)).to(point_a.dtype)
-        squared = linalg.frobenius(path.upper, path.upper) / 2 + linalg.frobenius(path.lower, path.lower)
+        turns = linalg.frobenius(path.upper, path.upper)
+        squared = self.beta * turns + linalg.frobenius(path.lower, path.lower)
         return Logarithm(
             tangent.reshape(*leading, self.n, self.p), squared.reshape(leading), valid.reshape(leading)
         )
@@ -143,9 +156,9 @@ class Stiefel(GeodesicManifold):
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Rotate the ambient space by the rotation that takes a to b and moves as little else as it can.
 
-        Isometric (rotations are isometries of the metric), equivariant under change of basis of the frames,
-        and tangent to the rotation of the geodesic at a; not the parallel transport, which differs by a
-        torsion term.
+        Isometric (rotations are isometries of every β), equivariant under change of basis of the frames, and,
+        for β = 1/2, tangent to the rotation of the geodesic at a; not the parallel transport, which differs
+        by a torsion term.
         """
         span = _Span(point_a, point_b)
         target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
@@ -165,10 +178,13 @@ class Stiefel(GeodesicManifold):
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
-        """Add the Christoffel term of the canonical metric (Edelman et al. 1998, eq. 2.48 polarised)."""
+        """Add the Christoffel term of the metric: minus the acceleration of geodesics, polarised (for
+        β = 1/2 Edelman et al. 1998, eq. 2.48).
+        """
         a, b = point.mT @ direction, point.mT @ field
-        normal = direction.mT @ field - a.mT @ b
-        christoffel = (direction @ b.mT + field @ a.mT) / 2 + point @ linalg.sym(normal)
+        share = 1 - self.beta
+        normal = direction.mT @ field - 2 * share * (a.mT @ b)
+        christoffel = share * (direction @ b.mT + field @ a.mT) + point @ linalg.sym(normal)
         return self.projection(point, derivative + christoffel)
 
     def feasible(self, point: Tensor) -> Tensor:
@@ -201,7 +217,8 @@ class Stiefel(GeodesicManifold):
         return linalg.polar(self.draw(self.k, self.n, self.p))
 
     def _resize(self, n: int, k: int) -> Self:
-        return type(self)(n, self.p, retraction=self._retraction, **change_options(self.options, k=k))
+        options = change_options(self.options, k=k)
+        return type(self)(n, self.p, beta=self.beta, retraction=self._retraction, **options)
 
 
 @final

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
+from riemerge.manifolds.mixing import Mixing
 
 # Least diagonal of the Newton model, which is indefinite once two principal angles add up to more than pi.
 _LEAST_CURVATURE = 0.05
@@ -22,6 +23,8 @@ _NEAR = 0.1
 # Squared distance of a frame from the first columns of the identity, up to which its completion is a matter
 # of products: singular values are above 0.7 there.
 _CLOSE = 0.5
+# Share of a Newton step below which a pair has no geodesic that can be found.
+_LEAST_DAMPING = 1e-3
 # Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
 _SCHULZ = 7
 
@@ -90,6 +93,50 @@ def fibre_log(frame: Tensor, rest: Tensor, tolerance: Tensor | float, turns: int
     return FibreLog(rotation, log, log[..., :p, :p], log[..., p:, :p], residual, regular)
 
 
+def metric_log(frame: Tensor, rest: Tensor, beta: float, tolerance: Tensor | float, turns: int) -> FibreLog:
+    """Find the generator of a geodesic of the metric with parameter β: `fibre_log` where β = 1/2.
+
+    The geodesic is exp([[2βA, -Bᵀ], [B, 0]]) [I; 0] exp((1 - 2β)A). So a frame that is turned by
+    exp((2β - 1)A) and completed must have a logarithm with the blocks S = 2βA and C = 0. Both are reached at
+    once, by Newton steps with the 2 x 2 diagonal of their derivative, in A and in the turn of the completion,
+    in each plane of the singular bases of B; exact where A = 0, and mixed (`Mixing`) where it is not.
+
+    Args:
+        frame: c, (P, p + q, p), orthonormal.
+        rest: A completion, (P, p + q, q): [c rest] is a rotation.
+        beta: β.
+        tolerance: Turn while ‖(S - 2βA, C)‖ is above this, (P,) or one number.
+        turns: At most so often.
+
+    Returns:
+        The path, with A as its upper block and ‖(S - 2βA, C)‖ as its residual.
+    """
+    if beta == 0.5:
+        return fibre_log(frame, rest, tolerance, turns)
+    p, q = frame.shape[-1], rest.shape[-1]
+    first, _ = _log(torch.cat((frame, rest), dim=-1))
+    path = _turn_columns(frame, rest, first[..., :p, :p], beta)
+    damping, mixing = torch.ones_like(path.residual), Mixing(len(frame), p * p + q * q, frame)
+    for _ in range(turns):
+        active = torch.nonzero((path.residual > tolerance) & path.regular & (damping > _LEAST_DAMPING))
+        if active.numel() == 0:
+            break
+        active = active.squeeze(-1)
+        now = FibreLog(*(x[active] for x in path))
+        step = torch.cat([part.flatten(1) for part in _metric_step(now, beta)], dim=1)
+        step = damping[active, None] * mixing.combine(active, step)
+        inner, outer = step[:, : p * p].unflatten(1, (p, p)), step[:, p * p :].unflatten(1, (q, q))
+        trial = _turn_columns(
+            frame[active], now.rotation[..., p:] @ linalg.exp_skew(outer), now.upper + inner, beta
+        )
+        better = (trial.residual < now.residual) & trial.regular
+        mixing.note(active, step, better)
+        damping[active] = torch.where(better, (2 * damping[active]).clamp_max(1), damping[active] / 4)
+        for whole, part in zip(path, trial, strict=True):
+            whole[active[better]] = part[better]
+    return path
+
+
 def generator(upper: Tensor, lower: Tensor) -> Tensor:
     """Return the skew matrix [[A, -Bᵀ], [B, 0]]."""
     corner = torch.zeros((*lower.shape[:-1], lower.shape[-2]), dtype=lower.dtype, device=lower.device)
@@ -98,10 +145,14 @@ def generator(upper: Tensor, lower: Tensor) -> Tensor:
     )
 
 
-def forward_error(frame: Tensor, path: FibreLog) -> Tensor:
-    """Return ‖exp(log) - frame‖ (P,): zero for a logarithm, however it was found."""
+def forward_error(frame: Tensor, path: FibreLog, beta: float = 0.5) -> Tensor:
+    """Return ‖exp(log) - frame‖ (P,) by the metric's own exponential: zero for a logarithm, however it was
+    found.
+    """
     p = frame.shape[-1]
-    reached = linalg.exp_skew(generator(path.upper, path.lower))[..., :p]
+    reached = linalg.exp_skew(generator(2 * beta * path.upper, path.lower))[..., :p]
+    if beta != 0.5:
+        reached = reached @ linalg.exp_skew((1 - 2 * beta) * linalg.skew(path.upper))
     return torch.linalg.matrix_norm(reached - frame)
 
 
@@ -233,6 +284,37 @@ def _newton_step(lower: Tensor, corner: Tensor) -> Tensor:
 
     once = curve(corner)
     return (100 * corner + 64 * once + 256 * curve(once)) / 99
+
+
+def _turn_columns(frame: Tensor, rest: Tensor, upper: Tensor, beta: float) -> FibreLog:
+    """Return the path of a frame, turned by exp((2β - 1)A), and its completion; see `metric_log`."""
+    p = frame.shape[-1]
+    turned = frame @ linalg.exp_skew((2 * beta - 1) * linalg.skew(upper))
+    rotation = torch.cat((turned, rest), dim=-1)
+    log, regular = _log(rotation)
+    gap, corner = log[..., :p, :p] - 2 * beta * upper, _corner(log, p)
+    residual = (linalg.frobenius(gap, gap) + corner.square()).sqrt()
+    return FibreLog(rotation, log, linalg.skew(upper), log[..., p:, :p], residual, regular)
+
+
+def _metric_step(path: FibreLog, beta: float) -> tuple[Tensor, Tensor]:
+    """Return the Newton steps of A and of the completion's turn."""
+    p, q = path.lower.shape[-1], path.lower.shape[-2]
+    lower, corner = path.lower, path.log[..., p:, p:]
+    # Where there is no room for p columns Q, directions without a lower part complete the singular basis.
+    lower = torch.nn.functional.pad(lower, (0, 0, 0, p - q))
+    corner = torch.nn.functional.pad(corner, (0, p - q, 0, p - q))
+    left, b, right = torch.linalg.svd(lower)
+    near, far = _cot(linalg.differences(b)), _cot(b.unsqueeze(-1) + b.unsqueeze(-2))
+    even, odd = ((near + far) / 2).clamp_min(_LEAST_CURVATURE), (near - far) / 2
+    gap = right @ (path.log[..., :p, :p] - 2 * beta * path.upper) @ right.mT
+    corner = left.mT @ corner @ left
+    # A turn E of the columns and G of the completion change S and C by even E + odd G and odd E + even G.
+    slope = 2 * beta + (1 - 2 * beta) * (even - odd.square() / even)
+    inner = (gap - odd / even * corner) / slope.clamp_min(_LEAST_CURVATURE)
+    outer = ((1 - 2 * beta) * odd * inner - corner) / even
+    outer = left @ outer @ left.mT
+    return linalg.skew(right.mT @ inner @ right), linalg.skew(outer[..., :q, :q])
 
 
 def _cot(x: Tensor) -> Tensor:

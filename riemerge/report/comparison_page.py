@@ -16,7 +16,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+th { white-space: normal; vertical-align: bottom; overflow-wrap: anywhere; min-width: 4rem; }
+th:first-child, td:first-child { text-align: left; }
 tr.short td { color: #a33; }
 svg { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .85rem; } figure { margin: 1.5rem 0; }
@@ -61,8 +62,8 @@ def _facts(comparison: Comparison) -> str:
     starts = max(run.start for run in comparison.runs) + 1
     versions = ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
     text = f"""
-{len(comparison.solvers)} solvers on {modules} modules of {len(comparison.problems)} problems, from
-{starts} start{when(starts > 1, "s")} each (seed {comparison.seed}).
+{len(comparison.solvers)} solvers on {modules} modules, from {starts} start{when(starts > 1, "s")} each (seed
+{comparison.seed}), judged on those whose mean the adapters determine, where that is known.
 
 Each module is solved until ‖gradient‖ ≤ {comparison.tol:g} · max(1, √(2 F)), within {comparison.max_passes}
 passes over all logarithms. Cost, gradient and horizontality are computed anew at the end, in the same way for
@@ -98,7 +99,8 @@ def _modules(comparison: Comparison, case: str) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]], short: Collection[str] = ()) -> str:
     headers = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join(f'<tr class="{when(row[0] in short, "short")}">{_cells(row)}</tr>' for row in rows)
+    marks = ((row, when(row[0] in short, ' class="short"')) for row in rows)
+    body = "".join(f"<tr{mark}>{_cells(row)}</tr>" for row, mark in marks)
     return f'<div class="wide"><table><thead><tr>{headers}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -72,7 +72,7 @@ def columns(comparison: Comparison, case: str) -> list[tuple[str, list[str]]]:
     return [
         ("solver", rows),
         ("reached", [f"{count} of {len(pairs)}" for count, pairs in zip(reached, judged, strict=True)]),
-        ("Σ F", [number(None if None in row else sum(filter(None, row))) for row in costs]),
+        ("Σ F", [text_of(None if None in row else sum(filter(None, row)), "{:.8g}") for row in costs]),
         ("above least", [number(max(row)) for row in excesses]),
         ("‖gradient‖", [number(max(row)) for row in norms]),
         ("vertical", [number(max(row)) for row in vertical]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import commonprefix
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from riemerge.laws import Finding
 from riemerge.methods import Method, find_row
 from riemerge.records.comparison_record import Comparison
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
@@ -318,6 +319,22 @@ def method_report(row: Method) -> RenderableType:
     )
 
 
+def laws_report(findings: Mapping[str, Sequence[Finding]]) -> RenderableType:
+    """Show what was measured of laws, kind by kind."""
+    parts: list[RenderableType] = []
+    for kind, measured in findings.items():
+        columns = [
+            ("law", [finding.name for finding in measured]),
+            ("says", [finding.law.says for finding in measured]),
+            ("defect", [number(finding.defect) for finding in measured]),
+            ("at most", [number(finding.law.tolerance) for finding in measured]),
+            ("verdict", [finding.verdict for finding in measured]),
+            ("needed by", [finding.law.needed_by for finding in measured]),
+        ]
+        parts += [_table(kind, columns), Text("")]
+    return Group(*parts)
+
+
 def _lines(texts: Iterable[tuple[str, str]]) -> list[Text]:
     return [Text(f"  {when(title, f'{title}: ')}{text}") for title, text in texts]
 
@@ -336,6 +353,10 @@ _LEFT = {
         "method",
         "parameter",
         "type",
+        "law",
+        "says",
+        "verdict",
+        "needed by",
     ),
     *("default", "meaning", "singular values", "solver", "ended"),
 }

@@ -63,7 +63,8 @@ class _Trial:
         said = {name: 0.5 for name in ("density",) if name in row.parameters} | {**self.parameters}
         turn = [*places[1:], 0]
         turned = self.merge([given[i] for i in turn], [weights[i] for i in turn], turn, **said)
-        yield "order", _hold(not row.ordered, turned, self.merge(given, weights, places, **said))
+        moved = _miss(turned, self.merge(given, weights, places, **said))
+        yield ("sequence", float(moved < _SEEN)) if row.ordered else ("order", moved)
 
         if not row.ordered and row.models[1] is None:
             left_out = self.merge(given, [1.0, 0.0, 2.0], places)
@@ -122,7 +123,7 @@ class _Trial:
         }
         stack = Stack(
             names=tuple(f"adapter {i}" for i in range(len(weights))),
-            modules={"layers.0": tuple(LowRankUpdate(*pair) for pair in adapters)},
+            modules={"layers.0": tuple(LowRankUpdate(b, a) for b, a in adapters)},
             weights=lambda _: tuple(weight / total for weight in weights),
             storage=(torch.float64,) * len(weights),
             values=lambda _: each,
@@ -130,8 +131,8 @@ class _Trial:
             base_statistics=partial(_draw_statistics, -1),
         )
         asked = {key: row.defaults[key] for key in ("solver", "max_passes") if key in row.defaults}
-        tolerances = {"tol": 1e-10, "cost_tol": 0.0}
-        options = Options(rank=None if row.truncates_inputs else rank, **tolerances, **asked)
+        asked_rank = None if row.truncates_inputs else rank
+        options = Options(rank=asked_rank, tol=1e-10, cost_tol=0.0, **asked)
         ((_, merged),) = run_method(row, stack, options)
         assert isinstance(merged.update, LowRankUpdate)
         return merged.update.dense()

@@ -31,7 +31,7 @@ def check_loss(loss: Loss, *, seed: int = 0) -> dict[str, float]:
         "zero": loss.cost(weights, 0 * squared).abs().sum() / size,
         "growth": -change(distances).clamp_max(0).sum() / size,
         "pull": (change(distances) - slope).abs().sum() / size,
-        "kink": (loss.pull(weights, tiny.square()) * tiny).abs().sum() * loss.smooth / size,
+        "smoothness": (loss.pull(weights, tiny.square()) * tiny).abs().sum() * loss.smooth / size,
         "absence": absent / size,
     }
     return {name: float(defect) for name, defect in defects.items()}

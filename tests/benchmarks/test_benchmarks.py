@@ -19,13 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import common, convergence, gauge, merge_llama, methods, primitives
-from benchmarks.peers import SHIPPED
-from riemerge import read_adapter
-from riemerge.frechet import SOLVERS, Search, Solution, Status, TracePoint
+from riemerge import frechet_mean, problems
+from riemerge.frechet import Search, Solution, Status, TracePoint
 from riemerge.manifolds import Stiefel
 from riemerge.methods import METHODS
-from tests.frechet.problems import mean_of
 from tests.helpers import ROOT, random_orthonormal, seeded
+from tests.study.comparisons import made_run
 
 BENCHMARKS: dict[str, ModuleType] = {
     "merge_llama": merge_llama,
@@ -129,14 +128,13 @@ def test_primitives_measures_every_piece(tmp_path: Path) -> None:
 def test_convergence_covers_every_solver_and_the_stock_line_search(tmp_path: Path) -> None:
     result = quick("convergence", tmp_path)
     runs = result["runs"]
-    assert {run["solver"] for run in runs} == {*SOLVERS, *convergence.STOCK}
+    assert {run["solver"] for run in runs} == {*convergence.COMPARED}
     assert {run["problem"] for run in runs} == {*convergence.QUICK.families, convergence.REAL}
     for run in runs:
         passes = [run["levels"][level]["passes"] for level in result["setting"]["levels"]]
-        for module in zip(*passes, strict=True):
-            found = [x for x in module if x is not None]
-            assert found == sorted(found)  # a lower gradient is not met earlier
-            assert list(module[: len(found)]) == found
+        found = [x for x in passes if x is not None]
+        assert found == sorted(found)  # a lower gradient is not met earlier
+        assert passes[: len(found)] == found
         assert min(run["excess"]) >= 0
     starts = {(run["problem"], run["start_passes"]) for run in runs}
     assert len(starts) == len({problem for problem, _ in starts})  # one start for all solvers
@@ -396,7 +394,7 @@ def test_decompositions_are_counted_by_matrix_kind_size_and_phase() -> None:
 def test_every_pass_of_a_solve_is_seen_and_those_of_the_start_are_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quotient, points = primitives.problem("close", 3, 12, 10, 2, 2)
+    problem = problems.family("close", 3, 12, 10, 2, 2)
 
     def start_of_three_passes(self: Search) -> torch.Tensor:
         candidates = [self.form.start(None) for _ in range(3)]
@@ -408,7 +406,7 @@ def test_every_pass_of_a_solve_is_seen_and_those_of_the_start_are_told_apart(
     seen: list[primitives.Pass] = []
     phases = ["step"]
     with primitives.watched(seen.append, phases):
-        solution = mean_of(quotient, points)
+        solution = frechet_mean(problem)
     assert solution.passes > 3
     assert [one.of_start for one in seen] == [True] * 3 + [False] * (solution.passes - 3)
     assert seen[0].modules == 2
@@ -416,81 +414,44 @@ def test_every_pass_of_a_solve_is_seen_and_those_of_the_start_are_told_apart(
 
 
 def test_a_solve_is_left_after_the_passes_that_were_asked_for() -> None:
-    quotient, points = primitives.problem("mix", 3, 12, 10, 2, 1)
+    problem = problems.family("mix", 3, 12, 10, 2, 1)
     seen: list[primitives.Pass] = []
     with primitives.watched(seen.append):
-        found = primitives.solve_passes(quotient, points, 3)
+        found = primitives.solve_passes(problem, 3)
     assert set(found) == {"start", "pass"}
     # The last accepted iterate may have taken some trials.
     assert 3 <= sum(not one.of_start for one in seen) <= 3 + 5
 
 
 def test_a_problem_embedded_in_wider_space_is_the_same_problem() -> None:
-    quotient, points = primitives.problem("mix", 3, 9, 9, 3, 2)
-    wide, lifted = primitives.embedded(quotient, points, 40)
-    assert wide.point_shape == (83, 3)
-    for one, other in zip(points[1:], lifted[1:], strict=True):
-        expected = quotient.total.dists(points[0], one)
-        assert torch.allclose(wide.total.dists(lifted[0], other), expected, atol=1e-10)
+    problem = problems.family("mix", 3, 9, 9, 3, 2)
+    wide = primitives.embedded(problem, 40)
+    assert wide.manifold.point_shape == (83, 3)
+    for one, other in zip(problem.points[1:], wide.points[1:], strict=True):
+        expected = problem.manifold.total.dists(problem.points[0], one)
+        assert torch.allclose(wide.manifold.total.dists(wide.points[0], other), expected, atol=1e-10)
 
 
 # --- convergence --------------------------------------------------------------------------------------------
 
 
-def planted(norms: list[list[float]], passes: list[int], active: list[int]) -> Solution:
-    """A solution whose trace has these gradient norms."""
-    trace = tuple(
-        TracePoint(count, count / 10, np.ones(len(row)), np.asarray(row), left)
-        for row, count, left in zip(norms, passes, active, strict=True)
+def test_a_level_is_reached_at_the_first_iterate_at_which_all_modules_are_below_it() -> None:
+    run = made_run("x", [9, 9, 9]).model_copy(
+        update={
+            "trace": {"passes": (4, 5, 8, 9), "seconds": (0.4, 0.5, 0.8, 0.9)},
+            "trace_gradient": ((1.0, 2.0), (0.1, 1.0), (0.2, 0.01), (0.001, 0.01)),
+        }
     )
-    status = (Status.CONVERGED,) * len(norms[0])
-    fields: dict[str, Any] = dict.fromkeys(Solution.__dataclass_fields__)
-    known = {"status": status, "passes": passes[-1], "seconds": passes[-1] / 10, "trace": trace}
-    return Solution(**(fields | known))
-
-
-def test_a_level_is_reached_at_the_first_iterate_below_it() -> None:
-    solution = planted([[1.0, 2.0], [0.1, 1.0], [0.2, 0.01], [0.001, 0.01]], [4, 5, 8, 9], [2, 2, 1, 1])
-    assert convergence.reached(solution, np.array([0.1, 0.02])) == {"passes": [5, 8], "seconds": [0.5, 0.8]}
-    assert convergence.reached(solution, np.array([1e-3, 1e-3])) == {
-        "passes": [9, None],
-        "seconds": [0.9, None],
-    }
+    assert convergence.reached(run, [0.1, 0.02]) == {"passes": 8, "seconds": 0.8}
+    assert convergence.reached(run, [1e-3, 1e-3]) == {"passes": None, "seconds": None}
 
 
 def test_passes_of_a_module_end_when_it_is_finished() -> None:
-    solution = planted([[1.0, 1.0]] * 4, [4, 5, 8, 10], [2, 2, 1, 0])
+    trace = tuple(
+        TracePoint(passes, passes / 10, np.ones(2), np.ones(2), active)
+        for passes, active in ((4, 2), (5, 2), (8, 1), (10, 0))
+    )
+    fields: dict[str, Any] = dict.fromkeys(Solution.__dataclass_fields__)
+    solution = Solution(**(fields | {"status": (Status.CONVERGED,) * 2, "trace": trace}))
     # One leaves after pass 8, the other after pass 10.
     assert convergence.passes_of_a_module(solution) == (8 + 10) / 2
-
-
-def test_the_excess_is_relative_to_the_best_solver_of_each_module() -> None:
-    runs = [{"cost": [2.0, 10.0]}, {"cost": [1.0, 40.0]}]
-    assert [run["excess"] for run in convergence.with_excess(runs)] == [[1.0, 0.0], [0.0, 3.0]]
-
-
-def test_the_worst_of_runs_is_unknown_where_one_did_not_get_there() -> None:
-    assert convergence.worst([{"a": {"b": [1, 3]}}, {"a": {"b": [2]}}], "a", "b") == 3
-    assert convergence.worst([{"a": {"b": [1, None]}}], "a", "b") is None
-    assert convergence.worst([], "a", "b") is None
-
-
-def test_the_tolerance_is_met_by_no_module_before_the_last_level() -> None:
-    quotient, points = primitives.problem("close", 3, 12, 10, 2, 2)
-    tol = convergence.tolerance(quotient, points)
-    solution = mean_of(quotient, points, tol=tol, solver="steepest_descent")
-    start = solution.trace[0].gradient_norm
-    assert (solution.trace[-1].gradient_norm <= convergence.LEVELS[-1] * start).all()
-    assert (solution.trace[-1].gradient_norm <= convergence.ABSOLUTE).all()
-
-
-def test_the_shipped_adapters_in_their_joint_span() -> None:
-    quotient, points = convergence.real_problem()
-    assert (quotient.k, len(points)) == (36, 4)
-    few, some = convergence.real_problem(("encoder.layer.0.output.dense",))
-    assert few.k == 1
-    updates = [read_adapter(folder).update("encoder.layer.0.output.dense") for folder in SHIPPED]
-    norms = [float(few.total.matrix(point).norm()) for point in some]
-    assert norms == pytest.approx([update.norm() for update in updates])
-    inner = float((few.total.matrix(some[0]) * few.total.matrix(some[1])).sum())
-    assert inner == pytest.approx(updates[0].inner(updates[1]))

@@ -220,8 +220,10 @@ def test_what_rows_cost_is_the_benchmark_s() -> None:
 def test_what_is_said_of_solvers_is_the_benchmark_s() -> None:
     found, words = measured("convergence"), " ".join(METHODS_PAGE.split())
     assert "On close adapters all five reach the same cost to nine digits" in words
-    close = [run for run in found["runs"] if run["problem"] == "close" and run["solver"] in SOLVERS]
-    assert {run["solver"] for run in close} == {*SOLVERS}
+    close = [
+        run for run in found["runs"] if run["problem"] == "close" and not run["solver"].startswith("stock")
+    ]
+    assert {run["solver"].partition(":")[0] for run in close} == {*SOLVERS}
     assert len(SOLVERS) == 5
     assert max(max(run["excess"]) for run in close) < 1e-9
     cost_tol = METHODS["geomerge"].defaults["cost_tol"]

@@ -12,9 +12,11 @@ import pytest
 import torch
 from pymanopt.manifolds import PoincareBall
 from scipy.integrate import quad
+from torch import Tensor
 
-from examples import heads, jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
+from examples import fisher_as_frechet, heads, jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
 from riemerge import Momentum, OuterOptimizer, Problem, frechet_mean
+from riemerge.manifolds import HalfPlane
 from tests.examples.lines import code_lines
 from tests.helpers import ROOT, seeded
 
@@ -111,6 +113,9 @@ def test_divergences_and_distances_of_gaussians_are_those_of_their_definitions()
     # Skewed ones tend to it, with an error of the order of the share.
     near = jensen_bounds.jensen(p, q, 1e-6)
     torch.testing.assert_close(near, jensen_bounds.jensen(p, q, 0.0), rtol=1e-2, atol=0)
+    sums = (p[:, 1].square() + q[:, 1].square()) / 2
+    bhattacharyya = (p - q)[:, 0].square() / sums / 8 + (sums / p[:, 1] / q[:, 1]).log() / 2
+    torch.testing.assert_close(jensen_bounds.jensen(p, q, 0.5), 8 * bhattacharyya)
     apart = (p - q).square() @ torch.tensor([0.5, 1.0], dtype=F64) / (2 * p[:, 1] * q[:, 1])
     torch.testing.assert_close(jensen_bounds.fisher_rao(p, q), 2**0.5 * (1 + apart).acosh())
     for i in range(len(p)):
@@ -211,7 +216,54 @@ def test_other_bases_are_the_same_function() -> None:
     layer = heads.draw_normal(2, 2, heads.HEADS, heads.WIDTH, heads.RANK)
     x = heads.draw_normal(heads.TOKENS, heads.WIDTH)
     torch.testing.assert_close(heads.attend(heads.rewrite(layer, 10.0), x), heads.attend(layer, x))
+    merged = heads.merge_heads([layer, heads.rewrite(layer, 10.0)])  # of one function, in two writings
+    torch.testing.assert_close(heads.attend(merged, x), heads.attend(layer, x))
     # One head by hand.
     (q, k), (v, o) = layer[:, :, 0]
     weights = torch.softmax(x @ q @ (x @ k).T / heads.RANK**0.5, dim=1)
     torch.testing.assert_close(heads.attend(layer[:, :, :1], x), weights @ (x @ v) @ o.T)
+
+
+# --- Fisher merging -----------------------------------------------------------------------------------------
+
+
+def test_fisher_merging_minimises_a_bound_of_the_frechet_mean_s_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = fisher_as_frechet
+    *places, toy = run("fisher_as_frechet", tmp_path / "picture.png", monkeypatch, capsys).splitlines()
+    gaps = [abs(mean - fisher) for mean, fisher in (numbers(line.split(":")[1]) for line in places)]
+    assert gaps[0] > 0.1
+    assert 50 < gaps[1] / gaps[2] < 150  # e², from e = 0.1 to 0.01
+    assert numbers(toy) == [0]
+    theta = torch.linspace(-1, 5, 601, dtype=F64)
+    true, bound = study.sums(theta)
+    assert bool((true < bound).all())
+    mean, fisher = study.merges(1.0)
+    assert float(theta[true.argmin()]) == pytest.approx(mean, abs=0.01)
+    assert float(theta[bound.argmin()]) == pytest.approx(fisher, abs=0.01)
+    # At one covariance the distance is shorter than the Mahalanobis distance.
+    first, second = study.gaussians(torch.tensor([0.0, 3.0], dtype=F64), torch.ones(2, dtype=F64))
+    assert float(2 * HalfPlane().squared_dists(first, second)) < 0.8 * 3**2
+
+
+def test_the_toy_s_fisher_matrix_is_the_expected_hessian_and_leaves_a_line_of_minimisers() -> None:
+    network = torch.tensor([1.0, 2.0], dtype=F64)
+
+    def surprise(theta: Tensor) -> Tensor:
+        # At y = f(x), its expectation, where the Hessian is the expected one: it is linear in y.
+        return (network.prod() - theta.prod()) ** 2 / 2
+
+    full = fisher_as_frechet.toy_information(torch.stack((network, -network)))
+    torch.testing.assert_close(full[0], torch.func.hessian(surprise)(network))
+    torch.testing.assert_close(full[1], full[0])
+    models = torch.stack((network, -network))
+    least = fisher_as_frechet.fisher_merge(models, full)
+
+    def quadratic(theta: Tensor) -> Tensor:
+        return torch.einsum("ti,tij,tj->", theta - models, full, theta - models)
+
+    for c in (-1.0, 0.5, 2.0):
+        candidate = c * network * torch.tensor([1.0, -1.0], dtype=F64)
+        torch.testing.assert_close(quadratic(candidate), quadratic(least))
+        assert candidate.prod() < 0 < network.prod()

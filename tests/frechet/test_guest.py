@@ -25,7 +25,7 @@ def test_own_squared_distance_by_pymanopt_s_autograd() -> None:
     sphere = pymanopt.manifolds.Sphere(4)
     generator = np.random.default_rng(0)
     points = [x / np.linalg.norm(x) for x in generator.standard_normal((5, 4)) + 1]
-    solution = mean_of(sphere, points, gradient="autograd", distance=lambda x, y: anp.sum((x - y) ** 2))
+    solution = mean_of(sphere, points, distance=lambda x, y: anp.sum((x - y) ** 2))
     average = np.mean(points, axis=0)
     np.testing.assert_allclose(solution.point, average / np.linalg.norm(average), atol=1e-7)
 
@@ -88,7 +88,7 @@ def test_a_chordal_mean_on_the_sphere_is_on_the_sphere(solver: str) -> None:
         generator = np.random.default_rng(seed)
         points = [unit(x) for x in generator.standard_normal((3, 3 + seed % 3))]
         sphere = manifolds.Sphere(points[0].size)
-        solution = mean_of(sphere, points, solver=solver, gradient="autograd", distance=chordal)
+        solution = mean_of(sphere, points, solver=solver, distance=chordal)
         assert solution.ok
         np.testing.assert_allclose(solution.point, unit(np.mean(points, axis=0)), atol=1e-7)
 
@@ -97,7 +97,7 @@ def test_a_chordal_mean_on_the_sphere_is_on_the_sphere(solver: str) -> None:
 def test_a_chordal_mean_of_frames_is_the_polar_factor(solver: str) -> None:
     points = drawn(manifolds.Stiefel(6, 2), 3)
     stiefel = manifolds.Stiefel(6, 2)
-    solution = mean_of(stiefel, points, solver=solver, gradient="autograd", distance=chordal)
+    solution = mean_of(stiefel, points, solver=solver, distance=chordal)
     left, _, right = np.linalg.svd(sum(points), full_matrices=False)
     assert solution.ok
     np.testing.assert_allclose(solution.point, left @ right, atol=1e-7)
@@ -146,9 +146,7 @@ def test_distances_are_the_manifolds_whatever_the_loss() -> None:
     def loss(x: np.ndarray, y: np.ndarray) -> Any:
         return 2 * anp.arccos(anp.clip(anp.sum(x * y), -1, 1))
 
-    solution = mean_of(
-        sphere, points, gradient="autograd", distance=loss, initial_point=unit(sum(points)), tol=1e-5
-    )
+    solution = mean_of(sphere, points, distance=loss, initial_point=unit(sum(points)), tol=1e-5)
     apart = [sphere.dist(solution.point, y) for y in points]
     np.testing.assert_allclose(solution.distances[:, 0], apart, rtol=1e-12)
     assert solution.cost[0] == pytest.approx(np.mean(apart), rel=1e-12)
@@ -158,7 +156,6 @@ def test_distances_are_the_manifolds_whatever_the_loss() -> None:
     found = mean_of(
         ours,
         frames,
-        gradient="autograd",
         distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)).sqrt(),
         initial_point=ours.extrinsic_mean(torch.stack(frames), torch.full((3, 1), 1 / 3).double()),
         max_passes=20,
@@ -177,7 +174,7 @@ def test_fixed_rank_matrices_by_their_entries(solver: str) -> None:
     def apart(x: Any, y: Any) -> Any:
         return anp.sum((x[0] * x[1] @ x[2] - y[0] * y[1] @ y[2]) ** 2)
 
-    solution = mean_of(manifold, points, solver=solver, gradient="autograd", distance=apart)
+    solution = mean_of(manifold, points, solver=solver, distance=apart)
     assert solution.status == (Status.CONVERGED,)
     u, s, vt = np.linalg.svd(sum(x.u * x.s @ x.vt for x in points) / 3)
     best = u[:, :2] * s[:2] @ vt[:2]
@@ -192,7 +189,6 @@ def test_a_gradient_that_is_none_is_refused() -> None:
         mean_of(
             unitary,
             drawn(unitary, 3),
-            gradient="autograd",
             distance=lambda x, y: anp.sum(anp.abs(x - y) ** 2),
         )
 
@@ -203,16 +199,13 @@ def test_a_cost_may_be_negative(solver: str) -> None:
     sphere = manifolds.Sphere(4)
     generator = np.random.default_rng(0)
     points = [unit(x) for x in generator.standard_normal((4, 4)) + 1]
-    solution = mean_of(
-        sphere, points, solver=solver, gradient="autograd", distance=lambda x, y: -2 * anp.sum(x * y)
-    )
+    solution = mean_of(sphere, points, solver=solver, distance=lambda x, y: -2 * anp.sum(x * y))
     assert solution.status == (Status.CONVERGED,)
     np.testing.assert_allclose(solution.point, unit(sum(points)), atol=1e-7)
     flat = mean_of(
         sphere,
         points,
         solver="steepest_descent",
-        gradient="autograd",
         distance=lambda x, y: -2 * anp.sum(x * y),
         tol=0.0,
         cost_tol=1e-3,
@@ -227,7 +220,6 @@ def test_a_cost_that_is_not_smooth_where_it_starts_is_no_fault() -> None:
     solution = mean_of(
         line,
         points,
-        gradient="autograd",
         distance=lambda x, y: anp.max((x - y) ** 2),
         initial_point=np.array([0.5, 0.5]),
         max_passes=200,
@@ -242,13 +234,13 @@ def test_a_manifold_without_gradients_is_refused() -> None:
 
     points = drawn(manifolds.Sphere(3), 2)
     with pytest.raises(RecipeError, match="no euclidean_to_riemannian_gradient"):
-        mean_of(Nothing(3), points, gradient="autograd", distance=chordal)
+        mean_of(Nothing(3), points, distance=chordal)
 
 
 def test_the_cost_of_ones_own_is_minimised_on_the_numpy_manifold() -> None:
     sphere = manifolds.Sphere(3)
     points = drawn(sphere, 3)
-    solution = mean_of(sphere, points, gradient="autograd", distance=lambda x, y: anp.sum((x - y) ** 4))
+    solution = mean_of(sphere, points, distance=lambda x, y: anp.sum((x - y) ** 4))
 
     def cost(x: np.ndarray) -> Any:
         return sum(((unit(x) - y) ** 4).sum() for y in points) / 6

@@ -22,7 +22,6 @@ def test_own_squared_distance_by_torch() -> None:
         manifold,
         points,
         weights,
-        gradient="autograd",
         distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)),
         initial_point=points[0],
     )
@@ -44,7 +43,7 @@ def test_own_distance_is_minimised_where_the_data_are(solver: str) -> None:
     manifold = Stiefel(20, 2)
     points = [manifold.random_point() for _ in range(3)]
     points[1:] = [manifold.exp(points[0], 0.5 * manifold.log(points[0], y)) for y in points[1:]]
-    solution = mean_of(manifold, points, gradient="autograd", distance=quartic, solver=solver)
+    solution = mean_of(manifold, points, distance=quartic, solver=solver)
     assert solution.ok
 
     def cost(x: np.ndarray) -> float:
@@ -65,9 +64,7 @@ def test_own_distance_needs_no_logarithm() -> None:
     """The joint manifold of a mean and its alignments has none; and data may be at each other's cut locus."""
     joint = search_of(updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)).form.manifold
     points = [joint.random_point() for _ in range(3)]
-    solution = mean_of(
-        joint, points, gradient="autograd", distance=lambda x, y: (x - y).square().sum(dim=(-2, -1))
-    )
+    solution = mean_of(joint, points, distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)))
     assert solution.ok
     costs = torch.stack([(solution.point - y).square().sum(dim=(-2, -1)) for y in points]).sum(dim=0) / 6
     np.testing.assert_allclose(solution.cost, costs, rtol=1e-12)
@@ -77,7 +74,6 @@ def test_own_distance_needs_no_logarithm() -> None:
     antipodes = mean_of(
         Stiefel(6, 2),
         [pole, -pole],
-        gradient="autograd",
         distance=lambda x, y: (x - y).square().sum(dim=(-2, -1)),
         initial_point=pole,
     )
@@ -104,7 +100,6 @@ def test_own_distance_on_a_quotient_is_of_orbits(form: Form, solver: str) -> Non
         points,
         form=form,
         solver=solver,
-        gradient="autograd",
         distance=apart,
         tol=1e-6,
         max_passes=3000,
@@ -117,11 +112,11 @@ def test_own_distance_on_a_quotient_is_of_orbits(form: Form, solver: str) -> Non
     # Copies in other gauges, whose distances are nothing but round-off, are their own mean.
     turn = quotient.action.random_element((2,), torch.Generator().manual_seed(1))
     copies = [points[0], quotient.action.act(quotient.total, points[0], turn)]
-    same = mean_of(quotient, copies, gradient="autograd", distance=apart)
+    same = mean_of(quotient, copies, distance=apart)
     assert same.ok
     assert float(same.cost.max()) < 1e-24
     with pytest.raises(RecipeError, match="changes with the representative"):
-        search_of(quotient, points, form=form, gradient="autograd", distance=quartic)
+        search_of(quotient, points, form=form, distance=quartic)
 
 
 def test_own_distance_must_be_a_number_for_each_module_that_torch_follows() -> None:
@@ -134,4 +129,4 @@ def test_own_distance_must_be_a_number_for_each_module_that_torch_follows() -> N
         (lambda x, y: (x.detach() - y).square().sum(dim=(-2, -1)), "cannot be differentiated"),
     ):
         with pytest.raises(RecipeError, match=words):
-            mean_of(manifold, points, gradient="autograd", distance=wrong)
+            mean_of(manifold, points, distance=wrong)

@@ -27,6 +27,8 @@ TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
     "stiefel": lambda: Stiefel(9, 3, k=2, seed=1),
     "stiefel, short": lambda: Stiefel(5, 3, k=2, seed=1),
     "stiefel, p = 1": lambda: Stiefel(4, 1, k=2, seed=1),
+    "stiefel, euclidean": lambda: Stiefel(9, 3, beta=1.0, k=2, seed=1),
+    "stiefel, short, between": lambda: Stiefel(5, 3, beta=0.7, k=2, seed=1),
     "rotations": lambda: Stiefel(4, 4, k=2, seed=1),
     "spd": lambda: SymmetricPositiveDefinite(4, k=2, seed=1),
     "spd, quadratic steps": lambda: SymmetricPositiveDefinite(4, k=2, retraction="quadratic", seed=1),
@@ -49,6 +51,10 @@ TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
 }
 QUOTIENTS: dict[str, Callable[[], QuotientManifold]] = {
     "updates": lambda: QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), Orthogonal(3)),
+    "updates of weighed metrics": lambda: QuotientManifold(
+        FixedRank(6, 5, 2, frames=0.7, core="log_euclidean", weights=(1.0, 2.0, 0.5), k=2, seed=1),
+        Orthogonal(2),
+    ),
     "updates of rank 1": lambda: QuotientManifold(FixedRank(8, 7, 1, k=2, seed=1), Orthogonal(1)),
     "updates of short sides": lambda: QuotientManifold(FixedRank(5, 7, 3, k=2, seed=1), Orthogonal(3)),
     "two layers by scaling": lambda: QuotientManifold(TwoLayers(k=2, seed=1), Scaling()),

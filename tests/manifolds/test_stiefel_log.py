@@ -124,7 +124,7 @@ def test_forward_check_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, U -> -U passes for converged: the lower right block vanishes there too."""
     manifold = Stiefel(20, 4, seed=3)
     a = manifold.random_point()
-    monkeypatch.setattr(stiefel, "forward_error", lambda frame, found: torch.zeros_like(found.residual))
+    monkeypatch.setattr(stiefel, "forward_error", lambda frame, found, beta: torch.zeros_like(found.residual))
     assert bool(manifold.logarithm(a, -a).valid)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from riemerge.linalg import exp_skew, log_so, log_so_by_products, skew
 from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
+from riemerge.manifolds.low_rank.factors import CORES
 from tests.helpers import import_geomstats, random_core, seeded
 
 pytestmark = pytest.mark.oracle
@@ -28,6 +29,25 @@ def test_stiefel_logarithm_is_that_of_geomstats(n: int, p: int, length: float) -
     np.testing.assert_allclose(manifold.exp(a, torch.from_numpy(theirs)[None])[0], b[0], atol=1e-6)
     inner = metric.inner_product(theirs, theirs, a[0].numpy())
     assert manifold.dist(a, b) == pytest.approx(np.sqrt(inner), abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "p", "length"), [(12, 3, 0.3), (12, 3, 2.0), (5, 3, 1.0), (40, 8, 4.0)])
+def test_euclidean_frames_are_those_of_pymanopt(n: int, p: int, length: float) -> None:
+    """Pymanopt has no logarithm of frames; its exponential leads from ours back to the second point."""
+    theirs = pymanopt.manifolds.Stiefel(n, p)
+    manifold = Stiefel(n, p, beta=1.0, seed=n)
+    a = manifold.random_point()
+    v = length * manifold.random_tangent_vector(a)
+    assert manifold.norm(a, v) == pytest.approx(float(theirs.norm(a[0].numpy(), v[0].numpy())))
+    b = manifold.exp(a, v)
+    np.testing.assert_allclose(b[0], theirs.exp(a[0].numpy(), v[0].numpy()), atol=1e-12)
+    np.testing.assert_allclose(theirs.exp(a[0].numpy(), manifold.log(a, b)[0].numpy()), b[0], atol=1e-12)
+    gradient = manifold.random_ambient(a)
+    np.testing.assert_allclose(
+        manifold.euclidean_to_riemannian_gradient(a, gradient)[0],
+        theirs.euclidean_to_riemannian_gradient(a[0].numpy(), gradient[0].numpy()),
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("cond", [1.0, 10.0, 1e6])
@@ -89,6 +109,25 @@ def test_logarithm_of_rotations_by_products(size: int, dtype: torch.dtype) -> No
     assert bool(known[angles < np.pi / 2].all())
     assert not bool(known[angles > np.radians(127)].any()) or size == 1
     assert bool((found == -found.mT).all())
+
+
+@pytest.mark.parametrize("name", ["log_euclidean", "bures_wasserstein"])
+def test_metrics_of_spd_are_those_of_geomstats(name: str) -> None:
+    spd = import_geomstats("geomstats.geometry.spd_matrices")
+    space = spd.SPDMatrices(4, equip=False)
+    kinds = {"log_euclidean": spd.SPDLogEuclideanMetric, "bures_wasserstein": spd.SPDBuresWassersteinMetric}
+    metric, ours = kinds[name](space), CORES[name](4)
+    generator = seeded(5)
+    a, b = (random_core(4, 10.0, generator) for _ in range(2))
+    v = ours.log(a[None], b[None])
+    np.testing.assert_allclose(v[0], metric.log(b.numpy(), a.numpy()), atol=1e-10)
+    np.testing.assert_allclose(
+        ours.exp(a[None], v / 2)[0], metric.exp(v[0].numpy() / 2, a.numpy()), atol=1e-10
+    )
+    assert ours.dist(a[None], b[None]) == pytest.approx(float(metric.dist(a.numpy(), b.numpy())), rel=1e-9)
+    assert ours.inner_product(a[None], v, v) == pytest.approx(
+        float(metric.inner_product(v[0].numpy(), v[0].numpy(), a.numpy())), rel=1e-9
+    )
 
 
 def test_transport_on_spd_is_parallel() -> None:

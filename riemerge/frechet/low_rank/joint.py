@@ -185,7 +185,7 @@ class Joint(Geodesic):
         aligned = self.action.act(self.total, self.points, alignments)
         if self.distance is None:
             return self.total.squared_dists(x, aligned)
-        return torch.stack([self.distance.squared(self.total, x, y) for y in aligned])
+        return torch.stack([self.distance.square(self.total, x, y) for y in aligned])
 
     def accept(self, evaluation: Evaluation) -> None:
         """Keep the completions of the iterate's logarithms, to start those of the next from."""

@@ -103,8 +103,10 @@ class AlignedLogarithms:
 
     @staticmethod
     def applies(total: FixedRank) -> bool:
-        """Tell whether the frames of a manifold have room for geodesics in general position."""
-        return min(total.m, total.n) >= 2 * total.r
+        """Tell whether a manifold has the default metric, and frames with room for geodesics in general
+        position.
+        """
+        return total.canonical and min(total.m, total.n) >= 2 * total.r
 
     def narrow(self, modules: Tensor) -> Self:
         """Return the logarithms of some of the modules."""

@@ -12,7 +12,7 @@ from riemerge.frechet.low_rank.logarithms import Pass
 from riemerge.manifolds.base import TorchManifold, change_options
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
-from riemerge.manifolds.low_rank.orthogonal import Orthogonal, orbit_metric
+from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.quotient import QuotientManifold
 
 
@@ -27,7 +27,7 @@ class JointManifold(TorchManifold):
 
     The metric is that of the motions these cause: the total space's on x, and wᵢ times the squared length of
     the orbit motion of yᵢ on Wᵢ, which is constant, since yᵢ is kept in a gauge with diagonal core: Σⱼₖ
-    wᵢ hⱼₖ Wⱼₖ² with hⱼₖ = lⱼ/lₖ + lₖ/lⱼ - 1. In this metric the Fréchet cost has a Hessian near the
+    wᵢ hⱼₖ Wⱼₖ² with h of `FixedRank.orbit_metric`. In this metric the Fréchet cost has a Hessian near the
     identity, so a step of one is right.
 
     Args:
@@ -54,7 +54,7 @@ class JointManifold(TorchManifold):
         positive = torch.where(weights > 0, weights, torch.ones_like(weights))
         self._weights = positive
         self._values = values
-        self._metric = orbit_metric(values)
+        self._metric = total.orbit_metric(values)
         self._weighted_metric = linalg.scale_modules(positive, self._metric)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class JointManifold(TorchManifold):
     def gradient_of(self, x: Tensor, alignments: Tensor, known: Pass) -> tuple[Tensor, Tensor]:
         """Return what `gradient` does, from what one pass of `AlignedLogarithms` found."""
         basis, momentum = known.basis, known.momentum
-        gauge = linalg.scale_modules(known.pull, momentum).sum(dim=0) / orbit_metric(known.values)
+        gauge = linalg.scale_modules(known.pull, momentum).sum(dim=0) / self.total.orbit_metric(known.values)
         vertical = self.action.vertical(self.total, x, linalg.skew(basis @ gauge @ basis.mT))
         frame = alignments @ basis
         return vertical - known.mean, self._raise_turns(frame @ momentum @ frame.mT, known.pull)
@@ -96,7 +96,7 @@ class JointManifold(TorchManifold):
 
     def vertical_lengths(self, known: Pass) -> Tensor:
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
-        return (known.momentum.square() / orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
+        return (known.momentum.square() / self.total.orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
 
     def precondition(self, point: Tensor, vector: Tensor, known: Pass, stiffness: Tensor) -> Tensor:
         """Divide the part at x by the cost's stiffness (K,), and the turns by a model of its second
@@ -110,7 +110,7 @@ class JointManifold(TorchManifold):
         frame = alignments @ known.basis
         cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
         products = known.basis.mT @ known.products @ known.basis
-        curvature = group_curvature(known.values, products[0], products[1], cores)
+        curvature = group_curvature(self.total, known.values, products[0], products[1], cores)
         share = torch.where(known.pull > 0, known.pull / self._weights, 1.0)
         small = frame.mT @ (self._metric * turns) @ frame / (curvature * share[..., None, None])
         return self.join(linalg.scale_modules(1 / stiffness, at_x), linalg.skew(frame @ small @ frame.mT))

@@ -237,7 +237,8 @@ class _Algebra(ABC):
 def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
     # To carry costs by the square of the rows, to transport a memory by their product with it.
     rows = memory * point.shape[-1] if isinstance(point, Tensor) else 0
-    if isinstance(manifold, JointManifold) and max(manifold.total.m, manifold.total.n) <= rows:
+    carried = isinstance(manifold, JointManifold) and manifold.total.canonical
+    if carried and max(manifold.total.m, manifold.total.n) <= rows:
         return _Carried(manifold, point)
     return _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, Unpack, final
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self, TypeVar, Unpack, final
 
 import torch
 from torch import Tensor
@@ -12,7 +13,21 @@ from riemerge.errors import NumericalError
 from riemerge.manifolds.base import Options, Reduction, change_options, trivial_reduction
 from riemerge.manifolds.product import FactoredManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
+from riemerge.manifolds.spd_base import PositiveDefinite
+from riemerge.manifolds.spd_metrics import SpdBuresWasserstein, SpdEuclidean, SpdLogEuclidean
 from riemerge.manifolds.stiefel import Stiefel
+
+_Value = TypeVar("_Value")
+
+FRAMES: dict[str, float] = {"canonical": 0.5, "euclidean": 1.0}
+"""Metrics of frames by name: their β (see `Stiefel`)."""
+CORES: dict[str, type[PositiveDefinite]] = {
+    "affine_invariant": SymmetricPositiveDefinite,
+    "log_euclidean": SpdLogEuclidean,
+    "bures_wasserstein": SpdBuresWasserstein,
+    "euclidean": SpdEuclidean,
+}
+"""Metrics of cores by name."""
 
 
 @final
@@ -20,8 +35,10 @@ class FixedRank(FactoredManifold):
     """K copies of St(m, r) x SPD(r) x St(n, r) with the product metric; a point is one tensor (K, m + r + n,
     r).
 
-    A point stands for the update dW = U B Vᵀ. Many points stand for the same update: divide by
-    `Orthogonal(r)` with `QuotientManifold` for the geometry of updates themselves.
+    The metric is the sum of those of the factors with weights w_U, w_B, w_V: by default the canonical metric
+    of both frames, the affine-invariant one of the core, and weights of one. A point stands for the update
+    dW = U B Vᵀ. Many points stand for the same update: divide by `Orthogonal(r)` with `QuotientManifold` for
+    the geometry of updates themselves.
 
     Source: the polar factorisation of Mishra, Meyer, Bonnabel, Sepulchre 2014, with the canonical Stiefel
     metric.
@@ -30,8 +47,12 @@ class FixedRank(FactoredManifold):
         m: Rows of the update.
         n: Columns of the update.
         r: Rank, r <= min(m, n).
-        retraction: Retraction of the core: `exp`, or `quadratic` (see `SymmetricPositiveDefinite`). Frames
-            follow geodesics.
+        frames: Metric of both frames: a name in `FRAMES`, or β (see `Stiefel`).
+        core: Metric of the core: a name in `CORES`, or a class of `PositiveDefinite`.
+        weights: Positive weights (w_U, w_B, w_V) of the three metrics. The Bures-Wasserstein metric scales
+            with B and the Euclidean one with B², and frames do not: choose w_B accordingly.
+        retraction: Retraction of the core: `exp`, or `quadratic` (see `SymmetricPositiveDefinite`, which
+            alone has it). Frames follow geodesics.
         options: See `riemerge.manifolds.base.Options`.
     """
 
@@ -41,25 +62,41 @@ class FixedRank(FactoredManifold):
         n: int,
         r: int,
         *,
+        frames: str | float = "canonical",
+        core: str | type[PositiveDefinite] = "affine_invariant",
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
         retraction: Literal["exp", "quadratic"] = "exp",
         **options: Unpack[Options],
     ) -> None:
         if not 1 <= r <= min(m, n):
             raise ValueError(f"FixedRank: m, n, r are {m}, {n}, {r}; 1 <= r <= min(m, n) is needed")
+        beta = _look_up("frames", FRAMES, frames)
+        kind = _look_up("core", CORES, core)
         seed = options.get("seed", 0)
-        left, core, right = (change_options(options, seed=seed + i) for i in range(3))
-        self.left, self.right = Stiefel(m, r, **left), Stiefel(n, r, **right)
-        self.core = SymmetricPositiveDefinite(r, retraction=retraction, **core)
+        left, middle, right = (change_options(options, seed=seed + i) for i in range(3))
+        self.left, self.right = Stiefel(m, r, beta=beta, **left), Stiefel(n, r, beta=beta, **right)
+        self.core = kind(r, **middle)
+        if kind is SymmetricPositiveDefinite:
+            self.core = SymmetricPositiveDefinite(r, retraction=retraction, **middle)
+        elif retraction != "exp":
+            raise ValueError(f"FixedRank: {kind.__name__} has no retraction {retraction!r}; it has 'exp'")
         name = f"Factored {m}x{n} matrices of rank {r}"
-        super().__init__(name, (self.left, self.core, self.right), None, (m + r + n, r), **options)
+        super().__init__(name, (self.left, self.core, self.right), weights, (m + r + n, r), **options)
         self.m = m
         self.n = n
         self.r = r
+        self.beta = beta
         self._retraction: Literal["exp", "quadratic"] = retraction
 
     def with_modules(self, k: int) -> Self:
         """Return this manifold with k modules."""
         return self._resize(self.m, self.n, k)
+
+    @property
+    def canonical(self) -> bool:
+        """Whether the metric is the default one, for which there are faster ways to compute."""
+        plain = self.beta == 0.5 and set(self.scales) == {1.0}
+        return plain and isinstance(self.core, SymmetricPositiveDefinite)
 
     def split(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return U (..., m, r), B (..., r, r) and V (..., n, r) as views of a point or tangent vector."""
@@ -139,5 +176,48 @@ class FixedRank(FactoredManifold):
 
         return Reduction(small, small.join(left.points, b, right.points), lift)
 
+    def orbit_metric(self, values: Tensor) -> Tensor:
+        """Return the squared length, halved, of the turn of a point by a unit of each plane (j, k) of an
+        eigenbasis of B: the divisors of the gauge equation, (..., r, r), positive.
+
+        It is w_B (κⱼₖ (lⱼ - lₖ)² + β (w_U + w_V) / w_B), κ the kernel of the core's metric.
+
+        Args:
+            values: Eigenvalues l of B, (..., r).
+        """
+        left, core, right = self.scales
+        return core * self.core.orbit_metric(values, self.beta * (left + right) / core)
+
+    def momentum(self, point: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return B's eigenvalues and eigenvectors and, in that basis, the skew M with sum(M * W) = ⟨vector,
+        (U W, B W - W B, V W)⟩ for every skew W; float64.
+        """
+        (u, b, v), (a, d, c) = self.split(point), self.split(vector)
+        left, core, right = self.scales
+        values, basis = torch.linalg.eigh(b.double())
+        frames = linalg.skew((left * (u.mT @ a) + right * (v.mT @ c)).double())
+        turned = core * self.core.momentum(values, basis.mT @ d.double() @ basis)
+        return values, basis, self.beta * (basis.mT @ frames @ basis) + turned
+
     def _resize(self, m: int, n: int, k: int) -> Self:
-        return type(self)(m, n, self.r, retraction=self._retraction, **change_options(self.options, k=k))
+        return type(self)(
+            m,
+            n,
+            self.r,
+            frames=self.beta,
+            core=type(self.core),
+            weights=self.scales,
+            retraction=self._retraction,
+            **change_options(self.options, k=k),
+        )
+
+
+def _look_up(kind: str, known: Mapping[str, _Value], name: str | _Value) -> _Value:
+    """Return the value with a name, or the value itself."""
+    if not isinstance(name, str):
+        return name
+    if name not in known:
+        raise ValueError(
+            f"FixedRank: {kind} is {name!r}; known are {', '.join(known)}, or a value of your own"
+        )
+    return known[name]

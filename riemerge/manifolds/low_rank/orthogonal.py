@@ -15,6 +15,7 @@ from riemerge.manifolds.base import GeodesicManifold
 from riemerge.manifolds.low_rank import surrogate
 from riemerge.manifolds.low_rank.curvature import group_curvature
 from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.mixing import Mixing
 from riemerge.manifolds.quotient import GroupAction
 
 # Steps of the extrinsic mean; it is a start, and settles in a few.
@@ -78,26 +79,19 @@ class Orthogonal(GroupAction):
         return total.join(u @ algebra, linalg.sym(b @ algebra - algebra @ b), v @ algebra)
 
     def momentum(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
-        """Return (Uᵀa + Vᵀc)/2 - (B⁻¹ d - d B⁻¹) for a vector (a, d, c), skew."""
-        _, basis, small = self._momentum(_fixed_rank(total), point, vector)
+        """Return β (w_U Uᵀa + w_V Vᵀc) + w_B K(d) for a vector (a, d, c), skew, K of the core's metric:
+        d B⁻¹ - B⁻¹ d for the affine-invariant one.
+        """
+        _, basis, small = _fixed_rank(total).momentum(point, vector)
         return linalg.skew(basis @ small @ basis.mT)
 
     def vertical_generator(self, total: GeodesicManifold, point: Tensor, vector: Tensor) -> Tensor:
-        """Solve B⁻¹ W B + B W B⁻¹ - W = momentum for skew W, in B's eigenbasis.
+        """Divide the momentum by `FixedRank.orbit_metric` in B's eigenbasis: the gauge equation.
 
-        The equation is GeoMerge's (sec. 2.2) for the canonical metric; its divisors are at least one, so it
-        is well posed everywhere.
+        For the canonical and affine-invariant ones it is GeoMerge's (sec. 2.2), B⁻¹ W B + B W B⁻¹ - W =
+        momentum. Divisors are at least β (w_U + w_V), so it is well posed everywhere.
         """
         return self._gauge(_fixed_rank(total), point, vector)[0]
-
-    def _momentum(self, total: FixedRank, point: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return B's eigenvalues and eigenvectors and the momentum in that basis."""
-        u, b, v = total.split(point)
-        a, d, c = total.split(vector)
-        values, basis = torch.linalg.eigh(b.double())
-        quotient = (basis.mT @ d.double() @ basis) / values.unsqueeze(-1)
-        frames = basis.mT @ linalg.skew((u.mT @ a + v.mT @ c).double()) @ basis / 2
-        return values, basis, frames - (quotient - quotient.mT)
 
     def project(self, matrix: Tensor) -> Tensor:
         """Return the skew part."""
@@ -143,6 +137,33 @@ class Orthogonal(GroupAction):
         """Return the nearest representative found by `nearest`."""
         return self.act(total, point, self.nearest(total, point, to))
 
+    def realign(
+        self, total: GeodesicManifold, point: Tensor, to: Tensor, tolerance: Tensor | None = None
+    ) -> Tensor:
+        """Return the representative of a nearly aligned point's orbit at the minimum of the distance that the
+        point is near to; the one of `align` where the descent from it finds none.
+
+        Cost: two or three logarithms, where `align` takes about a hundred.
+
+        Args:
+            total: The FixedRank manifold of both points.
+            point: (..., m + r + n, r), broadcast against `to`.
+            to: Points to come near to, (..., m + r + n, r).
+            tolerance: Refine until the vertical part of each log is this share of (1 + its length), (...)
+                [default: round-off].
+        """
+        total = _fixed_rank(total)
+        leading, moving, fixed = _pairs(total, point, to)
+        goal: Tensor | float = _TIGHT
+        if tolerance is not None:
+            goal = tolerance.expand(leading).reshape(-1).clamp_min(_TIGHT)
+        start = linalg.eye_like(fixed[:, : self.r]).double().expand(1, fixed.shape[0], -1, -1)
+        element, _, settled = self._refine(total, moving, fixed, start, goal)
+        element, lost = element[0], torch.nonzero(~settled[0]).squeeze(-1)
+        if lost.numel():
+            element[lost] = self.nearest(total, moving[lost], fixed[lost])
+        return self.act(total, point, element.reshape(*leading, self.r, self.r))
+
     def guess(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
         """Find orthogonal matrices that bring points near to others, by the surrogate alone: cheap."""
         total = _fixed_rank(total)
@@ -171,26 +192,23 @@ class Orthogonal(GroupAction):
             tolerance: Refine until the vertical part of the log is this share of (1 + its length).
         """
         total = _fixed_rank(total)
-        leading = np.broadcast_shapes(point.shape[:-2], to.shape[:-2])
-        rows = total.m + total.r + total.n
-        flat = [x.expand(*leading, rows, self.r).reshape(-1, rows, self.r) for x in (point, to)]
-        moving, fixed = flat
-        candidates = surrogate.candidates(*(surrogate.spectrum(total, x) for x in flat))
+        leading, moving, fixed = _pairs(total, point, to)
+        candidates = surrogate.candidates(*(surrogate.spectrum(total, x) for x in (moving, fixed)))
         logs = total.logarithm(fixed, self.act(total, moving, candidates))
         squared = torch.where(logs.valid, logs.squared, torch.inf)
         nearest = torch.argsort(squared, dim=0, stable=True)[:_REFINED, :, None, None]
         chosen = torch.take_along_dim(candidates, nearest, dim=0)
-        chosen, squared = self._refine(total, moving, fixed, chosen, _LOOSE)
+        chosen, squared, _ = self._refine(total, moving, fixed, chosen, _LOOSE)
         best = torch.argmin(squared, dim=0)
         picked = chosen[best, torch.arange(best.shape[0], device=best.device)]
-        polished, _ = self._refine(total, moving, fixed, picked.unsqueeze(0), tolerance)
+        polished, _, _ = self._refine(total, moving, fixed, picked.unsqueeze(0), tolerance)
         return polished.reshape(*leading, self.r, self.r)
 
     def _refine(
-        self, total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor, tolerance: float
-    ) -> tuple[Tensor, Tensor]:
-        """Descend d² over the group from elements (c, P, r, r); return elements and squared distances (c,
-        P).
+        self, total: FixedRank, moving: Tensor, fixed: Tensor, element: Tensor, tolerance: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Descend d² over the group from elements (c, P, r, r); return elements, squared distances (c, P),
+        and where the tolerance was reached.
         """
         count = element.shape[0]
         element = element.reshape(-1, self.r, self.r).clone()
@@ -198,7 +216,7 @@ class Orthogonal(GroupAction):
         logs = total.logarithm(fixed, self.act(total, moving, element))
         squared = torch.where(logs.valid, logs.squared, torch.inf)
         gauge, length = self._gauge(total, fixed, logs.tangent)
-        damping = torch.ones_like(squared)
+        damping, mixing = torch.ones_like(squared), Mixing(len(squared), self.r**2, gauge)
         for _ in range(_MAX_REFINEMENTS):
             busy = (length > tolerance * (1 + squared.sqrt())) & (damping > 1e-3) & torch.isfinite(squared)
             active = torch.nonzero(busy).squeeze(-1)
@@ -206,7 +224,8 @@ class Orthogonal(GroupAction):
                 break
             targets, turning = fixed[active], moving[active]
             step = _curvature_step(total, targets, self.act(total, turning, element[active]), gauge[active])
-            trial = element[active] @ linalg.exp_skew(damping[active][:, None, None] * step)
+            step = damping[active][:, None, None] * mixing.combine(active, step)
+            trial = element[active] @ linalg.exp_skew(step)
             logs = total.logarithm(targets, self.act(total, turning, trial))
             value = torch.where(logs.valid, logs.squared, torch.inf)
             turned, left = self._gauge(total, targets, logs.tangent)
@@ -214,31 +233,33 @@ class Orthogonal(GroupAction):
             visible = (value - squared[active]).abs() > 1e-9 * (1 + squared[active])
             better = torch.where(visible, value < squared[active], left < length[active])
             damping[active] = torch.where(better, (1.5 * damping[active]).clamp_max(1), damping[active] / 4)
+            mixing.note(active, step, better)
             keep = active[better]
             element[keep], squared[keep] = trial[better], value[better]
             gauge[keep], length[keep] = turned[better], left[better]
-        return element.reshape(count, -1, self.r, self.r), squared.reshape(count, -1)
+        settled = (length <= tolerance * (1 + squared.sqrt())) & torch.isfinite(squared)
+        shape = count, -1
+        return element.reshape(*shape, self.r, self.r), squared.reshape(shape), settled.reshape(shape)
 
     def _gauge(self, total: FixedRank, point: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gauge part of tangent vectors, and the length of what it stands for."""
-        values, basis, small = self._momentum(total, point, tangent)
-        solved = small / orbit_metric(values)
+        values, basis, small = total.momentum(point, tangent)
+        solved = small / total.orbit_metric(values)
         length = (solved * small).sum(dim=(-2, -1)).clamp_min(0).sqrt()
         return linalg.skew(basis @ solved @ basis.mT), length
+
+
+def _pairs(total: FixedRank, point: Tensor, to: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Return the leading axes of points and those to come near to, and both as pairs (P, ..., r)."""
+    leading = np.broadcast_shapes(point.shape[:-2], to.shape[:-2])
+    moving, fixed = (x.expand(*leading, *total.point_shape).flatten(0, -3) for x in (point, to))
+    return leading, moving, fixed
 
 
 def _fixed_rank(total: GeodesicManifold) -> FixedRank:
     if not isinstance(total, FixedRank):
         raise TypeError(f"Orthogonal acts on FixedRank, not on {type(total).__name__}")
     return total
-
-
-def orbit_metric(values: Tensor) -> Tensor:
-    """Return lⱼ/lₖ + lₖ/lⱼ - 1: the squared length of the vertical vector of each plane (j, k),
-    halved.
-    """
-    ratio = values.unsqueeze(-1) / values.unsqueeze(-2)
-    return ratio + ratio.mT - 1
 
 
 def _truncated_sum(total: FixedRank, points: Tensor, weights: Tensor) -> Tensor:
@@ -274,5 +295,5 @@ def _curvature_step(total: FixedRank, fixed: Tensor, moving: Tensor, gauge: Tens
     left, right = (basis.mT @ (x.mT @ y) @ basis for x, y in ((u, m), (v, w)))
     core = torch.diagonal(basis.mT @ c @ basis, dim1=-2, dim2=-1)
     small = basis.mT @ gauge @ basis
-    step = small * orbit_metric(values) / group_curvature(values, left, right, core)
+    step = small * total.orbit_metric(values) / group_curvature(total, values, left, right, core)
     return -linalg.skew(basis @ step @ basis.mT)

@@ -3,11 +3,11 @@
 Only matrices of size r are decomposed. For two points (M, C, W) and (U, B, V) and an element O, cores that
 nearly commute and frames far apart, d² from (M O, OᵀC O, W O) to (U, B, V) is a constant minus
 
-    tr(Oᵀ L) + 2 tr(Oᵀ log C O log B),  L = pi (MᵀU + WᵀV).
+    tr(Oᵀ L) + 2 w_B tr(Oᵀ f(C) O f(B)),  L = pi (w_U MᵀU + w_V WᵀV),
 
-For frames nearer than that each principal angle has a weight of its own in L (`_Side`). In the eigenbases of
-both cores the second term is 2 Σⱼₖ pⱼ qₖ Oⱼₖ² with the logarithms p, q of their eigenvalues: there
-everything happens.
+f the chart of the core's metric: the logarithm for the affine-invariant one. For frames nearer than that each
+principal angle has a weight of its own in L (`_Side`). In the eigenbases of both cores the second term is
+2 Σⱼₖ pⱼ qₖ Oⱼₖ² with the charts p, q of their eigenvalues: there everything happens.
 """
 
 from __future__ import annotations
@@ -42,21 +42,23 @@ class Spectrum(NamedTuple):
         left: Frames U (..., m, r).
         right: Frames V (..., n, r).
         basis: Eigenvectors of the cores (..., r, r), by rising eigenvalues.
-        logs: Logarithms of the eigenvalues (..., r), of mean zero: their mean is the same for every O.
+        charts: √w_B f of the eigenvalues (..., r), of mean zero: their mean is the same for every O.
+        total: The manifold of the points.
     """
 
     left: Tensor
     right: Tensor
     basis: Tensor
-    logs: Tensor
+    charts: Tensor
+    total: FixedRank
 
 
 def spectrum(total: FixedRank, points: Tensor) -> Spectrum:
     """Decompose points (..., m + r + n, r), once for all their surrogates."""
     left, core, right = (x.double() for x in total.split(points))
     values, basis = torch.linalg.eigh(core)
-    logs = values.log()
-    return Spectrum(left, right, basis, logs - logs.mean(dim=-1, keepdim=True))
+    charts = total.scales[1] ** 0.5 * total.core.chart(values)
+    return Spectrum(left, right, basis, charts - charts.mean(dim=-1, keepdim=True), total)
 
 
 def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
@@ -66,9 +68,9 @@ def candidates(moving: Spectrum, fixed: Spectrum) -> Tensor:
     Procrustes on both frames and on either, and the eigenbases of the cores matched in order with the signs
     that suit the frames; raw, and after an ascent with either L. Law: the elements move with the gauge.
     """
-    pair = _pair(moving, fixed)
-    left, right = _side(pair.left), _side(pair.right)
-    near, far = left.weighted + right.weighted, torch.pi * (pair.left + pair.right)
+    pair, weights = _pair(moving, fixed), fixed.total.scales
+    left, right = _sides(pair, fixed.total)
+    near, far = left.weighted + right.weighted, torch.pi * (weights[0] * pair.left + weights[2] * pair.right)
     starts = _starts(torch.stack((near, pair.left, pair.right)), _UNCERTAIN)
     others = _starts(torch.stack((far, pair.left, pair.right)), 1)
     elements = (starts[:, :4], pair.climb(starts, near, _STEPS), pair.climb(others, far, _STEPS))
@@ -87,7 +89,7 @@ def follow(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) ->
         The best of either component of O(r) (2, ..., r, r), and the better of the two (..., r, r).
     """
     pair = _pair(moving, fixed)
-    left, right = _side(pair.left), _side(pair.right)
+    left, right = _sides(pair, fixed.total)
     linear = left.weighted + right.weighted
     if elements is None:
         ends = pair.climb(_starts(linear.unsqueeze(0), 1), linear, _FIRST_STEPS)
@@ -103,8 +105,8 @@ def follow(moving: Spectrum, fixed: Spectrum, elements: Tensor | None = None) ->
 
 
 class _Pair(NamedTuple):
-    """Pairs of points in the eigenbases of their cores: MᵀU and WᵀV (..., r, r), and log eigenvalues (...,
-    r).
+    """Pairs of points in the eigenbases of their cores: MᵀU and WᵀV (..., r, r), and charts of eigenvalues
+    (..., r).
     """
 
     left: Tensor
@@ -114,7 +116,7 @@ class _Pair(NamedTuple):
 
     @property
     def coupling(self) -> Tensor:
-        """Return the logarithms' products (..., r, r)."""
+        """Return the charts' products (..., r, r)."""
         return self.moving.unsqueeze(-1) * self.fixed.unsqueeze(-2)
 
     def values(self, element: Tensor, linear: Tensor) -> Tensor:
@@ -152,15 +154,15 @@ def _pair(moving: Spectrum, fixed: Spectrum) -> _Pair:
         moving.basis.mT @ (x.mT @ y) @ fixed.basis
         for x, y in ((moving.left, fixed.left), (moving.right, fixed.right))
     )
-    return _Pair(left, right, moving.logs, fixed.logs)
+    return _Pair(left, right, moving.charts, fixed.charts)
 
 
 class _Side(NamedTuple):
     """The frames of one side of pairs of points: MᵀU = P diag(cos t) Qᵀ, principal angles t.
 
     Near the nearest element P Qᵀ, the squared distance of the frames grows like the sum of weights times 1 -
-    cos of the angles turned. The weights are 2 x / (1 + x), x = t cot t: one for equal frames, and pi cos t
-    for almost orthogonal ones.
+    cos of the angles turned. The weights are twice the `stiffness`, times that of the factor: 2β for equal
+    frames, and pi cos t for almost orthogonal ones.
 
     Attributes:
         rows: P, with columns near zero for directions that are orthogonal to working precision.
@@ -183,11 +185,16 @@ class _Side(NamedTuple):
         return (self.shares * (vectors.square() @ missing.unsqueeze(-1)).squeeze(-1)).sum(dim=-1)
 
 
-def _side(overlap: Tensor) -> _Side:
+def _sides(pair: _Pair, total: FixedRank) -> tuple[_Side, _Side]:
+    left, _, right = total.scales
+    return _side(pair.left, total.beta, left), _side(pair.right, total.beta, right)
+
+
+def _side(overlap: Tensor, beta: float, weight: float) -> _Side:
     # Half the time of an SVD; it blurs directions that are nearly orthogonal, which all weigh pi cos t.
     squared, columns = torch.linalg.eigh(overlap.mT @ overlap)
     cosines = squared.clamp(_NEARLY_ORTHOGONAL**2, 1).sqrt()
-    weights = 2 * stiffness(cosines.arccos())
+    weights = 2 * weight * stiffness(cosines.arccos(), beta)
     rows = overlap @ (columns / cosines.unsqueeze(-2))
     return _Side(rows, columns, (rows * weights.unsqueeze(-2)) @ columns.mT, weights * cosines.square())
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from riemerge.frechet.status import Status
 from riemerge.linalg import SVD, numerical_rank, sym, thin_svd, weighted_mean
-from riemerge.manifolds.spd import function_of
+from riemerge.manifolds.spd_base import function_of
 from riemerge.methods.setting import Answer
 from riemerge.methods.singular.singular_vectors import FLOOR
 

@@ -41,7 +41,7 @@ def test_alignment_is_near_the_best_of_many_starts(name: str) -> None:
     action = quotient.action
     assert isinstance(action, Orthogonal)
     starts = action.random_element((48, 6), seeded(0))
-    _, squared = action._refine(quotient.total, b, a, starts, 1e-3)
+    _, squared, _ = action._refine(quotient.total, b, a, starts, 1e-3)
     best = squared.amin(dim=0)
     defined = torch.isfinite(best) & torch.isfinite(found)
     # Exactly shared subspaces can want two determinants at once: then there is no geodesic, which is flagged.

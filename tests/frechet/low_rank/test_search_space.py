@@ -71,7 +71,7 @@ def test_the_model_of_the_hessian_is_symmetric_and_positive(name: str) -> None:
     pass_ = form.evaluate(point).state
     a, b = (form.manifold.projection(point, form.manifold.random_ambient(point)) for _ in range(2))
     inner = form.manifold.inner_products
-    pa, pb = (form.manifold.precondition(point, x, pass_) for x in (a, b))
+    pa, pb = (form.manifold.precondition(point, x, pass_, torch.tensor([1.0, 3.0])) for x in (a, b))
     torch.testing.assert_close(inner(point, a, pb), inner(point, pa, b), rtol=1e-11, atol=1e-11)
     assert bool((inner(point, a, pa) > 0).all())
     # Where the data are the point itself the metric is the Hessian.

@@ -16,7 +16,7 @@ def test_the_weights_of_angles_are_the_second_derivative_of_the_distance() -> No
     manifold = Stiefel(8, 4)
     frame = torch.eye(8, 4, dtype=torch.float64)[None]
     other = torch.cat((torch.diag(angles.cos()), torch.diag(angles.sin())))[None]
-    weights = 2 * stiffness(angles)
+    weights = 2 * stiffness(angles, 0.5)
     for j, k in ((0, 1), (2, 3)):
         plane = torch.zeros(1, 4, 4, dtype=torch.float64)
         plane[0, j, k], plane[0, k, j] = 1e-3, -1e-3

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from riemerge import linalg
-from riemerge.manifolds import FixedRank, Orthogonal
-from riemerge.manifolds.low_rank import surrogate
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.manifolds.low_rank import orthogonal, surrogate
+from riemerge.manifolds.low_rank.factors import CORES
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.helpers import adapter_family
 from tests.manifolds.low_rank.pairs import squared, starts
-from tests.manifolds.subjects import relative
+from tests.manifolds.subjects import family, relative
 
 SEED, R, INF = 1000, 8, float("inf")
 
@@ -211,9 +212,9 @@ def best_known(total: FixedRank, point: Tensor, to: Tensor, starts: int = 64) ->
     sign[starts // 2 :] = -1
     elements = with_determinant(elements, sign)
     candidates = surrogate.candidates(surrogate.spectrum(total, point), surrogate.spectrum(total, to))
-    found, squared = action._refine(total, point, to, torch.cat((elements, candidates)), 3e-2)
+    found, squared, _ = action._refine(total, point, to, torch.cat((elements, candidates)), 3e-2)
     leaders = squared.argsort(dim=0)[:3, :, None, None]
-    _, squared = action._refine(total, point, to, torch.take_along_dim(found, leaders, dim=0), 1e-4)
+    _, squared, _ = action._refine(total, point, to, torch.take_along_dim(found, leaders, dim=0), 1e-4)
     return squared.amin(dim=0)
 
 
@@ -338,3 +339,87 @@ def test_the_start_runs_on_a_device_and_gives_the_same_numbers() -> None:
         found = action.aligned_mean(total, points.to("cuda"), weights.to("cuda"))
         assert all(x.device == CUDA for x in found)
         assert all(torch.equal(x.cpu(), y) for x, y in zip(found, expected, strict=True))
+
+
+METRICS = [
+    pytest.param(frames, core, weights, id=f"{frames}-{core}-{weights}")
+    for frames in ("canonical", "euclidean", 0.8)
+    for core in CORES
+    for weights in ((1.0, 1.0, 1.0), (1.0, 2.0, 0.5))
+]
+
+
+@pytest.mark.parametrize(("frames", "core", "weights"), METRICS)
+def test_the_gauge_equation_is_that_of_the_metrics(
+    frames: str | float, core: str, weights: tuple[float, float, float]
+) -> None:
+    """The generator of a vertical vector is what it was made of, and what is left of a vector is orthogonal
+    to the orbit, also where eigenvalues repeat."""
+    total = FixedRank(9, 8, 4, k=2, frames=frames, core=core, weights=weights, seed=3)
+    action, point = Orthogonal(4), total.random_point()
+    u, b, v = total.split(point)
+    point = total.join(u, torch.stack((b[0], torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.2]).double()))), v)
+    algebra = action.random_algebra((2,), torch.Generator().manual_seed(1))
+    vertical = action.vertical(total, point, algebra)
+    torch.testing.assert_close(
+        action.vertical_generator(total, point, vertical), algebra, rtol=1e-12, atol=1e-12
+    )
+    vector = total.random_tangent_vector(point)
+    left = vector - action.vertical(total, point, action.vertical_generator(total, point, vector))
+    lengths = total.norms(point, left) * total.norms(point, vertical)
+    assert float((total.inner_products(point, left, vertical) / lengths).abs().max()) < 1e-12
+
+
+SOME = [METRICS[i] for i in (3, 5, 7, 9)]
+
+
+@pytest.mark.parametrize(("frames", "core", "weights"), SOME)
+def test_orbits_have_a_distance_in_every_metric(
+    frames: str | float, core: str, weights: tuple[float, float, float]
+) -> None:
+    """It is zero for the same orbit and the same for other representatives; the log is horizontal, and a
+    point that is nearly aligned is aligned again to the same end."""
+    total = FixedRank(8, 7, 2, k=2, frames=frames, core=core, weights=weights)
+    quotient, action = QuotientManifold(total, Orthogonal(2)), Orthogonal(2)
+    point, to = family("lora_like", 2, 8, 7, 2, seed=5)
+    generator = torch.Generator().manual_seed(2)
+    turned, turned_to = (action.act(total, x, action.random_element((2,), generator)) for x in (point, to))
+    assert float(quotient.dist(turned, point)) < 1e-8
+    apart = quotient.dists(point, to)
+    torch.testing.assert_close(quotient.dists(turned, turned_to), apart, rtol=1e-9, atol=0)
+    aligned = quotient.align(point, to=to)
+    log = total.logarithm(to, aligned)
+    assert bool(log.valid.all())
+    momentum = action.momentum(total, to, log.tangent)
+    assert float(momentum.abs().max()) < 1e-9 * (1 + float(apart.max()))
+    near = action.act(total, aligned, action.exponential(0.02 * action.random_algebra((2,), generator)))
+    torch.testing.assert_close(action.realign(total, near, to), aligned, rtol=0, atol=1e-7)
+
+
+def test_a_point_that_is_not_nearly_aligned_is_aligned_from_scratch() -> None:
+    total, action = FixedRank(10, 9, 3, k=2), Orthogonal(3)
+    point, to = family("lora_like", 2, 10, 9, 3, seed=5)
+    # At the cut locus: no logarithm, and no way down from there.
+    away = action.act(total, to, torch.diag(torch.tensor([-1.0, -1.0, 1.0]).double()).expand(2, 3, 3))
+    assert float(total.dist(to, action.realign(total, away, to))) < 1e-8
+    mixed = torch.stack((away[0], action.align(total, point, to)[1]))
+    realigned = action.realign(total, mixed, to)
+    assert float(total.dists(to, realigned)[0]) < 1e-8
+    torch.testing.assert_close(realigned[1], mixed[1], rtol=0, atol=1e-8)
+
+
+def test_a_descent_that_does_not_settle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, action = FixedRank(10, 9, 3, k=2), Orthogonal(3)
+    point, to = family("lora_like", 2, 10, 9, 3, seed=5)
+    aligned = action.align(total, point, to)
+    near = action.act(
+        total, aligned, action.exponential(0.3 * action.random_algebra((2,), torch.Generator()))
+    )
+    calls: list[Tensor] = []
+    nearest = action.nearest
+    monkeypatch.setattr(action, "nearest", lambda *a, **k: calls.append(a[1]) or nearest(*a, **k))
+    action.realign(total, near, to)
+    assert not calls
+    monkeypatch.setattr(orthogonal, "_MAX_REFINEMENTS", 1)
+    action.realign(total, near, to)
+    assert calls

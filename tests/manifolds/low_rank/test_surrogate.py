@@ -17,7 +17,7 @@ def test_the_angle_law_of_near_frames_is_exact_where_frames_coincide() -> None:
     rotation = Orthogonal(5).exponential(
         0.7 * Orthogonal(5).random_algebra((8,), torch.Generator().manual_seed(1))
     )
-    side = surrogate._side(frame.mT @ frame)
+    side = surrogate._side(frame.mT @ frame, 0.5, 1.0)
     model = 5 - linalg.frobenius(rotation, side.weighted) + side.excess(rotation)
     exact = manifold.logarithm(frame, frame @ rotation)
     near = exact.valid & (exact.squared < 3)
