@@ -22,7 +22,7 @@ from benchmarks import common
 from benchmarks.peers import SHIPPED
 from riemerge import Problem, Solution, compare_solvers, frechet_mean, problems, read_adapter
 from riemerge.frechet import SOLVERS
-from riemerge.frechet.solvers.monitor import ENDLESS
+from riemerge.frechet.solvers.guest_optimizer import ENDLESS
 from riemerge.manifolds import FixedRank
 from riemerge.methods import find_method
 from riemerge.progress import Progress
@@ -97,7 +97,7 @@ def tell(event: Progress) -> None:
 def reached(run: SolverRun, bounds: Sequence[float]) -> dict[str, float | None]:
     """Passes and seconds up to the iterate where the last of the modules is within its bound."""
     first = [
-        next((i for i, norms in enumerate(run.trace_gradient) if (norms[k] or 0.0) <= bound), None)
+        next((i for i, norms in enumerate(run.trace_gradient) if norms[k] <= bound), None)
         for k, bound in enumerate(bounds)
     ]
     last = None if None in first else max(i for i in first if i is not None)
@@ -106,8 +106,8 @@ def reached(run: SolverRun, bounds: Sequence[float]) -> dict[str, float | None]:
 
 def row(comparison: Comparison, run: SolverRun) -> dict[str, Any]:
     """One solver on one problem: when it reached which level, and where it ended."""
-    start = [norm or 0.0 for norm in run.trace_gradient[0]]
-    worst = [max(x or 0.0 for x in norms) / max(start) for norms in run.trace_gradient]
+    names, start = (run.problem, run.solver), run.trace_gradient[0]
+    worst = [max(norms) / max(start) for norms in run.trace_gradient]
     return {
         "problem": run.problem,
         "solver": run.solver,
@@ -115,7 +115,7 @@ def row(comparison: Comparison, run: SolverRun) -> dict[str, Any]:
         **run.spent,
         "statuses": run.status,
         "cost": run.cost,
-        "excess": [comparison.excess(run, k) for k in range(len(run.cost))],
+        "excess": [x.above_least for x in comparison.outcomes if (x.problem, x.solver) == names],
         "gradient_norm": run.gradient_norm,
         "levels": {f"{level:.0e}": reached(run, [level * norm for norm in start]) for level in LEVELS},
         "absolute": reached(run, [ABSOLUTE] * len(start)),
@@ -184,8 +184,8 @@ def measure(quick: bool) -> dict[str, Any]:
         agreeing, (SOLVER, "trust_regions"), tol=TOL, max_passes=size.patient_passes, progress=tell
     )
     ends: dict[str, float] = defaultdict(float)
-    for run in patient.runs:
-        ends[run.problem] = max([ends[run.problem], *(patient.excess(run, k) for k in range(len(run.cost)))])
+    for outcome in patient.outcomes:
+        ends[outcome.problem] = max(ends[outcome.problem], outcome.above_least)
     names = sorted(read_adapter(SHIPPED[0]).modules)[: size.all_real]
     found = {
         "machine": machine,

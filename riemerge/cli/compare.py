@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -57,7 +58,7 @@ def compare(
         tell(note)
     with reporting(output):
         if as_json:
-            dump({"output": output, "record": made.model_dump(mode="json")})
+            dump({"output": output, "record": json.loads(made.model_dump_json())})
         elif quiet:
             say(output)
         else:

@@ -14,7 +14,7 @@ from riemerge.frechet.problem import Problem
 from riemerge.frechet.search import Search
 from riemerge.frechet.solution import Solution, TracePoint
 from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
-from riemerge.frechet.solvers.monitor import Monitor, Stop
+from riemerge.frechet.solvers.watch import Watch
 from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host_array
@@ -60,32 +60,25 @@ def frechet_mean(
         if as_loss(problem.loss).relative:
             median = frechet_mean(replace(problem, loss=Absolute()), chosen, start)
         search = Search(problem, start, median)
-        monitor = Monitor(search, chosen, callback)
-        chosen.prepare(search)
-        begin = search.start()
-        try:
-            # Before the optimizer: started at a minimum, Pymanopt's divide zero by zero.
-            monitor.accept(begin, search.evaluate(begin))
-            chosen.run(search, monitor, begin)
-        except Stop:
-            pass
-        return _solution(search, monitor, len(problem.points))
+        watch = Watch(search, chosen, callback)
+        chosen.run(watch, search.start())
+        return _solution(search, watch, len(problem.points))
 
 
-def _solution(search: Search, monitor: Monitor, count: int) -> Solution:
-    evaluation, errors = search.certify(monitor.point)
+def _solution(search: Search, watch: Watch, count: int) -> Solution:
+    evaluation, errors = search.certify(watch.point)
     defined, counts = torch.isfinite(evaluation.cost), search.counts.to(evaluation.cost.device)
     distances = np.full((count, evaluation.cost.numel()), np.nan)
     lengths = torch.where(counts & defined, evaluation.squared.clamp_min(0).sqrt(), torch.nan)
     distances[list(search.support)] = host_array(lengths)
-    status = [ended for ended in monitor.status if ended is not None]
+    status = [ended for ended in watch.status if ended is not None]
     assert len(status) == evaluation.cost.numel()
     # The certificate is computed anew, and may find what the solve did not.
     for index in torch.nonzero(~defined).squeeze(-1).tolist():
         if status[index].ok:
             status[index] = Status.STALLED
     return Solution(
-        point=search.solution(monitor.point),
+        point=search.solution(watch.point),
         status=tuple(status),
         cost=host_array(evaluation.cost),
         gradient_norm=host_array(evaluation.norms),
@@ -93,6 +86,6 @@ def _solution(search: Search, monitor: Monitor, count: int) -> Solution:
         forward_error=host_array(torch.where(counts, errors, 0.0).amax(dim=0)),
         distances=distances,
         passes=search.passes,
-        seconds=monitor.seconds,
-        trace=tuple(monitor.trace),
+        seconds=watch.seconds,
+        trace=tuple(watch.trace),
     )

@@ -15,22 +15,18 @@ from riemerge.manifolds.base import GeodesicManifold, Logarithm, Options
 class FrobeniusManifold(GeodesicManifold, ABC):
     """A set of matrices with the metric tr(aᵀb), whose projection is orthogonal. Abstract."""
 
-    @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(aᵀb) per module."""
         return linalg.frobenius(a, b)
 
-    @final
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         """Return the projection of E."""
         return self.projection(point, euclidean_gradient)
 
-    @final
     def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Return v."""
         return tangent_vector
 
-    @final
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:

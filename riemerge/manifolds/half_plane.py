@@ -40,13 +40,6 @@ class HalfPlane(GeodesicManifold):
         """Return v / s²."""
         return tangent_vector / point[..., 1:, :] / point[..., 1:, :]
 
-    def covariant_derivative(
-        self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
-    ) -> Tensor:
-        """Add the Christoffel terms (-(a_u f_s + a_s f_u), a_u f_u - a_s f_s) / s."""
-        (a, b), (c, d) = direction.split(1, dim=-2), field.split(1, dim=-2)
-        return derivative + torch.cat((-(a * d + b * c), a * c - b * d), dim=-2) / point[..., 1:, :]
-
     def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
         """Follow a half circle or a vertical line; the curve from i, with a shift and a scale."""
         x, v = point.double(), tangent_vector.double()

@@ -47,39 +47,32 @@ class FactoredManifold(GeodesicManifold):
     def join(self, *parts: Tensor) -> Tensor:
         """Return the point or tangent vector with these parts."""
 
-    @final
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return Σ cⱼ gⱼ per module."""
         return self._sum(self._each("inner_products", point, a, b))
 
-    @final
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
         """Project factor by factor."""
         return self.join(*self._each("projection", point, vector))
 
-    @final
     def euclidean_to_riemannian_gradient(self, point: Tensor, euclidean_gradient: Tensor) -> Tensor:
         """Raise factor by factor."""
         raised = self._each("euclidean_to_riemannian_gradient", point, euclidean_gradient)
         return self.join(*(x / scale for x, scale in zip(raised, self.scales, strict=True)))
 
-    @final
     def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Lower factor by factor."""
         lowered = self._each("riemannian_to_euclidean_gradient", point, tangent_vector)
         return self.join(*(x * scale for x, scale in zip(lowered, self.scales, strict=True)))
 
-    @final
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Move factor by factor."""
         return self.join(*self._each("retraction", point, tangent_vector))
 
-    @final
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Carry a vector from a to b factor by factor."""
         return self.join(*self._each("transport", point_a, point_b, tangent_vector_a))
 
-    @final
     def covariant_derivative(
         self, point: Tensor, direction: Tensor, field: Tensor, derivative: Tensor
     ) -> Tensor:
@@ -91,29 +84,24 @@ class FactoredManifold(GeodesicManifold):
         arrival, velocity = zip(*self._each("geodesic", point, tangent_vector), strict=True)
         return self.join(*arrival), self.join(*velocity)
 
-    @final
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Find a geodesic from a to b, factor by factor; valid where all were found."""
         tangents, squared, valid = zip(*self._each("logarithm", point_a, point_b), strict=True)
         tangent = self.join(*(x.expand(*squared[0].shape, -1, -1) for x in tangents))
         return Logarithm(tangent, self._sum(squared), torch.stack(valid).all(dim=0))
 
-    @final
     def feasible(self, point: Tensor) -> Tensor:
         """Tell per module whether all parts are points of their factors."""
         return torch.stack(self._each("feasible", point)).all(dim=0)
 
-    @final
     def extrinsic_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Average factor by factor."""
         return self.join(*self._each("extrinsic_mean", points, shared=(weights,)))
 
-    @final
     def closed_mean(self, points: Tensor, weights: Tensor) -> Tensor:
         """Return the mean factor by factor, where each has a closed form."""
         return self.join(*self._each("closed_mean", points, shared=(weights,)))
 
-    @final
     def random_point(self) -> Tensor:
         """Draw the parts independently."""
         return self.join(*(factor.random_point() for factor in self.factors))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from typing import TypeAlias, final
+from collections import Counter, defaultdict
+from functools import cached_property
+from typing import NamedTuple, final
 
 from pydantic import BaseModel, ConfigDict
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+# JSON has no infinity: an F that is not finite is written as a text, and read as the number.
+_FROZEN = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 MEASURES = {"passes": "passes over all logarithms", "seconds": "seconds"}
 """What a solver spends: its name, and its unit in words."""
@@ -19,8 +21,6 @@ SAME_COST = 1e-8
 # The certificate is computed anew, with logarithms that are followed to their ends; its gradient is that of
 # the last iterate to round-off, which matters where that is just below its bound.
 _CERTIFIED = 1.5
-
-_Numbers: TypeAlias = tuple[float | None, ...]
 
 
 @final
@@ -44,7 +44,7 @@ class ComparedProblem(BaseModel):
 
 @final
 class SolverRun(BaseModel):
-    """What one solver did on one problem from one start; a number that is not finite is None.
+    """What one solver did on one problem from one start.
 
     Attributes:
         problem: Name of the problem.
@@ -53,12 +53,11 @@ class SolverRun(BaseModel):
         status: How each of K modules ended: the name of a `Status`, or `REFUSED`.
         cost: Certified F of each module.
         gradient_norm: Certified ‖gradient‖ of each module.
-        bound: The gradient at which each module is certified: tol · max(1, √(2 F)).
         horizontality: Largest vertical part of a logarithm of each module.
-        counts: Number of each primitive that was computed, all modules together.
         spent: Passes and seconds of the whole run, by name.
         needed: Passes and seconds, by name, up to the first iterate at which each module's gradient was
             within its bound; those of the whole run where it never was.
+        counts: Number of each primitive that was computed, all modules together.
         trace: Passes and seconds, by name, up to each accepted iterate.
         trace_gradient: ‖gradient‖ of each module at each accepted iterate, to three digits.
         refused: Why the solver did not take this problem; empty where it did.
@@ -69,22 +68,56 @@ class SolverRun(BaseModel):
     solver: str
     start: int
     status: tuple[str, ...]
-    cost: _Numbers
-    gradient_norm: _Numbers
-    bound: _Numbers
-    horizontality: _Numbers
+    cost: tuple[float, ...]
+    gradient_norm: tuple[float, ...]
+    horizontality: tuple[float, ...]
+    spent: dict[str, float]
+    needed: dict[str, tuple[float, ...]]
     counts: dict[str, int] = {}
-    spent: dict[str, float] = dict.fromkeys(MEASURES, 0.0)
-    needed: dict[str, tuple[float, ...]] = {}
     trace: dict[str, tuple[float, ...]] = dict.fromkeys(MEASURES, ())
-    trace_gradient: tuple[_Numbers, ...] = ()
+    trace_gradient: tuple[tuple[float, ...], ...] = ()
     refused: str = ""
 
-    def certify(self, module: int) -> bool:
-        """Tell whether the gradient that was computed anew is within the bound."""
-        gradient, bound = self.gradient_norm[module], self.bound[module]
-        known = None not in (self.cost[module], gradient, bound)
-        return known and (gradient or 0.0) <= _CERTIFIED * (bound or 0.0)
+
+class Outcome(NamedTuple):
+    """How a solver ended on one module, from one start.
+
+    Attributes:
+        case: Name of the case.
+        problem: Name of the problem.
+        module: Name of the module.
+        determined: Whether the points determine its mean.
+        judged: Whether solvers are judged on it: where the mean is determined, or on all modules of a case in
+            which none is known to be.
+        solver: Text of the solver.
+        start: Number of the start.
+        outcome: `reached` where the certified gradient is within its bound and the cost is the least of all
+            solvers and starts to `SAME_COST`; `another minimum` for such a gradient at a larger cost; else
+            the name of the status.
+        status: Name of the status.
+        cost: Certified F.
+        above_least: F / least F - 1.
+        gradient_norm: Certified ‖gradient‖.
+        horizontality: Largest vertical part of a logarithm.
+        passes: Passes up to the certificate.
+        seconds: Seconds up to the certificate.
+    """
+
+    case: str
+    problem: str
+    module: str
+    determined: str | None
+    judged: bool
+    solver: str
+    start: int
+    outcome: str
+    status: str
+    cost: float
+    above_least: float
+    gradient_norm: float
+    horizontality: float
+    passes: float
+    seconds: float
 
 
 @final
@@ -118,52 +151,52 @@ class Comparison(BaseModel):
         """Texts of the solvers, each once."""
         return tuple(dict.fromkeys(run.solver for run in self.runs))
 
-    def select(self, case: str, solver: str) -> list[tuple[ComparedProblem, SolverRun]]:
-        """Return the runs of a solver on the problems of a case, beside these."""
-        problems = {problem.name: problem for problem in self.problems if problem.case == case}
-        return [
-            (problems[run.problem], run)
-            for run in self.runs
-            if run.solver == solver and run.problem in problems
-        ]
+    @cached_property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """How each run ended on each of its modules."""
+        problems = {problem.name: problem for problem in self.problems}
+        known = {problem.case for problem in self.problems if "yes" in problem.determined}
+        least: dict[tuple[str, int], float] = defaultdict(lambda: math.inf)
+        for run in self.runs:
+            for k, cost in enumerate(run.cost):
+                least[run.problem, k] = min(least[run.problem, k], cost)
+        outcomes = []
+        for run in self.runs:
+            case = problems[run.problem].case
+            modules = zip(problems[run.problem].modules, problems[run.problem].determined, strict=True)
+            for k, (module, determined) in enumerate(modules):
+                cost, best, gradient = run.cost[k], least[run.problem, k], run.gradient_norm[k]
+                excess, outcome = math.inf, run.status[k]
+                if cost < math.inf:
+                    excess = (cost - best) / max(abs(best), math.ulp(1.0))
+                    if gradient <= _CERTIFIED * self.tol * max(1.0, math.sqrt(2 * abs(cost))):
+                        outcome = ("another minimum", "reached")[excess <= SAME_COST]
+                judged = case not in known or determined == "yes"
+                names = (case, run.problem, module, determined, judged, run.solver, run.start)
+                needed = (run.needed[measure][k] for measure in MEASURES)
+                numbers = (cost, excess, gradient, run.horizontality[k], *needed)
+                outcomes.append(Outcome._make((*names, outcome, run.status[k], *numbers)))
+        return tuple(outcomes)
 
-    def judge(self, case: str, solver: str) -> list[tuple[SolverRun, list[int]]]:
-        """Return the runs of a solver on a case, each with the modules on which it is judged.
+    def judge(self, case: str, solver: str) -> list[Outcome]:
+        """Return the outcomes of a solver on the modules of a case on which it is judged."""
+        return [row for row in self.outcomes if row.judged and (row.case, row.solver) == (case, solver)]
 
-        Law: these are the modules whose mean is determined, or all where none is known to be.
-        """
-        runs = self.select(case, solver)
-        known = [(run, [k for k, x in enumerate(problem.determined) if x == "yes"]) for problem, run in runs]
-        if any(modules for _, modules in known):
-            return known
-        return [(run, list(range(len(run.cost)))) for _, run in runs]
-
-    def excess(self, run: SolverRun, module: int) -> float:
-        """Return F / least F - 1 of a module, the least of all solvers and starts; ∞ where it has no F."""
-        costs = [other.cost[module] for other in self.runs if other.problem == run.problem]
-        least, cost = min((x for x in costs if x is not None), default=math.inf), run.cost[module]
-        return math.inf if cost is None else (cost - least) / max(abs(least), math.ulp(1.0))
-
-    def outcome(self, run: SolverRun, module: int) -> str:
-        """Say in a word how a module ended: `reached`, `another minimum`, or the name of its status.
-
-        Law: `reached` is a certified gradient within its bound, at a cost that is the least known one to
-        `SAME_COST`; `another minimum` is such a gradient at a larger cost.
-        """
-        if not run.certify(module):
-            return run.status[module]
-        return ("another minimum", "reached")[self.excess(run, module) <= SAME_COST]
-
-    def outcomes(self, case: str, solver: str) -> Counter[str]:
+    def count(self, case: str, solver: str) -> Counter[str]:
         """Count the outcomes of a solver on the modules, and starts, on which it is judged."""
-        return Counter(self.outcome(run, k) for run, modules in self.judge(case, solver) for k in modules)
+        return Counter(row.outcome for row in self.judge(case, solver))
+
+    def select(self, case: str, solver: str) -> list[SolverRun]:
+        """Return the runs of a solver on the problems of a case."""
+        names = {problem.name for problem in self.problems if problem.case == case}
+        return [run for run in self.runs if run.solver == solver and run.problem in names]
 
     def ranking(self, case: str) -> list[str]:
         """Return the solvers: those that reach the least cost on most modules first, at fewest passes."""
 
         def rank(solver: str) -> tuple[int, float]:
-            passes = sum(run.spent["passes"] for _, run in self.select(case, solver))
-            return -self.outcomes(case, solver)["reached"], passes
+            passes = sum(run.spent["passes"] for run in self.select(case, solver))
+            return -self.count(case, solver)["reached"], passes
 
         return sorted(self.solvers, key=rank)
 
@@ -183,17 +216,23 @@ class Comparison(BaseModel):
 
         Source: Dolan and Moré 2002, eq. 2.1.
         """
+        rows = {solver: self.judge(case, solver) for solver in self.solvers}
+        least: dict[tuple[str, str, int], float] = defaultdict(lambda: math.inf)
         needed = {
-            solver: [
-                run.needed[measure][k] if self.outcome(run, k) == "reached" else math.inf
-                for run, modules in self.judge(case, solver)
-                for k in modules
-            ]
-            for solver in self.solvers
+            solver: {
+                (row.problem, row.module, row.start): max(getattr(row, measure), math.ulp(1.0))
+                for row in judged
+                if row.outcome == "reached"
+            }
+            for solver, judged in rows.items()
         }
-        best = [max(min(column), math.ulp(1.0)) for column in zip(*needed.values(), strict=True)]
-        profiles = {}
-        for solver, row in needed.items():
-            ratios = sorted(max(x / least, 1.0) for x, least in zip(row, best, strict=True) if x < math.inf)
-            profiles[solver] = ratios, [place / len(row) for place in range(1, len(ratios) + 1)]
-        return profiles
+        for reached in needed.values():
+            for key, spent in reached.items():
+                least[key] = min(least[key], spent)
+        return {
+            solver: (
+                sorted(spent / least[key] for key, spent in reached.items()),
+                [place / len(rows[solver]) for place in range(1, len(reached) + 1)],
+            )
+            for solver, reached in needed.items()
+        }

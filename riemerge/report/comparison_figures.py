@@ -56,9 +56,12 @@ def _draw(comparison: Comparison, draw: Callable[[Any, Comparison, str, str], No
 
 def _draw_curves(panel: Any, comparison: Comparison, case: str, measure: str) -> None:
     for solver, style in _styles(comparison):
-        for run, modules in comparison.judge(case, solver):
+        judged = {(row.problem, row.module) for row in comparison.judge(case, solver)}
+        for run in comparison.select(case, solver):
+            (problem,) = (problem for problem in comparison.problems if problem.name == run.problem)
+            modules = [k for k, module in enumerate(problem.modules) if (run.problem, module) in judged]
             if run.start == 0 and modules:
-                norms = [max(step[k] or math.nan for k in modules) for step in run.trace_gradient]
+                norms = [max(step[k] for k in modules) for step in run.trace_gradient]
                 panel.plot(run.trace[measure], norms, **style)
     panel.set(xscale="log", yscale="log", xlabel=MEASURES[measure], ylabel="largest ‖gradient‖")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
@@ -78,21 +79,19 @@ def _summary(comparison: Comparison, case: str) -> str:
     """Return the table of solvers, those that do not reach the least cost everywhere in another colour."""
     table = [(header, cells) for header, cells in columns(comparison, case) if {*cells} != {"-"}]
     rows = list(zip(*(cells for _, cells in table), strict=True))
-    short = {row[0] for row in rows if set(comparison.outcomes(case, row[0])) != {"reached"}}
+    short = {row[0] for row in rows if set(comparison.count(case, row[0])) != {"reached"}}
     return _table([header for header, _ in table], rows, short)
 
 
 def _modules(comparison: Comparison, case: str) -> str:
     """Return the passes of each solver to each module's certificate, folded away."""
-    rows: dict[tuple[str, str, int], list[str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for row in comparison.outcomes:
+        if row.case == case:
+            cell = f"{row.passes:.0f}" if row.outcome == "reached" else row.outcome.lower()
+            rows[row.module, row.determined or "-", f"{row.start}"][row.solver] = cell
     solvers = comparison.ranking(case)
-    for solver in solvers:
-        for problem, run in comparison.select(case, solver):
-            for k, module in enumerate(problem.modules):
-                outcome = comparison.outcome(run, k)
-                cell = f"{run.needed['passes'][k]:.0f}" if outcome == "reached" else outcome.lower()
-                rows.setdefault((module, problem.determined[k] or "-", run.start), []).append(cell)
-    table = [[module, determined, str(start), *cells] for (module, determined, start), cells in rows.items()]
+    table = [[*names, *(cells[solver] for solver in solvers)] for names, cells in rows.items()]
     body = _table(["module", "determined", "start", *solvers], table)
     return f"<details><summary>Passes to the certificate of each module</summary>{body}</details>"
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -234,38 +234,28 @@ def _versions() -> dict[str, str]:
 def _solve(name: str, text: str, start: int, problem: Problem, solver: Solver, seed: int) -> SolverRun:
     """Run a solver on a problem from a start; a problem that it refuses is an outcome, too."""
     k = _count(problem)
-    made: dict[str, Any] = {"problem": name, "solver": text, "start": start}
-    certified = ("cost", "gradient_norm", "horizontality")
     try:
         solution = frechet_mean(problem, solver, draw_start(problem, seed, start))
     except (RecipeError, NumericalError) as fault:
-        made |= dict.fromkeys((*certified, "bound"), (None,) * k)
-        return SolverRun(**made, status=("REFUSED",) * k, refused=str(fault))
-    bound = solver.tol * np.maximum(1.0, np.sqrt(2 * np.maximum(solution.cost, 0.0)))
-    within = [
-        next((step for step in solution.trace if step.gradient_norm[module] <= bound[module]), solution)
-        for module in range(k)
-    ]
-    made |= {name: _finite(getattr(solution, name)) for name in certified}
-    return SolverRun(
-        **made,
-        bound=_finite(bound),
-        status=tuple(status.name for status in solution.status),
-        counts=getattr(solution, "counts", {}),
-        spent={name: getattr(solution, name) for name in MEASURES},
-        needed={name: tuple(getattr(step, name) for step in within) for name in MEASURES},
-        trace={name: tuple(getattr(step, name) for step in solution.trace) for name in MEASURES},
-        trace_gradient=tuple(_finite(map(_round, step.gradient_norm)) for step in solution.trace),
-    )
-
-
-def _finite(values: Iterable[float]) -> tuple[float | None, ...]:
-    """Return numbers as JSON has them: None for what is not finite."""
-    return tuple(float(value) if np.isfinite(value) else None for value in values)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.3g}")
+        none, nothing = dict.fromkeys(("cost", "gradient_norm", "horizontality"), (np.inf,) * k), (0.0,) * k
+        facts = {"spent": dict.fromkeys(MEASURES, 0.0), "needed": dict.fromkeys(MEASURES, nothing)}
+        facts |= {"status": ("REFUSED",) * k, "refused": str(fault), **none}
+    else:
+        bounds = solver.tol * np.maximum(1.0, np.sqrt(2 * np.abs(solution.cost)))
+        within = [
+            next((step for step in solution.trace if step.gradient_norm[module] <= bound), solution)
+            for module, bound in enumerate(bounds)
+        ]
+        facts = {
+            "status": [status.name for status in solution.status],
+            **{name: getattr(solution, name).tolist() for name in ("cost", "gradient_norm", "horizontality")},
+            "spent": {name: getattr(solution, name) for name in MEASURES},
+            "needed": {name: [getattr(step, name) for step in within] for name in MEASURES},
+            "counts": getattr(solution, "counts", {}),
+            "trace": {name: [getattr(step, name) for step in solution.trace] for name in MEASURES},
+            "trace_gradient": [[float(f"{x:.3g}") for x in step.gradient_norm] for step in solution.trace],
+        }
+    return SolverRun.model_validate({"problem": name, "solver": text, "start": start, **facts})
 
 
 # --- what is kept -------------------------------------------------------------------------------------------

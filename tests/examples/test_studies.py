@@ -14,14 +14,22 @@ from pymanopt.manifolds import PoincareBall
 from scipy.integrate import quad
 from torch import Tensor
 
-from examples import fisher_as_frechet, heads, jensen_bounds, merging_is_a_gradient_step, preconditioned_merge
+from examples import (
+    fisher_as_frechet,
+    heads,
+    jensen_bounds,
+    merging_is_a_gradient_step,
+    preconditioned_merge,
+    rebasin,
+    toy_problem,
+)
 from riemerge import Momentum, OuterOptimizer, Problem, frechet_mean
 from riemerge.manifolds import HalfPlane
-from tests.examples.lines import code_lines
 from tests.helpers import ROOT, seeded
+from tools.lines import count
 
 EXAMPLES = ROOT / "examples"
-STUDIES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem not in ("closeness", "toy"))
+STUDIES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "closeness")
 MOST_LINES = 60
 MOST_BYTES = 60_000
 F64 = torch.float64
@@ -44,12 +52,12 @@ def numbers(text: str) -> list[float]:
 def faults(name: str, source: str, page: str, pictures: Path) -> list[str]:
     """Return what a study lacks."""
     found = []
-    if (count := code_lines(source)) > MOST_LINES:
-        found.append(f"{count} lines of code; at most {MOST_LINES} are a study")
+    if (lines := count(source).code) > MOST_LINES:
+        found.append(f"{lines} lines of code; at most {MOST_LINES} are a study")
     command = f"python examples/{name}.py"
-    if f"Run: {command} [picture.png]" not in source:
+    if not re.search(rf"^Run: .*{re.escape(command)} \[picture.png\]$", source, re.MULTILINE):
         found.append("its docstring does not say how to run it")
-    if f"`{command}`" not in page or f"pictures/{name}.png" not in page:
+    if f"{command}`" not in page or f"pictures/{name}.png" not in page:
         found.append("examples/README.md does not list its command and its picture")
     picture = pictures / f"{name}.png"
     if not picture.exists() or picture.stat().st_size > MOST_BYTES:
@@ -65,7 +73,10 @@ def test_a_study_is_short_listed_and_drawn(study: str) -> None:
 
 
 def test_a_study_against_the_rules_is_caught(tmp_path: Path) -> None:
-    good = '"""Run: python examples/s.py [picture.png]\n\nMore.\n"""\n\n# Why.\n' + "x = 1\n" * MOST_LINES
+    good = (
+        '"""What?\n\nRun: python examples/s.py [picture.png]\n\nMore.\n"""\n\n# Why.\n'
+        + "x = 1\n" * MOST_LINES
+    )
     page = "`python examples/s.py` ![](pictures/s.png)"
     (tmp_path / "s.png").write_bytes(b"1" * MOST_BYTES)
     assert not faults("s", good, page, tmp_path)
@@ -267,3 +278,52 @@ def test_the_toy_s_fisher_matrix_is_the_expected_hessian_and_leaves_a_line_of_mi
         candidate = c * network * torch.tensor([1.0, -1.0], dtype=F64)
         torch.testing.assert_close(quadratic(candidate), quadratic(least))
         assert candidate.prod() < 0 < network.prod()
+
+
+# --- networks whose units may change places -----------------------------------------------------------------
+
+
+def test_the_mean_up_to_signed_permutations_is_as_good_as_the_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("rebasin", tmp_path / "picture.png", monkeypatch, capsys)
+    average, permuted, signed = (numbers(line.replace(",", " ")) for line in printed.splitlines())
+    ends = max(average[:2])
+    assert average[2] > 8 * ends
+    assert 1.5 * ends < permuted[2] < 3 * ends
+    assert signed[2] < 1.1 * ends
+
+
+def test_the_mean_of_a_network_and_its_copy_in_other_places_is_the_network() -> None:
+    network = rebasin.draw_normal(5, rebasin.UNITS, 5)
+    signs = rebasin.draw_normal(6, rebasin.UNITS, 1).sign()
+    copy = (signs * network)[torch.randperm(rebasin.UNITS, generator=seeded(1))]
+    data = rebasin.moons(3)
+    torch.testing.assert_close(rebasin.loss(copy, *data), rebasin.loss(network, *data))  # tanh is odd
+    mean = frechet_mean(Problem(rebasin.GEOMETRIES["with signs"], [network[None], copy[None]])).point[0]
+    torch.testing.assert_close(rebasin.loss(mean, *data), rebasin.loss(network, *data))
+
+
+# --- the toy problem ----------------------------------------------------------------------------------------
+
+
+def test_the_toy_problem_averages_predictors_and_eq_15_needs_a_horizontal_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three, two, horizontal, other = run(
+        "toy_problem", tmp_path / "picture.png", monkeypatch, capsys
+    ).splitlines()
+    assert "mean on the quotient w = 4.000000" in three
+    assert "plain average w = 0.000000, mean on the quotient w = 2.000000" in two
+    assert numbers(horizontal)[-1] < 1e-12
+    assert numbers(other)[-1] > 1e-2
+
+
+def test_the_toy_s_mean_does_not_depend_on_gauges_and_the_average_does() -> None:
+    first, second = toy_problem.network(1, 1), toy_problem.network(2, 3)
+    averages = []
+    for a in (-1.0, 0.5, 2.0):
+        written = toy_problem.gauge(second, a)
+        assert float(toy_problem.merge([first, written]).prod()) == pytest.approx(3.5, rel=1e-9)
+        averages.append(float(((first + written) / 2).prod()))
+    assert max(averages) - min(averages) > 1

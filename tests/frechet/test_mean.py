@@ -6,9 +6,11 @@ import numpy as np
 import pymanopt
 import pytest
 import torch
+from my_lab.metric import TwoLayers
+from my_lab.symmetry import Scaling
 from pymanopt.optimizers import ConjugateGradient, NelderMead, SteepestDescent
 
-from examples.toy import Scaling, TwoLayers, equation_15, network
+from examples.toy_problem import equation_15, network
 from riemerge import Status
 from riemerge.errors import RecipeError
 from riemerge.frechet import SOLVERS

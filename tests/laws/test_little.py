@@ -11,12 +11,13 @@ import torch
 from my_lab import metric, symmetry
 from torch import Tensor
 
-from examples import toy
+from examples.toy_problem import network
 from riemerge import Problem, frechet_mean
 from riemerge.manifolds import GeodesicManifold, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
 from tests.fake_cuda import fake_cuda
 from tests.laws.faults import DIFFERENCES, EXACT
+from tests.manifolds import two_layers
 from tools.lines import count
 
 FAR = torch.tensor([[[1e4], [3e-3]], [[-2e-3], [5e2]]], dtype=torch.float64)
@@ -54,7 +55,7 @@ def test_laws_of_the_symmetry() -> None:
 
 
 def test_derived_verbs_are_those_that_the_toy_states() -> None:
-    little, stated = networks(), QuotientManifold(toy.TwoLayers(k=2, seed=1), toy.Scaling())
+    little, stated = networks(), QuotientManifold(two_layers.TwoLayers(k=2, seed=1), two_layers.Scaling())
     x = FAR
     y = torch.tensor([[[3.0], [5.0]], [[-0.1], [20.0]]], dtype=torch.float64)
     u, v = 0.1 * x * torch.randn(2, 2, 2, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -95,7 +96,7 @@ def test_modules_devices_and_precisions_agree() -> None:
 )
 def test_every_solver_finds_the_mean_of_predictors(solver: str) -> None:
     quotient = QuotientManifold(metric.TwoLayers(), symmetry.Scaling())
-    points = [toy.network(1, 2), toy.network(-6, -0.5), toy.network(0.1, 70)]
+    points = [network(1, 2), network(-6, -0.5), network(0.1, 70)]
     solution = frechet_mean(Problem(quotient, points, [0.5, 0.3, 0.2]), solver)
     assert solution.ok
     assert float(solution.point.prod()) == pytest.approx(3.3, rel=1e-9)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from examples.toy import Scaling, TwoLayers
 from riemerge.manifolds import (
     Euclidean,
     FixedRank,
@@ -22,6 +21,7 @@ from riemerge.manifolds import (
     SymmetricPositiveDefinite,
 )
 from tests.helpers import adapter_family
+from tests.manifolds.two_layers import Scaling, TwoLayers
 
 TOTAL: dict[str, Callable[[], GeodesicManifold]] = {
     "stiefel": lambda: Stiefel(9, 3, k=2, seed=1),

@@ -102,6 +102,15 @@ def test_a_metric_takes_nothing_from_the_base_that_depends_on_it() -> None:
         manifold.exp(x, v)
 
 
+def test_the_derived_connection_of_half_planes_has_their_christoffel_symbols() -> None:
+    base = HalfPlane(2, k=2, seed=1)
+    x = base.random_point()
+    (a, b), (c, d), more = (base.random_ambient(x).split(1, dim=-2) for _ in range(3))
+    symbols = torch.cat((-(a * d + b * c), a * c - b * d), dim=-2) / x[..., 1:, :]
+    turned = base.covariant_derivative(x, torch.cat((a, b), -2), torch.cat((c, d), -2), torch.cat(more, -2))
+    torch.testing.assert_close(turned, torch.cat(more, -2) + symbols, rtol=1e-12, atol=1e-13)
+
+
 def test_what_a_metric_states_is_its_own() -> None:
     base = Sphere(3, 1, k=2, seed=1)
     manifold = MetricManifold(base, WithLogarithm(base)).with_modules(1)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from examples.toy import TwoLayers
 from riemerge.errors import RecipeError
 from riemerge.linalg import skew
 from riemerge.manifolds import (
@@ -21,6 +20,7 @@ from riemerge.manifolds import (
 )
 from riemerge.manifolds.checks import check_action
 from tests.manifolds.subjects import QUOTIENTS
+from tests.manifolds.two_layers import TwoLayers
 
 
 class Little(GroupAction):

@@ -35,7 +35,7 @@ def test_profiles_are_step_functions_that_never_fall(rows: list[tuple[tuple[int,
             assert all(x <= y for x, y in itertools.pairwise(ratios))
             assert all(x <= y for x, y in itertools.pairwise(shares))
             assert all(1 <= x < float("inf") for x in ratios)
-            reached = comparison.outcomes(CASE, solver)["reached"] / 3
+            reached = comparison.count(CASE, solver)["reached"] / 3
             assert shares[-1:] == [reached] * (reached > 0)
         # In each module the best solver is within a ratio of 1.
         assert sum(ratios.count(1.0) for ratios, _ in profiles.values()) >= 3
@@ -55,25 +55,27 @@ def test_a_slow_solver_is_ranked_last_of_those_that_arrive_and_a_wrong_one_last_
         (1 + 1e-6, 1e-7, "CONVERGED", "another minimum"),
         (1.0, 1e-5, "BUDGET", "BUDGET"),
         (1.0, 1e-5, "STOPPED", "STOPPED"),
-        (None, 0.0, "UNDEFINED", "UNDEFINED"),
+        (float("inf"), 0.0, "UNDEFINED", "UNDEFINED"),
     ],
 )
-def test_outcomes(cost: float | None, gradient: float, status: str, outcome: str) -> None:
+def test_outcomes(cost: float, gradient: float, status: str, outcome: str) -> None:
     run = made_run("x", [3, 3, 3], cost=(cost,) * 3, gradient=gradient, status=status)
     comparison = made_comparison(made_run("best", [9, 9, 9]), run)
-    assert comparison.outcomes(CASE, "x") == {outcome: 3}
-    assert comparison.outcomes(CASE, "best") == {"reached": 3}
+    assert comparison.count(CASE, "x") == {outcome: 3}
+    assert comparison.count(CASE, "best") == {"reached": 3}
 
 
 def test_solvers_are_judged_on_the_modules_whose_mean_is_determined() -> None:
     lost = made_run("x", [3, 3, 3], cost=(1.0, 2.0, 1.0))
     runs = made_run("best", [9, 9, 9]), lost
-    assert made_comparison(*runs).outcomes(CASE, "x") == {"reached": 2, "another minimum": 1}
+    assert made_comparison(*runs).count(CASE, "x") == {"reached": 2, "another minimum": 1}
     determined = made_comparison(*runs, determined=("yes", "no", "open"))
-    assert determined.outcomes(CASE, "x") == {"reached": 1}
+    assert determined.count(CASE, "x") == {"reached": 1}
     assert determined.profile(CASE, "passes")["x"] == ([1.0], [1.0])
 
 
 def test_a_comparison_is_read_as_it_was_written() -> None:
-    comparison = made_comparison(made_run("a", [2, 4, 9]), made_run("b", [1, 1, 1], cost=(None, 1.0, 1.0)))
+    comparison = made_comparison(
+        made_run("a", [2, 4, 9]), made_run("b", [1, 1, 1], cost=(float("inf"), 1.0, 1.0))
+    )
     assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison

@@ -41,7 +41,7 @@ def facts(comparison: Comparison) -> Any:
 def test_equal_problems_give_equal_numbers_on_any_number_of_threads() -> None:
     first = compare_solvers(small(), SOLVERS, starts=2)
     assert facts(compare_solvers(small(), SOLVERS, starts=2, threads=3)) == facts(first)
-    assert all(first.outcomes("close", solver) == {"reached": 4} for solver in SOLVERS)
+    assert all(first.count("close", solver) == {"reached": 4} for solver in SOLVERS)
     other = compare_solvers(small(), ["lbfgs"], starts=2, seed=1)
     assert facts(other)["runs"][0] == facts(first)["runs"][0]  # the solver's own start has no seed
     assert facts(other)["runs"][1] != facts(first)["runs"][1]
@@ -59,7 +59,7 @@ def test_all_solvers_have_the_same_tolerance_and_begin_at_the_same_starts() -> N
 def test_a_solver_that_stops_early_is_told_from_one_that_arrives() -> None:
     early = pymanopt.optimizers.SteepestDescent(min_gradient_norm=0.05, verbosity=0)
     comparison = compare_solvers(small(), {"early": Guest(optimizer=early), "lbfgs": "lbfgs"})
-    assert comparison.outcomes("close", "early") == {"STOPPED": 2}
+    assert comparison.count("close", "early") == {"STOPPED": 2}
     assert comparison.ranking("close") == ["lbfgs", "early"]
     assert comparison.profile("close", "passes")["early"] == ([], [])
 
@@ -67,11 +67,11 @@ def test_a_solver_that_stops_early_is_told_from_one_that_arrives() -> None:
 def test_a_solver_that_does_not_take_the_problem_is_no_end() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Picky(Solver):
-        def make_optimizer(self, *_: Any) -> Any:
+        def run(self, watch: Any, start: Any) -> None:
             raise RecipeError("picky: no such problem")
 
     comparison = compare_solvers(small(), {"picky": Picky(), "lbfgs": "lbfgs"})
-    assert comparison.outcomes("close", "picky") == {"REFUSED": 2}
+    assert comparison.count("close", "picky") == {"REFUSED": 2}
     with pytest.raises(RecipeError, match="picky: no such problem"):
         compare_solvers(small(), {"picky": Picky()})
 
@@ -80,7 +80,7 @@ def test_manifolds_of_pymanopt_are_compared_too() -> None:
     sphere = pymanopt.manifolds.Sphere(3)
     points = [np.eye(3)[0], np.eye(3)[1], np.array([0.6, 0.0, 0.8])]
     comparison = compare_solvers({"sphere": Problem(sphere, points)}, ["steepest_descent", "lbfgs"], starts=2)
-    assert comparison.outcomes("sphere", "lbfgs") == {"reached": 2}
+    assert comparison.count("sphere", "lbfgs") == {"reached": 2}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_modules_of_adapters_are_judged_where_they_are_determined(
     modules = [module for problem in comparison.problems for module in problem.modules]
     assert sorted(modules) == ["layers.0.q", "layers.0.v", "layers.1.q"]
     assert all(problem.determined == ("yes",) * len(problem.modules) for problem in comparison.problems)
-    assert comparison.outcomes("polar, square", "fixed_point") == {"reached": 3}
+    assert comparison.count("polar, square", "fixed_point") == {"reached": 3}
     equal = compare_adapters(read_recipe([*map(str, folders)]), ["lbfgs"])
     assert equal.runs[0].cost != comparison.runs[0].cost
 

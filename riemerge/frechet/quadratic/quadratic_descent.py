@@ -12,8 +12,9 @@ from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
+from riemerge.frechet.solvers.guest_optimizer import ENDLESS, MAX_REJECTIONS, Stop
 from riemerge.frechet.solvers.lbfgs import LBFGSOptimizer
-from riemerge.frechet.solvers.monitor import ENDLESS, Stop, Watch
+from riemerge.frechet.solvers.watch import WINDOW
 from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host
@@ -92,13 +93,15 @@ def minimise(
 
 
 @final
-class _QuadraticWatch(Watch):
+class _QuadraticWatch:
     """Watches a problem of one module, whose cost and gradient are known to round-off of its data."""
 
     passes = 0
 
     def __init__(self, problem: LowRankQuadratic, tol: float, cost_tol: float, max_passes: int) -> None:
-        super().__init__(problem.manifold, cost_tol, max_passes)
+        self.manifold, self._cost_tol, self._max_passes = problem.manifold, cost_tol, max_passes
+        self._costs: list[Tensor] = []
+        self._rejections = 0
         self.point = torch.empty(0)
         self.status = Status.STOPPED
         self._problem, self._tol = problem, tol
@@ -107,7 +110,9 @@ class _QuadraticWatch(Watch):
         """Return F, +inf where it is not a number."""
         if not self._problem.remembers(point):
             self._count_pass()
-            self._count_trial()
+            self._rejections += 1
+            if self._rejections > MAX_REJECTIONS:
+                self.finish(Status.STALLED)
         return np.nan_to_num(self._problem.cost(point), nan=np.inf, neginf=np.inf)
 
     def riemannian_gradient(self, point: Tensor) -> Tensor:
@@ -140,9 +145,11 @@ class _QuadraticWatch(Watch):
         self._costs.append(cost)
         if host(known.slope) <= self._tol:
             self.finish(Status.CONVERGED)
-        if bool(self._find_flat(cost)):
+        late = self._cost_tol > 0 and len(self._costs) > WINDOW
+        if late and bool(self._costs[-1 - WINDOW] - cost <= self._cost_tol * cost.abs()):
             self.finish(Status.FLAT)
 
     def _count_pass(self) -> None:
-        self._spend()
+        if self.passes >= self._max_passes:
+            self.finish(Status.BUDGET)
         self.passes += 1

@@ -2,142 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias, final
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, final
 
-import numpy as np
-from pymanopt import optimizers
-from pymanopt.manifolds.manifold import Manifold
 from pymanopt.optimizers.optimizer import Optimizer
-from torch import Tensor
 
 from riemerge.errors import RecipeError
 from riemerge.frechet.formulation import Point
-from riemerge.frechet.search import Search
-from riemerge.frechet.solvers import fixed_point, lbfgs
-from riemerge.frechet.solvers.line_search import ModulewiseLineSearcher
-from riemerge.frechet.solvers.monitor import ENDLESS, Monitor
+from riemerge.frechet.solvers.conjugate_gradient import ConjugateGradient
+from riemerge.frechet.solvers.guest_optimizer import ENDLESS, Guest
+from riemerge.frechet.solvers.lbfgs import InverseHessian
+from riemerge.frechet.solvers.line_search import LineSearch
 from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.solvers.trust_regions import TrustRegions
+from riemerge.frechet.solvers.watch import Watch
 from riemerge.registry import Registry
-
-# Inner iterations of the trust-region subproblem; each costs two passes.
-_MAX_INNER = 30
-# Longest first step of methods that do not know the curvature along their direction.
-_LONGEST = 4.0
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LBFGS(Solver):
-    """Limited-memory BFGS with a step and a Hessian per module: see `lbfgs.LBFGSOptimizer`.
+    """Limited-memory BFGS with a step and a Hessian per module: see `lbfgs.InverseHessian`.
 
     Attributes:
         memory: How many pairs of steps and changes are kept.
+
+    Raises:
+        RecipeError: A memory below one.
     """
 
     memory: int = 20
     coarse: ClassVar[bool] = True
 
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return the optimizer, with steps per module."""
-        searcher = ModulewiseLineSearcher(search, monitor)
-        return lbfgs.LBFGSOptimizer(memory=self.memory, line_searcher=searcher, rescale=False, **ENDLESS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.memory) is not int or self.memory < 1:
+            raise RecipeError(f"memory is {self.memory}; expected a whole number >= 1")
 
-    def narrow(self, optimizer: Optimizer, search: Search, monitor: Monitor, modules: Tensor) -> Optimizer:
-        """Go on with what is known of the modules that are left."""
-        optimizer.narrow(modules, search.form.manifold)
-        return optimizer
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class ConjugateGradient(Solver):
-    """Pymanopt's conjugate gradients, preconditioned, with steps per module.
-
-    Attributes:
-        beta: Rule for the share of the last direction, one of Pymanopt's.
-    """
-
-    beta: Literal["FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang", "LiuStorey"] = (
-        "HestenesStiefel"
-    )
-
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return the optimizer, with steps per module."""
-        searcher = ModulewiseLineSearcher(search, monitor, longest=_LONGEST)
-        return optimizers.ConjugateGradient(beta_rule=self.beta, line_searcher=searcher, **ENDLESS)
+    def run(self, watch: Watch, start: Point) -> None:
+        """Move along minus H grad."""
+        x, search = start, LineSearch(watch)
+        if not watch.accept(x):
+            return
+        manifold, gradient = watch.form.manifold, watch.gradient(x)
+        inverse = InverseHessian(manifold, watch.precondition, x, gradient, memory=self.memory, rescale=False)
+        while True:
+            x, search, inverse = watch.narrow(x, search, inverse)
+            arrival, step, direction = search.step(x, -inverse.apply(x))
+            if not watch.accept(arrival):
+                return
+            inverse.advance(x, watch.form.scale(step, direction), arrival, watch.gradient(arrival))
+            x = arrival
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class SteepestDescent(Solver):
-    """Pymanopt's steepest descent with steps per module."""
+    """Descent along the preconditioned gradient, with steps per module."""
 
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return the optimizer, with steps per module."""
-        searcher = ModulewiseLineSearcher(search, monitor, longest=_LONGEST)
-        return optimizers.SteepestDescent(line_searcher=searcher, **ENDLESS)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TrustRegions(Solver):
-    """Pymanopt's trust regions, preconditioned, by finite differences, with steps per module."""
-
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return the optimizer."""
-        return optimizers.TrustRegions(**ENDLESS)
-
-    def options(self, search: Search, monitor: Monitor) -> dict[str, Any]:
-        """Return radii of the stack's size, and let the retraction shorten the step of each module."""
-        searcher = ModulewiseLineSearcher(search, monitor, freeze=False)
-        monitor.manifold = _Stepped(search.form.manifold, searcher)
-        # mininner=0: where one inner step solves the model exactly, a forced second one divides zero by zero.
-        radius = float(np.pi * np.sqrt(search.k))
-        return {"mininner": 0, "maxinner": _MAX_INNER, "Delta_bar": radius, "Delta0": radius / 8}
+    def run(self, watch: Watch, start: Point) -> None:
+        """Move along minus the preconditioned gradient."""
+        x, search = start, LineSearch(watch, flat=math.inf)
+        while watch.accept(x):
+            x, search = watch.narrow(x, search)
+            x, _, _ = search.step(x, -watch.precondition(x, watch.gradient(x)))
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class FixedPoint(Solver):
-    """GeoMerge's iteration: unit steps, no line search."""
+    """GeoMerge's iteration, unit steps along the negative gradient without a line search: on the square loss
+    x <- Exp_x(Σ wᵢ log_x yᵢ).
 
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return the optimizer."""
-        return fixed_point.FixedPointOptimizer(**ENDLESS)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Guest(Solver):
-    """A Pymanopt optimizer as it is, with its own line search and its own rules of stopping beside ours.
-
-    Attributes:
-        optimizer: The optimizer.
-
-    Raises:
-        RecipeError: An optimizer that asks for no gradient.
+    Converges near the mean of nearby data, and may cycle on data far apart. Source: GeoMerge (2026), eq. 9
+    with step one; Karcher 1977.
     """
 
-    optimizer: Optimizer = field(default_factory=optimizers.SteepestDescent)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.optimizer, optimizers.NelderMead | optimizers.ParticleSwarm):
-            raise RecipeError(
-                f"solver is {self.optimizer}, which asks for no gradient and starts from a population: use "
-                f"one of {', '.join(SOLVERS)}, or another of Pymanopt's optimizers"
-            )
-
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return the optimizer itself."""
-        return self.optimizer
-
-    def narrow(self, optimizer: Optimizer, search: Search, monitor: Monitor, modules: Tensor) -> Optimizer:
-        """Go on with what is known of the modules that are left, where the optimizer can."""
-        if isinstance(optimizer, lbfgs.LBFGSOptimizer):
-            optimizer.narrow(modules, search.form.manifold)
-        return optimizer
+    def run(self, watch: Watch, start: Point) -> None:
+        """Move by minus the whole gradient."""
+        x = start
+        while watch.accept(x):
+            (x,) = watch.narrow(x)
+            x = watch.move(x, -1.0, watch.precondition(x, watch.gradient(x)))
 
 
 SOLVERS: Registry[Solver] = Registry(
@@ -171,23 +118,3 @@ def as_solver(solver: SolverLike, **options: Any) -> Solver:
     if not isinstance(solver, Optimizer):
         raise RecipeError(f"solver is {solver!r}; known are {', '.join(SOLVERS)}, or a Pymanopt optimizer")
     return Guest(optimizer=solver, **options)
-
-
-@final
-class _Stepped:
-    """A manifold whose retraction shortens the step of each module until its cost decreases.
-
-    Trust regions accept or reject the step of a whole stack; in this way a module in which the model is poor
-    does not hold up the others.
-    """
-
-    def __init__(self, manifold: Manifold, searcher: ModulewiseLineSearcher) -> None:
-        self._manifold = manifold
-        self._searcher = searcher
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._manifold, name)
-
-    def retraction(self, point: Point, tangent_vector: Point) -> Point:
-        """Move along a tangent vector, in each module as far as its cost allows."""
-        return self._searcher.search(None, self._manifold, point, tangent_vector, 0.0, 0.0)[1]

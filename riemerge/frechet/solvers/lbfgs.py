@@ -1,11 +1,12 @@
-"""Limited-memory BFGS as a Pymanopt optimizer, with a step and a Hessian of its own for every module."""
+"""Limited-memory BFGS: the inverse Hessian, of every module by itself, and an optimizer for Pymanopt."""
 
 from __future__ import annotations
 
 import copy
 import time
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 import torch
@@ -40,25 +41,113 @@ class _Pair(NamedTuple):
 
 
 @final
-class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
-    """Limited-memory BFGS for any Pymanopt problem.
+class InverseHessian:
+    """The BFGS approximation H of an inverse Hessian, from the last few steps and changes of the gradient,
+    which are carried along by the manifold's transport.
 
-    Minimises with the direction -H grad, H the BFGS approximation of the inverse Hessian from the last few
-    steps, started from the problem's preconditioner. Steps and changes of the gradient are carried along by
-    the manifold's transport. On the torch manifolds of this package all inner products, and so H, are of
-    each module by itself: a stack of problems runs as if each ran alone.
+    On the torch manifolds of this package all inner products, and so H, are of each module by itself.
+
+    Args:
+        manifold: The manifold.
+        precondition: What H is without steps: a map of a point and a tangent vector.
+        point: The first point.
+        gradient: The gradient there.
+        memory: How many pairs of steps and changes are kept.
+        rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
+            Not for a preconditioner that is of the Hessian's size already.
+
+    Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
+    where ⟨s, y⟩ is not positive.
+    """
+
+    def __init__(
+        self,
+        manifold: Manifold,
+        precondition: Callable[[Any, Any], Any],
+        point: Any,
+        gradient: Any,
+        *,
+        memory: int,
+        rescale: bool,
+    ) -> None:
+        self._precondition = precondition
+        self._memory = memory
+        self._rescale = rescale
+        self._algebra = _algebra(manifold, point, memory)
+        self._gradient = self._algebra.pull(gradient)
+        self._pairs: list[_Pair] = []
+
+    def narrow(self, modules: Tensor, manifold: TorchManifold) -> Self:
+        """Go on with some of the modules of a stack, on the manifold that is theirs."""
+        self._pairs = [
+            _Pair(*(None if part is None else part[modules.to(part.device)] for part in pair))
+            for pair in self._pairs
+        ]
+        self._algebra.narrow(modules, manifold)
+        self._gradient = self._gradient[modules.to(self._gradient.device)]
+        return self
+
+    def forget(self) -> None:
+        """Forget all steps."""
+        self._pairs = []
+
+    def apply(self, point: Any) -> Any:
+        """Return H grad, a tangent vector at the current point, by the two-loop recursion."""
+        algebra, vector = self._algebra, self._gradient
+        shares = []
+        for pair in reversed(self._pairs):
+            share = pair.inverse * algebra.apply(point, pair.of_step, vector)
+            vector = algebra.add(vector, -share, pair.change)
+            shares.append(share)
+        # Carried vectors too: it changes the turns alone, and those are kept as they are.
+        vector = self._precondition(point, vector)
+        if self._pairs and self._rescale:
+            vector = algebra.scale(self._pairs[-1].size, vector)
+        for pair, share in zip(self._pairs, reversed(shares), strict=True):
+            back = pair.inverse * algebra.apply(point, pair.of_change, vector)
+            vector = algebra.add(vector, share - back, pair.step)
+        return algebra.manifold.to_tangent_space(point, algebra.push(vector))
+
+    def advance(self, point: Any, step: Any, arrival: Any, gradient: Any) -> None:
+        """Make another point the current one, and add the step to it, a tangent vector at the last, with the
+        change of the gradient.
+        """
+        algebra = self._algebra
+        kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
+        old = [part for pair in kept for part in (pair.step, pair.change)]
+        step, before, *old = algebra.advance(point, arrival, [algebra.pull(step), self._gradient, *old])
+        self._gradient = algebra.pull(gradient)
+        change = self._gradient - before
+        known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
+        known = algebra.renew(arrival, known, old)
+        of_step, of_change = algebra.functionals(arrival, [step, change])
+        curved = algebra.apply(arrival, of_change, step)
+        lengths = algebra.apply(arrival, of_change, change) * algebra.apply(arrival, of_step, step)
+        inverse = algebra.invert(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
+        size = None
+        if self._rescale:
+            conditioned = self._precondition(arrival, change)
+            shown = inverse * algebra.apply(arrival, of_change, conditioned)
+            size = algebra.invert(shown, inverse > 0, kept[-1].size if kept else 1.0)
+        self._pairs = [
+            _Pair(s, y, f, g, pair.inverse, pair.size)
+            for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
+        ]
+        self._pairs.append(_Pair(step, change, of_step, of_change, inverse, size))
+
+
+@final
+class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
+    """Limited-memory BFGS for any Pymanopt problem: moves along -H grad, H an `InverseHessian` that starts
+    from the problem's preconditioner.
 
     Args:
         memory: How many pairs of steps and changes are kept.
         line_searcher: Pymanopt's protocol; by default backtracking from a step of one, which Pymanopt's own
-            do not try. One that gives each module its own step says in `moved` along which vector it went,
-            and sees to it that each descends.
+            do not try.
         rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
             Not for a preconditioner that is of the Hessian's size already.
         kwargs: Options of Pymanopt's `Optimizer`.
-
-    Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
-    where ⟨s, y⟩ is not positive.
     """
 
     def __init__(
@@ -70,39 +159,20 @@ class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
         self._memory = memory
         self._rescale = rescale
         self._line_searcher = _Backtracking() if line_searcher is None else line_searcher
-        self._pairs: list[_Pair] = []
-        self._algebra: _Algebra | None = None
-        self._resumed = False
-
-    def narrow(self, modules: Tensor, manifold: TorchManifold) -> None:
-        """Go on with some of the modules of a stack, on the manifold that is theirs: the next `run` starts
-        with what is known of them.
-        """
-        self._pairs = [
-            _Pair(*(None if part is None else part[modules.to(part.device)] for part in pair))
-            for pair in self._pairs
-        ]
-        if self._algebra is not None:
-            self._algebra.narrow(modules, manifold)
-        self._resumed = True
 
     def run(self, problem: Problem, *, initial_point: Any = None, **kwargs: Any) -> OptimizerResult:
         """Iterate until one of the optimizer's own stopping rules holds."""
         manifold = guard(problem.manifold)
         searcher: Any = copy.deepcopy(self._line_searcher)
-        own = hasattr(searcher, "moved")
         point = manifold.random_point() if initial_point is None else initial_point
-        if self._algebra is None or not self._resumed:
-            self._pairs, self._algebra = [], _algebra(manifold, point, self._memory)
-        algebra, self._resumed = self._algebra, False
         began = time.time()
         self._initialize_log(optimizer_parameters={"memory": self._memory})
         cost, gradient = problem.cost(point), problem.riemannian_gradient(point)
-        pull, step_size, iteration = algebra.pull(gradient), np.inf, 0
+        options: dict[str, Any] = {"memory": self._memory, "rescale": self._rescale}
+        inverse = InverseHessian(manifold, problem.preconditioner, point, gradient, **options)
+        step_size, iteration = np.inf, 0
         while True:
-            # Norm over the whole stack. A per-module monitor does not need it.
-            needed = self._min_gradient_norm > 0 or self._log_verbosity > 0
-            norm = manifold.norm(point, gradient) if needed else np.inf
+            norm = manifold.norm(point, gradient)
             iteration += 1
             self._add_log_entry(iteration=iteration, point=point, cost=cost, gradient_norm=norm)
             reason = self._check_stopping_criterion(
@@ -110,21 +180,17 @@ class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
             )
             if reason:
                 break
-            direction = -self._apply_inverse(problem, algebra, point, pull)
-            slope = np.nan if own else manifold.inner_product(point, gradient, direction)
-            if not own and not slope < 0:
-                self._pairs = []
+            direction = -inverse.apply(point)
+            slope = manifold.inner_product(point, gradient, direction)
+            if not slope < 0:
+                inverse.forget()
                 direction, slope = -gradient, -manifold.inner_product(point, gradient, gradient)
             step_size, arrival = searcher.search(problem.cost, manifold, point, direction, cost, slope)
-            if own:
-                step = searcher.moved
-            else:
-                length = manifold.norm(point, direction)
-                step = step_size / length * direction if length > 0 else direction
-            cost, after = problem.cost(arrival), problem.riemannian_gradient(arrival)
-            pull = self._carry(problem, algebra, (point, step, pull), (arrival, after))
-            point, gradient = arrival, after
-        self._pairs, self._algebra = [], None
+            length = manifold.norm(point, direction)
+            step = step_size / length * direction if length > 0 else direction
+            cost, gradient = problem.cost(arrival), problem.riemannian_gradient(arrival)
+            inverse.advance(point, step, arrival, gradient)
+            point = arrival
         return self._return_result(
             start_time=began,
             point=point,
@@ -133,54 +199,8 @@ class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
             stopping_criterion=reason,
             cost_evaluations=iteration,
             step_size=step_size,
-            gradient_norm=manifold.norm(point, gradient),
+            gradient_norm=norm,
         )
-
-    def _apply_inverse(self, problem: Problem, algebra: _Algebra, point: Any, vector: Any) -> Any:
-        """Return H v, a tangent vector, of a kept vector by the two-loop recursion."""
-        shares = []
-        for pair in reversed(self._pairs):
-            share = pair.inverse * algebra.apply(point, pair.of_step, vector)
-            vector = algebra.add(vector, -share, pair.change)
-            shares.append(share)
-        # Carried vectors too: it changes the turns alone, and those are kept as they are.
-        vector = problem.preconditioner(point, vector)
-        if self._pairs and self._rescale:
-            vector = algebra.scale(self._pairs[-1].size, vector)
-        for pair, share in zip(self._pairs, reversed(shares), strict=True):
-            back = pair.inverse * algebra.apply(point, pair.of_change, vector)
-            vector = algebra.add(vector, share - back, pair.step)
-        return algebra.manifold.to_tangent_space(point, algebra.push(vector))
-
-    def _carry(
-        self, problem: Problem, algebra: _Algebra, before: tuple[Any, Any, Any], after: tuple[Any, Any]
-    ) -> Any:
-        """Carry the pairs to a new point and add the newest: (point, step, gradient as it is kept),
-        (arrival, gradient); return the last as it is kept.
-        """
-        (point, step, gradient), (arrival, new) = before, after
-        kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
-        old = [part for pair in kept for part in (pair.step, pair.change)]
-        step, gradient, *old = algebra.advance(point, arrival, [algebra.pull(step), gradient, *old])
-        new = algebra.pull(new)
-        change = new - gradient
-        known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
-        known = algebra.renew(arrival, known, old)
-        of_step, of_change = algebra.functionals(arrival, [step, change])
-        curved = algebra.apply(arrival, of_change, step)
-        lengths = algebra.apply(arrival, of_change, change) * algebra.apply(arrival, of_step, step)
-        inverse = algebra.invert(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
-        size = None
-        if self._rescale:
-            conditioned = problem.preconditioner(arrival, change)
-            shown = inverse * algebra.apply(arrival, of_change, conditioned)
-            size = algebra.invert(shown, inverse > 0, kept[-1].size if kept else 1.0)
-        self._pairs = [
-            _Pair(s, y, f, g, pair.inverse, pair.size)
-            for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
-        ]
-        self._pairs.append(_Pair(step, change, of_step, of_change, inverse, size))
-        return new
 
 
 class _Algebra(ABC):

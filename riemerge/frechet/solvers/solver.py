@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pymanopt.optimizers.optimizer import Optimizer
-from torch import Tensor
 
 from riemerge.errors import RecipeError
-from riemerge.frechet.solvers.monitor import Narrow
-from riemerge.frechet.status import Status
 
 if TYPE_CHECKING:
     from riemerge.frechet.formulation import Point
-    from riemerge.frechet.search import Search
-    from riemerge.frechet.solvers.monitor import Monitor
+    from riemerge.frechet.solvers.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
     """How a Fréchet mean is found, and when the search for it ends. Abstract; solvers are frozen values.
+
+    A solver of one's own is a frozen dataclass with a `run`; its fields are its options. The watch says what
+    it asks of the problem, and ends it: `accept` is False when every module is converged or the budget spent.
 
     Attributes:
         tol: Converged where ‖gradient‖ <= tol * max(1, √(2 F)).
@@ -33,6 +31,15 @@ class Solver(ABC):
 
     Raises:
         RecipeError: A tolerance or a budget that is none.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Descent(Solver):
+        ...     share: float = 0.5
+        ...
+        ...     def run(self, watch, x):
+        ...         while watch.accept(x):
+        ...             x = watch.move(x, -self.share, watch.gradient(x))
     """
 
     tol: float = 1e-8
@@ -55,36 +62,5 @@ class Solver(ABC):
             raise RecipeError(f"max_passes is {self.max_passes}; at least 1 is needed")
 
     @abstractmethod
-    def make_optimizer(self, search: Search, monitor: Monitor) -> Optimizer:
-        """Return a Pymanopt optimizer for a search, whose only rules of stopping are the monitor's."""
-
-    def options(self, search: Search, monitor: Monitor) -> dict[str, Any]:
-        """Return what the optimizer's `run` is told beside the problem and the start."""
-        return {}
-
-    def narrow(self, optimizer: Optimizer, search: Search, monitor: Monitor, modules: Tensor) -> Optimizer:
-        """Return the optimizer that goes on when only some modules of the batch are left."""
-        return self.make_optimizer(search, monitor)
-
-    def prepare(self, search: Search) -> None:
-        """Let passes be of single precision where the solver bears their noise."""
-        if self.coarse and search.form.coarse is not None:
-            search.form.coarse.fill_(True)
-
-    def run(self, search: Search, monitor: Monitor, start: Point) -> None:
-        """Run an unmodified optimizer until the monitor, or a rule of its own, ends it; anew on those modules
-        that are left whenever enough have left.
-        """
-        optimizer = self.make_optimizer(search, monitor)
-        while True:
-            monitor.manifold = search.form.manifold
-            options = self.options(search, monitor)
-            try:
-                # Pymanopt's conjugate gradients divide zero by zero after a step of zero, and restart.
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    result = optimizer.run(monitor, initial_point=start, **options)
-                monitor.accept(result.point, search.evaluate(result.point))
-                monitor.finish(Status.STOPPED)
-            except Narrow as narrow:
-                start = monitor.resume(narrow.modules)
-                optimizer = self.narrow(optimizer, search, monitor, narrow.modules)
+    def run(self, watch: Watch, start: Point) -> None:
+        """Move from a start until `watch.accept` of an iterate is False."""

@@ -1,14 +1,4 @@
-"""The two-parameter network of GeoMerge's section 4, and how a metric and a symmetry of one's own plug in.
-
-f(x) = t2 t1 x does not change under (t1, t2) -> (a t1, t2 / a). With the metric t2² a1 b1 + t1² a2 b2 the
-mean of networks on the quotient is the network whose predictor w = t1 t2 is the mean of theirs. Run: python
-examples/toy.py
-
-The paper's eq. 15 gives geodesics in closed form, for any initial velocity (n1, n2). It holds for horizontal
-ones only, n1/t1 = n2/t2: those of geodesics between aligned networks, which are all that the quotient needs.
-For any other velocity its curve is no geodesic, and misses the true one, which `TwoLayers.geodesic` follows:
-a straight line of the plane below. `main` prints by how much.
-"""
+"""The plug-in of examples/my_lab with every verb stated: an oracle of those that are derived."""
 
 from __future__ import annotations
 
@@ -17,8 +7,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from riemerge import Problem, frechet_mean
-from riemerge.manifolds import GeodesicManifold, GroupAction, Logarithm, QuotientManifold, Reduction
+from riemerge.manifolds import GeodesicManifold, GroupAction, Logarithm, Reduction
 
 
 @final
@@ -156,35 +145,5 @@ class Scaling(GroupAction):
         return sign * self.random_algebra(leading, generator).exp()
 
 
-def equation_15(point: Tensor, tangent_vector: Tensor, time: float = 1.0) -> Tensor:
-    """Return the curve of GeoMerge's eq. 15: a geodesic where the tangent vector is horizontal alone."""
-    return point * (1 + 2 * time * tangent_vector / point).sqrt()
-
-
 def _radius(point: Tensor) -> Tensor:
     return point.prod(dim=-2).squeeze(-1).abs().double() / 2**0.5
-
-
-def network(t1: float, t2: float) -> Tensor:
-    """Return one network as a point (1, 2, 1)."""
-    return torch.tensor([[[t1], [t2]]], dtype=torch.float64)
-
-
-def main() -> None:
-    """Merge three networks, and two gauges of one network, on the quotient and entry by entry."""
-    networks = QuotientManifold(TwoLayers(), Scaling())
-    for title, points in (
-        ("three networks, w = 2, 3, 7", [network(1, 2), network(-6, -0.5), network(0.1, 70)]),
-        ("two gauges of one network, w = 2", [network(1, 2), network(-1, -2)]),
-    ):
-        merged = frechet_mean(Problem(networks, points)).point.prod().item()
-        averaged = torch.stack(points).mean(dim=0).prod().item()
-        print(f"{title}: merged w = {merged:.6f}, average of the parameters w = {averaged:.6f}")
-    start, networks = network(1, 2), TwoLayers()
-    for title, velocity in (("horizontal", network(0.1, 0.2)), ("not horizontal", network(0.2, 0.1))):
-        printed, true = equation_15(start, velocity), networks.exp(start, velocity)
-        print(f"eq. 15, start {title}: misses the geodesic by {networks.dist(true, printed):.1e}")
-
-
-if __name__ == "__main__":
-    main()

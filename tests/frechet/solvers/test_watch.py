@@ -1,4 +1,4 @@
-"""What the monitor counts, freezes and ends."""
+"""What the watch counts, freezes and ends."""
 
 from __future__ import annotations
 
