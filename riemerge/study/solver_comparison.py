@@ -30,7 +30,7 @@ from riemerge.frechet.starts import draw_start
 from riemerge.linalg import single_threaded
 from riemerge.merging.inputs import folders_of
 from riemerge.merging.verbs import merge
-from riemerge.methods.reduction import in_order
+from riemerge.methods.threads import in_order
 from riemerge.problems import pose, read_spans
 from riemerge.progress import Listener, Progress
 from riemerge.recipes.recipe import Recipe
