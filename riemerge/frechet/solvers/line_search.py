@@ -87,6 +87,7 @@ class LineSearch:
         else:
             step = torch.where(pending, torch.zeros_like(step), step)
             watch.stall(pending & failed)
+            watch.wait(pending)
             point = form.move(x, step, d)
         self._failed = pending
         if self._flat is not None:

@@ -76,6 +76,7 @@ class TrustRegions(Solver):
                 watch.stall((radius <= _LEAST * first).cpu() & ~taken)
                 if not bool(watch.active.any()):
                     return
+            watch.wait(~taken)
 
     def _step(self, watch: Watch, x: Point, radius: Tensor) -> tuple[Point, Tensor, Tensor]:
         """Return the next point, radii, and the modules that have moved."""
