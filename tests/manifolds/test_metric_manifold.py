@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from riemerge import Problem, frechet_mean
 from riemerge.errors import RecipeError
 from riemerge.manifolds import (
     Euclidean,
@@ -116,6 +117,15 @@ def test_what_a_metric_states_is_its_own() -> None:
     manifold = MetricManifold(base, WithLogarithm(base)).with_modules(1)
     x, y = (base.random_point()[:1] for _ in range(2))
     assert float(manifold.dist(x, y)) == pytest.approx(float(base.with_modules(1).dist(x, y)))
+
+
+def test_a_metric_alone_has_a_mean_by_a_distance_that_needs_no_logarithm() -> None:
+    base = Euclidean(3, 2, k=2, seed=1)
+    points = [base.random_point() for _ in range(3)]
+    manifold = MetricManifold(base, Alone(base, factor=4))
+    solution = frechet_mean(Problem(manifold, points, distance="first_order"))
+    assert solution.ok
+    torch.testing.assert_close(solution.point, torch.stack(points).mean(dim=0), rtol=0, atol=1e-7)
 
 
 def test_what_is_no_metric_is_refused() -> None:
