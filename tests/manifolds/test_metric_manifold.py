@@ -86,6 +86,13 @@ def test_a_metric_of_any_size_is_inverted(u: float, s: float) -> None:
     )
 
 
+def test_a_linear_solve_of_any_size_is_not_derived() -> None:
+    base = Euclidean(70, 30)
+    x = base.random_point()
+    with pytest.raises(MissingVerbError, match=r"70 x 30 unknowns is too large \(at most 2048\): state"):
+        MetricManifold(base, Alone(base)).euclidean_to_riemannian_gradient(x, x)
+
+
 def test_a_metric_takes_nothing_from_the_base_that_depends_on_it() -> None:
     base = Sphere(3, 1, seed=1)
     manifold = MetricManifold(base, Alone(base, factor=4))
