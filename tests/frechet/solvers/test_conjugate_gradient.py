@@ -15,27 +15,25 @@ from riemerge.frechet.solvers import conjugate_gradient
 from riemerge.frechet.solvers.guest_optimizer import ENDLESS
 from riemerge.manifolds import Euclidean
 from riemerge.problems import family
-from riemerge.solvers import SOLVERS, ConjugateGradient, Guest, Solver
+from riemerge.solvers import SOLVERS, ConjugateGradient, Guest
 from tests.helpers import seeded
 
 RULES = ["FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang", "LiuStorey"]
 
 
-def passes_to(problem: Problem, solver: Solver, bound: float) -> int:
-    """Passes to a gradient of every module below a bound."""
-    found = frechet_mean(problem, solver)
-    return next((x.passes for x in found.trace if (x.gradient_norm <= bound).all()), found.passes + 1)
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_no_rule_is_behind_pymanopt_s(rule: str) -> None:
-    """On modules that converge at different speeds; at tight tolerances, where the named one was behind."""
-    for name, seed in (("lora_like", 1), ("shared_subspace", 2)):
-        problem = family(name, 4, 30, 26, 3, modules=2, seed=seed)
-        ours = passes_to(problem, ConjugateGradient(beta=rule, tol=1e-10, max_passes=150), 1e-8)
-        stock = Guest(optimizer=Stock(beta_rule=rule, **ENDLESS), tol=1e-10, max_passes=150)
-        assert ours <= passes_to(problem, stock, 1e-8)
-        assert ours <= 150
+    """At a tight tolerance, where with one β and one step for all modules the named one was behind."""
+    problem = family("lora_like", 3, 16, 14, 2, modules=2, seed=2)
+    ours, stock = (
+        frechet_mean(problem, solver)
+        for solver in (
+            ConjugateGradient(beta=rule, max_passes=150),
+            Guest(optimizer=Stock(beta_rule=rule, **ENDLESS), max_passes=150),
+        )
+    )
+    assert ours.ok
+    assert ours.passes < stock.passes
 
 
 def ellipsoids(k: int = 2) -> Problem:
