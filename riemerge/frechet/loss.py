@@ -34,11 +34,13 @@ class Loss(ABC):
             the start.
         relative: Whether ρ is a function of d / s: s is the weighted median, in each module, of the distances
             of the points to their geometric median, and F = s² Σ wᵢ ρ(dᵢ / s).
+        degree: p, where F of c times the distances is cᵖ F; None where it is no such function.
     """
 
     smooth: ClassVar[bool] = True
     convex: ClassVar[bool] = True
     relative: bool = False
+    degree: ClassVar[int | None] = None
 
     @abstractmethod
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
@@ -71,6 +73,8 @@ class Loss(ABC):
 class Square(Loss):
     """ρ(d) = d²/2: the Fréchet mean itself (Fréchet 1948; Karcher 1977)."""
 
+    degree = 2
+
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
         """Return Σ wᵢ dᵢ²/2."""
         return (weights * squared).sum(dim=0) / 2
@@ -94,6 +98,7 @@ class Absolute(Loss):
     """
 
     smooth = False
+    degree = 1
 
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
         """Return Σ wᵢ dᵢ."""
@@ -157,6 +162,7 @@ class Trimmed(Loss):
 
     share: float = 0.25
     convex = False
+    degree = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:

@@ -48,7 +48,7 @@ def test_equal_problems_give_equal_numbers_on_any_number_of_threads() -> None:
 
 
 def test_all_solvers_have_the_same_tolerance_and_begin_at_the_same_starts() -> None:
-    solvers = {"loose": LBFGS(tol=1e-1, cost_tol=0.5, max_passes=1), "tight": LBFGS(tol=1e-12)}
+    solvers = {"loose": LBFGS(tol=1e-1, cost_tol=0.5, max_passes=1), "tighter": LBFGS(tol=1e-12)}
     comparison = compare_solvers(small(), solvers, starts=2)
     loose, tight = ([run for run in comparison.runs if run.solver == name] for name in solvers)
     for first, second in zip(loose, tight, strict=True):

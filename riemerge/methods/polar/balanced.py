@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import final
+
 import torch
 from torch import Tensor
 
 from riemerge.linalg import numerical_rank, thin_svd
+from riemerge.methods.geometries.geometry import Geometry
 from riemerge.methods.polar.positive import procrustes_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, leading, mean_rank
@@ -60,3 +64,13 @@ def balanced(x: Tensor, setting: Setting) -> Answer:
     )
     left, right = mean.value.split(list(x.shape[1:]))
     return mean._replace(value=left @ right.mT)
+
+
+@final
+@dataclass(frozen=True)
+class BuresWasserstein(Geometry):
+    """Balanced factors up to a common rotation."""
+
+    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
+        """Return the mean under the square loss."""
+        return balanced(x, setting)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
 from riemerge.linalg import numerical_rank, thin_svd, weighted_mean
+from riemerge.methods.geometries.geometry import Geometry
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, narrow_each
@@ -76,3 +79,15 @@ def _share(frames: Tensor, ranks: Sequence[int], weights: Tensor, width: int) ->
     kept = share > FLOOR
     directions: Tensor = together.left[:, kept] * share[kept]
     return directions
+
+
+@final
+@dataclass(frozen=True)
+class Spd(Geometry):
+    """Positive parts of what all updates share."""
+
+    core: str = "bures_wasserstein"
+
+    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
+        """Return the mean under the square loss."""
+        return shared_private(x, setting)

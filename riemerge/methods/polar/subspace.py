@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
 from riemerge.linalg import numerical_rank, polar, thin_svd, weighted_mean
+from riemerge.methods.geometries.geometry import Geometry
 from riemerge.methods.polar.positive import polar_mean
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, leading, mean_rank, narrow_each
@@ -107,3 +110,16 @@ def grassmann(frames: Tensor, weights: Tensor, start: Tensor) -> Answer:
         turned = (point @ step.right) * step.values.cos() + step.left * step.values.sin()
         point = polar(turned @ step.right.mT)
     return Answer(point, Status.BUDGET, passes=_PASSES)
+
+
+@final
+@dataclass(frozen=True)
+class Grassmann(Geometry):
+    """Column and row spaces, and cores in their means."""
+
+    frames: str = "chordal"
+    core: str = "average"
+
+    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
+        """Return the mean under the square loss."""
+        return subspace(x, setting)
