@@ -14,7 +14,6 @@ import pytest
 
 from riemerge import Problem, frechet_mean, problems
 from riemerge.errors import OutputError, RecipeError
-from riemerge.recipes.recipe import read_recipe
 from riemerge.records.comparison_record import Comparison
 from riemerge.solvers import LBFGS, Guest, Solver
 from riemerge.study import solver_comparison
@@ -168,20 +167,20 @@ def test_modules_of_adapters_are_judged_where_they_are_determined(
     tmp_path: Path,
 ) -> None:
     folders = write_family(tmp_path, family("close", 3))
-    comparison = compare_adapters(read_recipe([f"{folders[0]}:2", *map(str, folders[1:])]), SOLVERS)
+    comparison = compare_adapters([f"{folders[0]}:2", *map(str, folders[1:])], SOLVERS)
     assert comparison.cases == ("polar, square",)
     modules = [module for problem in comparison.problems for module in problem.modules]
     assert sorted(modules) == ["layers.0.q", "layers.0.v", "layers.1.q"]
     assert all(problem.determined == ("yes",) * len(problem.modules) for problem in comparison.problems)
     assert comparison.count("polar, square", "fixed_point") == {"reached": 3}
-    equal = compare_adapters(read_recipe([*map(str, folders)]), ["lbfgs"])
+    equal = compare_adapters([*map(str, folders)], ["lbfgs"])
     assert equal.runs[0].cost != comparison.runs[0].cost
 
 
 def test_the_folder_of_a_comparison_is_no_adapter(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
     with pytest.raises(OutputError, match="is, contains or lies inside"):
-        compare_adapters(read_recipe([*map(str, folders)]), ["lbfgs"], folder=folders[0] / "out")
+        compare_adapters([*map(str, folders)], ["lbfgs"], folder=folders[0] / "out")
 
 
 def test_without_matplotlib_tables_are_written_all_the_same(
