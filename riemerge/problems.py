@@ -115,9 +115,8 @@ def real(folders: Sequence[str | Path], modules: Sequence[str] | None = None, **
     posed = pose(recipe, modules)
     if len(posed) != 1:
         each = "; ".join(list_names(names) for names, _ in posed)
-        raise RecipeError(
-            f"{len(posed)} problems: expected one; name modules of one size, whose mean is no closed form: {each}"
-        )
+        which = "name modules of one size, whose mean is no closed form"
+        raise RecipeError(f"{len(posed)} problems: expected one; {which}: {each}")
     return posed[0][1]
 
 

@@ -108,8 +108,8 @@ def test_real_adapters_have_the_mean_that_they_have_at_their_own_width(tmp_path:
     wide = Problem(QuotientManifold(total, Orthogonal(3)), points, reduce=False)
     # Both are solved to a gradient of 1e-8: distances differ by its square over the curvature. A merge has its
     # models in an order of its own.
-    distances = (np.sort(frechet_mean(problem).distances, axis=0) for problem in (small, wide))
-    np.testing.assert_allclose(*distances, rtol=1e-9)
+    found, expected = (np.sort(frechet_mean(problem).distances, axis=0) for problem in (small, wide))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_every_update_is_truncated_to_the_least_numerical_rank_of_its_module(tmp_path: Path) -> None:

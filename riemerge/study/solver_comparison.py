@@ -156,6 +156,7 @@ def compare_adapters(
     """
     problems: dict[str, Problem] = {}
     described: list[ComparedProblem] = []
+    notes: list[str] = []
     determined: Mapping[str, str | None] = {}
     folder, progress = options.get("folder"), options.get("progress")
     for geometry, loss in itertools.product(geometries, losses):
@@ -163,6 +164,8 @@ def compare_adapters(
         if folder is not None:
             OutputError.refuse(overlaps(folder, folders_of(recipe)))
         posed = pose(recipe)
+        if not posed:
+            notes.append(f"{geometry}, {loss}: the mean of every module is a closed form: nothing to solve.")
         if geometry == "polar" and not determined:
             determined = _ask_determined(sources, [problem for _, problem in posed], folder, progress)
         for place, (modules, problem) in enumerate(posed, 1):
@@ -171,7 +174,10 @@ def compare_adapters(
             problems[name] = problem
             answers = tuple(map(determined.get, modules))
             described.append(ComparedProblem(name=name, case=case, modules=modules, determined=answers))
-    return compare_solvers(problems, solvers, described=described, **options)
+    if not problems:
+        raise RecipeError(notes)
+    made = compare_solvers(problems, solvers, described=described, **options)
+    return made.model_copy(update={"notes": tuple(notes)})
 
 
 def _ask_determined(
@@ -263,7 +269,7 @@ def _solve(name: str, text: str, start: int, problem: Problem, solver: Solver, s
             **{name: getattr(solution, name).tolist() for name in ("cost", "gradient_norm", "horizontality")},
             "spent": {name: getattr(solution, name) for name in MEASURES},
             "needed": {name: [getattr(step, name) for step in within] for name in MEASURES},
-            "counts": getattr(solution, "counts", {}),
+            "counts": dict(solution.counts),
             "trace": {name: [getattr(step, name) for step in solution.trace] for name in MEASURES},
             "trace_gradient": [[float(f"{x:.3g}") for x in step.gradient_norm] for step in solution.trace],
         }

@@ -177,6 +177,18 @@ def test_modules_of_adapters_are_judged_where_they_are_determined(
     assert equal.runs[0].cost != comparison.runs[0].cost
 
 
+def test_geometries_and_losses_are_crossed_and_a_closed_form_is_noted(tmp_path: Path) -> None:
+    folders = [*map(str, write_family(tmp_path, family("close", 3)))]
+    comparison = compare_adapters(folders, ["lbfgs"], ["sphere", "flat"], ["square", "absolute"])
+    assert comparison.cases == ("sphere, square", "sphere, absolute", "flat, absolute")
+    assert {row.outcome for row in comparison.outcomes} == {"reached"}
+    assert {row.determined for row in comparison.outcomes} == {None}
+    assert [note.partition(":")[0] for note in comparison.notes] == ["flat, square"]
+    assert all(run.counts["logarithms"] > 0 for run in comparison.runs)
+    with pytest.raises(RecipeError, match="flat, square: the mean of every module is a closed form"):
+        compare_adapters(folders, ["lbfgs"], ["flat"])
+
+
 def test_the_folder_of_a_comparison_is_no_adapter(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
     with pytest.raises(OutputError, match="is, contains or lies inside"):
