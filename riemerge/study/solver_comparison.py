@@ -45,7 +45,8 @@ BETA_RULES = ("FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang",
 """Rules of Pymanopt's conjugate gradients for the share of the last direction."""
 
 CONJUGATE = tuple(f"conjugate_gradient:beta={rule}" for rule in BETA_RULES)
-DEFAULT_SOLVERS = ("lbfgs", *CONJUGATE, "steepest_descent", "trust_regions", "fixed_point")
+_HESSIANS = tuple(f"trust_regions:hessian={name}" for name in ("finite_difference", "gauss_newton", "identity"))
+DEFAULT_SOLVERS = ("lbfgs", *CONJUGATE, "steepest_descent", *_HESSIANS, "fixed_point")
 """Solvers that are compared if none are named."""
 
 RUNS = "runs"
@@ -289,8 +290,7 @@ def _runs_folder(folder: str | Path | None) -> Iterator[None]:
     if not (root / RUNS).is_dir():
         check_output(root, [])
     with study_folder(root, [RUNS], lambda _: "keeps the finished runs", "them"):
-        with writing(root):
-            (root / RUNS).mkdir(exist_ok=True)
+        (root / RUNS).mkdir(exist_ok=True)
         yield
 
 
