@@ -3,4 +3,4 @@
 METHODS = {"sized": "my_lab.method:sized"}
 GEOMETRIES = {"sized": "my_lab.geometry:Sized"}
 LOSSES = {"cauchy": "my_lab.loss:cauchy"}
-SOLVERS = {"barzilai_borwein": "my_lab.solver:barzilai_borwein"}
+SOLVERS = {"barzilai_borwein": "my_lab.solver:BarzilaiBorwein"}
