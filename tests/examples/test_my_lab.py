@@ -54,8 +54,8 @@ def test_lines_are_counted_without_imports_comments_and_docstrings() -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the package as pip installs it, without a network."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the package into a folder by pip, without a network."""
     folder = tmp_path_factory.mktemp("installed")
     source = folder / "source"
     source.mkdir()
@@ -88,14 +88,14 @@ def riemerge(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_all_five_merge_from_a_shell(installed: Path, adapters: list[str], tmp_path: Path) -> None:
-    """A row by --plugin, where nothing is installed, and its columns by their entry points: the same bits."""
+def test_all_five_merge_from_a_shell(site: Path, adapters: list[str], tmp_path: Path) -> None:
+    """Merge by a row of --plugin, where nothing is installed, and by its columns' entry points: the same."""
     columns = ["--geometry", "sized", "--loss", "cauchy", "--solver", "barzilai_borwein"]
     row = ["--method", "sized", "--plugin", "my_lab"]
     merged = []
-    for site, asked in ((LAB, row), (installed, columns)):
-        folder = tmp_path / site.name
-        ran = riemerge(site, "merge", *adapters, "-o", str(folder), "--rank", "sum", "--quiet", *asked)
+    for place, asked in ((LAB, row), (site, columns)):
+        folder = tmp_path / place.name
+        ran = riemerge(place, "merge", *adapters, "-o", str(folder), "--rank", "sum", "--quiet", *asked)
         assert ran.returncode == 0, ran.stderr
         merged.append(read_adapter(folder))
     inputs = [read_adapter(folder) for folder in adapters]
@@ -110,9 +110,9 @@ def test_all_five_merge_from_a_shell(installed: Path, adapters: list[str], tmp_p
         assert float((apart / (1 + apart.square() / 2)).sum().abs()) < 1e-6
 
 
-def test_all_five_are_compared_from_a_shell(installed: Path, adapters: list[str], tmp_path: Path) -> None:
+def test_all_five_are_compared_from_a_shell(site: Path, adapters: list[str], tmp_path: Path) -> None:
     ran = riemerge(
-        installed,
+        site,
         *("compare", *adapters, "-o", str(tmp_path / "study"), "--solvers", "lbfgs,barzilai_borwein"),
         *("--losses", "square,cauchy"),
     )
@@ -128,7 +128,7 @@ def test_without_the_plugin_its_names_are_unknown() -> None:
 
 
 def test_both_ways_offer_the_same() -> None:
-    """What --plugin adds is what the entry points name."""
+    """Compare what --plugin adds with what the entry points name."""
     import tomllib
 
     groups = tomllib.loads((LAB / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
