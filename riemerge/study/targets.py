@@ -72,10 +72,8 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
         except Exception as fault:
             raise NumericalError(f"{target}: it cannot be checked: {fault!r}") from fault
     if not found:
-        raise RecipeError(
-            f"{target}: no law of it is known: expected a manifold, metric, symmetry, geometry, loss, solver or "
-            "method"
-        )
+        expected = "a manifold, metric, symmetry, geometry, loss, solver or method"
+        raise RecipeError(f"{target}: no law of it is known: expected {expected}")
     return {kind: judge(kind, defects) for kind, defects in found.items()}
 
 
