@@ -98,10 +98,12 @@ def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
 
 def _rank(method: Method, largest: int, options: Options) -> int | None:
     """Return the rank of the result, of inputs whose largest is given; None for all of it."""
-    if isinstance(options.rank, str) or (options.dense and not method.constrained):
+    if isinstance(options.rank, str):
         return None
     if method.truncates_inputs:
         return options.rank
+    if options.dense and not method.constrained:
+        return None
     return options.rank or largest
 
 
