@@ -55,6 +55,8 @@ class Own(Batched, PlainFormulation):
         if isinstance(manifold, QuotientManifold):
             self._refuse_gauges(manifold)
 
+    by_logarithms = False
+
     @property
     def candidates(self) -> list[Tensor]:
         """The points that a solve may begin at."""

@@ -23,7 +23,7 @@ from riemerge.errors import NumericalError, OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.files.text import show
 from riemerge.frechet import Problem, frechet_mean
-from riemerge.frechet.loss import LOSSES
+from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
 from riemerge.frechet.solvers.solver import Solver
 from riemerge.frechet.starts import draw_start
@@ -170,7 +170,7 @@ def compare_adapters(
         case = f"polar, {loss}"
         name = f"{case}, {'×'.join(map(str, size))}"
         stack = [[(update.B, update.A) for update in span] for span in spans.values()]
-        problems[name] = pose(stack, weights=weights, loss=LOSSES.make(loss))
+        problems[name] = pose(stack, weights=weights, loss=as_loss(loss))
         answers = tuple(determined[module] for module in spans)
         described.append(ComparedProblem(name=name, case=case, modules=tuple(spans), determined=answers))
     return compare_solvers(problems, solvers, described=described, **options)

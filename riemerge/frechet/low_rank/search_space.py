@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
+from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.logarithms import Pass
 from riemerge.manifolds.base import TorchManifold, change_options
 from riemerge.manifolds.low_rank.curvature import group_curvature
@@ -37,9 +38,7 @@ class JointManifold(TorchManifold):
     """
 
     def __init__(self, quotient: QuotientManifold, points: Tensor, weights: Tensor) -> None:
-        total, action = quotient.total, quotient.action
-        if not (isinstance(total, FixedRank) and isinstance(action, Orthogonal)):
-            raise TypeError(f"JointManifold is made of FixedRank by Orthogonal, not of {quotient}")
+        total, action = cast(FixedRank, quotient.total), cast(Orthogonal, quotient.action)
         count = points.shape[0]
         dimension = quotient.dim // quotient.k + count * action.dimension
         options = change_options(quotient.options, dtype=points.dtype, device=points.device)
@@ -68,6 +67,14 @@ class JointManifold(TorchManifold):
     def join(self, x: Tensor, alignments: Tensor) -> Tensor:
         """Return the point or tangent vector with these parts."""
         return torch.cat((x, alignments.movedim(0, -3).flatten(-3, -2).to(x.dtype)), dim=-2)
+
+    def carrier(self, point: Tensor, memory: int) -> Carrier | None:
+        """Return what carries vectors along a path from a point, where that costs less than to transport as
+        many at every step: carrying costs by the square of the rows, transport by their product with it.
+        """
+        if self.total.canonical and max(self.total.m, self.total.n) <= memory * self.total.r:
+            return Carrier(self, point, torch.float32)
+        return None
 
     def gradient(self, x: Tensor, logs: Tensor, pull: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of Σ wᵢ ρ(d(x, yᵢ Oᵢ)) from the logs (T, K, ...) at x and their weights in it,
