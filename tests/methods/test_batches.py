@@ -58,9 +58,7 @@ def test_threads_change_no_bit_and_kinds_do_not_meet() -> None:
     given = [*one[:5], *other, *one[5:]]
     together, on_two = solved(given), solved(given, replace(OPTIONS, threads=2))
     first, second = solved(one), solved(other)
-    for mean, same, alone in zip(
-        together, on_two, [*first[:5], *second, *first[5:]], strict=True
-    ):
+    for mean, same, alone in zip(together, on_two, [*first[:5], *second, *first[5:]], strict=True):
         assert torch.equal(mean.value, same.value)
         assert torch.equal(mean.value, alone.value)
 
