@@ -92,7 +92,7 @@ def test_what_has_a_name_is_found() -> None:
     assert failures("average") == {"method": set()}
     assert failures("square") == {"loss": set()}
     assert failures("lbfgs:memory=3") == {"solver": set()}
-    on = failures("riemerge.manifolds:Orthogonal", "fixed_rank:6,5,2")
+    on = failures("riemerge.manifolds:Orthogonal", "fixed_rank:4,3,2")
     assert on == {"manifold": set(), "metric": set(), "symmetry": set()}
     assert failures("pymanopt.optimizers:SteepestDescent") == {"solver": set()}
 
