@@ -38,7 +38,6 @@ def test_the_dependencies_are_what_the_package_imports() -> None:
     assert used - OPTIONAL | UNSEEN == declared(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
     assert declared([*extras["plot"], *extras["peft"]]) == OPTIONAL
-    assert "scipy" in declared(extras["test"])
 
 
 def test_an_import_that_is_not_declared_is_caught(tmp_path: Path) -> None:

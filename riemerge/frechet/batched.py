@@ -132,6 +132,7 @@ class Nested(Geodesic, PlainFormulation):
         self.points = points
         self.objective = objective
         self.autograd = autograd
+        self.aligns = isinstance(manifold, QuotientManifold)
 
     def evaluate(self, point: Tensor, *, tight: bool = False) -> Evaluation:
         """Compute one logarithm for each data point and module."""

@@ -94,6 +94,10 @@ class Formulation(ABC):
     manifold: Manifold
     objective: Objective
     k: int
+    by_logarithms: bool = True
+    """Whether a pass takes a logarithm for each datum and module."""
+    aligns: bool = False
+    """Whether a pass aligns each datum to the point."""
     coarse: Tensor | None = None
     """Modules that may be evaluated in single precision, boolean (K,) on the host: set by the solver, which
     knows what noise it tolerates. None where there are no such passes."""

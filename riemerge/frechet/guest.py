@@ -57,6 +57,7 @@ class Stock(PlainFormulation):
         self._pull = _list(objective.weights)
         self.problem: pymanopt.Problem | None = None
         self.distance = distance
+        self.by_logarithms = distance is None
         named = [(f"point {i}", y) for i, y in zip(indices, points, strict=True)]
         if initial_point is not None:
             named.append(("initial_point", initial_point))

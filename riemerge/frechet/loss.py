@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias, final
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -34,11 +35,13 @@ class Loss(ABC):
             the start.
         relative: Whether ρ is a function of d / s: s is the weighted median, in each module, of the distances
             of the points to their geometric median, and F = s² Σ wᵢ ρ(dᵢ / s).
+        degree: p, where F of c times the distances is cᵖ F; None where it is no such function.
     """
 
     smooth: ClassVar[bool] = True
     convex: ClassVar[bool] = True
     relative: bool = False
+    degree: ClassVar[int | None] = None
 
     @abstractmethod
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
@@ -71,6 +74,8 @@ class Loss(ABC):
 class Square(Loss):
     """ρ(d) = d²/2: the Fréchet mean itself (Fréchet 1948; Karcher 1977)."""
 
+    degree = 2
+
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
         """Return Σ wᵢ dᵢ²/2."""
         return (weights * squared).sum(dim=0) / 2
@@ -94,6 +99,7 @@ class Absolute(Loss):
     """
 
     smooth = False
+    degree = 1
 
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
         """Return Σ wᵢ dᵢ."""
@@ -157,6 +163,7 @@ class Trimmed(Loss):
 
     share: float = 0.25
     convex = False
+    degree = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -306,8 +313,14 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 
 LossLike: TypeAlias = Loss | str | Callable[[Tensor], Tensor]
 
-LOSSES: Registry[LossLike] = Registry(
-    "loss", {"square": Square, "absolute": Absolute, "huber": Huber, "trimmed": Trimmed}
+
+def _adapt(entry: Any) -> Callable[..., Loss]:
+    """Return what builds a plug-in's loss: its class, or a builder of the function of distances it gives."""
+    return entry if isinstance(entry, type) else partial(FunctionLoss, entry)
+
+
+LOSSES: Registry[Loss] = Registry(
+    "loss", {"square": Square, "absolute": Absolute, "huber": Huber, "trimmed": Trimmed}, _adapt
 )
 """The losses by name, the default first."""
 
@@ -315,7 +328,7 @@ LOSSES: Registry[LossLike] = Registry(
 def as_loss(loss: LossLike) -> Loss:
     """Return a loss given as itself, by name, or as a function of distances (see `FunctionLoss`)."""
     if isinstance(loss, str):
-        return as_loss(LOSSES.make(loss))
+        return LOSSES.make(loss)
     if isinstance(loss, Loss):
         return loss
     return FunctionLoss(loss)

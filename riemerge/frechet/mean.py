@@ -67,7 +67,7 @@ def frechet_mean(
 
 def _solution(search: Search, watch: Watch, count: int) -> Solution:
     evaluation, errors = search.certify(watch.point)
-    defined, counts = torch.isfinite(evaluation.cost), search.counts.to(evaluation.cost.device)
+    defined, counts = torch.isfinite(evaluation.cost), search.counted.to(evaluation.cost.device)
     distances = np.full((count, evaluation.cost.numel()), np.nan)
     lengths = torch.where(counts & defined, evaluation.squared.clamp_min(0).sqrt(), torch.nan)
     distances[list(search.support)] = host_array(lengths)
@@ -86,6 +86,8 @@ def _solution(search: Search, watch: Watch, count: int) -> Solution:
         forward_error=host_array(torch.where(counts, errors, 0.0).amax(dim=0)),
         distances=distances,
         passes=search.passes,
+        counts=dict(search.counts),
+        caveat=search.form.objective.loss.caveat,
         seconds=watch.seconds,
         trace=tuple(watch.trace),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, final
@@ -18,7 +19,7 @@ from riemerge.frechet.guest import Stock
 from riemerge.frechet.loss import Loss, Objective, as_loss, weighted_median
 from riemerge.frechet.own_distance import Own
 from riemerge.frechet.problem import Problem
-from riemerge.frechet.solution import Solution
+from riemerge.frechet.solution import COUNTED, Solution
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
 from riemerge.manifolds.base import identity
 
@@ -72,7 +73,8 @@ class Search:
                 )
         self.manifold = manifold
         self.initial_point = initial_point
-        self.passes = 0
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self._moving = False
         self.form: Formulation
         self._refined = False
         self._memory: Memory[Evaluation] = Memory()
@@ -103,7 +105,7 @@ class Search:
                 f"{loss} takes its scale from the geometric median, which must be found first, as "
                 "frechet_mean does: give it, or a scale of your own (relative=False)"
             )
-        self.passes = median.passes
+        self.counts.update(median.counts)
         self.initial_point = median.point
         distances = torch.as_tensor(median.distances[list(self.support)]).nan_to_num()
         # A unit of zero, where half of the weight is at the median, is a limit, in which F goes to zero too.
@@ -138,6 +140,22 @@ class Search:
             self.form = Nested(manifold, data[:count], objective, autograd)
 
     @property
+    def passes(self) -> int:
+        """Number of passes so far."""
+        return self.counts["passes"]
+
+    def _count(self, form: Formulation, *, passes: int = 1, **others: int) -> None:
+        """Count a pass, and what it takes: logarithms and alignments of each datum, a gradient a module."""
+        pairs = form.k * len(self.support)
+        self.counts.update(
+            passes=passes,
+            logarithms=pairs * form.by_logarithms,
+            alignments=pairs * form.aligns,
+            gradients=form.k,
+            **others,
+        )
+
+    @property
     def k(self) -> int:
         """Number of modules in the batch: all, until some leave it."""
         return self.form.k
@@ -160,6 +178,7 @@ class Search:
                 point = self._start_from_candidates(form)
         if isinstance(form, Stock):
             form.refuse_gradient(point)
+        self._moving = True
         return point
 
     def _look_at_data(self, form: Geodesic, point: Tensor) -> Tensor:
@@ -238,7 +257,7 @@ class Search:
             means = [few.move_off(few.solution(point[modules]), attempt)]
         for other in map(few.embed, means):
             value: Evaluation = getattr(few, verb)(other)
-            self.passes += 1
+            self._count(few, exponentials=few.k * (attempt is not None))
             better = torch.nonzero(value.cost < evaluation.cost[modules]).squeeze(-1)
             point = point.index_copy(0, modules[better], other[better])
             evaluation = evaluation.replace(modules[better], value.narrow(better))
@@ -259,7 +278,7 @@ class Search:
         known = self._memory.recall(point)
         if known is not None:
             return known
-        self.passes += 1
+        self._count(self.form, exponentials=self.form.k * self._moving)
         return self._memory.keep(point, self.form.evaluate(point))
 
     def evaluate_again(self, point: Tensor, modules: Tensor) -> Evaluation:
@@ -269,9 +288,10 @@ class Search:
         """
         assert isinstance(self.form, Geodesic)
         before = self.evaluate(point)
-        self.passes += not self._refined
+        few = self.form.narrow(modules)
+        self._count(few, passes=not self._refined)
         self._refined = True
-        again = self.form.narrow(modules).evaluate(point[modules])
+        again = few.evaluate(point[modules])
         return self._memory.keep(point, before.replace(modules, again))
 
     def remember(self, point: Point, evaluation: Evaluation) -> None:
@@ -279,7 +299,7 @@ class Search:
         self._memory.keep(point, evaluation)
 
     @property
-    def counts(self) -> Tensor:
+    def counted(self) -> Tensor:
         """Whether each point of the support counts in each module, boolean (T, K), on the host."""
         return self.weights[list(self.support)] > 0
 
@@ -311,7 +331,8 @@ class Search:
         step = torch.where(lengths > 0, _HESSIAN_STEP / lengths.clamp_min(1e-300), 0.0)
         ends = self.form.move(point, step, vector), self.form.move(point, -step, vector)
         ahead, behind = ((x, self.form.evaluate(x, tight=True).gradient) for x in ends)
-        self.passes += 2
+        self._count(self.form, exponentials=self.form.k)
+        self._count(self.form, exponentials=self.form.k, hessian_products=self.form.k)
         field = self.evaluate(point).gradient
         return self.form.differentiate(point, step, vector, field, ahead, behind)
 

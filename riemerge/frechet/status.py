@@ -40,7 +40,7 @@ class Status(enum.Enum):
     # No answer exists: the only outcome for which a merge is refused.
     UNDEFINED = (
         "No finite cost: wherever the solve could start, some data point lies at or beyond the cut locus, or "
-        "a squared_dist of one's own is not finite."
+        "another distance is not finite."
     )
 
     @property

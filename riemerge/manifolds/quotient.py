@@ -145,10 +145,8 @@ class GroupAction(ABC):
         aligned = self.align(total, points, points.unsqueeze(1))
         errors = total.projection(points.unsqueeze(1), aligned - points.unsqueeze(1))
         apart = (weights * total.norms(points.unsqueeze(1), errors).square()).sum(dim=1)
-        nearest = (
-            apart.nan_to_num(nan=torch.inf).argmin(dim=0)[None, :, None, None].expand(1, *points.shape[1:])
-        )
-        mean = points.gather(0, nearest).squeeze(0)
+        nearest = apart.nan_to_num(nan=torch.inf).argmin(dim=0)
+        mean = points[nearest, torch.arange(points.shape[1], device=points.device)]
         for _ in range(_MEAN_SWEEPS):
             mean = total.extrinsic_mean(self.align(total, points, mean), weights)
         return mean
@@ -184,6 +182,7 @@ class QuotientManifold(GeodesicManifold):
         name = f"Quotient of {total} by {type(action).__name__}"
         dimension = total.dim // total.k - action.dimension
         super().__init__(name, dimension, total.point_shape, **total.options)
+        self._generator = total._generator  # of one seed, vectors would be the numbers of points
         self.total = total
         self.action = action
 

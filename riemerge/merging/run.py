@@ -13,8 +13,8 @@ from riemerge.merging.measure import module_row
 from riemerge.merging.plan import Plan
 from riemerge.merging.recording import run_record
 from riemerge.methods import Evidence, Merged, run_method
-from riemerge.methods.reduction import in_order
 from riemerge.methods.scale import Norms, match_norms
+from riemerge.methods.threads import in_order
 from riemerge.progress import Listener, Progress
 from riemerge.records.run_record import ModuleRow, RunRecord
 from riemerge.updates import Dense, LowRankUpdate

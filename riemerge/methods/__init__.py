@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 from riemerge.methods.columns import COLUMNS, PLAIN_METHOD, compose, find_row
 from riemerge.methods.edits import EDITS, Edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter
-from riemerge.methods.stack import Evidence, Geometry, Merged, Options, Stack, resolve
+from riemerge.methods.stack import Evidence, Merged, Options, Stack
 from riemerge.methods.table import DEFAULT_METHOD, METHODS, PARAMETERS, find_method
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "PLAIN_METHOD",
     "Edit",
     "Evidence",
-    "Geometry",
     "Merged",
     "Method",
     "Options",
@@ -49,5 +47,6 @@ def run_method(method: Method, stack: Stack, options: Options) -> Iterator[tuple
         NumericalError: An edit or the geometry has no answer for some updates; every one of them is named.
         AdapterError: The updates do not fit each other in this geometry.
     """
-    engine = "geodesic.quotient_mean:frechet" if method.geometry == "polar" else "flat:flat"
-    return cast("Geometry", resolve(f"riemerge.methods.{engine}"))(method, stack, options)
+    from riemerge.methods.engine import merge_modules
+
+    return merge_modules(method, stack, options)

@@ -17,15 +17,16 @@ _ENTRYWISE = "riemerge.methods.elections.entrywise:"
 class Edit:
     """An edit of a module's updates, as data.
 
+    It acts on the entries of dW itself, which no gauge of the factors changes. A geometry that needs factors
+    is given, of each edited update, the nearest one of the rank that it had.
+
     Attributes:
         function: The function (see `riemerge.methods.setting.FlatEdit`), or `package.module:name` of it.
         own_parameters: Names of parameters that it reads, each with its default; None for one left open.
-        entrywise: Whether it acts on the entries of dW itself, which no gauge of the factors changes.
     """
 
     function: str | Callable[..., Any]
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
-    entrywise: bool = True
 
 
 def _adapt(entry: Any) -> Edit:
@@ -44,7 +45,7 @@ EDITS: Registry[Edit] = Registry(
         "drop": Edit(_ENTRYWISE + "drop", _DROP),
         "drop_by_rank": Edit(_ENTRYWISE + "drop_by_rank", {**_DROP, "epsilon": 0.15}),
         "elect": Edit("riemerge.methods.elections.election:keep_elected"),
-        "truncate": Edit("riemerge.methods.geometries.quotients:truncate", {"rank": None}, entrywise=False),
+        "truncate": Edit(_ENTRYWISE + "truncate", {"rank": None}),
     },
     _adapt,
 )

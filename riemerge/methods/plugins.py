@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from riemerge.errors import RecipeError
+from riemerge.methods.edits import EDITS
+from riemerge.methods.geometries import GEOMETRIES
 from riemerge.methods.parameters import Parameter
 from riemerge.methods.table import METHODS, PARAMETERS
 from riemerge.registry import Registry
@@ -56,7 +58,13 @@ def _tables() -> dict[str, Registry[Any]]:
     from riemerge.frechet.loss import LOSSES
     from riemerge.frechet.solvers.catalogue import SOLVERS
 
-    return {"METHODS": METHODS, "LOSSES": LOSSES, "SOLVERS": SOLVERS}
+    return {
+        "METHODS": METHODS,
+        "GEOMETRIES": GEOMETRIES,
+        "LOSSES": LOSSES,
+        "SOLVERS": SOLVERS,
+        "EDITS": EDITS,
+    }
 
 
 def _add_parameter(module: str, parameter: Parameter) -> None:

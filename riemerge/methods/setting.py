@@ -33,6 +33,9 @@ class Setting:
             need data.
         base_statistics: Statistics of the base model in this module, by kind; empty where there are none.
         facts: What the row's survey found over all modules.
+        names: T names of the updates, for messages.
+        storage: T dtypes, below whose round-off a singular value counts as zero.
+        norms: T norms ‖dWᵢ‖ of the updates as they were read.
         rank: What the answer is cut to where it has more; None for no rank. For rows that seek the mean among
             matrices of that rank: an answer that has it is not changed.
     """
@@ -48,6 +51,9 @@ class Setting:
     base_statistics: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
+    names: tuple[str, ...] = ()
+    storage: tuple[torch.dtype, ...] = ()
+    norms: tuple[float, ...] = ()
 
     def generator(self, place: int) -> torch.Generator:
         """Return a fresh CPU generator for the draws of one update of this module."""
@@ -84,6 +90,7 @@ def make_setting(
         shape=shape,
         places=tuple(used),
         seeds=_seeds(module, norms, seed),
+        norms=tuple(norms),
         **more,
     )
 
@@ -145,6 +152,7 @@ class Mean(Protocol):
     Law: f(L x Rᵀ) = L f(x) Rᵀ for L, R of orthonormal columns (square or tall).
     `half`: (T, p, n), reduced on the left alone; the answer is (p, n). Law: f(L x) = L f(x).
     `entries`: (T, ...) dense, of any shape; the answer has the shape of one.
+    `factors`: T `LowRankUpdate` in bases of the joint span; the answer is one. No formula has it.
 
     `x` is float64 on any device, and the answer lives there; no numpy. Raises a NumericalError with the bare
     fact (no module's name) when there is no answer.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, final
 
 if TYPE_CHECKING:
     import torch
 
     from riemerge.frechet.status import Status
-    from riemerge.methods.method import Method
     from riemerge.progress import Listener
     from riemerge.updates import Dense, DenseSpan, LowRankUpdate
 
@@ -220,30 +219,6 @@ class Merged:
         small = self.small.times(scale)
         norms = tuple(update.norm() for update in self.inputs)
         return Apart(small.norm(), norms, tuple(small.distance(update) for update in self.inputs))
-
-
-class Geometry(Protocol):
-    """Says what *near* means and returns the mean: one `Merged` for each module of the stack.
-
-    Law: a function of the updates' dW and the weights; the order of the adapters does not matter. Modules
-    come in the order of their names, each as soon as it is done, and none is kept: what is tall of a module
-    lives until the next ones are asked for. What cannot be merged is refused, all of it at once.
-    """
-
-    def __call__(self, method: Method, stack: Stack, options: Options, /) -> Iterator[tuple[str, Merged]]:
-        """Merge every module of the stack."""
-        ...
-
-
-class Edit(Protocol):
-    """Changes one update before a quotient mean; raises a NumericalError with the bare fact when it cannot.
-
-    Law: commutes with orthogonal maps of both spaces, since it sees updates in bases of their joint span.
-    """
-
-    def __call__(self, update: LowRankUpdate, options: Options, /) -> LowRankUpdate:
-        """Return the changed update."""
-        ...
 
 
 def constant(value: _Value) -> Callable[[], _Value]:

@@ -327,3 +327,19 @@ def test_the_toy_s_mean_does_not_depend_on_gauges_and_the_average_does() -> None
         assert float(toy_problem.merge([first, written]).prod()) == pytest.approx(3.5, rel=1e-9)
         averages.append(float(((first + written) / 2).prod()))
     assert max(averages) - min(averages) > 1
+
+
+# --- a bad adapter ------------------------------------------------------------------------------------------
+
+
+def test_losses_that_bound_the_pull_of_a_point_ignore_a_bad_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = run("median_ignores_a_bad_adapter", tmp_path / "picture.png", monkeypatch, capsys)
+    average, mean, median, huber, trimmed = (numbers(line) for line in printed.splitlines())
+    assert average[-1] > 1000
+    # One sixth of the way to a size 10,000 times as large.
+    assert mean[-1] + 1 == pytest.approx(1e4 ** (1 / 6), rel=0.2)
+    assert max(*median, *huber) < 0.1
+    assert median[-1] < 1.1 * median[0]
+    assert max(trimmed) < 1e-7

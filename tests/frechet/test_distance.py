@@ -57,7 +57,7 @@ def test_the_first_order_distance_is_the_length_of_the_logarithm_to_second_order
 
 def test_the_first_order_mean_of_updates_is_near_the_frechet_mean_of_close_ones() -> None:
     """The representatives are those of the least distance: the gauge that was given does not matter."""
-    quotient, points = updates(12, 11, 3, k=2), family("close", 3, 12, 11, 3, seed=5)
+    quotient, points = updates(8, 7, 2, k=2), family("close", 3, 8, 7, 2, seed=5)
     turn = quotient.action.random_element((2,), seeded(1))
     turned = [points[0], *(quotient.action.act(quotient.total, y, turn) for y in points[1:])]
     here, there = (mean_of(quotient, data, distance="first_order") for data in (points, turned))

@@ -15,7 +15,7 @@ from riemerge import Status
 from riemerge.errors import RecipeError
 from riemerge.frechet.loss import LossLike, Objective, as_loss, weighted_median
 from riemerge.losses import LOSSES, Absolute, FunctionLoss, Huber, Square, Trimmed
-from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
+from riemerge.manifolds import Euclidean, Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_gradient
 from tests.frechet.guests import COMPLETE, drawn, unit
 from tests.frechet.problems import as_pymanopt, away, mean_of, search_of
@@ -101,19 +101,15 @@ def test_guests_have_a_median_and_a_certificate(name: str) -> None:
     # Within reach of each other: on positive curvature a median of far points need not be unique.
     points = [center, *(manifold.exp(center, 0.4 * manifold.log(center, y)) for y in others)]
     weights = np.array([0.2, 0.3, 0.25, 0.25])
-    for loss in ("absolute", "huber"):
-        solution = mean_of(manifold, points, weights, loss=loss)
-        assert solution.status == (Status.CONVERGED,)
-        apart = np.array([manifold.dist(solution.point, y) for y in points])
-        np.testing.assert_allclose(solution.distances[:, 0], apart, atol=1e-7)
-        if loss == "absolute":
-            met = apart < 1e-6
-            np.testing.assert_allclose(solution.cost[0], weights @ apart, rtol=1e-7)
-            pulls = np.where(met, 0, weights / np.maximum(apart, 1e-6))
-            logs = [p * manifold.log(solution.point, y) for p, y in zip(pulls, points, strict=True)]
-            assert manifold.norm(solution.point, sum(logs[1:], logs[0])) < max(
-                1e-7, weights[met].sum() + 1e-7
-            )
+    solution = mean_of(manifold, points, weights, loss="absolute")
+    assert solution.status == (Status.CONVERGED,)
+    apart = np.array([manifold.dist(solution.point, y) for y in points])
+    np.testing.assert_allclose(solution.distances[:, 0], apart, atol=1e-7)
+    np.testing.assert_allclose(solution.cost[0], weights @ apart, rtol=1e-7)
+    met = apart < 1e-6
+    pulls = np.where(met, 0, weights / np.maximum(apart, 1e-6))
+    logs = [p * manifold.log(solution.point, y) for p, y in zip(pulls, points, strict=True)]
+    assert manifold.norm(solution.point, sum(logs[1:], logs[0])) < weights[met].sum() + 1e-7
 
 
 @pytest.mark.oracle
@@ -122,7 +118,7 @@ def test_medians_are_those_of_geomstats() -> None:
     sphere = import_geomstats("geomstats.geometry.hypersphere").Hypersphere(dim=3)
     generator = np.random.default_rng(0)
     points = [unit(x) for x in generator.standard_normal((6, 4)) + 1]
-    theirs = median(sphere, max_iter=3000, epsilon=1e-14).fit(np.stack(points)).estimate_
+    theirs = median(sphere, max_iter=500, epsilon=1e-9).fit(np.stack(points)).estimate_
     ours = mean_of(manifolds.Sphere(4), points, loss="absolute")
     np.testing.assert_allclose(ours.point, theirs, atol=1e-6)
     matrices_ = import_geomstats("geomstats.geometry.spd_matrices")
@@ -130,7 +126,7 @@ def test_medians_are_those_of_geomstats() -> None:
     spd.equip_with_metric(matrices_.SPDAffineMetric)
     manifold = SymmetricPositiveDefinite(3)
     cores = [manifold.random_point() for _ in range(5)]
-    theirs = median(spd, max_iter=3000, epsilon=1e-14).fit(torch.cat(cores).numpy()).estimate_
+    theirs = median(spd, max_iter=500, epsilon=1e-9).fit(torch.cat(cores).numpy()).estimate_
     np.testing.assert_allclose(mean_of(manifold, cores, loss="absolute").point[0], theirs, atol=1e-6)
 
 
@@ -143,29 +139,35 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["absolute", "huber, absolute", "trimmed", "a function"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(("absolute", form) for form in FORMS),
+        ("huber, absolute", "joint"),
+        ("trimmed", "joint"),
+        ("a function", "chordal"),
+    ],
+)
 def test_the_gradient_is_that_of_the_cost(name: str, form: str) -> None:
-    quotient, points = updates(10, 9, 2, k=2), family("mix", 4, 10, 9, 2, seed=5)
-    problem = search_of(quotient, points, [0.4, 0.3, 0.2, 0.1], loss=MANY[name], **FORMS[form])
+    quotient, points = updates(8, 7, 2), family("mix", 3, 8, 7, 2, seed=5, k=1)
+    problem = search_of(quotient, points, [0.5, 0.3, 0.2], loss=MANY[name], **FORMS[form])
     assert check_gradient(as_pymanopt(problem), point=away(problem)) == pytest.approx(2, abs=0.1)
 
 
-@pytest.mark.parametrize("loss", ["absolute", "huber"])
-def test_the_joint_form_and_the_nested_one_have_one_mean(loss: str) -> None:
-    quotient, points = updates(12, 11, 3, k=2), family("mix", 4, 12, 11, 3, seed=5)
-    joint = mean_of(quotient, points, loss=loss)
-    nested = mean_of(quotient, points, loss=loss, form="nested")
+def test_the_joint_form_and_the_nested_one_have_one_mean() -> None:
+    quotient, points = updates(9, 8, 2), family("mix", 3, 9, 8, 2, seed=5, k=1)
+    joint = mean_of(quotient, points, loss="huber", tol=1e-7)
+    nested = mean_of(quotient, points, loss="huber", tol=1e-7, form="nested")
     assert joint.ok
     assert nested.ok
-    np.testing.assert_allclose(joint.cost, nested.cost, rtol=1e-8)
+    np.testing.assert_allclose(joint.cost, nested.cost, rtol=1e-7)
     assert relative(matrices(quotient, joint.point), matrices(quotient, nested.point)) < 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_point_of_half_of_the_weight_is_the_median(form: str) -> None:
     """Its gradient is the shortest subgradient: no weighted sum of logarithms vanishes there."""
-    quotient, points = updates(10, 9, 2, k=2), family("close", 4, 10, 9, 2, seed=5)
+    quotient, points = updates(8, 7, 2, k=2), family("close", 4, 8, 7, 2, seed=5)
     weights = torch.tensor([[0.6, 0.2], [0.2, 0.3], [0.1, 0.2], [0.1, 0.3]])
     solution = mean_of(quotient, points, weights, loss="absolute", tol=1e-7, **FORMS[form])
     assert solution.ok
@@ -181,7 +183,7 @@ def test_a_start_at_a_datum_that_is_no_median_is_left(manifold: Any) -> None:
     points = [manifold.random_point() for _ in range(4)]
     points[1:] = [manifold.exp(points[0], 0.3 * manifold.log(points[0], y)) for y in points[1:]]
     weights = [0.1, 0.3, 0.3, 0.3]
-    for solver in ("lbfgs", "steepest_descent"):
+    for solver in ("lbfgs", "fixed_point"):
         here = mean_of(manifold, points, weights, loss="absolute", initial_point=points[0], solver=solver)
         there = mean_of(manifold, points, weights, loss="absolute")
         assert here.ok
@@ -223,6 +225,17 @@ def test_the_huber_mean_is_between_the_median_and_the_mean() -> None:
         alone = SymmetricPositiveDefinite(3)
         single = mean_of(alone, [x[module : module + 1] for x in points], loss="huber", tol=1e-11)
         torch.testing.assert_close(each.point[module], single.point[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_unit_step_of_the_preconditioned_gradient_is_weiszfeld_s() -> None:
+    points = [torch.randn(2, 1, 3, generator=seeded(i), dtype=torch.float64) for i in range(4)]
+    problem = search_of(Euclidean(1, 3, k=2), points, WEIGHTS, loss="absolute", reduce=False)
+    x = torch.zeros(2, 1, 3, dtype=torch.float64)
+    found = problem.evaluate(x)
+    step = problem.form.precondition(x, found.gradient, found)
+    pulls = WEIGHTS / torch.stack([y.norm(dim=(-2, -1)) for y in points])
+    expected = (pulls[..., None, None] * torch.stack(points)).sum(dim=0) / pulls.sum(dim=0)[:, None, None]
+    torch.testing.assert_close(x - step, expected)
 
 
 @pytest.mark.parametrize("loss", ["absolute", "huber", "trimmed", "a function"])

@@ -185,3 +185,25 @@ def test_a_start_at_the_cut_locus_is_left_by_ever_longer_steps(
         solution = mean_of(updates(width, width, rank, k=12), points, max_passes=1)
         tries.append(int(np.isinf(solution.cost).sum()))
     assert tries == [0, 1]
+
+
+def test_what_a_solve_takes_is_counted_by_kind() -> None:
+    quotient, points = updates(12, 11, 2, k=2), family("close", 3, 12, 11, 2, seed=5)
+    counts = {form: mean_of(quotient, points, form=form, max_passes=4).counts for form in FORMS}
+    for form, found in counts.items():
+        assert found["passes"] == 4
+        assert found["gradients"] == 2 * 4
+        assert found["logarithms"] == 3 * 2 * 4
+        assert found["alignments"] == found["logarithms"] * (form == "nested")
+        # The start is moved to from nowhere, and in the joint form evaluated again in double precision.
+        assert found["exponentials"] == 2 * {"joint": 2, "nested": 3}[form]
+        assert found["hessian_products"] == 0
+    second = mean_of(quotient, points, solver="trust_regions", max_passes=9).counts
+    assert second["hessian_products"] > 0
+    assert second["gradients"] == 2 * second["passes"]
+    chordal = mean_of(quotient, points, distance="chordal", max_passes=4).counts
+    assert chordal["logarithms"] == 0
+    assert chordal["gradients"] == 8
+    whole = mean_of(quotient, points, loss="huber", tol=1e-6)
+    median = mean_of(quotient, points, loss="absolute", tol=1e-6)
+    assert whole.counts["passes"] == whole.passes > median.passes

@@ -14,9 +14,9 @@ import torch
 from riemerge.errors import RecipeError
 from riemerge.formats.peft import read_adapter
 from riemerge.frechet import frechet_mean
-from riemerge.manifolds import FixedRank
-from riemerge.methods import METHODS, Options
-from riemerge.methods.geodesic import batches
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.methods import METHODS, Options, batches
+from riemerge.methods.geometries.geometry import Placed
 from riemerge.report.verdict import verdict
 from riemerge.updates.low_rank import sum_updates
 from tests.folders import SHAPES, family, merge_adapters, write_family
@@ -266,7 +266,7 @@ def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path, monkeypatch: py
     asked: list[float] = []
 
     def solve(*given: Any, **how: Any) -> Any:
-        asked.append(how["cost_tol"])
+        asked.append(given[1].cost_tol)
         return frechet_mean(*given, **how)
 
     with monkeypatch.context() as patch:
@@ -296,9 +296,8 @@ def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("count", [1, 8, 9, 36, 128, 129, 224, 1000])
 def test_blocks_are_even_in_number_and_size(count: int) -> None:
     """Whatever the threads are; each module is in one of them, in order."""
-    names = [f"m{i}" for i in range(count)]
-    parts = batches._parts(names)
-    assert [name for part in parts for name in part] == names
+    parts = batches._parts(range(count))
+    assert [place for part in parts for place in part] == list(range(count))
     sizes = [len(part) for part in parts]
     assert max(sizes) <= min(sizes) + 1
     assert max(sizes) <= batches._BLOCK
@@ -307,11 +306,11 @@ def test_blocks_are_even_in_number_and_size(count: int) -> None:
 
 def test_a_solve_that_no_one_waits_for_ends_at_its_next_iterate() -> None:
     total = FixedRank(14, 12, 3, k=2)
-    points = {name: total.random_point() for name in "ab"}
-    block = batches._Block(
-        tuple(points), batches.Size(14, 12, 3), 1, torch.stack([*points.values()]), torch.ones(2, 2)
-    )
-    run = batches._Run(Options(), [block], done=0)
+    points = torch.stack([total.random_point() for _ in range(2)], dim=1)
+    manifold = QuotientManifold(FixedRank(14, 12, 3), Orthogonal(3))
+    weights = torch.ones(2, dtype=torch.float64)
+    tasks = [batches.Task(Placed(manifold, pair), weights) for pair in points]
+    run = batches._Run(Options(), "lbfgs", [batches._block(tasks)], done=0, total=2)
     assert len(run.solve(0)) == 2
     run.cancelled.set()
     with pytest.raises(CancelledError):

@@ -73,6 +73,14 @@ def test_derived_verbs_are_those_that_the_toy_states() -> None:
     torch.testing.assert_close(little.dists(x, y), stated.dists(x, y))
 
 
+@pytest.mark.parametrize("b", [(-1.0, 2.0), (1e3, 1e-3), (1.0, torch.nan)])
+def test_a_vector_that_does_not_reach_its_point_is_no_logarithm(b: tuple[float, float]) -> None:
+    """Another sign, more than half a turn (of log|t1 / t2|), and no number."""
+    networks = metric.TwoLayers()
+    assert not bool(networks.logarithm(network(1, 2), network(*b)).valid)
+    assert bool(networks.logarithm(network(1, 2), network(2, 2)).valid)
+
+
 def test_modules_devices_and_precisions_agree() -> None:
     quotient = networks()
     x, y = (quotient.random_point() for _ in range(2))

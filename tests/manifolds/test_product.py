@@ -20,6 +20,13 @@ def test_squared_distances_are_the_scaled_sum_of_those_of_the_factors() -> None:
     torch.testing.assert_close(manifold.join(*manifold.split(a)), a, rtol=0, atol=0)
 
 
+def test_a_logarithm_needs_one_of_every_factor() -> None:
+    manifold = Product(Euclidean(2, 1), Sphere(2, 1))
+    a, b = torch.tensor([[0.0], [0.0], [1.0], [0.0]]), torch.tensor([[1.0], [0.0], [-1.0], [0.0]])
+    assert not bool(manifold.logarithm(a[None], b[None]).valid)
+    assert not bool(manifold.feasible(2 * a[None]))
+
+
 def test_factors_of_equal_width_lie_below_each_other_and_are_reduced() -> None:
     manifold = Product(Sphere(30, 2, k=2, seed=1), Euclidean(4, 2, k=2, seed=2))
     assert manifold.point_shape == (34, 2)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from riemerge import Problem, frechet_mean
 from riemerge.errors import RecipeError
-from riemerge.linalg import skew
+from riemerge.linalg import polar, skew
 from riemerge.manifolds import (
+    Euclidean,
     FixedRank,
     GeodesicManifold,
     GroupAction,
@@ -42,6 +44,41 @@ class Little(GroupAction):
 
     def project(self, matrix: Tensor) -> Tensor:
         return skew(matrix)
+
+
+class Turns(GroupAction):
+    """O(3) on plain matrices, x . O = x O, from its three verbs."""
+
+    dimension, shape = 3, (3, 3)
+
+    def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
+        return point @ element
+
+    def align(self, total: GeodesicManifold, point: Tensor, to: Tensor) -> Tensor:
+        return point @ polar(point.mT @ to)
+
+    def vertical(self, total: GeodesicManifold, point: Tensor, algebra: Tensor) -> Tensor:
+        return point @ algebra
+
+    def project(self, matrix: Tensor) -> Tensor:
+        return skew(matrix)
+
+
+def test_three_verbs_keep_the_laws_and_have_a_mean() -> None:
+    quotient = QuotientManifold(Euclidean(5, 3, k=2, seed=1), Turns())
+    defects = check_action(quotient, scale=0.4)
+    assert defects.pop("vertical") < 1e-6
+    assert max(defects.values()) < 1e-12, defects
+    x = quotient.random_point()
+    momentum = quotient.action.momentum(quotient.total, x, quotient.random_ambient(x))
+    torch.testing.assert_close(momentum, skew(momentum))
+    points = [x + 0.3 * quotient.random_ambient(x) for _ in range(3)]
+    solution = frechet_mean(Problem(quotient, points))
+    assert solution.ok
+    # Generalised Procrustes analysis: the mean is the average of the data aligned to it.
+    mean = solution.point
+    aligned = torch.stack([quotient.align(y, to=mean) for y in points])
+    torch.testing.assert_close(aligned.mean(dim=0), mean, rtol=0, atol=1e-7)
 
 
 def test_derived_verbs_of_a_symmetry_are_the_closed_forms() -> None:

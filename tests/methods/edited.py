@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemerge.methods.elections import PARAMETERS, ROWS
+from riemerge.methods.engine import Row
 from riemerge.methods.setting import Setting
 from tests.helpers import seeded
 
@@ -60,15 +61,18 @@ def run_all(
     name: str, modules: Mapping[str, Tensor], weights: Any = None, seed: int = 0, **values: Any
 ) -> dict[str, Tensor]:
     """All modules of the models through a row: its survey, then edits and mean of each."""
-    row = ROW[name]
-    values = {key: value for key, value in row.defaults.items() if key != "scale"} | values
+    row = Row.of(ROW[name])
+    values = {key: value for key, value in row.method.defaults.items() if key != "scale"} | values
     stream = [(x, setting(x, weights, seed, module, **values)) for module, x in modules.items()]
-    facts = find(row.survey)(lambda: iter(stream)) if row.survey else {}
-    merged = {}
-    for x, at in stream:
-        seen = replace(at, facts=facts)
-        y = x
-        for edit in row.edits:
-            y = find(edit)(y, seen)
-        merged[at.module] = find(row.mean)(y, seen)
-    return merged
+    facts = row.run_survey(lambda: iter(stream)) if row.survey else {}
+    return {at.module: seen(row, x, replace(at, facts=facts)) for x, at in stream}
+
+
+def seen(row: Row, x: Tensor, at: Setting) -> Tensor:
+    """What a row that sees dense updates makes of them."""
+    for edit in row.edits:
+        x = edit(x, at)
+    if row.domain(at.values) != "gram":
+        return row.mean(x, at).value
+    flat = x.flatten(1)
+    return torch.tensordot(row.mean(flat @ flat.mT, at).value, x, dims=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
-from riemerge.frechet.low_rank.search_space import JointManifold
+if TYPE_CHECKING:
+    from riemerge.frechet.low_rank.search_space import JointManifold
 
 
 @final

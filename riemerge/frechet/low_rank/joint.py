@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 import torch
 from torch import Tensor
@@ -59,10 +59,9 @@ class Joint(Geodesic):
         autograd: bool,
         distance: Distance | None = None,
     ) -> None:
-        assert isinstance(quotient.action, Orthogonal)
-        assert isinstance(quotient.total, FixedRank)
         self.space = quotient
-        self.total, self.action = quotient.total, quotient.action
+        # What the action that named this formulation acts on.
+        self.total, self.action = cast(FixedRank, quotient.total), cast(Orthogonal, quotient.action)
         self.k = points.shape[1]
         self.points = self.action.diagonalize_core(self.total, _polish(self.total, points))
         self.objective = objective
@@ -71,6 +70,7 @@ class Joint(Geodesic):
         self.stand_in = self.manifold.join(self.points[0], identity.expand(*points.shape[:2], -1, -1))
         self.autograd = autograd or distance is not None
         self.distance = distance
+        self.by_logarithms = distance is None
         self._logarithms: AlignedLogarithms | None = None
         if not self.autograd and AlignedLogarithms.applies(self.total):
             self._logarithms = AlignedLogarithms(self.total, self.points, objective)
@@ -83,8 +83,7 @@ class Joint(Geodesic):
         narrow = copy.copy(self)
         narrow.k = modules.numel()
         narrow.space = self.space.with_modules(narrow.k)
-        assert isinstance(narrow.space.total, FixedRank)
-        narrow.total = narrow.space.total
+        narrow.total = cast(FixedRank, narrow.space.total)
         narrow.points, narrow.objective = self.points[:, modules], self.objective.narrow(modules)
         narrow.stand_in = self.stand_in[modules]
         narrow.manifold = JointManifold(narrow.space, narrow.points, narrow.objective.weights)
@@ -196,10 +195,8 @@ class Joint(Geodesic):
         """Divide by the stiffness of the cost; the alignments' part by its curvature over the group, a
         diagonal model.
         """
-        stiffness = self.objective.stiffness(self.objective.pull(evaluation.squared))
-        if isinstance(evaluation.state, Pass):
-            return self.manifold.precondition(point, vector, evaluation.state, stiffness)
-        return self.scale(1 / stiffness, vector)
+        pull, state = self.objective.pull(evaluation.squared), evaluation.state
+        return self.manifold.precondition(point, vector, pull, self.objective.stiffness(pull), state)
 
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Return the extrinsic mean, or a user's point, with the data aligned to it."""

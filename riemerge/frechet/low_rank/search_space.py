@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
 
 from riemerge import linalg
+from riemerge.frechet.low_rank.carrier import Carrier
 from riemerge.frechet.low_rank.logarithms import Pass
 from riemerge.manifolds.base import TorchManifold, change_options
 from riemerge.manifolds.low_rank.curvature import group_curvature
@@ -37,9 +38,7 @@ class JointManifold(TorchManifold):
     """
 
     def __init__(self, quotient: QuotientManifold, points: Tensor, weights: Tensor) -> None:
-        total, action = quotient.total, quotient.action
-        if not (isinstance(total, FixedRank) and isinstance(action, Orthogonal)):
-            raise TypeError(f"JointManifold is made of FixedRank by Orthogonal, not of {quotient}")
+        total, action = cast(FixedRank, quotient.total), cast(Orthogonal, quotient.action)
         count = points.shape[0]
         dimension = quotient.dim // quotient.k + count * action.dimension
         options = change_options(quotient.options, dtype=points.dtype, device=points.device)
@@ -68,6 +67,14 @@ class JointManifold(TorchManifold):
     def join(self, x: Tensor, alignments: Tensor) -> Tensor:
         """Return the point or tangent vector with these parts."""
         return torch.cat((x, alignments.movedim(0, -3).flatten(-3, -2).to(x.dtype)), dim=-2)
+
+    def carrier(self, point: Tensor, memory: int) -> Carrier | None:
+        """Return what carries vectors along a path from a point, where that costs less than to transport as
+        many at every step: carrying costs by the square of the rows, transport by their product with it.
+        """
+        if self.total.canonical and max(self.total.m, self.total.n) <= memory * self.total.r:
+            return Carrier(self, point, torch.float32)
+        return None
 
     def gradient(self, x: Tensor, logs: Tensor, pull: Tensor, alignments: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of Σ wᵢ ρ(d(x, yᵢ Oᵢ)) from the logs (T, K, ...) at x and their weights in it,
@@ -98,22 +105,27 @@ class JointManifold(TorchManifold):
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
         return (known.momentum.square() / self.total.orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
 
-    def precondition(self, point: Tensor, vector: Tensor, known: Pass, stiffness: Tensor) -> Tensor:
-        """Divide the part at x by the cost's stiffness (K,), and the turns by a model of its second
-        derivative over the group, at a point whose pass is known.
+    def precondition(
+        self, point: Tensor, vector: Tensor, pull: Tensor, stiffness: Tensor, known: Pass | None
+    ) -> Tensor:
+        """Divide the part at x by the cost's stiffness (K,), and the turns by the weights of their
+        logarithms, in units of their own; at a point whose pass is known, by a model of the cost's second
+        derivative over the group, too.
 
         Law: self-adjoint and positive definite in the metric; the identity where the data coincide, for which
         the metric is made.
         """
-        _, alignments = self.split(point)
         at_x, turns = self.split(vector)
-        frame = alignments @ known.basis
-        cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
-        products = known.basis.mT @ known.products @ known.basis
-        curvature = group_curvature(self.total, known.values, products[0], products[1], cores)
-        share = torch.where(known.pull > 0, known.pull / self._weights, 1.0)
-        small = frame.mT @ (self._metric * turns) @ frame / (curvature * share[..., None, None])
-        return self.join(linalg.scale_modules(1 / stiffness, at_x), linalg.skew(frame @ small @ frame.mT))
+        if known is not None:
+            _, alignments = self.split(point)
+            frame = alignments @ known.basis
+            cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
+            products = known.basis.mT @ known.products @ known.basis
+            curvature = group_curvature(self.total, known.values, products[0], products[1], cores)
+            small = frame.mT @ (self._metric * turns) @ frame / curvature
+            turns = linalg.skew(frame @ small @ frame.mT)
+        share = torch.where(pull > 0, pull / self._weights, 1.0)
+        return self.join(linalg.scale_modules(1 / stiffness, at_x), linalg.scale_modules(1 / share, turns))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return the metric described above, per module."""

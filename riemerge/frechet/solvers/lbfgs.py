@@ -16,7 +16,6 @@ from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor
 
 from riemerge.frechet.low_rank.carrier import Carrier
-from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.linalg import frobenius, scale_modules
 from riemerge.manifolds.base import TorchManifold
 from riemerge.manifolds.guests.guarded import guard, is_finite
@@ -255,11 +254,10 @@ class _Algebra(ABC):
 
 
 def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
-    # To carry costs by the square of the rows, to transport a memory by their product with it.
-    rows = memory * point.shape[-1] if isinstance(point, Tensor) else 0
-    carried = isinstance(manifold, JointManifold) and manifold.total.canonical
-    if carried and max(manifold.total.m, manifold.total.n) <= rows:
-        return _Carried(manifold, point)
+    find = getattr(manifold, "carrier", None)
+    carrier = find and find(point, memory)
+    if carrier is not None:
+        return _Carried(manifold, carrier)
     return _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
 
 
@@ -339,9 +337,9 @@ class _Carried(_PerModule):
     only, and halves the memory that each of them is read from.
     """
 
-    def __init__(self, manifold: JointManifold, point: Tensor) -> None:
+    def __init__(self, manifold: Manifold, carrier: Carrier) -> None:
         super().__init__(manifold)
-        self._carrier = Carrier(manifold, point, torch.float32)
+        self._carrier = carrier
 
     def pull(self, vector: Tensor) -> Tensor:
         return self._carrier.pull(vector)
@@ -359,7 +357,7 @@ class _Carried(_PerModule):
     def renew(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
         return functionals
 
-    def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
         self.manifold = manifold
         self._carrier.narrow(modules, manifold)
 

@@ -87,10 +87,12 @@ class LineSearch:
         else:
             step = torch.where(pending, torch.zeros_like(step), step)
             watch.stall(pending & failed)
+            watch.wait(pending)
             point = form.move(x, step, d)
         self._failed = pending
         if self._flat is not None:
-            self._first = (step * zero).clamp(1 / _LONGEST, _LONGEST)
+            # Where steps need not be exact long ones are better: descent along gradients zigzags the less.
+            self._first = (step * zero).clamp(min(1.0, self._flat), _LONGEST)
         return point, step, d
 
 

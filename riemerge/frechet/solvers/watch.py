@@ -57,6 +57,7 @@ class Watch:
         self._whole: Point = None
         self._point: Point = None
         self._unfinished = torch.ones(search.k, dtype=torch.bool, device="cpu")
+        self._waiting = torch.zeros_like(self._unfinished)
         self.trace: list[TracePoint] = []
         self.status: list[Status | None] = [None] * search.k
         if solver.coarse and search.form.coarse is not None:
@@ -153,10 +154,14 @@ class Watch:
         zero = self.form.manifold.zero_vector(point)
         return self.form.choose(active.to(getattr(vector, "device", "cpu")), vector, zero)
 
-    def accept(self, point: Point) -> bool:
+    def accept(self, point: Point, *, exact: bool = False) -> bool:
         """Record an iterate, freeze the modules that it finishes, and tell whether any is left.
 
         An iterate that is the last one itself ends the solve: nothing else would.
+
+        Args:
+            point: The iterate.
+            exact: Whether it is a closed form of the mean, with which every module is finished.
         """
         evaluation = self._search.evaluate(point)
         if evaluation is self._last:
@@ -181,10 +186,11 @@ class Watch:
             self._costs.append(cost)
             self._freeze(~torch.isfinite(cost), Status.STALLED)
         self._norms = norms
+        self._freeze(torch.full_like(self._unfinished, exact), Status.EXACT)
         tol = self._solver.tol
         self._freeze(norms <= tol * (2 * cost).clamp_min(0).sqrt().clamp_min(1), Status.CONVERGED)
-        # A module that waits for a better direction has not moved, and is not flat.
-        self._freeze(self._find_flat(cost) & (self._costs[-2:][0] != cost), Status.FLAT)
+        self._freeze(self._find_flat(cost) & ~self._waiting, Status.FLAT)
+        self._waiting = torch.zeros_like(self._waiting)
         active = int(self._unfinished.sum())
         self.trace.append(TracePoint(self.passes, self.seconds, host_array(cost), host_array(norms), active))
         if self._callback is not None:
@@ -248,10 +254,20 @@ class Watch:
         return self._point, *(_take(modules, self.form.manifold, value) for value in kept)
 
     def stall(self, mask: Tensor) -> None:
-        """Freeze modules of the batch in which a line search found no step."""
+        """Freeze modules of the batch, (K,), in which a solver finds no step."""
+        self._freeze(self._spread(mask), Status.STALLED)
+
+    def wait(self, mask: Tensor) -> None:
+        """Say which modules of the batch, (K,), stay where they are until a solver has a better step: their
+        cost does not fall, and is not flat.
+        """
+        self._waiting = self._spread(mask)
+
+    def _spread(self, mask: Tensor) -> Tensor:
+        """Return what is said of the batch for all modules."""
         whole = torch.zeros_like(self._unfinished)
         whole[self._batch] = mask.cpu()
-        self._freeze(whole, Status.STALLED)
+        return whole
 
     def _freeze(self, mask: Tensor, status: Status) -> None:
         for index in torch.nonzero(mask & self._unfinished).squeeze(-1).tolist():

@@ -12,8 +12,8 @@ from riemerge import linalg
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Options, Reduction
 from riemerge.manifolds.mixing import Mixing
 
-# Midpoint rules of 2, 4, ... steps that are extrapolated, on parts of a geodesic of this share of a point's size
-# at most: the end is off by 1e-12.
+# Midpoint rules of 2, 4, ... steps that are extrapolated, on parts of a geodesic whose length is this share
+# of a point's size: the end is off by 1e-12.
 _RULES, _PART, _MAX_PARTS = 7, 0.2, 10
 # Shots at a second point; the gap, as a share of its size, at which they end, and at which it counts as hit.
 _MAX_SHOTS, _GOAL, _HIT = 40, 1e-12, 1e-10

@@ -73,7 +73,6 @@ ROWS: tuple[Method, ...] = (
         geometry="gaussians",
         summary="Fréchet mean of Gaussians N(x, 1/F) per entry in the Fisher-Rao distance; near: fisher",
         source="Atkinson, Mitchell 1981, Rao's Distance Measure; da Silva et al. 2026, arXiv:2604.27155",
-        mean="riemerge.methods.data.gaussian:fisher_rao",
         own_parameters={"floor": 1e-6, "tol": 1e-9, "max_passes": 100},
         checkpoints="weights",
     ),

@@ -11,13 +11,16 @@ as long.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
+from riemerge.methods.geometries.geometry import Geometry
+from riemerge.methods.method import Domain
 from riemerge.methods.setting import Answer, Setting
 
 _BLOCK = 2**18  # entries solved at once: bounds the memory
@@ -144,3 +147,18 @@ def _exp(centre: Tensor, height: Tensor, across: Tensor, along: Tensor) -> tuple
     upward = (-length).exp() + x.square() * length.sinh() / (1 + y.abs())
     shrinking = torch.where(y > 0, upward, length.cosh() - y * length.sinh())
     return centre + height * x * length.sinh() / shrinking, height / shrinking
+
+
+@final
+@dataclass(frozen=True)
+class Gaussians(Geometry):
+    """Entries as Gaussians."""
+
+    @property
+    def domain(self) -> Domain:
+        """Dense updates."""
+        return "entries"
+
+    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
+        """Return the mean under the square loss."""
+        return fisher_rao(x, setting)

@@ -55,6 +55,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("agreeing", "integer", "number of models that must need an entry", low=1),
 )
 
+_SUM = "flat:normalize={normalize}"
+_MASK = "flat:metric=mask:normalize={normalize}"
 _entries = partial(Method, domain="entries", normalised=False)
 _signed = partial(_entries, negative_weights=True)
 _dropped = partial(_signed, edits=("drop",), source=_DARE, differs={"rescale": _RESCALED})
@@ -76,19 +78,18 @@ _needed = partial(
 ROWS: tuple[Method, ...] = (
     _signed(
         name="magnitude_prune",
-        geometry="flat",
+        geometry="flat:normalize=false",
         summary="Σ wᵢ dWᵢ of updates trimmed to the density of largest entries, per tensor (PEFT's, on dW)",
         source="PEFT, merge_utils.magnitude_prune",
         edits=("trim",),
-        mean=_MEANS + "weighted_sum",
         own_parameters={"density": 1.0},
     ),
     _entries(
         name="ties",
         summary="trim per tensor, elect signs by Σ wᵢ dWᵢ, weighted mean of who agrees (mergekit's TIES)",
         source=f"{_TIES}; mergekit's `ties`",
-        edits=("trim",),
-        mean=_MEANS + "elect",
+        edits=("trim", "elect"),
+        geometry=_MASK,
         own_parameters={"density": 1.0, "normalize": True},
     ),
     _signed(
@@ -114,16 +115,16 @@ ROWS: tuple[Method, ...] = (
     ),
     _dropped(
         name="dare_linear",
-        geometry="flat",
+        geometry=_SUM,
         summary="drop entries at random, keep the density and rescale it, then Σ wᵢ dWᵢ",
-        mean=_MEANS + "normalisable_sum",
         own_parameters=_DROP,
     ),
     _dropped(
         name="dare_ties",
         summary="drop entries at random, keep the density and rescale it, then elect signs as `ties` does",
         source=f"{_DARE}; mergekit",
-        mean=_MEANS + "elect",
+        edits=("drop", "elect"),
+        geometry=_MASK,
         own_parameters=_DROP,
     ),
     _dropped(
@@ -139,28 +140,28 @@ ROWS: tuple[Method, ...] = (
         name="della",
         summary="drop entries at random, small ones of a row more often, rescale, then elect as `ties` does",
         source=_DELLA,
-        mean=_MEANS + "elect",
+        edits=("drop_by_rank", "elect"),
+        geometry=_MASK,
         own_parameters={**_BY_RANK, "normalize": True, "seed": None},
     ),
     _ranked(
         name="della_linear",
-        geometry="flat",
+        geometry=_SUM,
         summary="drop entries at random, small ones of a row more often, rescale, then Σ wᵢ dWᵢ",
         source=f"{_DELLA}; mergekit's `della_linear`",
-        mean=_MEANS + "normalisable_sum",
         own_parameters={**_BY_RANK, "normalize": False, "seed": None},
         negative_weights=True,
     ),
     _crumbs(
         name="breadcrumbs",
-        geometry="flat",
+        geometry=_SUM,
         summary="remove the gamma of largest entries, keep the density that follow, then Σ wᵢ dWᵢ",
-        mean=_MEANS + "normalisable_sum",
     ),
     _crumbs(
         name="breadcrumbs_ties",
         summary="remove the gamma of largest entries, keep the density that follow, elect as `ties` does",
-        mean=_MEANS + "elect",
+        edits=("trim_both_ends", "elect"),
+        geometry=_MASK,
     ),
     Method(
         name="sce",

@@ -31,27 +31,6 @@ def weighted_sum(x: Tensor, setting: Setting) -> Tensor:
     return (_along(x, setting.weights) * x).sum(dim=0)
 
 
-def normalisable_sum(x: Tensor, setting: Setting) -> Tensor:
-    """Return the weighted sum Σ wᵢ xᵢ of the updates, divided by Σ wᵢ with `normalize`.
-
-    Law: linear in the updates.
-
-    Raises:
-        NumericalError: `normalize`, and the weights cancel.
-
-    Source: Ilharco et al. 2023 (task arithmetic), after an edit, as in mergekit.
-    """
-    total = weighted_sum(x, setting)
-    if not setting.values["normalize"]:
-        return total
-    share = float(setting.weights.sum())
-    # Numbers that cancel leave a rounding error of this size.
-    noise = len(setting.weights) * torch.finfo(torch.float64).eps * float(setting.weights.abs().sum())
-    if abs(share) <= noise:
-        raise NumericalError("the weights add up to zero: expected another sum, or `normalize: false`")
-    return total / share
-
-
 def keep_elected(x: Tensor, setting: Setting) -> Tensor:
     """Keep the entries of each update that agree with the elected sign, zero elsewhere: an edit.
 
@@ -77,18 +56,28 @@ def elect(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Yadav et al. 2023 (TIES), §3.2-3.3, with weights as in mergekit.
     """
+    return masked_mean(keep_elected(x, setting), setting, normalize=setting.values["normalize"])
+
+
+def masked_mean(x: Tensor, setting: Setting, *, normalize: bool) -> Tensor:
+    """Return Σ wᵢ xᵢ, divided at each entry by the Σ wᵢ of the updates that are not zero there.
+
+    Law: with `normalize` the weighted mean in the metrics that are 1 where an update is not zero and 0
+    elsewhere; 0 where none counts.
+
+    Raises:
+        NumericalError: `normalize`, and a weight below 0: the sum of those that count may be anything.
+    """
     weights = _along(x, setting.weights)
-    scaled = weights * x
-    agree = _agreeing(scaled, scaled.sum(dim=0))
-    total = torch.where(agree, scaled, 0.0).sum(dim=0)
-    if not setting.values["normalize"]:
+    total = (weights * x).sum(dim=0)
+    if not normalize:
         return total
     if bool((setting.weights < 0.0).any()):
         least = float(setting.weights.min())
         raise NumericalError(
             f"weight {least:g}: a mean over agreeing models needs weights above 0, or `normalize: false`"
         )
-    return _over(total, (weights * agree).sum(dim=0))
+    return _over(total, (weights * (x != 0.0)).sum(dim=0))
 
 
 def elect_unweighted(x: Tensor, setting: Setting) -> Tensor:

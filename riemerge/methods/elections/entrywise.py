@@ -14,6 +14,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.methods.elections.selection import above, top_mask
 from riemerge.methods.setting import Setting
+from riemerge.updates import nearest
 
 
 def trim(x: Tensor, setting: Setting) -> Tensor:
@@ -122,6 +123,16 @@ def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
         chances = density + epsilon * (2.0 * _rank_in_row(update) - 1.0)
         edited.append(_drop(update, chances, setting.generator(t), setting.values["rescale"]))
     return torch.stack(edited)
+
+
+def truncate(x: Tensor, setting: Setting) -> Tensor:
+    """Cut each update to its `rank` leading singular values; as it is where none is asked for.
+
+    Law: the nearest update of that rank in the Frobenius norm (Eckart & Young 1936).
+    """
+    if setting.rank is None:
+        return x
+    return torch.stack([nearest(update, setting.rank)[0].dense() for update in x])
 
 
 def _numbers(setting: Setting, name: str) -> list[float]:

@@ -9,7 +9,6 @@ ROWS: tuple[Method, ...] = (
         name="geomerge",
         summary="weighted Fréchet mean of the updates U B Vᵀ on (Stiefel × SPD × Stiefel)/O(r)",
         source="GeoMerge, arXiv 2604.27155",
-        edits=("truncate",),
         geometry="polar",
         solver="lbfgs",
         domain="factors",

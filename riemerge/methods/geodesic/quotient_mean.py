@@ -2,124 +2,100 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeVar, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
 from riemerge.frechet.status import Status
-from riemerge.manifolds.base import Reduction
-from riemerge.manifolds.low_rank.factors import FixedRank
-from riemerge.manifolds.low_rank.orthogonal import Orthogonal
-from riemerge.methods.geodesic.batches import SEVERAL, ModuleMean, Size, solve
-from riemerge.methods.geodesic.truncate import truncate
-from riemerge.methods.method import Method
-from riemerge.methods.reduction import Reduced, in_order, reduce_module
-from riemerge.methods.stack import Edit, Evidence, Merged, Options, Stack, constant
-from riemerge.progress import Progress
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
+from riemerge.methods.method import Domain
+from riemerge.methods.setting import Setting
+from riemerge.methods.stack import Evidence
 from riemerge.updates.low_rank import LowRankUpdate
 
-_Value = TypeVar("_Value")
-
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Module:
-    """What the first stream keeps of a module.
+@dataclass(frozen=True)
+class Polar(Geometry):
+    """Updates U B Vᵀ of one rank as triples (U, B, V) up to a common rotation of their columns.
 
-    Attributes:
-        name: Name of the module.
-        reduced: The module in its joint span, without what is tall of it.
-        weights: T weights.
-        ranks: T ranks of the updates as edited.
-        numerical: T numerical ranks.
-        kept: Least share of a squared norm that edits and truncation kept; None where nothing was cut.
-        problems: Reasons why the module cannot be merged.
-        task: Points to solve for; None where there is nothing to solve.
-        starts: Number of starts to solve from.
-    """
-
-    name: str
-    reduced: Reduced
-    weights: tuple[float, ...]
-    ranks: tuple[int, ...]
-    numerical: tuple[int, ...]
-    kept: float | None
-    problems: tuple[str, ...]
-    task: _Task | None
-    starts: int
-
-    @property
-    def used(self) -> tuple[int, ...]:
-        """Places of the updates that count: neither all zero nor of weight 0."""
-        counts = zip(self.numerical, self.weights, strict=True)
-        return tuple(place for place, (rank, weight) in enumerate(counts) if rank > 0 and weight > 0)
-
-    def only_used(self, values: Sequence[_Value], other: _Value) -> list[_Value]:
-        """Return T values, another one in place of those of the updates that do not count."""
-        return [value if place in self.used else other for place, value in enumerate(values)]
-
-    @property
-    def rank(self) -> int:
-        """Rank at which the module is merged."""
-        return min((self.numerical[place] for place in self.used), default=0)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """The points of a module on the manifold on which it is solved.
-
-    Attributes:
-        points: Points (T, rows, r); those of left-out updates are copies of another.
-        size: Size of that manifold.
-        total: Manifold of the span of all factors.
-        reduction: Reduction from `total` to the span of the updates that are merged.
-    """
-
-    points: Tensor
-    size: Size
-    total: FixedRank
-    reduction: Reduction
-
-
-def frechet(_: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
-    """Return the weighted Fréchet mean of each module: the minimiser of F = 1/2 Σ wᵢ d(x, yᵢ)².
-
-    Law: a function of the dW alone. A module is read, reduced to the span of its factors (exact: it is
-    totally geodesic) and dropped; all are solved there, in float64, in batches of one size whatever their
-    widths; each is then read again and the mean lifted. An update that is all zero has no place on the
-    manifold: it is left out of its module, and the weights of the others count in proportion. Where an update
-    has a numerical rank below its rank, all of that module are truncated to the least numerical rank: no
-    floor stands in for directions that are not there.
+    Law: the mean is a function of the dW alone. A module is solved in the span of its factors (exact: it is
+    totally geodesic), whatever its width. An update that is all zero has no place on the manifold: it is left
+    out of its module, and the weights of the others count in proportion. Where an update has a numerical rank
+    below its rank, all of that module are truncated to the least numerical rank: no floor stands in for
+    directions that are not there. Updates whose entries were edited come cut to the rank that they had.
 
     Raises:
         AdapterError: The updates of a module do not have one rank.
-        NumericalError: An edit has no answer, or a distance was undefined.
+        NumericalError: A distance was undefined.
+
+    Attributes:
+        frames: Metric of both frames: `canonical`, `euclidean`, or β (see `riemerge.manifolds.Stiefel`).
+        core: Metric of the core: `affine_invariant`, `log_euclidean`, `bures_wasserstein` or `euclidean`.
+        weights: Weights of the metrics of U, B and V: three numbers, or `1/2/1` in a text.
 
     Source: arXiv 2604.27155, section 3.
     """
-    names = sorted(stack.modules)
-    read = partial(reduce_module, stack, [cast("Edit", truncate)], options)
-    modules: dict[str, _Module] = {}
-    for module in in_order(partial(_prepare, read, stack, options), names, options.threads):
-        modules[module.name] = module
-        _report(options, "read", len(modules), len(names))
-    NumericalError.refuse([problem for module in modules.values() for problem in module.problems])
-    if mixed := [problem for module in modules.values() for problem in _refuse_mixed(stack, module)]:
-        raise AdapterError(mixed)
 
-    means = _solve_all(options, modules)
-    undefined = [name for name, mean in means.items() if mean.evidence.status is Status.UNDEFINED]
-    if undefined:
-        raise NumericalError([f"{name}: {means[name].evidence.advice}" for name in undefined])
-    lifted = in_order(partial(_lift, stack, options, modules, means), names, options.threads)
-    yield from zip(names, lifted, strict=True)
+    frames: str | float = "canonical"
+    core: str = "affine_invariant"
+    weights: str | tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self._manifold(1, 1, 1)  # refuses what it does not know
+
+    def _manifold(self, m: int, n: int, r: int, **options: Any) -> FixedRank:
+        weights: Sequence[float] = ()
+        if isinstance(self.weights, str):
+            weights = [float(weight) for weight in self.weights.split("/")]
+        else:
+            weights = self.weights
+        return FixedRank(m, n, r, frames=self.frames, core=self.core, weights=weights, **options)
+
+    @property
+    def domain(self) -> Domain:
+        """Factors."""
+        return "factors"
+
+    def mean(self, x: Sequence[LowRankUpdate], setting: Setting) -> Steps:  # type: ignore[override]
+        """Say what to solve: one problem, unless at most one update counts."""
+        x, count = truncate(x, setting), len(x)
+        each = zip(x, setting.storage, strict=True)
+        numerical = tuple(update.numerical_rank(storage) for update, storage in each)
+        present = [place for place in range(count) if numerical[place] > 0]
+        AdapterError.refuse(mixed_ranks([(setting.names[place], x[place].rank) for place in present]))
+        if not present:
+            zero = x[0].truncate(min(update.rank for update in x)).times(0.0).absorb_scale()
+            return Solved(zero, Evidence(Status.EXACT, numerical_ranks=numerical))
+        rank = min(numerical[place] for place in present)
+        cut = [_cut(x[place], rank) for place in present]
+        kept = [
+            min((after.norm() / setting.norms[place]) ** 2, 1.0)
+            for place, after in zip(present, cut, strict=True)
+            if setting.ranks is None or after.rank != setting.ranks[place]
+        ]
+        known: dict[str, Any] = {"numerical_ranks": numerical, "energy_kept": min(kept, default=None)}
+        if len(present) == 1:
+            (only,) = cut
+            exact = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=(0.0,), **known)
+            return Solved(only.truncate(rank), spread(exact, present, count))
+        total = self._manifold(*cut[0].shape, rank, device=cut[0].device)
+        solved = yield Placed(
+            QuotientManifold(total, Orthogonal(rank)),
+            _factor(total, cut),
+            setting.weights[present],
+            apart=_apart,
+        )
+        if solved.evidence.status is Status.UNDEFINED:
+            raise NumericalError(solved.evidence.advice)
+        u, core, v = total.split(solved.value)
+        update = LowRankUpdate(u @ core, v.mT.contiguous()).balance()
+        return Solved(update, spread(replace(solved.evidence, **known), present, count))
 
 
 # d² errs by the square of what is left of the gauge.
@@ -146,38 +122,29 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
     return small.dists(to, action.act(small, point, element))
 
 
-def _prepare(read: Callable[[str], Reduced], stack: Stack, options: Options, name: str) -> _Module:
-    """First stream: read a module and keep its points."""
-    small = read(name)
-    numerical = tuple(
-        update.numerical_rank(storage) for update, storage in zip(small.edited, stack.storage, strict=True)
+def truncate(x: Sequence[LowRankUpdate], setting: Setting) -> list[LowRankUpdate]:
+    """Return updates cut to the `rank` that is asked for, if one is.
+
+    Law: each is the nearest update of that rank in the Frobenius norm (Eckart & Young 1936); an update that
+    has just as many columns is returned as it is.
+
+    Raises:
+        NumericalError: The rank asked for is above that of some updates; all of them are named.
+    """
+    rank = setting.rank
+    if rank is None:
+        return list(x)
+    most = {
+        name: min(update.rank, *update.shape)
+        for name, update in zip(setting.names, x, strict=True)
+        if update.rank != rank
+    }
+    NumericalError.refuse(
+        f"{name}: its rank is at most {least}, below the rank {rank} asked for"
+        for name, least in most.items()
+        if least < rank
     )
-    ranks = tuple(update.rank for update in small.edited)
-    weights = stack.weights(name)
-    light = small._replace(span=small.span.without_bases())
-    starts = _count_starts(small, stack, options)
-    module = _Module(name, light, weights, ranks, numerical, None, small.problems, None, starts)
-    if small.problems or _refuse_mixed(stack, module) or not module.used:
-        return module
-    cut = [_cut(small.edited[place], module.rank) for place in module.used]
-    kept = [
-        min((after.norm() / before.norm()) ** 2, 1.0)
-        for before, after in zip((small.inputs[place] for place in module.used), cut, strict=True)
-        if after is not before
-    ]
-    module = replace(module, kept=min(kept, default=None))
-    if len(module.used) == 1:
-        return module
-    return replace(module, task=_make_task(cut, module.used, len(ranks)))
-
-
-def _count_starts(small: Reduced, stack: Stack, options: Options) -> int:
-    """Return how many starts a module is solved from."""
-    if options.starts != "auto":
-        return int(options.starts or 1)
-    if options.doubtful is None or options.doubtful(small.inputs, small.span.shape, stack.storage):
-        return SEVERAL
-    return 1
+    return [_cut(update, rank) for update in x]
 
 
 def _cut(update: LowRankUpdate, rank: int) -> LowRankUpdate:
@@ -193,17 +160,17 @@ def refuse_mixed(module: str, ranks: Sequence[tuple[str, int]]) -> list[str]:
         module: Name of the module.
         ranks: Name and rank of each update that counts.
     """
+    return [f"{module}: {problem}" for problem in mixed_ranks(ranks)]
+
+
+def mixed_ranks(ranks: Sequence[tuple[str, int]]) -> list[str]:
+    """Say what is wrong with the ranks of updates, each with its name, where they differ."""
     if len({rank for _, rank in ranks}) < 2:
         return []
     named = ", ".join(f"{name} {rank}" for name, rank in ranks)
     least = min(rank for _, rank in ranks)
     advice = f"geomerge needs one rank: truncate all with --rank {least}, or use method average"
-    return [f"{module}: the ranks differ ({named}): {advice}"]
-
-
-def _refuse_mixed(stack: Stack, module: _Module) -> list[str]:
-    """Refuse updates of several ranks, by name."""
-    return refuse_mixed(module.name, [(stack.names[place], module.ranks[place]) for place in module.used])
+    return [f"the ranks differ ({named}): {advice}"]
 
 
 def _factor(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
@@ -214,76 +181,13 @@ def _factor(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
     )
 
 
-def _make_task(updates: Sequence[LowRankUpdate], used: Sequence[int], count: int) -> _Task:
-    """Return the points of a module's updates that are not all zero, on the manifold of their span.
-
-    It is that of every other module of as many updates, whatever its width, unless the module is smaller than
-    the span: its frames are not padded, since nothing would keep a mean in the module's own rows.
-    """
-    r = updates[0].rank
-    total = FixedRank(*updates[0].shape, r, k=len(updates), device=updates[0].device)
-    points = _factor(total, updates).unsqueeze(1)
-    total = total.with_modules(1)
-    reduction = total.reduce(points)
-    own = reduction.manifold
-    assert isinstance(own, FixedRank)
-    order = dict(zip(used, range(len(used)), strict=True))
-    every = reduction.points.squeeze(1)[[order.get(place, 0) for place in range(count)]]
-    return _Task(every, Size(own.m, own.n, r), total, reduction)
-
-
-def _solve_all(options: Options, modules: Mapping[str, _Module]) -> dict[str, ModuleMean]:
-    """Solve all modules that have something to solve, those of one size and as many starts together."""
-    groups: dict[tuple[Size, int], dict[str, tuple[Tensor, Sequence[float]]]] = defaultdict(dict)
-    for module in modules.values():
-        if module.task is not None:
-            weights = module.only_used(module.weights, 0.0)
-            groups[module.task.size, module.starts][module.name] = (module.task.points, weights)
-    done = len(modules) - sum(map(len, groups.values()))
-    return solve(dict(sorted(groups.items())), options, done=done)
-
-
-def _lift(
-    stack: Stack,
-    options: Options,
-    modules: Mapping[str, _Module],
-    means: Mapping[str, ModuleMean],
-    name: str,
-) -> Merged:
-    """Second stream: read a module again and give the mean its width, now or when it is asked for."""
-    module = modules[name]
-    given = module.reduced
-    if module.task is not None:
-        small, evidence = _as_update(module.task, means[name].point), means[name].evidence
-    elif module.used:
-        (place,) = module.used
-        small = given.edited[place].truncate(module.rank)
-        apart = (0.0,) * len(module.ranks)
-        evidence = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=apart)
-    else:
-        zero = given.inputs[0].truncate(min(module.ranks)).times(0.0)
-        small, evidence = zero.absorb_scale(), Evidence(Status.EXACT)
-    evidence = replace(
-        evidence,
-        # A left-out update stood in as a copy of another.
-        distances=evidence.distances and tuple(module.only_used(evidence.distances, None)),
-        numerical_ranks=module.numerical,
-        energy_kept=module.kept,
-    )
-
-    def lift() -> LowRankUpdate:
-        return given.span.lift(small, stack.low_rank(name))
-
-    return Merged(lift if options.later else constant(lift()), evidence, given.inputs, small)
-
-
-def _as_update(task: _Task, point: Tensor) -> LowRankUpdate:
-    """Return the update of a mean (rows, r), in the bases of its module's span."""
-    lifted = task.reduction.lift(point.unsqueeze(0))
-    u, core, v = task.total.split(lifted.squeeze(0))
-    return LowRankUpdate(u @ core, v.mT.contiguous()).balance()
-
-
-def _report(options: Options, stage: str, done: int, total: int) -> None:
-    if options.progress is not None:
-        options.progress(Progress(stage, done, total, ""))
+def _apart(manifold: QuotientManifold, points: Tensor, others: Tensor) -> Tensor:
+    """Return ‖dW − dW'‖ / ‖dW'‖ of K pairs of points (K,)."""
+    total = manifold.total
+    assert isinstance(total, FixedRank)
+    u, core, v = total.split(points)
+    x, other, y = total.split(others)
+    left = torch.linalg.qr(torch.cat([u @ core, x @ other], dim=-1), mode="r").R
+    right = torch.linalg.qr(torch.cat([v, -y], dim=-1), mode="r").R
+    relative: Tensor = torch.linalg.matrix_norm(left @ right.mT) / torch.linalg.matrix_norm(other)
+    return relative

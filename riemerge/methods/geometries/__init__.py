@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from riemerge.registry import Registry
 
-_HERE = "riemerge.methods.geometries."
+if TYPE_CHECKING:
+    from riemerge.methods.geometries.geometry import Geometry
 
-GEOMETRIES: Registry[object] = Registry(
+_HERE = "riemerge.methods."
+
+GEOMETRIES: Registry[Geometry] = Registry(
     "geometry",
     {
-        "flat": _HERE + "vectors:Flat",
-        "sphere": _HERE + "directions:Sphere",
-        "polar": _HERE + "quotients:Polar",
-        "spd": _HERE + "cores:Spd",
-        "grassmann": _HERE + "subspaces:Grassmann",
-        "bures_wasserstein": _HERE + "balanced_factors:BuresWasserstein",
-        "gaussians": _HERE + "gaussians:Gaussians",
+        "flat": _HERE + "sums.vectors:Flat",
+        "sphere": _HERE + "sums.vectors:Sphere",
+        "polar": _HERE + "geodesic.quotient_mean:Polar",
+        "spd": _HERE + "polar.shared_private:Spd",
+        "grassmann": _HERE + "polar.subspace:Grassmann",
+        "bures_wasserstein": _HERE + "polar.balanced:BuresWasserstein",
+        "gaussians": _HERE + "data.gaussian:Gaussians",
     },
 )
 """The geometries by name, the default first."""

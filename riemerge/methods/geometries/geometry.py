@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeAlias, final
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias, final
 
 from torch import Tensor
 
@@ -26,29 +26,34 @@ class Placed:
         points: T points (T, rows, columns), float64.
         weights: T weights (T,); those of the setting where there are none.
         start: Point (rows, columns) where the solver begins; the solver's own where there is none.
-        options: Options of the solver that are this problem's own, such as `tol`.
+        unit: Length to which tolerances are relative, of points that may be divided by it.
+        options: Options of the solver, such as `tol`, where a recipe has none.
+        apart: How far K points are from K others as updates, ‖dW − dW'‖ / ‖dW'‖ (K,), from a manifold of K
+            modules and both; of the points as they are where there is none.
     """
 
     manifold: TorchManifold
     points: Tensor
     weights: Tensor | None = None
     start: Tensor | None = None
+    unit: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    apart: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
 class Solved(NamedTuple):
-    """The Fréchet mean of what a geometry placed.
+    """A mean: of what a geometry placed, or of the updates of a module.
 
     Attributes:
-        point: The mean (rows, columns).
-        evidence: How it was found, and its certificate.
+        value: The mean: a point (rows, columns), or at last a merged update in the geometry's domain.
+        evidence: How it was found, and its certificate; of distances those to the points that were placed.
     """
 
-    point: Tensor
+    value: Any
     evidence: Evidence
 
 
-Steps: TypeAlias = Generator[Placed, Solved, Tensor | Answer]
+Steps: TypeAlias = Generator[Placed, Solved, Solved]
 """A mean in steps: what to solve is yielded, its solution comes back, and at last the mean is returned."""
 
 
@@ -61,16 +66,16 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
 
     Law: the mean is a function of the updates and the weights, whatever the order of the models.
 
-    Attributes:
-        domain: What the geometry sees of a module (see `riemerge.methods.setting.Mean`).
-
     Example:
         >>> class Mine(Geometry):
         ...     def manifold(self, rows, columns):
         ...         return Euclidean(rows, columns)
     """
 
-    domain: ClassVar[Domain] = "span"
+    @property
+    def domain(self) -> Domain:
+        """What the geometry sees of a module. Derived: `span`; state it where it sees something else."""
+        return "span"
 
     def manifold(self, rows: int, columns: int) -> TorchManifold:
         """Return the manifold of points of so many rows and columns, of one module.
@@ -79,7 +84,7 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         """
         raise NotImplementedError(f"{type(self).__name__} has no `manifold`: it is needed to place updates")
 
-    def closed(self, x: Tensor, setting: Setting) -> Tensor | Answer | None:
+    def closed_mean(self, x: Tensor, setting: Setting) -> Tensor | Answer | None:
         """Return the mean under the square loss where it has a closed form; None where it has none.
 
         Derived: None; state it where a closed form is known.
@@ -107,4 +112,12 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         Derived: one problem, that of `place`; state it where there are several, one after the other.
         """
         solved = yield self.place(x, setting)
-        return self.update(solved.point, x, setting)
+        return solved._replace(value=self.update(solved.value, x, setting))
+
+
+def spread(evidence: Evidence, present: Sequence[int], count: int) -> Evidence:
+    """Return evidence about some of T points as evidence about all: of the others there are no distances."""
+    if evidence.distances is None:
+        return evidence
+    known = dict(zip(present, evidence.distances, strict=True))
+    return replace(evidence, distances=tuple(known.get(place) for place in range(count)))

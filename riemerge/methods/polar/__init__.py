@@ -29,7 +29,6 @@ ROWS: tuple[Method, ...] = (
         solver="lbfgs",
         summary="the average; in what all dWᵢ share, the mean rotation times the mean positive part",
         source="Moakher 2002; Agueh & Carlier 2011; Marchenko & Pastur 1967 (what is not shared)",
-        mean="riemerge.methods.polar.shared_private:shared_private",
         own_parameters={"core_mean": "bures_wasserstein"},
         # Full matrices have no subspaces to compare.
         checkpoints="no",
@@ -40,7 +39,6 @@ ROWS: tuple[Method, ...] = (
         solver="fixed_point",
         summary="Fréchet mean of balanced factors (U√S, V√S) up to O(R), of any rank R: Bures–Wasserstein",
         source="Bhatia, Jain & Lim 2019; Massart & Absil 2020",
-        mean="riemerge.methods.polar.balanced:balanced",
         own_parameters={"tol": 1e-10, "cost_tol": 1e-6, "max_passes": 1000},
         output_rank="that of the mean itself: the largest of the inputs', or --rank (`sum`: of all together)",
     ),
@@ -50,7 +48,6 @@ ROWS: tuple[Method, ...] = (
         solver="lbfgs",
         summary="mean of the cores Lᵀ dWᵢ R in the mean column space L and the mean row space R",
         source="Edelman, Arias & Smith 1998; Karcher 1977",
-        mean="riemerge.methods.polar.subspace:subspace",
         own_parameters={"frames": "chordal", "core_mean": "average"},
         output_rank="the largest of the inputs', or --rank (`sum`: of all together): that of the subspaces",
     ),

@@ -70,8 +70,8 @@ ROWS: tuple[Method, ...] = (
         name="knots_ta",
         summary="task arithmetic in the common axes of KnOTS: exactly task_arithmetic",
         source=_KNOTS_SOURCE,
+        geometry="flat:normalize=false",
         domain="gram",
-        mean="riemerge.methods.sums.combinations:weighted_sum",
         negative_weights=True,
     ),
     _entries(

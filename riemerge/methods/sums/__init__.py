@@ -8,7 +8,6 @@ from riemerge.methods.method import Method
 from riemerge.methods.parameters import Parameter, positive, share
 
 _HERE = "riemerge.methods.sums.combinations:"
-_ROBUST = "riemerge.methods.sums.robust:"
 
 PARAMETERS: tuple[Parameter, ...] = (
     share("t", "share of the second of two models; their weights say it if not given"),
@@ -24,9 +23,8 @@ PARAMETERS: tuple[Parameter, ...] = (
 _mean = partial(Method, domain="gram", checkpoints="weights")
 _sum = partial(
     Method,
-    geometry="flat",
+    geometry="flat:normalize=false",
     domain="gram",
-    mean=_HERE + "weighted_sum",
     normalised=False,
     negative_weights=True,
 )
@@ -40,7 +38,6 @@ ROWS: tuple[Method, ...] = (
         geometry="flat",
         summary="weighted mean Σ wᵢ dWᵢ, the weights divided by their sum (mergekit's `linear`)",
         source="Wortsman et al. 2022, Model soups, arXiv 2203.05482",
-        mean=_HERE + "weighted_sum",
     ),
     _sum(
         name="task_arithmetic",
@@ -97,7 +94,6 @@ ROWS: tuple[Method, ...] = (
         solver="fixed_point",
         summary="Fréchet mean, weighted, of the directions dWᵢ/‖dWᵢ‖ on the sphere, times Σ wᵢ ‖dWᵢ‖",
         source="Karcher 1977; Afsari 2011; mergekit's `karcher` has no weights",
-        mean=_HERE + "karcher",
         own_parameters={"tol": 1e-12, "max_passes": 1000},
         differs={
             "always": "mergekit's stops after 10 passes on whole weights, this one converges on updates",
@@ -112,7 +108,6 @@ ROWS: tuple[Method, ...] = (
         summary="geometric median: minimises Σ wᵢ ‖dW − dWᵢ‖, and bears outliers of less than half the "
         "weight",
         source="Weiszfeld 1937; Vardi & Zhang 2000, The multivariate L1-median",
-        mean=_ROBUST + "median",
         own_parameters={"tol": 1e-10, "max_passes": 10000},
     ),
     _mean(
@@ -122,7 +117,6 @@ ROWS: tuple[Method, ...] = (
         solver="lbfgs",
         summary="Huber's mean: the average of what is near, the pull of what is far bounded by that at δ",
         source="Huber 1964, Robust estimation of a location parameter",
-        mean=_ROBUST + "huber",
         own_parameters={"delta": 1.0, "tol": 1e-10, "max_passes": 10000},
     ),
     _direction(

@@ -10,21 +10,10 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.frechet.status import Status
-from riemerge.methods.setting import Answer, Setting
+from riemerge.methods.setting import Setting
 
 # What cancels to below this is round-off of the inner products: a few eps of float64 for each of the terms.
 _ROUND_OFF = 1e-14
-
-
-def weighted_sum(gram: Tensor, setting: Setting, /) -> Tensor:
-    """Return c = w: the sum Σ wᵢ xᵢ, with the weights as the row has them.
-
-    Law: linear in the models and in the weights; for weights of sum 1 it minimises Σ wᵢ ‖x − xᵢ‖².
-
-    Source: Wortsman et al. 2022 (model soups); Ilharco et al. 2023, eq. 1 (task arithmetic).
-    """
-    return setting.weights.to(gram)
 
 
 def slerp(gram: Tensor, setting: Setting, /) -> Tensor:
@@ -51,7 +40,7 @@ def slerp(gram: Tensor, setting: Setting, /) -> Tensor:
         shares = torch.tensor([1.0 - t, t], dtype=torch.float64)
     if len(gram) == 1:
         return torch.ones_like(gram[0])
-    _, cosines = _directions(gram)
+    _, cosines = directions(gram)
     cosine = cosines[0, 1]
     if bool(shares.all()):
         _expect_an_arc(cosine, cosine < -0.9995)
@@ -71,7 +60,7 @@ def nuslerp(gram: Tensor, setting: Setting, /) -> Tensor:
     """
     if len(gram) == 1:
         return torch.ones_like(gram[0])
-    _, cosines = _directions(gram)
+    _, cosines = directions(gram)
     parallel = 1.0 - cosines[0, 1].square() <= _ROUND_OFF
     _expect_an_arc(cosines[0, 1], parallel & (cosines[0, 1] < 0.0))
     return _arc(cosines[0, 1], setting.weights.to(gram), parallel)
@@ -113,55 +102,16 @@ def multislerp(gram: Tensor, setting: Setting, /) -> Tensor:
     Source: Goddard, multislerp; in closed form here.
     """
     weights = setting.weights.to(gram)
-    norms, cosines = _directions(gram)
+    norms, cosines = directions(gram)
     square = weights @ (cosines @ weights)
     if square > _ROUND_OFF:
-        return weights * _inverse(norms) * ((weights @ norms) / square.sqrt())
+        return weights * inverse(norms) * ((weights @ norms) / square.sqrt())
     if not norms.any():
         return weights
     raise NumericalError(
         f"the weighted directions of the updates cancel (their sum has squared length {float(square):.1e}): "
         "their mean has no direction; change the weights, or use average"
     )
-
-
-def karcher(gram: Tensor, setting: Setting, /) -> Answer:
-    """Return the weighted Fréchet mean of the directions on the unit sphere, at the mean of the norms.
-
-    Law: the direction m minimises Σ wᵢ angle(m, uᵢ)², and ‖Σ wᵢ log_m uᵢ‖ <= `tol` in radians; of two models
-    it is `nuslerp` of their directions. m is unique where all directions lie in one open half of the sphere,
-    and refused where that is not seen. Coefficients, not vectors, are iterated and bounded, so close models
-    lose no digit.
-
-    Raises:
-        NumericalError: The directions are not in one half: opposite ones, or ones that cancel.
-
-    Source: Karcher 1977; uniqueness Afsari 2011; unit steps Afsari, Tron and Vidal 2013.
-
-    Cost: O(T²) for each of at most `max_passes` passes, on the CPU.
-    """
-    norms, cosines = _directions(gram.cpu())
-    present = norms > 0.0
-    if not present.any():
-        return Answer(setting.weights.to(gram), Status.CONVERGED)
-    if not _in_one_half(cosines[present][:, present]):
-        raise NumericalError(
-            "the updates point into more than half of all directions, where their mean on the sphere may not "
-            "be unique; merge fewer or closer updates, or use average"
-        )
-    shares = setting.weights * present
-    tol, budget = float(setting.values["tol"]), int(setting.values["max_passes"])
-    point, gradient, passes = _sphere_mean(cosines, shares / shares.sum(), tol, budget)
-    value = (point * _inverse(norms) * (setting.weights @ norms)).to(gram)
-    return conclude(value, gradient, passes, tol)
-
-
-def conclude(value: Tensor, gradient: float, passes: int, tol: float) -> Answer:
-    """Return the answer of an iteration that ended at a gradient norm, within `tol` or out of passes."""
-    if gradient <= tol:
-        return Answer(value, Status.CONVERGED, passes=passes)
-    advice = f"The gradient is {gradient:.1e} after {passes} passes. Raise max_passes, or loosen tol."
-    return Answer(value, Status.BUDGET, advice, passes=passes)
 
 
 def model_stock(gram: Tensor, setting: Setting, /) -> Tensor:
@@ -180,7 +130,7 @@ def model_stock(gram: Tensor, setting: Setting, /) -> Tensor:
     count = len(weights)
     if count == 1:
         return weights
-    _, cosines = _directions(gram)
+    _, cosines = directions(gram)
     cosine = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     denominator = 1.0 + (count - 1) * cosine
     if denominator < 1e-6:
@@ -231,14 +181,15 @@ def lawa(gram: Tensor, setting: Setting, /) -> Tensor:
     return _tail(gram, int(setting.values["last"]))
 
 
-def _directions(gram: Tensor) -> tuple[Tensor, Tensor]:
+def directions(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return norms (T,) and cosines (T, T); a zero model has cosine 0 with all."""
     norms = gram.diagonal().clamp(min=0.0).sqrt()
-    inverse = _inverse(norms)
-    return norms, (inverse[:, None] * gram * inverse).clamp(-1.0, 1.0)
+    lengths = inverse(norms)
+    return norms, (lengths[:, None] * gram * lengths).clamp(-1.0, 1.0)
 
 
-def _inverse(norms: Tensor) -> Tensor:
+def inverse(norms: Tensor) -> Tensor:
+    """Return the inverses of numbers, zero for zero."""
     return torch.where(norms > 0.0, 1.0 / norms, 0.0)
 
 
@@ -257,50 +208,6 @@ def _arc(cosine: Tensor, shares: Tensor, straight: Tensor) -> Tensor:
     """Return the coefficients of two models on their arc; the shares themselves where it is `straight`."""
     angle = torch.where(straight, 0.0, cosine).acos()
     return torch.where(straight, shares, torch.sin(shares * angle) / torch.sin(angle))
-
-
-def _sphere_mean(cosines: Tensor, shares: Tensor, tol: float, budget: int) -> tuple[Tensor, float, int]:
-    """Return the coefficients of the mean direction, a bound of the gradient norm, and passes.
-
-    With m = Σ aᵢ uᵢ and pᵢ = wᵢ θᵢ/sin θᵢ the gradient is Σ pᵢ uᵢ − κ m, κ = Σ wᵢ θᵢ cot θᵢ. Its
-    coefficients, p − κ a, vanish at the mean together with it, and the sum of their magnitudes bounds it
-    without any difference of nearly equal vectors. The Hessian is at most 1, so a step of length 1 never
-    raises the cost, and it is at least κ, so the rate is 1 − κ. As κ <= 1 no coefficient goes below zero: all
-    iterates lie in the cone of the directions, which in one half of the sphere cannot cancel.
-    """
-    point = _unit(shares, cosines)
-    bound = 0.0
-    for passes in range(budget + 1):
-        dots = (cosines @ point).clamp(-1.0, 1.0)
-        angles = dots.acos()
-        pull = shares * torch.where(angles > 0.0, angles / angles.sin(), 1.0)
-        gradient = pull - (pull @ dots) * point
-        bound = float(gradient.abs().sum())
-        if bound <= tol:
-            return point, bound, passes
-        point = _unit(point + gradient, cosines)
-    return point, bound, budget
-
-
-def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor:
-    return coefficients / (coefficients @ (cosines @ coefficients)).sqrt()
-
-
-def _in_one_half(cosines: Tensor) -> bool:
-    """Return whether all directions are seen to lie in one open half of the sphere.
-
-    Law: the perceptron finds the middle of a half in 1/sin² passes of the margin; 1000 see one of 2 degrees.
-
-    Source: Novikoff 1962.
-    """
-    middle = torch.ones_like(cosines[0])
-    for _ in range(1000):
-        dots = cosines @ middle
-        worst = dots.argmin()
-        if dots[worst] > _ROUND_OFF * middle.sum():
-            return True
-        middle[worst] += 1.0
-    return False
 
 
 def _run(setting: Setting, row: str) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.elections.election import elect, normalisable_sum, vote
+from riemerge.methods.elections.election import elect, vote
+from riemerge.methods.engine import Row
 from tests.fake_cuda import fake_cuda, forbid_numpy
 from tests.methods.edited import (
     PARAMETERS,
@@ -18,7 +19,6 @@ from tests.methods.edited import (
     ROWS,
     SHAPES,
     close,
-    find,
     random_updates,
     random_weights,
     run,
@@ -49,7 +49,7 @@ def test_rows_name_what_exists() -> None:
     known = {"rank", "scale", "seed", "density"} | {one.name for one in PARAMETERS}
     for row in ROWS:
         assert set(row.defaults) <= set(row.parameters) <= known
-        assert all(callable(find(path)) for path in (*row.edits, row.mean, *filter(None, [row.survey])))
+        assert Row.of(row)
         # All but the common ones have a value when a recipe gives none.
         assert set(row.parameters) - {"rank", "scale", "seed"} == set(row.defaults)
     assert {one.name for one in PARAMETERS} <= {name for row in ROWS for name in row.parameters}
@@ -131,8 +131,8 @@ def test_random_rows_follow_their_seed(name: str) -> None:
 def test_one_model_of_weight_one_is_its_edited_self(name: str) -> None:
     row, x = ROW[name], random_updates((1, 6, 5))
     edited = x
-    for edit in row.edits:
-        edited = find(edit)(edited, setting(x, **(dict(row.defaults) | asked(name))))
+    for edit in Row.of(row).edits[:1]:
+        edited = edit(edited, setting(x, **(dict(row.defaults) | asked(name))))
     assert close(run(name, x, **asked(name)), edited[0])
 
 
@@ -162,7 +162,7 @@ def test_negative_weights_are_negative_updates_where_admitted(name: str) -> None
 def test_a_mean_over_cancelling_weights_is_refused() -> None:
     x = random_updates((3, 2, 2))
     with pytest.raises(NumericalError, match="add up to zero"):
-        normalisable_sum(x, setting(x, (0.1, 0.2, -0.3), normalize=True))  # 0.1 + 0.2 - 0.3 is 5.6e-17
+        run("dare_linear", x, (0.1, 0.2, -0.3), normalize=True)  # 0.1 + 0.2 - 0.3 is 5.6e-17
     with pytest.raises(NumericalError, match=r"weight -0\.3: .*normalize: false"):
         elect(x, setting(x, (0.1, 0.9, -0.3), normalize=True))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.methods import METHODS
-from riemerge.methods.flat import FlatRow
+from riemerge.methods.engine import Row
 from riemerge.methods.setting import Setting
 from riemerge.methods.singular.core_space import core, core_dare_ties, core_ties, survey
 from riemerge.methods.singular.singular_vectors import iso_c, tsv
@@ -98,7 +98,7 @@ def test_it_is_ties_in_the_principal_axes_of_the_sums_of_absolute_values() -> No
         absolute = side * s[:, None] @ side.mT
         axes.append(torch.linalg.eigh(absolute.sum(dim=0)).eigenvectors)
     at = trimmed([0.5, 0.3, 0.2], x, 0.4)
-    row = FlatRow.of(METHODS["ties_original"])
+    row = Row.of(METHODS["ties_original"])
     signs = [axis * torch.tensor([1.0, -1.0]).double().repeat(len(axis) // 2) for axis in axes]
     for left, right in (axes, signs):
         turned = left.mT @ x @ right

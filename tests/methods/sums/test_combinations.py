@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections import deque
@@ -21,11 +20,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_a
 from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
+from riemerge.methods.engine import Row
 from riemerge.methods.method import Method
-from riemerge.methods.setting import Answer, Mean, Setting
-from riemerge.methods.sums import PARAMETERS, ROWS, combinations
+from riemerge.methods.setting import Setting
+from riemerge.methods.sums import PARAMETERS, ROWS
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import ROOT, seeded
+from tests.methods.rows import answer_of
 from tests.methods.substitution import merge_of
 
 EPS = torch.finfo(torch.float64).eps
@@ -40,25 +41,15 @@ def setting(weights: Sequence[float], **values: Any) -> Setting:
     return Setting("m", torch.tensor(weights, dtype=torch.float64), values, (0, 0))
 
 
-def mean_of(row: Method) -> Mean:
-    module, name = row.mean.split(":")
-    mean: Mean = getattr(importlib.import_module(module), name)
-    return mean
-
-
 def coefficients(name: str, x: Tensor, weights: Sequence[float], **values: Any) -> Tensor:
-    row = BY_NAME[name]
     flat = x.flatten(1)
-    answer = mean_of(row)(flat @ flat.T, setting(weights, **dict(row.defaults) | values))
-    return answer.value if isinstance(answer, Answer) else answer
+    return answer_of(name, flat @ flat.T, list(weights), **values).value
 
 
 def merged(name: str, x: Tensor, weights: Sequence[float], **values: Any) -> Tensor:
     if BY_NAME[name].domain == "gram":
         return torch.tensordot(coefficients(name, x, weights, **values), x, dims=1)
-    answer = mean_of(BY_NAME[name])(x, setting(weights, **values))
-    assert isinstance(answer, Tensor)
-    return answer
+    return answer_of(name, x, list(weights), **values).value
 
 
 def models(shape: tuple[int, ...], count: int, seed: int, noise: float = 1.0) -> Tensor:
@@ -133,15 +124,14 @@ def test_zero_models_merge_to_zero(row: Method) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_mean_stays_on_the_device_and_gives_the_same_bits(row: Method) -> None:
     count = count_of(row)
-    x, at = models((4, 6), count, 5), setting(weights_of(row, count), **row.defaults)
+    x, weights = models((4, 6), count, 5), weights_of(row, count)
     seen = x.flatten(1) @ x.flatten(1).T if row.domain == "gram" else x
-    expected = mean_of(row)(seen, at)
+    expected = answer_of(row.name, seen, weights).value
     with fake_cuda(), forbid_numpy():
-        found = mean_of(row)(seen.to("cuda"), at)
-        value = found.value if isinstance(found, Answer) else found
+        value = answer_of(row.name, seen.to("cuda"), weights).value
         assert value.device == CUDA
         on_cpu = value.cpu()
-    assert torch.equal(on_cpu, expected.value if isinstance(expected, Answer) else expected)
+    assert torch.equal(on_cpu, expected)
 
 
 def test_every_parameter_of_the_rows_is_known_and_every_name_once() -> None:
@@ -155,7 +145,7 @@ def test_every_parameter_of_the_rows_is_known_and_every_name_once() -> None:
 # --- sums ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["average", "task_arithmetic", "cat", "svd"])
+@pytest.mark.parametrize("name", ["task_arithmetic", "cat", "svd"])
 def test_sums_are_the_weighted_sum_as_given(name: str) -> None:
     x, weights = models((4, 6), 3, 6), [2.0, -0.5, 0.25]
     assert close(merged(name, x, weights), 2.0 * x[0] - 0.5 * x[1] + 0.25 * x[2])
@@ -354,10 +344,10 @@ def test_a_budget_that_runs_out_is_said() -> None:
     flat = x.flatten(1)
     row = BY_NAME["karcher"]
     weights = weights_of(row, 5)
-    answer = combinations.karcher(flat @ flat.T, setting(weights, **row.defaults | {"max_passes": 2}))
+    answer = answer_of("karcher", flat @ flat.T, weights, max_passes=2)
     assert (answer.status, answer.ok, answer.passes) == (Status.BUDGET, False, 2)
     assert "max_passes" in answer.advice
-    answer = combinations.karcher(flat @ flat.T, setting(weights, **row.defaults))
+    answer = answer_of("karcher", flat @ flat.T, weights)
     assert answer.ok
     assert 2 < answer.passes < 60
 
@@ -515,12 +505,13 @@ def test_substitution_recovers_gradient_descent(name: str, shape: tuple[int, ...
     row = BY_NAME[name]
     weights = [0.5, 0.5] if name in RUNS else [0.7, 0.3]
     values = dict(row.defaults) | ({"decay": 0.8} if name == "ema" else {})
-    merge = merge_of(mean_of(row), setting(weights, **values), row.domain)
+    merge = merge_of(Row.of(row), setting(weights, **values), row.domain)
     point, direction = models(shape, 2, 21)
     jacobian = jacobian_at_the_diagonal(merge, point)
     share = {"swa": 0.5, "lawa": 0.5, "ema": 0.2}.get(name, 0.3)
     # Every one is the share of the second model to first order: none has a preconditioner of its own.
-    assert torch.allclose(jacobian, share * torch.eye(point.numel(), dtype=torch.float64), rtol=0, atol=1e-9)
+    atol = 1e-8 if name == "karcher" else 1e-9  # solved to 1e-12, over a step of 5e-4
+    assert torch.allclose(jacobian, share * torch.eye(point.numel(), dtype=torch.float64), rtol=0, atol=atol)
     slope = remainder_slope(merge, point, direction / torch.linalg.vector_norm(direction), jacobian)
     assert slope >= 1.9
     if name != "slerp":  # which is linear as far as its chord reaches

@@ -1,53 +1,17 @@
-"""Reducing modules one at a time: each is read, brought to its joint span, and dropped."""
+"""Work on many modules by several threads, in their order."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
-from riemerge.errors import NumericalError
-from riemerge.methods.stack import Edit, Options, Stack
-from riemerge.updates.low_rank import JointSpan, LowRankUpdate
-
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-class Reduced(NamedTuple):
-    """One module in its joint span.
-
-    Attributes:
-        span: What lifts small updates to the module's own size.
-        inputs: The T updates, small, as they were read.
-        edited: The T small updates after the edits of the method.
-        problems: Why an edit has no answer, for each such update.
-    """
-
-    span: JointSpan
-    inputs: tuple[LowRankUpdate, ...]
-    edited: tuple[LowRankUpdate, ...]
-    problems: tuple[str, ...]
-
-
-def reduce_module(stack: Stack, edits: Sequence[Edit], options: Options, module: str) -> Reduced:
-    """Read one module, reduce it to its joint span, and edit its updates there."""
-    span = JointSpan(stack.low_rank(module))
-    edited: list[LowRankUpdate] = []
-    problems: list[str] = []
-    for name, update in zip(stack.names, span.updates, strict=True):
-        result = update
-        try:
-            for edit in edits:
-                result = edit(result, options)
-        except NumericalError as fault:
-            problems += [f"{name}: {module}: {problem}" for problem in fault.problems]
-        edited.append(result)
-    return Reduced(span, span.updates, tuple(edited), tuple(problems))
 
 
 def in_order(

@@ -1,4 +1,4 @@
-"""Modules are reduced in order, on any number of threads."""
+"""Modules are worked on in order, on any number of threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from riemerge.methods.reduction import in_order
+from riemerge.methods.threads import in_order
 
 
 def test_a_fault_comes_out_in_its_turn_and_tells_the_others() -> None:

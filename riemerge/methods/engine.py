@@ -1,0 +1,391 @@
+"""The one way from updates to a merged one: read, edit, place, solve side by side, give back."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import perf_counter
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import AdapterError, NumericalError, RiemergeError
+from riemerge.frechet import Problem
+from riemerge.frechet.status import Status
+from riemerge.methods.batches import Task, pose, solve
+from riemerge.methods.edits import parse_edit
+from riemerge.methods.geometries import FORMULA, GEOMETRIES
+from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
+from riemerge.methods.method import Domain, Method
+from riemerge.methods.modules import Edited, Module, open_module
+from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
+from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
+from riemerge.methods.table import PARAMETERS
+from riemerge.methods.threads import in_order
+from riemerge.progress import Progress
+
+# Numbers that modules may keep while they wait to be solved side by side: 128 MiB of float64.
+_WINDOW = 2**24
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table with its functions found: edits of all updates of a module, then their mean.
+
+    Attributes:
+        method: The row.
+        edits: Its edits.
+        formula: The formula of its mean; None where it is that of its geometry.
+        survey: What looks at all modules first.
+    """
+
+    method: Method
+    edits: tuple[FlatEdit, ...] = ()
+    formula: Mean | None = None
+    survey: Survey | None = None
+
+    @classmethod
+    def of(cls, method: Method) -> Self:
+        """Find the functions that a row names."""
+        named = [parse_edit(text) for text in method.edits]
+        return cls(
+            method,
+            tuple(partial(_edit, _found(edit.function), given) for edit, given in named),
+            _found(method.mean) if method.mean else None,
+            _found(method.survey) if method.survey else None,
+        )
+
+    def geometry(self, values: Mapping[str, Any]) -> Geometry:
+        """Return the row's geometry where the parameters have these values."""
+        return GEOMETRIES.make(fill(self.method.geometry, values))
+
+    def domain(self, values: Mapping[str, Any]) -> Domain:
+        """Return what the row sees of a module."""
+        if self.formula is not None or self.method.geometry == FORMULA:
+            return self.method.domain
+        return self.geometry(values).domain
+
+    def read_domain(self, values: Mapping[str, Any]) -> Domain:
+        """Return what the row's edits see of a module."""
+        return "entries" if self.edits else self.domain(values)
+
+    def begin(self, x: Any, setting: Setting) -> Answer | Steps:
+        """Return the mean of edited updates where it has a closed form, or what is to be solved for it."""
+        if self.formula is not None:
+            return as_answer(self.formula(x, setting))
+        geometry = self.geometry(setting.values)
+        closed = geometry.closed_mean(x, setting) if self.method.loss == "square" else None
+        return geometry.mean(x, setting) if closed is None else as_answer(closed)
+
+    def __call__(self, x: Any, setting: Setting) -> Answer:
+        """Return the mean of a module's updates, given in the row's domain (see `Mean`), by itself."""
+        for edit in self.edits:
+            x = edit(x, setting)
+        return self.mean(x, setting)
+
+    def mean(self, x: Any, setting: Setting) -> Answer:
+        """Return the mean of a module's edited updates, solved by itself."""
+        begun = self.begin(x, setting)
+        return begun if isinstance(begun, Answer) else self.settle(begun, setting)
+
+    def settle(self, steps: Steps, setting: Setting) -> Answer:
+        """Solve, one after the other, what the steps of one module's mean place."""
+        options = Options(**{name: setting.values[name] for name in _SOLVER & setting.values.keys()})
+        solved: Solved | None = None
+        passes = 0
+        while True:
+            try:
+                placed = next(steps) if solved is None else steps.send(solved)
+            except StopIteration as end:
+                value, found = end.value
+                passes = found.passes or passes
+                return Answer(value, found.status, found.advice, passes, found.cost, found.gradient_norm)
+            (solved,) = solve([self.task(placed, setting, 1)], self.solver, options, done=0, total=1)
+            passes += solved.evidence.passes
+
+    @property
+    def solver(self) -> str:
+        """The solver, unless a recipe has one."""
+        return "lbfgs" if self.method.solver == "closed_form" else self.method.solver
+
+    def task(self, placed: Placed, setting: Setting, starts: int) -> Task:
+        """Return the problem that a geometry placed, under the row's loss."""
+        weights = setting.weights if placed.weights is None else placed.weights
+        return Task(placed, weights, fill(self.method.loss, setting.values), starts)
+
+    def run_survey(self, stream: Stream) -> Mapping[str, Any]:
+        """Return what the row's survey finds; a fault of it is told with the module that it was at."""
+        assert self.survey is not None
+        module = ""
+
+        def watch() -> Iterator[tuple[Tensor, Setting]]:
+            nonlocal module
+            for x, setting in stream():
+                module = setting.module
+                yield x, setting
+
+        try:
+            return self.survey(watch)
+        except NumericalError as fault:
+            raise NumericalError([f"{module}: {problem}" for problem in fault.problems]) from None
+
+
+_SOLVER = {"solver", "tol", "cost_tol", "max_passes"}
+
+
+def _found(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    return resolve(function) if isinstance(function, str) else function
+
+
+def _edit(edit: FlatEdit, given: Mapping[str, Any], x: Any, setting: Setting) -> Any:
+    """Edit updates under the parameters that the row's text gives the edit, which each model has alike."""
+    if given:
+        values = dict(setting.values)
+        for name, value in given.items():
+            values[name] = value
+            if PARAMETERS[name].per_model:
+                values[name] = torch.full_like(setting.weights, value)
+        setting = replace(setting, values=values, rank=given.get("rank", setting.rank))
+    return edit(x, setting)
+
+
+def fill(text: str, values: Mapping[str, Any]) -> str:
+    """Return a column of a row with the values of the parameters that it names.
+
+    >>> fill("huber:delta={delta}", {"delta": 2.0})
+    'huber:delta=2.0'
+    """
+    return text.format_map(
+        {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    )
+
+
+def as_answer(value: Tensor | Answer) -> Answer:
+    """Return the answer of a formula, exact where it says nothing else."""
+    return value if isinstance(value, Answer) else Answer(value, Status.EXACT)
+
+
+def _weighted_mean(x: Tensor, setting: Setting) -> Tensor:
+    """Return the weighted mean of T tensors, for what a row does not see."""
+    total = setting.weights.sum()
+    if total == 0:
+        raise NumericalError("the weights add up to 0, and this tensor gets the weighted mean: choose others")
+    mean: Tensor = torch.tensordot((setting.weights / total).to(x), x, dims=1)
+    return mean
+
+
+_PLAIN = Row(Method("", "", "", domain="entries"), formula=_weighted_mean)
+
+
+@final
+@dataclass
+class _Begun:
+    """A module on its way: merged, waiting for the solution of what it placed, or refused."""
+
+    module: Module | None = None
+    steps: Steps | None = None
+    placed: Placed | None = None
+    value: Any = None
+    evidence: Evidence = field(default_factory=lambda: Evidence(Status.EXACT))
+    merged: Merged | None = None
+    fault: RiemergeError | None = None
+    passes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def width(self) -> int:
+        """How many numbers it keeps."""
+        points = 0 if self.placed is None else 3 * self.placed.points.numel()
+        return points + (0 if self.module is None else self.module.width)
+
+    def advance(self, solved: Solved | None) -> Self:
+        """Take the next step, from the solution of the last."""
+        assert self.steps is not None
+        if solved is not None:
+            self.passes += solved.evidence.passes
+            self.seconds += solved.evidence.seconds
+        began = perf_counter()
+        self.placed = None
+        try:
+            self.placed = next(self.steps) if solved is None else self.steps.send(solved)
+        except StopIteration as end:
+            self.finish(*end.value)
+        except (NumericalError, AdapterError) as fault:
+            self.fault = fault
+        self.seconds += perf_counter() - began
+        return self
+
+    def task(self, row: Row) -> Task:
+        """Return what is to be solved next."""
+        assert self.placed is not None
+        assert self.module is not None
+        return row.task(self.placed, self.module.setting, self.module.starts)
+
+    def finish(self, value: Any, evidence: Evidence) -> None:
+        """Keep the merged update, if it is one."""
+        self.value = value
+        self.evidence = replace(evidence, passes=evidence.passes or self.passes)
+        tensors = (value,) if isinstance(value, Tensor) else (value.A, value.B)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            text = "the merged update is not finite: the inputs are too large for this method"
+            self.fault = NumericalError(text)
+
+    def give_back(self, options: Options, count: int) -> Merged:
+        """Give the merged update its width."""
+        if self.merged is not None:
+            return self.merged
+        assert self.module is not None
+        evidence = replace(spread(self.evidence, self.module.setting.places, count), seconds=self.seconds)
+        return self.module.give_back(self.value, options, evidence)
+
+
+def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
+    """Return the row's mean of each module, cut to `options.rank` (the inputs' largest if None).
+
+    Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
+    share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
+    Rows of the domains `gram`, `span`, `half` and `factors` never form a dense dW of factors; `entries` has
+    all T of one module on each thread. Dense updates are merged as they are, whatever the domain, and not
+    cut; those that the row does not see (`Stack.plain`) get the weighted mean. Modules whose mean is to be
+    solved wait for each other, as many as `_WINDOW` holds, and those of one kind are solved side by side.
+
+    Raises:
+        NumericalError: The row has no answer for some modules: all of them are named, of a survey the first.
+        AdapterError: The updates of some modules do not fit each other in the row's geometry.
+    """
+    run = _Run(Row.of(method), stack, options, len(stack.modules))
+    window: dict[str, _Begun] = {}
+    for read, (name, begun) in enumerate(run.begin_all(), 1):
+        window[name] = begun
+        waiting = [one for one in window.values() if one.placed]
+        if waiting:
+            run.report("read", read)
+        if not waiting or read == len(stack.modules) or sum(one.width for one in window.values()) >= _WINDOW:
+            yield from run.finish(window)
+            window = {}
+    run.refuse()
+
+
+def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[tuple[str, ...], Problem]]:
+    """Return the Fréchet problems that the row solves first, each with the names of its K modules.
+
+    Law: modules of one kind are one problem; a module whose mean is a closed form has none.
+
+    Raises:
+        NumericalError: What `merge_modules` raises before it solves, and so does AdapterError.
+    """
+    run = _Run(Row.of(method), stack, options, len(stack.modules))
+    window = dict(run.begin_all())
+    run.note(window)
+    run.refuse()
+    tasks = {name: one.task(run.row) for name, one in window.items() if one.placed}
+    names = list(tasks)
+    return [(tuple(names[i] for i in places), problem) for places, problem in pose([*tasks.values()])]
+
+
+def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor, Setting]:
+    """Return what a survey sees of a module."""
+    there = open_module(row.method, row.read_domain(stack.values(name)), stack, options, name)
+    return there.x, there.setting
+
+
+@final
+class _Run:
+    """One merge by a row: what its modules have in common."""
+
+    def __init__(self, row: Row, stack: Stack, options: Options, total: int) -> None:
+        self.row = row
+        self._stack = stack
+        self._options = options
+        self._total = total
+        self._done = 0
+        self._faults: dict[type[RiemergeError], list[str]] = defaultdict(list)
+
+    def begin_all(self) -> Iterator[tuple[str, _Begun]]:
+        """Begin all modules, after the row's survey, in the order of their names."""
+        row, stack, options, names = self.row, self._stack, self._options, sorted(self._stack.modules)
+        facts: Mapping[str, Any] = {}
+        if row.survey is not None:
+            seen = [name for name in names if name not in stack.plain]
+            facts = row.run_survey(lambda: (_see(row, stack, options, name) for name in seen))
+        begun = in_order(partial(self.begin, facts), names, options.threads)
+        return zip(names, begun, strict=True)
+
+    def begin(self, facts: Mapping[str, Any], name: str) -> _Begun:
+        """Read and edit a module, and merge it where its mean has a closed form."""
+        stack, options = self._stack, self._options
+        row = _PLAIN if name in stack.plain else self.row
+        values = stack.values(name)
+        begun = _Begun()
+        try:
+            there = open_module(row.method, row.read_domain(values), stack, options, name, facts=facts)
+            began = perf_counter()
+            x = there.x
+            for edit in row.edits:
+                x = edit(x, there.setting)
+            if row.edits and row.formula is None:
+                there = Edited(there.setting, row.domain(values), there, x)
+                x = there.x
+            answer = row.begin(x, there.setting)
+            if not isinstance(answer, Answer):
+                begun.steps, begun.module = answer, there.waiting()
+                return begun.advance(None)
+            begun.module = there
+            known = answer.status, answer.advice, answer.cost, answer.gradient_norm
+            begun.finish(answer.value, Evidence(*known, passes=answer.passes))
+            begun.seconds = perf_counter() - began
+            if begun.fault is None:
+                begun.merged = begun.give_back(options, len(stack.names))
+                if options.later and not there.light:
+                    now = _Run(row, stack, replace(options, later=False), 1)
+                    lift = lambda: now.begin(facts, name).give_back(options, 0).update  # noqa: E731
+                    begun.merged = replace(begun.merged, lift=lift)
+                begun.module = None
+        except (NumericalError, AdapterError) as fault:
+            begun.fault = fault
+        return begun
+
+    def finish(self, window: Mapping[str, _Begun]) -> Iterator[tuple[str, Merged]]:
+        """Solve what the modules of a window placed, step by step, and yield them merged."""
+        self.note(window)
+        while not self._faults and (waiting := [one for one in window.values() if one.placed]):
+            tasks = [one.task(self.row) for one in waiting]
+            done = self._done + len(window) - len(waiting)
+            solved = solve(tasks, self.row.solver, self._options, done=done, total=self._total)
+            deque(in_order(_advance, zip(waiting, solved, strict=True), self._options.threads), maxlen=0)
+            self.note(window)
+        if self._faults:
+            return
+        count = len(self._stack.names)
+        give_back = partial(_Begun.give_back, options=self._options, count=count)
+        merged = in_order(give_back, window.values(), self._options.threads)
+        for name, one in zip(window, merged, strict=True):
+            self._done += 1
+            self.report("merge", self._done)
+            yield name, one
+
+    def report(self, stage: str, done: int) -> None:
+        """Tell how many modules are through a stage."""
+        if self._options.progress is not None:
+            self._options.progress(Progress(stage, done, self._total, self.row.method.name))
+
+    def refuse(self) -> None:
+        """Refuse what cannot be merged, all of it at once."""
+        for kind in (NumericalError, AdapterError):
+            kind.refuse(self._faults[kind])
+
+    def note(self, window: Mapping[str, _Begun]) -> None:
+        """Take note of the modules that are refused."""
+        for name, one in window.items():
+            if one.fault is not None:
+                problems = [f"{name}: {problem}" for problem in one.fault.problems]
+                self._faults[type(one.fault)] += problems
+                one.fault = None
+
+
+def _advance(pair: tuple[_Begun, Solved]) -> _Begun:
+    return pair[0].advance(pair[1])

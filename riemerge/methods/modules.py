@@ -1,0 +1,470 @@
+"""One module as a row sees it, by the row's domain, and the way back from the row's answer."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import NumericalError
+from riemerge.methods.batches import SEVERAL
+from riemerge.methods.method import Domain, Method
+from riemerge.methods.parameters import energy_of
+from riemerge.methods.setting import Setting, make_setting
+from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant
+from riemerge.updates import Dense, DenseSpan, JointSpan, LowRankUpdate, nearest, sum_updates
+
+
+def open_module(
+    method: Method, domain: Domain, stack: Stack, options: Options, name: str, **facts: Any
+) -> Module:
+    """Read one module, and keep those of its updates that count.
+
+    Args:
+        method: The row.
+        domain: What the row sees of it.
+        stack: What there is to merge.
+        options: What the recipe asks for.
+        name: The module.
+        facts: Other fields of its `Setting`.
+
+    Raises:
+        NumericalError: No update counts.
+    """
+    weights = stack.weights(name)
+    used = [i for i, weight in enumerate(weights) if weight != 0.0]
+    if not used:
+        raise NumericalError("every weight is 0 here: at least one adapter must count")
+    own: dict[str, Any] = {}
+    if name not in stack.plain:
+        own = {
+            "statistics": tuple(stack.statistics[i](name) for i in used if stack.statistics),
+            "base_statistics": stack.base_statistics(name),
+        }
+
+    def see(shape: tuple[int, ...], norms: Sequence[float], **more: Any) -> Setting:
+        return make_setting(
+            name,
+            weights,
+            used,
+            stack.values(name),
+            shape,
+            norms=norms,
+            seed=options.seed or 0,
+            names=tuple(stack.names[i] for i in used),
+            storage=tuple(stack.storage[i] for i in used),
+            **own,
+            **facts,
+            **more,
+        )
+
+    updates = stack.modules[name]
+    if isinstance(updates, DenseSpan):
+        x = updates.stacked
+        return _Whole(
+            see(tuple(x.shape[1:]), norms=[float(torch.linalg.vector_norm(x[i])) for i in used]),
+            domain,
+            x,
+            used,
+        )
+    read = partial(_read, stack, name, exact=domain != "factors")
+    each = read()
+    span = JointSpan(each)
+    # Balanced: inner products of factors would lose digits to their gauge.
+    small = tuple(span.updates[i].balance() for i in used)
+    setting = see(
+        each[0].shape,
+        norms=[update.norm() for update in small],
+        ranks=tuple(each[i].rank for i in used),
+        rank=_rank(method, max(each[i].rank for i in used), options),
+    )
+    starts = _count_starts(span.updates, each[0].shape, stack, options)
+    return _DOMAINS[domain](setting, domain, span, each, used, small, read, starts)
+
+
+def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
+    """Return the updates of a module, in float64 where they are wanted so: what decides by rank or position
+    must not see a narrower round-off.
+    """
+    updates = stack.low_rank(name)
+    return [update.to(torch.float64) for update in updates] if exact else updates
+
+
+def _rank(method: Method, largest: int, options: Options) -> int | None:
+    """Return the rank of the result, of inputs whose largest is given; None for all of it."""
+    if isinstance(options.rank, str):
+        return None
+    if method.truncates_inputs:
+        return options.rank
+    if options.dense and not method.constrained:
+        return None
+    return options.rank or largest
+
+
+def _count_starts(
+    updates: Sequence[LowRankUpdate], shape: tuple[int, int], stack: Stack, options: Options
+) -> int:
+    """Return how many starts a module is solved from."""
+    if options.starts != "auto":
+        return int(options.starts or 1)
+    if options.doubtful is None or options.doubtful(updates, shape, stack.storage):
+        return SEVERAL
+    return 1
+
+
+@dataclass(frozen=True)
+class Module(ABC):
+    """One module as the rows of one domain see it, and the way back from their answer. Abstract.
+
+    Attributes:
+        setting: What else the row sees.
+        domain: The domain of the row.
+        light: Whether a merged update that waits to be lifted keeps nothing of the module's width.
+    """
+
+    setting: Setting
+    domain: Domain
+    light: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def x(self) -> Any:
+        """The updates that count, in the domain of the row."""
+
+    @abstractmethod
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        """Turn an answer into a merged update."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """How many numbers it keeps while it waits for a mean."""
+
+    @property
+    @abstractmethod
+    def starts(self) -> int:
+        """How many starts its mean is sought from."""
+
+    @abstractmethod
+    def waiting(self) -> Self:
+        """Return the module without what can be read again, to wait for a mean."""
+
+
+@final
+@dataclass(frozen=True)
+class _Whole(Module):
+    """Dense updates, which are their own span: a row of any domain sees them as they are.
+
+    Attributes:
+        stacked: (T, ...) all updates.
+        used: The places of the updates that count.
+    """
+
+    stacked: Tensor
+    used: Sequence[int]
+    starts: int = 1
+
+    @property
+    def width(self) -> int:
+        return self.stacked.numel()
+
+    def waiting(self) -> Self:
+        return self
+
+    @property
+    def x(self) -> Any:
+        return _seen(self._counting, self.domain)
+
+    @property
+    def _counting(self) -> Tensor:
+        """The updates that count, a number as a vector of one."""
+        kept = self.stacked
+        if len(self.used) < len(kept):
+            kept = kept[self.used]
+        if kept.ndim == 1:
+            kept = kept.unsqueeze(-1)
+        return kept
+
+    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+        if self.domain == "gram":
+            value = torch.tensordot(value.to(self.stacked), self._counting, dims=1)
+        merged = Dense(value.reshape(self.setting.shape))
+        apart = Apart(
+            merged.norm(),
+            tuple(Dense(update).norm() for update in self.stacked),
+            tuple(float(torch.linalg.vector_norm(merged.tensor - update)) for update in self.stacked),
+        )
+        return Merged(constant(merged), evidence, (), None, apart)
+
+
+@dataclass(frozen=True)
+class _Factored(Module, ABC):
+    """Updates with factors, reduced to their joint span.
+
+    Attributes:
+        span: The joint span of all updates of the module.
+        read: All updates of the module.
+        used: The places of the updates that count.
+        small: The updates that count, in the bases of `span`, balanced.
+        again: Reads all its updates once more.
+        starts: Number of starts to solve from.
+    """
+
+    span: JointSpan
+    read: Sequence[LowRankUpdate]
+    used: Sequence[int]
+    small: Sequence[LowRankUpdate]
+    again: Callable[[], Sequence[LowRankUpdate]]
+    starts: int = 1
+
+    @abstractmethod
+    def _singular_values(self, value: Tensor) -> Tensor:
+        """Return the singular values of the update that an answer means."""
+
+    @abstractmethod
+    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
+
+    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+        rank = self.setting.rank
+        if isinstance(options.rank, str) and not options.dense:
+            share = energy_of(options.rank)
+            if share is not None:
+                rank = _least_rank(self._singular_values(value), share)
+        return self._cut(value, rank, options, evidence)
+
+    def _in_span(
+        self, total: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence
+    ) -> Merged:
+        small, evidence = _truncate(total, rank, evidence)
+        light, again = self.span.without_bases(), self.again
+        lift: Callable[[], LowRankUpdate]
+        if options.later:
+            lift = lambda: light.lift(small, again())  # noqa: E731 (a property of what is kept)
+        else:
+            lift = constant(self.span.lift(small, None if self.read else again()))
+        return Merged(lift, evidence, self.span.updates, small)
+
+    @property
+    def width(self) -> int:
+        return sum(update.A.numel() + update.B.numel() for update in (*self.small, *self.read))
+
+    def waiting(self) -> Self:
+        if not self.light:
+            return self
+        return replace(self, span=self.span.without_bases(), read=())
+
+
+@final
+class _Gram(_Factored):
+    """Inner products in, coefficients out."""
+
+    light = True
+
+    @property
+    def x(self) -> Tensor:
+        ranks = [update.rank for update in self.small]
+        left = torch.cat([update.B * update.scale for update in self.small], dim=1)
+        right = torch.cat([update.A.mT for update in self.small], dim=1)
+        products = (left.mT @ left) * (right.mT @ right)
+        rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
+        return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return sum_updates(self.small, value.tolist()).singular_values()
+
+    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        return self._in_span(sum_updates(self.small, value.tolist()), rank, options, evidence)
+
+
+@final
+class _Span(_Factored):
+    """Cores in bases of the joint span in, a core out."""
+
+    light = True
+
+    @property
+    def x(self) -> Tensor:
+        return torch.stack([update.dense() for update in self.small])
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return _singular_values(value)
+
+    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        return self._in_span(as_factors(value), rank, options, evidence)
+
+
+@final
+class _Half(_Factored):
+    """Updates in a basis of the joint column space in, such an update out."""
+
+    @property
+    def x(self) -> Tensor:
+        halves = self._halves()
+        return torch.stack([halves[i].dense() for i in self.used])
+
+    def _halves(self) -> list[LowRankUpdate]:
+        """Return all updates, reduced on the left alone: (p, n)."""
+        both = zip(self.span.updates, self.read, strict=True)
+        return [LowRankUpdate(small.B, update.A, update.scale) for small, update in both]
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return _singular_values(value)
+
+    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        half, evidence = _truncate(as_factors(value), rank, evidence)
+        small, *inputs = JointSpan([half, *self._halves()]).updates
+        return Merged(constant(self.span.lift_left(half)), evidence, tuple(inputs), small)
+
+
+@final
+class _Entries(_Factored):
+    """Dense updates in, a dense update out."""
+
+    @property
+    def x(self) -> Tensor:
+        return torch.stack([self.read[i].dense() for i in self.used])
+
+    def _singular_values(self, value: Tensor) -> Tensor:
+        return _singular_values(value)
+
+    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        if options.dense:
+            return Merged(constant(Dense(value)), evidence, self.span.updates, None, self._apart(value))
+        update, kept = nearest(value, rank or min(value.shape))
+        update = update.to(self.read[0].dtype)
+        small, *inputs = JointSpan([update, *self.read]).updates
+        if rank is not None:
+            evidence = replace(evidence, energy_kept=kept)
+        return Merged(constant(update), evidence, tuple(inputs), small)
+
+    def _apart(self, value: Tensor) -> Apart:
+        """Distances from inner products, so good to half of the digits: enough to be read."""
+        norm, norms = Dense(value).norm(), [update.norm() for update in self.span.updates]
+        inner = (
+            update.scale * float(((value.mT @ update.B.to(value)) * update.A.mT.to(value)).sum())
+            for update in self.read
+        )
+        squares = (norm**2 - 2 * i + own**2 for i, own in zip(inner, norms, strict=True))
+        return Apart(norm, tuple(norms), tuple(math.sqrt(max(square, 0.0)) for square in squares))
+
+
+@final
+class _Factors(_Factored):
+    """Factors in bases of the joint span in, such factors out."""
+
+    light = True
+
+    @property
+    def x(self) -> Sequence[LowRankUpdate]:
+        return self.small
+
+    def _singular_values(self, value: Any) -> Tensor:
+        sigma: Tensor = value.singular_values()
+        return sigma
+
+    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        return self._in_span(value, None, options, evidence)
+
+
+_DOMAINS: dict[str, type[_Factored]] = {
+    "gram": _Gram,
+    "span": _Span,
+    "half": _Half,
+    "entries": _Entries,
+    "factors": _Factors,
+}
+
+
+@final
+@dataclass(frozen=True)
+class Edited(Module):
+    """A module whose updates were edited entry by entry before a geometry sees them.
+
+    Attributes:
+        dense: The module as the edits see it.
+        edited: (T, ...) its updates after them.
+    """
+
+    dense: Module
+    edited: Tensor
+
+    @property
+    def width(self) -> int:
+        """How many numbers it keeps while it waits for a mean."""
+        return self.edited.numel() + self.dense.width
+
+    def waiting(self) -> Self:
+        """Return the module itself: nothing of it can be read again."""
+        return self
+
+    @property
+    def starts(self) -> int:
+        """Number of starts to solve from."""
+        return self.dense.starts
+
+    @cached_property
+    def _span(self) -> JointSpan:
+        """The nearest updates of the ranks that there were, in their joint span."""
+        ranks = self.setting.ranks
+        assert ranks is not None
+        each = zip(self.edited, ranks, strict=True)
+        return JointSpan([nearest(update, rank)[0] for update, rank in each])
+
+    @property
+    def x(self) -> Any:
+        """The edited updates, in the domain of the row."""
+        if self.domain == "factors":
+            return [update.balance() for update in self._span.updates]
+        return _seen(self.edited, self.domain)
+
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        """Turn an answer into a merged update."""
+        dense = self.dense
+        if self.domain == "factors":
+            update = self._span.lift(value)
+            dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
+            value = update.dense()
+        elif self.domain == "gram":
+            value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
+        return dense.give_back(value, options, evidence)
+
+
+def _seen(x: Tensor, domain: Domain) -> Tensor:
+    """Return dense updates as they are, or their inner products where no more is seen."""
+    if domain != "gram":
+        return x
+    flattened = x.flatten(start_dim=1)
+    return flattened @ flattened.mT
+
+
+def _singular_values(value: Tensor) -> Tensor:
+    sigma: Tensor = torch.linalg.svdvals(value)
+    return sigma
+
+
+def _least_rank(sigma: Tensor, share: float) -> int:
+    """Return the least number, at least 1, of leading singular values that keep a share of the energy."""
+    energy = sigma.square().cumsum(dim=0)
+    return min(int((energy < share * energy[-1]).sum()) + 1, len(sigma))
+
+
+def as_factors(matrix: Tensor) -> LowRankUpdate:
+    """Return a (p, q) matrix as an update of min(p, q) columns, by no arithmetic."""
+    p, q = matrix.shape
+    eye = torch.eye(min(p, q), dtype=matrix.dtype, device=matrix.device)
+    if p <= q:
+        return LowRankUpdate(eye, matrix)
+    return LowRankUpdate(matrix, eye)
+
+
+def _truncate(total: LowRankUpdate, rank: int | None, evidence: Evidence) -> tuple[LowRankUpdate, Evidence]:
+    if rank is None or rank >= total.rank:
+        return total.balance(), evidence
+    return total.truncate(rank), replace(evidence, energy_kept=total.energy_kept(rank))
