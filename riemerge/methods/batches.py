@@ -191,6 +191,7 @@ class _Run:
         began, block, options = perf_counter(), self._blocks[index], self._options
         given = {name: getattr(options, name) for name in _GIVEN}
         asked = {**block.first.placed.options}
+        own = asked.pop("solver", None)
         asked.update({name: value for name, value in given.items() if value is not None})
         starts = block.first.starts
         if options.starts == "auto" and starts > 1:
@@ -200,7 +201,7 @@ class _Run:
             frechet_mean(
                 problem,
                 # A copy each: an optimizer holds the state of its run.
-                as_solver(copy.deepcopy(options.solver or self._solver), **asked, **self._budget()),
+                as_solver(copy.deepcopy(options.solver or own or self._solver), **asked, **self._budget()),
                 block.start if count == 1 else draw_start(problem, options.seed or 0, count - 1),
                 callback=self._reporter(index, last=count == starts),
             )

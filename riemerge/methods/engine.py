@@ -90,16 +90,19 @@ class Row:
     def mean(self, x: Any, setting: Setting) -> Answer:
         """Return the mean of a module's edited updates, solved by itself."""
         begun = self.begin(x, setting)
-        if isinstance(begun, Answer):
-            return begun
+        return begun if isinstance(begun, Answer) else self.settle(begun, setting)
+
+    def settle(self, steps: Steps, setting: Setting) -> Answer:
+        """Solve, one after the other, what the steps of one module's mean place."""
         options = Options(**{name: setting.values[name] for name in _SOLVER & setting.values.keys()})
         solved: Solved | None = None
         passes = 0
         while True:
             try:
-                placed = next(begun) if solved is None else begun.send(solved)
+                placed = next(steps) if solved is None else steps.send(solved)
             except StopIteration as end:
                 value, found = end.value
+                passes = found.passes or passes
                 return Answer(value, found.status, found.advice, passes, found.cost, found.gradient_norm)
             (solved,) = solve([self.task(placed, setting, 1)], self.solver, options, done=0, total=1)
             passes += solved.evidence.passes

@@ -45,9 +45,8 @@ BETA_RULES = ("FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang",
 """Rules of Pymanopt's conjugate gradients for the share of the last direction."""
 
 CONJUGATE = tuple(f"conjugate_gradient:beta={rule}" for rule in BETA_RULES)
-_HESSIANS = tuple(
-    f"trust_regions:hessian={name}" for name in ("finite_difference", "gauss_newton", "identity")
-)
+_MODELS = ("finite_difference", "gauss_newton", "identity")
+_HESSIANS = tuple(f"trust_regions:hessian={name}" for name in _MODELS)
 DEFAULT_SOLVERS = ("lbfgs", *CONJUGATE, "steepest_descent", *_HESSIANS, "fixed_point")
 """Solvers that are compared if none are named."""
 
