@@ -107,8 +107,8 @@ def test_real_adapters_have_the_mean_that_they_have_at_their_own_width(tmp_path:
     factors = [adapter[name] for adapter in family("close", 3)]
     points = [total.factor(b[None], a.mT[None]) for b, a in factors]
     wide = Problem(QuotientManifold(total, Orthogonal(3)), points, reduce=False)
-    # Both are solved to a gradient of 1e-8: distances differ by its square over the curvature. A merge has its
-    # models in an order of its own.
+    # Both are solved to a gradient of 1e-8: distances differ by its square over the curvature. A merge has
+    # its models in an order of its own.
     found, expected = (np.sort(frechet_mean(problem).distances, axis=0) for problem in (small, wide))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
