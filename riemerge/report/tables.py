@@ -295,7 +295,7 @@ def comparison_report(comparison: Comparison) -> RenderableType:
         parts += [_table(case, columns(comparison, case)), Text("")]
         parts += [Text(printable(line)) for line in verdicts(comparison, case)]
         parts.append(Text(""))
-    return Group(*parts[:-1])
+    return Group(*parts[:-1], *(Text(f"\n{printable(note)}") for note in comparison.notes))
 
 
 # --- methods ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def option(default: Any, holds: Callable[[Any], bool], expected: str) -> Any:
     """Return the field of a solver's option, which is refused where a condition does not hold.
 
     Args:
-        default: Its default.
+        default: Value unless another is given.
         holds: The condition.
         expected: The condition in words, which follow "expected".
     """
@@ -30,7 +30,7 @@ def one_of(default: str, known: Iterable[str]) -> Any:
     """Return the field of a solver's option that is one of some words.
 
     Args:
-        default: Its default.
+        default: Value unless another is given.
         known: The words.
     """
     words = tuple(known)
