@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from riemerge.errors import RecipeError
+from riemerge.losses import LOSSES, Huber, Square
 from riemerge.registry import Registry, did_you_mean, parse_scalar
 
 
@@ -53,3 +54,10 @@ def test_a_name_is_taken_once() -> None:
 def test_a_word_that_is_near_to_none_is_told_all() -> None:
     assert did_you_mean("tol", ["tol", "rank"]) == "did you mean 'tol'? (known: tol, rank)"
     assert did_you_mean("zzz", iter(["tol", "rank"])) == "known: tol, rank"
+
+
+def test_a_value_has_a_text_that_builds_it() -> None:
+    assert LOSSES.text_of("huber") == "huber"
+    for loss, text in ((Huber(), "huber"), (Huber(delta=0.5), "huber:delta=0.5"), (Square(), "square")):
+        assert LOSSES.text_of(loss) == text
+        assert LOSSES.make(text) == loss

@@ -14,11 +14,14 @@ from riemerge.manifolds.euclidean import Euclidean
 from riemerge.manifolds.grassmann import Grassmann
 from riemerge.manifolds.half_plane import HalfPlane
 from riemerge.manifolds.low_rank.factors import FixedRank
+from riemerge.manifolds.low_rank.gl_factors import GLFactors
 from riemerge.manifolds.low_rank.orthogonal import Orthogonal
 from riemerge.manifolds.metric_manifold import MetricManifold
 from riemerge.manifolds.product import Product
 from riemerge.manifolds.quotient import GroupAction, QuotientManifold
 from riemerge.manifolds.spd import SymmetricPositiveDefinite
+from riemerge.manifolds.spd_base import KernelMetric
+from riemerge.manifolds.spd_metrics import SpdBuresWasserstein, SpdEuclidean, SpdLogEuclidean
 from riemerge.manifolds.sphere import Sphere
 from riemerge.manifolds.stiefel import Stiefel
 from riemerge.manifolds.symmetries import GeneralLinear, Permutations, Scaling, join_heads, split_heads
@@ -26,11 +29,13 @@ from riemerge.manifolds.symmetries import GeneralLinear, Permutations, Scaling, 
 __all__ = [
     "Euclidean",
     "FixedRank",
+    "GLFactors",
     "GeneralLinear",
     "GeodesicManifold",
     "Grassmann",
     "GroupAction",
     "HalfPlane",
+    "KernelMetric",
     "Logarithm",
     "MetricManifold",
     "Orthogonal",
@@ -39,6 +44,9 @@ __all__ = [
     "QuotientManifold",
     "Reduction",
     "Scaling",
+    "SpdBuresWasserstein",
+    "SpdEuclidean",
+    "SpdLogEuclidean",
     "Sphere",
     "Stiefel",
     "SymmetricPositiveDefinite",

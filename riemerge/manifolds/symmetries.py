@@ -7,23 +7,19 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from riemerge import linalg
 from riemerge.errors import RecipeError
 from riemerge.manifolds.base import GeodesicManifold
+from riemerge.manifolds.low_rank.gl_factors import GLFactors
 from riemerge.manifolds.quotient import GroupAction
-
-# Steps of the alignment by invertible matrices. Independent pairs of three columns take about 50.
-_MAX_STEPS = 100
-# Relative length of the step at which an alignment is found.
-_ALIGNED = 1e-11
 
 
 @final
 class GeneralLinear(GroupAction):
     """GL(r) acting on pairs of factors: (G, H) . A = (G A, H A⁻ᵀ), which keeps the update G Hᵀ.
 
-    The projection and the alignment are those of the metric tr(HᵀH ξᵀξ′) + tr(GᵀG ηᵀη′), for which the
-    action is isometric (GeoMerge, eq. 13, for matrices).
+    Acts on `GLFactors`, which aligns pairs by its geodesics.
+
+    Source: GeoMerge, section 4 for matrices.
 
     Args:
         r: Size of the group's matrices: the rank.
@@ -37,9 +33,12 @@ class GeneralLinear(GroupAction):
         self.columns, self.shape, self.dimension = r, (r, r), r * r
 
     def require(self, total: GeodesicManifold) -> None:
-        """Raise where points are no pairs of factors of r columns."""
-        if not hasattr(total, "split") or len(total.split(torch.zeros(total.point_shape))) != 2:
-            raise RecipeError(f"GeneralLinear acts on pairs (G, H); points of {total} do not split into two")
+        """Raise where the total space is no `GLFactors` of this rank."""
+        if not isinstance(total, GLFactors):
+            raise RecipeError(
+                f"GeneralLinear acts on GLFactors, and {total} is of class {type(total).__name__}: give it a "
+                "GLFactors, or write a GroupAction that acts on yours"
+            )
         GroupAction.require(self, total)
 
     def act(self, total: Any, point: Tensor, element: Tensor) -> Tensor:
@@ -61,20 +60,11 @@ class GeneralLinear(GroupAction):
         return (_fit(left, xi) - _fit(right, eta).mT) / 2
 
     def align(self, total: Any, point: Tensor, to: Tensor) -> Tensor:
-        """Return the representative y of a point's orbit for which y - x has the least length in the metric
-        at the other point x: the first-order distance, which the geodesic one has no closed form for.
-
-        Found by Gauss-Newton steps from the best rotation of balanced pairs (GᵀG and HᵀH equal and diagonal).
+        """Return the representative on a horizontal geodesic from the other point; NaN where none was
+        found.
         """
-        y, x = (_Balanced(*(part.double() for part in total.split(pair))) for pair in (point, to))
-        turn = linalg.polar(y.left.mT @ x.left + y.right.mT @ x.right)
-        return total.join(*x.approach(y.left @ turn, y.right @ turn)).to(point.dtype)
-
-    def realign(self, total: Any, point: Tensor, to: Tensor, tolerance: Tensor | None = None) -> Tensor:
-        """Align again a representative that is nearly aligned: by the steps alone."""
-        x = _Balanced(*(y.double() for y in total.split(to)))
-        left, right = (y.double() for y in total.split(point))
-        return total.join(*x.approach(*x.balance(left, right))).to(point.dtype)
+        aligned: Tensor = total.align(point, to)
+        return aligned
 
 
 @final
@@ -178,67 +168,6 @@ class Permutations(GroupAction):
 
     def _blocks(self, point: Tensor) -> Tensor:
         return point.unflatten(-2, (-1, self.size))
-
-
-@final
-class _Balanced:
-    """A pair (G, H) in the gauge where GᵀG = HᵀH = D is diagonal.
-
-    Attributes:
-        left: Balanced G (..., m, r).
-        right: Balanced H (..., n, r).
-    """
-
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        (q_left, upper), (q_right, lower) = torch.linalg.qr(left), torch.linalg.qr(right)
-        rows, values, columns = linalg.thin_svd(upper @ lower.mT)
-        self._root = values.sqrt().unsqueeze(-2)
-        self.left, self.right = q_left @ (rows * self._root), q_right @ (columns * self._root)
-        self._back = (rows / self._root).mT @ upper, (columns / self._root).mT @ lower
-
-    def balance(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return another pair in this pair's balanced gauge."""
-        return left @ self._back[1].mT, right @ self._back[0].mT
-
-    def approach(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Move a pair in the balanced gauge along its orbit until it is nearest, and return it in the gauge
-        of G and H.
-
-        A descent by Gauss-Newton steps, of Barzilai and Borwein's length: of pairs within a third of their
-        size 14 steps, where unit lengths take more than 100.
-        """
-        apart, step = self._apart(left, right), self._step(left, right)
-        length, unit = torch.ones_like(apart), torch.linalg.matrix_norm(self._root.square())
-        for _ in range(_MAX_STEPS):
-            if not bool((length * torch.linalg.matrix_norm(step) > _ALIGNED * unit).any()):
-                break
-            turn = linalg.scale_modules(length, step / self._root / self._root.mT)
-            pair = left @ torch.linalg.matrix_exp(turn), right @ torch.linalg.matrix_exp(-turn.mT)
-            trial = self._apart(*pair)
-            better = trial <= apart * (1 + 1e-14)  # false where it is NaN
-            apart = torch.where(better, trial, apart)
-            left, right = (
-                torch.where(better[..., None, None], y, x) for x, y in zip((left, right), pair, strict=True)
-            )
-            before, step = step, self._step(left, right)
-            bend = linalg.frobenius(before, before - step) / linalg.frobenius(before, before)
-            length = torch.where(better, (length / bend).clamp(0.2, 2), length / 4)
-        return left @ self._back[0], right @ self._back[1]
-
-    def _apart(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return the squared length of the difference of a pair in the metric at this one (...)."""
-        first, second = (left - self.left) * self._root, (right - self.right) * self._root
-        return linalg.frobenius(first, first) + linalg.frobenius(second, second)
-
-    def _step(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return the Gauss-Newton step D^½ L D^½.
-
-        L solves GᵀG L D + D L HᵀH = Gᵀ(X - G) D + D (H - Y)ᵀH, with (X, Y) this pair and D its Gram matrix.
-        """
-        root, (x, y) = self._root, (left / self._root, right / self._root)
-        slope = x.mT @ (self.left - left) * root + root.mT * ((right - self.right).mT @ y)
-        (a, p), (d, q) = (torch.linalg.eigh(white.mT @ white) for white in (x, y))
-        return p @ ((p.mT @ slope @ q) / (a.unsqueeze(-1) + d.unsqueeze(-2))) @ q.mT
 
 
 def assign(scores: Tensor) -> Tensor:

@@ -98,10 +98,12 @@ def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
 
 def _rank(method: Method, largest: int, options: Options) -> int | None:
     """Return the rank of the result, of inputs whose largest is given; None for all of it."""
-    if isinstance(options.rank, str) or (options.dense and not method.constrained):
+    if isinstance(options.rank, str):
         return None
     if method.truncates_inputs:
         return options.rank
+    if options.dense and not method.constrained:
+        return None
     return options.rank or largest
 
 
@@ -424,11 +426,14 @@ class Edited(Module):
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
+        dense = self.dense
         if self.domain == "factors":
-            value = self._span.lift(value).dense()
+            update = self._span.lift(value)
+            dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
+            value = update.dense()
         elif self.domain == "gram":
             value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
-        return self.dense.give_back(value, options, evidence)
+        return dense.give_back(value, options, evidence)
 
 
 def _seen(x: Tensor, domain: Domain) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 
-from riemerge.frechet.status import Status
 from riemerge.records.comparison_record import MEASURES, SAME_COST, Comparison, Outcome
 from riemerge.report.words import number, text_of
 
@@ -27,6 +26,8 @@ _WHY = {
 def verdicts(comparison: Comparison, case: str) -> list[str]:
     """Say which solvers reach the same certified cost on a case, and of the others why not, a line each."""
     judged = {solver: comparison.judge(case, solver) for solver in comparison.ranking(case)}
+    from riemerge.frechet.status import Status  # which brings torch, and no list of methods needs it
+
     counts = {solver: comparison.count(case, solver) for solver in judged}
     reaching = [solver for solver, count in counts.items() if set(count) == {"reached"}]
     (modules,) = {len(rows) for rows in judged.values()}

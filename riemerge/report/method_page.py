@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from riemerge.methods import DEFAULT_METHOD, PARAMETERS, Method
+from riemerge.methods import DEFAULT_METHOD, FORMULA, PARAMETERS, Method
 from riemerge.report.verdict import LOSS, measurement
 from riemerge.report.words import value_type, when
 
@@ -13,12 +13,22 @@ def describe(row: Method) -> list[tuple[str, str]]:
     """Return what there is to say of a method, each under its title; the summary, under none, comes first."""
     return [
         ("", row.summary),
+        ("columns", five_columns(row)),
         ("weights", weights(row)),
         ("parameters (defaults)", parameters(row)),
         *facts(row),
         *(("differs from its source", text) for text in row.differs.values()),
         ("source", row.source),
     ]
+
+
+def five_columns(row: Method) -> str:
+    """Return the five columns of a row: a merge is one choice of edits, geometry, loss, solver and finish."""
+    edits, finish = (", ".join(texts) or "none" for texts in (row.edits, row.finish))
+    middle = f"geometry {row.geometry}; loss {row.loss}; solver {row.solver}"
+    if row.geometry == FORMULA:
+        middle = "mean by a formula"
+    return f"edits {edits}; {middle}; finish {finish}"
 
 
 def facts(row: Method) -> list[tuple[str, str]]:

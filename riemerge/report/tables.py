@@ -18,7 +18,15 @@ from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
 from riemerge.report.comparison_text import columns, verdicts
-from riemerge.report.method_page import cautions, command, describe, facts, parameter_rows, weights
+from riemerge.report.method_page import (
+    cautions,
+    command,
+    describe,
+    facts,
+    five_columns,
+    parameter_rows,
+    weights,
+)
 from riemerge.report.verdict import (
     answer,
     determination,
@@ -287,7 +295,7 @@ def comparison_report(comparison: Comparison) -> RenderableType:
         parts += [_table(case, columns(comparison, case)), Text("")]
         parts += [Text(printable(line)) for line in verdicts(comparison, case)]
         parts.append(Text(""))
-    return Group(*parts[:-1])
+    return Group(*parts[:-1], *(Text(f"\n{printable(note)}") for note in comparison.notes))
 
 
 # --- methods ------------------------------------------------------------------------------------------------
@@ -308,7 +316,7 @@ def method_report(row: Method) -> RenderableType:
     return Group(
         Text(row.name, style="bold"),
         Text(f"  {command(row)}\n"),
-        *_lines([("", row.summary), ("weights", weights(row)), *facts(row)]),
+        *_lines([("", row.summary), ("columns", five_columns(row)), ("weights", weights(row)), *facts(row)]),
         Text(""),
         Padding(table, (0, 0, 0, 2)),
         Text(""),

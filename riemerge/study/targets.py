@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,19 @@ from pymanopt.optimizers.optimizer import Optimizer
 
 from riemerge import manifolds
 from riemerge.errors import NumericalError, RecipeError, RiemergeError
-from riemerge.frechet.loss import LOSSES, Loss
+from riemerge.frechet.loss import LOSSES, Loss, as_loss
 from riemerge.frechet.solvers.catalogue import SOLVERS
 from riemerge.frechet.solvers.solver import Solver
 from riemerge.laws import Finding, judge
-from riemerge.manifolds import GeodesicManifold, GroupAction, MetricManifold, QuotientManifold
+from riemerge.manifolds import GroupAction, MetricManifold, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
-from riemerge.methods import METHODS, Method
+from riemerge.methods import GEOMETRIES, METHODS, Method, compose
+from riemerge.methods.geometries.geometry import Geometry
 from riemerge.registry import did_you_mean
 from riemerge.study.method_laws import check_method
 from riemerge.study.value_laws import check_loss, check_solver
 
-MANIFOLDS: Mapping[str, Callable[..., GeodesicManifold]] = {
+MANIFOLDS: Mapping[str, Any] = {
     "euclidean": manifolds.Euclidean,
     "fixed_rank": manifolds.FixedRank,
     "grassmann": manifolds.Grassmann,
@@ -43,9 +45,10 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
     """Measure the laws of a thing, kind by kind.
 
     Args:
-        target: A method, loss or solver by name; a manifold by name and sizes, `stiefel:9,3`; or
-            `module:Name` of any of these, of a metric or of a symmetry, whose code is run.
-        on: Manifold by name and sizes on which a metric or a symmetry is tried.
+        target: A method, geometry, loss or solver by name; a manifold by name and sizes, `stiefel:9,3`; or
+            `module:Name` of any of these, of a metric or of a symmetry, whose code is run. A function of one
+            argument is a loss.
+        on: Manifold on which a metric or a symmetry is tried, given as a target.
         seed: Random seed of every draw.
 
     Returns:
@@ -56,23 +59,25 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
         NumericalError: The code of the thing fails.
     """
     np.random.seed(seed)  # noqa: NPY002 - Pymanopt draws from the global generator
-    base = make_manifold(on, seed) if on else None
+    base = _make(on, _find(on, seed)[0], None) if on else None
+    if on and not isinstance(base, manifolds.GeodesicManifold):
+        raise RecipeError(f"--on {on}: it is a {type(base).__name__}; expected a manifold, such as spd:4")
     found: dict[str, Mapping[str, float]] = {}
-    for subject in _find(target, base, seed):
+    for subject in _find(target, seed):
+        made = _make(target, subject, base)
         try:
-            found |= _check(subject, seed)
+            found |= _check(made, seed)
         except RiemergeError:
             raise
         except Exception as fault:
             raise NumericalError(f"{target}: it cannot be checked: {fault!r}") from fault
     if not found:
-        raise RecipeError(
-            f"{target}: no law of it is known: expected a manifold, metric, symmetry, loss, solver or method"
-        )
+        expected = "a manifold, metric, symmetry, geometry, loss, solver or method"
+        raise RecipeError(f"{target}: no law of it is known: expected {expected}")
     return {kind: judge(kind, defects) for kind, defects in found.items()}
 
 
-def _check(subject: Any, seed: int) -> dict[str, Mapping[str, float]]:
+def _check(subject: Any, seed: int) -> Mapping[str, Mapping[str, float]]:
     """Return the defects of a thing by the kind of their laws; none where it is of no kind."""
     match subject:
         case Method():
@@ -81,68 +86,68 @@ def _check(subject: Any, seed: int) -> dict[str, Mapping[str, float]]:
             return {"loss": check_loss(subject, seed=seed)}
         case Solver() | Optimizer() | type():
             return {"solver": check_solver(subject, seed=seed)}
-        case QuotientManifold():
-            both = {"manifold": check_manifold(subject), "metric": check_metric(subject)}
-            return {**both, "symmetry": check_action(subject, seed=seed)}
         case Manifold():
-            return {"manifold": check_manifold(subject), "metric": check_metric(subject)}
+            both = {"manifold": check_manifold(subject), "metric": check_metric(subject)}
+            if isinstance(subject, QuotientManifold):
+                both["symmetry"] = check_action(subject, seed=seed)
+            return both
         case _:
             return {}
 
 
-def make_manifold(text: str, seed: int = 0) -> GeodesicManifold:
-    """Return the manifold of two modules that a text such as `stiefel:9,3` names.
-
-    Raises:
-        RecipeError: No such manifold, or sizes that it does not take.
-    """
-    name, _, sizes = text.partition(":")
-    if name not in MANIFOLDS:
-        raise RecipeError(f"unknown manifold {name!r}: {did_you_mean(name, MANIFOLDS)}")
-    try:
-        return MANIFOLDS[name](*map(int, filter(None, sizes.split(","))), k=2, seed=seed)
-    except (TypeError, ValueError) as fault:
-        raise RecipeError(f"manifold {text!r}: {fault}; expected its sizes, as in stiefel:9,3") from fault
-
-
-def _find(target: str, base: GeodesicManifold | None, seed: int) -> Iterator[Any]:
-    """Yield what a target names, made where it is a class: a method and a loss may have one name."""
-    name, _, rest = target.partition(":")
+def _find(text: str, seed: int) -> list[Any]:
+    """Return what a text names: a method and a loss may have one name."""
+    name, _, rest = text.partition(":")
     if name in MANIFOLDS and re.fullmatch("[0-9,]+", rest):
-        yield make_manifold(target, seed)
-        return
-    named = [METHODS[target]] if target in METHODS else []
-    named += [table.make(target) for table in (LOSSES, SOLVERS) if name in table]
-    yield from named
+        try:
+            return [MANIFOLDS[name](*map(int, rest.split(",")), k=2, seed=seed)]
+        except (TypeError, ValueError) as fault:
+            raise RecipeError(f"{text}: {fault}; expected the sizes of a {name}") from fault
+    named = [METHODS[text]] if text in METHODS else []
+    named += [_row(text)] if name in GEOMETRIES else []
+    named += [table.make(text) for table in (LOSSES, SOLVERS) if name in table]
     if named:
-        return
+        return named
     if not rest:
-        known = [*METHODS, *LOSSES, *SOLVERS, *MANIFOLDS]
-        raise RecipeError(f"{target}: there is no such name: {did_you_mean(target, known)}")
+        known = [*METHODS, *GEOMETRIES, *LOSSES, *SOLVERS, *MANIFOLDS]
+        raise RecipeError(f"{text}: there is no such name: {did_you_mean(text, known)}")
     sys.path.append(here := str(Path.cwd()))
     try:
-        subject = getattr(import_module(name), rest)
+        return [getattr(import_module(name), rest)]
     except Exception as fault:
-        raise RecipeError(f"{target}: it cannot be imported: {fault!r}") from fault
+        raise RecipeError(f"{text}: it cannot be imported: {fault!r}") from fault
     finally:
         sys.path.remove(here)
-    yield _place(target, subject, base)
 
 
-def _place(target: str, subject: Any, base: GeodesicManifold | None) -> Any:
-    """Return what is made by a class, with the manifold of a metric or a symmetry."""
-    symmetry = subject if isinstance(subject, type) else type(subject)
-    acts = issubclass(symmetry, GroupAction)
-    metric = hasattr(subject, "inner_products") and not issubclass(symmetry, Manifold)
+def _row(text: str) -> Method:
+    """Return the row whose laws are those of a geometry: its mean of adapters that are near each other."""
+    row = compose(METHODS["average"], geometry=text)
+    return replace(row, domain=GEOMETRIES.make(text).domain, may_be_undetermined=True)
+
+
+def _make(text: str, subject: Any, base: Any) -> Any:
+    """Return what a class or a function makes, with the manifold of a metric or a symmetry."""
+    kind = subject if isinstance(subject, type) else type(subject)
+    acts, solves = issubclass(kind, GroupAction), issubclass(kind, Optimizer)
+    metric = hasattr(subject, "inner_products") and not issubclass(kind, Manifold)
     if (acts or metric) and base is None:
-        raise RecipeError(f"{target}: a metric or a symmetry is tried on a manifold: say which, --on spd:4")
-    if isinstance(subject, type) and not issubclass(subject, Optimizer):
-        # A group of matrices is made for the columns that it acts on, unless it takes no size.
-        sized = acts and inspect.signature(subject).parameters
+        raise RecipeError(f"{text}: a metric or a symmetry is tried on a manifold: say which, --on spd:4")
+    if callable(subject) and not solves:
         try:
-            subject = subject(base.point_shape[1]) if sized and base else subject()
+            if issubclass(kind, Geometry):
+                GEOMETRIES.register(name := text.replace(":", "."), subject)
+                return _row(name)
+            sizes = inspect.signature(subject).parameters.values()
+            needed = sum(one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD for one in sizes)
+            if needed and not isinstance(subject, type):
+                subject = as_loss(subject)
+            elif acts and needed:  # a group of matrices, of the size of the columns that it acts on
+                subject = subject(base.point_shape[1])
+            else:
+                subject = subject()
         except Exception as fault:
-            raise RecipeError(f"{target}: it cannot be made: {fault!r}") from fault
-    if base is None or not (acts or metric):
-        return subject
-    return QuotientManifold(base, subject) if acts else MetricManifold(base, subject)
+            raise RecipeError(f"{text}: it cannot be made: {fault!r}") from fault
+    if acts:
+        return QuotientManifold(base, subject)
+    return MetricManifold(base, subject) if metric else subject

@@ -10,11 +10,14 @@ import torch
 
 from riemerge import Problem
 from riemerge.frechet import Search, Solution, frechet_mean
-from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
+from riemerge.frechet.solvers.catalogue import SOLVERS, SolverLike, as_solver
 
 Form: TypeAlias = Literal["joint", "nested"]
 FORMS: list[Form] = ["joint", "nested"]
 
+
+ITERATIVE = [name for name in SOLVERS if name != "closed_form"]
+"""Solvers of any problem."""
 
 _OF_PROBLEM = ("loss", "distance", "form", "gradient", "reduce")
 

@@ -15,10 +15,9 @@ from pymanopt import manifolds
 
 from riemerge import Status
 from riemerge.errors import RecipeError
-from riemerge.frechet import SOLVERS
 from riemerge.manifolds import Stiefel
 from tests.frechet.guests import COMPLETE, drawn, unit
-from tests.frechet.problems import mean_of
+from tests.frechet.problems import ITERATIVE, mean_of
 
 
 def test_own_squared_distance_by_pymanopt_s_autograd() -> None:
@@ -47,7 +46,7 @@ def test_all_of_pymanopts_manifolds_are_walked() -> None:
     assert walked == {*manifolds.__all__}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 @pytest.mark.parametrize("name", COMPLETE)
 def test_random_points_have_a_certified_mean(name: str, solver: str) -> None:
     manifold = COMPLETE[name]()
@@ -69,7 +68,7 @@ def test_random_points_have_a_certified_mean(name: str, solver: str) -> None:
     np.testing.assert_allclose(solution.cost[0], weights @ np.square(apart) / 2, rtol=1e-7)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 @pytest.mark.parametrize("name", LACKING)
 def test_what_a_manifold_lacks_is_named(name: str, solver: str) -> None:
     make, words = LACKING[name]
@@ -79,7 +78,7 @@ def test_what_a_manifold_lacks_is_named(name: str, solver: str) -> None:
     assert str(manifold) in str(error.value)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_a_chordal_mean_on_the_sphere_is_on_the_sphere(solver: str) -> None:
     """Pymanopt's exp leaves the sphere by round-off that unit steps double: the gradient of this cost
     vanishes inside the ball, too.
@@ -93,7 +92,7 @@ def test_a_chordal_mean_on_the_sphere_is_on_the_sphere(solver: str) -> None:
         np.testing.assert_allclose(solution.point, unit(np.mean(points, axis=0)), atol=1e-7)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_a_chordal_mean_of_frames_is_the_polar_factor(solver: str) -> None:
     points = drawn(manifolds.Stiefel(6, 2), 3)
     stiefel = manifolds.Stiefel(6, 2)
@@ -103,7 +102,7 @@ def test_a_chordal_mean_of_frames_is_the_polar_factor(solver: str) -> None:
     np.testing.assert_allclose(solution.point, left @ right, atol=1e-7)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_antipodes_are_stepped_off(solver: str) -> None:
     """Pymanopt's log of the antipode is silently zero; the means of two poles are the equator."""
     sphere = manifolds.Sphere(3)
@@ -193,7 +192,7 @@ def test_a_gradient_that_is_none_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_a_cost_may_be_negative(solver: str) -> None:
     """A tolerance by the root of the cost would be no number, and nothing would ever be converged."""
     sphere = manifolds.Sphere(4)

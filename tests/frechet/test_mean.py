@@ -13,17 +13,16 @@ from pymanopt.optimizers import ConjugateGradient, NelderMead, SteepestDescent
 from examples.toy_problem import equation_15, network
 from riemerge import Status
 from riemerge.errors import RecipeError
-from riemerge.frechet import SOLVERS
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel, SymmetricPositiveDefinite
 from tests.frechet.certificates import certified
-from tests.frechet.problems import mean_of
+from tests.frechet.problems import ITERATIVE, mean_of
 from tests.helpers import adapter_family, random_core, random_gauge, seeded
 from tests.manifolds.subjects import family, matrices, relative, updates
 
 
 def test_solvers_agree_on_close_adapters() -> None:
     quotient, points = updates(64, 48, 8, k=3), family("close", 6, 64, 48, 8, seed=7, k=3, noise=0.3)
-    solutions = {name: mean_of(quotient, points, solver=name) for name in SOLVERS}
+    solutions = {name: mean_of(quotient, points, solver=name) for name in ITERATIVE}
     for solution in solutions.values():
         assert set(solution.status) == {Status.CONVERGED}
         assert certified(solution)
@@ -84,7 +83,7 @@ def test_any_optimizer_of_pymanopt() -> None:
         assert set(solution.status) <= {Status.CONVERGED, Status.STOPPED}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("cond", [10.0, 1e6])
 def test_copies_of_one_update_merge_to_it(solver: str, count: int, cond: float) -> None:
@@ -110,7 +109,7 @@ def family_pair(m: int, n: int, r: int, cond: float, seed: int) -> tuple[torch.T
     return adapter_family("independent", 1, m, n, r, seed, cond=cond)[0]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_starting_at_the_optimum_is_the_end(solver: str) -> None:
     quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
     mean = mean_of(quotient, points, tol=1e-12, max_passes=60).point
@@ -174,7 +173,7 @@ def test_the_order_of_the_points_does_not_matter(name: str, tolerance: float) ->
     )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_weight_zero_is_absence(solver: str) -> None:
     quotient, points = updates(20, 17, 3, k=2), family("close", 3, 20, 17, 3, seed=7)
     with_zero = mean_of(quotient, points, [0.6, 0, 0.4], solver=solver)
@@ -235,7 +234,7 @@ def test_scaling_the_inputs_scales_the_merge() -> None:
     assert relative(matrices(quotient, two), 1e4 * matrices(quotient, one)) < 1e-8
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_toy_problem_has_its_closed_form(solver: str) -> None:
     networks = QuotientManifold(TwoLayers(), Scaling())
     points = [network(1, 2), network(-6, -0.5), network(0.1, 70)]

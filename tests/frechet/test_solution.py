@@ -5,8 +5,7 @@ from __future__ import annotations
 from pymanopt.optimizers import SteepestDescent
 
 from riemerge import Status
-from riemerge.frechet import SOLVERS
-from tests.frechet.problems import mean_of
+from tests.frechet.problems import ITERATIVE, mean_of
 from tests.manifolds.subjects import family, updates
 
 
@@ -19,7 +18,7 @@ def test_an_optimizer_that_stops_by_itself_is_not_converged() -> None:
 
 def test_budget_is_kept_and_named() -> None:
     quotient, points = updates(40, 36, 4), family("independent", 4, 40, 36, 4, seed=11, k=1)
-    for solver in SOLVERS:
+    for solver in ITERATIVE:
         solution = mean_of(quotient, points, solver=solver, max_passes=8)
         assert solution.status == (Status.BUDGET,)
         # One Hessian-vector product is two passes, and is not cut in half.

@@ -14,9 +14,9 @@ import torch
 from riemerge.errors import RecipeError
 from riemerge.formats.peft import read_adapter
 from riemerge.frechet import frechet_mean
-from riemerge.manifolds import FixedRank
-from riemerge.methods import METHODS, Options
-from riemerge.methods import batches
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.methods import METHODS, Options, batches
+from riemerge.methods.geometries.geometry import Placed
 from riemerge.report.verdict import verdict
 from riemerge.updates.low_rank import sum_updates
 from tests.folders import SHAPES, family, merge_adapters, write_family
@@ -266,7 +266,7 @@ def test_as_many_starts_as_the_overlap_calls_for(tmp_path: Path, monkeypatch: py
     asked: list[float] = []
 
     def solve(*given: Any, **how: Any) -> Any:
-        asked.append(how["cost_tol"])
+        asked.append(given[1].cost_tol)
         return frechet_mean(*given, **how)
 
     with monkeypatch.context() as patch:

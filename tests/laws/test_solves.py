@@ -9,18 +9,17 @@ from typing import Literal
 import pytest
 import torch
 
-from riemerge.frechet import SOLVERS
 from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_metric
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
-from tests.frechet.problems import mean_of
+from tests.frechet.problems import ITERATIVE, mean_of
 from tests.helpers import seeded
 from tests.manifolds.subjects import family, updates
 
 
 @pytest.mark.parametrize("form", ["joint", "nested"])
 @pytest.mark.parametrize("gradient", ["analytic", "autograd"])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_no_numpy_conversion_happens_inside_a_solve(
     solver: str, gradient: Literal["analytic", "autograd"], form: Literal["joint", "nested"]
 ) -> None:
@@ -42,7 +41,7 @@ def test_a_planted_numpy_conversion_is_caught(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["joint", "nested"])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ITERATIVE)
 def test_the_whole_path_stays_on_cuda_and_gives_the_same_numbers(
     solver: str, form: Literal["joint", "nested"]
 ) -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, final
 
 import pytest
 import torch
-from torch import Tensor
 
 from riemerge import Problem, frechet_mean
 from riemerge.errors import RecipeError
-from riemerge.linalg import frobenius
 from riemerge.manifolds import (
     Euclidean,
     GeneralLinear,
-    GeodesicManifold,
+    GLFactors,
     GroupAction,
-    Logarithm,
     Permutations,
     QuotientManifold,
     Scaling,
@@ -28,33 +24,6 @@ from riemerge.manifolds import (
 )
 from riemerge.manifolds.checks import check_action
 from tests.fake_cuda import fake_cuda
-from tests.helpers import random_gauge, seeded
-
-
-@final
-class Pairs(GeodesicManifold):
-    """Pairs (G, H) with the metric tr(HᵀH ξᵀξ′) + tr(GᵀG ηᵀη′), and straight lines to first order."""
-
-    def __init__(self, m: int, n: int, r: int, **options: Any) -> None:
-        super().__init__("", None, (m + n, r), **options)
-        self.sizes = m, n
-
-    def split(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = point.split(self.sizes, dim=-2)
-        return left, right
-
-    def join(self, *parts: Tensor) -> Tensor:
-        return torch.cat(parts, dim=-2)
-
-    def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        (g, h), (xi, eta), (x, y) = map(self.split, (point, a, b))
-        return frobenius(xi @ (h.mT @ h), x) + frobenius(eta @ (g.mT @ g), y)
-
-    def geodesic(self, point: Tensor, tangent_vector: Tensor) -> tuple[Tensor, Tensor]:
-        return point + tangent_vector, tangent_vector
-
-    def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
-        return self.verify(point_a, point_b, point_b - point_a)
 
 
 def defects_of(quotient: QuotientManifold, scale: float = 0.2) -> dict[str, float]:
@@ -64,8 +33,8 @@ def defects_of(quotient: QuotientManifold, scale: float = 0.2) -> dict[str, floa
 
 
 QUOTIENTS = {
-    "invertible": lambda: QuotientManifold(Pairs(7, 6, 3, k=2, seed=1), GeneralLinear(3)),
-    "scaling": lambda: QuotientManifold(Pairs(4, 3, 1, k=2, seed=1), Scaling(4)),
+    "invertible": lambda: QuotientManifold(GLFactors(4, 3, 2, k=2, seed=1), GeneralLinear(2)),
+    "scaling": lambda: QuotientManifold(GLFactors(4, 3, 1, k=2, seed=1), Scaling(4)),
     "permutations": lambda: QuotientManifold(Euclidean(6, 3, k=2, seed=1), Permutations(6)),
     "of two layers": lambda: QuotientManifold(Euclidean(10, 3, k=2, seed=1), Permutations(5)),
     "signed": lambda: QuotientManifold(Sphere(6, 3, k=2, seed=1), Permutations(6, signed=True)),
@@ -75,9 +44,6 @@ QUOTIENTS = {
 @pytest.mark.parametrize("name", QUOTIENTS)
 def test_laws(name: str) -> None:
     defects = defects_of(QUOTIENTS[name]())
-    if name in {"invertible", "scaling"}:
-        # Straight lines are geodesics to first order, so logs of nearest points are horizontal to that.
-        assert defects.pop("alignment") < 0.1
     assert max(defects.values()) < 1e-9, defects
 
 
@@ -86,6 +52,8 @@ def test_alignment_depends_on_orbits_alone_and_batches(name: str) -> None:
     quotient = QUOTIENTS[name]()
     total, action = quotient.total, quotient.action
     x, y, z = (total.random_point() for _ in range(3))
+    if name == "invertible":  # far pairs are at each other's cut locus
+        y, z = x + 0.05 * y, x + 0.05 * z
     generator = torch.Generator().manual_seed(1)
     g, h = (action.random_element((2,), generator) for _ in range(2))
     aligned = quotient.align(y, to=x)
@@ -127,43 +95,18 @@ def test_permuted_networks_have_themselves_as_mean() -> None:
 
 
 def test_the_closed_projection_of_invertible_matrices_is_the_derived_one() -> None:
-    total, action = Pairs(7, 6, 3, k=2, seed=1), GeneralLinear(3)
+    total, action = GLFactors(7, 6, 3, k=2, seed=1), GeneralLinear(3)
     x, v = total.random_point(), torch.stack([total.draw(2, 13, 3) for _ in range(2)])
     derived = GroupAction.vertical_generator(action, total, x, v)
     torch.testing.assert_close(action.vertical_generator(total, x, v), derived, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("size", [0.02, 0.3, 1.0])
-def test_the_alignment_by_invertible_matrices_is_a_minimum(size: float) -> None:
-    total, action = Pairs(7, 6, 3, k=2, seed=1), GeneralLinear(3)
-    x = total.random_point()
-    y = (1 - size) * x + size * total.draw(2, 13, 3)
-    aligned = action.align(total, y, x)
-    left, right = zip(*(total.split(z) for z in (aligned, y)), strict=True)
-    torch.testing.assert_close(left[0] @ right[0].mT, left[1] @ right[1].mT)  # the same update
-    length = total.norms(x, aligned - x)
-    assert bool((length <= total.norms(x, y - x) + 1e-12).all())
-    turn = 1e-3 * action.random_algebra((20, 2), torch.Generator().manual_seed(1))
-    around = action.act(total, aligned, action.exponential(turn))
-    assert bool((total.norms(x, around - x) > length).all())
-
-
-def test_an_ill_conditioned_gauge_is_undone() -> None:
-    total, action = Pairs(9, 8, 3, seed=1), GeneralLinear(3)
-    x = total.random_point()
-    turned = action.act(total, x, random_gauge(3, 1e4, seeded(2))[None])
-    torch.testing.assert_close(action.align(total, turned, x), x, rtol=1e-10, atol=1e-10)
-
-
 def test_scaling_is_the_general_linear_group_of_size_one() -> None:
-    total = Pairs(4, 3, 1, k=3, seed=2)
+    total = GLFactors(4, 3, 1, k=1, seed=2)
     x = total.random_point()
-    y = x + 0.3 * total.draw(3, 7, 1)
+    y = x + 0.2 * total.draw(1, 7, 1)
     one, other = (action.align(total, y, x) for action in (Scaling(4), GeneralLinear(1)))
-    # Both to first order in the distance: the ratio of lengths is exact in the metric.
-    torch.testing.assert_close(one, other, rtol=0.1, atol=0.1)
-    lengths = [[torch.linalg.vector_norm(part, dim=-2) for part in total.split(z)] for z in (one, x)]
-    torch.testing.assert_close(lengths[0][0] / lengths[0][1], lengths[1][0] / lengths[1][1])
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_heads_are_modules() -> None:
@@ -177,9 +120,9 @@ def test_heads_are_modules() -> None:
 
 
 def test_what_they_do_not_act_on_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"acts on pairs \(G, H\); points of .* do not split into two"):
+    with pytest.raises(RecipeError, match="GeneralLinear acts on GLFactors"):
         QuotientManifold(SymmetricPositiveDefinite(3), GeneralLinear(3))
     with pytest.raises(RecipeError, match="points of 2 columns"):
-        QuotientManifold(Pairs(4, 4, 3), GeneralLinear(2))
+        QuotientManifold(GLFactors(4, 4, 3), GeneralLinear(2))
     with pytest.raises(RecipeError, match="Permutations of 4 units do not divide the rows"):
         QuotientManifold(Euclidean(6, 3), Permutations(4))

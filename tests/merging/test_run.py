@@ -312,8 +312,11 @@ def test_weight_zero_in_some_tensors_is_absence_there(world: World, tmp_path: Pa
     merge(tmp_path / "all", name, weights=[0.7, 0.5, 0.3], scale=1.0, **needs(world, row))
     merge(tmp_path / "none", name, weights=[0.7, 0.3], scale=1.0, **needs(world, row, [0, 2]))
     some, everywhere, nowhere = (load_file(tmp_path / out / ONE) for out in ("some", "all", "none"))
+    # Of tensors that are solved side by side the last bits depend on each other.
+    atol = 0.0 if row.solver == "closed_form" else 1e-12
     for tensor in TENSOR_SHAPES:
-        assert torch.equal(some[tensor], (nowhere if "layers.1" in tensor else everywhere)[tensor])
+        expected = (nowhere if "layers.1" in tensor else everywhere)[tensor]
+        assert torch.allclose(some[tensor], expected, rtol=0.0, atol=atol)
 
 
 @EVERY

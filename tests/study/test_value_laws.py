@@ -10,8 +10,9 @@ from torch import Tensor
 
 from riemerge.laws import LAWS, judge
 from riemerge.losses import LOSSES, Loss
-from riemerge.solvers import SOLVERS, SteepestDescent
+from riemerge.solvers import SteepestDescent
 from riemerge.study.value_laws import check_loss, check_solver
+from tests.frechet.problems import ITERATIVE
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -53,7 +54,7 @@ def test_a_fault_of_a_loss_is_caught(fault: str) -> None:
     assert fault in failing or not (fault or failing)
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", ITERATIVE)
 def test_every_solver_obeys_the_laws(name: str) -> None:
     assert {finding.verdict for finding in judge("solver", check_solver(name))} == {"holds"}
 

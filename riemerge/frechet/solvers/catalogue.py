@@ -9,12 +9,14 @@ from typing import Any, ClassVar, TypeAlias, final
 from pymanopt.optimizers.optimizer import Optimizer
 
 from riemerge.errors import RecipeError
+from riemerge.frechet.batched import Geodesic
 from riemerge.frechet.formulation import Point
+from riemerge.frechet.loss import Square
 from riemerge.frechet.solvers.conjugate_gradient import ConjugateGradient
 from riemerge.frechet.solvers.guest_optimizer import ENDLESS, Guest
 from riemerge.frechet.solvers.lbfgs import InverseHessian
 from riemerge.frechet.solvers.line_search import LineSearch
-from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.solvers.solver import Solver, is_count, option
 from riemerge.frechet.solvers.trust_regions import TrustRegions
 from riemerge.frechet.solvers.watch import Watch
 from riemerge.registry import Registry
@@ -32,13 +34,8 @@ class LBFGS(Solver):
         RecipeError: A memory below one.
     """
 
-    memory: int = 20
+    memory: int = option(20, is_count, "a whole number, at least 1")
     coarse: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.memory) is not int or self.memory < 1:
-            raise RecipeError(f"memory is {self.memory}; expected a whole number >= 1")
 
     def run(self, watch: Watch, start: Point) -> None:
         """Move along minus H grad."""
@@ -87,6 +84,28 @@ class FixedPoint(Solver):
             x = watch.move(x, -1.0, watch.precondition(x, watch.gradient(x)))
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm(Solver):
+    """The closed form of the mean, where the manifold states one (`closed_mean`), under the square loss and
+    the manifold's own distance.
+
+    Raises:
+        RecipeError: A manifold, a loss or a distance without one, by `run`.
+    """
+
+    def run(self, watch: Watch, start: Point) -> None:
+        """Take the closed form."""
+        form = watch.form
+        if not isinstance(form, Geodesic) or not isinstance(form.objective.loss, Square):
+            raise RecipeError(
+                f"solver closed_form: {form.manifold} under {form.objective.loss} has no closed mean, which "
+                "takes one of our manifolds, the square loss and no other distance: use another solver"
+            )
+        mean = form.space.closed_mean(form.points, form.objective.weights)
+        watch.accept(form.embed(mean), exact=True)
+
+
 SOLVERS: Registry[Solver] = Registry(
     "solver",
     {
@@ -95,6 +114,7 @@ SOLVERS: Registry[Solver] = Registry(
         "steepest_descent": SteepestDescent,
         "trust_regions": TrustRegions,
         "fixed_point": FixedPoint,
+        "closed_form": ClosedForm,
     },
 )
 """The solvers by name, the default first."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 from pymanopt import optimizers
 from pymanopt.optimizers.optimizer import Optimizer
 
-from riemerge.errors import RecipeError
 from riemerge.frechet.formulation import Point
-from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.solvers.solver import Solver, option
 from riemerge.frechet.solvers.watch import Watch
 from riemerge.frechet.status import Status
 from riemerge.manifolds.base import host
@@ -43,15 +42,11 @@ class Guest(Solver):
         RecipeError: An optimizer that asks for no gradient.
     """
 
-    optimizer: Optimizer = field(default_factory=lambda: optimizers.SteepestDescent(**ENDLESS))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.optimizer, optimizers.NelderMead | optimizers.ParticleSwarm):
-            raise RecipeError(
-                f"solver is {self.optimizer}, which asks for no gradient and starts from a population: use a "
-                "solver of riemerge.solvers, or another of Pymanopt's optimizers"
-            )
+    optimizer: Optimizer = option(  # noqa: RUF009
+        optimizers.SteepestDescent(**ENDLESS),
+        lambda value: not isinstance(value, optimizers.NelderMead | optimizers.ParticleSwarm),
+        "another one: it starts from a population and asks for no gradient",
+    )
 
     def run(self, watch: Watch, start: Point) -> None:
         """Run the optimizer until the watch, or a rule of its own, ends it."""

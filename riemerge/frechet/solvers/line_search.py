@@ -91,7 +91,8 @@ class LineSearch:
             point = form.move(x, step, d)
         self._failed = pending
         if self._flat is not None:
-            self._first = (step * zero).clamp(1 / _LONGEST, _LONGEST)
+            # Where steps need not be exact long ones are better: descent along gradients zigzags the less.
+            self._first = (step * zero).clamp(min(1.0, self._flat), _LONGEST)
         return point, step, d
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from riemerge.errors import RecipeError
 from riemerge.frechet.formulation import Point
-from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.solvers.solver import Solver, one_of
 from riemerge.frechet.solvers.watch import Watch
 from riemerge.manifolds.base import host
 
@@ -53,13 +52,7 @@ class TrustRegions(Solver):
     Source: Absil, Baker, Gallivan 2007, alg. 1 and 2.
     """
 
-    hessian: Literal["finite_difference", "gauss_newton", "identity"] = "finite_difference"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = "finite_difference", "gauss_newton", "identity"
-        if self.hessian not in known:
-            raise RecipeError(f"hessian is {self.hessian!r}; known are {', '.join(known)}")
+    hessian: str = one_of("finite_difference", ("finite_difference", "gauss_newton", "identity"))
 
     def run(self, watch: Watch, start: Point) -> None:
         """Move to the minimum of a model within a radius, as long as that lowers the cost."""

@@ -154,10 +154,14 @@ class Watch:
         zero = self.form.manifold.zero_vector(point)
         return self.form.choose(active.to(getattr(vector, "device", "cpu")), vector, zero)
 
-    def accept(self, point: Point) -> bool:
+    def accept(self, point: Point, *, exact: bool = False) -> bool:
         """Record an iterate, freeze the modules that it finishes, and tell whether any is left.
 
         An iterate that is the last one itself ends the solve: nothing else would.
+
+        Args:
+            point: The iterate.
+            exact: Whether it is a closed form of the mean, with which every module is finished.
         """
         evaluation = self._search.evaluate(point)
         if evaluation is self._last:
@@ -182,6 +186,7 @@ class Watch:
             self._costs.append(cost)
             self._freeze(~torch.isfinite(cost), Status.STALLED)
         self._norms = norms
+        self._freeze(torch.full_like(self._unfinished, exact), Status.EXACT)
         tol = self._solver.tol
         self._freeze(norms <= tol * (2 * cost).clamp_min(0).sqrt().clamp_min(1), Status.CONVERGED)
         self._freeze(self._find_flat(cost) & ~self._waiting, Status.FLAT)

@@ -50,9 +50,11 @@ class Polar(Geometry):
         self._manifold(1, 1, 1)  # refuses what it does not know
 
     def _manifold(self, m: int, n: int, r: int, **options: Any) -> FixedRank:
-        weights = self.weights
-        if isinstance(weights, str):
-            weights = tuple(map(float, weights.split("/")))  # type: ignore[assignment]
+        weights: Sequence[float] = ()
+        if isinstance(self.weights, str):
+            weights = [float(weight) for weight in self.weights.split("/")]
+        else:
+            weights = self.weights
         return FixedRank(m, n, r, frames=self.frames, core=self.core, weights=weights, **options)
 
     @property

@@ -11,9 +11,8 @@ from pymanopt.optimizers import ConjugateGradient, SteepestDescent, TrustRegions
 from pymanopt.optimizers.optimizer import Optimizer
 
 from riemerge import Status
-from riemerge.frechet import SOLVERS
 from tests.frechet.guests import drawn
-from tests.frechet.problems import mean_of
+from tests.frechet.problems import ITERATIVE, mean_of
 
 
 def test_a_manifold_that_can_only_retract_is_enough() -> None:
@@ -46,7 +45,7 @@ def test_a_manifold_that_can_only_retract_is_enough() -> None:
 
     points = drawn(manifolds.Sphere(4))
     expected = mean_of(manifolds.Sphere(4), points).point
-    for solver in SOLVERS:
+    for solver in ITERATIVE:
         solution = mean_of(Retracting(), points, solver=solver)
         assert solution.ok
         np.testing.assert_allclose(solution.point, expected, atol=1e-7)
@@ -72,7 +71,7 @@ def ill_conditioned(condition: float) -> list[np.ndarray]:
 @pytest.mark.parametrize("condition", [1e6, 1e10])
 @pytest.mark.parametrize(
     "solver",
-    [*SOLVERS, *(x(verbosity=0) for x in (SteepestDescent, ConjugateGradient, TrustRegions))],
+    [*ITERATIVE, *(x(verbosity=0) for x in (SteepestDescent, ConjugateGradient, TrustRegions))],
     ids=str,
 )
 def test_trial_points_out_of_the_set_cost_infinity(solver: str | Optimizer, condition: float) -> None:

@@ -417,7 +417,12 @@ def test_a_descent_that_does_not_settle_says_so(monkeypatch: pytest.MonkeyPatch)
     )
     calls: list[Tensor] = []
     nearest = action.nearest
-    monkeypatch.setattr(action, "nearest", lambda *a, **k: calls.append(a[1]) or nearest(*a, **k))
+
+    def count(total: FixedRank, point: Tensor, to: Tensor) -> Tensor:
+        calls.append(point)
+        return nearest(total, point, to)
+
+    monkeypatch.setattr(action, "nearest", count)
     action.realign(total, near, to)
     assert not calls
     monkeypatch.setattr(orthogonal, "_MAX_REFINEMENTS", 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.methods.elections.election import elect, vote
+from riemerge.methods.engine import Row
 from tests.fake_cuda import fake_cuda, forbid_numpy
 from tests.methods.edited import (
     PARAMETERS,
