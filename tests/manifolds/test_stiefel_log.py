@@ -121,10 +121,12 @@ def test_cut_locus_is_flagged_and_named() -> None:
 
 
 def test_forward_check_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, U -> -U passes for converged: the lower right block vanishes there too."""
+    """Without it, and where round-off in Q is no matter, U -> -U passes for converged: the lower right block
+    vanishes there too."""
     manifold = Stiefel(20, 4, seed=3)
     a = manifold.random_point()
     monkeypatch.setattr(stiefel, "forward_error", lambda frame, found, beta: torch.zeros_like(found.residual))
+    monkeypatch.setattr(stiefel._Span, "loss", lambda span, lower: lower.new_zeros(lower.shape[:-2]))
     assert bool(manifold.logarithm(a, -a).valid)
 
 
