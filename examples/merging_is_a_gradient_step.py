@@ -7,7 +7,7 @@ smooth, M(θ, θ - e v) = θ - e J v + O(e²) with the preconditioner J = ∂₂
   same J: a geometry that both models share changes the second order alone, so this is plain gradient descent.
 - Fisher merging: J = (Σ wᵢ Fᵢ)⁻¹ w₂ F₂. A metric for each model is a preconditioner.
 - Smooth means twice differentiable: a merge that is once differentiable (a term |x|^1.5 added to the average)
-  keeps its J and leaves O(e^1.5).
+  keeps its J and leaves a remainder of the order 1.5.
 - TIES with one task keeps the largest entries: M(θ, θ - e v) = θ - e top(v), sparse gradient descent. That is
   not linear in v, so there is no J, and the lemma says nothing of it.
 

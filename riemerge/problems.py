@@ -6,23 +6,23 @@ factors (B, A), shapes (m, r) and (r, n), float64, of the update dW = B A.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
-from riemerge.errors import RecipeError, try_each
+from riemerge.errors import RecipeError
 from riemerge.formats.files.text import list_names, show
-from riemerge.formats.fit import check_collection
-from riemerge.formats.peft import read_adapter
 from riemerge.frechet import Problem
 from riemerge.linalg import polar
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.merging.plan import plan
+from riemerge.methods.engine import pose_modules
+from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.registry import did_you_mean
-from riemerge.updates.low_rank import JointSpan, LowRankUpdate
 
 Factors: TypeAlias = tuple[Tensor, Tensor]
 """Factors (B, A) of an update."""
@@ -91,83 +91,55 @@ def family(
     """
     own = {key: options.pop(key) for key in ("cond", "noise") if key in options}
     drawn = [adapter_family(name, count, m, n, r, seed + 100 * k, **own) for k in range(modules)]
-    return pose(drawn, **options)
+    total = FixedRank(m, n, r, k=modules)
+    points = [
+        total.factor(torch.stack([b for b, _ in column]), torch.stack([a.mT for _, a in column]))
+        for column in zip(*drawn, strict=True)
+    ]
+    return Problem(QuotientManifold(total, Orthogonal(r)), points, **options)
 
 
-def real(folders: Sequence[str | Path], modules: Sequence[str] | None = None, **options: Any) -> Problem:
+def real(folders: Sequence[str | Path], modules: Sequence[str] | None = None, **asked: Any) -> Problem:
     """Make the Fréchet problem of real adapters, in the joint span of each module, which is exact.
 
     Args:
         folders: T folders of adapters.
         modules: Names of K modules of one size in their joint span.  [default: all]
-        options: What `Problem` takes beside points.
+        asked: What a recipe says beside its models: `geometry` [default: polar], `loss`, `edits`.
 
     Raises:
+        RecipeError: No such module; or modules of several sizes, or whose mean is a closed form.
         AdapterError: Folders that cannot be read, or adapters that do not fit each other.
-        RecipeError: A module that is not there, or whose updates differ in rank; modules of several sizes.
     """
-    sizes = read_spans(folders, modules)
-    if len(sizes) > 1:
-        each = (f"{size}: {list_names(names)}" for size, names in sizes.items())
-        raise RecipeError(f"modules of {len(sizes)} sizes in their joint span, name one: {'; '.join(each)}")
-    (spans,) = sizes.values()
-    return pose([[(update.B, update.A) for update in span] for span in spans.values()], **options)
+    recipe = read_recipe([*map(str, folders)], {"geometry": "polar", **asked})
+    posed = pose(recipe, modules)
+    if len(posed) != 1:
+        each = "; ".join(list_names(names) for names, _ in posed)
+        which = "name modules of one size, whose mean is no closed form"
+        raise RecipeError(f"{len(posed)} problems: expected one; {which}: {each}")
+    return posed[0][1]
 
 
-def read_spans(
-    folders: Sequence[str | Path], modules: Sequence[str] | None = None
-) -> dict[tuple[int, int, int], dict[str, tuple[LowRankUpdate, ...]]]:
-    """Read adapters, and reduce each module to the joint span of its T updates, in float64.
+def pose(recipe: Recipe, modules: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], Problem]]:
+    """Return the Fréchet problems that a merge solves first, each with the names of its modules.
 
-    Where an update has a numerical rank below its rank, all of that module are truncated to the least.
+    Law: modules of one size in their joint span are one problem, whatever their own widths.
 
     Args:
-        folders: T folders of adapters.
-        modules: Names of the modules to read.  [default: all]
-
-    Returns:
-        For each size (rows, columns, rank) the modules of that size, each with its T updates of scale 1.
+        recipe: The models, their weights, edits, geometry and loss.
+        modules: Names of modules.  [default: all]
 
     Raises:
-        AdapterError: Folders that cannot be read, or adapters that do not fit each other.
-        RecipeError: A module that is not there, is all zero in an adapter, or whose updates differ in rank.
+        RiemergeError: What `plan` raises, and the method before it solves.
     """
-    adapters = try_each(read_adapter, folders)
-    check_collection(adapters)
-    stored = [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters]
-    sizes: dict[tuple[int, int, int], dict[str, tuple[LowRankUpdate, ...]]] = defaultdict(dict)
-    known, problems = adapters[0].modules, []
-    for name in known if modules is None else modules:
-        if name not in known:
-            problems.append(f"{show(name)}: no such module: {did_you_mean(name, known)}")
-            continue
-        span = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
-        ranks = {update.rank for update in span}
-        rank = min(update.numerical_rank(dtype) for update, dtype in zip(span, stored, strict=True))
-        if len(ranks) > 1 or rank == 0:
-            text = f"ranks {sorted(ranks)}, numerically from {rank} on: expected one rank, and no zero update"
-            problems.append(f"{show(name)}: {text}")
-            continue
-        size = (*span[0].shape, rank)
-        sizes[size][name] = tuple(update.truncate(rank).absorb_scale() for update in span)
-    RecipeError.refuse(problems)
-    return dict(sizes)
-
-
-def pose(stack: Sequence[Sequence[Factors]], **options: Any) -> Problem:
-    """Make the Fréchet problem of K modules on the quotient (St(m, r) × SPD(r) × St(n, r))/O(r).
-
-    Args:
-        stack: For each of K modules the factors (B, A) of T updates, all of one size and rank.
-        options: What `Problem` takes beside points.
-    """
-    left, right = stack[0][0]
-    total = FixedRank(len(left), right.shape[1], len(right), k=len(stack), device=left.device)
-    points = [
-        total.factor(torch.stack([b for b, _ in column]), torch.stack([a.mT for _, a in column]))
-        for column in zip(*stack, strict=True)
-    ]
-    return Problem(QuotientManifold(total, Orthogonal(total.r)), points, **options)
+    planned = plan(recipe, threads=1)
+    known = planned.stack.modules
+    names = list(known) if modules is None else modules
+    RecipeError.refuse(
+        f"{show(name)}: no such module: {did_you_mean(name, known)}" for name in names if name not in known
+    )
+    stack = replace(planned.stack, modules={name: known[name] for name in names})
+    return pose_modules(planned.method, stack, planned.options)
 
 
 # --- random matrices ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoints, entry_points
@@ -52,11 +53,13 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
                 raise RecipeError(f"{self.kind} {name!r} of the plug-in {point.value}: {fault!r}") from fault
         if isinstance(entry := self._entries[name], str):
             module, _, attribute = entry.partition(":")
-            self._entries[name] = getattr(import_module(module), attribute)
+            self[name] = getattr(import_module(module), attribute)
         return self._entries[name]
 
     def __setitem__(self, name: str, entry: Any) -> None:
-        self._entries[name] = self._adapt(entry)
+        self._entries[name] = entry
+        if not isinstance(entry, str):
+            self._entries[name] = self._adapt(entry)
 
     def __delitem__(self, name: str) -> None:
         del self._entries[name]
@@ -72,8 +75,8 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
 
     @property
     def own(self) -> list[Any]:
-        """The entries of the package and of the plug-ins that are loaded, as they are."""
-        return list(self._entries.values())
+        """The entries of the package and of the plug-ins that are loaded."""
+        return [self[name] for name in list(self._entries)]
 
     def register(self, name: str, entry: Any) -> None:
         """Add what a plug-in gives under a name.
@@ -87,6 +90,28 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
             raise RecipeError(f"{self.kind} {name!r} is there already: give yours another name")
         self._given[name] = entry
         self[name] = entry
+
+    def text_of(self, value: Any) -> str:
+        """Return the text that `make` turns into a value, whose class gets a name here if it has none.
+
+        Args:
+            value: A text, which is returned; a dataclass whose fields are numbers, truth values and words; or
+                what a plug-in may give, such as a function.
+        """
+        if isinstance(value, str):
+            return value
+        kind = type(value) if is_dataclass(value) else value
+        for name in list(self._entries):
+            if self._given.get(name, self._entries[name]) in (kind, f"{kind.__module__}:{kind.__name__}"):
+                break
+        else:
+            name = kind.__name__
+            self.register(name, kind)
+        given = [] if kind is value else fields(value)
+        words = ((field.name, getattr(value, field.name)) for field in given if field.init)
+        defaults = {field.name: field.default for field in given}
+        said = [f"{option}={word}" for option, word in words if word != defaults[option]]
+        return ":".join([name, *said])
 
     def make(self, text: str, **options: Any) -> Value:
         """Build the value that a text names.

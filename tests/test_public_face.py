@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 PROMISED = """
     merge plan Plan run merge_into merge_adapters MergeResult Recipe read_recipe Adapter read_adapter
     LowRankUpdate METHODS Method inspect evaluate greedy_soup sweep collect_statistics frechet_mean
-    Problem Solution Status SOLVERS checks RiemergeError __version__
+    Problem Solution Status SOLVERS checks check_method RiemergeError __version__
 """
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from riemerge.errors import RecipeError
+from riemerge.losses import LOSSES, Huber, Square
 from riemerge.registry import Registry, did_you_mean, parse_scalar
 
 
@@ -50,6 +53,21 @@ def test_a_name_is_taken_once() -> None:
         registry.register("bowl", lambda: Bowl(2.0))
 
 
+def test_what_a_plugin_names_is_loaded_when_it_is_used_and_adapted_like_what_it_gives() -> None:
+    registry: Registry[Bowl] = Registry("bowl", {}, lambda kind: partial(kind, depth=7))
+    registry.register("given", Bowl)
+    registry.register("named", "tests.test_registry:Bowl")
+    assert registry.make("given").depth == registry.make("named").depth == 7
+    assert [build.func for build in registry.own] == [Bowl, Bowl]
+
+
 def test_a_word_that_is_near_to_none_is_told_all() -> None:
     assert did_you_mean("tol", ["tol", "rank"]) == "did you mean 'tol'? (known: tol, rank)"
     assert did_you_mean("zzz", iter(["tol", "rank"])) == "known: tol, rank"
+
+
+def test_a_value_has_a_text_that_builds_it() -> None:
+    assert LOSSES.text_of("huber") == "huber"
+    for loss, text in ((Huber(), "huber"), (Huber(delta=0.5), "huber:delta=0.5"), (Square(), "square")):
+        assert LOSSES.text_of(loss) == text
+        assert LOSSES.make(text) == loss

@@ -33,6 +33,7 @@ _COUNT = click.IntRange(min=1)
 @click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
 @_option("-o --output", click.Path(), "comparison", "FOLDER", "Folder of the comparison, which may be there.")
 @_option("--solvers", str, "all", "NAME[:OPTION=VALUE],...", "Solvers of the package or a plug-in.")
+@_option("--geometries", str, "polar", "NAME[:OPTION=VALUE],...", "Geometries of the package or a plug-in.")
 @_option("--losses", str, "square", "NAME[:OPTION=VALUE],...", "Losses of the package or a plug-in.")
 @_option("--starts", _COUNT, 1, "INT", "Number of starts of each solver, which are the same for all.")
 @_option("--seed", int, 0, "INT", "Random seed of the starts from the second on.")
@@ -44,16 +45,15 @@ _COUNT = click.IntRange(min=1)
 @QUIET
 @answering
 def compare(
-    sources: tuple[str, ...], output: str, as_json: bool, quiet: bool, solvers: str, losses: str, **asked: Any
+    sources: tuple[str, ...], output: str, as_json: bool, quiet: bool, solvers: str, **asked: Any
 ) -> None:
     """Do what `riemerge compare` is asked."""
-    from riemerge.recipes.recipe import read_recipe
     from riemerge.study.solver_comparison import DEFAULT_SOLVERS, PAGE, compare_adapters, write_comparison
 
     chosen = DEFAULT_SOLVERS if solvers == "all" else solvers.split(",")
     with progress_on_stderr(quiet) as listener:
-        asked |= {"folder": output, "progress": listener}
-        made = compare_adapters(read_recipe(sources), chosen, losses.split(","), **asked)
+        axes = {name: asked.pop(name).split(",") for name in ("geometries", "losses")}
+        made = compare_adapters(sources, chosen, **axes, folder=output, progress=listener, **asked)
     if note := write_comparison(made, output):
         tell(note)
     with reporting(output):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias, final
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -312,8 +313,14 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 
 LossLike: TypeAlias = Loss | str | Callable[[Tensor], Tensor]
 
-LOSSES: Registry[LossLike] = Registry(
-    "loss", {"square": Square, "absolute": Absolute, "huber": Huber, "trimmed": Trimmed}
+
+def _adapt(entry: Any) -> Callable[..., Loss]:
+    """Return what builds a plug-in's loss: its class, or a builder of the function of distances it gives."""
+    return entry if isinstance(entry, type) else partial(FunctionLoss, entry)
+
+
+LOSSES: Registry[Loss] = Registry(
+    "loss", {"square": Square, "absolute": Absolute, "huber": Huber, "trimmed": Trimmed}, _adapt
 )
 """The losses by name, the default first."""
 
@@ -321,7 +328,7 @@ LOSSES: Registry[LossLike] = Registry(
 def as_loss(loss: LossLike) -> Loss:
     """Return a loss given as itself, by name, or as a function of distances (see `FunctionLoss`)."""
     if isinstance(loss, str):
-        return as_loss(LOSSES.make(loss))
+        return LOSSES.make(loss)
     if isinstance(loss, Loss):
         return loss
     return FunctionLoss(loss)

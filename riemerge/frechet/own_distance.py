@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import final
 
 import torch
@@ -21,7 +22,7 @@ from riemerge.frechet.formulation import Evaluation, PlainFormulation
 from riemerge.frechet.loss import Objective
 from riemerge.linalg import scale_modules
 from riemerge.manifolds import GeodesicManifold, QuotientManifold, TorchManifold
-from riemerge.manifolds.base import Logarithm
+from riemerge.manifolds.base import Logarithm, MissingVerbError
 
 # By this share a distance may change with the representative and still be taken for one of orbits.
 _INVARIANT = 1e-6
@@ -91,8 +92,9 @@ class Own(Batched, PlainFormulation):
         """Compute cost and gradient; the distances are the manifold's own, NaN where it has none."""
         squared = unknown = torch.full_like(self.objective.weights, torch.nan)
         if isinstance(self.manifold, GeodesicManifold):
-            logs = self.manifold.logarithm(point, self.points)
-            squared = torch.where(logs.valid, logs.squared, torch.nan)
+            with suppress(MissingVerbError):  # a distance of one's own needs no logarithm
+                logs = self.manifold.logarithm(point, self.points)
+                squared = torch.where(logs.valid, logs.squared, torch.nan)
         return self.evaluate(point)._replace(squared=squared), unknown
 
     def resolution(self) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 from riemerge.errors import NumericalError, RecipeError
 from riemerge.linalg import eye_like, scale_modules
 
+# Unknowns of a derived verb's linear solve: of 2048 the matrix takes 32 MiB a module.
+_MAX_UNKNOWNS = 2048
 # torch keeps the level of forward differentiation in one place for all threads.
 _FORWARD = threading.Lock()
 
@@ -99,7 +101,7 @@ class TorchManifold(Manifold):  # type: ignore[misc]
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return the metric of two tangent vectors, one float64 number per module (...).
 
-        It is derived from by torch: a smooth, bilinear formula for any entries a and b.
+        Torch differentiates it, to derive other verbs: it is smooth, and bilinear in any entries a and b.
         """
 
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:
@@ -117,6 +119,9 @@ class TorchManifold(Manifold):  # type: ignore[misc]
         Args:
             point: The point x.
             euclidean_gradient: E, the gradient of the entries at x.
+
+        Raises:
+            MissingVerbError: Points of more than 2048 entries, for which it must be stated.
 
         Cost: derived, (rows · columns)³ a module.
         """
@@ -429,9 +434,17 @@ def host_array(tensor: Tensor) -> NDArray[np.float64]:
 
 def unit_matrices(like: Tensor) -> Tensor:
     """Return the m · n unit matrices (m n, ..., m, n) of the shape, dtype and device of matrices (..., m,
-    n).
+    n): the unknowns of a verb that is derived by a linear solve.
+
+    Raises:
+        MissingVerbError: More than 2048 unknowns.
     """
     *leading, m, n = like.shape
+    if m * n > _MAX_UNKNOWNS:
+        raise MissingVerbError(
+            f"a linear solve in {m} x {n} unknowns is too large (at most {_MAX_UNKNOWNS}): state the closed "
+            "form of euclidean_to_riemannian_gradient on a manifold, or of vertical_generator for a symmetry"
+        )
     units = torch.eye(m * n, dtype=like.dtype, device=like.device).unflatten(-1, (m, n))
     return units.reshape(m * n, *(1 for _ in leading), m, n).expand(m * n, *like.shape)
 

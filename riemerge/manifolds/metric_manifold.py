@@ -50,6 +50,7 @@ class MetricManifold(GeodesicManifold):
             raise RecipeError(f"a metric on {base}, {metric!r}, has no inner_products(point, a, b): state it")
         name = f"{base} with {type(metric).__name__}"
         super().__init__(name, base.dim // base.k, base.point_shape, **base.options)
+        self._generator = base._generator  # of one seed, vectors would be the numbers of points
         self.base = base
         self.metric = metric
         for verb in dir(metric):

@@ -182,6 +182,7 @@ class QuotientManifold(GeodesicManifold):
         name = f"Quotient of {total} by {type(action).__name__}"
         dimension = total.dim // total.k - action.dimension
         super().__init__(name, dimension, total.point_shape, **total.options)
+        self._generator = total._generator  # of one seed, vectors would be the numbers of points
         self.total = total
         self.action = action
 

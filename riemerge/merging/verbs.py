@@ -10,10 +10,13 @@ from typing import Any
 from riemerge.errors import RecipeError, try_each
 from riemerge.formats.kinds import is_checkpoint
 from riemerge.formats.peft import Adapter, read_adapter
+from riemerge.frechet.loss import LOSSES
+from riemerge.frechet.solvers.catalogue import SOLVERS
+from riemerge.frechet.solvers.solver import Solver
 from riemerge.merging.inputs import Models, counting
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import SHARD_BYTES, MergeResult, Written, collect, write
-from riemerge.methods import DEFAULT_METHOD
+from riemerge.methods import DEFAULT_METHOD, GEOMETRIES, PLAIN_METHOD
 from riemerge.progress import Listener
 from riemerge.recipes.recipe import Recipe, make_recipe
 
@@ -22,7 +25,10 @@ def merge(
     adapters: Sequence[str | Path | Adapter],
     weights: Sequence[float] | None = None,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
+    edits: Sequence[str] | str | None = None,
+    geometry: Any = None,
+    loss: Any = None,
     solver: Any = None,
     statistics: Sequence[str | Path | None] | None = None,
     base_statistics: str | Path | None = None,
@@ -43,8 +49,12 @@ def merge(
     Args:
         adapters: Folders of adapters, or adapters already read; at least one that has a weight.
         weights: One finite number each; all 1 if not given.
-        method: A name of `riemerge.methods.METHODS`.
-        solver: Name of a solver or a Pymanopt optimizer, for a method that takes one.
+        method: A name of `riemerge.methods.METHODS`; `average` beside other columns, else `spectrum`.
+        edits: Edits in place of the method's own, such as `["trim:density=0.3", "elect"]`.
+        geometry: A geometry in place of the method's own: an object of `riemerge.geometries` or its name.
+        loss: A loss in place of the method's own: an object of `riemerge.losses`, its name, or a function of
+            the distance.
+        solver: A solver of `riemerge.solvers`, its name, or a Pymanopt optimizer, where a mean is solved for.
         statistics: A folder of `riemerge.collect_statistics` for each adapter, for a method that needs them.
         base_statistics: Folder of statistics of the base model.
         device: `cpu`, `cuda` (also `cuda:1`), or `auto` for cuda where there is one.
@@ -84,12 +94,22 @@ def merge(
             f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each"
         )
     optimizer = None
+    if isinstance(solver, Solver):
+        solver = SOLVERS.text_of(solver)
     if not isinstance(solver, str | None):
         optimizer, solver = solver, type(solver).__name__
+    columns = {
+        "edits": edits,
+        "geometry": geometry and GEOMETRIES.text_of(geometry),
+        "loss": loss and LOSSES.text_of(loss),
+    }
+    if method is None:
+        method = PLAIN_METHOD if any(columns.values()) else DEFAULT_METHOD
     said = {"solver": solver, **parameters}
     recipe = make_recipe(
         {
             "merge_method": method,
+            **{name: value for name, value in columns.items() if value},
             "models": [
                 {
                     "model": str(getattr(model, "path", model)),

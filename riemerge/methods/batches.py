@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -99,6 +99,11 @@ class _Block(NamedTuple):
         """One of the tasks, for what they have in common."""
         return self.tasks[0]
 
+    def problem(self, form: Any) -> Problem:
+        """Return the Fréchet problem of the block, which is in the joint span of its points already."""
+        points, loss = list(self.points), self.first.loss
+        return Problem(self.manifold, points, self.weights, loss=loss, form=form, reduce=False)
+
 
 def solve(tasks: Sequence[Task], solver: Any, options: Options, *, done: int, total: int) -> list[Solved]:
     """Solve the problem of every module, in their order.
@@ -112,11 +117,8 @@ def solve(tasks: Sequence[Task], solver: Any, options: Options, *, done: int, to
         done: How many modules needed no solving, for the progress.
         total: How many modules there are.
     """
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for place, task in enumerate(tasks):
-        groups[task.key].append(place)
     places: list[tuple[int, ...]] = []
-    for group in groups.values():
+    for group in _groups(tasks):
         on_cpu = tasks[group[0]].placed.points.device.type == "cpu"
         places += _parts(group) if on_cpu else [tuple(group)]
     blocks = [_block([tasks[place] for place in part]) for part in places]
@@ -127,6 +129,19 @@ def solve(tasks: Sequence[Task], solver: Any, options: Options, *, done: int, to
     ):
         found.update(zip(part, solved, strict=True))
     return [found[place] for place in range(len(tasks))]
+
+
+def pose(tasks: Sequence[Task]) -> list[tuple[list[int], Problem]]:
+    """Return the problems of tasks, all of one kind side by side, each with the places of its tasks."""
+    return [(group, _block([tasks[place] for place in group]).problem("joint")) for group in _groups(tasks)]
+
+
+def _groups(tasks: Sequence[Task]) -> list[list[int]]:
+    """Return the places of tasks of one kind, for each kind."""
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, task in enumerate(tasks):
+        groups[task.key].append(place)
+    return list(groups.values())
 
 
 def _block(tasks: Sequence[Task]) -> _Block:
@@ -176,23 +191,17 @@ class _Run:
         began, block, options = perf_counter(), self._blocks[index], self._options
         given = {name: getattr(options, name) for name in _GIVEN}
         asked = {**block.first.placed.options}
+        own = asked.pop("solver", None)
         asked.update({name: value for name, value in given.items() if value is not None})
         starts = block.first.starts
         if options.starts == "auto" and starts > 1:
             asked["cost_tol"] = min(_SETTLED, asked.get("cost_tol", _SETTLED))
-        problem = Problem(
-            block.manifold,
-            list(block.points),
-            block.weights,
-            loss=block.first.loss,
-            form=cast("Any", options.form or "joint"),
-            reduce=False,
-        )
+        problem = block.problem(options.form or "joint")
         solutions = [
             frechet_mean(
                 problem,
                 # A copy each: an optimizer holds the state of its run.
-                as_solver(copy.deepcopy(options.solver or self._solver), **asked, **self._budget()),
+                as_solver(copy.deepcopy(options.solver or own or self._solver), **asked, **self._budget()),
                 block.start if count == 1 else draw_start(problem, options.seed or 0, count - 1),
                 callback=self._reporter(index, last=count == starts),
             )

@@ -77,7 +77,15 @@ def compose(
     said = ", ".join(
         f"{name} {','.join(value) if name == 'edits' else value}" for name, value in changed.items()
     )
-    return replace(row, summary=f"{row.name} with {said}", own_parameters=own, differs={}, **facts, **changed)
+    return replace(
+        row,
+        name=f"{row.name} with {said}",
+        summary=f"the row `{row.name}` with other columns",
+        own_parameters=own,
+        differs={},
+        **facts,
+        **changed,
+    )
 
 
 def _facts(row: Method, geometry: str, loss: str) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError, RiemergeError
+from riemerge.frechet import Problem
 from riemerge.frechet.status import Status
-from riemerge.methods.batches import Task, solve
+from riemerge.methods.batches import Task, pose, solve
 from riemerge.methods.edits import parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
@@ -89,16 +90,19 @@ class Row:
     def mean(self, x: Any, setting: Setting) -> Answer:
         """Return the mean of a module's edited updates, solved by itself."""
         begun = self.begin(x, setting)
-        if isinstance(begun, Answer):
-            return begun
+        return begun if isinstance(begun, Answer) else self.settle(begun, setting)
+
+    def settle(self, steps: Steps, setting: Setting) -> Answer:
+        """Solve, one after the other, what the steps of one module's mean place."""
         options = Options(**{name: setting.values[name] for name in _SOLVER & setting.values.keys()})
         solved: Solved | None = None
         passes = 0
         while True:
             try:
-                placed = next(begun) if solved is None else begun.send(solved)
+                placed = next(steps) if solved is None else steps.send(solved)
             except StopIteration as end:
                 value, found = end.value
+                passes = found.passes or passes
                 return Answer(value, found.status, found.advice, passes, found.cost, found.gradient_norm)
             (solved,) = solve([self.task(placed, setting, 1)], self.solver, options, done=0, total=1)
             passes += solved.evidence.passes
@@ -253,24 +257,34 @@ def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tu
         NumericalError: The row has no answer for some modules: all of them are named, of a survey the first.
         AdapterError: The updates of some modules do not fit each other in the row's geometry.
     """
-    row = Row.of(method)
-    names = sorted(stack.modules)
-    facts: Mapping[str, Any] = {}
-    if row.survey is not None:
-        seen = [name for name in names if name not in stack.plain]
-        facts = row.run_survey(lambda: (_see(row, stack, options, name) for name in seen))
-    run = _Run(row, stack, options, len(names))
+    run = _Run(Row.of(method), stack, options, len(stack.modules))
     window: dict[str, _Begun] = {}
-    started = in_order(partial(run.begin, facts), names, options.threads)
-    for read, (name, begun) in enumerate(zip(names, started, strict=True), 1):
+    for read, (name, begun) in enumerate(run.begin_all(), 1):
         window[name] = begun
         waiting = [one for one in window.values() if one.placed]
         if waiting:
             run.report("read", read)
-        if not waiting or read == len(names) or sum(one.width for one in window.values()) >= _WINDOW:
+        if not waiting or read == len(stack.modules) or sum(one.width for one in window.values()) >= _WINDOW:
             yield from run.finish(window)
             window = {}
     run.refuse()
+
+
+def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[tuple[str, ...], Problem]]:
+    """Return the Fréchet problems that the row solves first, each with the names of its K modules.
+
+    Law: modules of one kind are one problem; a module whose mean is a closed form has none.
+
+    Raises:
+        NumericalError: What `merge_modules` raises before it solves, and so does AdapterError.
+    """
+    run = _Run(Row.of(method), stack, options, len(stack.modules))
+    window = dict(run.begin_all())
+    run.note(window)
+    run.refuse()
+    tasks = {name: one.task(run.row) for name, one in window.items() if one.placed}
+    names = list(tasks)
+    return [(tuple(names[i] for i in places), problem) for places, problem in pose([*tasks.values()])]
 
 
 def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor, Setting]:
@@ -284,17 +298,27 @@ class _Run:
     """One merge by a row: what its modules have in common."""
 
     def __init__(self, row: Row, stack: Stack, options: Options, total: int) -> None:
-        self._row = row
+        self.row = row
         self._stack = stack
         self._options = options
         self._total = total
         self._done = 0
         self._faults: dict[type[RiemergeError], list[str]] = defaultdict(list)
 
+    def begin_all(self) -> Iterator[tuple[str, _Begun]]:
+        """Begin all modules, after the row's survey, in the order of their names."""
+        row, stack, options, names = self.row, self._stack, self._options, sorted(self._stack.modules)
+        facts: Mapping[str, Any] = {}
+        if row.survey is not None:
+            seen = [name for name in names if name not in stack.plain]
+            facts = row.run_survey(lambda: (_see(row, stack, options, name) for name in seen))
+        begun = in_order(partial(self.begin, facts), names, options.threads)
+        return zip(names, begun, strict=True)
+
     def begin(self, facts: Mapping[str, Any], name: str) -> _Begun:
         """Read and edit a module, and merge it where its mean has a closed form."""
         stack, options = self._stack, self._options
-        row = _PLAIN if name in stack.plain else self._row
+        row = _PLAIN if name in stack.plain else self.row
         values = stack.values(name)
         begun = _Begun()
         try:
@@ -327,13 +351,13 @@ class _Run:
 
     def finish(self, window: Mapping[str, _Begun]) -> Iterator[tuple[str, Merged]]:
         """Solve what the modules of a window placed, step by step, and yield them merged."""
-        self._note(window)
+        self.note(window)
         while not self._faults and (waiting := [one for one in window.values() if one.placed]):
-            tasks = [one.task(self._row) for one in waiting]
+            tasks = [one.task(self.row) for one in waiting]
             done = self._done + len(window) - len(waiting)
-            solved = solve(tasks, self._row.solver, self._options, done=done, total=self._total)
+            solved = solve(tasks, self.row.solver, self._options, done=done, total=self._total)
             deque(in_order(_advance, zip(waiting, solved, strict=True), self._options.threads), maxlen=0)
-            self._note(window)
+            self.note(window)
         if self._faults:
             return
         count = len(self._stack.names)
@@ -347,14 +371,14 @@ class _Run:
     def report(self, stage: str, done: int) -> None:
         """Tell how many modules are through a stage."""
         if self._options.progress is not None:
-            self._options.progress(Progress(stage, done, self._total, self._row.method.name))
+            self._options.progress(Progress(stage, done, self._total, self.row.method.name))
 
     def refuse(self) -> None:
         """Refuse what cannot be merged, all of it at once."""
         for kind in (NumericalError, AdapterError):
             kind.refuse(self._faults[kind])
 
-    def _note(self, window: Mapping[str, _Begun]) -> None:
+    def note(self, window: Mapping[str, _Begun]) -> None:
         """Take note of the modules that are refused."""
         for name, one in window.items():
             if one.fault is not None:

@@ -426,11 +426,14 @@ class Edited(Module):
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
+        dense = self.dense
         if self.domain == "factors":
-            value = self._span.lift(value).dense()
+            update = self._span.lift(value)
+            dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
+            value = update.dense()
         elif self.domain == "gram":
             value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
-        return self.dense.give_back(value, options, evidence)
+        return dense.give_back(value, options, evidence)
 
 
 def _seen(x: Tensor, domain: Domain) -> Tensor:

@@ -131,6 +131,7 @@ class Comparison(BaseModel):
         versions: Versions of the packages that computed.
         problems: The problems.
         runs: What each solver did on each problem from each start.
+        notes: What was asked for and could not be compared, and why.
     """
 
     model_config = _FROZEN
@@ -140,6 +141,7 @@ class Comparison(BaseModel):
     versions: dict[str, str]
     problems: tuple[ComparedProblem, ...]
     runs: tuple[SolverRun, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def cases(self) -> tuple[str, ...]:

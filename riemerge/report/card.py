@@ -25,7 +25,12 @@ def model_card(record: RunRecord) -> str:
     front = {
         "library_name": {"adapter": "peft"}.get(record.out_type),
         "base_model": record.base_model,
-        "tags": [*{"adapter": ["lora"]}.get(record.out_type, []), "merge", "riemerge", method.name],
+        "tags": [
+            *{"adapter": ["lora"]}.get(record.out_type, []),
+            "merge",
+            "riemerge",
+            record.recipe["merge_method"],
+        ],
     }
     front = {key: value for key, value in front.items() if value}
     kind = {"checkpoint": "full checkpoints"}.get(record.out_type, "LoRA adapters")

@@ -44,7 +44,8 @@ def comparison_page(comparison: Comparison, pictures: Mapping[str, bytes], note:
         pictures: Pictures by file name; those of them that are SVG stand on the page.
         note: A line about what is missing on the page.
     """
-    parts = ["<h1>Solvers compared</h1>", _facts(comparison), when(note, f"<p><em>{_text(note)}</em></p>")]
+    parts = ["<h1>Solvers compared</h1>", _facts(comparison)]
+    parts += [f"<p><em>{_text(text)}</em></p>" for text in (*comparison.notes, note) if text]
     for case in comparison.cases:
         lines = "".join(f"<li>{_text(line)}</li>" for line in verdicts(comparison, case))
         parts += [f"<h2>{_text(case)}</h2>", f"<ul>{lines}</ul>", _summary(comparison, case)]

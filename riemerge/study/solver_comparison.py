@@ -23,17 +23,17 @@ from riemerge.errors import NumericalError, OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.files.text import show
 from riemerge.frechet import Problem, frechet_mean
-from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
 from riemerge.frechet.solvers.solver import Solver
 from riemerge.frechet.starts import draw_start
 from riemerge.linalg import single_threaded
 from riemerge.merging.inputs import folders_of
-from riemerge.merging.verbs import merge
+from riemerge.merging.plan import plan
+from riemerge.merging.run import run
 from riemerge.methods.threads import in_order
-from riemerge.problems import pose, read_spans
+from riemerge.problems import pose
 from riemerge.progress import Listener, Progress
-from riemerge.recipes.recipe import Recipe
+from riemerge.recipes.recipe import read_recipe
 from riemerge.records.comparison_record import MEASURES, ComparedProblem, Comparison, SolverRun
 from riemerge.records.run_record import RunRecord
 from riemerge.report.comparison_figures import draw_figures
@@ -45,7 +45,9 @@ BETA_RULES = ("FletcherReeves", "PolakRibiere", "HestenesStiefel", "HagerZhang",
 """Rules of Pymanopt's conjugate gradients for the share of the last direction."""
 
 CONJUGATE = tuple(f"conjugate_gradient:beta={rule}" for rule in BETA_RULES)
-DEFAULT_SOLVERS = ("lbfgs", *CONJUGATE, "steepest_descent", "trust_regions", "fixed_point")
+_MODELS = ("finite_difference", "gauss_newton", "identity")
+_HESSIANS = tuple(f"trust_regions:hessian={name}" for name in _MODELS)
+DEFAULT_SOLVERS = ("lbfgs", *CONJUGATE, "steepest_descent", *_HESSIANS, "fixed_point")
 """Solvers that are compared if none are named."""
 
 RUNS = "runs"
@@ -108,14 +110,14 @@ def compare_solvers(
     texts = {name: _fingerprint(problem) for name, problem in problems.items()}
     tasks = [*itertools.product(problems, asked, range(starts))]
 
-    def run(task: tuple[str, str, int]) -> SolverRun:
+    def solve(task: tuple[str, str, int]) -> SolverRun:
         solver = copy.deepcopy(asked[task[1]])  # an optimizer holds the state of its run
         key = _hash(task, _fingerprint(solver), seed, texts[task[0]])
         return _keep(folder, key, SolverRun, partial(_solve, *task, problems[task[0]], solver, seed))
 
     runs: list[SolverRun] = []
     with _runs_folder(folder), single_threaded():
-        for made in in_order(run, tasks, threads):
+        for made in in_order(solve, tasks, threads):
             runs.append(made)
             if progress is not None:
                 text = f"{made.solver} on {made.problem}: {made.spent['passes']:.0f} passes"
@@ -133,47 +135,65 @@ def compare_solvers(
 
 
 def compare_adapters(
-    recipe: Recipe, solvers: Sequence[str], losses: Sequence[str] = ("square",), **options: Any
+    sources: Sequence[str],
+    solvers: Sequence[str],
+    geometries: Sequence[str] = ("polar",),
+    losses: Sequence[str] = ("square",),
+    **options: Any,
 ) -> Comparison:
-    """Compare solvers on the modules of real adapters, under several losses.
+    """Compare solvers on the modules of real adapters, in several geometries and under several losses.
 
-    Law: modules of one size in their joint span are one problem. Whether a module's mean is determined is
-    what `geomerge` with `starts: auto` says of it.
+    Law: the problems are those that a merge solves. Whether the adapters determine the mean of a module is
+    what geometry `polar` with `starts: auto` says; it is not known where that geometry is not compared.
 
     Args:
-        recipe: The adapters and their weights; its method is not asked.
+        sources: A recipe, whose edits and weights count, or adapters as `folder[:weight]`.
         solvers: Texts of solvers, such as `conjugate_gradient:beta=LiuStorey`.
+        geometries: Texts of geometries.
         losses: Texts of losses.
         options: What `compare_solvers` takes beside problems, solvers and their description.
 
     Raises:
-        RiemergeError: What `problems.read_spans`, `geomerge` and `compare_solvers` raise.
+        RiemergeError: What `problems.pose` and `compare_solvers` raise.
     """
-    folder, folders = options.get("folder"), folders_of(recipe)
-    weights = [weight for weight in recipe.weights if weight is not None]
-    if len(weights) < len(folders):
-        raise RecipeError("a weight differs between modules: a comparison takes a number for each adapter")
-    if folder is not None:
-        OutputError.refuse(overlaps(folder, folders))
-    sizes = read_spans(folders)
-
-    def ask() -> RunRecord:
-        passed = {name: options[name] for name in ("threads", "progress") if name in options}
-        return merge(folders, weights, method="geomerge", **passed, starts="auto").record
-
-    with _runs_folder(folder):
-        record = _keep(folder, _hash(_fingerprint([*sizes.items()]), weights), RunRecord, ask)
-    determined = {row.module: row.determined for row in record.modules}
     problems: dict[str, Problem] = {}
-    described = []
-    for loss, (size, spans) in itertools.product(losses, sizes.items()):
-        case = f"polar, {loss}"
-        name = f"{case}, {'×'.join(map(str, size))}"
-        stack = [[(update.B, update.A) for update in span] for span in spans.values()]
-        problems[name] = pose(stack, weights=weights, loss=as_loss(loss))
-        answers = tuple(determined[module] for module in spans)
-        described.append(ComparedProblem(name=name, case=case, modules=tuple(spans), determined=answers))
-    return compare_solvers(problems, solvers, described=described, **options)
+    described: list[ComparedProblem] = []
+    notes: list[str] = []
+    determined: Mapping[str, str | None] = {}
+    folder, progress = options.get("folder"), options.get("progress")
+    for geometry, loss in itertools.product(geometries, losses):
+        recipe = read_recipe(sources, {"geometry": geometry, "loss": loss})
+        if folder is not None:
+            OutputError.refuse(overlaps(folder, folders_of(recipe)))
+        posed = pose(recipe)
+        if not posed:
+            notes.append(f"{geometry}, {loss}: the mean of every module is a closed form: nothing to solve.")
+        if geometry == "polar" and not determined:
+            determined = _ask_determined(sources, [problem for _, problem in posed], folder, progress)
+        for place, (modules, problem) in enumerate(posed, 1):
+            case = f"{geometry}, {loss}"
+            name = f"{case}, {place} of {len(posed)}"
+            problems[name] = problem
+            answers = tuple(map(determined.get, modules))
+            described.append(ComparedProblem(name=name, case=case, modules=modules, determined=answers))
+    if not problems:
+        raise RecipeError(notes)
+    made = compare_solvers(problems, solvers, described=described, **options)
+    return made.model_copy(update={"notes": tuple(notes)})
+
+
+def _ask_determined(
+    sources: Sequence[str],
+    problems: Sequence[Problem],
+    folder: str | Path | None,
+    progress: Listener | None,
+) -> Mapping[str, str | None]:
+    """Return whether the adapters determine the mean of each module, by overlap or by several starts."""
+    planned = plan(read_recipe(sources, {"geometry": "polar", "starts": "auto"}), threads=1)
+    key = _hash(_fingerprint([(problem.points, problem.weights) for problem in problems]))
+    with _runs_folder(folder):
+        record = _keep(folder, key, RunRecord, lambda: run(planned, lambda *_: None, progress))
+    return {row.module: row.determined for row in record.modules}
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> str:
@@ -251,7 +271,7 @@ def _solve(name: str, text: str, start: int, problem: Problem, solver: Solver, s
             **{name: getattr(solution, name).tolist() for name in ("cost", "gradient_norm", "horizontality")},
             "spent": {name: getattr(solution, name) for name in MEASURES},
             "needed": {name: [getattr(step, name) for step in within] for name in MEASURES},
-            "counts": getattr(solution, "counts", {}),
+            "counts": dict(solution.counts),
             "trace": {name: [getattr(step, name) for step in solution.trace] for name in MEASURES},
             "trace_gradient": [[float(f"{x:.3g}") for x in step.gradient_norm] for step in solution.trace],
         }
@@ -271,8 +291,7 @@ def _runs_folder(folder: str | Path | None) -> Iterator[None]:
     if not (root / RUNS).is_dir():
         check_output(root, [])
     with study_folder(root, [RUNS], lambda _: "keeps the finished runs", "them"):
-        with writing(root):
-            (root / RUNS).mkdir(exist_ok=True)
+        (root / RUNS).mkdir(exist_ok=True)
         yield
 
 

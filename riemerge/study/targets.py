@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from riemerge.frechet.solvers.solver import Solver
 from riemerge.laws import Finding, judge
 from riemerge.manifolds import GroupAction, MetricManifold, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
-from riemerge.methods import METHODS, Method
+from riemerge.methods import GEOMETRIES, METHODS, Method, compose
+from riemerge.methods.geometries.geometry import Geometry
 from riemerge.registry import did_you_mean
 from riemerge.study.method_laws import check_method
 from riemerge.study.value_laws import check_loss, check_solver
@@ -43,7 +45,7 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
     """Measure the laws of a thing, kind by kind.
 
     Args:
-        target: A method, loss or solver by name; a manifold by name and sizes, `stiefel:9,3`; or
+        target: A method, geometry, loss or solver by name; a manifold by name and sizes, `stiefel:9,3`; or
             `module:Name` of any of these, of a metric or of a symmetry, whose code is run. A function of one
             argument is a loss.
         on: Manifold on which a metric or a symmetry is tried, given as a target.
@@ -59,7 +61,7 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
     np.random.seed(seed)  # noqa: NPY002 - Pymanopt draws from the global generator
     base = _make(on, _find(on, seed)[0], None) if on else None
     if on and not isinstance(base, manifolds.GeodesicManifold):
-        raise RecipeError(f"--on {on}: it is {base!r}; expected a manifold, such as spd:4")
+        raise RecipeError(f"--on {on}: it is a {type(base).__name__}; expected a manifold, such as spd:4")
     found: dict[str, Mapping[str, float]] = {}
     for subject in _find(target, seed):
         made = _make(target, subject, base)
@@ -70,9 +72,8 @@ def check_target(target: str, on: str | None = None, *, seed: int = 0) -> dict[s
         except Exception as fault:
             raise NumericalError(f"{target}: it cannot be checked: {fault!r}") from fault
     if not found:
-        raise RecipeError(
-            f"{target}: no law of it is known: expected a manifold, metric, symmetry, loss, solver or method"
-        )
+        expected = "a manifold, metric, symmetry, geometry, loss, solver or method"
+        raise RecipeError(f"{target}: no law of it is known: expected {expected}")
     return {kind: judge(kind, defects) for kind, defects in found.items()}
 
 
@@ -103,11 +104,12 @@ def _find(text: str, seed: int) -> list[Any]:
         except (TypeError, ValueError) as fault:
             raise RecipeError(f"{text}: {fault}; expected the sizes of a {name}") from fault
     named = [METHODS[text]] if text in METHODS else []
+    named += [_row(text)] if name in GEOMETRIES else []
     named += [table.make(text) for table in (LOSSES, SOLVERS) if name in table]
     if named:
         return named
     if not rest:
-        known = [*METHODS, *LOSSES, *SOLVERS, *MANIFOLDS]
+        known = [*METHODS, *GEOMETRIES, *LOSSES, *SOLVERS, *MANIFOLDS]
         raise RecipeError(f"{text}: there is no such name: {did_you_mean(text, known)}")
     sys.path.append(here := str(Path.cwd()))
     try:
@@ -116,6 +118,12 @@ def _find(text: str, seed: int) -> list[Any]:
         raise RecipeError(f"{text}: it cannot be imported: {fault!r}") from fault
     finally:
         sys.path.remove(here)
+
+
+def _row(text: str) -> Method:
+    """Return the row whose laws are those of a geometry: its mean of adapters that are near each other."""
+    row = compose(METHODS["average"], geometry=text)
+    return replace(row, domain=GEOMETRIES.make(text).domain, may_be_undetermined=True)
 
 
 def _make(text: str, subject: Any, base: Any) -> Any:
@@ -127,6 +135,9 @@ def _make(text: str, subject: Any, base: Any) -> Any:
         raise RecipeError(f"{text}: a metric or a symmetry is tried on a manifold: say which, --on spd:4")
     if callable(subject) and not solves:
         try:
+            if issubclass(kind, Geometry):
+                GEOMETRIES.register(name := text.replace(":", "."), subject)
+                return _row(name)
             sizes = inspect.signature(subject).parameters.values()
             needed = sum(one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD for one in sizes)
             if needed and not isinstance(subject, type):

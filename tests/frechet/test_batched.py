@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
+from riemerge.frechet.batched import Nested
 from riemerge.frechet.low_rank.joint import Joint
-from riemerge.manifolds import FixedRank, Stiefel, SymmetricPositiveDefinite
+from riemerge.manifolds import FixedRank, Orthogonal, Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_gradient, check_hessian
 from tests.frechet.problems import FORMS, Form, as_pymanopt, away, search_of
 from tests.manifolds.subjects import family, updates
@@ -73,3 +76,27 @@ def test_one_bad_module_costs_infinity_and_leaves_the_others_alone() -> None:
             assert not after.gradient[1].any()
             assert torch.isfinite(after.gradient).all()
             torch.testing.assert_close(after.cost[[0, 2]], before.cost[[0, 2]], rtol=1e-13, atol=0)
+
+
+def test_the_nested_form_follows_the_alignments_of_the_last_iterate() -> None:
+    """And no trial point's; they are searched for at the start and in the certificate alone."""
+    quotient, points = updates(12, 11, 3, k=2), family("mix", 3, 12, 11, 3, seed=5)
+    problem = search_of(quotient, points, form="nested")
+    start, trial = problem.start(), away(problem, 0.3)
+    form = problem.form
+    assert isinstance(form, Nested)
+    truth = form.certify(trial)[0]
+    form.accept(form.evaluate(start))
+    with mock.patch.object(Orthogonal, "nearest", side_effect=AssertionError):
+        loose, tight = form.evaluate(trial), form.evaluate(trial, tight=True)
+        form.evaluate(start)
+    torch.testing.assert_close(tight.cost, truth.cost, rtol=1e-12, atol=0)
+    torch.testing.assert_close(tight.gradient, truth.gradient, rtol=0, atol=1e-9)
+    # Off by a share of the gradient where it started, the cost by its square.
+    norms = form.evaluate(start).norms
+    assert bool((form.manifold.norms(trial, loose.gradient - truth.gradient) <= 0.1 * norms).all())
+    assert bool(((loose.cost - truth.cost).abs() <= 0.01 * norms.square()).all())
+    few = torch.tensor([1])
+    narrow = form.narrow(few).evaluate(trial[few], tight=True)
+    torch.testing.assert_close(narrow.cost, truth.cost[1:], rtol=1e-12, atol=0)
+    assert float(form.certify(trial)[0].vertical.max()) < 1e-8

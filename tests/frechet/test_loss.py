@@ -15,7 +15,7 @@ from riemerge import Status
 from riemerge.errors import RecipeError
 from riemerge.frechet.loss import LossLike, Objective, as_loss, weighted_median
 from riemerge.losses import LOSSES, Absolute, FunctionLoss, Huber, Square, Trimmed
-from riemerge.manifolds import Stiefel, SymmetricPositiveDefinite
+from riemerge.manifolds import Euclidean, Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_gradient
 from tests.frechet.guests import COMPLETE, drawn, unit
 from tests.frechet.problems import as_pymanopt, away, mean_of, search_of
@@ -183,7 +183,7 @@ def test_a_start_at_a_datum_that_is_no_median_is_left(manifold: Any) -> None:
     points = [manifold.random_point() for _ in range(4)]
     points[1:] = [manifold.exp(points[0], 0.3 * manifold.log(points[0], y)) for y in points[1:]]
     weights = [0.1, 0.3, 0.3, 0.3]
-    for solver in ("lbfgs", "steepest_descent"):
+    for solver in ("lbfgs", "fixed_point"):
         here = mean_of(manifold, points, weights, loss="absolute", initial_point=points[0], solver=solver)
         there = mean_of(manifold, points, weights, loss="absolute")
         assert here.ok
@@ -225,6 +225,24 @@ def test_the_huber_mean_is_between_the_median_and_the_mean() -> None:
         alone = SymmetricPositiveDefinite(3)
         single = mean_of(alone, [x[module : module + 1] for x in points], loss="huber", tol=1e-11)
         torch.testing.assert_close(each.point[module], single.point[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_unit_step_of_the_preconditioned_gradient_is_weiszfeld_s() -> None:
+    points = [torch.randn(2, 1, 3, generator=seeded(i), dtype=torch.float64) for i in range(4)]
+    problem = search_of(Euclidean(1, 3, k=2), points, WEIGHTS, loss="absolute", reduce=False)
+    x = torch.zeros(2, 1, 3, dtype=torch.float64)
+    found = problem.evaluate(x)
+    step = problem.form.precondition(x, found.gradient, found)
+    pulls = WEIGHTS / torch.stack([y.norm(dim=(-2, -1)) for y in points])
+    expected = (pulls[..., None, None] * torch.stack(points)).sum(dim=0) / pulls.sum(dim=0)[:, None, None]
+    torch.testing.assert_close(x - step, expected)
+    # In the joint form that of the mean, the alignments being those of the iterate.
+    joint = search_of(updates(8, 7, 2), family("mix", 3, 8, 7, 2, seed=5, k=1), loss="absolute").form
+    point = joint.start(None)
+    found = joint.evaluate(point)
+    pull = (1 / (3 * found.squared.sqrt())).sum()
+    step = joint.precondition(point, found.gradient, found)
+    torch.testing.assert_close(pull * joint.solution(step), joint.solution(found.gradient))
 
 
 @pytest.mark.parametrize("loss", ["absolute", "huber", "trimmed", "a function"])

@@ -6,9 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from riemerge.methods.polar.balanced import balanced
-from riemerge.methods.polar.shared_private import shared_private
-from riemerge.methods.polar.subspace import subspace
 from riemerge.methods.setting import Answer, Mean
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import random_orthonormal, seeded
@@ -17,7 +14,10 @@ from tests.methods.polar.polar_cases import (
     EACH_CASE,
     POLAR,
     WEIGHTS,
+    balanced,
     setting,
+    shared_private,
+    subspace,
     value,
 )
 from tests.methods.spectra import assert_near, low_rank

@@ -120,12 +120,12 @@ def sphere(**verbs: object) -> Any:
 
 
 def updates(**verbs: object) -> QuotientManifold:
-    """Updates of rank 3 by a symmetry with some verbs replaced, each made from the action."""
-    action = Orthogonal(3)
+    """Updates of rank 2 by a symmetry with some verbs replaced, each made from the action."""
+    action = Orthogonal(2)
     for verb, make in verbs.items():
         assert callable(make)
         setattr(action, verb, make(action))
-    return QuotientManifold(FixedRank(8, 7, 3, k=2, seed=1), action)
+    return QuotientManifold(FixedRank(6, 5, 2, k=2, seed=1), action)
 
 
 def embedded_metric(point: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -196,7 +196,7 @@ def flat() -> pymanopt.Problem:
 
 
 CHECKS: dict[str, Callable[[Any], Mapping[str, float]]] = {
-    "manifold": check_manifold,
+    "manifold": lambda manifold: check_manifold(manifold, pairs=1),
     "metric": check_metric,
     "symmetry": lambda quotient: check_action(quotient, scale=0.4),
     "retraction": lambda manifold: {"slope": 2 - check_retraction(manifold)},
@@ -291,7 +291,7 @@ FAULTS: dict[str, Fault] = {
     "the identity for the nearest element": (
         "symmetry",
         "invariance",
-        lambda: updates(nearest=lambda action: lambda total, x, to, tolerance=0: torch.eye(3, dtype=x.dtype)),
+        lambda: updates(nearest=lambda action: lambda total, x, to, tolerance=0: torch.eye(2, dtype=x.dtype)),
     ),
     "a gradient off by a factor": ("gradient", "slope", too_long),
     "a projected Hessian of the entries": ("hessian", "slope", flat),
@@ -358,7 +358,7 @@ def test_a_planted_fault_is_caught(name: str) -> None:
     np.random.seed(0)  # noqa: NPY002
     check, law, make = FAULTS[name]
     defects = CHECKS[check](make())
-    assert defects[law] > 5e-3
+    assert defects[law] > 1e-3
     if check in LAWS:
         (finding,) = (finding for finding in judge(check, defects) if finding.name == law)
         assert finding.verdict == ("optional" if law == "isometry" and check == "manifold" else "fails")

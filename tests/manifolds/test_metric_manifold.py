@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from riemerge import Problem, frechet_mean
 from riemerge.errors import RecipeError
 from riemerge.manifolds import (
     Euclidean,
@@ -85,6 +86,13 @@ def test_a_metric_of_any_size_is_inverted(u: float, s: float) -> None:
     )
 
 
+def test_a_linear_solve_of_any_size_is_not_derived() -> None:
+    base = Euclidean(70, 30)
+    x = base.random_point()
+    with pytest.raises(MissingVerbError, match=r"70 x 30 unknowns is too large \(at most 2048\): state"):
+        MetricManifold(base, Alone(base)).euclidean_to_riemannian_gradient(x, x)
+
+
 def test_a_metric_takes_nothing_from_the_base_that_depends_on_it() -> None:
     base = Sphere(3, 1, seed=1)
     manifold = MetricManifold(base, Alone(base, factor=4))
@@ -116,6 +124,15 @@ def test_what_a_metric_states_is_its_own() -> None:
     manifold = MetricManifold(base, WithLogarithm(base)).with_modules(1)
     x, y = (base.random_point()[:1] for _ in range(2))
     assert float(manifold.dist(x, y)) == pytest.approx(float(base.with_modules(1).dist(x, y)))
+
+
+def test_a_metric_alone_has_a_mean_by_a_distance_that_needs_no_logarithm() -> None:
+    base = Euclidean(3, 2, k=2, seed=1)
+    points = [base.random_point() for _ in range(3)]
+    manifold = MetricManifold(base, Alone(base, factor=4))
+    solution = frechet_mean(Problem(manifold, points, distance="first_order"))
+    assert solution.ok
+    torch.testing.assert_close(solution.point, torch.stack(points).mean(dim=0), rtol=0, atol=1e-7)
 
 
 def test_what_is_no_metric_is_refused() -> None:

@@ -17,11 +17,11 @@ def test_nothing_changed_is_the_row() -> None:
 def test_what_a_geometry_decides_comes_with_it() -> None:
     geomerge = find_method("geomerge")
     row = compose(find_method("average"), geometry="polar:core=euclidean")
-    assert (row.name, row.geometry, row.mean) == ("average", "polar:core=euclidean", "")
+    assert (row.geometry, row.mean) == ("polar:core=euclidean", "")
     assert row.checkpoints == geomerge.checkpoints == "no"
     assert row.truncates_inputs
     assert row.own_parameters == geomerge.own_parameters
-    assert row.summary == "average with geometry polar:core=euclidean"
+    assert row.name == "average with geometry polar:core=euclidean"
 
 
 def test_a_loss_brings_the_parameters_of_its_solver() -> None:

@@ -89,5 +89,5 @@ def test_means_and_medians_are_those_of_geomstats(name: str, loss: str) -> None:
 
 
 def test_twins_are_geometries_that_every_solver_is_tested_on() -> None:
-    """The others of Pymanopt's have none in geomstats; their certificates are in tests/frechet/test_guest.py."""
+    """Others of Pymanopt's have none in geomstats; their certificates are in tests/frechet/test_guest.py."""
     assert {*TWINS} < {*COMPLETE}

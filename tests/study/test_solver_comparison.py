@@ -14,7 +14,6 @@ import pytest
 
 from riemerge import Problem, frechet_mean, problems
 from riemerge.errors import OutputError, RecipeError
-from riemerge.recipes.recipe import read_recipe
 from riemerge.records.comparison_record import Comparison
 from riemerge.solvers import LBFGS, Guest, Solver
 from riemerge.study import solver_comparison
@@ -168,20 +167,32 @@ def test_modules_of_adapters_are_judged_where_they_are_determined(
     tmp_path: Path,
 ) -> None:
     folders = write_family(tmp_path, family("close", 3))
-    comparison = compare_adapters(read_recipe([f"{folders[0]}:2", *map(str, folders[1:])]), SOLVERS)
+    comparison = compare_adapters([f"{folders[0]}:2", *map(str, folders[1:])], SOLVERS)
     assert comparison.cases == ("polar, square",)
     modules = [module for problem in comparison.problems for module in problem.modules]
     assert sorted(modules) == ["layers.0.q", "layers.0.v", "layers.1.q"]
     assert all(problem.determined == ("yes",) * len(problem.modules) for problem in comparison.problems)
     assert comparison.count("polar, square", "fixed_point") == {"reached": 3}
-    equal = compare_adapters(read_recipe([*map(str, folders)]), ["lbfgs"])
+    equal = compare_adapters([*map(str, folders)], ["lbfgs"])
     assert equal.runs[0].cost != comparison.runs[0].cost
+
+
+def test_geometries_and_losses_are_crossed_and_a_closed_form_is_noted(tmp_path: Path) -> None:
+    folders = [*map(str, write_family(tmp_path, family("close", 3)))]
+    comparison = compare_adapters(folders, ["lbfgs"], ["sphere", "flat"], ["square", "absolute"])
+    assert comparison.cases == ("sphere, square", "sphere, absolute", "flat, absolute")
+    assert {row.outcome for row in comparison.outcomes} == {"reached"}
+    assert {row.determined for row in comparison.outcomes} == {None}
+    assert [note.partition(":")[0] for note in comparison.notes] == ["flat, square"]
+    assert all(run.counts["logarithms"] > 0 for run in comparison.runs)
+    with pytest.raises(RecipeError, match="flat, square: the mean of every module is a closed form"):
+        compare_adapters(folders, ["lbfgs"], ["flat"])
 
 
 def test_the_folder_of_a_comparison_is_no_adapter(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
     with pytest.raises(OutputError, match="is, contains or lies inside"):
-        compare_adapters(read_recipe([*map(str, folders)]), ["lbfgs"], folder=folders[0] / "out")
+        compare_adapters([*map(str, folders)], ["lbfgs"], folder=folders[0] / "out")
 
 
 def test_without_matplotlib_tables_are_written_all_the_same(

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NoReturn, final
+from dataclasses import dataclass
+from typing import Any, final
 
-from pymanopt.optimizers.optimizer import Optimizer
-
-from riemerge.solvers import Guest
+from riemerge.solvers import Solver
 
 
 @final
-class BarzilaiBorwein(Optimizer):
-    """Descends by step lengths s = ⟨m, m⟩ / |⟨m, y⟩| of the last move m and the change y of the gradient.
+@dataclass(frozen=True, kw_only=True)
+class BarzilaiBorwein(Solver):
+    """Descends by steps s ‖g‖² / |⟨g, y⟩| of the last step s, the last gradient g and its change y.
 
-    riemerge stops it from outside, by its tolerances and budgets. Source: Barzilai and Borwein 1988; Iannazzo
-    and Porcelli 2018 (on manifolds).
+    Source: Barzilai and Borwein 1988; Iannazzo and Porcelli 2018 (on manifolds).
+
+    Attributes:
+        longest: Longest step, relative to the gradient.
     """
 
-    def run(self, problem: Any, *, initial_point: Any = None, **options: Any) -> NoReturn:
-        """Move from point to point until riemerge ends it."""
-        manifold, point, step = problem.manifold, initial_point, 1.0
-        gradient = problem.riemannian_gradient(point)
-        while True:
-            move, start, before = -step * gradient, point, gradient
-            point = manifold.retraction(start, move)
-            gradient = problem.riemannian_gradient(point)  # riemerge looks here, and ends the loop
-            move, before = (manifold.transport(start, point, vector) for vector in (move, before))
-            bend = manifold.inner_products(point, move, gradient - before).abs()
-            step = manifold.inner_products(point, move, move) / bend
-            step = step.nan_to_num(nan=1.0).clamp(0.1, 4.0)[:, None, None]
+    longest: float = 4.0
 
-
-barzilai_borwein = partial(Guest, optimizer=BarzilaiBorwein())
+    def run(self, watch: Any, start: Any) -> None:
+        """Move from point to point until the watch ends it."""
+        x, gradient, step = start, watch.gradient(start), 1.0
+        while watch.accept(x):
+            arrival = watch.move(x, -step, gradient)
+            before, after = watch.transport(x, arrival, gradient), watch.gradient(arrival)
+            bend = watch.inner_products(arrival, before, after - before).abs()
+            step = (step * watch.inner_products(arrival, before, before) / bend).nan_to_num(nan=1.0)
+            x, gradient, step = arrival, after, step.clamp(0.1, self.longest)

@@ -195,10 +195,8 @@ class Joint(Geodesic):
         """Divide by the stiffness of the cost; the alignments' part by its curvature over the group, a
         diagonal model.
         """
-        stiffness = self.objective.stiffness(self.objective.pull(evaluation.squared))
-        if isinstance(evaluation.state, Pass):
-            return self.manifold.precondition(point, vector, evaluation.state, stiffness)
-        return self.scale(1 / stiffness, vector)
+        pull, state = self.objective.pull(evaluation.squared), evaluation.state
+        return self.manifold.precondition(point, vector, pull, self.objective.stiffness(pull), state)
 
     def start(self, initial_point: Tensor | None) -> Tensor:
         """Return the extrinsic mean, or a user's point, with the data aligned to it."""

@@ -105,22 +105,27 @@ class JointManifold(TorchManifold):
         """Return the length of the part of each logarithm along the orbit, (T, K)."""
         return (known.momentum.square() / self.total.orbit_metric(known.values)).sum(dim=(-2, -1)).sqrt()
 
-    def precondition(self, point: Tensor, vector: Tensor, known: Pass, stiffness: Tensor) -> Tensor:
-        """Divide the part at x by the cost's stiffness (K,), and the turns by a model of its second
-        derivative over the group, at a point whose pass is known.
+    def precondition(
+        self, point: Tensor, vector: Tensor, pull: Tensor, stiffness: Tensor, known: Pass | None
+    ) -> Tensor:
+        """Divide the part at x by the cost's stiffness (K,), and the turns by the weights of their
+        logarithms, in units of their own; at a point whose pass is known, by a model of the cost's second
+        derivative over the group, too.
 
         Law: self-adjoint and positive definite in the metric; the identity where the data coincide, for which
         the metric is made.
         """
-        _, alignments = self.split(point)
         at_x, turns = self.split(vector)
-        frame = alignments @ known.basis
-        cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
-        products = known.basis.mT @ known.products @ known.basis
-        curvature = group_curvature(self.total, known.values, products[0], products[1], cores)
-        share = torch.where(known.pull > 0, known.pull / self._weights, 1.0)
-        small = frame.mT @ (self._metric * turns) @ frame / (curvature * share[..., None, None])
-        return self.join(linalg.scale_modules(1 / stiffness, at_x), linalg.skew(frame @ small @ frame.mT))
+        if known is not None:
+            _, alignments = self.split(point)
+            frame = alignments @ known.basis
+            cores = (frame.square() * self._values.unsqueeze(-1)).sum(dim=-2)
+            products = known.basis.mT @ known.products @ known.basis
+            curvature = group_curvature(self.total, known.values, products[0], products[1], cores)
+            small = frame.mT @ (self._metric * turns) @ frame / curvature
+            turns = linalg.skew(frame @ small @ frame.mT)
+        share = torch.where(pull > 0, pull / self._weights, 1.0)
+        return self.join(linalg.scale_modules(1 / stiffness, at_x), linalg.scale_modules(1 / share, turns))
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return the metric described above, per module."""

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from riemerge.frechet.status import Status
 from riemerge.linalg import numerical_rank, thin_svd, weighted_mean
-from riemerge.methods.geometries.geometry import Geometry
-from riemerge.methods.polar.positive import polar_mean
-from riemerge.methods.setting import Answer, Setting
+from riemerge.methods.geometries.geometry import Geometry, Solved, Steps
+from riemerge.methods.polar.positive import exact, polar_mean
+from riemerge.methods.setting import Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, narrow_each
 
 
-def shared_private(x: Tensor, setting: Setting) -> Answer:
-    """Return x̄ + (M(s) − s̄): the average, with that of the shared parts replaced by their geodesic mean.
+@final
+@dataclass(frozen=True)
+class Spd(Geometry):
+    """Rotations and positive parts of what all updates share, beside the average of what each has to itself.
 
+    The mean is x̄ + (M(s) − s̄): the average, with that of the shared parts replaced by their geodesic mean.
     sₜ = F xₜ G is what update t has in directions that all share: F and G are functions of Σ wₜ Uₜ Uₜᵀ and
     Σ wₜ Vₜ Vₜᵀ, whose eigenvalues λ say how far a direction is in all column (row) spaces. Each becomes its
     share (λ − λ₀)/(1 − λ₀), 0 at the level λ₀ of subspaces that know nothing of each other and below, and 1
     for a common one. M is the mean of the cores sₜ by their polar decompositions (`polar_mean`), of the kind
-    `core_mean`. So directions that determine a mean have the geodesic one, the others the average, and
-    nothing jumps in between.
+    `core`. So directions that determine a mean have the geodesic one, the others the average, and nothing
+    jumps in between.
 
     λ₀ = max wₜ · (1 + √(ρ/n))², ρ the sum of all ranks but the largest and n the module's width: the edge of
     the spectrum for independent subspaces of equal weights (Marchenko and Pastur), at most 1.
@@ -34,26 +36,30 @@ def shared_private(x: Tensor, setting: Setting) -> Answer:
     Law: f(L x Rᵀ) = L f(x) Rᵀ and f(c x) = c f(x); copies give themselves; updates of mutually orthogonal
     rows or columns give their average, and so does one side that is not shared.
 
-    Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
-        setting: Weights, the shape of the module and the value `core_mean`.
+    Attributes:
+        core: Mean of positive parts: `bures_wasserstein`, `affine_invariant` or `log_euclidean`; `average` of
+            the cores themselves.
 
-    Returns:
-        The merged update (p, q).
-
-    Cost: 3 T SVDs (p, q) and the iteration of `procrustes_mean` in the shared directions.
+    Cost: 3 T SVDs (p, q) and the solve in the shared directions.
     """
-    weights = setting.weights.to(x)
-    mean = weighted_mean(weights, x)
-    left, right = shares(x, weights, setting.shape)
-    cores = (left.mT @ x) @ right
-    if not cores.numel():
-        return Answer(mean, Status.EXACT)
-    core = polar_mean(cores, weights, setting.values["core_mean"])
-    moved = core.value - weighted_mean(weights, cores)
-    # The frames carry the shares once, on the way there.
-    columns, rows = left / left.norm(dim=0), right / right.norm(dim=0)
-    return core._replace(value=mean + columns @ moved @ rows.mT)
+
+    core: str = "bures_wasserstein"
+
+    def mean(self, x: Tensor, setting: Setting) -> Steps:
+        """Place the positive parts: one problem, where anything is shared."""
+        weights = setting.weights.to(x)
+        mean = weighted_mean(weights, x)
+        left, right = shares(x, weights, setting.shape)
+        cores = (left.mT @ x) @ right
+        if not cores.numel():
+            return exact(mean)
+        core = yield from polar_mean(cores, weights, self.core)
+        moved = core.value - weighted_mean(weights, cores)
+        # The frames carry the shares once, on the way there.
+        columns, rows = left / left.norm(dim=0), right / right.norm(dim=0)
+        # Distances are those of twice as many parts.
+        evidence = replace(core.evidence, distances=None)
+        return Solved(mean + columns @ moved @ rows.mT, evidence)
 
 
 def shares(x: Tensor, weights: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -79,15 +85,3 @@ def _share(frames: Tensor, ranks: Sequence[int], weights: Tensor, width: int) ->
     kept = share > FLOOR
     directions: Tensor = together.left[:, kept] * share[kept]
     return directions
-
-
-@final
-@dataclass(frozen=True)
-class Spd(Geometry):
-    """Positive parts of what all updates share."""
-
-    core: str = "bures_wasserstein"
-
-    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
-        """Return the mean under the square loss."""
-        return shared_private(x, setting)

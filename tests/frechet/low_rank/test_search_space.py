@@ -10,8 +10,9 @@ from riemerge.frechet.low_rank.joint import Joint
 from riemerge.frechet.low_rank.search_space import JointManifold
 from riemerge.manifolds import torch_function
 from riemerge.manifolds.checks import check_gradient, check_manifold
-from tests.frechet.low_rank.passes import K, M, N, R, off, problem
+from tests.frechet.low_rank.passes import K, M, N, R, T, off, problem
 from tests.frechet.problems import away, search_of
+from tests.helpers import seeded
 from tests.laws.faults import DIFFERENCES, pop_worst
 from tests.manifolds.subjects import family, updates
 
@@ -71,9 +72,19 @@ def test_the_model_of_the_hessian_is_symmetric_and_positive(name: str) -> None:
     pass_ = form.evaluate(point).state
     a, b = (form.manifold.projection(point, form.manifold.random_ambient(point)) for _ in range(2))
     inner = form.manifold.inner_products
-    pa, pb = (form.manifold.precondition(point, x, pass_, torch.tensor([1.0, 3.0])) for x in (a, b))
-    torch.testing.assert_close(inner(point, a, pb), inner(point, pa, b), rtol=1e-11, atol=1e-11)
-    assert bool((inner(point, a, pa) > 0).all())
+    pull, stiffness = (
+        pass_.pull * torch.rand(3, K, generator=seeded(1), dtype=torch.float64),
+        torch.ones(K) * 3,
+    )
+    for known in (pass_, None):
+        made = [form.manifold.precondition(point, x, pull, stiffness, known) for x in (a, b)]
+        torch.testing.assert_close(inner(point, a, made[1]), inner(point, made[0], b), rtol=1e-11, atol=1e-11)
+        assert bool((inner(point, a, made[0]) > 0).all())
+    # Without a pass every part is divided by the weights of its logarithms alone.
+    pa = form.manifold.precondition(point, a, pull, stiffness, None)
+    (at_x, turns), (scaled, turned) = form.manifold.split(a), form.manifold.split(pa)
+    torch.testing.assert_close(scaled * stiffness[:, None, None], at_x)
+    torch.testing.assert_close(turned * (T * pull)[..., None, None], turns)
     # Where the data are the point itself the metric is the Hessian.
     same = search_of(updates(M, N, R, k=K), [family(name, 1, M, N, R, 7)[0]] * 2, reduce=False)
     x = same.start()

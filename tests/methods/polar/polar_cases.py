@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from riemerge.methods import METHODS
+from riemerge.methods.engine import Row
+from riemerge.methods.polar import positive as polar
 from riemerge.methods.setting import Answer, Setting
 from tests.helpers import random_orthonormal, seeded
 from tests.methods.spectra import low_rank, normal
@@ -23,6 +26,24 @@ DEFAULTS = {
     "max_passes": 1000,
 }
 WEIGHTS = [0.5, 0.3, 0.2]
+
+balanced, subspace, shared_private = (
+    Row.of(METHODS[name]) for name in ("balanced", "subspace", "shared_private")
+)
+
+
+def _bare(weights: Tensor) -> Setting:
+    return Setting("layer", weights, {}, (400, 300))
+
+
+def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Answer:
+    """The mean of matrices, solved by itself."""
+    return shared_private.settle(polar.polar_mean(cores, weights, kind), _bare(weights))
+
+
+def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Answer:
+    """The mean of positive matrices, solved by itself."""
+    return shared_private.settle(polar.positive_mean(matrices, weights, kind), _bare(weights))
 
 
 def setting(weights: list[float], shape: tuple[int, int] = (400, 300), **values: Any) -> Setting:

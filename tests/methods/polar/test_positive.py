@@ -9,13 +9,14 @@ import torch
 
 from riemerge.frechet.status import Status
 from riemerge.manifolds import SymmetricPositiveDefinite
-from riemerge.methods.polar.positive import polar_mean, positive_mean
 from tests.helpers import random_orthonormal, seeded
 from tests.methods.polar.polar_cases import (
     KINDS,
     WEIGHTS,
     average,
+    polar_mean,
     positive,
+    positive_mean,
     value,
 )
 from tests.methods.spectra import assert_near, normal

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemerge.methods.polar.positive import polar_mean
-from riemerge.methods.polar.shared_private import shared_private, shares
+from riemerge.methods.polar.shared_private import shares
 from tests.helpers import random_orthonormal, seeded
 from tests.methods.polar.polar_cases import (
     EACH_CASE,
@@ -18,7 +17,9 @@ from tests.methods.polar.polar_cases import (
     WEIGHTS,
     average,
     orthogonal_updates,
+    polar_mean,
     setting,
+    shared_private,
     value,
 )
 from tests.methods.spectra import assert_near, low_rank, normal
