@@ -76,10 +76,7 @@ def measure() -> dict[str, list[float]]:
     second = first + 0.3 * draw_normal(2, 2, WIDTH, HEADS * RANK) / WIDTH**0.5
     x, rewritten = draw_normal(TOKENS, WIDTH), [rewrite(second, condition) for condition in CONDITIONS]
     moves = {}
-    for name, merge in (
-        ("plain average", lambda pair: (pair[0] + pair[1]) / 2),
-        ("head by head", merge_heads),
-    ):
+    for name, merge in (("average", lambda pair: (pair[0] + pair[1]) / 2), ("head by head", merge_heads)):
         before = attend(merge([first, second]), x)
         after = [attend(merge([first, one]), x) for one in rewritten]
         moves[name] = [float((one - before).norm() / before.norm()) for one in after]
