@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from riemerge import Problem, frechet_mean
-from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, join_heads, split_heads
 
 WIDTH, HEADS, RANK, TOKENS = 24, 3, 4, 12
 CONDITIONS = (1.0, 10.0, 100.0, 1000.0)
@@ -33,41 +33,50 @@ def draw_normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=NORMAL, dtype=torch.float64)
 
 
+def split(pair: Tensor) -> tuple[Tensor, ...]:
+    """Return the heads (heads, d, h) of a pair of matrices (2, d, heads · h)."""
+    return split_heads(pair[0], pair[1], HEADS).split(WIDTH, dim=-2)
+
+
+def join(left: Tensor, right: Tensor) -> Tensor:
+    """Return the pair of matrices with these heads."""
+    return torch.stack(join_heads(torch.cat((left, right), dim=-2), WIDTH))
+
+
 def attend(layer: Tensor, x: Tensor) -> Tensor:
-    """Return the output (tokens, d) of a layer (2, 2, heads, d, h), the pairs (Q, K) and (V, Oᵀ)."""
-    (q, k), (v, o) = layer
+    """Return the output (tokens, d) of a layer: the pairs (W_Q, W_K) and (W_V, W_Oᵀ)."""
+    (q, k), (v, o) = (split(pair) for pair in layer)
     scores = x @ q @ (x @ k).mT / RANK**0.5
     return (scores.softmax(dim=-1) @ x @ v @ o.mT).sum(dim=0)
 
 
 def rewrite(layer: Tensor, condition: float) -> Tensor:
     """Write a layer in other bases: one G for each pair and head, of this condition number."""
-    left, right = torch.linalg.qr(draw_normal(2, 2, HEADS, RANK, RANK)).Q
-    gauge = left * torch.logspace(0, 1, RANK, base=condition, dtype=torch.float64) @ right
-    return torch.stack((layer[:, 0] @ gauge, layer[:, 1] @ torch.linalg.inv(gauge).mT), dim=1)
-
-
-def merge_matrices(layers: list[Tensor]) -> Tensor:
-    """Return the plain average."""
-    return torch.stack(layers).mean(dim=0)
+    scales, pairs = torch.logspace(0, 1, RANK, base=condition, dtype=torch.float64), []
+    for left, right in map(split, layer):
+        turn, other = torch.linalg.qr(draw_normal(2, HEADS, RANK, RANK)).Q
+        gauge = turn * scales @ other
+        pairs.append(join(left @ gauge, right @ torch.linalg.inv(gauge).mT))
+    return torch.stack(pairs)
 
 
 def merge_heads(layers: list[Tensor]) -> Tensor:
     """Return the Fréchet mean of the products of each head, in factors again."""
-    total = FixedRank(WIDTH, WIDTH, RANK, k=2 * HEADS)
-    points = [total.factor(*one.transpose(0, 1).flatten(1, 2)) for one in layers]
-    solution = frechet_mean(Problem(QuotientManifold(total, Orthogonal(RANK)), points), "lbfgs:tol=1e-12")
-    u, b, v = total.split(solution.point)
-    return torch.stack((u @ b, v)).unflatten(1, (2, HEADS)).transpose(0, 1)
+    total, pairs = FixedRank(WIDTH, WIDTH, RANK, k=HEADS), []
+    for alike in zip(*layers, strict=True):
+        problem = Problem(QuotientManifold(total, Orthogonal(RANK)), [total.factor(*split(p)) for p in alike])
+        u, b, v = total.split(frechet_mean(problem, "lbfgs:tol=1e-12").point)
+        pairs.append(join(u @ b, v))
+    return torch.stack(pairs)
 
 
 def measure() -> dict[str, list[float]]:
     """Return by how much the outputs of each merge move, relative to their size, for each of CONDITIONS."""
-    first = draw_normal(2, 2, HEADS, WIDTH, RANK) / WIDTH**0.5
-    second = first + 0.3 * draw_normal(2, 2, HEADS, WIDTH, RANK) / WIDTH**0.5
+    first = draw_normal(2, 2, WIDTH, HEADS * RANK) / WIDTH**0.5
+    second = first + 0.3 * draw_normal(2, 2, WIDTH, HEADS * RANK) / WIDTH**0.5
     x, rewritten = draw_normal(TOKENS, WIDTH), [rewrite(second, condition) for condition in CONDITIONS]
     moves = {}
-    for name, merge in (("plain average", merge_matrices), ("head by head", merge_heads)):
+    for name, merge in (("average", lambda pair: (pair[0] + pair[1]) / 2), ("head by head", merge_heads)):
         before = attend(merge([first, second]), x)
         after = [attend(merge([first, one]), x) for one in rewritten]
         moves[name] = [float((one - before).norm() / before.norm()) for one in after]

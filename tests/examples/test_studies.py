@@ -224,15 +224,17 @@ def test_a_merge_head_by_head_does_not_move_and_the_average_does(
 
 
 def test_other_bases_are_the_same_function() -> None:
-    layer = heads.draw_normal(2, 2, heads.HEADS, heads.WIDTH, heads.RANK)
+    layer = heads.draw_normal(2, 2, heads.WIDTH, heads.HEADS * heads.RANK)
     x = heads.draw_normal(heads.TOKENS, heads.WIDTH)
     torch.testing.assert_close(heads.attend(heads.rewrite(layer, 10.0), x), heads.attend(layer, x))
     merged = heads.merge_heads([layer, heads.rewrite(layer, 10.0)])  # of one function, in two writings
     torch.testing.assert_close(heads.attend(merged, x), heads.attend(layer, x))
-    # One head by hand.
-    (q, k), (v, o) = layer[:, :, 0]
-    weights = torch.softmax(x @ q @ (x @ k).T / heads.RANK**0.5, dim=1)
-    torch.testing.assert_close(heads.attend(layer[:, :, :1], x), weights @ (x @ v) @ o.T)
+    # By hand, head after head.
+    output = torch.zeros_like(x)
+    for first in range(0, heads.HEADS * heads.RANK, heads.RANK):
+        (q, k), (v, o) = layer[..., first : first + heads.RANK]
+        output += torch.softmax(x @ q @ (x @ k).T / heads.RANK**0.5, dim=1) @ (x @ v) @ o.T
+    torch.testing.assert_close(heads.attend(layer, x), output)
 
 
 # --- Fisher merging -----------------------------------------------------------------------------------------
