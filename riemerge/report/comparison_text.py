@@ -53,8 +53,8 @@ def verdicts(comparison: Comparison, case: str) -> list[str]:
 def columns(comparison: Comparison, case: str) -> list[tuple[str, list[str]]]:
     """Return the columns of the table of a case, a row for each solver, best first: headers and cells.
 
-    The first six fit a terminal. Costs, gradients and horizontality are those of the judged modules; passes, primitives and seconds those
-    of all runs.
+    The first six fit a terminal. Costs, gradients and horizontality are those of the judged modules; passes,
+    primitives and seconds those of all runs.
     """
     solvers = comparison.ranking(case)
     judged = [comparison.judge(case, solver) for solver in solvers]
