@@ -71,3 +71,13 @@ def test_retraction_order(retraction: Literal["exp", "qr", "polar"], order: floa
     # For the canonical metric the polar factor is of first order only; it is of second order for the
     # Euclidean one.
     assert check_retraction(Stiefel(9, 3, k=2, retraction=retraction)) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(("n", "p"), [(4, 1), (50, 1), (4, 2), (9, 3)])
+def test_what_is_valid_at_an_antipode_is_reached(n: int, p: int) -> None:
+    """There the normal part of b is round-off, and its direction means nothing."""
+    manifold = Stiefel(n, p, k=40, seed=3)
+    x = manifold.random_point()
+    log = manifold.logarithm(x, -x)
+    missed = torch.linalg.matrix_norm(manifold.exp(x, log.tangent) + x)
+    assert float(torch.where(log.valid, missed, 0.0).max()) < 1e-10

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from riemerge.errors import NumericalError, RecipeError
+from riemerge.geometries import GEOMETRIES
 from riemerge.study.targets import MANIFOLDS, check_target
 
 SIZES = {
@@ -95,6 +96,11 @@ def test_what_has_a_name_is_found() -> None:
     on = failures("riemerge.manifolds:Orthogonal", "fixed_rank:4,3,2")
     assert on == {"manifold": set(), "metric": set(), "symmetry": set()}
     assert failures("pymanopt.optimizers:SteepestDescent") == {"solver": set()}
+
+
+@pytest.mark.parametrize("name", list(GEOMETRIES))
+def test_every_geometry_obeys_the_laws(name: str) -> None:
+    assert failures(name)["method"] == set()
 
 
 @pytest.mark.usefixtures("lab")
