@@ -236,6 +236,13 @@ def test_a_unit_step_of_the_preconditioned_gradient_is_weiszfeld_s() -> None:
     pulls = WEIGHTS / torch.stack([y.norm(dim=(-2, -1)) for y in points])
     expected = (pulls[..., None, None] * torch.stack(points)).sum(dim=0) / pulls.sum(dim=0)[:, None, None]
     torch.testing.assert_close(x - step, expected)
+    # In the joint form that of the mean, the alignments being those of the iterate.
+    joint = search_of(updates(8, 7, 2), family("mix", 3, 8, 7, 2, seed=5, k=1), loss="absolute").form
+    point = joint.start(None)
+    found = joint.evaluate(point)
+    pull = (1 / (3 * found.squared.sqrt())).sum()
+    step = joint.precondition(point, found.gradient, found)
+    torch.testing.assert_close(pull * joint.solution(step), joint.solution(found.gradient))
 
 
 @pytest.mark.parametrize("loss", ["absolute", "huber", "trimmed", "a function"])
