@@ -2,7 +2,7 @@
 
 A room is a top-level folder or file of the package. An arrow leads from a room to each room that it imports
 from, whenever that happens: imports inside functions and for type checkers count, and so do names in
-strings that are imported on first use ("riemerge.methods.flat:flat"). The lazy public names of the
+strings that are imported on first use ("riemerge.methods.sums.vectors:Flat"). The lazy public names of the
 package's own `__init__.py` are no arrows: that file is the sign at the door, and a public name comes from
 its home. A room's storey is the longest way down from it. An arrow runs up if the layers of pyproject.toml
 place its end above its beginning.

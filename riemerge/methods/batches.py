@@ -47,8 +47,8 @@ class Task:
     """The problem of one module.
 
     Attributes:
-        placed: Its points on their manifold.
-        weights: Their T weights.
+        placed: The points on their manifold.
+        weights: The T weights of the points.
         loss: The loss, in words.
         starts: Number of starts to solve from; the best counts.
     """

@@ -31,7 +31,9 @@ class Edit:
 
 def _adapt(entry: Any) -> Edit:
     """Return what a plug-in gives as an edit: one, or a function of dense updates and a setting."""
-    return entry if isinstance(entry, Edit) else Edit(entry)
+    if isinstance(entry, Edit):
+        return entry
+    return Edit(entry)
 
 
 _DROP = {"density": 1.0, "rescale": "expected", "seed": None}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Self, final
+from typing import Any, Literal, Self, cast, final
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ from riemerge.methods.edits import parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
 from riemerge.methods.method import Domain, Method
-from riemerge.methods.modules import Edited, Module, open_module
+from riemerge.methods.modules import Edited, Module, lighten, open_module
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
+from riemerge.updates import LowRankUpdate
 
 # Numbers that modules may keep while they wait to be solved side by side: 128 MiB of float64.
 _WINDOW = 2**24
@@ -38,15 +39,15 @@ class Row:
 
     Attributes:
         method: The row.
-        edits: Its edits.
-        formula: The formula of its mean; None where it is that of its geometry.
-        survey: What looks at all modules first.
+        edits: The edits, in order.
+        formula: The formula of the mean; empty where it is that of the geometry.
+        survey: What looks at all modules first; empty where nothing does.
     """
 
     method: Method
     edits: tuple[FlatEdit, ...] = ()
-    formula: Mean | None = None
-    survey: Survey | None = None
+    formula: Mean | Literal[""] = ""
+    survey: Survey | Literal[""] = ""
 
     @classmethod
     def of(cls, method: Method) -> Self:
@@ -54,9 +55,9 @@ class Row:
         named = [parse_edit(text) for text in method.edits]
         return cls(
             method,
-            tuple(partial(_edit, _found(edit.function), given) for edit, given in named),
-            _found(method.mean) if method.mean else None,
-            _found(method.survey) if method.survey else None,
+            tuple(partial(_edit, resolve(edit.function), given) for edit, given in named),
+            method.mean and resolve(method.mean),
+            method.survey and resolve(method.survey),
         )
 
     def geometry(self, values: Mapping[str, Any]) -> Geometry:
@@ -65,61 +66,47 @@ class Row:
 
     def domain(self, values: Mapping[str, Any]) -> Domain:
         """Return what the row sees of a module."""
-        if self.formula is not None or self.method.geometry == FORMULA:
+        if self.formula or self.method.geometry == FORMULA:
             return self.method.domain
         return self.geometry(values).domain
 
     def read_domain(self, values: Mapping[str, Any]) -> Domain:
         """Return what the row's edits see of a module."""
-        return "entries" if self.edits else self.domain(values)
+        if self.edits:
+            return "entries"
+        return self.domain(values)
 
-    def begin(self, x: Any, setting: Setting) -> Answer | Steps:
-        """Return the mean of edited updates where it has a closed form, or what is to be solved for it."""
-        if self.formula is not None:
-            return as_answer(self.formula(x, setting))
-        geometry = self.geometry(setting.values)
-        closed = geometry.closed_mean(x, setting) if self.method.loss == "square" else None
-        return geometry.mean(x, setting) if closed is None else as_answer(closed)
-
-    def __call__(self, x: Any, setting: Setting) -> Answer:
-        """Return the mean of a module's updates, given in the row's domain (see `Mean`), by itself."""
-        for edit in self.edits:
-            x = edit(x, setting)
-        return self.mean(x, setting)
-
-    def mean(self, x: Any, setting: Setting) -> Answer:
-        """Return the mean of a module's edited updates, solved by itself."""
-        begun = self.begin(x, setting)
-        return begun if isinstance(begun, Answer) else self.settle(begun, setting)
-
-    def settle(self, steps: Steps, setting: Setting) -> Answer:
-        """Solve, one after the other, what the steps of one module's mean place."""
-        options = Options(**{name: setting.values[name] for name in _SOLVER & setting.values.keys()})
-        solved: Solved | None = None
-        passes = 0
-        while True:
-            try:
-                placed = next(steps) if solved is None else steps.send(solved)
-            except StopIteration as end:
-                value, found = end.value
-                passes = found.passes or passes
-                return Answer(value, found.status, found.advice, passes, found.cost, found.gradient_norm)
-            (solved,) = solve([self.task(placed, setting, 1)], self.solver, options, done=0, total=1)
-            passes += solved.evidence.passes
+    def mean(self, x: Any, setting: Setting) -> Steps:
+        """Say what to solve for the mean of edited updates: nothing where it has a closed form."""
+        found: Tensor | Answer | None = None
+        if self.formula:
+            found = self.formula(x, setting)
+        else:
+            geometry = self.geometry(setting.values)
+            if self.method.loss == "square":
+                found = geometry.closed_mean(x, setting)
+            if found is None:
+                return (yield from geometry.mean(x, setting))
+        if not isinstance(found, Answer):
+            found = Answer(found, Status.EXACT)
+        known = found.status, found.advice, found.cost, found.gradient_norm
+        return Solved(found.value, Evidence(*known, passes=found.passes))
 
     @property
     def solver(self) -> str:
         """The solver, unless a recipe has one."""
-        return "lbfgs" if self.method.solver == "closed_form" else self.method.solver
+        return self.method.solver.replace("closed_form", "lbfgs")
 
-    def task(self, placed: Placed, setting: Setting, starts: int) -> Task:
+    def task(self, placed: Placed, setting: Setting) -> Task:
         """Return the problem that a geometry placed, under the row's loss."""
-        weights = setting.weights if placed.weights is None else placed.weights
-        return Task(placed, weights, fill(self.method.loss, setting.values), starts)
+        weights = placed.weights
+        if weights is None:
+            weights = setting.weights
+        return Task(placed, weights, fill(self.method.loss, setting.values), setting.starts)
 
     def run_survey(self, stream: Stream) -> Mapping[str, Any]:
         """Return what the row's survey finds; a fault of it is told with the module that it was at."""
-        assert self.survey is not None
+        assert self.survey
         module = ""
 
         def watch() -> Iterator[tuple[Tensor, Setting]]:
@@ -132,13 +119,6 @@ class Row:
             return self.survey(watch)
         except NumericalError as fault:
             raise NumericalError([f"{module}: {problem}" for problem in fault.problems]) from None
-
-
-_SOLVER = {"solver", "tol", "cost_tol", "max_passes"}
-
-
-def _found(function: str | Callable[..., Any]) -> Callable[..., Any]:
-    return resolve(function) if isinstance(function, str) else function
 
 
 def _edit(edit: FlatEdit, given: Mapping[str, Any], x: Any, setting: Setting) -> Any:
@@ -162,11 +142,6 @@ def fill(text: str, values: Mapping[str, Any]) -> str:
     return text.format_map(
         {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
     )
-
-
-def as_answer(value: Tensor | Answer) -> Answer:
-    """Return the answer of a formula, exact where it says nothing else."""
-    return value if isinstance(value, Answer) else Answer(value, Status.EXACT)
 
 
 def _weighted_mean(x: Tensor, setting: Setting) -> Tensor:
@@ -198,9 +173,10 @@ class _Begun:
 
     @property
     def width(self) -> int:
-        """How many numbers it keeps."""
-        points = 0 if self.placed is None else 3 * self.placed.points.numel()
-        return points + (0 if self.module is None else self.module.width)
+        """How many numbers it keeps while it waits."""
+        if self.module is None or self.placed is None:
+            return 0
+        return 3 * self.placed.points.numel() + self.module.width
 
     def advance(self, solved: Solved | None) -> Self:
         """Take the next step, from the solution of the last."""
@@ -211,7 +187,7 @@ class _Begun:
         began = perf_counter()
         self.placed = None
         try:
-            self.placed = next(self.steps) if solved is None else self.steps.send(solved)
+            self.placed = self.steps.send(cast("Solved", solved))  # None starts a generator
         except StopIteration as end:
             self.finish(*end.value)
         except (NumericalError, AdapterError) as fault:
@@ -223,13 +199,13 @@ class _Begun:
         """Return what is to be solved next."""
         assert self.placed is not None
         assert self.module is not None
-        return row.task(self.placed, self.module.setting, self.module.starts)
+        return row.task(self.placed, self.module.setting)
 
     def finish(self, value: Any, evidence: Evidence) -> None:
         """Keep the merged update, if it is one."""
         self.value = value
         self.evidence = replace(evidence, passes=evidence.passes or self.passes)
-        tensors = (value,) if isinstance(value, Tensor) else (value.A, value.B)
+        tensors = (value.A, value.B) if isinstance(value, LowRankUpdate) else (value,)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             text = "the merged update is not finite: the inputs are too large for this method"
             self.fault = NumericalError(text)
@@ -309,7 +285,7 @@ class _Run:
         """Begin all modules, after the row's survey, in the order of their names."""
         row, stack, options, names = self.row, self._stack, self._options, sorted(self._stack.modules)
         facts: Mapping[str, Any] = {}
-        if row.survey is not None:
+        if row.survey:
             seen = [name for name in names if name not in stack.plain]
             facts = row.run_survey(lambda: (_see(row, stack, options, name) for name in seen))
         begun = in_order(partial(self.begin, facts), names, options.threads)
@@ -327,24 +303,21 @@ class _Run:
             x = there.x
             for edit in row.edits:
                 x = edit(x, there.setting)
-            if row.edits and row.formula is None:
+            if row.edits and not row.formula:
                 there = Edited(there.setting, row.domain(values), there, x)
                 x = there.x
-            answer = row.begin(x, there.setting)
-            if not isinstance(answer, Answer):
-                begun.steps, begun.module = answer, there.waiting()
-                return begun.advance(None)
-            begun.module = there
-            known = answer.status, answer.advice, answer.cost, answer.gradient_norm
-            begun.finish(answer.value, Evidence(*known, passes=answer.passes))
+            begun.module, begun.steps = there, row.mean(x, there.setting)
             begun.seconds = perf_counter() - began
-            if begun.fault is None:
+            begun.advance(None)
+            if begun.placed:
+                begun.module = lighten(there)
+            elif begun.fault is None:
                 begun.merged = begun.give_back(options, len(stack.names))
                 if options.later and not there.light:
                     now = _Run(row, stack, replace(options, later=False), 1)
                     lift = lambda: now.begin(facts, name).give_back(options, 0).update  # noqa: E731
                     begun.merged = replace(begun.merged, lift=lift)
-                begun.module = None
+                begun.module = begun.value = None
         except (NumericalError, AdapterError) as fault:
             begun.fault = fault
         return begun

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -67,12 +67,8 @@ def open_module(
     updates = stack.modules[name]
     if isinstance(updates, DenseSpan):
         x = updates.stacked
-        return _Whole(
-            see(tuple(x.shape[1:]), norms=[float(torch.linalg.vector_norm(x[i])) for i in used]),
-            domain,
-            x,
-            used,
-        )
+        norms = [float(torch.linalg.vector_norm(x[i])) for i in used]
+        return _Whole(see(tuple(x.shape[1:]), norms), domain, x, used)
     read = partial(_read, stack, name, exact=domain != "factors")
     each = read()
     span = JointSpan(each)
@@ -83,9 +79,9 @@ def open_module(
         norms=[update.norm() for update in small],
         ranks=tuple(each[i].rank for i in used),
         rank=_rank(method, max(each[i].rank for i in used), options),
+        starts=_count_starts(span.updates, each[0].shape, stack, options),
     )
-    starts = _count_starts(span.updates, each[0].shape, stack, options)
-    return _DOMAINS[domain](setting, domain, span, each, used, small, read, starts)
+    return _DOMAINS[domain](setting, domain, span, each, used, small, read)
 
 
 def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
@@ -93,7 +89,9 @@ def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
     must not see a narrower round-off.
     """
     updates = stack.low_rank(name)
-    return [update.to(torch.float64) for update in updates] if exact else updates
+    if not exact:
+        return updates
+    return [update.to(torch.float64) for update in updates]
 
 
 def _rank(method: Method, largest: int, options: Options) -> int | None:
@@ -146,15 +144,6 @@ class Module(ABC):
     def width(self) -> int:
         """How many numbers it keeps while it waits for a mean."""
 
-    @property
-    @abstractmethod
-    def starts(self) -> int:
-        """How many starts its mean is sought from."""
-
-    @abstractmethod
-    def waiting(self) -> Self:
-        """Return the module without what can be read again, to wait for a mean."""
-
 
 @final
 @dataclass(frozen=True)
@@ -168,18 +157,14 @@ class _Whole(Module):
 
     stacked: Tensor
     used: Sequence[int]
-    starts: int = 1
 
     @property
     def width(self) -> int:
         return self.stacked.numel()
 
-    def waiting(self) -> Self:
-        return self
-
     @property
     def x(self) -> Any:
-        return _seen(self._counting, self.domain)
+        return _see(self._counting, self.domain)
 
     @property
     def _counting(self) -> Tensor:
@@ -213,7 +198,6 @@ class _Factored(Module, ABC):
         used: The places of the updates that count.
         small: The updates that count, in the bases of `span`, balanced.
         again: Reads all its updates once more.
-        starts: Number of starts to solve from.
     """
 
     span: JointSpan
@@ -221,7 +205,6 @@ class _Factored(Module, ABC):
     used: Sequence[int]
     small: Sequence[LowRankUpdate]
     again: Callable[[], Sequence[LowRankUpdate]]
-    starts: int = 1
 
     @abstractmethod
     def _singular_values(self, value: Tensor) -> Tensor:
@@ -244,21 +227,19 @@ class _Factored(Module, ABC):
     ) -> Merged:
         small, evidence = _truncate(total, rank, evidence)
         light, again = self.span.without_bases(), self.again
-        lift: Callable[[], LowRankUpdate]
+
+        def lift() -> LowRankUpdate:
+            return light.lift(small, again())
+
         if options.later:
-            lift = lambda: light.lift(small, again())  # noqa: E731 (a property of what is kept)
-        else:
-            lift = constant(self.span.lift(small, None if self.read else again()))
-        return Merged(lift, evidence, self.span.updates, small)
+            return Merged(lift, evidence, self.span.updates, small)
+        if not self.read:
+            return Merged(constant(lift()), evidence, self.span.updates, small)
+        return Merged(constant(self.span.lift(small)), evidence, self.span.updates, small)
 
     @property
     def width(self) -> int:
         return sum(update.A.numel() + update.B.numel() for update in (*self.small, *self.read))
-
-    def waiting(self) -> Self:
-        if not self.light:
-            return self
-        return replace(self, span=self.span.without_bases(), read=())
 
 
 @final
@@ -373,6 +354,13 @@ class _Factors(_Factored):
         return self._in_span(value, None, options, evidence)
 
 
+def lighten(module: Module) -> Module:
+    """Return a module without what is tall of it and can be read again, to wait for a mean."""
+    if isinstance(module, _Factored) and module.light:
+        return replace(module, span=module.span.without_bases(), read=())
+    return module
+
+
 _DOMAINS: dict[str, type[_Factored]] = {
     "gram": _Gram,
     "span": _Span,
@@ -400,15 +388,6 @@ class Edited(Module):
         """How many numbers it keeps while it waits for a mean."""
         return self.edited.numel() + self.dense.width
 
-    def waiting(self) -> Self:
-        """Return the module itself: nothing of it can be read again."""
-        return self
-
-    @property
-    def starts(self) -> int:
-        """Number of starts to solve from."""
-        return self.dense.starts
-
     @cached_property
     def _span(self) -> JointSpan:
         """The nearest updates of the ranks that there were, in their joint span."""
@@ -422,7 +401,7 @@ class Edited(Module):
         """The edited updates, in the domain of the row."""
         if self.domain == "factors":
             return [update.balance() for update in self._span.updates]
-        return _seen(self.edited, self.domain)
+        return _see(self.edited, self.domain)
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
@@ -436,7 +415,7 @@ class Edited(Module):
         return dense.give_back(value, options, evidence)
 
 
-def _seen(x: Tensor, domain: Domain) -> Tensor:
+def _see(x: Tensor, domain: Domain) -> Tensor:
     """Return dense updates as they are, or their inner products where no more is seen."""
     if domain != "gram":
         return x

@@ -36,6 +36,7 @@ class Setting:
         names: T names of the updates, for messages.
         storage: T dtypes, below whose round-off a singular value counts as zero.
         norms: T norms ‖dWᵢ‖ of the updates as they were read.
+        starts: Number of starts that a mean is sought from.
         rank: What the answer is cut to where it has more; None for no rank. For rows that seek the mean among
             matrices of that rank: an answer that has it is not changed.
     """
@@ -54,6 +55,7 @@ class Setting:
     names: tuple[str, ...] = ()
     storage: tuple[torch.dtype, ...] = ()
     norms: tuple[float, ...] = ()
+    starts: int = 1
 
     def generator(self, place: int) -> torch.Generator:
         """Return a fresh CPU generator for the draws of one update of this module."""

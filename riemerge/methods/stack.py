@@ -226,7 +226,9 @@ def constant(value: _Value) -> Callable[[], _Value]:
     return lambda: value
 
 
-def resolve(dotted: str) -> Callable[..., Any]:
-    """Return what `package.module:name` names."""
+def resolve(dotted: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return what `package.module:name` names; a function itself."""
+    if callable(dotted):
+        return dotted
     module, _, name = dotted.partition(":")
     return cast("Callable[..., Any]", getattr(import_module(module), name))

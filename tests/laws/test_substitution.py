@@ -10,9 +10,9 @@ from torch import Tensor
 
 from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.methods import METHODS
-from riemerge.methods.engine import Row
 from riemerge.methods.setting import Setting
 from tests.helpers import seeded
+from tests.methods.rows import Alone
 from tests.methods.stacks import statistics
 from tests.methods.substitution import merge_of
 
@@ -54,7 +54,7 @@ def case(name: str) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["fisher", "regmean", "mats", "mats_forward"])
 def test_the_jacobian_is_the_second_form_s_share(name: str) -> None:
     data, point, direction = case(name)
-    merge = merge_of(Row.of(METHODS[name]), setting(name, data), "entries")
+    merge = merge_of(Alone(METHODS[name]), setting(name, data), "entries")
     jacobian = jacobian_at_the_diagonal(merge, point)
     # The condition of the forms (below 100) times the error of the differences.
     assert torch.allclose(jacobian, preconditioner(name, data), rtol=0, atol=1e-8)
@@ -64,7 +64,7 @@ def test_the_jacobian_is_the_second_form_s_share(name: str) -> None:
 def test_fisher_rao_preconditions_by_a_positive_diagonal() -> None:
     """Entries are independent Gaussians, so J is diagonal; a second that knows more has the larger share."""
     data, point, direction = case("fisher_rao")
-    merge = merge_of(Row.of(METHODS["fisher_rao"]), setting("fisher_rao", data), "entries")
+    merge = merge_of(Alone(METHODS["fisher_rao"]), setting("fisher_rao", data), "entries")
     jacobian = jacobian_at_the_diagonal(merge, point)
     share = jacobian.diagonal()
     assert torch.allclose(jacobian, share.diag(), rtol=0, atol=1e-7)

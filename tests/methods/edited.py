@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from riemerge.methods.elections import PARAMETERS, ROWS
-from riemerge.methods.engine import Row
 from riemerge.methods.setting import Setting
 from tests.helpers import seeded
+from tests.methods.rows import Alone
 
 SHAPES = ((3, 9, 4), (2, 4, 9), (2, 1, 3), (4, 11), (3, 4, 3, 2, 2), (1, 5, 5))
 ROW = {row.name: row for row in ROWS}
@@ -61,18 +61,19 @@ def run_all(
     name: str, modules: Mapping[str, Tensor], weights: Any = None, seed: int = 0, **values: Any
 ) -> dict[str, Tensor]:
     """All modules of the models through a row: its survey, then edits and mean of each."""
-    row = Row.of(ROW[name])
-    values = {key: value for key, value in row.method.defaults.items() if key != "scale"} | values
+    row = Alone(ROW[name])
+    values = {key: value for key, value in ROW[name].defaults.items() if key != "scale"} | values
     stream = [(x, setting(x, weights, seed, module, **values)) for module, x in modules.items()]
-    facts = row.run_survey(lambda: iter(stream)) if row.survey else {}
+    facts = row.row.run_survey(lambda: iter(stream)) if row.row.survey else {}
     return {at.module: seen(row, x, replace(at, facts=facts)) for x, at in stream}
 
 
-def seen(row: Row, x: Tensor, at: Setting) -> Tensor:
+def seen(alone: Alone, x: Tensor, at: Setting) -> Tensor:
     """What a row that sees dense updates makes of them."""
+    row = alone.row
     for edit in row.edits:
         x = edit(x, at)
     if row.domain(at.values) != "gram":
-        return row.mean(x, at).value
+        return alone.settle(row.mean(x, at), at).value
     flat = x.flatten(1)
-    return torch.tensordot(row.mean(flat @ flat.mT, at).value, x, dims=1)
+    return torch.tensordot(alone.settle(row.mean(flat @ flat.mT, at), at).value, x, dims=1)

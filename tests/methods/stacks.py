@@ -60,7 +60,6 @@ def stacked(
     place = [i for i, weight in enumerate(weights) if weight != 0]
     recipe = make_recipe(
         {
-            "merge_method": method.name,
             **_swapped(method),
             "models": [
                 {
@@ -89,11 +88,12 @@ def stacked(
 
 
 def _swapped(method: Method) -> dict[str, Any]:
-    """The columns in which a composed row differs from that of its name, as a recipe says them."""
+    """A row's name, and the columns in which a composed one differs from it, as a recipe says them."""
     given = {name: getattr(method, name) for name in COLUMNS}
-    row = METHODS[method.name]
+    row = METHODS[method.name.partition(" with ")[0]]
     said = {name: value for name, value in given.items() if value != getattr(row, name)}
-    return {name: list(value) if name == "edits" else value for name, value in said.items()}
+    said |= {name: list(value) for name, value in said.items() if name == "edits"}
+    return {"merge_method": row.name, **said}
 
 
 def merged(

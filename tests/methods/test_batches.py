@@ -84,6 +84,21 @@ def test_points_may_be_solved_in_a_unit_of_their_own() -> None:
         assert mean.evidence.distances == pytest.approx(scaled.evidence.distances, rel=1e-5)
 
 
+def test_a_gradient_is_told_in_the_unit_of_the_points() -> None:
+    """Of one start and one step from it."""
+    points: Tensor = normal(3, 4, 1)
+    short = replace(OPTIONS, max_passes=1)
+    for loss in ("square", "absolute"):
+        one, other = (
+            solved([Task(Placed(Euclidean(4, 1), points, start=points[2], unit=unit), WEIGHTS, loss)], short)[
+                0
+            ]
+            for unit in (1.0, 64.0)
+        )
+        assert one.evidence.gradient_norm == pytest.approx(other.evidence.gradient_norm, rel=1e-12)
+        assert one.evidence.gradient_norm != 0.0
+
+
 def test_a_start_is_where_the_solver_begins() -> None:
     points: Tensor = normal(3, 4, 1)
     mean = torch.einsum("t,tnr->nr", WEIGHTS, points)

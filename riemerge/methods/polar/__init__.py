@@ -39,7 +39,7 @@ ROWS: tuple[Method, ...] = (
         solver="fixed_point",
         summary="Fréchet mean of balanced factors (U√S, V√S) up to O(R), of any rank R: Bures–Wasserstein",
         source="Bhatia, Jain & Lim 2019; Massart & Absil 2020",
-        own_parameters={"tol": 1e-10, "cost_tol": 1e-6, "max_passes": 1000},
+        own_parameters={"tol": 1e-10, "cost_tol": 5e-6, "max_passes": 1000},
         output_rank="that of the mean itself: the largest of the inputs', or --rank (`sum`: of all together)",
     ),
     _row(

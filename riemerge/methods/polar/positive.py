@@ -18,7 +18,10 @@ from riemerge.methods.singular.singular_vectors import FLOOR
 from riemerge.methods.stack import Evidence
 
 # Of means inside of a formula: a few digits above what float64 can see.
-_INSIDE: dict[str, Any] = {"tol": 1e-10, "cost_tol": 0.0, "max_passes": 500}
+_BY_STEPS: dict[str, Any] = {"tol": 1e-10, "cost_tol": 0.0, "max_passes": 500, "solver": "fixed_point"}
+_BY_COST: dict[str, Any] = {"tol": 1e-10, "cost_tol": 1e-16, "max_passes": 500}
+# The round-off of F hides such a gradient, of cores of condition 1e7 that are far apart.
+_HIDDEN = 1e-6
 
 
 def polar_mean(cores: Tensor, weights: Tensor, kind: str) -> Steps:
@@ -92,7 +95,7 @@ def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Steps:
     if kind == "bures_wasserstein" or lacking:
         roots = function_of(matrices, lambda value: value.clamp(min=0.0).sqrt())
         start = function_of(weighted_mean(weights, matrices), lambda value: value.clamp(min=0.0).sqrt())
-        root = yield place_factors(roots, start, weights, **_INSIDE, solver="fixed_point")
+        root = yield place_factors(roots, start, weights, **_BY_STEPS)
         squared = root._replace(value=root.value @ root.value.mT)
         if kind == "bures_wasserstein":
             return squared
@@ -102,8 +105,11 @@ def positive_mean(matrices: Tensor, weights: Tensor, kind: str) -> Steps:
     mean = space.extrinsic_mean(matrices.unsqueeze(1), weights.unsqueeze(1)).squeeze(0)
     if kind == "log_euclidean":
         return exact(mean)
-    solved = yield Placed(space, matrices, weights, mean, options=_INSIDE)
-    return solved
+    solved = yield Placed(space, matrices, weights, mean, options=_BY_COST)
+    found = solved.evidence
+    if found.status is Status.STALLED and (found.gradient_norm or 0.0) <= _HIDDEN:
+        found = replace(found, status=Status.FLAT, advice=Status.FLAT.advice)
+    return solved._replace(evidence=found)
 
 
 def exact(value: Tensor) -> Solved:

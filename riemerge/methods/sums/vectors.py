@@ -47,7 +47,7 @@ class Flat(Geometry):
     @property
     def domain(self) -> Domain:
         """Inner products, which say all of the Frobenius distance; dense updates for a mask."""
-        return "gram" if self.metric == "identity" else "entries"
+        return {"identity": "gram", "gram": "half"}.get(self.metric, "entries")  # type: ignore[return-value]
 
     def closed_mean(self, x: Tensor, setting: Setting) -> Tensor:
         """Return the mean under the square loss: of inner products, its coefficients.

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
+from riemerge.methods import METHODS, compose
 from riemerge.methods.data import gaussian
-from riemerge.methods.data.gaussian import fisher_rao
+from riemerge.methods.data.gaussian import Gaussians, fisher_rao
 from riemerge.methods.data.quadratic import fisher
 from riemerge.methods.setting import Answer, Setting
 from tests.helpers import import_geomstats, seeded
+from tests.methods.rows import Alone
+from tests.methods.spectra import normal
 
 
 def solved(
@@ -204,3 +207,20 @@ def test_what_has_no_variance_is_refused_and_a_short_budget_is_told() -> None:
     assert (answer.ok, answer.status, answer.passes) == (False, Status.BUDGET, 1)
     stalled = solved(x, information, [0.5, 0.3, 0.2], tol=1e-300)
     assert (stalled.ok, stalled.status) == (False, Status.STALLED)
+
+
+def test_the_engine_finds_the_mean_that_newton_s_method_finds() -> None:
+    """On a few hundred entries, as one problem; with another loss too there is a mean."""
+    x = normal(3, 12, 20)
+    fishers = [{"fisher": 0.5 + normal(12, 20, seed=seed).abs()} for seed in (1, 2, 3)]
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    values = {"floor": 1e-6, "tol": 1e-11, "max_passes": 200}
+    at = Setting("m", weights, values, (12, 20), statistics=tuple(fishers))
+    alone = Alone(METHODS["fisher_rao"])
+    newton = alone(x, at)
+    found = alone.settle(Gaussians().mean(x, at), at)
+    assert found.ok
+    assert float((found.value - newton.value).norm()) <= 1e-9 * float(newton.value.norm())
+    median = Alone(compose(METHODS["fisher_rao"], loss="absolute"))(x, at)
+    assert median.ok
+    assert float((median.value - newton.value).norm()) > 1e-3

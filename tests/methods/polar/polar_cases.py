@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from riemerge.methods import METHODS
-from riemerge.methods.engine import Row
 from riemerge.methods.polar import positive as polar
 from riemerge.methods.setting import Answer, Setting
 from tests.helpers import random_orthonormal, seeded
+from tests.methods.rows import Alone
 from tests.methods.spectra import low_rank, normal
 
 KINDS = pytest.mark.parametrize("kind", ["bures_wasserstein", "affine_invariant", "log_euclidean"])
@@ -28,7 +28,7 @@ DEFAULTS = {
 WEIGHTS = [0.5, 0.3, 0.2]
 
 balanced, subspace, shared_private = (
-    Row.of(METHODS[name]) for name in ("balanced", "subspace", "shared_private")
+    Alone(METHODS[name]) for name in ("balanced", "subspace", "shared_private")
 )
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.methods import METHODS
-from riemerge.methods.engine import Row
 from riemerge.methods.setting import Setting
 from riemerge.methods.singular.core_space import core, core_dare_ties, core_ties, survey
 from riemerge.methods.singular.singular_vectors import iso_c, tsv
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import random_orthonormal, seeded
+from tests.methods.rows import Alone
 from tests.methods.spectra import CASES, assert_near, in_both_orders, low_rank, trimmed
 
 
@@ -98,15 +98,15 @@ def test_it_is_ties_in_the_principal_axes_of_the_sums_of_absolute_values() -> No
         absolute = side * s[:, None] @ side.mT
         axes.append(torch.linalg.eigh(absolute.sum(dim=0)).eigenvectors)
     at = trimmed([0.5, 0.3, 0.2], x, 0.4)
-    row = Row.of(METHODS["ties_original"])
+    row = Alone(METHODS["ties_original"])
     signs = [axis * torch.tensor([1.0, -1.0]).double().repeat(len(axis) // 2) for axis in axes]
     for left, right in (axes, signs):
         turned = left.mT @ x @ right
-        facts = row.run_survey(partial(iter, [(turned, at)]))
+        facts = row.row.run_survey(partial(iter, [(turned, at)]))
         found = row(turned, replace(at, facts=facts)).value
         # Both trim to the same number of entries: the joint spaces fill both sides.
         assert_near(left @ found @ right.mT, ties(x, at))
-    facts = row.run_survey(lambda: iter([(x, at)]))
+    facts = row.row.run_survey(lambda: iter([(x, at)]))
     there = row(x, replace(at, facts=facts)).value
     # In the axes of the weights it is another merge.
     assert float((there - ties(x, at)).norm() / there.norm()) >= 0.1

@@ -20,13 +20,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_a
 from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
-from riemerge.methods.engine import Row
 from riemerge.methods.method import Method
 from riemerge.methods.setting import Setting
 from riemerge.methods.sums import PARAMETERS, ROWS
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import ROOT, seeded
-from tests.methods.rows import answer_of
+from tests.methods.rows import Alone, answer_of
 from tests.methods.substitution import merge_of
 
 EPS = torch.finfo(torch.float64).eps
@@ -505,7 +504,7 @@ def test_substitution_recovers_gradient_descent(name: str, shape: tuple[int, ...
     row = BY_NAME[name]
     weights = [0.5, 0.5] if name in RUNS else [0.7, 0.3]
     values = dict(row.defaults) | ({"decay": 0.8} if name == "ema" else {})
-    merge = merge_of(Row.of(row), setting(weights, **values), row.domain)
+    merge = merge_of(Alone(row), setting(weights, **values), row.domain)
     point, direction = models(shape, 2, 21)
     jacobian = jacobian_at_the_diagonal(merge, point)
     share = {"swa": 0.5, "lawa": 0.5, "ema": 0.2}.get(name, 0.3)
