@@ -53,11 +53,13 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
                 raise RecipeError(f"{self.kind} {name!r} of the plug-in {point.value}: {fault!r}") from fault
         if isinstance(entry := self._entries[name], str):
             module, _, attribute = entry.partition(":")
-            self._entries[name] = getattr(import_module(module), attribute)
+            self[name] = getattr(import_module(module), attribute)
         return self._entries[name]
 
     def __setitem__(self, name: str, entry: Any) -> None:
-        self._entries[name] = self._adapt(entry)
+        self._entries[name] = entry
+        if not isinstance(entry, str):
+            self._entries[name] = self._adapt(entry)
 
     def __delitem__(self, name: str) -> None:
         del self._entries[name]
@@ -73,8 +75,8 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
 
     @property
     def own(self) -> list[Any]:
-        """The entries of the package and of the plug-ins that are loaded, as they are."""
-        return list(self._entries.values())
+        """The entries of the package and of the plug-ins that are loaded."""
+        return [self[name] for name in list(self._entries)]
 
     def register(self, name: str, entry: Any) -> None:
         """Add what a plug-in gives under a name.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from riemerge.errors import RecipeError
@@ -49,6 +51,14 @@ def test_a_name_is_taken_once() -> None:
     assert len(registry) == 3
     with pytest.raises(RecipeError, match="bowl 'bowl' is there already"):
         registry.register("bowl", lambda: Bowl(2.0))
+
+
+def test_what_a_plugin_names_is_loaded_when_it_is_used_and_adapted_like_what_it_gives() -> None:
+    registry: Registry[Bowl] = Registry("bowl", {}, lambda kind: partial(kind, depth=7))
+    registry.register("given", Bowl)
+    registry.register("named", "tests.test_registry:Bowl")
+    assert registry.make("given").depth == registry.make("named").depth == 7
+    assert [build.func for build in registry.own] == [Bowl, Bowl]
 
 
 def test_a_word_that_is_near_to_none_is_told_all() -> None:

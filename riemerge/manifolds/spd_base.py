@@ -29,7 +29,7 @@ class PositiveDefinite(GeodesicManifold, ABC):
         if r < 1:
             raise ValueError(f"{type(self).__name__}: r is {r}; at least 1 is needed")
         name = f"Manifold of {r}x{r} symmetric positive definite matrices"
-        super().__init__(name, r * (r + 1) // 2, **options)
+        super().__init__(name, r * (r + 1) // 2, (r, r), **options)
         self.r = r
 
     @abstractmethod
@@ -65,12 +65,6 @@ class PositiveDefinite(GeodesicManifold, ABC):
         """Return the second derivative of d²(B, OᵀC O) / 4 over O at the identity in each plane, where B and
         C are diagonal; `orbit_metric` without frames where they are equal.
         """
-
-    @final
-    @property
-    def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
-        return self.r, self.r
 
     @final
     def projection(self, point: Tensor, vector: Tensor) -> Tensor:

@@ -68,16 +68,11 @@ class Stiefel(GeodesicManifold):
         if not 0 < beta < np.inf:
             raise ValueError(f"Stiefel: beta is {beta}; a positive number is needed")
         dimension = n * p - p * (p + 1) // 2
-        super().__init__(f"Stiefel manifold St({n},{p})", dimension, **options)
+        super().__init__(f"Stiefel manifold St({n},{p})", dimension, (n, p), **options)
         self.n = n
         self.p = p
         self.beta = beta
         self._retraction = retraction
-
-    @property
-    def point_shape(self) -> tuple[int, int]:
-        """Rows and columns of one module's point."""
-        return self.n, self.p
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return tr(aᵀ(I - (1 - β)UUᵀ)b) per module."""

@@ -17,6 +17,8 @@ PRIMITIVES = {
 }
 """Primitives that are counted, each with the header of its column."""
 
+_WORST = {"above least": "above_least", "‖gradient‖": "gradient_norm", "vertical": "horizontality"}
+
 _WHY = {
     "another minimum": "its gradient vanishes at another critical point, of larger cost.",
     "REFUSED": "the solver does not take this problem.",
@@ -51,27 +53,24 @@ def verdicts(comparison: Comparison, case: str) -> list[str]:
 def columns(comparison: Comparison, case: str) -> list[tuple[str, list[str]]]:
     """Return the columns of the table of a case, a row for each solver, best first: headers and cells.
 
-    Costs, gradients and horizontality are those of the judged modules; passes, primitives and seconds those
-    of all runs.
+    The first six fit a terminal. Costs, gradients and horizontality are those of the judged modules; passes,
+    primitives and seconds those of all runs.
     """
     solvers = comparison.ranking(case)
     judged = [comparison.judge(case, solver) for solver in solvers]
     runs = [comparison.select(case, solver) for solver in solvers]
-    worst = {"above least": "above_least", "‖gradient‖": "gradient_norm", "vertical": "horizontality"}
-    reached = [sum(row.outcome == "reached" for row in rows) for rows in judged]
-    table = [
-        ("solver", solvers),
-        ("reached", [f"{count} of {len(rows)}" for count, rows in zip(reached, judged, strict=True)]),
-        ("Σ F", [f"{sum(row.cost for row in rows):.8g}" for rows in judged]),
+    reached = [f"{sum(row.outcome == 'reached' for row in rows)} of {len(rows)}" for rows in judged]
+    spent = [(name, [f"{sum(run.spent[name] for run in row):.4g}" for row in runs]) for name in MEASURES]
+    worst = [
+        (header, [number(max(getattr(row, name) for row in rows)) for rows in judged])
+        for header, name in _WORST.items()
     ]
-    for header, name in worst.items():
-        table.append((header, [number(max(getattr(row, name) for row in rows)) for rows in judged]))
-    spent = [(name, [number(sum(run.spent[name] for run in row)) for row in runs]) for name in MEASURES]
     counts = [
         (header, [text_of(sum(run.counts.get(name, 0) for run in row) or None) for row in runs])
         for name, header in PRIMITIVES.items()
     ]
-    return [*table, *spent, *counts]
+    total = ("Σ F", [f"{sum(row.cost for row in rows):.8g}" for rows in judged])
+    return [("solver", solvers), ("reached", reached), *spent, *worst, total, *counts]
 
 
 def comparison_csv(comparison: Comparison) -> str:

@@ -292,7 +292,7 @@ def comparison_report(comparison: Comparison) -> RenderableType:
     """
     parts: list[RenderableType] = []
     for case in comparison.cases:
-        parts += [_table(case, columns(comparison, case)), Text("")]
+        parts += [_table(case, columns(comparison, case)[:6]), Text("")]
         parts += [Text(printable(line)) for line in verdicts(comparison, case)]
         parts.append(Text(""))
     return Group(*parts[:-1], *(Text(f"\n{printable(note)}") for note in comparison.notes))

@@ -114,12 +114,12 @@ def test_all_five_are_compared_from_a_shell(site: Path, adapters: list[str], tmp
     ran = riemerge(
         site,
         *("compare", *adapters, "-o", str(tmp_path / "study"), "--solvers", "lbfgs,barzilai_borwein"),
-        *("--losses", "square,cauchy"),
+        *("--losses", "cauchy", "--geometries", "sized"),
     )
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "study" / "comparison.json").read_text(encoding="utf-8"))
     text = json.dumps(record)
-    assert all(name in text for name in ("barzilai_borwein", "cauchy"))
+    assert all(name in text for name in ("barzilai_borwein", "cauchy", "sized"))
 
 
 def test_without_the_plugin_its_names_are_unknown() -> None:

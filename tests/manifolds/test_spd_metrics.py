@@ -46,6 +46,7 @@ def test_laws(name: str, cond: float) -> None:
     # A step is known to the round-off of the point, which is cond times its share of the least eigenvalue;
     # and differences divide that by their step.
     assert defects.pop("gauss") < max(DIFFERENCES, 1e-10 * cond)
+    assert defects.pop("compatibility") < max(DIFFERENCES, 1e-10 * cond / scale)
     assert defects.pop("riesz_inverse") < max(1e-12, 1e-13 * cond)
     assert max(defects.values()) < max(1e-12, 1e-13 * cond), defects
 

@@ -58,6 +58,8 @@ def test_bad_sizes_are_refused(n: int, p: int) -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="'cayley'"):
         Stiefel(5, 2, retraction="cayley")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beta is 0"):
+        Stiefel(5, 2, beta=0)
     with pytest.raises(ValueError, match="k is 0"):
         Stiefel(5, 2, k=0)
     with pytest.raises(ValueError, match="floating point"):

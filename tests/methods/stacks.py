@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riemerge.merging.plan import values_of, weights_of
-from riemerge.methods import METHODS, Method, Options, Stack, run_method
+from riemerge.methods import COLUMNS, METHODS, Method, Options, Stack, run_method
 from riemerge.recipes.recipe import make_recipe
 from riemerge.recipes.resolve import Resolver
 from riemerge.updates.low_rank import LowRankUpdate
@@ -61,6 +61,7 @@ def stacked(
     recipe = make_recipe(
         {
             "merge_method": method.name,
+            **_swapped(method),
             "models": [
                 {
                     "model": f"a{i}",
@@ -85,6 +86,14 @@ def stacked(
         statistics=tuple(from_seed(data[i]) for i in place),
         base_statistics=from_seed(999),
     )
+
+
+def _swapped(method: Method) -> dict[str, Any]:
+    """The columns in which a composed row differs from that of its name, as a recipe says them."""
+    given = {name: getattr(method, name) for name in COLUMNS}
+    row = METHODS[method.name]
+    said = {name: value for name, value in given.items() if value != getattr(row, name)}
+    return {name: list(value) if name == "edits" else value for name, value in said.items()}
 
 
 def merged(

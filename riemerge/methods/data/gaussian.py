@@ -19,7 +19,8 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
-from riemerge.methods.geometries.geometry import Geometry
+from riemerge.manifolds import HalfPlane
+from riemerge.methods.geometries.geometry import Geometry, Placed
 from riemerge.methods.method import Domain
 from riemerge.methods.setting import Answer, Setting
 
@@ -50,16 +51,9 @@ def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     Cost: needs the dense dW; about a hundred operations per entry, model and pass.
     """
     weights = (setting.weights / setting.weights.sum()).to(x).unsqueeze(-1)
-    fishers = [statistics["fisher"].to(x) for statistics in setting.statistics]
-    information = torch.stack(fishers) + setting.values["floor"]
-    if not bool((positive := information > 0).all()):
-        raise NumericalError(
-            f"{int((~positive).sum())} of {positive.numel()} entries of the Fisher information are not "
-            "positive; expected a variance 1/F for each: raise floor"
-        )
     tol, budget = setting.values["tol"], setting.values["max_passes"]
-    points = zip(x.flatten(1).split(_BLOCK, 1), information.flatten(1).split(_BLOCK, 1), strict=True)
-    blocks = [_solve(mean / 2**0.5, form.rsqrt(), weights, tol, budget) for mean, form in points]
+    each = zip(*(part.split(_BLOCK, 1) for part in _gaussians(x, setting)), strict=True)
+    blocks = [_solve(u, s, weights, tol, budget) for u, s in each]
     centres, gradients, counts = zip(*blocks, strict=True)
     value = 2**0.5 * torch.cat(centres).reshape(x.shape[1:])
     worst, passes = max(gradients), max(counts)
@@ -69,6 +63,52 @@ def fisher_rao(x: Tensor, setting: Setting) -> Answer:
     if passes < budget:
         return Answer(value, Status.STALLED, f"{gradient}: raise tol.", passes=passes)
     return Answer(value, Status.BUDGET, f"{gradient}: raise max_passes or tol.", passes=passes)
+
+
+@final
+@dataclass(frozen=True)
+class Gaussians(Geometry):
+    """Entries as Gaussians N(xₜ, 1/(Fₜ + floor)) in the Fisher-Rao distance; the mean is kept.
+
+    Law: under the square loss entries are independent, and solved by `fisher_rao`; under another loss the
+    distance is that of whole modules, the root of the sum of squares over entries.
+
+    Raises:
+        NumericalError: An entry whose Fisher information is not positive: only when the floor is 0.
+
+    Source: Atkinson and Mitchell 1981, Rao's Distance Measure.
+    """
+
+    @property
+    def domain(self) -> Domain:
+        """Dense updates."""
+        return "entries"
+
+    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
+        """Return the mean under the square loss, by Newton's method entry by entry."""
+        return fisher_rao(x, setting)
+
+    def place(self, x: Tensor, setting: Setting) -> Placed:
+        """Return the entries as points of as many half-planes."""
+        means, variances = _gaussians(x, setting)
+        points = torch.stack([means, variances], dim=1)
+        return Placed(HalfPlane(points.shape[-1], device=points.device), points)
+
+    def update(self, point: Tensor, x: Tensor, setting: Setting) -> Tensor:
+        """Return the means of the Gaussians."""
+        return 2**0.5 * point[0].reshape(x.shape[1:])
+
+
+def _gaussians(x: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Return the coordinates u and s of all entries in the half-plane, (T, entries) each."""
+    fishers = [statistics["fisher"].to(x) for statistics in setting.statistics]
+    information = torch.stack(fishers) + setting.values["floor"]
+    if not bool((positive := information > 0).all()):
+        raise NumericalError(
+            f"{int((~positive).sum())} of {positive.numel()} entries of the Fisher information are not "
+            "positive; expected a variance 1/F for each: raise floor"
+        )
+    return x.flatten(1) / 2**0.5, information.flatten(1).rsqrt()
 
 
 class _Slope(NamedTuple):
@@ -147,18 +187,3 @@ def _exp(centre: Tensor, height: Tensor, across: Tensor, along: Tensor) -> tuple
     upward = (-length).exp() + x.square() * length.sinh() / (1 + y.abs())
     shrinking = torch.where(y > 0, upward, length.cosh() - y * length.sinh())
     return centre + height * x * length.sinh() / shrinking, height / shrinking
-
-
-@final
-@dataclass(frozen=True)
-class Gaussians(Geometry):
-    """Entries as Gaussians."""
-
-    @property
-    def domain(self) -> Domain:
-        """Dense updates."""
-        return "entries"
-
-    def closed_mean(self, x: Tensor, setting: Setting) -> Answer:
-        """Return the mean under the square loss."""
-        return fisher_rao(x, setting)

@@ -1,7 +1,8 @@
-"""The quotient geometry: updates U B Vᵀ of one rank, on (Stiefel × SPD × Stiefel)/O(r)."""
+"""Quotient geometries: updates of one rank as factors, up to what keeps their product."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -12,6 +13,8 @@ from torch import Tensor
 from riemerge.errors import AdapterError, NumericalError
 from riemerge.frechet.status import Status
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
+from riemerge.manifolds import GLFactors as Pairs
+from riemerge.manifolds.symmetries import GeneralLinear
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
 from riemerge.methods.method import Domain
 from riemerge.methods.setting import Setting
@@ -19,49 +22,39 @@ from riemerge.methods.stack import Evidence
 from riemerge.updates.low_rank import LowRankUpdate
 
 
-@final
-@dataclass(frozen=True)
-class Polar(Geometry):
-    """Updates U B Vᵀ of one rank as triples (U, B, V) up to a common rotation of their columns.
+class FactoredGeometry(Geometry, ABC):
+    """Updates of one rank as points of a manifold of factors. Abstract.
 
-    Law: the mean is a function of the dW alone. A module is solved in the span of its factors (exact: it is
-    totally geodesic), whatever its width. An update that is all zero has no place on the manifold: it is left
-    out of its module, and the weights of the others count in proportion. Where an update has a numerical rank
-    below its rank, all of that module are truncated to the least numerical rank: no floor stands in for
-    directions that are not there. Updates whose entries were edited come cut to the rank that they had.
+    Law: the mean is a function of the dW alone. A module is solved in the span of its factors, whatever its
+    width. An update that is all zero has no place on the manifold: it is left out of its module, and the
+    weights of the others count in proportion. Where an update has a numerical rank below its rank, all of
+    that module are truncated to the least numerical rank: no floor stands in for directions that are not
+    there. Updates whose entries were edited come cut to the rank that they had.
 
     Raises:
         AdapterError: The updates of a module do not have one rank.
         NumericalError: A distance was undefined.
-
-    Attributes:
-        frames: Metric of both frames: `canonical`, `euclidean`, or β (see `riemerge.manifolds.Stiefel`).
-        core: Metric of the core: `affine_invariant`, `log_euclidean`, `bures_wasserstein` or `euclidean`.
-        weights: Weights of the metrics of U, B and V: three numbers, or `1/2/1` in a text.
-
-    Source: arXiv 2604.27155, section 3.
     """
 
-    frames: str | float = "canonical"
-    core: str = "affine_invariant"
-    weights: str | tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        self._manifold(1, 1, 1)  # refuses what it does not know
-
-    def _manifold(self, m: int, n: int, r: int, **options: Any) -> FixedRank:
-        weights: Sequence[float] = ()
-        if isinstance(self.weights, str):
-            weights = [float(weight) for weight in self.weights.split("/")]
-        else:
-            weights = self.weights
-        return FixedRank(m, n, r, frames=self.frames, core=self.core, weights=weights, **options)
-
     @property
+    @final
     def domain(self) -> Domain:
         """Factors."""
         return "factors"
 
+    @abstractmethod
+    def quotient(self, m: int, n: int, r: int, **options: Any) -> QuotientManifold:
+        """Return the manifold of updates (m, n) of rank r, of one module."""
+
+    @abstractmethod
+    def factor(self, manifold: Any, left: Tensor, right: Tensor) -> Tensor:
+        """Return the points (T, rows, r) of T updates left rightᵀ, with columns (T, m, r) and (T, n, r)."""
+
+    @abstractmethod
+    def multiply(self, manifold: Any, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns (..., m, r) and (..., n, r) of the updates left rightᵀ that points stand for."""
+
+    @final
     def mean(self, x: Sequence[LowRankUpdate], setting: Setting) -> Steps:  # type: ignore[override]
         """Say what to solve: one problem, unless at most one update counts."""
         x, count = truncate(x, setting), len(x)
@@ -84,18 +77,90 @@ class Polar(Geometry):
             (only,) = cut
             exact = Evidence(Status.EXACT, cost=0.0, gradient_norm=0.0, distances=(0.0,), **known)
             return Solved(only.truncate(rank), spread(exact, present, count))
-        total = self._manifold(*cut[0].shape, rank, device=cut[0].device)
-        solved = yield Placed(
-            QuotientManifold(total, Orthogonal(rank)),
-            _factor(total, cut),
-            setting.weights[present],
-            apart=_apart,
-        )
+        manifold = self.quotient(*cut[0].shape, rank, device=cut[0].device)
+        points = self.factor(manifold.total, *_columns(cut))
+        solved = yield Placed(manifold, points, setting.weights[present], apart=self._apart)
         if solved.evidence.status is Status.UNDEFINED:
             raise NumericalError(solved.evidence.advice)
-        u, core, v = total.split(solved.value)
-        update = LowRankUpdate(u @ core, v.mT.contiguous()).balance()
+        left, right = self.multiply(manifold.total, solved.value)
+        update = LowRankUpdate(left, right.mT.contiguous()).balance()
         return Solved(update, spread(replace(solved.evidence, **known), present, count))
+
+    @final
+    def _apart(self, manifold: QuotientManifold, points: Tensor, others: Tensor) -> Tensor:
+        """Return ‖dW − dW'‖ / ‖dW'‖ of K pairs of points (K,)."""
+        (a, b), (c, d) = (self.multiply(manifold.total, point) for point in (points, others))
+        left, right, whole, side = (
+            torch.linalg.qr(one, mode="r").R
+            for one in (torch.cat([a, c], dim=-1), torch.cat([b, -d], dim=-1), c, d)
+        )
+        relative: Tensor = torch.linalg.matrix_norm(left @ right.mT) / torch.linalg.matrix_norm(
+            whole @ side.mT
+        )
+        return relative
+
+
+@final
+@dataclass(frozen=True)
+class Polar(FactoredGeometry):
+    """Updates U B Vᵀ of one rank as triples (U, B, V) up to a common rotation of their columns.
+
+    Attributes:
+        frames: Metric of both frames: `canonical`, `euclidean`, or β (see `riemerge.manifolds.Stiefel`).
+        core: Metric of the core: `affine_invariant`, `log_euclidean`, `bures_wasserstein` or `euclidean`.
+        weights: Weights of the metrics of U, B and V: three numbers, or `1/2/1` in a text.
+
+    Source: arXiv 2604.27155, section 3.
+    """
+
+    frames: str | float = "canonical"
+    core: str = "affine_invariant"
+    weights: str | tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self.quotient(1, 1, 1)  # refuses what it does not know
+
+    def quotient(self, m: int, n: int, r: int, **options: Any) -> QuotientManifold:
+        """Return (Stiefel × SPD × Stiefel)/O(r)."""
+        weights: Sequence[float] = ()
+        if isinstance(self.weights, str):
+            weights = [float(weight) for weight in self.weights.split("/")]
+        else:
+            weights = self.weights
+        metrics: dict[str, Any] = {"frames": self.frames, "core": self.core, "weights": weights}
+        return QuotientManifold(FixedRank(m, n, r, **metrics, **options), Orthogonal(r))
+
+    def factor(self, manifold: FixedRank, left: Tensor, right: Tensor) -> Tensor:
+        """Return (U, B, V), by QR and a polar decomposition."""
+        return manifold.factor(left, right)
+
+    def multiply(self, manifold: FixedRank, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Return U B and V."""
+        u, core, v = manifold.split(point)
+        return u @ core, v
+
+
+@final
+@dataclass(frozen=True)
+class GLFactors(FactoredGeometry):
+    """Updates G Hᵀ of one rank as pairs (G, H) up to GL(r): G A and H A⁻ᵀ are the same.
+
+    Only updates that have directions in common have a mean here (see `riemerge.manifolds.GLFactors`).
+
+    Source: arXiv 2604.27155, section 4, for matrices.
+    """
+
+    def quotient(self, m: int, n: int, r: int, **options: Any) -> QuotientManifold:
+        """Return the pairs of factors up to GL(r)."""
+        return QuotientManifold(Pairs(m, n, r, **options), GeneralLinear(r))
+
+    def factor(self, manifold: Pairs, left: Tensor, right: Tensor) -> Tensor:
+        """Return the columns themselves."""
+        return manifold.join(left, right)
+
+    def multiply(self, manifold: Pairs, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Return G and H."""
+        return manifold.split(point)
 
 
 # d² errs by the square of what is left of the gauge.
@@ -115,7 +180,7 @@ def distances(updates: Sequence[LowRankUpdate], others: Sequence[LowRankUpdate])
         NumericalError: An update has a numerical rank below its rank.
     """
     total = FixedRank(*updates[0].shape, updates[0].rank, k=len(updates), device=updates[0].device)
-    reduction = total.reduce(torch.stack([_factor(total, updates), _factor(total, others)]))
+    reduction = total.reduce(torch.stack([total.factor(*_columns(each)) for each in (updates, others)]))
     small, action = reduction.manifold, Orthogonal(total.r)
     to, point = reduction.points.double()
     element = action.nearest(small, point, to, tolerance=_ALIGNED)
@@ -173,21 +238,9 @@ def mixed_ranks(ranks: Sequence[tuple[str, int]]) -> list[str]:
     return [f"the ranks differ ({named}): {advice}"]
 
 
-def _factor(total: FixedRank, updates: Sequence[LowRankUpdate]) -> Tensor:
-    """Return the points (K, rows, r) of K updates of one shape and rank."""
-    return total.factor(
+def _columns(updates: Sequence[LowRankUpdate]) -> tuple[Tensor, Tensor]:
+    """Return the columns (K, m, r) and (K, n, r) of K updates of one shape and rank."""
+    return (
         torch.stack([update.B * update.scale for update in updates]),
         torch.stack([update.A.mT for update in updates]),
     )
-
-
-def _apart(manifold: QuotientManifold, points: Tensor, others: Tensor) -> Tensor:
-    """Return ‖dW − dW'‖ / ‖dW'‖ of K pairs of points (K,)."""
-    total = manifold.total
-    assert isinstance(total, FixedRank)
-    u, core, v = total.split(points)
-    x, other, y = total.split(others)
-    left = torch.linalg.qr(torch.cat([u @ core, x @ other], dim=-1), mode="r").R
-    right = torch.linalg.qr(torch.cat([v, -y], dim=-1), mode="r").R
-    relative: Tensor = torch.linalg.matrix_norm(left @ right.mT) / torch.linalg.matrix_norm(other)
-    return relative

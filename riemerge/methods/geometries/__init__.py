@@ -17,6 +17,7 @@ GEOMETRIES: Registry[Geometry] = Registry(
         "flat": _HERE + "sums.vectors:Flat",
         "sphere": _HERE + "sums.vectors:Sphere",
         "polar": _HERE + "geodesic.quotient_mean:Polar",
+        "gl_factors": _HERE + "geodesic.quotient_mean:GLFactors",
         "spd": _HERE + "polar.shared_private:Spd",
         "grassmann": _HERE + "polar.subspace:Grassmann",
         "bures_wasserstein": _HERE + "polar.balanced:BuresWasserstein",

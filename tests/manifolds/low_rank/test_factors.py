@@ -77,3 +77,26 @@ def test_reduction_is_an_isometry_onto_the_joint_span(m: int, n: int, small: tup
     for i, j in ((0, 1), (1, 2)):
         inside, outside = reduction.manifold.dists(*reduction.points[[i, j]]), total.dists(*points[[i, j]])
         torch.testing.assert_close(inside, outside, rtol=1e-12, atol=0)
+
+
+def test_unknown_metrics_and_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="core is 'flat'; known are affine_invariant"):
+        FixedRank(5, 4, 2, core="flat")
+    with pytest.raises(ValueError, match="frames is 'flat'; known are canonical"):
+        FixedRank(5, 4, 2, frames="flat")
+    with pytest.raises(ValueError, match="expected 3 positive numbers"):
+        FixedRank(5, 4, 2, weights=(1, 0, 1))
+    with pytest.raises(ValueError, match="SpdLogEuclidean has no retraction 'quadratic'"):
+        FixedRank(5, 4, 2, core="log_euclidean", retraction="quadratic")
+
+
+def test_the_metric_stays_where_the_size_changes() -> None:
+    total = FixedRank(30, 28, 2, frames=0.8, core="bures_wasserstein", weights=(1.0, 3.0, 0.5), seed=1)
+    points = torch.stack([total.random_point() for _ in range(3)])
+    small = total.reduce(points)
+    assert isinstance(small.manifold, FixedRank)
+    for other in (small.manifold, total.with_modules(4)):
+        assert (other.beta, other.scales, type(other.core)) == (0.8, (1.0, 3.0, 0.5), type(total.core))
+    before, after = total.logarithm(points[0], points[1]), small.manifold.logarithm(*small.points[:2])
+    assert bool(before.valid)
+    torch.testing.assert_close(before.squared, after.squared, rtol=1e-10, atol=0)
