@@ -17,6 +17,7 @@ from riemerge.frechet.loss import LossLike, Objective, as_loss, weighted_median
 from riemerge.losses import LOSSES, Absolute, FunctionLoss, Huber, Square, Trimmed
 from riemerge.manifolds import Euclidean, Stiefel, SymmetricPositiveDefinite
 from riemerge.manifolds.checks import check_gradient
+from tests.fake_cuda import fake_cuda
 from tests.frechet.guests import COMPLETE, drawn, unit
 from tests.frechet.problems import as_pymanopt, away, mean_of, search_of
 from tests.helpers import import_geomstats, seeded
@@ -279,3 +280,14 @@ def test_what_is_no_loss_is_refused(case: str) -> None:
 def test_a_relative_loss_asks_for_the_median() -> None:
     with pytest.raises(RecipeError, match="geometric median, which must be found first"):
         search_of(manifolds.Euclidean(2), [np.zeros(2), np.ones(2)], loss="huber")
+
+
+@pytest.mark.parametrize("loss", ["huber", "trimmed", cauchy])
+def test_the_device_changes_no_bit(loss: LossLike) -> None:
+    manifold = SymmetricPositiveDefinite(3, k=2)
+    points = [manifold.random_point() for _ in range(4)]
+    expected = mean_of(manifold, points, WEIGHTS, loss=loss).point
+    with fake_cuda():
+        there = SymmetricPositiveDefinite(3, k=2, device="cuda")
+        found = mean_of(there, [x.to("cuda") for x in points], WEIGHTS, loss=loss)
+        assert torch.equal(found.point.cpu(), expected)
