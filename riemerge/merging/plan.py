@@ -15,11 +15,12 @@ import torch
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
+from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
-from riemerge.methods import COLUMNS, Method, Options, Stack
+from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
@@ -148,6 +149,7 @@ def plan(
         check_output(folder, folders_of(recipe))
     asked = {**method.defaults, **recipe.parameters}
     where = find_device(device)
+    _check_values(recipe)
     _check_solver_and_rank(asked, method, optimizer)
     inputs = open_inputs(recipe, method, opened or {})
     resolver = Resolver(recipe, method, inputs.names)
@@ -200,6 +202,14 @@ def plan_together(
     for part in {tuple(weight != 0 for weight in part.weights): part for part in parts}.values():
         plan(part, opened=opened, device=device, threads=threads)
     return opened
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Refuse a geometry or a loss of the recipe whose options make no sense."""
+    if recipe.geometry:
+        GEOMETRIES.make(recipe.geometry)
+    if recipe.loss:
+        as_loss(recipe.loss)
 
 
 def _check_solver_and_rank(asked: Mapping[str, Any], method: Method, optimizer: Any) -> None:

@@ -10,7 +10,8 @@ from riemerge.errors import RecipeError
 from riemerge.methods.edits import parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.method import Method
-from riemerge.methods.table import METHODS, find_method
+from riemerge.methods.parameters import check_value
+from riemerge.methods.table import METHODS, PARAMETERS, find_method
 from riemerge.registry import did_you_mean
 
 PLAIN_METHOD = "average"
@@ -66,12 +67,17 @@ def compose(
     if not changed:
         return row
     own: dict[str, Any] = {}
-    for edit in edits or ():
-        own |= parse_edit(edit)[0].own_parameters
+    problems: list[str] = []
+    for edit in row.edits if edits is None else edits:
+        known, options = parse_edit(edit)
+        own |= known.own_parameters
+        for name, value in options.items():
+            check_value(PARAMETERS[name], value, f"edits: {edit}", problems)
+    RecipeError.refuse(problems)
     facts: dict[str, Any] = {}
     if geometry is not None or loss is not None:
         facts = _facts(row, geometry or row.geometry, loss or row.loss)
-        own |= facts.pop("own_parameters")
+        own = {**facts.pop("own_parameters"), **own}
     else:
         own = {**own, **row.own_parameters}
     said = ", ".join(
