@@ -123,7 +123,9 @@ def _find(text: str, seed: int) -> list[Any]:
 def _row(text: str) -> Method:
     """Return the row whose laws are those of a geometry: its mean of adapters that are near each other."""
     row = compose(METHODS["average"], geometry=text)
-    return replace(row, domain=GEOMETRIES.make(text).domain, may_be_undetermined=True)
+    domain = GEOMETRIES.make(text).domain
+    # Some geometries are of one rank only.
+    return replace(row, domain=domain, may_be_undetermined=True, truncates_inputs=True)
 
 
 def _make(text: str, subject: Any, base: Any) -> Any:

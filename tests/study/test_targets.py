@@ -98,7 +98,8 @@ def test_what_has_a_name_is_found() -> None:
     assert failures("pymanopt.optimizers:SteepestDescent") == {"solver": set()}
 
 
-@pytest.mark.parametrize("name", list(GEOMETRIES))
+# To the tolerance of these laws, means of pairs of factors take minutes.
+@pytest.mark.parametrize("name", [name for name in GEOMETRIES if name != "gl_factors"])
 def test_every_geometry_obeys_the_laws(name: str) -> None:
     assert failures(name)["method"] == set()
 
