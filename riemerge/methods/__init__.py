@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from riemerge.methods.columns import COLUMNS, PLAIN_METHOD, compose, find_row
+from riemerge.methods.columns import COLUMNS, PLAIN_METHOD, compose, find_recorded_row, find_row
 from riemerge.methods.edits import EDITS, Edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.method import Method
@@ -30,6 +30,7 @@ __all__ = [
     "Stack",
     "compose",
     "find_method",
+    "find_recorded_row",
     "find_row",
     "run_method",
 ]

@@ -123,6 +123,17 @@ def find_row(asked: Mapping[str, Any]) -> Method:
     Raises:
         RecipeError: No such method, edit or geometry, or columns that do not fit together.
     """
-    return compose(
-        find_method(asked["merge_method"]), **{name: asked[name] for name in COLUMNS if asked.get(name)}
-    )
+    return _compose(find_method(asked["merge_method"]), asked)
+
+
+def find_recorded_row(recipe: Mapping[str, Any]) -> Method:
+    """Return the row of a record's recipe; one without facts where it is of a plug-in that is not loaded."""
+    name = recipe["merge_method"]
+    try:
+        return _compose(METHODS[name], recipe)
+    except (KeyError, RecipeError):
+        return Method(name, "a method of a plug-in that is not loaded", "not known here")
+
+
+def _compose(row: Method, asked: Mapping[str, Any]) -> Method:
+    return compose(row, **{name: asked[name] for name in COLUMNS if asked.get(name)})

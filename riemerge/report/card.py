@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from riemerge.methods import find_row
+from riemerge.methods import find_recorded_row
 from riemerge.records.run_record import InputRow, ModuleRow, RunRecord
 from riemerge.report.verdict import matched_text, verdict, weight_text, written_text
 from riemerge.report.words import number, printable, text_of
@@ -21,7 +21,7 @@ def model_card(record: RunRecord) -> str:
 
     Law: every name from outside is escaped; no path of the machine and no time appears.
     """
-    method = find_row(record.recipe)
+    method = find_recorded_row(record.recipe)
     front = {
         "library_name": {"adapter": "peft"}.get(record.out_type),
         "base_model": record.base_model,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from riemerge.laws import Finding
-from riemerge.methods import Method, find_row
+from riemerge.methods import Method, find_recorded_row
 from riemerge.records.comparison_record import Comparison
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
@@ -98,7 +98,7 @@ _NEXT = {
 
 
 def _heading(record: RunRecord) -> Text:
-    method = find_row(record.recipe)
+    method = find_recorded_row(record.recipe)
     base = printable(record.base_model or "not named")
     lines = [
         f"{method.name}: {method.summary}",

@@ -9,7 +9,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from riemerge.formats.files.text import list_names
-from riemerge.methods import DEFAULT_METHOD, METHODS, find_row
+from riemerge.methods import DEFAULT_METHOD, METHODS, find_recorded_row
 from riemerge.records.evaluation_record import Entry, Evaluation
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, Overlap, RunRecord
 from riemerge.records.written_ranks import written_ranks
@@ -62,7 +62,7 @@ def answer(record: RunRecord) -> list[str]:
     Law: a function of the record but for its timing. The lines say what was merged by what; how much of each
     input the result keeps; what the rank lost; whether anything is wrong.
     """
-    method = find_row(record.recipe)
+    method = find_recorded_row(record.recipe)
     count = len(record.warnings) + len(remarks(record))
     modules = ", ".join(f"{number} {status.lower()}" for status, number in record.totals.statuses.items())
     wrong = {0: "nothing is wrong", 1: "1 remark, below"}.get(count, f"{count} remarks, below")
@@ -115,7 +115,7 @@ def _counting(record: RunRecord) -> list[InputRow]:
 
 def may_be_undetermined(record: RunRecord) -> bool:
     """Return whether the method of a merge is a mean that its inputs may leave open."""
-    return find_row(record.recipe).may_be_undetermined
+    return find_recorded_row(record.recipe).may_be_undetermined
 
 
 def _inputs(record: RunRecord) -> str:
@@ -262,7 +262,7 @@ def _share(value: float) -> str:
 def _consequence(record: RunRecord, count: int) -> str:
     from riemerge.frechet.status import Status  # which loads torch, that a list of methods does without
 
-    method, determined = find_row(record.recipe), record.totals.determined
+    method, determined = find_recorded_row(record.recipe), record.totals.determined
     if not may_be_undetermined(record):
         closed_form = record.totals.statuses.keys() == {Status.EXACT.name} and "seed" not in method.parameters
         unique = when(closed_form, f"; {method.name} has one answer whatever the overlap")
@@ -317,7 +317,7 @@ def concerns(record: RunRecord) -> list[str]:
 
 def _copies(record: RunRecord, overlap: Overlap) -> Iterator[str]:
     """Yield a warning of rows that do not give copies back, on updates that nearly are copies."""
-    method = find_row(record.recipe)
+    method = find_recorded_row(record.recipe)
     if not (method.idempotent or method.server_step or overlap.cosine < RELATED):
         yield (
             f"{method.name} is meant for unrelated updates; these are nearly identical (mean cosine "
@@ -345,7 +345,7 @@ def _worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
     if abs(overlap.cosine) > UNRELATED or not {name, DEFAULT_METHOD} <= {*shares}:
         return
     # What was measured is the row as it runs without options, as an adapter.
-    usual = {"scale": 1.0, "seed": parameters.get("seed"), **METHODS[name].defaults}
+    usual = {"scale": 1.0, "seed": parameters.get("seed"), **find_recorded_row(record.recipe).defaults}
     if record.out_type != "adapter" or any(usual.get(key) != value for key, value in parameters.items()):
         return
     ours, best = shares[name], shares[DEFAULT_METHOD]
@@ -362,7 +362,7 @@ def _worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
 def cut(record: RunRecord) -> list[str]:
     """Say how much of the squared norm the cut to the rank kept, in one paragraph where that is little."""
     share = energy_kept(record)
-    method = find_row(record.recipe)
+    method = find_recorded_row(record.recipe)
     if record.totals.overlap is None or method.truncates_inputs or share >= KEPT:
         return []
     loss = f"The cut to the rank of the result kept {share:.0%} of the squared norm"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from riemerge.errors import RecipeError
-from riemerge.methods import METHODS, compose, find_method, find_row
+from riemerge.methods import METHODS, compose, find_method, find_recorded_row, find_row
 
 
 def test_nothing_changed_is_the_row() -> None:
@@ -52,3 +52,11 @@ def test_what_does_not_exist_is_refused(asked: dict[str, object], said: str) -> 
 def test_a_formula_has_no_loss() -> None:
     with pytest.raises(RecipeError, match="spectrum is a formula, and no mean of distances"):
         find_row({"merge_method": "spectrum", "loss": "huber"})
+
+
+def test_a_record_of_a_plugin_that_is_not_loaded_can_be_shown() -> None:
+    assert find_recorded_row({"merge_method": "ties"}) is find_method("ties")
+    for recipe in ({"merge_method": "theirs"}, {"merge_method": "average", "geometry": "theirs"}):
+        row = find_recorded_row(recipe)
+        assert row.name == recipe["merge_method"]
+        assert "plug-in that is not loaded" in row.summary
