@@ -9,7 +9,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from riemerge.formats.files.text import list_names
-from riemerge.methods import DEFAULT_METHOD, METHODS, find_recorded_row
+from riemerge.methods import DEFAULT_METHOD, find_recorded_row
 from riemerge.records.evaluation_record import Entry, Evaluation
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, Overlap, RunRecord
 from riemerge.records.written_ranks import written_ranks
