@@ -395,6 +395,10 @@ def _stack_points(manifold: TorchManifold, points: Sequence[Tensor], indices: Se
     return torch.stack([x.double() for x in points])
 
 
+# The formulations of this package by name; a symmetry of one's own may name a class of its own.
+_FORMS = {"joint": "riemerge.frechet.low_rank.joint:Joint"}
+
+
 def _find_joint_form(manifold: GeodesicManifold) -> type[Joint] | None:
     """Return the formulation in which alignments are variables, where a symmetry has one."""
     if not isinstance(manifold, QuotientManifold):
@@ -402,6 +406,6 @@ def _find_joint_form(manifold: GeodesicManifold) -> type[Joint] | None:
     name = manifold.action.formulation(manifold.total)
     if name is None:
         return None
-    module, _, attribute = name.partition(":")
+    module, _, attribute = _FORMS.get(name, name).partition(":")
     form: type[Joint] = getattr(import_module(module), attribute)
     return form

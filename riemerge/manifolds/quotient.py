@@ -76,8 +76,9 @@ class GroupAction(ABC):
             )
 
     def formulation(self, total: GeodesicManifold) -> str | None:
-        """Return the class `package.module:Class` that states Fréchet problems on the quotient; None for
-        the nested one, which aligns the data anew at every point. Derived: None.
+        """Return what states Fréchet problems on the quotient: `joint`, where alignments are variables of
+        updates, or a class `package.module:Class`; None for the nested form, which aligns the data anew at
+        every point. Derived: None.
         """
         return None
 

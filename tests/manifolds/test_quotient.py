@@ -136,7 +136,7 @@ def test_only_what_commutes_with_a_reduction_is_reduced() -> None:
 def test_the_action_names_its_formulation() -> None:
     total = FixedRank(8, 7, 3)
     assert Little().formulation(total) is None
-    assert Orthogonal(3).formulation(total) == "riemerge.frechet.low_rank.joint:Joint"
+    assert Orthogonal(3).formulation(total) == "joint"
 
 
 def test_a_quotient_has_the_modules_that_are_asked_for() -> None:

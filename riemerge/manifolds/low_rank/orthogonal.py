@@ -58,7 +58,7 @@ class Orthogonal(GroupAction):
 
     def formulation(self, total: GeodesicManifold) -> str:
         """Return the joint formulation, in which alignments are variables."""
-        return "riemerge.frechet.low_rank.joint:Joint"
+        return "joint"
 
     def act(self, total: GeodesicManifold, point: Tensor, element: Tensor) -> Tensor:
         """Move a point along its orbit."""
