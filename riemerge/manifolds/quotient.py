@@ -149,7 +149,9 @@ class GroupAction(ABC):
         nearest = apart.nan_to_num(nan=torch.inf).argmin(dim=0)
         mean = points[nearest, torch.arange(points.shape[1], device=points.device)]
         for _ in range(_MEAN_SWEEPS):
-            mean = total.extrinsic_mean(self.align(total, points, mean), weights)
+            moved = total.extrinsic_mean(self.align(total, points, mean), weights)
+            # Where a point cannot be aligned there is no average: the last one stays.
+            mean = torch.where(total.feasible(moved)[..., None, None], moved, mean)
         return mean
 
     def random_algebra(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
