@@ -355,8 +355,11 @@ class _Run:
         """Take note of the modules that are refused."""
         for name, one in window.items():
             if one.fault is not None:
-                problems = [f"{name}: {problem}" for problem in one.fault.problems]
-                self._faults[type(one.fault)] += problems
+                # What a file lacks is told with the file and the module already.
+                self._faults[type(one.fault)] += [
+                    problem if f"{name}: " in problem else f"{name}: {problem}"
+                    for problem in one.fault.problems
+                ]
                 one.fault = None
 
 
