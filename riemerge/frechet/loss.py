@@ -121,7 +121,8 @@ class Absolute(Loss):
 class Huber(Loss):
     """ρ(d) = d²/2 up to δ and δ d − δ²/2 beyond: a point farther than δ pulls no more than one at δ.
 
-    Law: the Fréchet mean for a large δ, and the geometric median as δ goes to 0.
+    Law: the Fréchet mean for a large δ, and the geometric median as δ goes to 0 (where the slope of F goes to
+    0 as well: the solver's `tol` must go with it).
 
     Attributes:
         delta: δ, above 0.
@@ -134,8 +135,8 @@ class Huber(Loss):
     relative: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.delta < float("inf"):
-            raise RecipeError(f"Huber: delta is {self.delta}; expected a finite number above 0")
+        if not 0 < float(self.delta) < float("inf"):
+            raise RecipeError(f"Huber: delta is {self.delta!r}; expected a finite number above 0")
 
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
         """Return Σ wᵢ (dᵢ²/2 − max(dᵢ − δ, 0)²/2)."""
@@ -166,8 +167,8 @@ class Trimmed(Loss):
     degree = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise RecipeError(f"Trimmed: share is {self.share}; expected a number from 0 to below 1")
+        if not 0 <= float(self.share) < 1:
+            raise RecipeError(f"Trimmed: share is {self.share!r}; expected a number from 0 to below 1")
 
     def cost(self, weights: Tensor, squared: Tensor) -> Tensor:
         """Return Σ vᵢ dᵢ²/2."""

@@ -446,7 +446,9 @@ def _relative(a: Any, b: Any, size: float) -> float:
 
 def _ratio(a: Any, b: Any) -> float:
     """Return |a| / |b|; a discrete group has no directions, and 0 / 0 is no defect."""
-    return abs(float(a)) / abs(float(b)) if float(a) else 0.0
+    if not float(a):
+        return 0.0
+    return float(np.divide(abs(float(a)), abs(float(b))))
 
 
 def _slope(errors: list[float], size: float) -> float:

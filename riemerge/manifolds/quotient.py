@@ -97,7 +97,11 @@ class GroupAction(ABC):
         return self.align(total, point, to)
 
     def project(self, matrix: Tensor) -> Tensor:
-        """Project matrices (..., a, b) orthogonally onto the algebra. Derived: the identity."""
+        """Project matrices (..., a, b) orthogonally onto the algebra. Derived: the identity, and zero for a
+        discrete group.
+        """
+        if self.dimension == 0:
+            return torch.zeros_like(matrix)
         return matrix
 
     def compose(self, first: Tensor, second: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from string import Formatter
 from typing import Any
 
 from riemerge.errors import RecipeError
@@ -40,7 +41,6 @@ _OF_GEOMETRY = (
     "may_be_undetermined",
     "directions",
     "output_rank",
-    "survey",
 )
 
 
@@ -67,19 +67,26 @@ def compose(
     if not changed:
         return row
     own: dict[str, Any] = {}
+    surveys: list[str] = []
     problems: list[str] = []
     for edit in row.edits if edits is None else edits:
         known, options = parse_edit(edit)
         own |= known.own_parameters
+        if known.survey:
+            # A survey sees the parameters of the row alone.
+            surveys.append(known.survey)
+            own |= options
         for name, value in options.items():
             check_value(PARAMETERS[name], value, f"edits: {edit}", problems)
     RecipeError.refuse(problems)
     facts: dict[str, Any] = {}
     if geometry is not None or loss is not None:
         facts = _facts(row, geometry or row.geometry, loss or row.loss)
-        own = {**facts.pop("own_parameters"), **own}
+        kept = {name: row.own_parameters[name] for name in _placeholders(row) if name in row.own_parameters}
+        own = {**facts.pop("own_parameters"), **own, **kept}
     else:
         own = {**own, **row.own_parameters}
+    facts["survey"] = next(iter(surveys), facts.get("survey", row.survey))
     said = ", ".join(
         f"{name} {','.join(value) if name == 'edits' else value}" for name, value in changed.items()
     )
@@ -103,13 +110,19 @@ def _facts(row: Method, geometry: str, loss: str) -> dict[str, Any]:
         raise RecipeError(f"unknown geometry {name!r}: {did_you_mean(name, GEOMETRIES)}")
     alike = [other for other in METHODS.own if _name(other.geometry) == name]
     alike.sort(key=lambda other: (_name(other.loss) != _name(loss), other.geometry != geometry))
-    facts: dict[str, Any] = {"mean": "", "own_parameters": _SOLVING}
+    facts: dict[str, Any] = {"mean": "", "survey": "", "own_parameters": _SOLVING}
     for other in alike[:1]:
         facts |= {fact: getattr(other, fact) for fact in _OF_GEOMETRY}
         facts["own_parameters"] = {**_SOLVING, **other.own_parameters}
         if other.loss == loss and other.geometry == geometry:
-            facts["mean"] = other.mean
+            facts |= {"mean": other.mean, "survey": other.survey}
     return facts
+
+
+def _placeholders(row: Method) -> Iterator[str]:
+    """Yield the names of the parameters that a row's geometry and loss take options from."""
+    for _, name, _, _ in Formatter().parse(row.geometry + row.loss):
+        yield from filter(None, [name])
 
 
 def _name(text: str) -> str:

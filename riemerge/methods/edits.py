@@ -23,10 +23,12 @@ class Edit:
     Attributes:
         function: The function (see `riemerge.methods.setting.FlatEdit`), or `package.module:name` of it.
         own_parameters: Names of parameters that it reads, each with its default; None for one left open.
+        survey: `package.module:function` of what looks at all modules first; empty for none.
     """
 
     function: str | Callable[..., Any]
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
+    survey: str = ""
 
 
 def _adapt(entry: Any) -> Edit:
@@ -42,7 +44,9 @@ EDITS: Registry[Edit] = Registry(
     "edit",
     {
         "trim": Edit(_ENTRYWISE + "trim", {"density": 1.0}),
-        "trim_globally": Edit(_ENTRYWISE + "trim_globally", {"density": 1.0}),
+        "trim_globally": Edit(
+            _ENTRYWISE + "trim_globally", {"density": 1.0}, survey="riemerge.methods.elections.election:vote"
+        ),
         "trim_both_ends": Edit(_ENTRYWISE + "trim_both_ends", {"density": 1.0, "gamma": 0.01}),
         "drop": Edit(_ENTRYWISE + "drop", _DROP),
         "drop_by_rank": Edit(_ENTRYWISE + "drop_by_rank", {**_DROP, "epsilon": 0.15}),

@@ -95,7 +95,8 @@ class Row:
     @property
     def solver(self) -> str:
         """The solver, unless a recipe has one."""
-        return self.method.solver.replace("closed_form", "lbfgs")
+        name, _, _ = self.method.solver.partition(":")
+        return {"closed_form": "lbfgs"}.get(name, self.method.solver)
 
     def task(self, placed: Placed, setting: Setting) -> Task:
         """Return the problem that a geometry placed, under the row's loss."""

@@ -340,7 +340,7 @@ def _warn_of_spread(record: RunRecord) -> Iterator[str]:
 
 def _worse(record: RunRecord, overlap: Overlap) -> Iterator[str]:
     """Yield a warning of rows that lost to the default on real adapters as unrelated as these."""
-    name, parameters = record.recipe["merge_method"], record.recipe.get("parameters", {})
+    name, parameters = find_recorded_row(record.recipe).name, record.recipe.get("parameters", {})
     shares = measurement().methods
     if abs(overlap.cosine) > UNRELATED or not {name, DEFAULT_METHOD} <= {*shares}:
         return

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from string import Formatter
+
 import pytest
 
 from riemerge.errors import RecipeError
-from riemerge.methods import METHODS, compose, find_method, find_recorded_row, find_row
+from riemerge.methods import GEOMETRIES, METHODS, compose, find_method, find_recorded_row, find_row
+from riemerge.methods.edits import parse_edit
 
 
 def test_nothing_changed_is_the_row() -> None:
@@ -60,3 +64,26 @@ def test_a_record_of_a_plugin_that_is_not_loaded_can_be_shown() -> None:
         row = find_recorded_row(recipe)
         assert row.name == recipe["merge_method"]
         assert "plug-in that is not loaded" in row.summary
+
+
+def test_every_row_composes_with_what_its_columns_take_from_parameters() -> None:
+    """Options that a kept geometry, loss or edit takes from a parameter have one in the composed row."""
+    composed = 0
+    for row in METHODS.own:
+        for geometry in (None, *GEOMETRIES):
+            for loss in (None, "huber", "absolute"):
+                with suppress(RecipeError):
+                    made = compose(row, geometry=geometry, loss=loss)
+                    composed += 1
+                    asked = {name for _, name, _, _ in Formatter().parse(made.geometry + made.loss) if name}
+                    for edit in (parse_edit(text)[0] for text in made.edits):
+                        asked |= {*edit.own_parameters}
+                        assert made.survey or not edit.survey
+                    assert asked <= {*made.own_parameters}
+    assert composed > 1000
+
+
+def test_an_edit_that_looks_at_all_modules_brings_its_survey() -> None:
+    row = find_row({"merge_method": "average", "edits": ["trim_globally:density=0.3"], "geometry": "sphere"})
+    assert row.survey.endswith(":vote")
+    assert row.defaults["density"] == 0.3

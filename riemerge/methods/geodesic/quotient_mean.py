@@ -123,10 +123,10 @@ class Polar(FactoredGeometry):
     def quotient(self, m: int, n: int, r: int, **options: Any) -> QuotientManifold:
         """Return (Stiefel × SPD × Stiefel)/O(r)."""
         weights: Sequence[float] = ()
-        if isinstance(self.weights, str):
-            weights = [float(weight) for weight in self.weights.split("/")]
-        else:
+        if isinstance(self.weights, tuple):
             weights = self.weights
+        else:
+            weights = [float(weight) for weight in str(self.weights).split("/")]
         metrics: dict[str, Any] = {"frames": self.frames, "core": self.core, "weights": weights}
         return QuotientManifold(FixedRank(m, n, r, **metrics, **options), Orthogonal(r))
 

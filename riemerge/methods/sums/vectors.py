@@ -22,6 +22,7 @@ from riemerge.methods.sums.combinations import directions, inverse
 
 # Inner products are right to a few eps for each of their terms: an eigenvalue below this share is none.
 _ROUND_OFF = 1e-14
+_METRICS = ("identity", "mask", "diagonal", "gram", "kronecker")
 
 
 @final
@@ -43,6 +44,10 @@ class Flat(Geometry):
 
     metric: Literal["identity", "mask", "diagonal", "gram", "kronecker"] = "identity"
     normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.metric not in _METRICS:
+            raise RecipeError(f"Flat: metric is {self.metric!r}; known are {', '.join(_METRICS)}")
 
     @property
     def domain(self) -> Domain:
@@ -70,7 +75,8 @@ class Flat(Geometry):
     def mean(self, x: Tensor, setting: Setting) -> Steps:
         """Place the updates in their span: one problem."""
         self._require("identity")
-        products, weights = x.cpu(), setting.weights
+        products, total = x.cpu(), setting.weights.sum()
+        weights = setting.weights / total
         # Seen from the average: close updates keep their digits, and coefficients their sum.
         toward = products @ weights
         apart = products - toward - toward[:, None] + weights @ toward
@@ -78,7 +84,10 @@ class Flat(Geometry):
         unit = float(apart.diagonal().max().clamp_min(0.0).sqrt()) or 1.0
         solved = yield Placed(Euclidean(len(x), 1), coordinates, unit=unit)
         off = combine(solved.value)
-        return solved._replace(value=(weights + off - off.sum() * weights).to(x))
+        mean = weights + off - off.sum() * weights
+        if not self.normalize:
+            mean = total * mean
+        return solved._replace(value=mean.to(x))
 
     def _require(self, metric: str) -> None:
         if self.metric != metric:

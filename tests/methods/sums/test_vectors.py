@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from riemerge import merge
 from riemerge.frechet.status import Status
 from riemerge.methods.setting import Answer
+from riemerge.problems import adapter_family
 from tests.fake_cuda import fake_cuda, forbid_numpy
+from tests.folders import write_family
 from tests.helpers import random_orthonormal, seeded
 from tests.methods.rows import answer_of
 from tests.methods.spectra import assert_near, normal
@@ -157,3 +161,12 @@ def test_the_device_changes_no_bit_and_numpy_is_not_asked(mean: str) -> None:
     with fake_cuda():
         found = answer_of(mean, (x @ x.mT).to("cuda"), weights)
         assert torch.equal(found.value.cpu(), expected)
+
+
+def test_a_sum_stays_a_sum_under_another_loss(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, [{"m": update} for update in adapter_family("close", 3, 9, 8, 2, 1)])
+    plain, huber = (
+        merge(folders, [1.0, 2.0, 1.0], method="task_arithmetic", loss=loss).updates["m"].dense()
+        for loss in (None, "huber:delta=1e9")
+    )
+    torch.testing.assert_close(huber, plain, rtol=1e-7, atol=1e-9)
