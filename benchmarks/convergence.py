@@ -277,17 +277,22 @@ def tables(result: Mapping[str, Any]) -> str:
 def picture(result: Mapping[str, Any]) -> Any:
     """Relative gradient of the slowest module against passes: a panel for each problem."""
     names = list(dict.fromkeys(run["problem"] for run in result["runs"]))
-    columns = math.ceil(len(names) / 2)
+    columns = math.ceil((len(names) + 1) / 2)
     figure, axes = common.canvas(2, columns, 5 * columns, 8)
+    from matplotlib import colormaps
+
+    colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for panel in axes.flat[len(names) :]:
         panel.set_axis_off()
     for panel, name in zip(axes.flat, names, strict=False):
         for place, run in enumerate(run for run in result["runs"] if run["problem"] == name):
             style = "--" if run["solver"] in STOCK else "-"
-            panel.plot(*run["_curve"], style, color=f"C{place % 10}", lw=1.2, label=run["solver"])
+            color = colors[place % len(colors)]
+            panel.plot(*run["_curve"], style, color=color, lw=1.2, label=run["solver"])
         panel.set(yscale="log", xscale="log", title=name, xlabel="passes", ylim=(LEVELS[-1] / 3, 3))
     axes[0, 0].set_ylabel("gradient norm / that at the start")
-    axes[0, 0].legend(fontsize=7)
+    # In the panel that is left.
+    axes.flat[-1].legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="center")
     return figure
 
 
