@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, final
 
@@ -106,6 +108,20 @@ class ClosedForm(Solver):
         watch.accept(form.embed(mean), exact=True)
 
 
+def _adapt(entry: Any) -> Callable[..., Solver]:
+    """Return what builds a plug-in's solver: its class or function, or a builder of a guest."""
+    if isinstance(entry, Optimizer) or (isinstance(entry, type) and issubclass(entry, Optimizer)):
+        # Optimizers have a state.
+        return lambda **options: as_solver(copy.deepcopy(entry), **options)
+    if not callable(entry) or (isinstance(entry, type) and not issubclass(entry, Solver)):
+        raise RecipeError(
+            f"{entry!r} builds no solver; expected a subclass of riemerge.solvers.Solver, a function that "
+            "returns one, or a Pymanopt optimizer or its class"
+        )
+    build: Callable[..., Solver] = entry
+    return build
+
+
 SOLVERS: Registry[Solver] = Registry(
     "solver",
     {
@@ -116,6 +132,7 @@ SOLVERS: Registry[Solver] = Registry(
         "fixed_point": FixedPoint,
         "closed_form": ClosedForm,
     },
+    _adapt,
 )
 """The solvers by name, the default first."""
 

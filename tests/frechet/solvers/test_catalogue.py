@@ -27,6 +27,27 @@ def test_a_solver_is_given_by_name_as_itself_or_as_an_optimizer() -> None:
     assert isinstance(as_solver(optimizers.SteepestDescent), Guest)
 
 
+@pytest.mark.parametrize("given", [optimizers.ConjugateGradient, optimizers.ConjugateGradient(verbosity=0)])
+def test_an_optimizer_of_a_plugin_is_a_guest(monkeypatch: pytest.MonkeyPatch, given: object) -> None:
+    monkeypatch.setattr(SOLVERS, "_entries", dict(SOLVERS._entries))
+    monkeypatch.setattr(SOLVERS, "_given", {})
+    SOLVERS.register("pcg", given)
+    guest = as_solver("pcg:max_passes=7", tol=1e-3)
+    assert isinstance(guest, Guest)
+    assert isinstance(guest.optimizer, optimizers.ConjugateGradient)
+    assert guest.optimizer is not as_solver("pcg").optimizer  # type: ignore[attr-defined]
+    assert (guest.max_passes, guest.tol) == (7, 1e-3)
+    assert SOLVERS.make(SOLVERS.text_of(guest), tol=1.0) is guest
+    with pytest.raises(RecipeError, match="unexpected keyword argument 'passes'"):
+        SOLVERS.make("pcg:passes=3")
+
+
+@pytest.mark.parametrize("given", [3, dict])
+def test_what_builds_no_solver_is_refused(given: object) -> None:
+    with pytest.raises(RecipeError, match=r"solver 'lab': .* builds no solver; expected a subclass of"):
+        SOLVERS.register("lab", given)
+
+
 def test_a_closed_form_is_the_mean_or_is_refused() -> None:
     generator = seeded(5)
     cores = [random_core(3, 20.0, generator)[None] for _ in range(4)]
