@@ -382,7 +382,7 @@ def test_the_median_of_a_relative_loss_counts_and_is_told() -> None:
 
 
 def test_a_closed_form_refuses_a_relative_loss_before_its_median() -> None:
-    with pytest.raises(RecipeError, match="under Huber.*has no closed mean"):
+    with pytest.raises(RecipeError, match=r"under Huber.*has no closed mean"):
         mean_of(Stiefel(5, 2), [Stiefel(5, 2).random_point()], solver="closed_form", loss="huber")
 
 

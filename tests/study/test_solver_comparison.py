@@ -147,11 +147,15 @@ def test_another_problem_solver_or_seed_is_run_anew(tmp_path: Path, monkeypatch:
     assert len(ran) == 5
 
 
+PLANE = Euclidean(2, 1)
+
+
 class Scaled:
     """The metric of the entries times a number."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
+        self.logarithm, self.geodesic = PLANE.logarithm, PLANE.geodesic
 
     def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return self.factor * (a * b).sum(dim=(-2, -1))
@@ -161,10 +165,10 @@ def test_another_metric_or_function_is_another_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = [torch.eye(2)[:1, :, None].double() * x for x in (0.0, 1.0, 5.0)]
-    metrics = [MetricManifold(Euclidean(2, 1), Scaled(x)) for x in (1.0, 2.0, 2.0)]
+    metrics = [MetricManifold(PLANE, Scaled(x)) for x in (1.0, 2.0, 2.0)]
     losses = [lambda d, s=s: s * d.square() for s in (1.0, 3.0, 3.0)]
     posed = [Problem(metric, points, loss=FunctionLoss(losses[0])) for metric in metrics]
-    posed += [Problem(Euclidean(2, 1), points, loss=FunctionLoss(loss)) for loss in losses]
+    posed += [Problem(PLANE, points, loss=FunctionLoss(loss)) for loss in losses]
     ran = count_solves(monkeypatch)
     for problem in posed:
         compare_solvers({"p": problem}, ["lbfgs"], folder=tmp_path / "out")
@@ -219,7 +223,7 @@ def test_geometries_and_losses_are_crossed_and_a_closed_form_is_noted(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("solvers", "message"), [(["lbfg"], "did you mean 'lbfgs'"), (["closed_form"], "has no closed mean")]
+    ("solvers", "message"), [(["lbfg"], "did you mean 'lbfgs'"), (["closed_form"], "has no closed_mean")]
 )
 def test_what_no_solver_takes_is_refused_before_the_long_determination(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solvers: list[str], message: str
