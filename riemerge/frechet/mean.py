@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 import torch
 
+from riemerge.errors import RecipeError
 from riemerge.frechet.formulation import Point
-from riemerge.frechet.loss import Absolute, as_loss
+from riemerge.frechet.loss import Absolute, Loss, as_loss
 from riemerge.frechet.problem import Problem
 from riemerge.frechet.search import Search
 from riemerge.frechet.solution import Solution, TracePoint
-from riemerge.frechet.solvers.catalogue import SolverLike, as_solver
+from riemerge.frechet.solvers.catalogue import LBFGS, ClosedForm, SolverLike, as_solver
+from riemerge.frechet.solvers.solver import Solver
 from riemerge.frechet.solvers.watch import Watch
 from riemerge.frechet.status import Status
 from riemerge.linalg import single_threaded
 from riemerge.manifolds.base import host_array
+
+# Tolerance of the median that gives a loss its scale: the costs of solvers agree to 1e-9.
+_MEDIAN_TOL = 1e-10
 
 
 def frechet_mean(
@@ -37,7 +43,7 @@ def frechet_mean(
         solver: An object of `riemerge.solvers` or its name (`lbfgs`, `conjugate_gradient:beta=LiuStorey`), or
             any gradient-based Pymanopt optimizer or its class (which then also stops by its own rules).
         start: Point of the manifold to start at; by default a cheap average of the points.
-        callback: Called with each accepted iterate.
+        callback: Called with each accepted iterate, those of the median that gives a loss its scale included.
 
     Returns:
         The mean and its certificate. Modules that did not converge say so in `status`; nothing is raised for
@@ -54,15 +60,43 @@ def frechet_mean(
         >>> solution.point.round(4)
         array([0.7071, 0.7071, 0.    ])
     """
-    chosen = as_solver(solver)
+    began, chosen, loss = perf_counter(), as_solver(solver), as_loss(problem.loss)
     with torch.no_grad(), single_threaded():
-        median = None
-        if as_loss(problem.loss).relative:
-            median = frechet_mean(replace(problem, loss=Absolute()), chosen, start)
+        median = _find_median(problem, loss, chosen, start, callback) if loss.relative else None
         search = Search(problem, start, median)
         watch = Watch(search, chosen, callback)
-        chosen.run(watch, search.start())
+        watch._began = began  # the median's seconds count, in the budget too
+        begun = search.start()
+        chosen.run(watch, begun)
+        if not watch.trace:
+            watch.accept(begun)
+        watch.finish(Status.STOPPED)
         return _solution(search, watch, len(problem.points))
+
+
+def _find_median(
+    problem: Problem,
+    loss: Loss,
+    asked: Solver,
+    start: Point | None,
+    callback: Callable[[TracePoint], None] | None,
+) -> Solution:
+    """Find the geometric median, always by one solver: the scale of a loss must not depend on the one asked.
+
+    No module is finished by it, and so the callback is told.
+    """
+    if isinstance(asked, ClosedForm):
+        raise RecipeError(
+            f"solver closed_form: {problem.manifold} under {loss} has no closed mean: use another solver"
+        )
+
+    def report(step: TracePoint) -> None:
+        if callback is not None:
+            callback(replace(step, active=len(step.cost)))
+
+    budget = {name: getattr(asked, name) for name in ("cost_tol", "max_passes", "max_seconds")}
+    solver = LBFGS(tol=_MEDIAN_TOL, **budget)
+    return frechet_mean(replace(problem, loss=Absolute()), solver, start, callback=report)
 
 
 def _solution(search: Search, watch: Watch, count: int) -> Solution:

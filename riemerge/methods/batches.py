@@ -24,6 +24,7 @@ from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.frechet.starts import draw_start
 from riemerge.manifolds import GeodesicManifold, TorchManifold
 from riemerge.manifolds.base import Reduction, identity
+from riemerge.methods.fingerprint import fingerprint
 from riemerge.methods.geometries.geometry import Placed, Solved
 from riemerge.methods.stack import Evidence, Options
 from riemerge.methods.threads import in_order
@@ -82,7 +83,7 @@ class Task:
         """What problems have in common that are solved side by side."""
         manifold, points, _ = self.reduction
         begun, options = self.placed.start is not None, tuple(sorted(self.placed.options.items()))
-        return str(manifold), points.shape, points.device.type, self.loss, self.starts, begun, options
+        return fingerprint(manifold), points.shape, points.device.type, self.loss, self.starts, begun, options
 
 
 class _Block(NamedTuple):

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from pydantic import BaseModel
-from pymanopt.manifolds.manifold import Manifold
 
 from riemerge.errors import NumericalError, OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
@@ -30,6 +28,7 @@ from riemerge.linalg import single_threaded
 from riemerge.merging.inputs import folders_of
 from riemerge.merging.plan import plan
 from riemerge.merging.run import run
+from riemerge.methods.fingerprint import fingerprint
 from riemerge.methods.threads import in_order
 from riemerge.problems import pose
 from riemerge.progress import Listener, Progress
@@ -107,12 +106,12 @@ def compare_solvers(
         raise RecipeError(f"{found}: expected at least one of each")
     limits: dict[str, Any] = {"tol": tol, "cost_tol": 0.0, "max_passes": max_passes}
     asked = {name: replace(as_solver(given), **limits) for name, given in _name_solvers(solvers).items()}
-    texts = {name: _fingerprint(problem) for name, problem in problems.items()}
+    texts = {name: fingerprint(problem) for name, problem in problems.items()}
     tasks = [*itertools.product(problems, asked, range(starts))]
 
     def solve(task: tuple[str, str, int]) -> SolverRun:
         solver = copy.deepcopy(asked[task[1]])  # an optimizer holds the state of its run
-        key = _hash(task, _fingerprint(solver), seed, texts[task[0]])
+        key = _hash(task, fingerprint(solver), seed, texts[task[0]])
         return _keep(folder, key, SolverRun, partial(_solve, *task, problems[task[0]], solver, seed))
 
     runs: list[SolverRun] = []
@@ -156,30 +155,40 @@ def compare_adapters(
     Raises:
         RiemergeError: What `problems.pose` and `compare_solvers` raise.
     """
+    asked = {name: as_solver(given) for name, given in _name_solvers(solvers).items()}
+    recipes = {
+        pair: read_recipe(sources, dict(zip(("geometry", "loss"), pair, strict=True)))
+        for pair in itertools.product(geometries, losses)
+    }
     problems: dict[str, Problem] = {}
     described: list[ComparedProblem] = []
     notes: list[str] = []
-    determined: Mapping[str, str | None] = {}
+    polar: list[Problem] = []
     folder, progress = options.get("folder"), options.get("progress")
-    for geometry, loss in itertools.product(geometries, losses):
-        recipe = read_recipe(sources, {"geometry": geometry, "loss": loss})
+    for (geometry, loss), recipe in recipes.items():
         if folder is not None:
             OutputError.refuse(overlaps(folder, folders_of(recipe)))
         posed = pose(recipe)
         if not posed:
             notes.append(f"{geometry}, {loss}: the mean of every module is a closed form: nothing to solve.")
-        if geometry == "polar" and not determined:
-            determined = _ask_determined(sources, [problem for _, problem in posed], folder, progress)
+        if geometry == "polar":
+            polar = polar or [problem for _, problem in posed]
         for place, (modules, problem) in enumerate(posed, 1):
             case = f"{geometry}, {loss}"
             name = f"{case}, {place} of {len(posed)}"
             problems[name] = problem
-            answers = tuple(map(determined.get, modules))
-            described.append(ComparedProblem(name=name, case=case, modules=modules, determined=answers))
+            unknown = (None,) * len(modules)
+            described.append(ComparedProblem(name=name, case=case, modules=modules, determined=unknown))
     if not problems:
         raise RecipeError(notes)
-    made = compare_solvers(problems, solvers, described=described, **options)
-    return made.model_copy(update={"notes": tuple(notes)})
+    made = compare_solvers(problems, asked, described=described, **options)
+    # Last, since it takes long: what every solver refuses is refused before it.
+    determined = _ask_determined(sources, polar, folder, progress) if polar else {}
+    answered = tuple(
+        one.model_copy(update={"determined": tuple(map(determined.get, one.modules))})
+        for one in made.problems
+    )
+    return made.model_copy(update={"problems": answered, "notes": tuple(notes)})
 
 
 def _ask_determined(
@@ -190,7 +199,7 @@ def _ask_determined(
 ) -> Mapping[str, str | None]:
     """Return whether the adapters determine the mean of each module, by overlap or by several starts."""
     planned = plan(read_recipe(sources, {"geometry": "polar", "starts": "auto"}), threads=1)
-    key = _hash(_fingerprint([(problem.points, problem.weights) for problem in problems]))
+    key = _hash(fingerprint([(problem.points, problem.weights) for problem in problems]))
     with _runs_folder(folder):
         record = _keep(folder, key, RunRecord, lambda: run(planned, lambda *_: None, progress))
     return {row.module: row.determined for row in record.modules}
@@ -313,21 +322,3 @@ def _keep(folder: str | Path | None, key: str, kind: type[_Kept], make: Callable
 def _hash(*parts: object) -> str:
     """Return a name for what is computed from these parts by the versions of the packages at hand."""
     return hashlib.sha256(repr((parts, _versions())).encode()).hexdigest()[:32]
-
-
-def _fingerprint(value: Any) -> str:
-    """Return a text that is equal for equal values, in every process."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
-    if isinstance(value, Manifold):
-        return f"{type(value).__qualname__} {value}"
-    if isinstance(value, list | tuple):
-        return f"({','.join(map(_fingerprint, value))})"
-    if isinstance(value, Mapping):
-        return _fingerprint([*value.items()])
-    if not isinstance(value, type) and hasattr(value, "__dict__"):
-        kind = getattr(value, "__qualname__", type(value).__qualname__)
-        return f"{kind}{_fingerprint(vars(value))}"
-    return repr(value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pymanopt
 import pytest
@@ -13,6 +16,9 @@ from pymanopt.optimizers import ConjugateGradient, NelderMead, SteepestDescent
 from examples.toy_problem import equation_15, network
 from riemerge import Status
 from riemerge.errors import RecipeError
+from riemerge.frechet.solution import TracePoint
+from riemerge.frechet.solvers.solver import Solver
+from riemerge.frechet.solvers.watch import Watch
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold, Stiefel, SymmetricPositiveDefinite
 from tests.frechet.certificates import certified
 from tests.frechet.problems import ITERATIVE, mean_of
@@ -348,3 +354,55 @@ def test_our_spd_mean_is_that_of_stock_spd() -> None:
     ours = mean_of(SymmetricPositiveDefinite(3), [x[None] for x in cores])
     theirs = mean_of(pymanopt.manifolds.SymmetricPositiveDefinite(3), [x.numpy() for x in cores])
     np.testing.assert_allclose(ours.point[0], theirs.point, atol=1e-8)
+
+
+# --- losses that the median gives a scale -------------------------------------------------------------------
+
+
+def test_every_solver_minimises_the_same_relative_loss() -> None:
+    quotient, points = updates(9, 8, 2, k=2), family("close", 4, 9, 8, 2, seed=7, noise=0.3)
+    solvers = ("lbfgs", "conjugate_gradient", "steepest_descent")
+    costs = [mean_of(quotient, points, solver=name, loss="huber", tol=1e-6).cost for name in solvers]
+    np.testing.assert_allclose(costs[1:], np.broadcast_to(costs[0], (2, 2)), rtol=1e-10)
+
+
+def test_the_median_of_a_relative_loss_counts_and_is_told() -> None:
+    quotient, points = updates(9, 8, 2, k=2), family("close", 4, 9, 8, 2, seed=7, noise=0.3)
+    told: list[TracePoint] = []
+    solution = mean_of(quotient, points, loss="huber", callback=told.append)
+    of_mean = len(solution.trace)
+    assert tuple(told[-of_mean:]) == solution.trace
+    median = told[:-of_mean]
+    assert median
+    assert all(step.active == 2 for step in median)
+    assert median[-1].passes <= solution.trace[0].passes < solution.passes
+    assert median[-1].seconds < solution.trace[0].seconds < solution.seconds
+    late = mean_of(quotient, points, loss="huber", max_seconds=1e-9)
+    assert set(late.status) == {Status.BUDGET}
+
+
+def test_a_closed_form_refuses_a_relative_loss_before_its_median() -> None:
+    with pytest.raises(RecipeError, match=r"under Huber.*has no closed mean"):
+        mean_of(Stiefel(5, 2), [Stiefel(5, 2).random_point()], solver="closed_form", loss="huber")
+
+
+# --- solvers of one's own -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Early(Solver):
+    """A solver that returns before the watch ends it."""
+
+    accepts: bool
+
+    def run(self, watch: Watch, start: Any) -> None:
+        if self.accepts:
+            watch.accept(start)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_solver_that_returns_early_has_stopped(accepts: bool) -> None:
+    quotient, points = updates(9, 8, 2, k=2), family("close", 3, 9, 8, 2, seed=7, noise=0.3)
+    solution = mean_of(quotient, points, solver=Early(accepts=accepts))
+    assert set(solution.status) == {Status.STOPPED}
+    assert len(solution.trace) == 1

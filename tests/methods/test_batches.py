@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ OPTIONS = Options(tol=1e-9, cost_tol=0.0, max_passes=300)
 SIZE = (9, 8, 2)
 
 
-def tasks(count: int, seed: int, size: tuple[int, int, int] = SIZE, starts: int = 1) -> list[Task]:
+def tasks(
+    count: int, seed: int, size: tuple[int, int, int] = SIZE, starts: int = 1, **metric: Any
+) -> list[Task]:
     """Modules whose three points are near to each other."""
     m, n, r = size
     total = FixedRank(*size, k=count)
@@ -31,7 +34,7 @@ def tasks(count: int, seed: int, size: tuple[int, int, int] = SIZE, starts: int 
             for t in range(3)
         ]
     )
-    manifold = QuotientManifold(FixedRank(*size), Orthogonal(r))
+    manifold = QuotientManifold(FixedRank(*size, **metric), Orthogonal(r))
     return [Task(Placed(manifold, points[:, k]), WEIGHTS, starts=starts) for k in range(count)]
 
 
@@ -61,6 +64,14 @@ def test_threads_change_no_bit_and_kinds_do_not_meet() -> None:
     for mean, same, alone in zip(together, on_two, [*first[:5], *second, *first[5:]], strict=True):
         assert torch.equal(mean.value, same.value)
         assert torch.equal(mean.value, alone.value)
+
+
+def test_modules_of_different_metrics_do_not_meet() -> None:
+    one, other = tasks(2, 1), tasks(2, 1, core="euclidean", weights=(1, 2, 3))
+    together = solved([*one, *other])
+    for mean, alone in zip(together, [*solved(one), *solved(other)], strict=True):
+        assert torch.equal(mean.value, alone.value)
+    assert not torch.allclose(together[0].value, together[2].value, atol=1e-6)
 
 
 def test_several_starts_say_how_far_apart_they_end() -> None:

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pymanopt
 import pytest
+import torch
+from torch import Tensor
 
 from riemerge import Problem, frechet_mean, problems
 from riemerge.errors import OutputError, RecipeError
+from riemerge.losses import FunctionLoss
+from riemerge.manifolds import Euclidean, MetricManifold
 from riemerge.records.comparison_record import Comparison
 from riemerge.solvers import LBFGS, Guest, Solver
 from riemerge.study import solver_comparison
@@ -143,6 +147,35 @@ def test_another_problem_solver_or_seed_is_run_anew(tmp_path: Path, monkeypatch:
     assert len(ran) == 5
 
 
+PLANE = Euclidean(2, 1)
+
+
+class Scaled:
+    """The metric of the entries times a number."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.logarithm, self.geodesic = PLANE.logarithm, PLANE.geodesic
+
+    def inner_products(self, point: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return self.factor * (a * b).sum(dim=(-2, -1))
+
+
+def test_another_metric_or_function_is_another_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [torch.eye(2)[:1, :, None].double() * x for x in (0.0, 1.0, 5.0)]
+    metrics = [MetricManifold(PLANE, Scaled(x)) for x in (1.0, 2.0, 2.0)]
+    losses = [lambda d, s=s: s * d.square() for s in (1.0, 3.0, 3.0)]
+    posed = [Problem(metric, points, loss=FunctionLoss(losses[0])) for metric in metrics]
+    posed += [Problem(PLANE, points, loss=FunctionLoss(loss)) for loss in losses]
+    ran = count_solves(monkeypatch)
+    for problem in posed:
+        compare_solvers({"p": problem}, ["lbfgs"], folder=tmp_path / "out")
+    # The last of three is the second, made again.
+    assert len(ran) == 4
+
+
 def test_a_run_that_cannot_be_read_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "out"
     comparison = compare_solvers(small(), ["lbfgs"], folder=folder)
@@ -187,6 +220,18 @@ def test_geometries_and_losses_are_crossed_and_a_closed_form_is_noted(tmp_path: 
     assert all(run.counts["logarithms"] > 0 for run in comparison.runs)
     with pytest.raises(RecipeError, match="flat, square: the mean of every module is a closed form"):
         compare_adapters(folders, ["lbfgs"], ["flat"])
+
+
+@pytest.mark.parametrize(
+    ("solvers", "message"), [(["lbfg"], "did you mean 'lbfgs'"), (["closed_form"], "has no closed_mean")]
+)
+def test_what_no_solver_takes_is_refused_before_the_long_determination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solvers: list[str], message: str
+) -> None:
+    folders = [*map(str, write_family(tmp_path, family("close", 2)))]
+    monkeypatch.setattr(solver_comparison, "_ask_determined", lambda *_: pytest.fail("determined"))
+    with pytest.raises(RecipeError, match=message):
+        compare_adapters(folders, solvers)
 
 
 def test_the_folder_of_a_comparison_is_no_adapter(tmp_path: Path) -> None:

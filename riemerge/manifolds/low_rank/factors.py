@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, TypeVar, Unpack, final
+from typing import Any, Literal, Self, TypeVar, Unpack, final
 
 import torch
 from torch import Tensor
@@ -80,7 +80,14 @@ class FixedRank(FactoredManifold):
             self.core = SymmetricPositiveDefinite(r, retraction=retraction, **middle)
         elif retraction != "exp":
             raise ValueError(f"FixedRank: {kind.__name__} has no retraction {retraction!r}; it has 'exp'")
-        name = f"Factored {m}x{n} matrices of rank {r}"
+        facts = {
+            "frames": (_name(FRAMES, beta), "canonical"),
+            "core": (_name(CORES, kind), "affine_invariant"),
+            "weights": (tuple(map(float, weights)), (1.0, 1.0, 1.0)),
+            "retraction": (retraction, "exp"),
+        }
+        others = ", ".join(f"{key}={fact}" for key, (fact, default) in facts.items() if fact != default)
+        name = f"Factored {m}x{n} matrices of rank {r}" + f" ({others})" * bool(others)
         super().__init__(name, (self.left, self.core, self.right), weights, (m + r + n, r), **options)
         self.m = m
         self.n = n
@@ -221,3 +228,9 @@ def _look_up(kind: str, known: Mapping[str, _Value], name: str | _Value) -> _Val
             f"FixedRank: {kind} is {name!r}; known are {', '.join(known)}, or a value of your own"
         )
     return known[name]
+
+
+def _name(known: Mapping[str, _Value], value: _Value) -> Any:
+    """Return the name of a value, or what says which it is where it has none."""
+    names = (name for name, held in known.items() if held == value)
+    return next(names, getattr(value, "__name__", value))

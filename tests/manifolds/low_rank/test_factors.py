@@ -50,6 +50,14 @@ def test_huge_and_tiny_updates_keep_their_relative_accuracy() -> None:
         )
 
 
+def test_the_name_says_another_metric_than_the_default() -> None:
+    assert str(FixedRank(9, 8, 2, k=3, frames=0.5)) == "Factored 9x8 matrices of rank 2^3"
+    named = FixedRank(9, 8, 2, core="euclidean", frames="euclidean", weights=(1, 2, 3))
+    others = "frames=euclidean, core=euclidean, weights=(1.0, 2.0, 3.0)"
+    assert str(named) == f"Factored 9x8 matrices of rank 2 ({others})"
+    assert str(named.with_modules(1)) == str(named)
+
+
 def test_updates_of_lower_rank_are_refused() -> None:
     total = FixedRank(20, 17, 4, k=2)
     left, right = (torch.cat(pair) for pair in zip(factors(20, 17, 4), factors(20, 17, 4), strict=True))
