@@ -316,8 +316,10 @@ LossLike: TypeAlias = Loss | str | Callable[[Tensor], Tensor]
 
 
 def _adapt(entry: Any) -> Callable[..., Loss]:
-    """Return what builds a plug-in's loss: its class, or a builder of the function of distances it gives."""
-    return entry if isinstance(entry, type) else partial(FunctionLoss, entry)
+    """Return what builds a plug-in's loss: its class, or a builder of the loss or function that it gives."""
+    if isinstance(entry, type):
+        return entry
+    return partial(as_loss, entry)
 
 
 LOSSES: Registry[Loss] = Registry(

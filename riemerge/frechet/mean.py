@@ -64,8 +64,7 @@ def frechet_mean(
     with torch.no_grad(), single_threaded():
         median = _find_median(problem, loss, chosen, start, callback) if loss.relative else None
         search = Search(problem, start, median)
-        watch = Watch(search, chosen, callback)
-        watch._began = began  # the median's seconds count, in the budget too
+        watch = Watch(search, chosen, callback, began)  # the median's seconds count, in the budget too
         begun = search.start()
         chosen.run(watch, begun)
         if not watch.trace:

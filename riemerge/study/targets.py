@@ -111,13 +111,12 @@ def _find(text: str, seed: int) -> list[Any]:
     if not rest:
         known = [*METHODS, *GEOMETRIES, *LOSSES, *SOLVERS, *MANIFOLDS]
         raise RecipeError(f"{text}: there is no such name: {did_you_mean(text, known)}")
-    sys.path.append(here := str(Path.cwd()))
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         return [getattr(import_module(name), rest)]
     except Exception as fault:
         raise RecipeError(f"{text}: it cannot be imported: {fault!r}") from fault
-    finally:
-        sys.path.remove(here)
 
 
 def _row(text: str) -> Method:

@@ -41,15 +41,20 @@ class Watch:
         search: The problem that is solved.
         solver: The solver, whose tolerances and budgets say when a module is converged, is flat, or runs out.
         callback: Called with each accepted iterate.
+        began: When the solve began, by `time.perf_counter` [default: now].
     """
 
     def __init__(
-        self, search: Search, solver: Solver, callback: Callable[[TracePoint], None] | None = None
+        self,
+        search: Search,
+        solver: Solver,
+        callback: Callable[[TracePoint], None] | None = None,
+        began: float | None = None,
     ) -> None:
         self._search = search
         self._solver = solver
         self._callback = callback
-        self._began = time.perf_counter()
+        self._began = began or time.perf_counter()
         self._costs: list[Tensor] = []
         self._norms = torch.zeros(search.k, dtype=torch.float64, device="cpu")
         self._last: Evaluation | None = None

@@ -21,8 +21,8 @@ class Placed:
     """The points of one module: a Fréchet problem without its loss.
 
     Attributes:
-        manifold: A manifold of one module (K = 1). Problems of manifolds of one name and points of one shape
-            are solved side by side, so the name must tell manifolds apart.
+        manifold: A manifold of one module (K = 1). Problems on manifolds that hold the same, of points of one
+            shape, are solved side by side (see `riemerge.methods.fingerprint`).
         points: T points (T, rows, columns), float64.
         weights: T weights (T,); those of the setting where there are none.
         start: Point (rows, columns) where the solver begins; the solver's own where there is none.
