@@ -120,6 +120,34 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
         said = [f"{field.name}={texts[field.name]}" for field in given if words[field.name] != field.default]
         return ":".join([name, *said])
 
+    def split(self, text: str) -> tuple[str, dict[str, str]]:
+        """Return the name that a text begins with, and the words of its options.
+
+        Raises:
+            RecipeError: No such name, or what follows it is no `option=value`.
+        """
+        name, *assignments = text.split(":")
+        if name not in self:
+            raise RecipeError(f"unknown {self.kind} {name!r}: {did_you_mean(name, self)}")
+        words = {}
+        for assignment in assignments:
+            option, equals, words[option] = assignment.partition("=")
+            if not equals:
+                raise RecipeError(f"{self.kind} {text!r}: {assignment!r} is no option=value")
+        return name, words
+
+    def refuse_unknown(self, name: str, options: Iterable[str], known: Iterable[str]) -> None:
+        """Refuse options of a name that are none of those that are known.
+
+        Raises:
+            RecipeError: There is one.
+        """
+        names = list(known)
+        for option in options:
+            if option not in names:
+                advice = did_you_mean(option, names) if names else "it takes no options"
+                raise RecipeError(f"{self.kind} {name}: unknown option {option!r}: {advice}")
+
     def make(self, text: str, **options: Any) -> Value:
         """Build the value that a text names.
 
@@ -132,12 +160,10 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
             RecipeError: No such name, no such option, a value that the option does not take, or any fault of
                 a plug-in.
         """
-        name, *assignments = text.split(":")
-        if name not in self:
-            raise RecipeError(f"unknown {self.kind} {name!r}: {did_you_mean(name, self)}")
+        name, words = self.split(text)
         build = self[name]
         try:
-            value: Value = build(**self._read_options(text, build, assignments, options))
+            value: Value = build(**self._read_options(text, build, words, options))
         except (TypeError, ValueError) as fault:
             raise RecipeError(f"{self.kind} {text!r}: {fault}") from fault
         except Exception as fault:
@@ -147,7 +173,7 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
         return value
 
     def _read_options(
-        self, text: str, build: Callable[..., Any], assignments: Iterable[str], options: Mapping[str, Any]
+        self, text: str, build: Callable[..., Any], words: Mapping[str, str], options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the options of a call of `build`: those of a text over others."""
         kinds = inspect.signature(build).parameters.values()
@@ -156,20 +182,12 @@ class Registry(MutableMapping[str, Any], Generic[Value]):
         }
         takes_any = any(one.kind is one.VAR_KEYWORD for one in kinds)
         given = dict(options)
-        for assignment in assignments:
-            option, equals, word = assignment.partition("=")
-            if not equals:
-                raise RecipeError(f"{self.kind} {text!r}: {assignment!r} is no option=value")
+        for option, word in words.items():
             given[option] = _read(word, known.get(option))
             if isinstance(known.get(option), bool) and given[option] not in (True, False):
                 raise RecipeError(f"{self.kind} {text!r}: {option} is {word!r}; expected true or false")
-        unknown = [option for option in given if option not in known]
-        if unknown and not takes_any:
-            advice = "it takes no options"
-            if known:
-                advice = did_you_mean(unknown[0], known)
-            name = text.split(":", maxsplit=1)[0]
-            raise RecipeError(f"{self.kind} {name}: unknown option {unknown[0]!r}: {advice}")
+        if not takes_any:
+            self.refuse_unknown(text.partition(":")[0], given, known)
         return given
 
     def _find_point(self, name: str) -> EntryPoint:

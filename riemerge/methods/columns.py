@@ -13,7 +13,6 @@ from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import check_value
 from riemerge.methods.table import METHODS, PARAMETERS, find_method
-from riemerge.registry import did_you_mean
 
 PLAIN_METHOD = "average"
 """The method whose columns others are put in place of, where none is named."""
@@ -105,9 +104,7 @@ def _facts(row: Method, geometry: str, loss: str) -> dict[str, Any]:
     """Return what a geometry and a loss decide of a row."""
     if geometry == FORMULA:
         raise RecipeError(f"{row.name} is a formula, and no mean of distances: give a geometry with the loss")
-    name = geometry.split(":", maxsplit=1)[0]
-    if name not in GEOMETRIES:
-        raise RecipeError(f"unknown geometry {name!r}: {did_you_mean(name, GEOMETRIES)}")
+    name, _ = GEOMETRIES.split(geometry)
     alike = [other for other in METHODS.own if _name(other.geometry) == name]
     alike.sort(key=lambda other: (_name(other.loss) != _name(loss), other.geometry != geometry))
     facts: dict[str, Any] = {"mean": "", "survey": "", "own_parameters": _SOLVING}

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from riemerge.errors import RecipeError
-from riemerge.registry import Registry, did_you_mean, parse_scalar
+from riemerge.registry import Registry, parse_scalar
 
 _ENTRYWISE = "riemerge.methods.elections.entrywise:"
 
@@ -67,18 +66,7 @@ def parse_edit(text: str) -> tuple[Edit, dict[str, Any]]:
     Raises:
         RecipeError: No such edit, or no such parameter of it.
     """
-    name, *assignments = text.split(":")
-    if name not in EDITS:
-        raise RecipeError(f"unknown edit {name!r}: {did_you_mean(name, EDITS)}")
+    name, words = EDITS.split(text)
     edit: Edit = EDITS[name]
-    given = {}
-    for assignment in assignments:
-        option, equals, word = assignment.partition("=")
-        if not equals:
-            raise RecipeError(f"edit {text!r}: {assignment!r} is no option=value")
-        if option not in edit.own_parameters:
-            raise RecipeError(
-                f"edit {name}: unknown option {option!r}: {did_you_mean(option, edit.own_parameters)}"
-            )
-        given[option] = parse_scalar(word)
-    return edit, given
+    EDITS.refuse_unknown(name, words, edit.own_parameters)
+    return edit, {option: parse_scalar(word) for option, word in words.items()}

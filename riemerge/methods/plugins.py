@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from riemerge.errors import RecipeError
@@ -35,11 +36,8 @@ def load_plugin(module: str) -> None:
         RecipeError: There is no such module, it cannot be imported, it offers nothing, a name is taken, or a
             method is no row or has a parameter that is not known.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # and stays: entries beside the plug-in are imported when they are needed
     try:
-        plugin = import_module(module)
+        plugin = import_named(module)
     except Exception as fault:
         raise RecipeError(f"--plugin {module}: it cannot be imported: {fault!r}") from fault
     tables = _tables()
@@ -56,6 +54,14 @@ def load_plugin(module: str) -> None:
     for name, share in shares.items():
         for word, entry in share.items():
             tables[name].register(word, entry)
+
+
+def import_named(module: str) -> ModuleType:
+    """Import a module that a command line names: found as Python does, or in the working directory."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # and stays: entries beside the module are imported when they are needed
+    return import_module(module)
 
 
 def _tables() -> dict[str, Registry[Any]]:

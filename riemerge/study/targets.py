@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from riemerge.manifolds import GroupAction, MetricManifold, QuotientManifold
 from riemerge.manifolds.checks import check_action, check_manifold, check_metric
 from riemerge.methods import GEOMETRIES, METHODS, Method, compose
 from riemerge.methods.geometries.geometry import Geometry
+from riemerge.methods.plugins import import_named
 from riemerge.registry import did_you_mean
 from riemerge.study.method_laws import check_method
 from riemerge.study.value_laws import check_loss, check_solver
@@ -111,10 +109,8 @@ def _find(text: str, seed: int) -> list[Any]:
     if not rest:
         known = [*METHODS, *GEOMETRIES, *LOSSES, *SOLVERS, *MANIFOLDS]
         raise RecipeError(f"{text}: there is no such name: {did_you_mean(text, known)}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
     try:
-        return [getattr(import_module(name), rest)]
+        return [getattr(import_named(name), rest)]
     except Exception as fault:
         raise RecipeError(f"{text}: it cannot be imported: {fault!r}") from fault
 

@@ -45,7 +45,8 @@ class TrustRegions(Solver):
             the gradient, two passes for each product, by truncated conjugate gradients (Steihaug 1983).
             `gauss_newton`: the inverse of the preconditioner, that is Karcher's step, and the curvature over
             the group for alignments; `identity`: the metric itself. Both need no pass: the step is known.
-            Passes on six close adapters (120 x 100, rank 8) to 1e-8: 24, 8 and 8.
+            Passes on the close adapters of `benchmarks.convergence` to a gradient of 1e-6 of that at the
+            start: 24, 8 and 8.
 
     Raises:
         RecipeError: No such model.
