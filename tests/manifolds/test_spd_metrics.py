@@ -46,14 +46,10 @@ def test_laws(name: str, cond: float) -> None:
     # A step is known to the round-off of the point, which is cond times its share of the least eigenvalue;
     # and differences divide that by their step.
     assert defects.pop("gauss") < max(DIFFERENCES, 1e-10 * cond)
-    slope = defects.pop("compatibility")
-    if cond == 1:
-        assert slope < DIFFERENCES
-    else:
-        # The connection is checked where its differences are not all round-off, and membership by steps of
-        # length one, which leave the incomplete sets from near their boundary.
-        for key in ("torsion", "feasible", "start"):
-            defects.pop(key)
+    assert defects.pop("compatibility") < max(DIFFERENCES, 1e-7 * cond)
+    if cond > 1 and name == "bures_wasserstein":
+        # Membership and starts are checked by steps of length one, which leave this set from near its boundary.
+        del defects["feasible"], defects["start"]
     assert defects.pop("riesz_inverse") < max(1e-12, 1e-13 * cond)
     assert max(defects.values()) < max(1e-12, 1e-13 * cond), defects
 
