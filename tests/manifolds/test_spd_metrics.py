@@ -48,7 +48,7 @@ def test_laws(name: str, cond: float) -> None:
     assert defects.pop("gauss") < max(DIFFERENCES, 1e-10 * cond)
     assert defects.pop("compatibility") < max(DIFFERENCES, 1e-7 * cond)
     if cond > 1 and name == "bures_wasserstein":
-        # Membership and starts are checked by steps of length one, which leave this set from near its boundary.
+        # Membership and starts are checked by steps of length one, which leave this set near its boundary.
         del defects["feasible"], defects["start"]
     assert defects.pop("riesz_inverse") < max(1e-12, 1e-13 * cond)
     assert max(defects.values()) < max(1e-12, 1e-13 * cond), defects
