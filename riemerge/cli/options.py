@@ -141,7 +141,33 @@ MERGING = options(
         "--statistics", "Folder of `collect_statistics`, once for each model in order.", multiple=True
     ),
     folder_option("--base-statistics", "Statistics of the base model."),
-    folder_option("--base-model", "Full checkpoint that the models were trained from."),
+    click.option(
+        "--base",
+        "--base-model",
+        "base_model",
+        type=click.Path(),
+        metavar="FOLDER",
+        help="Full checkpoint that the models were trained from.",
+    ),
+    click.option(
+        "--heads", metavar="drop|average|from=NAME", help="What becomes of heads saved beside factors."
+    ),
+    click.option(
+        "--missing",
+        type=Words(["error", "zero", "skip"]),
+        help="What a module counts as that some adapters lack.  [default: error]",
+    ),
+    click.option("--same-base", is_flag=True, default=None, help="Take all base models named as one."),
+    click.option("--base-name", metavar="NAME", help="Base model that the result names."),
+    click.option(
+        "--rename", "renames", multiple=True, metavar="X=Y", help="Read module names that start with X as Y."
+    ),
+    click.option(
+        "--to",
+        "dialect",
+        type=Words(["peft", "kohya", "diffusers", "mlx"]),
+        help="Dialect of the written adapter.  [default: as the first input]",
+    ),
     click.option(
         "--out-type",
         type=Words(["adapter", "delta", "checkpoint"]),
@@ -162,11 +188,13 @@ def read_options(asked: dict[str, Any]) -> dict[str, Any]:
         RecipeError: A parameter has no such value, or is said by `-p` and under its own name.
     """
     from riemerge.errors import RecipeError
-    from riemerge.recipes.candidates import parse_assignments
+    from riemerge.recipes.candidates import parse_assignments, parse_renames
     from riemerge.recipes.recipe import parse_value
 
     asked = {name: value for name, value in asked.items() if value is not None}
     assigned = parse_assignments(asked.pop("assignments", ()))
+    if renames := asked.pop("renames", ()):
+        asked["rename"] = parse_renames(renames)
     if twice := assigned.keys() & asked.keys():
         raise RecipeError(f"-p {name}: said as an option too: say it once" for name in sorted(twice))
     spelled = {name: parse_value(PARAMETERS[name], asked[name]) for name in asked if name in PARAMETERS}

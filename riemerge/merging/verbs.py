@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,13 @@ def merge(
     dtype: str = "float64",
     out_dtype: str | None = None,
     uniform_rank: bool = False,
+    same_base: bool = False,
+    base_name: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    missing: str = "error",
+    heads: str | None = None,
+    base_model: str | Path | None = None,
+    dialect: str | None = None,
     progress: Listener | None = None,
     **parameters: Any,
 ) -> MergeResult:
@@ -64,6 +71,13 @@ def merge(
         out_dtype: Dtype that is written, such as `bfloat16`; None keeps that of the inputs.
         uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
             a share of the energy, or left out and the inputs have several. A number and `sum` always are.
+        same_base: Whether to take the adapters as trained on one base model, whatever they name.
+        base_name: The base model that the result names.
+        rename: New prefixes of module names by those that the adapters have.
+        missing: What a module counts as that some adapters lack: `error`, `zero`, or `skip`.
+        heads: What becomes of whole tensors saved beside the factors: `drop`, `average`, `from=NAME`.
+        base_model: Full checkpoint of the base model, for adapters whose dW depends on it (DoRA).
+        dialect: The dialect in which the result is written: `peft`, `kohya`, `diffusers`, `mlx`.
         progress: Called now and then.
         parameters: Parameters of the method, which `riemerge methods` lists: `rank` (a number, a share such
             as `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
@@ -123,6 +137,13 @@ def merge(
             "dtype": dtype,
             "out_dtype": out_dtype,
             "uniform_rank": uniform_rank,
+            "same_base": same_base,
+            "base_name": base_name,
+            "rename": dict(rename or {}),
+            "missing": missing,
+            "heads": heads,
+            "base_model": base_model and str(base_model),
+            "dialect": dialect,
         }
     )
     opened = {adapter.path: adapter for adapter in adapters if isinstance(adapter, Adapter)}

@@ -76,3 +76,23 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
         return name, parse_value(PARAMETERS[name], value, where=f"-p {name}")
 
     return dict(try_each(assign, texts))
+
+
+def parse_renames(texts: Iterable[str]) -> dict[str, str]:
+    """Read prefixes of module names as `--rename` takes them: each as `OLD=NEW`, either of which may be empty.
+
+    >>> parse_renames(["language_model.="])
+    {'language_model.': ''}
+
+    Raises:
+        RecipeError: A text without `=`, nothing on both sides, or a prefix that is said twice.
+    """
+    names: dict[str, str] = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not equals or old == new:
+            raise RecipeError(f"--rename {text}: expected OLD=NEW, two prefixes of module names")
+        if old in names:
+            raise RecipeError(f"--rename {text}: {old or 'the empty prefix'} is renamed twice: say it once")
+        names[old] = new
+    return names

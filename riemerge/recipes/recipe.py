@@ -63,6 +63,18 @@ class Recipe(BaseModel):
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
         uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
+        same_base: Whether adapters are taken as trained on one base model, whatever they name.
+        base_name: The base model that the result names, in place of that of the inputs.
+        rename: New prefixes of module names by the prefixes that adapters have.
+        missing: What a module counts as that some adapters lack: an `error`, an update of `zero`, or `skip`
+            those adapters there.
+        heads: What becomes of whole tensors saved beside factors: `drop`, `average` or `from=NAME`; None
+            refuses them.
+        dialect: The dialect in which an adapter is written; None takes that of the first input.
+        tokenizer: The tokenizer that is written: `base`, `union`, or a model's; None copies the files beside
+            the base model or the first.
+        chat_template: The chat template that is written.
+        translations: What was read as other words than those in the file.
     """
 
     model_config = _STRICT
@@ -78,6 +90,15 @@ class Recipe(BaseModel):
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
     uniform_rank: bool = False
+    same_base: bool = False
+    base_name: str | None = Field(default=None, min_length=1)
+    rename: Mapping[str, str] = Field(default_factory=dict)
+    missing: Literal["error", "zero", "skip"] = "error"
+    heads: str | None = Field(default=None, pattern=r"^(drop|average|from=.+)$")
+    dialect: Literal["peft", "kohya", "diffusers", "mlx"] | None = None
+    tokenizer: str | None = Field(default=None, min_length=1)
+    chat_template: str | None = Field(default=None, min_length=1)
+    translations: tuple[str, ...] = Field(default=(), strict=False)
 
     @property
     def method(self) -> Method:
@@ -136,6 +157,12 @@ _TOP = (
     "out_dtype",
     "out_type",
     "uniform_rank",
+    "same_base",
+    "base_name",
+    "rename",
+    "missing",
+    "heads",
+    "dialect",
 )
 
 
