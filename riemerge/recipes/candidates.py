@@ -79,7 +79,7 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_renames(texts: Iterable[str]) -> dict[str, str]:
-    """Read prefixes of module names as `--rename` takes them: each as `OLD=NEW`, either of which may be empty.
+    """Read prefixes of module names as `--rename` takes them, each as `OLD=NEW`; one of them may be empty.
 
     >>> parse_renames(["language_model.="])
     {'language_model.': ''}
