@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
+from riemerge.formats.hub import locate
 from riemerge.methods import (
     COLUMNS,
     DEFAULT_METHOD,
@@ -130,6 +131,7 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
         )
     problems: list[str] = []
     data = _copy(raw)
+    _locate_models(data)
     if isinstance(edits := data.get("edits"), str):
         data["edits"] = edits.split(",")
     method = _find_method(data, problems)
@@ -469,8 +471,17 @@ def _read_file(path: Path) -> Any:
     """Read a recipe file, with the folders it names taken relative to it."""
     data = read_yaml(path)
     if isinstance(data, dict):
+        _locate_models(data, path.parent)
         for level in (data, *(entry for _, entry in _entries(data))):
-            for key in ("model", "statistics", "base_model", "base_statistics"):
+            for key in ("statistics", "base_statistics"):
                 if isinstance(folder := level.get(key), str) and folder:
                     level[key] = str(path.parent / folder)
     return data
+
+
+def _locate_models(data: dict[str, Any], beside: str | Path = "") -> None:
+    """Put the path of each model in the place of what the recipe calls it: a path, or an id on the hub."""
+    for level in (data, *(entry for _, entry in _entries(data))):
+        for key in ("model", "base_model"):
+            if isinstance(model := level.get(key), str) and model:
+                level[key] = str(locate(model, beside))
