@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 
 from riemerge.errors import AdapterError, OutputError, ResourceError
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.hub import advise, download, identify, locate, name_model, push
-from riemerge.formats.peft import read_adapter
 from tests.cli.runner import run
 from tests.folders import family, write_family
 
