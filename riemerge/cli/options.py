@@ -174,7 +174,9 @@ MERGING = options(
         help="What to write.  [default: as the inputs]",
     ),
     click.option(
-        "--uniform-rank", is_flag=True, default=None, help="Write one rank in all modules, the largest."
+        "--uniform-rank/--no-uniform-rank",
+        default=None,
+        help="Write one rank in all modules, as llama.cpp needs it.  [default: uniform-rank]",
     ),
     COMPUTING,
 )

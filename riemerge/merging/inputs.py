@@ -206,7 +206,7 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
     cut = recipe.parameters.get("rank") not in {None, "sum"}
     if cut and not (method.truncates_inputs or method.constrained):
         raise RecipeError(f"parameters.rank: {whole}")
-    if recipe.uniform_rank:
+    if recipe.uniform_rank is not None:
         raise RecipeError(f"uniform_rank: {whole}")
 
 
@@ -231,7 +231,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
-    if recipe.uniform_rank:
+    if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")

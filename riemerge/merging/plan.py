@@ -77,7 +77,7 @@ class Plan:
         paths = [entry.model for entry in recipe.models]
         models = [identify(path) for path in paths]
         names = [str(model or name) for model, name in zip(models, display_names(paths), strict=True)]
-        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, False)}
+        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, None)}
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},

@@ -63,7 +63,8 @@ class Recipe(BaseModel):
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
-        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
+        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero; None
+            means true.
         same_base: Whether adapters are taken as trained on one base model, whatever they name.
         base_name: The base model that the result names, in place of that of the inputs.
         rename: New prefixes of module names by the prefixes that adapters have.
@@ -90,7 +91,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
-    uniform_rank: bool = False
+    uniform_rank: bool | None = None
     same_base: bool = False
     base_name: str | None = Field(default=None, min_length=1)
     rename: Mapping[str, str] = Field(default_factory=dict)
