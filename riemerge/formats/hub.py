@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+from riemerge.errors import AdapterError, OutputError, RecipeError, ResourceError, RiemergeError
 
 _NAME = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
 _ID = re.compile(
@@ -136,17 +136,19 @@ def _commit(entry: Path, revision: str) -> str | None:
 
 
 def download(text: str) -> Path:
-    """Fetch a model into the cache of the hub, and return where it lies there.
+    """Fetch a model into the cache of the hub, and return where it lies there; what is there already stays.
 
     Law: safetensors, settings, tokenizer and code are fetched, pickles are not.
 
     Args:
-        text: `org/name[/folder][@revision]`.
+        text: A path that exists, or `org/name[/folder][@revision]`.
 
     Raises:
         AdapterError: The text is no id, or the hub does not give the model.
         ResourceError: huggingface_hub is not installed.
     """
+    if os.path.lexists(text):
+        return Path(text)
     match = _match(text)
     if match is None:
         raise AdapterError(f"{text}: cannot be downloaded: expected org/name or org/name@revision")
@@ -157,6 +159,22 @@ def download(text: str) -> Path:
             match["repository"], revision=match["revision"], allow_patterns=patterns
         )
     return Path(fetched, folder)
+
+
+def check_push(repository: str) -> None:
+    """Refuse before any work what cannot be pushed.
+
+    Args:
+        repository: The id `org/name`.
+
+    Raises:
+        RecipeError: The text is no id.
+        ResourceError: huggingface_hub is not installed.
+    """
+    match = _match(repository)
+    if match is None or match["repository"] != repository or "/" not in repository:
+        raise RecipeError(f"--push {repository}: expected ORG/NAME")
+    require_library()
 
 
 def push(folder: str | os.PathLike[str], repository: str) -> str:

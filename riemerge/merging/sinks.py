@@ -197,6 +197,12 @@ def write(
     return Written(record.with_outputs(writer.sha256), max(writer.errors.values()))
 
 
+def stored_dtype(plan: Plan, name: str) -> torch.dtype:
+    """Return the dtype in which a module or tensor is written."""
+    own = (model.dtypes[name] for model in plan.inputs.checkpoints)
+    return plan.out_dtype or reduce(torch.promote_types, own)
+
+
 def _describe(writer: DenseWriter, record: RunRecord) -> None:
     writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
     writer.add_file(CARD_FILE, model_card(record))
@@ -236,8 +242,7 @@ class _CheckpointSink:
         tensor, base = update.dense(), self._inputs.base
         if base is not None:
             tensor = base.tensor(name, device=self._plan.device) + tensor
-        own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.checkpoints])
-        self._writer.add(name, tensor, dtype=self._plan.out_dtype or own)
+        self._writer.add(name, tensor, dtype=stored_dtype(self._plan, name))
 
     def copy_until(self, name: str | None) -> None:
         """Copy the tensors that are no floats and come before a name; all that are left if None."""
