@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, VERBOSE, method_option, read_options
+from riemerge.cli.options import (
+    HELP_ALL,
+    MERGING,
+    OUTPUT,
+    VERBOSE,
+    SectionedCommand,
+    method_option,
+    read_options,
+)
 from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
 from riemerge.methods import DEFAULT_METHOD
 
@@ -28,12 +36,13 @@ A value may be a list over depth: -p "density=[0.3, 0.7]". `riemerge methods NAM
 parameters."""
 
 
-@click.command(help=_HELP)
+@click.command(cls=SectionedCommand, help=_HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
 @OUTPUT
 @method_option(DEFAULT_METHOD)
 @MERGING
 @VERBOSE
+@HELP_ALL
 @answering
 def merge(
     sources: tuple[str, ...],

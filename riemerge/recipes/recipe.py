@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riemerge.errors import RecipeError
+from riemerge.formats.hub import locate
 from riemerge.methods import (
     COLUMNS,
     DEFAULT_METHOD,
@@ -62,7 +63,8 @@ class Recipe(BaseModel):
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
-        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
+        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero; None
+            means true.
         same_base: Whether adapters are taken as trained on one base model, whatever they name.
         base_name: The base model that the result names, in place of that of the inputs.
         rename: New prefixes of module names by the prefixes that adapters have.
@@ -89,7 +91,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
-    uniform_rank: bool = False
+    uniform_rank: bool | None = None
     same_base: bool = False
     base_name: str | None = Field(default=None, min_length=1)
     rename: Mapping[str, str] = Field(default_factory=dict)
@@ -130,6 +132,7 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
         )
     problems: list[str] = []
     data = _copy(raw)
+    _locate_models(data)
     if isinstance(edits := data.get("edits"), str):
         data["edits"] = edits.split(",")
     method = _find_method(data, problems)
@@ -469,8 +472,17 @@ def _read_file(path: Path) -> Any:
     """Read a recipe file, with the folders it names taken relative to it."""
     data = read_yaml(path)
     if isinstance(data, dict):
+        _locate_models(data, path.parent)
         for level in (data, *(entry for _, entry in _entries(data))):
-            for key in ("model", "statistics", "base_model", "base_statistics"):
+            for key in ("statistics", "base_statistics"):
                 if isinstance(folder := level.get(key), str) and folder:
                     level[key] = str(path.parent / folder)
     return data
+
+
+def _locate_models(data: dict[str, Any], beside: str | Path = "") -> None:
+    """Put the path of each model in the place of what the recipe calls it: a path, or an id on the hub."""
+    for level in (data, *(entry for _, entry in _entries(data))):
+        for key in ("model", "base_model"):
+            if isinstance(model := level.get(key), str) and model:
+                level[key] = str(locate(model, beside))
