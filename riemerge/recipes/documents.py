@@ -54,7 +54,7 @@ def read_documents(path: Path) -> tuple[Document, ...]:
     )
 
 
-def _faults(where: str, names: Sequence[Any], contents: Sequence[Any]) -> Iterator[str]:
+def _faults(where: str, names: Sequence[Any], contents: Sequence[dict[str, Any]]) -> Iterator[str]:
     for i, name in enumerate(names[:-1]):
         document = f"{where}: document {i + 1} of {len(names)}"
         if not isinstance(name, str) or not is_plain_name(name):
@@ -65,26 +65,28 @@ def _faults(where: str, names: Sequence[Any], contents: Sequence[Any]) -> Iterat
             yield f"{document}: no later document names {name!r}, so that its result would be lost"
 
 
-def _named(content: Any) -> set[str]:
+def _named(content: dict[str, Any]) -> set[str]:
     """Return what a document names as models, and the parts of sums."""
-    texts = {text for _, _, text in _models(content)}
+    texts = {text for _, _, text in places_of_models(content)}
     return texts | {part for text in texts for part in text.split("+")}
 
 
-def _models(content: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield each place where a document names a model: the mapping, the key, and what it says."""
-    if isinstance(content, dict):
-        for _, level in levels(content):
-            for key in ("model", "base_model", "tokenizer"):
-                if isinstance(text := level.get(key), str) and text:
-                    yield level, key, text
+def places_of_models(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield each place where a recipe names a model: the mapping, the key, and what it says there."""
+    for _, level in levels(data):
+        for key in ("model", "base_model", "tokenizer"):
+            if (
+                isinstance(text := level.get(key), str)
+                and text
+                and (key != "tokenizer" or text not in TOKENIZERS)
+            ):
+                yield level, key, text
 
 
 def _locate(data: dict[str, Any], beside: Path, earlier: Sequence[str]) -> None:
     """Put paths in the place of the names of models and folders; names of earlier documents stay."""
-    for level, key, text in _models(data):
-        if key != "tokenizer" or text not in TOKENIZERS:
-            level[key] = locate_model(text, beside, earlier)
+    for level, key, text in places_of_models(data):
+        level[key] = locate_model(text, beside, earlier)
     for _, level in levels(data):
         for key in ("statistics", "base_statistics"):
             if isinstance(folder := level.get(key), str) and folder:

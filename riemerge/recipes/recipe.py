@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -171,16 +170,14 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     data = _copy(raw)
     translations = [*data.pop("translations", ()), *translate_words(data)]
     make = _make_plain if data.get("slices") is None else _make_stack
-    with _putting_before(before):
-        recipe = make(data, translations)
-        return recipe.model_copy(update={"translations": tuple(dict.fromkeys(translations))})
+    recipe = _put_before(before, lambda: make(data, translations))
+    return recipe.model_copy(update={"translations": tuple(dict.fromkeys(translations))})
 
 
-@contextmanager
-def _putting_before(words: str) -> Iterator[None]:
-    """Put words before each problem of a recipe that makes no sense."""
+def _put_before(words: str, make: Callable[[], Recipe]) -> Recipe:
+    """Return what a function makes, and put words before each problem of a recipe that makes no sense."""
     try:
-        yield
+        return make()
     except RecipeError as fault:
         raise RecipeError(words + problem for problem in fault.problems) from None
 
@@ -222,8 +219,8 @@ def _make_stack(data: dict[str, Any], translations: list[str]) -> Recipe:
         said, own = stack[k], list[str]()
         models = [source.model_dump(exclude={"layer_range"}) for source in said.sources]
         parameters = put_over(said.parameters, data.get("parameters") or {})
-        with _putting_before(f"slices[{k}]: "):
-            recipe = _make_plain(_copy({**data, "models": models, "parameters": parameters}), own)
+        raw = _copy({**data, "models": models, "parameters": parameters})
+        recipe = _put_before(f"slices[{k}]: ", lambda: _make_plain(raw, own))
         translations.extend(f"slices[{k}]: {text}" for text in own)
         ranges = {source.model: source.layer_range for source in said.sources}
         sources = tuple(

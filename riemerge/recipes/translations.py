@@ -80,8 +80,8 @@ NEEDLESS: Mapping[tuple[str, Any], tuple[str, str]] = {
     ("nuslerp_row_wise", False): ("normalised", "each tensor counts as one vector anyway"),
     ("filter_wise", False): ("normalised", "one factor is found for each tensor anyway"),
 }
-"""Values that say what a row does that lacks the parameter: which rows do (`normalised`, those that divide by the
-sum of the weights, or the others), and the sentence."""
+"""Values that say what a row without the parameter does: which rows (`normalised`: those that divide by the
+sum of the weights; else the others), and the sentence."""
 
 OTHER_ROWS: Mapping[tuple[str, str, bool], Word] = {
     ("average", "normalize", False): Word("svd", "the weighted sum of updates, the weights as given"),
@@ -160,8 +160,8 @@ def _translate_dtype(data: Data, of_file: bool) -> Iterator[str]:
 def _translate_tokenizer(data: Data) -> Iterator[str]:
     given = data.get("tokenizer")
     if isinstance(given, Mapping) and given.keys() <= {"source"}:
-        data["tokenizer"] = source = given.get("source", "union")
-        yield f"tokenizer.source: read as tokenizer: {source}: it is one word here"
+        data["tokenizer"] = given.get("source", "union")
+        yield "tokenizer.source: read as tokenizer: it is one word here"
 
 
 def _translate_method(data: Data) -> Iterator[str]:
@@ -263,7 +263,7 @@ def _translate_base(data: Data) -> Iterator[str]:
         yield f"base_model: left out: it is one of the models, and {method} merges those as they are"
     else:
         data["models"] = [entry for i, entry in enumerate(models) if i not in places]
-        yield f"models: {base}: left out: it is the base_model, and its update is zero"
+        yield f"models: {_name(base)}: left out: it is the base_model, and its update is zero"
 
 
 def _translate_slerp(data: Data, base: str, models: list[Any], places: Sequence[int]) -> Iterator[str]:
@@ -274,11 +274,15 @@ def _translate_slerp(data: Data, base: str, models: list[Any], places: Sequence[
     first = [models[i] for i in places[:1]] or [{"model": base}]
     data["models"] = [*first, *others]
     del data["base_model"]
-    yield f"base_model: left out: slerp goes from it (t = 0) to the other model, as they are: {base} is first"
+    yield f"base_model: left out: slerp goes from {_name(base)} (t = 0) to the other model, both as they are"
 
 
 def _indexed(models: list[Any]) -> Iterator[tuple[int, Data]]:
     yield from ((i, entry) for i, entry in enumerate(models) if isinstance(entry, dict))
+
+
+def _name(path: str) -> str:
+    return os.path.basename(os.path.normpath(path))  # noqa: PTH119 - records hold no paths
 
 
 def _are_one(model: Any, base: str) -> bool:
