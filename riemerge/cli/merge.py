@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -20,9 +21,11 @@ from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting
 from riemerge.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from riemerge.merging.plan import Plan
     from riemerge.recipes.recipe import Recipe
     from riemerge.records.run_record import RunRecord
+
+Documents: TypeAlias = "Sequence[tuple[str | None, Recipe]]"
+"""The recipe of each document, behind the name by which later ones name its result."""
 
 # The texts of help stand by themselves, since python -OO takes docstrings away.
 _HELP = """Merge adapters, or full checkpoints, into a new folder.
@@ -65,21 +68,20 @@ def merge(
 ) -> None:
     """Do what `riemerge merge` is asked."""
     from riemerge.formats import hub
-    from riemerge.merging.plan import plan
-    from riemerge.recipes.recipe import read_recipe
+    from riemerge.recipes.recipe import read_recipes
 
     overrides = read_options(asked)
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output'.")
     if push:
         hub.check_push(push)
-    recipe = read_recipe(sources, {"merge_method": overrides.pop("method", None), **overrides}, statistics)
-    if download:
-        recipe = _fetch(recipe)
+    asked = {"merge_method": overrides.pop("method", None), **overrides}
+    with hub.allow_downloads(download):
+        documents = read_recipes(sources, asked, statistics)
     if output is None or dry_run:
-        _show_plan(plan(recipe, folder=output, device=device, threads=threads), as_json)
+        _show_plan(documents, output, device, threads, as_json)
         return
-    record, rounding = merge_and_warn(recipe, Path(output), device, threads, as_json, quiet)
+    record, rounding = merge_and_warn(documents, Path(output), device, threads, as_json, quiet)
     with reporting(output):
         pushed = {"pushed": hub.push(output, push)} if push else {}
         if as_json:
@@ -91,23 +93,22 @@ def merge(
             from riemerge.report.tables import written_report
 
             show(written_report(record, Path(output), rounding, verbose=verbose))
-            say("".join(f"pushed to {address}\n" for address in pushed.values()), end="")
+            if pushed:
+                say(f"pushed to {pushed['pushed']}")
 
 
-def _fetch(recipe: Recipe) -> Recipe:
-    """Return the recipe with the models of the hub that are not in its cache fetched there."""
-    from riemerge.formats.hub import download
-
-    models = [entry.model_copy(update={"model": str(download(entry.model))}) for entry in recipe.models]
-    base = recipe.base_model and str(download(recipe.base_model))
-    return recipe.model_copy(update={"models": tuple(models), "base_model": base})
-
-
-def _show_plan(planned: Plan, as_json: bool) -> None:
+def _show_plan(
+    documents: Documents, output: str | None, device: str, threads: int | None, as_json: bool
+) -> None:
+    """Show what a merge will do: of several documents, what the first will, whose inputs are there."""
     from riemerge.merging.dry_run import describe_plan
+    from riemerge.merging.plan import plan
     from riemerge.report.plan_text import plan_lines
 
-    record = describe_plan(planned)
+    (name, first), *later = documents
+    if later:
+        tell(f"{len(later)} documents more need the results of others: this is the plan of {name} alone")
+    record = describe_plan(plan(first, folder=output, device=device, threads=threads))
     if as_json:
         dump({"plan": record.model_dump(mode="json")})
     else:
@@ -115,14 +116,27 @@ def _show_plan(planned: Plan, as_json: bool) -> None:
 
 
 def merge_and_warn(
-    recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
+    documents: Documents,
+    target: Path,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> tuple[RunRecord, float]:
-    """Merge and write, with progress; and tell warnings on stderr where no report will show them."""
-    from riemerge.merging.verbs import merge_into
-    from riemerge.report.words import printable
+    """Merge and write, with progress; tell translations, and warnings that no report shows, on stderr."""
+    from riemerge.merging.sequence import merge_documents
+    from riemerge.report.words import printable, when
 
+    told = [f"{when(name, f'{name}: ')}{text}" for name, recipe in documents for text in recipe.translations]
+    for text in told:
+        tell(printable(text))
     with progress_on_stderr(quiet) as listener:
-        record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
+        record, rounding = merge_documents(
+            documents, target, device=device, threads=threads, progress=listener
+        )
+    for text in record.translations:
+        if text not in told:  # it took the models to see it
+            tell(printable(text))
     if as_json or quiet:
         for text in record.warnings:
             tell(printable(f"warning: {text}"))

@@ -21,6 +21,7 @@ from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
@@ -77,7 +78,11 @@ class Plan:
         paths = [entry.model for entry in recipe.models]
         models = [identify(path) for path in paths]
         names = [str(model or name) for model, name in zip(models, display_names(paths), strict=True)]
-        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, None)}
+        asked: dict[str, tuple[Any, Any]] = {
+            "out_type": (self.out_type, "adapter"),
+            "uniform_rank": (recipe.uniform_rank, None),
+            "earlier": (dict(recipe.earlier), {}),
+        }
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -146,6 +151,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
+    recipe = flatten_slices(recipe)
     method = recipe.method
     recipe = expand(recipe, method)
     if folder is not None:
