@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,12 +49,9 @@ _KINDS = {
 _SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
-@final
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A full checkpoint: a tensor for each name, spread over files in any way. Made by `read_checkpoint`.
-
-    No file stays open; each read fails loudly if its file is no longer the one that was checked.
+class Checkpoint(ABC):
+    """A full checkpoint: a tensor for each name, from files or from a view of other checkpoints. Abstract.
 
     Attributes:
         path: The folder or file that was given.
@@ -66,8 +64,34 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     other_files: tuple[Path, ...]
-    _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
-    _index_sha256: Mapping[str, str] = field(repr=False)  # by file name; empty without an index
+
+    @property
+    @abstractmethod
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file that enters the tensors, by file name.
+
+        Raises:
+            AdapterError: A file is no longer the one that was checked.
+        """
+
+    @abstractmethod
+    def read(self, name: str, rows: Sequence[range] | None = None) -> Tensor:
+        """Read one tensor as it is stored, or runs of its rows one after the other.
+
+        Law: rows that are read alone are those of the whole tensor, bit for bit.
+
+        Args:
+            name: One of `names`.
+            rows: Indices of the first axis, in runs of step 1; None for the whole tensor, of any shape.
+
+        Raises:
+            AdapterError: A file is no longer the one that was checked.
+            KeyError: The checkpoint has no such tensor.
+        """
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """Return the path of what holds a tensor, for messages."""
 
     @property
     def name(self) -> str:
@@ -103,24 +127,14 @@ class Checkpoint:
         """The names of the tensors that are integers or bools: they have no mean."""
         return tuple(name for name, dtype in self.dtypes.items() if not dtype.is_floating_point)
 
-    @cached_property
-    def sha256(self) -> Mapping[str, str]:
-        """The sha256, in hex, of each file that enters the tensors, by file name.
-
-        Raises:
-            AdapterError: A file is no longer the one that was checked.
-        """
-        files = {file.path.name: file for file in self._files.values()}
-        sums = {name: file.sha256() for name, file in sorted(files.items())}
-        return MappingProxyType({**self._index_sha256, **sums})
-
     def tensor(
         self,
         name: str,
         dtype: torch.dtype | None = torch.float64,
         device: torch.device | str = "cpu",
+        rows: range | None = None,
     ) -> Tensor:
-        """Read one tensor.
+        """Read one tensor, or some of its rows.
 
         Law: with `dtype` None the stored values bit for bit; otherwise their conversion, exact to float64.
 
@@ -129,22 +143,58 @@ class Checkpoint:
             dtype: The dtype of the result, a float; None for the dtype of the file, which integers and bools
                 need.
             device: The device of the result.
+            rows: Indices of the first axis, of step 1; None for the whole tensor.
 
         Raises:
             AdapterError: The tensor holds NaN or Inf, is no float where one is asked for, or its file is no
                 longer the one that was checked.
             KeyError: The checkpoint has no such tensor.
         """
-        file, stored = self._files[name], self.dtypes[name]
+        stored = self.dtypes[name]
         if dtype is not None and not stored.is_floating_point:
             raise AdapterError(
-                f"{file.path}: {show(name)}: is stored as {stored}: expected a float; "
+                f"{self.where(name)}: {show(name)}: is stored as {stored}: expected a float; "
                 "integers and bools have no mean and are only copied"
             )
-        (tensor,) = file.read(name)
-        if (why := why_not_finite(tensor)) is not None:
-            raise AdapterError(f"{file.path}: {show(name)}: {why}; export the model again or leave it out")
+        runs = None
+        if rows is not None:
+            runs = [rows]
+        tensor = self.read(name, runs)
+        if (why := why_not_finite(tensor, rows)) is not None:
+            raise AdapterError(
+                f"{self.where(name)}: {show(name)}: {why}; export the model again or leave it out"
+            )
         return tensor.to(device, dtype or stored)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StoredCheckpoint(Checkpoint):
+    """A full checkpoint in files, its tensors spread over them in any way. Made by `read_checkpoint`.
+
+    No file stays open; each read fails loudly if its file is no longer the one that was checked.
+    """
+
+    _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
+    _index_sha256: Mapping[str, str] = field(repr=False)  # by file name; empty without an index
+
+    @cached_property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file that enters the tensors, by file name."""
+        files = {file.path.name: file for file in self._files.values()}
+        sums = {name: file.sha256() for name, file in sorted(files.items())}
+        return MappingProxyType({**self._index_sha256, **sums})
+
+    def where(self, name: str) -> str:
+        """Return the path of the file that holds a tensor."""
+        return str(self._files[name].path)
+
+    def read(self, name: str, rows: Sequence[range] | None = None) -> Tensor:
+        """Read one tensor as it is stored, or runs of its rows one after the other."""
+        if rows is not None:
+            return self._files[name].read_rows(name, rows)
+        (tensor,) = self._files[name].read(name)
+        return tensor
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -180,7 +230,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         problems.append(f"{path}: {why}")
     AdapterError.refuse(problems)
     entries = {name: holders[name].entries[name] for name in sorted(holders)}
-    return Checkpoint(
+    return StoredCheckpoint(
         path=path,
         shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
         dtypes=MappingProxyType({name: DTYPES[entry.dtype] for name, entry in entries.items()}),
