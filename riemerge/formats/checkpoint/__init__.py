@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from riemerge.formats.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.checkpoint.checkpoint import read_checkpoint
 from riemerge.formats.checkpoint.checkpoint_writer import DenseWriter
 from riemerge.formats.checkpoint.custom_code import code_notes
+from riemerge.formats.checkpoint.view import Checkpoint
 
 __all__ = ["Checkpoint", "DenseWriter", "code_notes", "read_checkpoint"]
