@@ -9,10 +9,10 @@ from typing import Protocol, TypeVar
 import torch
 
 from riemerge.errors import AdapterError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.custom_code import check_code
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
-from riemerge.formats.peft.adapter import Adapter
 
 
 def check_collection(adapters: Sequence[Adapter]) -> None:

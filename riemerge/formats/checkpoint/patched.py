@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
 from riemerge.formats.checkpoint.view import Checkpoint
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
 from riemerge.formats.files.text import list_names, show
-from riemerge.formats.peft.adapter import Adapter, read_adapter
 
 WEIGHT = ".weight"
 
@@ -79,9 +80,7 @@ class PatchedCheckpoint(Checkpoint):
         merged = exact.to(weight.dtype).contiguous()
         if not torch.isfinite(merged).all():
             largest = float(exact.abs().max())
-            raise NumericalError(
-                f"{self.path}: {show(name)}: reaches {why_too_large(largest, weight.dtype)}"
-            )
+            raise NumericalError(f"{self.path}: {show(name)}: reaches {why_too_large(largest, weight.dtype)}")
         return merged
 
 
