@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,11 +113,15 @@ def patch(base: Checkpoint, adapter: Adapter, rename: Mapping[str, str] | None =
         rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
-        AdapterError: The checkpoint lacks the weight of a module, or has it in another shape or as integers:
-            all such modules are named.
+        AdapterError: The checkpoint lacks the weight of a module, or has it in another shape or as integers,
+            or two modules have one name: all such modules are named.
     """
     names = {module: rename_module(module, rename or {}) for module in adapter.modules}
-    problems = []
+    problems = [
+        f"{adapter.path}: {count} modules are called {show(name)} after --rename: expected different names"
+        for name, count in Counter(names.values()).items()
+        if count > 1
+    ]
     if lacking := [name for name in names.values() if name + WEIGHT not in base.shapes]:
         problems.append(
             f"{base.path}: has no weight for {len(lacking)} of {len(names)} modules of {adapter.path}: "
@@ -165,7 +171,8 @@ def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) ->
     """
     present = {tensor.removesuffix(WEIGHT) for tensor in base.names if tensor.endswith(WEIGHT)}
     for old, new in _prefixes(min(lacking), present):
-        if all(rename_module(name, {old: new}) in present for name in names):
+        renamed = [rename_module(name, {old: new}) for name in names]
+        if present.issuperset(renamed) and len({*renamed}) == len(renamed):
             return f"; they are there but for the prefix: --rename {old}={new}"
     if all(name.endswith("lm_head") for name in lacking):
         return (
@@ -176,8 +183,12 @@ def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) ->
 
 
 def _prefixes(name: str, present: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield the prefixes of a name whose exchange makes it one that is present, the shortest first."""
+    """Yield prefixes of a name whose exchange makes it one that is present, the shortest first.
+
+    Law: none has a number in it: a layer is no prefix.
+    """
     for start in (0, *(place + 1 for place, letter in enumerate(name) if letter == ".")):
         tail = name[start:]
         ends = (known for known in sorted(present) if f".{known}".endswith(f".{tail}"))
-        yield from ((name[:start], known.removesuffix(tail)) for known in ends)
+        pairs = ((name[:start], known.removesuffix(tail)) for known in ends)
+        yield from (pair for pair in pairs if not re.search(r"\d", "".join(pair)))

@@ -137,7 +137,12 @@ def test_another_prefix_is_recognised_and_mapped_on_request(
 @pytest.mark.parametrize(
     ("modules", "text"),
     [
-        ({"model.layers.0.q": (6, 4), "model.layers.2.q": (6, 4)}, r"1 of 2 modules of .*: model\.layers\.2"),
+        (
+            {"model.layers.0.q": (6, 4), "model.layers.2.q": (6, 4)},
+            r"1 of 2 .*: model\.layers\.2\.q; is it the base",
+        ),
+        ({"model.layers.9.v": (3, 4)}, r"1 of 1 modules of .*: model\.layers\.9\.v; is it the base"),
+        ({"layers.0.q": (6, 4), "layers.9.v": (3, 4)}, r"2 of 2 modules .*; is it the base"),
         ({"model.layers.0.q": (6, 5)}, r"q\.weight: is \(6, 4\), but the update of .* is \(6, 5\)"),
         ({"model.layers.0.q": (6, 4), "lm_head": (5, 4)}, "its output layer is tied to the embeddings"),
         ({"position": (5, 4), "model.layers.1.v": (3, 4)}, "is it the base model of this adapter"),
@@ -149,6 +154,13 @@ def test_what_is_not_in_the_base_is_refused_by_name(
     path = base(tmp_path / "base", weights(torch.float32))
     with pytest.raises(AdapterError, match=text):
         read_patched(path, write_folder(tmp_path / "law", factors(0, modules)))
+
+
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = base(tmp_path / "base", weights(torch.float32))
+    adapter = write_folder(tmp_path / "law", factors(0))
+    with pytest.raises(AdapterError, match=r"2 modules are called model\.layers\.0\.q after --rename"):
+        read_patched(path, adapter, {"model.layers.1": "model.layers.0"})
 
 
 def test_integers_take_no_update(tmp_path: Path) -> None:
