@@ -1,11 +1,10 @@
-"""A full checkpoint: all headers checked when it is opened, its tensors read one at a time."""
+"""A full checkpoint in files: all headers checked when it is opened, its tensors read one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,18 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
-import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats import kinds
+from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.tensor_file import (
     DTYPES,
     TensorFile,
     open_tensors,
     read_start,
     reading,
-    why_not_finite,
 )
 from riemerge.formats.files.text import is_plain_name, list_names, show, strict_json
 
@@ -49,128 +47,10 @@ _KINDS = {
 _SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint(ABC):
-    """A full checkpoint: a tensor for each name, from files or from a view of other checkpoints. Abstract.
-
-    Attributes:
-        path: The folder or file that was given.
-        shapes: The shape of each tensor, by name, in the order of the names.
-        dtypes: The dtype in which each tensor is stored, by name.
-        other_files: What else the model needs (settings, tokenizer), where a folder was given.
-    """
-
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, torch.dtype]
-    other_files: tuple[Path, ...]
-
-    @property
-    @abstractmethod
-    def sha256(self) -> Mapping[str, str]:
-        """The sha256, in hex, of each file that enters the tensors, by file name.
-
-        Raises:
-            AdapterError: A file is no longer the one that was checked.
-        """
-
-    @abstractmethod
-    def read(self, name: str, rows: Sequence[range] | None = None) -> Tensor:
-        """Read one tensor as it is stored, or runs of its rows one after the other.
-
-        Law: rows that are read alone are those of the whole tensor, bit for bit.
-
-        Args:
-            name: One of `names`.
-            rows: Indices of the first axis, in runs of step 1; None for the whole tensor, of any shape.
-
-        Raises:
-            AdapterError: A file is no longer the one that was checked.
-            KeyError: The checkpoint has no such tensor.
-        """
-
-    @abstractmethod
-    def where(self, name: str) -> str:
-        """Return the path of what holds a tensor, for messages."""
-
-    @property
-    def name(self) -> str:
-        """The name of the folder or file."""
-        return self.path.absolute().name
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all tensors, sorted."""
-        return tuple(self.shapes)
-
-    @property
-    def stored(self) -> frozenset[torch.dtype]:
-        """The dtypes in which its tensors are stored."""
-        return frozenset(self.dtypes.values())
-
-    @property
-    def ranks(self) -> Mapping[str, int]:
-        """The rank of each tensor that has factors: none."""
-        return MappingProxyType({})
-
-    @cached_property
-    def modules(self) -> tuple[str, ...]:
-        """The names of the tensors that are floats: those that can be merged."""
-        return tuple(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-        return self.shapes[name]
-
-    @cached_property
-    def not_float(self) -> tuple[str, ...]:
-        """The names of the tensors that are integers or bools: they have no mean."""
-        return tuple(name for name, dtype in self.dtypes.items() if not dtype.is_floating_point)
-
-    def tensor(
-        self,
-        name: str,
-        dtype: torch.dtype | None = torch.float64,
-        device: torch.device | str = "cpu",
-        rows: range | None = None,
-    ) -> Tensor:
-        """Read one tensor, or some of its rows.
-
-        Law: with `dtype` None the stored values bit for bit; otherwise their conversion, exact to float64.
-
-        Args:
-            name: One of `names`.
-            dtype: The dtype of the result, a float; None for the dtype of the file, which integers and bools
-                need.
-            device: The device of the result.
-            rows: Indices of the first axis, of step 1; None for the whole tensor.
-
-        Raises:
-            AdapterError: The tensor holds NaN or Inf, is no float where one is asked for, or its file is no
-                longer the one that was checked.
-            KeyError: The checkpoint has no such tensor.
-        """
-        stored = self.dtypes[name]
-        if dtype is not None and not stored.is_floating_point:
-            raise AdapterError(
-                f"{self.where(name)}: {show(name)}: is stored as {stored}: expected a float; "
-                "integers and bools have no mean and are only copied"
-            )
-        runs = None
-        if rows is not None:
-            runs = [rows]
-        tensor = self.read(name, runs)
-        if (why := why_not_finite(tensor, rows)) is not None:
-            raise AdapterError(
-                f"{self.where(name)}: {show(name)}: {why}; export the model again or leave it out"
-            )
-        return tensor.to(device, dtype or stored)
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class StoredCheckpoint(Checkpoint):
-    """A full checkpoint in files, its tensors spread over them in any way. Made by `read_checkpoint`.
+    """A full checkpoint in files: each tensor lies in one of them, spread in any way.
 
     No file stays open; each read fails loudly if its file is no longer the one that was checked.
     """
@@ -178,19 +58,27 @@ class StoredCheckpoint(Checkpoint):
     _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
     _index_sha256: Mapping[str, str] = field(repr=False)  # by file name; empty without an index
 
+    @property
+    def name(self) -> str:
+        """The name of the folder or file."""
+        return self.path.absolute().name
+
     @cached_property
     def sha256(self) -> Mapping[str, str]:
-        """The sha256, in hex, of each file that enters the tensors, by file name."""
+        """The sha256, in hex, of each file that enters the tensors, by file name.
+
+        Raises:
+            AdapterError: A file is no longer the one that was checked.
+        """
         files = {file.path.name: file for file in self._files.values()}
         sums = {name: file.sha256() for name, file in sorted(files.items())}
         return MappingProxyType({**self._index_sha256, **sums})
 
-    def where(self, name: str) -> str:
-        """Return the path of the file that holds a tensor."""
-        return str(self._files[name].path)
+    def source(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._files[name].path
 
-    def read(self, name: str, rows: Sequence[range] | None = None) -> Tensor:
-        """Read one tensor as it is stored, or runs of its rows one after the other."""
+    def _read(self, name: str, rows: Sequence[range] | None) -> Tensor:
         if rows is not None:
             return self._files[name].read_rows(name, rows)
         (tensor,) = self._files[name].read(name)

@@ -206,12 +206,13 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def why_not_finite(tensor: Tensor, rows: range | None = None) -> str | None:
+def why_not_finite(tensor: Tensor, rows: Sequence[range] | None = None) -> str | None:
     """Say how many values are NaN or Inf, and where the first is; None where all are finite.
 
     Args:
         tensor: The values.
-        rows: Indices of the first axis that the values have in a larger tensor; None where they are all.
+        rows: Indices of the first axis that the values have in a larger tensor, in runs; None where they are
+            all of it.
     """
     # One pass without a copy, and any of them would have come through.
     if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float64)):
@@ -221,7 +222,7 @@ def why_not_finite(tensor: Tensor, rows: range | None = None) -> str | None:
         return None
     place = bad[0].tolist()
     if rows is not None:
-        place[0] = rows[place[0]]
+        place[0] = [index for run in rows for index in run][place[0]]
     return f"holds {len(bad)} NaN or Inf, the first at {place}"
 
 

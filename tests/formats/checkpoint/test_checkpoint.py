@@ -145,17 +145,17 @@ def test_rows_are_those_of_the_whole(tmp_path: Path, name: str) -> None:
     last = len(whole)
     runs = [range(last // 2, last), range(1 if last else 0), range(last // 2, last // 2)]
     expected = torch.cat([whole[run.start : run.stop] for run in runs])
-    assert same(checkpoint.read(name, runs), expected)
-    assert same(checkpoint.tensor(name, dtype=None, rows=runs[0]), whole[last // 2 :])
+    assert same(checkpoint.tensor(name, dtype=None, rows=runs), expected)
+    assert same(checkpoint.tensor(name, dtype=None, rows=runs[:1]), whole[last // 2 :])
 
 
 def test_what_is_not_finite_in_some_rows_is_told_by_its_place_in_all(tmp_path: Path) -> None:
     values = torch.zeros(6, 2)
     values[4, 1] = math.inf
     checkpoint = read_checkpoint(single(tmp_path / "model", {"w": values}))
-    assert checkpoint.tensor("w", rows=range(4)).shape == (4, 2)
+    assert checkpoint.tensor("w", rows=[range(4)]).shape == (4, 2)
     with pytest.raises(AdapterError, match=r"holds 1 NaN or Inf, the first at \[4, 1\]"):
-        checkpoint.tensor("w", rows=range(3, 6))
+        checkpoint.tensor("w", rows=[range(2), range(3, 6)])
 
 
 def same(first: Tensor, second: Tensor) -> bool:
