@@ -44,6 +44,36 @@ class ModelEntry(BaseModel):
 
 
 @final
+class Source(BaseModel):
+    """The layers that a slice takes from one model.
+
+    Attributes:
+        model: The folder of the model, one of the recipe's models or its base.
+        layer_range: (start, stop), the layers start, ..., stop - 1 of the model.
+        parameters: The model's own parameters in this slice, by name.
+    """
+
+    model_config = _STRICT
+    model: str = Field(min_length=1)
+    layer_range: tuple[int, int] = Field(strict=False)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
+@final
+class Slice(BaseModel):
+    """Layers of the result, merged from as many layers of each of its sources.
+
+    Attributes:
+        sources: The models with their layers, at least one.
+        parameters: The parameters of all sources of the slice, by name: they go before those of the recipe.
+    """
+
+    model_config = _STRICT
+    sources: tuple[Source, ...] = Field(strict=False, min_length=1)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
+@final
 class Recipe(BaseModel):
     """A merge as asked for, in mergekit's vocabulary; every unknown key is an error.
 
@@ -56,6 +86,8 @@ class Recipe(BaseModel):
         geometry: The geometry in place of the method's own: a name of `riemerge.geometries.GEOMETRIES`.
         loss: The loss in place of the method's own: a name of `riemerge.losses.LOSSES`.
         models: The inputs, at least one.
+        slices: The stack of layers of the result, from its first layer on, where they do not come from the
+            layers of the same places: each of `models` is a source of one of them. None keeps the layers.
         base_model: The folder of the model that all inputs were trained from, where it is needed.
         base_statistics: The folder of the statistics of the base model.
         parameters: The parameters of all models or of the method that were given, by name.
@@ -83,6 +115,7 @@ class Recipe(BaseModel):
     geometry: str | None = Field(default=None, min_length=1)
     loss: str | None = Field(default=None, min_length=1)
     models: tuple[ModelEntry, ...] = Field(strict=False)
+    slices: tuple[Slice, ...] | None = Field(default=None, strict=False)
     base_model: str | None = Field(default=None, min_length=1)
     base_statistics: str | None = Field(default=None, min_length=1)
     parameters: Mapping[str, Any] = Field(default_factory=dict)
