@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
 from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
-from riemerge.formats.files.rounding import change_warnings, rounding_warnings
+from riemerge.formats.checkpoint.patched import PatchedCheckpoint
+from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
 from riemerge.merging.machine import find_dtype
 from riemerge.merging.model_class import checkpoint_class
@@ -15,6 +20,9 @@ from riemerge.merging.sinks import CARD_FILE, RECORD_FILE, SHARD_BYTES
 from riemerge.progress import Listener, Progress
 from riemerge.records.difference_record import DifferenceInput, DifferenceModule, DifferenceRecord
 from riemerge.report.difference_card import difference_card
+from riemerge.updates.low_rank import LowRankUpdate
+
+_ROWS = 1024  # of a weight in float64 at a time
 
 
 def apply_adapter(
@@ -56,24 +64,27 @@ def apply_adapter(
     wanted = None if out_dtype is None else find_dtype(out_dtype)
     check_output(folder, [base, adapter])
     model = read_patched(base, adapter, rename)
-    norms = {name: model.adapter.update(module).norm() for name, module in model.patches.items()}
+    rows: dict[str, DifferenceModule] = {}
+    changes: dict[str, Rounding] = {}
     with DenseWriter(folder, dtype=wanted, shard_bytes=shard_bytes) as writer:
         for done, name in enumerate(model.names, start=1):
-            dtype = wanted
-            if name in model.patches:
+            exact, module = model.exact(name), model.patches.get(name)
+            if module is None:
+                writer.add(name, exact)
+            else:
                 dtype = wanted or model.dtypes[name]
-            writer.add(name, model.exact(name), dtype=dtype)
+                writer.add(name, exact, dtype=dtype)
+                rows[name], changes[name] = _measure(model, name, exact.to(dtype))
             if progress is not None:
                 progress(Progress("apply", done, len(model.names), name))
         for path in model.other_files:
             if path.name not in {RECORD_FILE, CARD_FILE}:
                 writer.add_file(path.name, path)
-        roundings = writer.roundings
         warnings = [
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
             *code_notes(model),
-            *rounding_warnings(roundings),
-            *change_warnings({name: roundings[name] for name in norms}, norms),
+            *rounding_warnings(writer.roundings),
+            *change_warnings(changes, {name: row.norm for name, row in rows.items()}),
         ]
         renames = [f"{old}={new}" for old, new in (rename or {}).items()]
         record = DifferenceRecord(
@@ -83,18 +94,32 @@ def apply_adapter(
             settings={"rename": renames, "out-dtype": [*filter(None, [out_dtype])]},
             model_class=checkpoint_class(model),
             versions=versions(),
-            modules=tuple(
-                DifferenceModule(
-                    module=module,
-                    shape=model.adapter.shape(module),
-                    rank=model.adapter.ranks[module],
-                    norm=norms[name],
-                    error=roundings[name].moved / (norms[name] or 1.0),
-                )
-                for name, module in model.patches.items()
-            ),
+            modules=tuple(rows.values()),
             warnings=tuple(warnings),
         )
         writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
         writer.add_file(CARD_FILE, difference_card(record))
     return record.with_outputs(writer.sha256)
+
+
+def _measure(model: PatchedCheckpoint, name: str, merged: Tensor) -> tuple[DifferenceModule, Rounding]:
+    """Return the row of a module, and what the rounding of the merged weight lost of its change.
+
+    Law: in float64, from the factors; the sum in float32 may have lost something too.
+    """
+    module = model.patches[name]
+    update, before = model.adapter.update(module), model.base.tensor(name, dtype=None)
+    after = merged
+    if model.is_turned(name):
+        before, after = before.mT, after.mT
+    lost = 0.0
+    for first in range(0, update.shape[0], _ROWS):
+        rows = slice(first, first + _ROWS)
+        change = after[rows].to(torch.float64).sub_(before[rows])
+        expected = LowRankUpdate(update.B[rows], update.A, update.scale).dense()
+        lost = math.hypot(lost, float(torch.linalg.vector_norm(change.sub_(expected))))
+    norm, whole = update.norm(), float(torch.linalg.vector_norm(merged, dtype=torch.float64))
+    row = DifferenceModule(
+        module=module, shape=update.shape, rank=update.rank, norm=norm, error=lost / (norm or 1.0)
+    )
+    return row, Rounding(merged.dtype, whole, lost / (whole or 1.0))

@@ -39,8 +39,8 @@ _EMBEDDING = re.compile(r"(?!embed_out$).*embed.*|wte|wpe|shared|relative_attent
 _HEAD = re.compile(r"lm_head|embed_out")
 
 # Models whose layers of these names store weights as inputs by outputs (transformers' Conv1D).
-_TURNED_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-_TURNED_LAYERS = {"c_attn", "c_fc", "c_proj", "q_attn"}
+_INPUT_MAJOR_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+_INPUT_MAJOR_LAYERS = {"c_attn", "c_fc", "c_proj", "q_attn"}
 
 
 def extract_adapter(
@@ -69,7 +69,7 @@ def extract_adapter(
         folder: The new folder.
         rank: The rank of every module, or a share such as `95%`: in each module the least rank that keeps so
             much of the squared norm.
-        modules: Which modules to extract: `linear` (all matrices but embeddings and output layers), or ends
+        modules: Modules to extract: `linear` (all matrices but embeddings and output layers), or ends
             of names.
         others: What becomes of tensors that differ but are not extracted: `error`, or `drop` with a warning.
         base_name: The base model that the adapter names [default: the name of its folder].
@@ -109,7 +109,7 @@ def extract_adapter(
     dtype = reduce(torch.promote_types, (after.dtypes[name] for name in names))
     if out_dtype is not None:
         dtype = find_dtype(out_dtype)
-    turned, rounded = _turned(before, names), RoundedUpdates(dtype)
+    turned, rounded = _input_major(before, names), RoundedUpdates(dtype)
     rows: dict[str, DifferenceModule] = {}
     for done, name in enumerate(names, start=1):
         difference = after.tensor(name, device=where).sub_(before.tensor(name, device=where))
@@ -266,11 +266,11 @@ def _template(before: Checkpoint, after: Checkpoint, turned: bool, base_name: st
     )
 
 
-def _turned(before: Checkpoint, names: Collection[str]) -> frozenset[str]:
+def _input_major(before: Checkpoint, names: Collection[str]) -> frozenset[str]:
     """Return the names of the weights that a model stores as inputs by outputs, as its settings say."""
-    if model_type(before) not in _TURNED_MODELS:
+    if model_type(before) not in _INPUT_MAJOR_MODELS:
         return frozenset()
-    return frozenset(name for name in names if _last(name) in _TURNED_LAYERS)
+    return frozenset(name for name in names if _last(name) in _INPUT_MAJOR_LAYERS)
 
 
 def _is_embedding(name: str) -> bool:

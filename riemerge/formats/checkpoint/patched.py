@@ -91,6 +91,10 @@ class PatchedCheckpoint(Checkpoint):
             raise NumericalError(f"{self.path}: {show(name)}: reaches {why_too_large(largest, dtype)}")
         return merged
 
+    def is_turned(self, name: str) -> bool:
+        """Return whether a patched tensor is stored as inputs by outputs."""
+        return self.adapter.config.fan_in_fan_out
+
     def exact(self, name: str) -> Tensor:
         """Return one tensor before it is rounded to its dtype: in float32, or float64 for a float64 weight.
 
@@ -106,7 +110,7 @@ class PatchedCheckpoint(Checkpoint):
             return weight
         update = self.adapter.update(module, dtype=torch.promote_types(weight.dtype, torch.float32))
         product = update.B @ update.A
-        if self.adapter.config.fan_in_fan_out:
+        if self.is_turned(name):
             product = product.mT
         return product.mul_(update.scale).add_(weight).contiguous()
 
