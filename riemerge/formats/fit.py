@@ -10,8 +10,8 @@ import torch
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.checkpoint.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.custom_code import check_code
+from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
 
 
