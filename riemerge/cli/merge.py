@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,12 @@ def merge(
     **asked: Any,
 ) -> None:
     """Do what `riemerge merge` is asked."""
-    from riemerge.recipes.recipe import read_recipe
+    from riemerge.recipes.recipe import read_recipes
 
     overrides = read_options(asked)
-    recipe = read_recipe(sources, {"merge_method": overrides.pop("method", None), **overrides}, statistics)
-    record, rounding = merge_and_warn(recipe, Path(output), device, threads, as_json, quiet)
+    asked = {"merge_method": overrides.pop("method", None), **overrides}
+    documents = read_recipes(sources, asked, statistics)
+    record, rounding = merge_and_warn(documents, Path(output), device, threads, as_json, quiet)
     with reporting(output):
         if as_json:
             dump({"output": output, "rounding": rounding, "record": json.loads(record.to_json())})
@@ -64,14 +66,24 @@ def merge(
 
 
 def merge_and_warn(
-    recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
+    documents: Sequence[tuple[str | None, Recipe]],
+    target: Path,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> tuple[RunRecord, float]:
-    """Merge and write, with progress; and tell warnings on stderr where no report will show them."""
-    from riemerge.merging.verbs import merge_into
-    from riemerge.report.words import printable
+    """Merge and write, with progress; tell translations, and warnings that no report shows, on stderr."""
+    from riemerge.merging.sequence import merge_documents
+    from riemerge.report.words import printable, when
 
+    for name, recipe in documents:
+        for text in recipe.translations:
+            tell(printable(f"{when(name, f'{name}: ')}{text}"))
     with progress_on_stderr(quiet) as listener:
-        record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
+        record, rounding = merge_documents(
+            documents, target, device=device, threads=threads, progress=listener
+        )
     if as_json or quiet:
         for text in record.warnings:
             tell(printable(f"warning: {text}"))

@@ -184,6 +184,7 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         _check_for_adapters(recipe, method)
         adapters = try_each(partial(_open, opened, read_adapter), used)
         check_collection(adapters)
+        _check_base_name(recipe, adapters)
         return Inputs(_in_order(recipe, method, adapters))
     # Here too: what is asked of a path may have been meant otherwise.
     base = [*filter(None, [recipe.base_model])]
@@ -204,10 +205,30 @@ def _read_as_it_is(path: str) -> Model:
     return read_adapter(path)
 
 
+def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
+    """Refuse a base model by another name than the adapters have for it; a local folder has no name to tell.
+
+    Raises:
+        RecipeError: The names differ, and the recipe does not say that they are of one model.
+    """
+    base = recipe.base_model
+    if base is None or recipe.same_base or os.path.lexists(base):
+        return
+    names = {adapter.config.base_model_name_or_path for adapter in adapters} - {None, "", base}
+    RecipeError.refuse(
+        f"base_model: {base}: the adapters name {name} as their base model: leave base_model out, or say "
+        "same_base: true if these are one model"
+        for name in sorted(map(str, names))
+    )
+
+
 def _check_for_adapters(recipe: Recipe, method: Method) -> None:
     """Refuse what makes no sense for adapters."""
-    if recipe.base_model:
-        raise RecipeError("base_model: the base model is not needed to merge adapters: leave it out")
+    if recipe.slices is not None:
+        raise RecipeError(
+            "slices: take some layers only: those of adapters belong to the layers of one base model and are "
+            "not put together: name whole models under models"
+        )
     if recipe.out_type == "checkpoint":
         raise RecipeError(
             "out_type: checkpoint: adapters merge to an adapter or a delta: add a delta to the base"
@@ -245,6 +266,8 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
     if recipe.uniform_rank:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
+    if recipe.slices is not None:
+        problems.append("slices: take some layers only: name whole models under models")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:

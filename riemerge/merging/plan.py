@@ -20,6 +20,7 @@ from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
@@ -74,7 +75,11 @@ class Plan:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
         names = display_names([entry.model for entry in recipe.models])
-        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, False)}
+        asked = {
+            "out_type": (self.out_type, "adapter"),
+            "uniform_rank": (recipe.uniform_rank, False),
+            "earlier": (dict(recipe.earlier), {}),
+        }
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -143,6 +148,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
+    recipe = flatten_slices(recipe)
     method = recipe.method
     recipe = expand(recipe, method)
     if folder is not None:
