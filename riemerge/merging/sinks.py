@@ -24,7 +24,7 @@ from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
 from riemerge.records.written_ranks import written_ranks
 from riemerge.report.card import model_card
-from riemerge.updates import Dense, LowRankUpdate
+from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 RECORD_FILE = "riemerge.json"
 CARD_FILE = "README.md"
@@ -140,7 +140,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
-    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+    def keep(module: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         assert isinstance(update, LowRankUpdate)
         if round_at_once:
             rounded.add(module, update)
@@ -207,7 +207,7 @@ def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
     # PEFT's flag for layers that store their weight as inputs by outputs.
     turned = any(adapter.config.fan_in_fan_out for adapter in inputs.adapters)
 
-    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+    def keep(module: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         whole = update.dense()
         if turned:
             whole = whole.mT
