@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar, final
 
 import torch
 
 from riemerge.errors import AdapterError
+from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.custom_code import check_code
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
 from riemerge.formats.peft.adapter import Adapter
 
 
-def check_collection(adapters: Sequence[Adapter]) -> None:
+Missing: TypeAlias = Literal["error", "zero", "skip"]
+"""What a module counts as that some adapters lack: a fault, an update of zero, or nothing at all."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """In what adapters that can be merged do not agree of themselves.
+
+    Attributes:
+        base: The base model that their merge names; None where no adapter names one.
+        notes: What was taken to be the same, and what may have been meant otherwise.
+    """
+
+    base: str | None
+    notes: tuple[str, ...]
+
+
+def check_collection(
+    adapters: Sequence[Adapter],
+    *,
+    same_base: bool = False,
+    base_name: str | None = None,
+    missing: Missing = "error",
+) -> Fit:
     """Check that these adapters can be merged with each other.
 
-    Law: afterwards all have one set of modules, each module one shape (m, n), one `fan_in_fan_out`, at most
-    one base model among those that name one, and no folder occurs twice. The ranks may differ.
+    Law: afterwards all have one set of modules, unless `missing` says what those count as that some lack;
+    each module has one shape (m, n), all adapters one `fan_in_fan_out` and one base model (see
+    `riemerge.formats.base_names.agree_on_base`), and no folder occurs twice. The ranks may differ.
+
+    Args:
+        adapters: The adapters.
+        same_base: Whether they are taken as trained on one base model, whatever they name.
+        base_name: The base model that their merge is to name.
+        missing: What a module counts as that some adapters lack.
 
     Raises:
         AdapterError: With every problem found.
     """
-    names = {adapter: adapter.modules for adapter in adapters}
-    problems = find_repeated([adapter.path for adapter in adapters])
-    if adapters and not set.intersection(*map(set, names.values())):
-        counts = "; ".join(f"{adapter.path} has {list_names(modules)}" for adapter, modules in names.items())
-        problems.append(f"the adapters have no module in common: {counts}")
+    base = agree_on_base(
+        {adapter.path: adapter.config.base_model_name_or_path for adapter in adapters},
+        same=same_base,
+        name=base_name,
+    )
+    problems, notes = find_repeated([adapter.path for adapter in adapters]), list(base.notes)
+    wrappers, lacking = _differing_modules(adapters)
+    if missing == "error":
+        problems += wrappers + lacking
     else:
-        problems += _missing(names, "modules")
+        notes += wrappers
     problems += _differing(
         "the shapes of dW differ",
         {
@@ -39,14 +77,79 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
         },
         "is it one base model?",
     )
-    for key in ("fan_in_fan_out", "base_model_name_or_path"):
-        values = {adapter.path: getattr(adapter.config, key) for adapter in adapters}
-        if len({value for value in values.values() if value is not None}) > 1:
-            each = _each((show(str(value)) for value in values.values()), values)
-            problems.append(f"{key} differs: {each}; it must be the same in all adapters")
-    AdapterError.refuse(problems)
+    turned = {adapter.path: adapter.config.fan_in_fan_out for adapter in adapters}
+    if len(set(turned.values())) > 1:
+        each = _each(map(str, turned.values()), turned)
+        problems.append(f"fan_in_fan_out differs: {each}; it must be the same in all adapters")
+    AdapterError.refuse([*problems, *base.problems])
+    return Fit(base.name, tuple(notes))
 
 
+def _differing_modules(adapters: Sequence[Adapter]) -> tuple[list[str], list[str]]:
+    """Say which adapters have the modules of others under a wrapper's name, and which lack some."""
+    names = {adapter: frozenset(adapter.modules) for adapter in adapters}
+    groups: dict[frozenset[str], list[Adapter]] = defaultdict(list)
+    for adapter, own in names.items():
+        groups[own].append(adapter)
+    wrappers = []
+    first, *others = groups or [frozenset[str]()]
+    for own in others:
+        if found := _find_prefixes(own, first):
+            old, new = found
+            names |= dict.fromkeys([*groups[own], *groups[first]], first)
+            wrapped, plain = (groups[own], groups[first])
+            if all(name.startswith(old) for name in first):
+                wrapped, plain = plain, wrapped
+            wrappers.append(
+                f"{', '.join(str(adapter.path) for adapter in wrapped)}: has the modules of "
+                f"{plain[0].path} but for the prefix {show(old)}: --rename {show(old)}={show(new)} "
+                f"(rename: {{{show(old)}: {show(new)!r}}} in a recipe) reads them as the same"
+            )
+    way_out = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    if adapters and not frozenset.intersection(*names.values()):
+        counts = "; ".join(f"{adapter.path} has {list_names(sorted(own))}" for adapter, own in names.items())
+        return wrappers, [
+            f"the adapters have no module in common: {counts}; --missing zero counts what an adapter lacks as "
+            "zero, --missing skip leaves it out there"
+        ]
+    return wrappers, [f"{text}; {way_out}" for text in _missing(names, "modules")]
+
+
+# What models are wrapped in: by code of several modalities, PEFT, parallel training, torch.compile, FSDP.
+_WRAPPERS = {"language_model", "model", "base_model", "module", "_orig_mod", "_fsdp_wrapped_module"}
+
+
+def _find_prefixes(own: frozenset[str], other: frozenset[str]) -> tuple[str, str] | None:
+    """Return what to read as what, so that two sets of names are equal; None where no wrapper does that.
+
+    Law: the first is not empty, and reading all names of both sets so makes them equal. A prefix counts as a
+    wrapper's where it is put into the names of the other set, or where both are made of usual words: layers
+    of other numbers, or an encoder and a decoder, are no wrappers of each other.
+    """
+    left, right = (_common_parts(names) for names in (own, other))
+    bare = [
+        {name[len(prefix) :] for name in names} for prefix, names in (("".join(left), own), ("".join(right), other))
+    ]
+    if bare[0] != bare[1]:
+        return None
+    shared = 0
+    while shared < min(len(left), len(right)) and left[-1 - shared] == right[-1 - shared]:
+        shared += 1
+    apart = 0
+    most = min(len(left), len(right)) - shared
+    while apart < most and left[apart] == right[apart]:
+        apart += 1
+    put_in = [parts[apart : len(parts) - shared] for parts in (left, right)]
+    words = {part.removesuffix(".") for parts in put_in for part in parts}
+    if all(put_in) and not words <= _WRAPPERS:
+        return None
+    for old_parts, new_parts in ((left, right), (right, left)):
+        for kept in range(shared, -1, -1):
+            old = "".join(old_parts[: len(old_parts) - kept])
+            new = "".join(new_parts[: len(new_parts) - kept])
+            if old and rename_all(own, {old: new}) == rename_all(other, {old: new}):
+                return old, new
+    return None
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     """Check that these checkpoints can be merged with each other, from their headers and their code.
 
