@@ -14,8 +14,8 @@ from riemerge._version import __version__ as __version__
 from riemerge.errors import RiemergeError as RiemergeError
 
 if TYPE_CHECKING:
-    from riemerge.formats.peft import Adapter as Adapter
-    from riemerge.formats.peft import read_adapter as read_adapter
+    from riemerge.formats.adapter import Adapter as Adapter
+    from riemerge.formats.dialects import read_adapter as read_adapter
     from riemerge.frechet import SOLVERS as SOLVERS
     from riemerge.frechet import Problem as Problem
     from riemerge.frechet import Solution as Solution

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from riemerge.formats.peft import Adapter
+    from riemerge.formats.adapter import Adapter
     from riemerge.methods import Method
 
 MODULES = 4

@@ -42,7 +42,7 @@ from benchmarks.nli.material import (
 from benchmarks.nli.scorer import Dense, Scorer, dense, directions, load_base
 from benchmarks.nli.specialist_statistics import EXAMPLES, Collected
 from riemerge import merge_adapters
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS
 from riemerge.methods.method import Method

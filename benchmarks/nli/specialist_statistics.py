@@ -16,7 +16,7 @@ from benchmarks.common import tell
 from benchmarks.nli.material import SEED, TWO_WAY, Rows, load
 from benchmarks.nli.scorer import logits
 from riemerge import collect_statistics
-from riemerge.formats.peft import Adapter
+from riemerge.formats.adapter import Adapter
 
 EXAMPLES = 256
 """Train rows of each task that are looked at, with their labels."""

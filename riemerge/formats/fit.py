@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, TypeVar, final
@@ -11,12 +10,12 @@ from typing import Literal, Protocol, TypeAlias, TypeVar, final
 import torch
 
 from riemerge.errors import AdapterError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.custom_code import check_code
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
-from riemerge.formats.peft.adapter import Adapter
-
+from riemerge.formats.module_names import find_renaming
 
 Missing: TypeAlias = Literal["error", "zero", "skip"]
 """What a module counts as that some adapters lack: a fault, an update of zero, or nothing at all."""
@@ -64,11 +63,11 @@ def check_collection(
         name=base_name,
     )
     problems, notes = find_repeated([adapter.path for adapter in adapters]), list(base.notes)
-    wrappers, lacking = _differing_modules(adapters)
+    wrapped, lacking = _differing_modules(adapters)
     if missing == "error":
-        problems += wrappers + lacking
+        problems += wrapped + lacking
     else:
-        notes += wrappers
+        notes += wrapped
     problems += _differing(
         "the shapes of dW differ",
         {
@@ -86,70 +85,25 @@ def check_collection(
 
 
 def _differing_modules(adapters: Sequence[Adapter]) -> tuple[list[str], list[str]]:
-    """Say which adapters have the modules of others under a wrapper's name, and which lack some."""
+    """Say which adapters have the modules of the first under a wrapper's name, and which lack modules."""
     names = {adapter: frozenset(adapter.modules) for adapter in adapters}
-    groups: dict[frozenset[str], list[Adapter]] = defaultdict(list)
-    for adapter, own in names.items():
-        groups[own].append(adapter)
-    wrappers = []
-    first, *others = groups or [frozenset[str]()]
-    for own in others:
-        if found := _find_prefixes(own, first):
+    wrapped = []
+    for adapter, own in list(names.items())[1:]:
+        first = names[adapters[0]]
+        if own != first and (found := find_renaming(own, first)):
+            names[adapter] = first
             old, new = found
-            names |= dict.fromkeys([*groups[own], *groups[first]], first)
-            wrapped, plain = (groups[own], groups[first])
-            if all(name.startswith(old) for name in first):
-                wrapped, plain = plain, wrapped
-            wrappers.append(
-                f"{', '.join(str(adapter.path) for adapter in wrapped)}: has the modules of "
-                f"{plain[0].path} but for the prefix {show(old)}: --rename {show(old)}={show(new)} "
-                f"(rename: {{{show(old)}: {show(new)!r}}} in a recipe) reads them as the same"
+            wrapped.append(
+                f"{adapter.path}: has the modules of {adapters[0].path} but for the prefix {show(old)}: "
+                f"--rename {show(old)}={show(new)} (rename: in a recipe) reads them as the same modules"
             )
-    way_out = "--missing zero counts its update there as zero, --missing skip leaves it out there"
-    if adapters and not frozenset.intersection(*names.values()):
+    ways_out = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    if names and not frozenset.intersection(*names.values()):
         counts = "; ".join(f"{adapter.path} has {list_names(sorted(own))}" for adapter, own in names.items())
-        return wrappers, [
-            f"the adapters have no module in common: {counts}; --missing zero counts what an adapter lacks as "
-            "zero, --missing skip leaves it out there"
-        ]
-    return wrappers, [f"{text}; {way_out}" for text in _missing(names, "modules")]
+        return wrapped, [f"the adapters have no module in common: {counts}; {ways_out}"]
+    return wrapped, [f"{text}; {ways_out}" for text in _missing(names, "modules")]
 
 
-# What models are wrapped in: by code of several modalities, PEFT, parallel training, torch.compile, FSDP.
-_WRAPPERS = {"language_model", "model", "base_model", "module", "_orig_mod", "_fsdp_wrapped_module"}
-
-
-def _find_prefixes(own: frozenset[str], other: frozenset[str]) -> tuple[str, str] | None:
-    """Return what to read as what, so that two sets of names are equal; None where no wrapper does that.
-
-    Law: the first is not empty, and reading all names of both sets so makes them equal. A prefix counts as a
-    wrapper's where it is put into the names of the other set, or where both are made of usual words: layers
-    of other numbers, or an encoder and a decoder, are no wrappers of each other.
-    """
-    left, right = (_common_parts(names) for names in (own, other))
-    bare = [
-        {name[len(prefix) :] for name in names} for prefix, names in (("".join(left), own), ("".join(right), other))
-    ]
-    if bare[0] != bare[1]:
-        return None
-    shared = 0
-    while shared < min(len(left), len(right)) and left[-1 - shared] == right[-1 - shared]:
-        shared += 1
-    apart = 0
-    most = min(len(left), len(right)) - shared
-    while apart < most and left[apart] == right[apart]:
-        apart += 1
-    put_in = [parts[apart : len(parts) - shared] for parts in (left, right)]
-    words = {part.removesuffix(".") for parts in put_in for part in parts}
-    if all(put_in) and not words <= _WRAPPERS:
-        return None
-    for old_parts, new_parts in ((left, right), (right, left)):
-        for kept in range(shared, -1, -1):
-            old = "".join(old_parts[: len(old_parts) - kept])
-            new = "".join(new_parts[: len(new_parts) - kept])
-            if old and rename_all(own, {old: new}) == rename_all(other, {old: new}):
-                return old, new
-    return None
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     """Check that these checkpoints can be merged with each other, from their headers and their code.
 

@@ -15,10 +15,11 @@ from typing import TypeAlias, TypeVar, cast, final
 import torch
 
 from riemerge.errors import RecipeError, try_each
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.fit import check_checkpoints, check_collection
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
-from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.updates import DenseSpan, LowRankUpdate

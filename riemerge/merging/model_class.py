@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath, PureWindowsPath
 
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint
 from riemerge.formats.files.text import strict_json
-from riemerge.formats.peft import Adapter
 from riemerge.merging.inputs import Inputs
 
 _AUTO_CLASSES = {

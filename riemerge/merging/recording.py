@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from riemerge._version import __version__
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import code_notes
 from riemerge.formats.files.text import list_names
 from riemerge.formats.fit import differing_facts
-from riemerge.formats.peft import Adapter
 from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warnings
 from riemerge.merging.inputs import display_names
 from riemerge.merging.measure import totals

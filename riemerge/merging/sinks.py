@@ -11,10 +11,12 @@ from typing import NamedTuple, final
 import torch
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import DenseWriter
+from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
-from riemerge.formats.peft import Adapter, RoundedUpdates, read_adapter, write_adapter
+from riemerge.formats.peft.adapter_writer import RoundedUpdates
 from riemerge.merging.inputs import Inputs
 from riemerge.merging.plan import WEIGHT, Plan
 from riemerge.merging.run import Keep, run

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from riemerge.errors import RecipeError, try_each
+from riemerge.formats.adapter import Adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.kinds import is_checkpoint
-from riemerge.formats.peft import Adapter, read_adapter
 from riemerge.frechet.loss import LOSSES
 from riemerge.frechet.solvers.catalogue import SOLVERS
 from riemerge.frechet.solvers.solver import Solver

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from riemerge.errors import NumericalError, OutputError, RecipeError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.fit import check_collection
-from riemerge.formats.peft import Adapter
 from riemerge.merging.inputs import display_names, read_all
 from riemerge.merging.recording import versions
 from riemerge.merging.sinks import RECORD_FILE

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.fit import check_collection
-from riemerge.formats.peft import Adapter
 from riemerge.linalg import SVD, single_threaded
 from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, mean_overlap, overlap
 from riemerge.merging.inputs import display_names, read_all

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from riemerge._version import __version__
 from riemerge.errors import AdapterError, NumericalError, RecipeError
-from riemerge.formats.peft import Adapter
+from riemerge.formats.adapter import Adapter
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import MergeResult, collect
 from riemerge.progress import Listener, Progress

@@ -32,7 +32,7 @@ from benchmarks.nli import (
 from benchmarks.nli.material import TASKS, Pair, Rows
 from benchmarks.nli.protocol import Bench
 from riemerge.errors import NumericalError, RecipeError
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.methods import METHODS
 from riemerge.recipes.candidates import Candidate, parse
 from riemerge.study.result_table import ResultTable

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from riemerge.cli.terminal import progress_on_stderr
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.progress import Progress
 from tests.cli.runner import TENSORS, call, merged, run
 from tests.helpers import ROOT

@@ -17,7 +17,7 @@ import torch
 
 from docs.build import PAGES
 from riemerge.cli.commands import main
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.parameters import MATCHED
 from riemerge.records.evaluation_record import Evaluation

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from riemerge.errors import AdapterError
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 
 Pico = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from riemerge.errors import AdapterError
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.fit import check_collection
-from riemerge.formats.peft import read_adapter
 from tests.formats.pico import SHAPES, Pico, pico_tensors
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from riemerge.cli.commands import main
 from riemerge.cli.demo import DEMO
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.methods import METHODS
 from riemerge.statistics import collect_statistics
 from tests.helpers import ROOT, seeded

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from riemerge.errors import RecipeError
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.frechet import frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.methods import METHODS, Options, batches

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from riemerge.errors import AdapterError, RecipeError
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.merging.inputs import display_names
 from tests.folders import family, merge_adapters, write_family, write_folder
 from tests.merging.merges import (

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint
-from riemerge.formats.peft import Adapter
 from riemerge.merging.plan import plan
 from riemerge.merging.run import run
 from riemerge.merging.sinks import write

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
-from riemerge.formats.peft import Adapter, read_adapter
+from riemerge.formats.adapter import Adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.merging.verbs import merge_into
 from riemerge.methods import METHODS
 from riemerge.progress import Progress

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from riemerge.errors import NumericalError
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import collect
 from riemerge.methods import METHODS

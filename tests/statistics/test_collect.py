@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from riemerge.errors import AdapterError, OutputError
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.statistics import KINDS, collect_statistics, read_statistics
 from tests.helpers import seeded
 from tests.statistics.tiny import F64, USED, assert_same, brute_force, data, loss, mean_loss, tiny

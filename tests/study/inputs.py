@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from riemerge.cli.commands import main
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.records.run_record import RunRecord
 from riemerge.statistics import collect_statistics
 from riemerge.study.evaluation import evaluate

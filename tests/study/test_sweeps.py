@@ -21,7 +21,7 @@ from riemerge.errors import (
     RecipeError,
     RiemergeError,
 )
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from riemerge.merging.verbs import merge_adapters
 from riemerge.progress import Progress
 from riemerge.records.run_record import RunRecord

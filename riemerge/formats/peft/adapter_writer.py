@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import save
 
 from riemerge.errors import NumericalError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
 from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
 from riemerge.formats.files.text import as_json, show
-from riemerge.formats.peft.adapter import CONFIG_FILE, TENSOR_FILE, Adapter, read_adapter
+from riemerge.formats.peft.adapter_reader import CONFIG_FILE, TENSOR_FILE, read_peft
 from riemerge.updates.low_rank import LowRankUpdate
 
 # PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
 _TASKS_WITH_A_HEAD = {"QUESTION_ANS", "SEQ_CLS", "TOKEN_CLS"}
 
 
-def write_adapter(
+def write_peft(
     folder: str | os.PathLike[str],
     updates: Mapping[str, LowRankUpdate],
     *,
@@ -198,7 +199,7 @@ def _check_written(stored: Mapping[str, LowRankUpdate], folder: Path) -> None:
     """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
 
     def differing() -> Iterator[str]:
-        adapter = read_adapter(folder)
+        adapter = read_peft(folder)
         yield from sorted({*adapter.modules} ^ {*stored})
         for module, update in stored.items():
             read = adapter.update(module, dtype=adapter.dtype)

@@ -16,8 +16,9 @@ from riemerge import merge_adapters
 from riemerge.cli.commands import main
 from riemerge.errors import NumericalError
 from riemerge.formats.checkpoint import DenseWriter
+from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, check_rounding, rounding_warnings
-from riemerge.formats.peft import read_adapter, round_update, write_adapter
+from riemerge.formats.peft.adapter_writer import round_update
 from riemerge.records.run_record import RunRecord
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.folders import family, write_family

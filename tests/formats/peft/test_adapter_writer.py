@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from riemerge.errors import NumericalError, OutputError
+from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.peft import adapter_writer as writer
-from riemerge.formats.peft import read_adapter, round_update, write_adapter
+from riemerge.formats.peft.adapter_writer import round_update
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.formats.pico import SHAPES, Pico, pico_tensors
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from riemerge.formats.peft import read_adapter
+from riemerge.formats.dialects import read_adapter
 from tests.formats.pico import CONFIG, SETTINGS, SHAPES, Pico, check_refusal, config, product, text
 
 

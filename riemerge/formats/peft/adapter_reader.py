@@ -1,4 +1,4 @@
-"""A PEFT LoRA folder as updates: checked whole when it is opened, its tensors read one module at a time."""
+"""The reader of PEFT LoRA folders: all that settings and headers tell is checked as a folder is opened."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, reduce
 from pathlib import Path
 from types import MappingProxyType
-from typing import final
-
-import torch
-from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats import kinds
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.tensor_file import (
     FLOATS,
     Entry,
@@ -24,20 +19,16 @@ from riemerge.formats.files.tensor_file import (
     open_tensors,
     read_start,
     reading,
-    why_not_finite,
 )
 from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
-from riemerge.formats.peft.config import AdapterConfig, parse_config
-from riemerge.updates.low_rank import LowRankUpdate
+from riemerge.formats.layers import Linear
+from riemerge.formats.peft.config import parse_config
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 
 # Trainers write the prefix or not, and PEFT's in-memory keys carry the adapter's name.
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-
-# Squares of what is between these, and sums of 1e20 of them, are numbers of float64.
-_LEAST, _MOST = 1e-140, 1e140
 
 # What else trainers save, by name: the first pattern found decides.
 _OTHER_TENSORS = (
@@ -54,94 +45,7 @@ _OTHER_TENSORS = (
 )
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """A PEFT LoRA folder whose every setting enters dW exactly. Made by `read_adapter`.
-
-    Modules are named as in the base model: without PEFT's prefix. No file stays open; each read fails loudly
-    if the file is no longer the one that was checked.
-    """
-
-    path: Path
-    config: AdapterConfig
-    modules: tuple[str, ...]
-    _factors: Mapping[str, tuple[Entry, Entry]] = field(repr=False)
-    _config_sha256: str = field(repr=False)
-    _tensors: TensorFile = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """The name of the folder."""
-        return self.path.absolute().name
-
-    @cached_property
-    def ranks(self) -> Mapping[str, int]:
-        """The rank r of each module."""
-        return MappingProxyType({module: b.shape[1] for module, (b, _) in self._factors.items()})
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """The narrowest dtype that holds all stored factors exactly."""
-        stored = (FLOATS[factor.dtype] for pair in self._factors.values() for factor in pair)
-        return reduce(torch.promote_types, stored)
-
-    @property
-    def stored(self) -> frozenset[torch.dtype]:
-        """The dtype that holds all stored factors, as a set of one: see `Checkpoint.stored`."""
-        return frozenset([self.dtype])
-
-    @cached_property
-    def notes(self) -> tuple[str, ...]:
-        """What a person may have meant otherwise, where PEFT goes on and so do we."""
-        return tuple(self.config.notes(self.modules))
-
-    @cached_property
-    def sha256(self) -> Mapping[str, str]:
-        """The sha256, in hex, of each file that enters the updates, by file name.
-
-        Raises:
-            AdapterError: The tensors' file is no longer the one that was checked.
-        """
-        return MappingProxyType({CONFIG_FILE: self._config_sha256, TENSOR_FILE: self._tensors.sha256()})
-
-    def shape(self, module: str) -> tuple[int, int]:
-        """Return the shape (m, n) of dW of this module: outputs by inputs."""
-        b, a = self._factors[module]
-        return b.shape[0], a.shape[1]
-
-    def update(
-        self, module: str, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-    ) -> LowRankUpdate:
-        """Read the update of one module.
-
-        Law: `update(module).dense()` is PEFT's `get_delta_weight` of the loaded adapter (its transpose with
-        `fan_in_fan_out`), to round-off of the conversion to `dtype`.
-
-        Args:
-            module: One of `modules`.
-            dtype: The dtype of the returned factors.
-            device: The device of the returned factors.
-
-        Raises:
-            AdapterError: A factor holds NaN or Inf, dW is too large or too small to compute with in `dtype`,
-                or the file is no longer the one that was checked.
-            KeyError: The adapter has no such module.
-        """
-        b, a = self._tensors.read(*(factor.name for factor in self._factors[module]))
-        problems = [
-            f"{self.path}: {show(module)}: {side} {why}; export the adapter again or leave it out"
-            for side, factor in (("lora_A", a), ("lora_B", b))
-            if (why := why_not_finite(factor)) is not None
-        ]
-        AdapterError.refuse(problems)
-        scale = self.config.scale(module)
-        if (why := _why_out_of_range(b, a, scale, dtype)) is not None:
-            raise AdapterError(f"{self.path}: {show(module)}: {why}")
-        return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), scale)
-
-
-def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+def read_peft(path: str | os.PathLike[str]) -> Adapter:
     """Open a PEFT LoRA folder and check all that its settings and the header of its tensors can tell.
 
     Law: an adapter that opens is read exactly; any setting or tensor that would not enter dW = s·B·A is
@@ -170,24 +74,27 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         tensors = _open_tensors(folder / TENSOR_FILE)
     except ValueError as error:
         raise AdapterError([*problems, f"{folder / TENSOR_FILE}: {error}"]) from error
-    factors, faults = _pair(tensors.entries)
+    entries, faults = _pair(tensors.entries)
     problems += [f"{folder}: {fault}" for fault in faults]
     if config is None:
         raise AdapterError(problems)
+    layers = {module: Linear(sides, config.scale(module)) for module, sides in entries.items()}
     problems += [
-        f"{folder}: {module}: the factors have rank {b.shape[1]} but {CONFIG_FILE} says "
+        f"{folder}: {module}: the factors have rank {layer.rank} but {CONFIG_FILE} says "
         f"{config.rank(module)} (r, rank_pattern): they must agree"
-        for module, (b, _) in factors.items()
-        if b.shape[1] != config.rank(module)
+        for module, layer in layers.items()
+        if layer.rank != config.rank(module)
     ]
     AdapterError.refuse(problems)
     return Adapter(
         path=folder,
+        dialect="peft",
         config=config,
-        modules=tuple(factors),
-        _factors=MappingProxyType(factors),
-        _config_sha256=hashlib.sha256(content).hexdigest(),
+        layers=MappingProxyType(layers),
+        saved=MappingProxyType({}),
+        base_weights=MappingProxyType({}),
         _tensors=tensors,
+        _settings_sha256=MappingProxyType({CONFIG_FILE: hashlib.sha256(content).hexdigest()}),
     )
 
 
@@ -225,8 +132,8 @@ def _open_tensors(path: Path) -> TensorFile:
     return open_tensors(path)
 
 
-def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], list[str]]:
-    """Return the factors (B, A) of each module, sorted by name, and everything that is wrong with them."""
+def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, dict[str, Entry]], list[str]]:
+    """Return the factors of each module by side, sorted by name, and everything that is wrong with them."""
     sides: dict[str, dict[str, Entry]] = {}
     others: dict[str, list[str]] = {}
     problems = []
@@ -254,7 +161,7 @@ def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, tuple[Entry, Entry]], 
         if (why := _why_unfit(module, pair)) is not None:
             problems.append(f"{module}: {why}")
         else:
-            factors[module] = (pair["B"], pair["A"])
+            factors[module] = {"B": pair["B"], "A": pair["A"]}
     return factors, problems
 
 
@@ -270,22 +177,6 @@ def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
     if (why := _why_no_product(a.shape, b.shape)) is not None:
         return f"lora_A is {a.shape} but lora_B is {b.shape}: {why}"
     return None
-
-
-def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
-    """Say why dW cannot be computed with: it, or a square of it, overflows or vanishes; None if it can."""
-    left, right = (float(factor.abs().max()) for factor in (b, a))
-    most = torch.finfo(dtype).max
-    if max(left, right) > most:
-        return f"the factors reach {max(left, right):.3g}, but the largest {dtype} is {most:.3g}: use float64"
-    # A product of numbers that are not 0 is 0 where it vanishes.
-    product = left * right * abs(scale)
-    if 0.0 in {left, right, scale} or _LEAST <= product <= _MOST:
-        return None
-    return (
-        f"lora_alpha gives a scale of {scale:.3g}, and the factors reach {left:.3g} (B) and {right:.3g} (A): "
-        f"expected a product between {_LEAST:g} and {_MOST:g}, whose squares can be added up"
-    )
 
 
 def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:

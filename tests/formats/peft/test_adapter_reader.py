@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from riemerge.errors import AdapterError
-from riemerge.formats.peft import Adapter, read_adapter
+from riemerge.formats.adapter import Adapter
+from riemerge.formats.dialects import read_adapter
 from tests.formats.pico import (
     PREFIX,
     SETTINGS,

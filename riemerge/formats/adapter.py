@@ -1,0 +1,197 @@
+"""An adapter as updates, whatever dialect its files speak: checked when opened, read module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from riemerge.errors import AdapterError
+from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
+from riemerge.formats.files.text import show
+from riemerge.formats.layers import Layer
+from riemerge.formats.module_names import rename
+from riemerge.formats.peft.config import AdapterConfig
+from riemerge.updates.low_rank import LowRankUpdate
+
+_Entry = TypeVar("_Entry")
+
+# Squares of what is between these, and sums of 1e20 of them, are numbers of float64.
+_LEAST, _MOST = 1e-140, 1e140
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter whose every setting enters dW exactly. Made by `riemerge.formats.dialects.read_adapter`.
+
+    Modules are named as in the base model. No file stays open; each read fails loudly if the file is no
+    longer the one that was checked.
+
+    Attributes:
+        path: The folder or file that was given.
+        dialect: The name of the dialect in which it is stored, of `riemerge.formats.dialects.DIALECTS`.
+        config: What the adapter says of itself, in PEFT's words.
+        layers: How each module is stored, by its name, sorted.
+        saved: Whole tensors saved beside the factors (heads, biases, trained tokens), by their name in the
+            base model.
+        base_weights: Weights of the base model that were saved beside the factors, unchanged, by name.
+    """
+
+    path: Path
+    dialect: str
+    config: AdapterConfig
+    layers: Mapping[str, Layer]
+    saved: Mapping[str, Entry]
+    base_weights: Mapping[str, Entry]
+    _tensors: TensorFile = field(repr=False)
+    _settings_sha256: Mapping[str, str] = field(repr=False)  # by file name
+
+    @property
+    def name(self) -> str:
+        """The name of the folder or file."""
+        return self.path.absolute().name
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules that have an update, sorted."""
+        return tuple(self.layers)
+
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """The rank r of each module."""
+        return MappingProxyType({module: layer.rank for module, layer in self.layers.items()})
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds all stored factors exactly."""
+        entries = (entry for layer in self.layers.values() for entry in layer.entries.values())
+        return reduce(torch.promote_types, (FLOATS[entry.dtype] for entry in entries))
+
+    @property
+    def stored(self) -> frozenset[torch.dtype]:
+        """The dtype that holds all stored factors, as a set of one: see `Checkpoint.stored`."""
+        return frozenset([self.dtype])
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a person may have meant otherwise, where PEFT goes on and so do we."""
+        return tuple(self.config.notes(self.modules))
+
+    @cached_property
+    def sha256(self) -> Mapping[str, str]:
+        """The sha256, in hex, of each file that enters the updates, by file name.
+
+        Raises:
+            AdapterError: The tensors' file is no longer the one that was checked.
+        """
+        tensors = {self._tensors.path.name: self._tensors.sha256()}
+        return MappingProxyType({**self._settings_sha256, **tensors})
+
+    def renamed(self, prefixes: Mapping[str, str]) -> Adapter:
+        """Return the adapter with modules and saved tensors under other names (see `module_names.rename`).
+
+        Law: the updates and the scales are the same; `notes` speak of the names in the file.
+
+        Args:
+            prefixes: New prefixes of names by old ones.
+
+        Raises:
+            AdapterError: Several names become one, or a name is left empty; all of them are named.
+        """
+        problems: list[str] = []
+
+        def renew(entries: Mapping[str, _Entry]) -> Mapping[str, _Entry]:
+            names = {name: rename(name, prefixes) for name in entries}
+            origin: dict[str, str] = {}
+            for name, new in names.items():
+                if origin.setdefault(new, name) != name:
+                    problems.append(f"{self.path}: rename: {origin[new]} and {name} both become {new}")
+                if not new:
+                    problems.append(f"{self.path}: rename: nothing is left of {name}")
+            return MappingProxyType({new: entries[name] for new, name in sorted(origin.items())})
+
+        layers, saved, base_weights = renew(self.layers), renew(self.saved), renew(self.base_weights)
+        AdapterError.refuse(problems)
+        return self._with(layers=layers, saved=saved, base_weights=base_weights)
+
+    def on_base(self, name: str | None) -> Adapter:
+        """Return the adapter with another name of its base model."""
+        return self._with(config=self.config.model_copy(update={"base_model_name_or_path": name}))
+
+    def _with(self, **changes: Any) -> Adapter:
+        """Return the same files read otherwise."""
+        other = replace(self, **changes)
+        # Where `cached_property` looks: what is known of the files is known of all that is read of them.
+        vars(other).update(notes=self.notes, sha256=self.sha256)
+        return other
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """Return the shape (m, n) of dW of this module: outputs by inputs."""
+        return self.layers[module].shape
+
+    def update(
+        self, module: str, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> LowRankUpdate:
+        """Read the update of one module.
+
+        Law: `update(module).dense()` is PEFT's `get_delta_weight` of the loaded adapter (its transpose with
+        `fan_in_fan_out`), to round-off of the conversion to `dtype`.
+
+        Args:
+            module: One of `modules`.
+            dtype: The dtype of the returned factors.
+            device: The device of the returned factors.
+
+        Raises:
+            AdapterError: A factor holds NaN or Inf, dW is too large or too small to compute with in `dtype`,
+                or the file is no longer the one that was checked.
+            KeyError: The adapter has no such module.
+        """
+        layer = self.layers[module]
+        stored = self._tensors.read(*(entry.name for entry in layer.entries.values()))
+        tensors = dict(zip(layer.entries, stored, strict=True))
+        AdapterError.refuse(
+            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
+            for side, tensor in sorted(tensors.items())
+            if (why := why_not_finite(tensor)) is not None
+        )
+        b, a = layer.factors(tensors)
+        if (why := _why_out_of_range(b, a, layer.scale, dtype)) is not None:
+            raise AdapterError(f"{self.path}: {show(module)}: {why}")
+        return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor of `saved` or `base_weights` as it is stored.
+
+        Raises:
+            AdapterError: The tensor holds NaN or Inf, or the file is no longer the one that was checked.
+            KeyError: No such tensor.
+        """
+        entry = {**self.saved, **self.base_weights}[name]
+        (tensor,) = self._tensors.read(entry.name)
+        if tensor.is_floating_point() and (why := why_not_finite(tensor)) is not None:
+            raise AdapterError(f"{self.path}: {show(name)} {why}; export the adapter again or leave it out")
+        return tensor
+
+
+def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
+    """Say why dW cannot be computed with: it, or a square of it, overflows or vanishes; None if it can."""
+    left, right = (float(factor.abs().max()) for factor in (b, a))
+    most = torch.finfo(dtype).max
+    if max(left, right) > most:
+        return f"the factors reach {max(left, right):.3g}, but the largest {dtype} is {most:.3g}: use float64"
+    # A product of numbers that are not 0 is 0 where it vanishes.
+    product = left * right * abs(scale)
+    if 0.0 in {left, right, scale} or _LEAST <= product <= _MOST:
+        return None
+    return (
+        f"lora_alpha gives a scale of {scale:.3g}, and the factors reach {left:.3g} (B) and {right:.3g} (A): "
+        f"expected a product between {_LEAST:g} and {_MOST:g}, whose squares can be added up"
+    )

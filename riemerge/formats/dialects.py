@@ -1,0 +1,112 @@
+"""The dialects in which adapters are stored: what recognises, reads and writes each of them."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+
+from riemerge.formats.adapter import Adapter
+from riemerge.formats.peft.adapter_reader import read_peft
+from riemerge.formats.peft.adapter_writer import write_peft
+from riemerge.updates.low_rank import LowRankUpdate
+
+
+class Dialect(ABC):
+    """A way to store an adapter in files.
+
+    Law: what `write` writes `read` reads, with dW bit for bit as it was stored.
+
+    Attributes:
+        name: The name of the dialect, as `--to` takes it.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Return whether a path holds an adapter of this dialect, by the names of files and tensors alone."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Adapter:
+        """Open the adapter and check all that its settings and the header of its tensors can tell.
+
+        Raises:
+            AdapterError: With every problem found.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        target: str | os.PathLike[str],
+        updates: Mapping[str, LowRankUpdate],
+        *,
+        like: Sequence[Adapter],
+        dtype: torch.dtype,
+        **settings: Any,
+    ) -> dict[str, float]:
+        """Write updates as an adapter of this dialect, all or nothing (see `write_peft`)."""
+
+
+@final
+class Peft(Dialect):
+    """PEFT's folders, of `adapter_config.json` and `adapter_model.safetensors`; takes what no other does."""
+
+    name = "peft"
+
+    def recognises(self, path: Path) -> bool:
+        """Return True: the reader says what is wrong with a path that holds no adapter."""
+        return True
+
+    def read(self, path: Path) -> Adapter:
+        """Open a PEFT folder (see `read_peft`)."""
+        return read_peft(path)
+
+    def write(
+        self,
+        target: str | os.PathLike[str],
+        updates: Mapping[str, LowRankUpdate],
+        *,
+        like: Sequence[Adapter],
+        dtype: torch.dtype,
+        **settings: Any,
+    ) -> dict[str, float]:
+        """Write a PEFT folder (see `write_peft`)."""
+        return write_peft(target, updates, like=like, dtype=dtype, **settings)
+
+
+DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Peft(),)}
+"""The dialects by name, in the order in which they are asked whether a path is theirs: PEFT comes last."""
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Open an adapter of any dialect, and check all that its settings and the header of its tensors can tell.
+
+    Law: an adapter that opens is read exactly; any setting or tensor that would not enter dW is refused by
+    name. Nothing is executed, nothing is downloaded. The values are checked when they are read.
+
+    Args:
+        path: The folder or file of the adapter.
+
+    Raises:
+        AdapterError: With every problem found.
+    """
+    dialect = next(dialect for dialect in DIALECTS.values() if dialect.recognises(Path(path)))
+    return dialect.read(Path(path))
+
+
+def write_adapter(
+    target: str | os.PathLike[str],
+    updates: Mapping[str, LowRankUpdate],
+    *,
+    dialect: str = "peft",
+    like: Sequence[Adapter] = (),
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> dict[str, float]:
+    """Write updates as an adapter of a dialect, all or nothing (see `write_peft`)."""
+    return DIALECTS[dialect].write(target, updates, like=like, dtype=dtype, **settings)
