@@ -123,6 +123,8 @@ class Adapter:
 
     def on_base(self, name: str | None) -> Adapter:
         """Return the adapter with another name of its base model."""
+        if name == self.config.base_model_name_or_path:
+            return self
         return self._with(config=self.config.model_copy(update={"base_model_name_or_path": name}))
 
     def _with(self, **changes: Any) -> Adapter:

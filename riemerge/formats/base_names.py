@@ -67,7 +67,7 @@ def agree_on_base(
         return Agreement(
             best, notes=(f"{KEY} differs: {listed}: taken as one base model; the result names {show(best)}",)
         )
-    problems = [_sum_wanted(path, below, said[path]) for path, below in stacked.items()]
+    problems = [_sum_wanted(path, said[path], *below) for path, below in stacked.items()]
     if not _are_one(bases):
         each = ", ".join(f"{show(base)} in {path}" for path, base in plain.items())
         problems.append(f"{KEY} differs: {each}; {_advice(bases)}")
@@ -101,7 +101,7 @@ class _Base:
     def described(self) -> str:
         """The name in a record, which holds no paths, and what it was recognised as."""
         if self.owner is None:
-            return f"the local folder {show(_last(self.name))}"
+            return f"{show(_last(self.name))} (a local folder)"
         kinds = {"a quantised copy": self.quantised, "in the hub's cache": self.cached}
         said = ", ".join(kind for kind, applies in kinds.items() if applies)
         return show(self.name) + f" ({said})" * bool(said)
@@ -147,24 +147,25 @@ def _advice(bases: Sequence[_Base]) -> str:
     return f"the repositories have one name but several owners ({listed}); {advice}"
 
 
-def _adapter_below(path: Path, base: str, named: Mapping[Path, str | None]) -> Path | None:
-    """Return the folder of the adapter that an adapter names as its base model; None where it names none."""
+def _adapter_below(path: Path, base: str, named: Mapping[Path, str | None]) -> tuple[Path, str] | None:
+    """Return the folder of the adapter that another names as its base model, and how it is known; or None."""
     for folder in (Path(base), path / base):
         with suppress(AdapterError):
             if os.path.isdir(folder) and holds_adapter(folder):  # noqa: PTH112 - raises for no name
-                return folder
-    if not _LOCAL.match(base):
-        return None
-    others = (other for other, its in named.items() if its != base and other.absolute().name == _last(base))
-    return next(others, None)
+                return folder, "is the folder of the adapter"
+    called = re.split(r"[-_+]", _last(base))
+    for other, its in named.items():
+        end = re.split(r"[-_+]", other.absolute().name)
+        if _LOCAL.match(base) and its != base and called[-len(end) :] == end:
+            return other, "ends like the adapter"
+    return None
 
 
-def _sum_wanted(path: Path, below: Path, base: str) -> str:
+def _sum_wanted(path: Path, base: str, below: Path, known: str) -> str:
     """Say that an adapter was trained on another, and the command that adds them."""
     return (
-        f"{path}: was trained on a base model to which the adapter {below} was added ({KEY} is "
-        f"{show(base)}), so a mean of both is of updates of different models; what it was trained to be is "
-        "their sum: "
-        f"riemerge merge {shlex.quote(str(below))} {shlex.quote(str(path))} -o NEW --method cat --same-base; "
-        "--same-base merges them in any other way too"
+        f"{path}: was trained on a base model with another adapter in it: its {KEY} {show(base)} {known} "
+        f"{below}. A mean of both would be of updates of different models; their sum is what it was trained "
+        f"to be: riemerge merge {shlex.quote(str(below))} {shlex.quote(str(path))} -o NEW --method cat "
+        "--same-base; --same-base merges them in any other way too"
     )
