@@ -156,7 +156,8 @@ def _adapter_below(path: Path, base: str, named: Mapping[Path, str | None]) -> t
     called = re.split(r"[-_+]", _last(base))
     for other, its in named.items():
         end = re.split(r"[-_+]", other.absolute().name)
-        if _LOCAL.match(base) and its != base and called[-len(end) :] == end:
+        alike = bool(its) and _are_one([_parse(base), _parse(str(its))])
+        if _LOCAL.match(base) and called[-len(end) :] == end and not alike:
             return other, "ends like the adapter"
     return None
 

@@ -203,8 +203,8 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str 
         assert row.numerical_ranks is not None
         stored, actual = row.input_ranks[place], row.numerical_ranks[place]
         rank = min(stored, asked) if isinstance(asked, int) else stored
-        if stored == 0:
-            continue  # the adapter lacks the module, which is told in another place
+        if stored == 0 or (actual == 0 and row.input_norms[place] > 0):
+            continue  # the adapter lacks the module, or its weight is 0 there
         if actual == 0:
             zero.append(row.module)
         elif actual < rank:
