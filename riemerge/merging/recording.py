@@ -149,7 +149,7 @@ def _missing_warnings(rows: Sequence[MissingRow], total: int) -> list[str]:
     names = sorted({name for row in rows for name in row.inputs})
     modules, counted = list_names(row.module for row in rows), rows[0].counted
     text = (
-        f"missing: {counted}: {', '.join(names)}: lack modules that others have, {len(rows)} of {total} "
+        f"missing: {counted}: {len(rows)} of {total} modules are lacking in {' or '.join(names)} "
         f"({modules}): {_COUNTED[counted]}"
     )
     return [text]

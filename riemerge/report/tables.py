@@ -164,7 +164,7 @@ def _missing(record: RunRecord) -> Table:
         ("lacking in", [printable(", ".join(row.inputs)) for row in record.missing]),
         ("counts as", [{"zero": "zero", "skip": "left out"}[row.counted] for row in record.missing]),
     ]
-    return _table(f"modules that some adapters lack{prefix}", columns)
+    return _table(f"missing{prefix}", columns)
 
 
 def _statuses(total: Totals) -> str:
