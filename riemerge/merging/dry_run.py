@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from riemerge.merging.checkpoint_sink import stored_dtype
 from riemerge.merging.plan import Plan
 from riemerge.merging.recording import planned_base, planned_warnings
-from riemerge.merging.sinks import SHARD_BYTES, stored_dtype
+from riemerge.merging.sinks import SHARD_BYTES
 from riemerge.methods.engine import Row
 from riemerge.records.plan_record import PlannedInput, PlannedModule, PlanRecord
 
@@ -80,7 +81,7 @@ def _modules(plan: Plan) -> Iterator[PlannedModule]:
     """Yield what is known of each module: the ranks are those of `written_ranks`, or bounds of them."""
     inputs, order = plan.inputs, plan.inputs.order
     ranks: dict[str, tuple[int, ...]] = {
-        module: tuple(inputs.each[i].model.ranks[module] for i in order)
+        module: tuple(inputs.each[i].model.ranks.get(module, 0) for i in order)
         for module in inputs.modules
         if inputs.adapters
     }

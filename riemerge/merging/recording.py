@@ -19,7 +19,7 @@ from riemerge.merging.measure import totals
 from riemerge.merging.model_class import base_model, model_class
 from riemerge.merging.plan import Plan
 from riemerge.methods import Evidence
-from riemerge.records.run_record import InputRow, ModuleRow, RunRecord, Timing
+from riemerge.records.run_record import InputRow, MissingRow, ModuleRow, RunRecord, Timing
 from riemerge.records.written_ranks import rank_warnings, written_ranks
 
 
@@ -42,8 +42,9 @@ def run_record(
     """
     inputs, resolved = plan.inputs, plan.resolved
     weights = [plan.stack.weights(name) for name in inputs.names]
+    rows, missing = _with_stored_ranks(plan, rows), _missing_rows(plan)
     warnings = [
-        *_code_notes(plan),
+        *_known_notes(plan, missing),
         *_warnings(plan, evidence, rows),
         *zero_warnings(resolved, plan.method, rows),
         *scale_warnings(matched_scale, len(inputs.each)),
@@ -62,6 +63,7 @@ def run_record(
         inputs=_input_rows(plan, weights),
         beside=plan.read_beside,
         modules=tuple(rows),
+        missing=missing,
         totals=totals(rows),
         matched_scale=matched_scale,
         advice={one.status.name: one.advice for one in evidence.values() if one.advice},
@@ -77,7 +79,7 @@ def run_record(
 def planned_base(plan: Plan) -> str | None:
     """Return the base model that the result of a merge will name; None where the inputs name none."""
     if plan.inputs.checkpoints:
-        return base_model([plan.recipe.base_model])
+        return base_model([plan.recipe.base_name or plan.recipe.base_model])
     return base_model(adapter.config.base_model_name_or_path for adapter in plan.inputs.adapters)
 
 
@@ -85,14 +87,19 @@ def planned_warnings(plan: Plan) -> list[str]:
     """Return what a merge will warn of, as far as it does not depend on tensors."""
     weights = [plan.stack.weights(name) for name in plan.inputs.names]
     return [
-        *_code_notes(plan),
+        *_known_notes(plan, _missing_rows(plan)),
         *_warnings(plan, {}, ()),
         *peer_warnings(plan.resolved, plan.method, weights),
     ]
 
 
-def _code_notes(plan: Plan) -> list[str]:
-    return code_notes(plan.inputs.carried) if plan.inputs.checkpoints else []
+def _known_notes(plan: Plan, missing: Sequence[MissingRow]) -> list[str]:
+    """Return what is to be said of the inputs, and of what goes with the result."""
+    inputs = plan.inputs
+    notes = [*inputs.notes, *_missing_warnings(missing, len(inputs.modules))]
+    if inputs.checkpoints:
+        return [*code_notes(inputs.carried), *notes]
+    return notes
 
 
 def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRow, ...]:
@@ -122,6 +129,51 @@ def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRo
             dtype=", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in model.stored)),
         )
     return tuple(rows)
+
+
+def _with_stored_ranks(plan: Plan, rows: Sequence[ModuleRow]) -> list[ModuleRow]:
+    """Return the rows of modules with rank 0 of adapters that lack them, whose update was read as zero."""
+    inputs, order, stored = plan.inputs, plan.inputs.order, []
+    for row in rows:
+        if lacking := inputs.lacking.get(row.module):
+            ranks = zip(order, row.input_ranks, strict=True)
+            own = tuple(rank * (place not in lacking) for place, rank in ranks)
+            stored.append(row.model_copy(update={"input_ranks": own}))
+        else:
+            stored.append(row)
+    return stored
+
+
+def _missing_rows(plan: Plan) -> tuple[MissingRow, ...]:
+    inputs, counted = plan.inputs, plan.inputs.missing
+    return tuple(
+        MissingRow(
+            module=module,
+            inputs=tuple(inputs.each[i].name for i in inputs.order if i in lacking),
+            counted=counted,
+        )
+        for module, lacking in inputs.lacking.items()
+        if counted != "error"
+    )
+
+
+_COUNTED = {
+    "zero": "their updates there count as zero",
+    "skip": "they take no part there, and the weights of the others count in proportion",
+}
+
+
+def _missing_warnings(rows: Sequence[MissingRow], total: int) -> list[str]:
+    """Say in one text how many modules some adapters lack."""
+    if not rows:
+        return []
+    names = sorted({name for row in rows for name in row.inputs})
+    modules, counted = list_names(row.module for row in rows), rows[0].counted
+    text = (
+        f"missing: {counted}: {len(rows)} of {total} modules are lacking in {' or '.join(names)} "
+        f"({modules}): {_COUNTED[counted]}"
+    )
+    return [text]
 
 
 def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]) -> list[str]:
@@ -172,6 +224,8 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str 
         assert row.numerical_ranks is not None
         stored, actual = row.input_ranks[place], row.numerical_ranks[place]
         rank = min(stored, asked) if isinstance(asked, int) else stored
+        if stored == 0 or (actual == 0 and row.input_norms[place] > 0):
+            continue  # the adapter lacks the module, or its weight is 0 there
         if actual == 0:
             zero.append(row.module)
         elif actual < rank:

@@ -94,10 +94,10 @@ def test_warnings_are_those_of_the_merge_that_no_tensor_decides(tmp_path: Path) 
 def test_the_command_writes_nothing_and_needs_no_output(tmp_path: Path) -> None:
     sources = served(tmp_path)
     there = listing(tmp_path)
-    ran = run("merge", *sources, "--dry-run", "--method", "average", "--rename", "x.=y.")
+    ran = run("merge", *sources, "--dry-run", "--method", "average", "--rename", "layers.=h.")
     assert ran.exit_code == 0, ran.output
     assert listing(tmp_path) == there
-    assert "modules that start with 'x.' are read as 'y.'" in ran.stdout
+    assert "modules that start with 'layers.' are read as 'h.'" in ran.stdout
     assert ran.stdout.endswith("nothing was written\n")
     shown = json.loads(run("merge", *sources, "--dry-run", "--json").stdout)
     PlanRecord.model_validate(shown["plan"])
