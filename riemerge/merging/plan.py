@@ -84,6 +84,9 @@ class Plan:
             "uniform_rank": (recipe.uniform_rank, None),
             "earlier": (dict(recipe.earlier), {}),
         }
+        scale: dict[str, float] = {}
+        if self.inputs.adapters or recipe.base_model:
+            scale = {"scale": 1.0}  # whole weights have none
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -98,7 +101,7 @@ class Plan:
             **_names_of(base_model=recipe.base_model, base_statistics=recipe.base_statistics),
             **{key: value for key, (value, default) in asked.items() if value != default},
             **recipe.adapting,
-            "parameters": {"scale": 1.0, **self.method.defaults, **recipe.parameters},
+            "parameters": {**scale, **self.method.defaults, **recipe.parameters},
             "dtype": recipe.dtype,
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
         }

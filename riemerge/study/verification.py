@@ -176,7 +176,8 @@ class _Search:
             if sums := record.beside.get(key):
                 data[key] = self._find(data[key], sums)
         AdapterError.refuse(self._problems)
-        data["parameters"]["scale"] = _put_number(data["parameters"]["scale"], record.matched_scale)
+        if "scale" in data["parameters"]:
+            data["parameters"]["scale"] = _put_number(data["parameters"]["scale"], record.matched_scale)
         return Recipe.model_validate(data)
 
     def _find(self, name: str, sums: Mapping[str, str]) -> str:
