@@ -17,11 +17,13 @@ import torch
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
+from riemerge.formats.hub import identify, name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
@@ -74,8 +76,14 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
-        names = display_names([entry.model for entry in recipe.models])
-        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, False)}
+        paths = [entry.model for entry in recipe.models]
+        models = [identify(path) for path in paths]
+        names = [str(model or name) for model, name in zip(models, display_names(paths), strict=True)]
+        asked: dict[str, tuple[Any, Any]] = {
+            "out_type": (self.out_type, "adapter"),
+            "uniform_rank": (recipe.uniform_rank, None),
+            "earlier": (dict(recipe.earlier), {}),
+        }
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -112,8 +120,8 @@ class Plan:
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
-    """Return the last part of each path that is given."""
-    return {key: Path(path).name for key, path in paths.items() if path}
+    """Return the name of what lies at each path that is given, without the rest of its path."""
+    return {key: name_model(path) for key, path in paths.items() if path}
 
 
 def plan(
@@ -145,6 +153,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
+    recipe = flatten_slices(recipe)
     method = recipe.method
     recipe = expand(recipe, method)
     if folder is not None:
@@ -368,7 +377,8 @@ def open_statistics(
         method: The row that says which kinds are needed.
         places: The places of the models that count.
         shapes: (m, n) of each module that they must have, by its name in the base model.
-        skipped: Which of the models that count take no part in a module, and need no statistics of it.
+        skipped: Models among those that count that take no part in a module, by its name; they need no
+            statistics of it.
 
     Raises:
         AdapterError: Statistics cannot be read, or lack something: all of it.
@@ -405,7 +415,7 @@ def weights_of(
         resolver: What the recipe says of each model and module.
         method: The row of the table.
         places: The places of the models that count among those asked for.
-        skipped: Which of them take no part in a module.
+        skipped: Models among them that take no part in a module, by its name.
     """
 
     def weights(module: str) -> tuple[float, ...]:
