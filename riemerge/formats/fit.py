@@ -12,8 +12,8 @@ import torch
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
-from riemerge.formats.checkpoint.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.custom_code import check_code
+from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
 from riemerge.formats.module_names import find_renaming
 

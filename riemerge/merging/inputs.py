@@ -26,11 +26,14 @@ from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
-from riemerge.updates import DenseSpan, LowRankUpdate
+from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
 Models: TypeAlias = Mapping[Path, Model]
 """Models that are open, by path: what is read of them later is what was checked, or an error."""
+
+LARGE = 2**24
+"""Numbers of T updates from which on they are read by rows: 128 MiB of float64."""
 
 _Read = TypeVar("_Read")
 
@@ -134,8 +137,10 @@ class Inputs:
 
     def read(
         self, module: str, dtype: torch.dtype, device: torch.device
-    ) -> tuple[LowRankUpdate, ...] | DenseSpan:
-        """Read the T updates of a module: factors, or whole tensors less those of the base model.
+    ) -> tuple[LowRankUpdate, ...] | DenseSpan | DenseRows:
+        """Read the T updates of a module: factors, or tensors less those of the base model.
+
+        Law: a matrix or larger tensor of more than `LARGE` numbers, of all T together, is read by rows.
 
         Law: the update of an adapter that lacks the module is zero, of rank 1.
 
@@ -149,10 +154,19 @@ class Inputs:
         """
         if self.adapters:
             return tuple(self._update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
-        x = torch.stack([checkpoint.tensor(module, device=device) for checkpoint in self.checkpoints])
+        shape, count = self.shape(module), len(self.checkpoints)
+        numbers = count * math.prod(shape)
+        if len(shape) < 2 or numbers <= LARGE:
+            return DenseSpan(self._read_dense(module, device, None))
+        rows = max(1, LARGE // (numbers // shape[0]))
+        return DenseRows(count, shape, lambda run: self._read_dense(module, device, [run]), rows)
+
+    def _read_dense(self, name: str, device: torch.device, rows: Sequence[range] | None) -> torch.Tensor:
+        """Read a tensor of all checkpoints, or rows of it, less that of the base model: (T, ...)."""
+        x = torch.stack([one.tensor(name, device=device, rows=rows) for one in self.checkpoints])
         if self.base is not None:
-            x -= self.base.tensor(module, device=device)
-        return DenseSpan(x)
+            x -= self.base.tensor(name, device=device, rows=rows)
+        return x
 
     def _update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
         if place in self.lacking.get(module, ()):

@@ -30,7 +30,7 @@ from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
-from riemerge.updates import DenseSpan, LowRankUpdate
+from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 WEIGHT = ".weight"
 
@@ -470,7 +470,7 @@ def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapp
 
 
 @final
-class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
+class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan | DenseRows]):
     """The T updates of each module, read from disk at each access, so that none is kept."""
 
     def __init__(self, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> None:
@@ -478,7 +478,7 @@ class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
         self._dtype = dtype
         self._device = device
 
-    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...] | DenseSpan:
+    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...] | DenseSpan | DenseRows:
         return self._inputs.read(module, self._dtype, self._device)
 
     def __iter__(self) -> Iterator[str]:
