@@ -25,7 +25,7 @@ COMMANDS = [
 OPEN = {
     *(("heads", place) for place in range(2)),
     ("lmhead", 0),
-    *(("yaml", place) for place in range(2)),
+    ("yaml", 1),
 }
 
 
