@@ -30,8 +30,8 @@ def take_adapters(recipe: Recipe) -> Recipe:
     bases |= {recipe.base_model: None} if recipe.base_model else {}
     if len({os.path.normpath(base) for base in bases}) > 1:
         raise RecipeError(
-            f"models: adapters on {len(bases)} base models: {', '.join(bases)}: expected one; without the base "
-            "and the plus the adapters are compared by the names that they have for their base"
+            f"models: adapters on several base models: {', '.join(bases)}: expected one; name the adapters "
+            "alone to have them compared by what they call their base"
         )
     models = (
         entry.model_copy(update={"model": parts[-1]})

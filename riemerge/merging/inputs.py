@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
-from riemerge.errors import AdapterError, RecipeError, try_each
+from riemerge.errors import RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
@@ -235,11 +235,11 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     _check_prefixes(recipe.rename, opened)
     adapters = list(opened)
     if recipe.rename:
-        adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), opened)
+        adapters = try_each(lambda adapter: adapter.rename(recipe.rename), opened)
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
-    _check_base_name(recipe, fit.base)
+    _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     ordered = _in_order(recipe, method, adapters)
     return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
@@ -266,9 +266,9 @@ def _is_checkpoint(path: str) -> bool:
 
 
 def _read_checkpoint(path: str) -> Checkpoint:
-    base, *adapters = parts_of(path)
-    if adapters:
-        return read_patched(base, *adapters)
+    match parts_of(path):
+        case (base, adapter):
+            return read_patched(base, adapter)
     return read_checkpoint(path)
 
 
@@ -278,15 +278,24 @@ def _read_as_it_is(path: str) -> Model:
     return read_adapter(path)
 
 
-def _check_base_name(recipe: Recipe, name: str | None) -> None:
+def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
     """Refuse a base model by another name than the adapters have for it; a local folder has no name to tell.
 
     Raises:
-        AdapterError: The names differ, and the recipe does not say that they are of one model.
+        RecipeError: The names differ, and the recipe does not say that they are of one model.
     """
-    if recipe.base_model and not os.path.lexists(recipe.base_model):
-        named = {Path("base_model"): recipe.base_model, Path("the adapters"): name}
-        AdapterError.refuse(agree_on_base(named, same=recipe.same_base).problems)
+    base = recipe.base_model
+    if base is None or recipe.same_base or os.path.lexists(base):
+        return
+    named = {adapter.path: adapter.config.base_model_name_or_path for adapter in adapters}
+    names = {*named.values()} - {None, "", base}
+    if not agree_on_base({**named, Path("base_model"): base}).problems:
+        return
+    RecipeError.refuse(
+        f"base_model: {base}: the adapters name {name} as their base model: leave base_model out, or say "
+        "same_base: true if these are one model"
+        for name in sorted(map(str, names))
+    )
 
 
 def _check_for_adapters(recipe: Recipe, method: Method) -> None:

@@ -20,8 +20,8 @@ from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
-from riemerge.merging.identifiability import doubtful
 from riemerge.merging.adapter_sums import take_adapters
+from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
@@ -376,7 +376,8 @@ def open_statistics(
         method: The row that says which kinds are needed.
         places: The places of the models that count.
         shapes: (m, n) of each module that they must have, by its name in the base model.
-        skipped: Which of the models that count take no part in a module, and need no statistics of it.
+        skipped: Models among those that count that take no part in a module, by its name; they need no
+            statistics of it.
 
     Raises:
         AdapterError: Statistics cannot be read, or lack something: all of it.
@@ -413,7 +414,7 @@ def weights_of(
         resolver: What the recipe says of each model and module.
         method: The row of the table.
         places: The places of the models that count among those asked for.
-        skipped: Which of them take no part in a module.
+        skipped: Models among them that take no part in a module, by its name.
     """
 
     def weights(module: str) -> tuple[float, ...]:
