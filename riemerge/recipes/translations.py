@@ -59,7 +59,7 @@ COMBINATION_TYPES: Mapping[str, Word] = {
 
 PARAMETER_WORDS: Mapping[str, Word] = {
     "lambda": Word("scale", "the factor on the merged update"),
-    "max_iter": Word("max_passes", "the budget of iterations"),
+    "max_iter": Word("max_passes", "the budget of iterations"),  # mergekit 0.1.5, 2025
     "svd_rank": Word("rank", "the rank of the result"),
     "int8_mask": Word(None, "masks are exact in any dtype"),
 }
