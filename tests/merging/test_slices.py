@@ -18,7 +18,9 @@ DENSITY = [{"filter": "q", "value": [0.25, 1]}]
 
 
 def sliced(ranges: dict[str, list[int]], **changes: Any) -> Recipe:
-    sources = [{"model": model, "layer_range": layers} for model, layers in ranges.items()]
+    sources: list[dict[str, Any]] = [
+        {"model": model, "layer_range": layers} for model, layers in ranges.items()
+    ]
     sources[0]["parameters"] = {"weight": 0.5}
     part = {"sources": sources, "parameters": {"density": DENSITY}}
     return make_recipe({"merge_method": "ties", "slices": [part], "parameters": {"density": 0.5}, **changes})

@@ -215,7 +215,8 @@ def test_the_command_line_is_translated_too() -> None:
 
 def test_the_tables_name_what_is_there_and_each_entry_has_a_sentence() -> None:
     words = [*METHOD_WORDS.values(), *COMBINATION_TYPES.values(), *OTHER_ROWS.values()]
-    assert all(find_method(word.ours) and word.why for word in words)
+    assert [find_method(word.ours).name for word in words] == [word.ours for word in words]
+    assert all(word.why for word in words)
     assert not METHOD_WORDS.keys() & METHODS.keys()
     assert all(word.ours in {None, *PARAMETERS} and word.why for word in PARAMETER_WORDS.values())
     assert not PARAMETER_WORDS.keys() & PARAMETERS.keys()
