@@ -20,8 +20,8 @@ from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.files.tensor_file import TensorFile
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import check_checkpoints
-from riemerge.formats.peft.adapter_writer import RoundedUpdates
 from riemerge.formats.peft.config import AdapterConfig
+from riemerge.formats.rounded_updates import RoundedUpdates
 from riemerge.merging.machine import find_device, find_dtype
 from riemerge.merging.model_class import checkpoint_class, model_type
 from riemerge.merging.plan import WEIGHT
