@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -107,17 +107,32 @@ class PatchedCheckpoint(Checkpoint):
         if name not in self.patches:
             return weight
         exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        for module, layer in self.patches[name].items():
-            update = self.adapter.update(module, dtype=exact.dtype)
-            change = _multiply(layer, update).mul_(update.scale)
+        layers = self.patches[name]
+        updates = [self.adapter.update(module, dtype=exact.dtype) for module in layers]
+        for layer, change in _changes([*zip(layers.values(), updates, strict=True)]):
+            rounded = change
             if isinstance(layer, Embedding | Expert):
-                change = change.to(dtype or weight.dtype)
-            layer.view(exact).add_(change)
+                rounded = change.to(dtype or weight.dtype)
+            layer.view(exact).add_(rounded)
         return exact
 
 
+def _changes(pairs: Sequence[tuple[Layer, LowRankUpdate]]) -> Iterator[tuple[Layer, Tensor]]:
+    """Yield s·(B @ A), (m, n), of each layer of a tensor, by PEFT's operations: others round differently."""
+    experts = {layer.index: (layer, update) for layer, update in pairs if isinstance(layer, Expert)}
+    if len(experts) < 2:
+        for layer, update in pairs:
+            yield layer, _multiply(layer, update).mul_(update.scale)
+        return
+    ordered = [experts[index] for index in sorted(experts)]
+    b = torch.stack([update.B for _, update in ordered], dim=-1)
+    a = torch.stack([update.A for _, update in ordered])
+    whole = torch.einsum("ore,eri->eoi", b, a)
+    yield from ((layer, whole[layer.index].mul_(update.scale)) for layer, update in ordered)
+
+
 def _multiply(layer: Layer, update: LowRankUpdate) -> Tensor:
-    """Return B @ A (m, n) by the operation that PEFT uses, since others sum in another order."""
+    """Return B @ A (m, n) by PEFT's operation."""
     if isinstance(layer, Convolution):
         stored = layer.store(update)
         if (axes := len(layer.stored_shape) - 2) != 2 or layer.stored_shape[2:] != (1, 1):
