@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from typing import final
 
@@ -10,7 +11,7 @@ import torch
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import DenseWriter
 from riemerge.merging.plan import Plan
-from riemerge.updates import Dense, LowRankUpdate
+from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 
 @final
@@ -27,14 +28,27 @@ class CheckpointSink:
         self._inputs, self._plan, self._writer = plan.inputs, plan, writer
         self._copied = sorted(plan.inputs.checkpoints[0].not_float, reverse=True)
 
-    def keep(self, name: str, update: LowRankUpdate | Dense) -> None:
+    def keep(self, name: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         """Write one merged tensor."""
+        assert not isinstance(update, LowRankUpdate)
         self.copy_until(name)
-        tensor, base = update.dense(), self._inputs.base
-        if base is not None:
-            tensor = base.tensor(name, device=self._plan.device) + tensor
         own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.checkpoints])
-        self._writer.add(name, tensor, dtype=self._plan.out_dtype or own)
+        blocks, dtype = self._on_base(name, update), self._plan.out_dtype or own
+        self._writer.add_blocks(name, update.shape, torch.float64, blocks, dtype=dtype)
+
+    def _on_base(self, name: str, update: Dense | DenseBlocks) -> Iterator[torch.Tensor]:
+        """Yield the blocks of an update, those of the base model added to them."""
+        base, device = self._inputs.base, self._plan.device
+        if base is None:
+            yield from update.blocks()
+        elif isinstance(update, Dense):
+            yield base.tensor(name, device=device) + update.tensor
+        else:
+            start = 0
+            for block in update.blocks():
+                rows = range(start, start + len(block))
+                yield base.tensor(name, device=device, rows=[rows]) + block
+                start = rows.stop
 
     def copy_until(self, name: str | None) -> None:
         """Copy the tensors that are no floats and come before a name; all that are left if None."""

@@ -26,7 +26,7 @@ from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
 from riemerge.records.written_ranks import written_ranks
 from riemerge.report.card import model_card
-from riemerge.updates import Dense, LowRankUpdate
+from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 RECORD_FILE = "riemerge.json"
 CARD_FILE = "README.md"
@@ -142,7 +142,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
-    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+    def keep(module: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         assert isinstance(update, LowRankUpdate)
         if round_at_once:
             rounded.add(module, update)
@@ -217,7 +217,7 @@ def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
     left = Counter(names.values())
     parts: dict[str, Tensor] = {}
 
-    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+    def keep(module: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         name, layer, dense = names[module], layers[module], update.dense()
         if name in parts:
             layer.view(parts[name]).copy_(dense)
