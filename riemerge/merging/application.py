@@ -13,6 +13,7 @@ from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
+from riemerge.formats.hub import locate, name_model
 from riemerge.merging.machine import find_dtype
 from riemerge.merging.model_class import checkpoint_class
 from riemerge.merging.recording import versions
@@ -42,8 +43,8 @@ def apply_adapter(
     once. The folder appears whole or not at all; all names and shapes are checked before a tensor is read.
 
     Args:
-        base: Folder or file of the base model, in shards or not.
-        adapter: The adapter.
+        base: Folder, file or hub id of the base model, in shards or not.
+        adapter: Folder, file or hub id of the adapter.
         folder: The new folder.
         rename: New prefixes of module names by the prefixes that the adapter has.
         out_dtype: The float dtype that is written, such as `bfloat16`; None keeps the dtype of each tensor.
@@ -62,8 +63,9 @@ def apply_adapter(
         Memory of one tensor in its dtype and in float32.
     """
     wanted = None if out_dtype is None else find_dtype(out_dtype)
-    check_output(folder, [base, adapter])
-    model = read_patched(base, adapter, rename)
+    paths = locate(base), locate(adapter)
+    check_output(folder, paths)
+    model = read_patched(*paths, rename)
     rows: list[DifferenceModule] = []
     changes: dict[str, Rounding] = {}
     with DenseWriter(folder, dtype=wanted, shard_bytes=shard_bytes) as writer:
@@ -91,8 +93,8 @@ def apply_adapter(
         renames = [f"{old}={new}" for old, new in (rename or {}).items()]
         record = DifferenceRecord(
             verb="apply",
-            base=DifferenceInput(name=model.base.name, sha256=dict(model.base.sha256)),
-            other=DifferenceInput(name=model.adapter.name, sha256=dict(model.adapter.sha256)),
+            base=DifferenceInput(name=name_model(paths[0]), sha256=dict(model.base.sha256)),
+            other=DifferenceInput(name=name_model(paths[1]), sha256=dict(model.adapter.sha256)),
             settings={"rename": renames, "out-dtype": [*filter(None, [out_dtype])]},
             model_class=checkpoint_class(model),
             versions=versions(),

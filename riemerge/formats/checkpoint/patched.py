@@ -154,23 +154,22 @@ def read_patched(
         rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
-        AdapterError: What `read_checkpoint`, `read_adapter` and `patch` refuse.
+        AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.renamed` and `patch` refuse.
     """
-    return patch(read_checkpoint(base), read_adapter(adapter), rename)
+    return patch(read_checkpoint(base), read_adapter(adapter).renamed(rename or {}))
 
 
-def patch(base: Checkpoint, adapter: Adapter, rename: Mapping[str, str] | None = None) -> PatchedCheckpoint:
+def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
     """Merge an open adapter into an open checkpoint: nothing is computed until a tensor is read.
 
     Args:
         base: The checkpoint; it may be a view.
         adapter: The adapter.
-        rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
         AdapterError: The adapter does not fit the checkpoint (see `place_modules`).
     """
-    placed = place_modules(base, adapter, rename or {})
+    placed = place_modules(base, adapter)
     return PatchedCheckpoint(
         path=Path(f"{base.path}+{adapter.path}"),
         shapes=base.shapes,

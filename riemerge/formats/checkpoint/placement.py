@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple, final
@@ -13,6 +13,7 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.layers import Expert, Layer, Linear
+from riemerge.formats.module_names import rename
 
 
 @final
@@ -28,9 +29,7 @@ class Place(NamedTuple):
     layer: Layer
 
 
-def place_modules(
-    base: Checkpoint, adapter: Adapter, rename: Mapping[str, str]
-) -> dict[str, dict[str, Layer]]:
+def place_modules(base: Checkpoint, adapter: Adapter) -> dict[str, dict[str, Layer]]:
     """Find the tensor of each module.
 
     Law: shapes decide whether a linear layer is stored as inputs by outputs, and which parameter of a module
@@ -40,22 +39,16 @@ def place_modules(
     Args:
         base: The base model.
         adapter: The adapter.
-        rename: New prefixes of module names by the prefixes that the adapter has.
 
     Returns:
         By the name of each tensor, the layers that are added to it by the module of the adapter.
 
     Raises:
-        AdapterError: The base model lacks the tensor of a module, or has it in another shape or as integers,
-            or two modules have one name: all such modules are named.
+        AdapterError: The base model lacks the tensor of a module, or has it in another shape or as integers:
+            all such modules are named.
     """
-    names = {module: rename_module(module, rename) for module in adapter.modules}
-    problems = [
-        f"{adapter.path}: {count} modules are called {show(name)} after --rename: expected different names"
-        for name, count in Counter(names.values()).items()
-        if count > 1
-    ]
-    wanted = {module: [*_variants(name, adapter.layers[module])] for module, name in names.items()}
+    problems = []
+    wanted = {module: [*_variants(module, layer)] for module, layer in adapter.layers.items()}
     fitting = {
         module: [place for place in places if base.shapes.get(place.tensor) == place.layer.stored_shape]
         for module, places in wanted.items()
@@ -99,24 +92,18 @@ def place_modules(
     return dict(placed)
 
 
-def rename_module(module: str, prefixes: Mapping[str, str]) -> str:
-    """Return the name of a module with its prefix replaced: the longest of those that it starts with."""
-    old = max(filter(module.startswith, prefixes), key=len, default="")
-    return prefixes.get(old, "") + module.removeprefix(old)
-
-
-def _variants(name: str, layer: Layer) -> Iterator[Place]:
+def _variants(module: str, layer: Layer) -> Iterator[Place]:
     """Yield where a module may be, that which the adapter says first."""
     if isinstance(layer, Linear):
         for turned in (layer.turned, not layer.turned):
-            yield Place(layer.weight(name), replace(layer, turned=turned))
+            yield Place(layer.weight(module), replace(layer, turned=turned))
     elif isinstance(layer, Expert):
         for parameter in layer.parameters:
             for turned in (False, True)[: layer.count]:  # a parameter of one expert has two axes
                 fixed = replace(layer, parameters=(parameter,), turned=turned)
-                yield Place(fixed.weight(name), fixed)
+                yield Place(fixed.weight(module), fixed)
     else:
-        yield Place(layer.weight(name), layer)
+        yield Place(layer.weight(module), layer)
 
 
 def _choose(places: list[Place], all_places: Mapping[str, list[Place]], turned: bool) -> Place:
@@ -148,7 +135,7 @@ def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) ->
         lacking: Those that the checkpoint lacks.
     """
     for old, new in _prefixes(min(lacking), base.names):
-        renamed = [rename_module(name, {old: new}) for name in names]
+        renamed = [rename(name, {old: new}) for name in names]
         if {*base.names}.issuperset(renamed) and len({*renamed}) == len({*names}):
             return f"; they are there but for the prefix: --rename {old}={new}"
     if all(name.endswith("lm_head.weight") for name in lacking):
