@@ -74,7 +74,8 @@ class ModuleRow(BaseModel):
     Attributes:
         module: The name of the module in the base model.
         shape: (m, n), outputs by inputs; of a tensor of a full checkpoint, its own.
-        input_ranks: Ranks of the T updates as stored; none of full checkpoints.
+        input_ranks: Ranks of the T updates as stored, 0 where an adapter lacks the module; none of full
+            checkpoints.
         numerical_ranks: Numerical ranks of the T updates as merged, where the method depends on them: an
             update of 0 is all zero and was left out here, the others were all truncated to the least.
         rank: Rank of the merged update; None where it is dense. It may be written with more columns, of zero.
@@ -125,6 +126,22 @@ class ModuleRow(BaseModel):
 
 
 @final
+class MissingRow(BaseModel):
+    """One module that some adapters lack.
+
+    Attributes:
+        module: The name of the module in the base model.
+        inputs: The names of the adapters that lack it.
+        counted: What it counts as in them: an update of `zero`, or `skip`, no part in the module.
+    """
+
+    model_config = _FROZEN
+    module: str
+    inputs: tuple[str, ...]
+    counted: Literal["zero", "skip"]
+
+
+@final
 class Totals(BaseModel):
     """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
     starts, mean overlap; `determined` is the answer of nine tenths of the modules; without one "partly", or
@@ -172,9 +189,11 @@ class RunRecord(BaseModel):
     alone.
 
     Attributes:
+        missing: The modules that some adapters lack.
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
         model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
             checkpoint without settings.
+        translations: What was read as other words than those that were said, a sentence for each.
         beside: The sha256 of each file that was read beside the inputs, by file name, under the name that the
             recipe has for its folder: `base_model`, `base_statistics`, `models[0].statistics`.
         outputs: The sha256 of each file that was written beside this record and the card, by file name; none
@@ -185,6 +204,7 @@ class RunRecord(BaseModel):
     format: Literal[1] = 1
     out_type: OutType
     recipe: dict[str, Any]
+    translations: tuple[str, ...] = ()
     versions: dict[str, str]
     device: str
     base_model: str | None
@@ -193,6 +213,7 @@ class RunRecord(BaseModel):
     beside: dict[str, dict[str, str]] = {}
     outputs: dict[str, str] = {}
     modules: tuple[ModuleRow, ...]
+    missing: tuple[MissingRow, ...] = ()
     totals: Totals
     matched_scale: float | None = None
     advice: dict[str, str]

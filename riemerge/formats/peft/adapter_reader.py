@@ -14,6 +14,7 @@ from riemerge.formats import kinds
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.tensor_file import TensorFile, open_tensors, read_start, reading
 from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
+from riemerge.formats.hub import advise
 from riemerge.formats.layers import Layer
 from riemerge.formats.peft.config import AdapterConfig, parse_config
 from riemerge.formats.peft.factors import find_factors, is_factor, make_layers
@@ -83,9 +84,7 @@ def read_peft(path: str | os.PathLike[str]) -> Adapter:
 
 def _check_folder(folder: Path) -> None:
     if not folder.exists():
-        raise AdapterError(
-            f"{folder}: no such folder or file; nothing is downloaded, so fetch it first (hf download)"
-        )
+        raise AdapterError(f"{folder}: no such folder or file; nothing is downloaded, {advise(folder)}")
     if not folder.is_dir():
         expected = f"is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}"
         raise AdapterError(f"{folder}: {kinds.why_file_is_none(folder) or expected}")

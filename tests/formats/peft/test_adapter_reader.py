@@ -317,7 +317,9 @@ def test_all_problems_are_reported_at_once(pico: Pico) -> None:
     content[f"{Q}A.weight"] = torch.ones(3, 4)
     content[f"{PREFIX}head.weight"] = torch.ones(2, 2)
     del content[f"{PREFIX}layers.1.q.lora_A.weight"]
-    found = "\n".join(problems(pico(tensors=content, use_qalora=True, bias="all", lora_alpha="x", new_thing=3)))
+    found = "\n".join(
+        problems(pico(tensors=content, use_qalora=True, bias="all", lora_alpha="x", new_thing=3))
+    )
     for words in ("use_qalora", "bias", "lora_alpha", "new_thing", "layers.0.q", "head.weight", "layers.1.q"):
         assert words in found
 
