@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, VERBOSE, method_option, read_options
+from riemerge.cli.options import (
+    HELP_ALL,
+    MERGING,
+    OUTPUT,
+    VERBOSE,
+    SectionedCommand,
+    method_option,
+    read_options,
+)
 from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
 from riemerge.methods import DEFAULT_METHOD
 
@@ -29,12 +37,13 @@ A value may be a list over depth: -p "density=[0.3, 0.7]". `riemerge methods NAM
 parameters."""
 
 
-@click.command(help=_HELP)
+@click.command(cls=SectionedCommand, help=_HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
 @OUTPUT
 @method_option(DEFAULT_METHOD)
 @MERGING
 @VERBOSE
+@HELP_ALL
 @answering
 def merge(
     sources: tuple[str, ...],
@@ -77,13 +86,16 @@ def merge_and_warn(
     from riemerge.merging.sequence import merge_documents
     from riemerge.report.words import printable, when
 
-    for name, recipe in documents:
-        for text in recipe.translations:
-            tell(printable(f"{when(name, f'{name}: ')}{text}"))
+    told = [f"{when(name, f'{name}: ')}{text}" for name, recipe in documents for text in recipe.translations]
+    for text in told:
+        tell(printable(text))
     with progress_on_stderr(quiet) as listener:
         record, rounding = merge_documents(
             documents, target, device=device, threads=threads, progress=listener
         )
+    for text in record.translations:
+        if text not in told:  # it took the models to see it
+            tell(printable(text))
     if as_json or quiet:
         for text in record.warnings:
             tell(printable(f"warning: {text}"))

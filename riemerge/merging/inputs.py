@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.fit import check_checkpoints, check_collection
+from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
@@ -239,7 +241,7 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
     cut = recipe.parameters.get("rank") not in {None, "sum"}
     if cut and not (method.truncates_inputs or method.constrained):
         raise RecipeError(f"parameters.rank: {whole}")
-    if recipe.uniform_rank:
+    if recipe.uniform_rank is not None:
         raise RecipeError(f"uniform_rank: {whole}")
 
 
@@ -264,7 +266,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
-    if recipe.uniform_rank:
+    if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
     if recipe.slices is not None:
         problems.append("slices: take some layers only: name whole models under models")
@@ -339,19 +341,31 @@ def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
     Raises:
         AdapterError: Every problem of every folder.
     """
-    return try_each(read_adapter, paths)
+    return try_each(read_adapter, map(locate, paths))
 
 
 def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
     """Return short names that tell folders apart: as many of the last parts of each path as that takes.
 
+    Law: a model in the cache of the hub is called by its id there, and where two of its revisions occur by
+    its commit too.
+
     >>> display_names(["runs/a/law", "runs/b/law", "runs/b/med"])
     ('a/law', 'b/law', 'med')
     """
-    parts = [Path(path).absolute().parts for path in paths]
+    located = [locate(path) for path in paths]
+    models = {path: model for path in located if (model := identify(path))}
+    ids = {path: f"{model.repository}{model.folder}" for path, model in models.items()}
+    several = {name for name, count in Counter(ids.values()).items() if count > 1}
+    parts = {path: path.absolute().parts for path in located}
     names = []
-    for own in parts:
-        others = [other for other in parts if other != own]
+    for path in located:
+        if path in models:
+            name = ids[path]
+            names.append(str(models[path]) if name in several else name)
+            continue
+        own = parts[path]
+        others = [other for other in parts.values() if other != own]
         length = 1
         while length < len(own) and any(other[-length:] == own[-length:] for other in others):
             length += 1

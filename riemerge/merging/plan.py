@@ -15,6 +15,7 @@ import torch
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
+from riemerge.formats.hub import identify, name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
@@ -74,10 +75,12 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
-        names = display_names([entry.model for entry in recipe.models])
-        asked = {
+        paths = [entry.model for entry in recipe.models]
+        models = [identify(path) for path in paths]
+        names = [str(model or name) for model, name in zip(models, display_names(paths), strict=True)]
+        asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
-            "uniform_rank": (recipe.uniform_rank, False),
+            "uniform_rank": (recipe.uniform_rank, None),
             "earlier": (dict(recipe.earlier), {}),
         }
         return {
@@ -115,8 +118,8 @@ class Plan:
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
-    """Return the last part of each path that is given."""
-    return {key: Path(path).name for key, path in paths.items() if path}
+    """Return the name of what lies at each path that is given, without the rest of its path."""
+    return {key: name_model(path) for key, path in paths.items() if path}
 
 
 def plan(

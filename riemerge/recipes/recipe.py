@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -20,8 +20,8 @@ from riemerge.methods import (
     find_row,
 )
 from riemerge.methods.parameters import MATCHED, Parameter, check_value, describe, scalars
-from riemerge.recipes.documents import Document, read_documents
-from riemerge.recipes.specs import parse_specs
+from riemerge.recipes.documents import Document, places_of_models, read_documents
+from riemerge.recipes.specs import locate_model, parse_specs
 from riemerge.recipes.translations import PARAMETER_WORDS, put_over, translate_for_method, translate_words
 from riemerge.recipes.yaml12 import parse_yaml
 from riemerge.registry import did_you_mean
@@ -97,7 +97,8 @@ class Recipe(BaseModel):
             file `dtype: float32` is `out_dtype`, as in mergekit's.)
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
-        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
+        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero; None
+            means true.
         same_base: Whether adapters are taken as trained on one base model, whatever they name.
         base_name: The base model that the result names, in place of that of the inputs.
         rename: New prefixes of module names by the prefixes that adapters have.
@@ -127,7 +128,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
-    uniform_rank: bool = False
+    uniform_rank: bool | None = None
     same_base: bool = False
     base_name: str | None = Field(default=None, min_length=1)
     rename: Mapping[str, str] = Field(default_factory=dict)
@@ -152,12 +153,13 @@ class Recipe(BaseModel):
         return tuple(None if isinstance(weight, list) else weight for weight in given)
 
 
-def make_recipe(raw: object, *, where: str = "") -> Recipe:
+def make_recipe(raw: object, *, where: str = "", names: Collection[str] = ()) -> Recipe:
     """Check a recipe given as plain mappings, lists, texts and numbers, in our words or those of mergekit.
 
     Args:
         raw: The content of the recipe.
         where: The name of its file, put before every problem.
+        names: Names of results that stand for models.
 
     Raises:
         RecipeError: A key, type, number, method or combination of them makes no sense: all of them at once.
@@ -169,6 +171,8 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
         )
     data = _copy(raw)
     translations = [*data.pop("translations", ()), *translate_words(data)]
+    for level, key, text in places_of_models(data):
+        level[key] = locate_model(text, names=names)
     make = _make_plain if data.get("slices") is None else _make_stack
     recipe = _put_before(before, lambda: make(data, translations))
     return recipe.model_copy(update={"translations": tuple(dict.fromkeys(translations))})
@@ -195,10 +199,9 @@ def _make_plain(data: dict[str, Any], translations: list[str]) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as fault:
-        problems = [*map(_explain, fault.errors()), *problems]
-    else:
-        if method and not problems:
-            problems = _contradictions(recipe, method)
+        raise RecipeError([*map(_explain, fault.errors()), *problems]) from None
+    if method and not problems:
+        problems = _contradictions(recipe, method)
     RecipeError.refuse(problems)
     return recipe
 
@@ -332,7 +335,10 @@ def read_recipes(
         path = Path(recipes[0])
         *earlier, last = read_documents(path)
         last = last._replace(data=_override(last.data, top, given))
-        return tuple((document.name, _make_document(document, path.name)) for document in (*earlier, last))
+        names = [str(document.name) for document in earlier]
+        return tuple(
+            (document.name, _make_document(document, path.name, names)) for document in (*earlier, last)
+        )
     models: list[dict[str, Any]] = [
         {"model": folder, "parameters": {"weight": weight}} for folder, weight in parse_specs(sources)
     ]
@@ -344,7 +350,7 @@ def read_recipes(
     return ((None, make_recipe(_override({"merge_method": method, "models": models}, top, given))),)
 
 
-def _make_document(document: Document, where: str) -> Recipe:
+def _make_document(document: Document, where: str, names: Collection[str]) -> Recipe:
     data = document.data
     if isinstance(data, dict):
         RecipeError.refuse(
@@ -353,7 +359,7 @@ def _make_document(document: Document, where: str) -> Recipe:
             if key in data
         )
         data = {**data, "translations": document.translations}
-    return make_recipe(data, where=where)
+    return make_recipe(data, where=where, names=names)
 
 
 def _override(data: Any, top: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from riemerge.errors import RecipeError, try_each
+from riemerge.formats.hub import locate
 
 
 def parse_spec(text: str) -> tuple[str, float]:
@@ -83,7 +84,7 @@ def split_sum(text: str, beside: str | Path = "") -> tuple[str, str] | None:
 
 
 def _is_there(text: str, beside: str | Path) -> bool:
-    return os.path.lexists(Path(beside, text))
+    return os.path.lexists(locate(text, beside))
 
 
 def locate_model(text: str, beside: str | Path = "", names: Collection[str] = ()) -> str:
@@ -98,4 +99,4 @@ def locate_model(text: str, beside: str | Path = "", names: Collection[str] = ()
         return text
     if parts := split_sum(text, beside):
         return "+".join(locate_model(part, beside, names) for part in parts)
-    return str(Path(beside, text))
+    return str(locate(text, beside))

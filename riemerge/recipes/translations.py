@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 from riemerge.errors import RecipeError
-from riemerge.methods import METHODS
-from riemerge.methods.parameters import EVERY_MODULE
+from riemerge.methods import METHODS, Method
+from riemerge.methods.parameters import EVERY_MODULE, scalars
 
 Data = dict[str, Any]
 
@@ -204,7 +204,12 @@ def translate_for_method(data: Data) -> list[str]:
     Raises:
         RecipeError: `passthrough` of several models.
     """
-    return [*_translate_passthrough(data), *_translate_needless(data), *_translate_base(data)]
+    return [
+        *_translate_passthrough(data),
+        *_translate_needless(data),
+        *_translate_base(data),
+        *_narrow_epsilon(data),
+    ]
 
 
 def _translate_passthrough(data: Data) -> Iterator[str]:
@@ -230,11 +235,10 @@ def _translate_needless(data: Data) -> Iterator[str]:
         if not isinstance(parameters, dict):
             continue
         for name, value in list(parameters.items()):
-            method = data.get("merge_method")
-            if not isinstance(method, str) or method not in METHODS or not isinstance(value, bool | str):
+            row = _row(data)
+            if row is None or not isinstance(value, bool | str):
                 continue
-            row = METHODS[method]
-            if isinstance(value, bool) and (word := OTHER_ROWS.get((method, name, value))):
+            if isinstance(value, bool) and (word := OTHER_ROWS.get((row.name, name, value))):
                 del parameters[name]
                 data["merge_method"] = word.ours
                 yield f"{path}parameters.{name}: read as merge_method {word.ours}: {word.why}"
@@ -243,6 +247,32 @@ def _translate_needless(data: Data) -> Iterator[str]:
                 if row.normalised == bool(which):
                     del parameters[name]
                     yield f"{path}parameters.{name}: nothing to do: {why}"
+
+
+def _narrow_epsilon(data: Data) -> Iterator[str]:
+    """Say an epsilon where none is said, and that of the row would give probabilities outside (0, 1)."""
+    row = _row(data)
+    if row is None or "epsilon" not in row.defaults:
+        return
+    usual, every = row.defaults["epsilon"], data.get("parameters") or {}
+    for path, level in levels(data):
+        own = level.get("parameters")
+        if not isinstance(own, dict) or not isinstance(every, dict) or "epsilon" in {**every, **own}:
+            continue
+        densities = [share for _, share in scalars(own.get("density"), "") if isinstance(share, int | float)]
+        room = min((min(share, 1 - share) for share in densities if 0 < share < 1), default=1.0)
+        if room <= usual:
+            own["epsilon"] = room / 2
+            yield (
+                f"{path}parameters.epsilon: {room / 2:.6g}: {usual}, which it is if not given, does not fit "
+                "the density: probabilities would leave (0, 1)"
+            )
+
+
+def _row(data: Data) -> Method | None:
+    """Return the row of a recipe; None where it names none."""
+    method = data.get("merge_method")
+    return METHODS[method] if isinstance(method, str) and method in METHODS else None
 
 
 # Methods of mergekit for which the base model is a model among the others.

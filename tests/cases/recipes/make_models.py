@@ -1,4 +1,4 @@
-"""What the recipes of this folder name as ../NAME, from seeds: tiny Llama checkpoints and adapters of one base."""
+"""What the recipes of this folder name as ../NAME, from seeds: tiny Llama checkpoints and adapters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def base_tensors() -> dict[str, Tensor]:
     tensors = {
         f"{name}.weight": 0.02 * torch.randn(shape, generator=seeded) for name, shape in shapes.items()
     }
-    norms = [f"model.layers.{i}.{name}_layernorm" for i in range(LAYERS) for name in ("input", "post_attention")]
+    norms = [
+        f"model.layers.{i}.{name}_layernorm" for i in range(LAYERS) for name in ("input", "post_attention")
+    ]
     return tensors | {f"{name}.weight": torch.ones(WIDTH) for name in [*norms, "model.norm"]}
 
 
