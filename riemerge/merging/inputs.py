@@ -22,6 +22,7 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.formats.fit import check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
+from riemerge.merging.beside import Beside, put_beside
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
@@ -60,10 +61,14 @@ class Inputs:
     Attributes:
         each: The T inputs.
         base: The base model, where full checkpoints are merged by their differences from it.
+        beside: What lies beside the result, of full checkpoints.
+        opened: The models as they were opened, where those of `each` are views of them.
     """
 
     each: tuple[Input, ...]
     base: Checkpoint | None = None
+    beside: Beside | None = None
+    opened: tuple[Checkpoint, ...] = ()
 
     @cached_property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -192,8 +197,13 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     base = [*filter(None, [recipe.base_model])]
     checkpoints = try_each(partial(_open, opened, read_checkpoint), [*used, *base])
     _check_for_checkpoints(recipe, method)
-    check_checkpoints(checkpoints)
-    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), *checkpoints[len(used) :])
+    lead = checkpoints[0]
+    if base:
+        lead = checkpoints[-1]
+    beside = put_beside(recipe, checkpoints, lead)
+    check_checkpoints(beside.checkpoints)
+    views = _in_order(recipe, method, beside.checkpoints[: len(used)])
+    return Inputs(views, next(iter(beside.checkpoints[len(used) :]), None), beside, tuple(checkpoints))
 
 
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:

@@ -19,7 +19,16 @@ from riemerge.formats.hub import identify, name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
-from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
+from riemerge.merging.inputs import (
+    Input,
+    Inputs,
+    Model,
+    Models,
+    display_names,
+    expand,
+    folders_of,
+    open_inputs,
+)
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
@@ -68,8 +77,8 @@ class Plan:
     @property
     def models(self) -> Models:
         """All models that are open, with the base model, by path."""
-        models = (*self.inputs.adapters, *self.inputs.checkpoints, self.inputs.base)
-        return {model.path: model for model in models if model}
+        models: tuple[Model, ...] = (*self.inputs.adapters, *self.inputs.opened)
+        return {model.path: model for model in models}
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -81,6 +90,8 @@ class Plan:
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
+            "tokenizer": (recipe.tokenizer, None),
+            "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
         }
         return {
@@ -114,6 +125,8 @@ class Plan:
         sums: dict[str, dict[str, str]] = {}
         if inputs.base:
             sums["base_model"] = dict(inputs.base.sha256)
+        if inputs.beside and inputs.beside.read:
+            sums["tokenizers"] = dict(inputs.beside.read)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 

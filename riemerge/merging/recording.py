@@ -45,7 +45,8 @@ def run_record(
     notes: Sequence[str] = ()
     bases = [adapter.config.base_model_name_or_path for adapter in inputs.adapters]
     if inputs.checkpoints:
-        notes, bases = code_notes(inputs.carried), [plan.recipe.base_model]
+        assert inputs.beside is not None
+        notes, bases = [*code_notes(inputs.carried), *inputs.beside.notes], [plan.recipe.base_model]
     warnings = [
         *notes,
         *_warnings(plan, evidence, rows),

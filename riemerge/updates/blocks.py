@@ -40,7 +40,6 @@ class Blocks:
         Args:
             start: Called once for each pass; what it returns is called with the blocks of it in order.
         """
-
         return Blocks(lambda: map(start(), self.stream()))
 
     def each(self, change: BlockMap) -> Blocks:

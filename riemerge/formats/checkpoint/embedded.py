@@ -40,7 +40,7 @@ class EmbeddedCheckpoint(Checkpoint):
 
     Attributes:
         of: The checkpoint.
-        rows: (V,) for each checkpoint of `donors` the row of each token in it, below 0 where it lacks the token.
+        rows: (V,) for each checkpoint of `donors` the row of each token in it, below 0 where it has none.
         donors: The checkpoints that lend rows: the base model first, where there is one.
         based: Whether the first donor is the base model.
         moved: The names of the tensors whose rows are those of tokens.
@@ -154,8 +154,8 @@ def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[int, frozenset[str]]:
     if len(sizes) != 1:
         what = list_names(sorted(found)) or "none of its tensors"
         raise AdapterError(
-            f"{checkpoint.path}: the embedding of its tokens is not known by name ({what}): expected matrices "
-            "of one size such as embed_tokens.weight: leave the tokenizer out, or give all models the same"
+            f"{checkpoint.path}: which tensor embeds its tokens is not known by name ({what}): expected "
+            "matrices of one size such as embed_tokens.weight: leave the tokenizer out of the recipe"
         )
     (size,) = sizes
     moved = {*found, *(name for name in shapes if _HEAD.fullmatch(name) and shapes[name][:1] == (size,))}
@@ -168,7 +168,7 @@ def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[int, frozenset[str]]:
         raise AdapterError(
             f"{checkpoint.path}: {list_names(unknown)}: has an axis of {size}, the number of tokens, and no "
             "name that an embedding or a head has: whether its rows belong to tokens is not known: leave the "
-            "tokenizer out, or give all models the same"
+            "tokenizer out of the recipe"
         )
     return size, frozenset(moved)
 

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja texts by which transformers turns messages into the text that a model was trained on."""
+"""Chat templates: Jinja texts by which transformers turns messages into what a model was trained on."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def find_template(asked: str, folders: Iterable[Path]) -> str | None:
     """Return the chat template that a recipe asks for.
 
     Args:
-        asked: A name of `TEMPLATES`; `auto` for the one that most of the models have, the first of these where
-            several are as frequent; or the text of a Jinja template.
+        asked: A name of `TEMPLATES`; `auto` for the one that most of the models have, the first where several
+            are as frequent; or the text of a Jinja template.
         folders: The folders of the models.
 
     Returns:

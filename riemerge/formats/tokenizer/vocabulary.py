@@ -31,25 +31,25 @@ _MOST_IDS = 2**31
 @final
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The tokens of one tokenizer. Made by `read_vocabulary`.
+    """The tokens of one tokenizer. Made by `read_vocabulary` and `join`.
 
     Attributes:
-        path: The folder of the tokenizer.
         ids: The id of each token, in the order of the ids; those that were added to the model's own too.
         added: What the tokenizer says of each token that was added, by the token, in the order of the ids.
-        sha256: The sha256 of `tokenizer.json`, in hex.
+        document: The content of `tokenizer.json`.
+        sha256: The sha256 of the file that it was read from, in hex; empty for a union.
+        faults: What a union could not keep of a token, by the token.
     """
 
-    path: Path
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    sha256: str
-    _document: Mapping[str, Any] = field(repr=False)
+    document: Mapping[str, Any] = field(repr=False)
+    sha256: str = ""
+    faults: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def size(self) -> int:
-        """The number of ids: the greatest of them and 1."""
-        return max(self.ids.values()) + 1
+    def text(self) -> str:
+        """Return the content of `tokenizer.json`."""
+        return json.dumps(self.document, ensure_ascii=False, indent=2)
 
 
 def is_tokenizer_file(name: str, *, of_union: bool = False) -> bool:
@@ -82,8 +82,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         others = [name for name in _SLOW if (folder / name).exists()]
         if others:
             raise AdapterError(
-                f"{folder}: its tokenizer is in {list_names(others)} alone: expected {TOKENIZER_FILE}; save it "
-                "with transformers' AutoTokenizer, which writes that file"
+                f"{folder}: its tokenizer is in {list_names(others)} alone: expected {TOKENIZER_FILE}; save "
+                "it with transformers' AutoTokenizer, which writes that file"
             )
         return None
     try:
@@ -92,11 +92,11 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         ids, added = _ids(document)
     except ValueError as error:
         raise AdapterError(f"{path}: {error}") from error
-    return Vocabulary(path.parent, ids, added, hashlib.sha256(content).hexdigest(), document)
+    return Vocabulary(ids, added, document, hashlib.sha256(content).hexdigest())
 
 
 def _ids(document: Any) -> tuple[Mapping[str, int], Mapping[str, Mapping[str, Any]]]:
-    """Return the id of each token, and what is said of those that were added; ValueError says what is wrong."""
+    """Return the id of each token, and what is said of those that were added; else a ValueError."""
     model = document.get("model") if isinstance(document, dict) else None
     if not isinstance(model, dict):
         raise ValueError("has no model: expected a tokenizer as the tokenizers library writes it")
@@ -131,28 +131,24 @@ def _ids(document: Any) -> tuple[Mapping[str, int], Mapping[str, Mapping[str, An
 # --- union --------------------------------------------------------------------------------------------------
 
 
-def join(vocabularies: Sequence[Vocabulary]) -> tuple[Mapping[str, int], str, list[str]]:
+def join(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
     """Return the union of several vocabularies.
 
     Law: the tokens of the first keep their ids. Then follow the tokens that others' models have and it lacks,
-    in the order of the vocabularies and of their ids there; then those that were added to others in the same
+    in the order of the vocabularies and of their ids there; then those that were added to others, in the same
     order. What is new is an added token: text is first looked through for it, and what is left is split by
-    the first tokenizer. A token that several have added is that of the first of them.
+    the first tokenizer. A token that several have added is as the first of them says.
 
     Args:
         vocabularies: The tokenizers, at least one.
-
-    Returns:
-        The id of each token; the text of `tokenizer.json`; and the tokens that were added with other settings
-        than those that are kept.
 
     Source: mergekit 0.1.5's `tokenizer_source: union`, in which the order of the ids that are new is left
         open (it is that of hashes).
     """
     base, *others = vocabularies
     ids, added = dict(base.ids), dict(base.added)
-    differing: list[str] = []
-    following = count(base.size)
+    faults: dict[str, str] = {}
+    following = count(max(ids.values()) + 1)
     for token in _own_tokens(others):
         if token not in ids:
             ids[token] = next(following)
@@ -163,12 +159,12 @@ def join(vocabularies: Sequence[Vocabulary]) -> tuple[Mapping[str, int], str, li
                 ids[token] = next(following)
             kept = added.setdefault(token, entry)
             if any(kept.get(key) != entry.get(key) for key in _plain(token)):
-                differing.append(token)
-    document = dict(base._document)
-    document["added_tokens"] = sorted(
-        ({**entry, "id": ids[token]} for token, entry in added.items()), key=lambda entry: entry["id"]
-    )
-    return MappingProxyType(ids), json.dumps(document, ensure_ascii=False, indent=2), differing
+                faults[token] = "was added with different settings: those of the first model are kept"
+    entries = ({**entry, "id": ids[token]} for token, entry in added.items())
+    said = sorted(entries, key=lambda entry: entry["id"])
+    document = {**base.document, "added_tokens": said}
+    ordered = {entry["content"]: entry for entry in said}
+    return Vocabulary(MappingProxyType(ids), MappingProxyType(ordered), document, faults=faults)
 
 
 def _own_tokens(vocabularies: Sequence[Vocabulary]) -> Iterator[str]:
