@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,14 +17,16 @@ import torch
 
 from riemerge.errors import RecipeError, try_each
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
 from riemerge.formats.dialects import read_adapter
-from riemerge.formats.fit import check_checkpoints, check_collection
+from riemerge.formats.files.text import list_names, show
+from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.merging.beside import Beside, put_beside
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
+from riemerge.recipes.specs import split_sum
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
@@ -61,14 +63,18 @@ class Inputs:
     Attributes:
         each: The T inputs.
         base: The base model, where full checkpoints are merged by their differences from it.
+        opened: The models as they were opened: before adapters are renamed, and views taken of checkpoints.
+        missing: What a module counts as that some adapters lack.
+        notes: What was taken to be the same in adapters, and what may have been meant otherwise.
         beside: What lies beside the result, of full checkpoints.
-        opened: The models as they were opened, where those of `each` are views of them.
     """
 
     each: tuple[Input, ...]
     base: Checkpoint | None = None
+    opened: tuple[Model, ...] = ()
+    missing: Missing = "error"
+    notes: tuple[str, ...] = ()
     beside: Beside | None = None
-    opened: tuple[Checkpoint, ...] = ()
 
     @cached_property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -98,7 +104,23 @@ class Inputs:
     @cached_property
     def modules(self) -> tuple[str, ...]:
         """The names of all that is merged, sorted: modules of adapters, tensors of floats of checkpoints."""
-        return tuple(sorted(self.each[0].model.modules))
+        return tuple(sorted({name for entry in self.each for name in entry.model.modules}))
+
+    @cached_property
+    def lacking(self) -> Mapping[str, frozenset[int]]:
+        """The places in the stack of the adapters that lack a module, by its name, where some do."""
+        places = {
+            module: frozenset(i for i, adapter in enumerate(self.adapters) if module not in adapter.ranks)
+            for module in self.modules
+        }
+        return {module: lacking for module, lacking in places.items() if lacking}
+
+    @property
+    def skipped(self) -> Mapping[str, frozenset[int]]:
+        """The places in the stack of the adapters that take no part in a module, by its name."""
+        if self.missing == "skip":
+            return self.lacking
+        return {}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -111,8 +133,10 @@ class Inputs:
         return tuple(adapter.dtype for adapter in self.adapters) or (torch.float64,) * len(self.each)
 
     def shape(self, module: str) -> tuple[int, ...]:
-        """Return the shape that a module has in all inputs."""
-        return self.each[0].model.shape(module)
+        """Return the shape that a module has in all inputs that have it."""
+        lacking = self.lacking.get(module, ())
+        first = next(i for i, _ in enumerate(self.each) if i not in lacking)
+        return self.each[first].model.shape(module)
 
     def read(
         self, module: str, dtype: torch.dtype, device: torch.device
@@ -120,6 +144,8 @@ class Inputs:
         """Read the T updates of a module: factors, or tensors less those of the base model.
 
         Law: a matrix or larger tensor of more than `LARGE` numbers, of all T together, is read by rows.
+
+        Law: the update of an adapter that lacks the module is zero, of rank 1.
 
         Args:
             module: One of `modules`.
@@ -129,8 +155,8 @@ class Inputs:
         Raises:
             AdapterError: A tensor cannot be read.
         """
-        if adapters := self.adapters:
-            return tuple(adapter.update(module, dtype=dtype, device=device) for adapter in adapters)
+        if self.adapters:
+            return tuple(self._update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
         shape, count = self.shape(module), len(self.checkpoints)
         numbers = count * math.prod(shape)
         if len(shape) < 2 or numbers <= LARGE:
@@ -144,6 +170,13 @@ class Inputs:
         if self.base is not None:
             x -= self.base.tensor(name, device=device, rows=rows)
         return x
+
+    def _update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
+        if place in self.lacking.get(module, ()):
+            m, n = self.shape(module)
+            zeros = partial(torch.zeros, dtype=dtype, device=device)
+            return LowRankUpdate(zeros(m, 1), zeros(1, n))
+        return self.adapters[place].update(module, dtype=dtype, device=device)
 
     def unseen(self, domain: str) -> frozenset[str]:
         """Return the modules that rows of a domain do not see: tensors of a shape that it has no use for."""
@@ -178,32 +211,56 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     paths = [entry.model for entry in recipe.models]
     used = [paths[i] for i in counting(recipe)]
     # One that is not there is refused by the reader of the others.
-    kinds = {is_checkpoint(path) for path in paths if os.path.lexists(path)}
+    kinds = {_is_full(path) for path in paths if os.path.lexists(path) or split_sum(path)}
     if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
         # First what is wrong with a path, which may not be of the kind that it seems to be.
         try_each(partial(_open, opened, _read_as_it_is), used)
     if len(kinds) > 1:
-        named = ", ".join(path for path in paths if is_checkpoint(path))
+        named = ", ".join(path for path in paths if _is_full(path))
         raise RecipeError(
             f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
         adapters = try_each(partial(_open, opened, read_adapter), used)
-        check_collection(adapters)
         _check_base_name(recipe, adapters)
-        return Inputs(_in_order(recipe, method, adapters))
+        return _fit(recipe, method, adapters)
     # Here too: what is asked of a path may have been meant otherwise.
-    base = [*filter(None, [recipe.base_model])]
-    checkpoints = try_each(partial(_open, opened, read_checkpoint), [*used, *base])
+    folders = [*used, *filter(None, [recipe.base_model])]
+    checkpoints = try_each(partial(_open, opened, partial(_read_full, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
     lead = checkpoints[0]
-    if base:
+    if recipe.base_model:
         lead = checkpoints[-1]
     beside = put_beside(recipe, checkpoints, lead)
     check_checkpoints(beside.checkpoints)
+    base = next(iter(beside.checkpoints[len(used) :]), None)
     views = _in_order(recipe, method, beside.checkpoints[: len(used)])
-    return Inputs(views, next(iter(beside.checkpoints[len(used) :]), None), beside, tuple(checkpoints))
+    return Inputs(views, base, tuple(checkpoints), notes=beside.notes, beside=beside)
+
+
+def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
+    """Make adapters fit each other, as far as the recipe says how."""
+    _check_prefixes(recipe.rename, opened)
+    adapters = list(opened)
+    if recipe.rename:
+        adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), opened)
+    fit = check_collection(
+        adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
+    )
+    adapters = [adapter.on_base(fit.base) for adapter in adapters]
+    ordered = _in_order(recipe, method, adapters)
+    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
+
+
+def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse prefixes with which no module of any adapter begins."""
+    names = [name for adapter in adapters for name in adapter.modules]
+    RecipeError.refuse(
+        f"rename: {show(prefix)}: no module of any adapter begins so: they are {list_names(names)}"
+        for prefix in prefixes
+        if not any(name.startswith(prefix) for name in names)
+    )
 
 
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
@@ -212,9 +269,21 @@ def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
 
 
 def _read_as_it_is(path: str) -> Model:
-    if is_checkpoint(path):
-        return read_checkpoint(path)
+    if _is_full(path):
+        return _read_full({}, path)
     return read_adapter(path)
+
+
+def _is_full(path: str) -> bool:
+    """Return whether a path is that of a full checkpoint, or of one and of an adapter that is added to it."""
+    return is_checkpoint((split_sum(path) or (path,))[0])
+
+
+def _read_full(rename: Mapping[str, str], path: str) -> Checkpoint:
+    """Open a full checkpoint, or one with the adapter behind its plus merged into it."""
+    if parts := split_sum(path):
+        return read_patched(*parts, rename)
+    return read_checkpoint(path)
 
 
 def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
@@ -284,6 +353,11 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
         problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
+    problems += [
+        f"{field}: is for adapters, and these are full checkpoints: leave it out"
+        for field in recipe.adapting
+        if field != "base_name"
+    ]
     RecipeError.refuse(problems)
 
 
@@ -342,7 +416,8 @@ def counting(recipe: Recipe) -> tuple[int, ...]:
 
 def folders_of(recipe: Recipe) -> list[str]:
     """Return the folders of models that a recipe reads, which no output may touch."""
-    return [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    paths = [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    return [part for path in paths for part in split_sum(path) or (path,)]
 
 
 def read_all(paths: Sequence[str | Path]) -> list[Adapter]:

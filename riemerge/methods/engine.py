@@ -246,7 +246,11 @@ class _Begun:
         if self.merged is not None:
             return self.merged
         assert self.module is not None
-        evidence = replace(spread(self.evidence, self.module.setting.places, count), seconds=self.seconds)
+        places = self.module.setting.places
+        evidence = replace(spread(self.evidence, places, count), seconds=self.seconds)
+        if evidence.numerical_ranks is not None:
+            ranks = dict(zip(places, evidence.numerical_ranks, strict=True))
+            evidence = replace(evidence, numerical_ranks=tuple(ranks.get(i, 0) for i in range(count)))
         return self.module.give_back(self.value, options, evidence)
 
 

@@ -17,10 +17,14 @@ WIDTH, INNER = 8, 12
 MODELS: Mapping[str, tuple[Sequence[str], Sequence[str], int]] = {
     "base": (("<unk>", "a", "b", "c", "d", "ab", "cd", "<s>"), ("<unk>", "<s>"), 0),
     # One token that no other has, and one that B has too.
-    "A": (("<unk>", "a", "b", "c", "d", "ab", "cd", "<s>", "<only>", "<both>"), ("<unk>", "<s>", "<only>", "<both>"), 0),
+    "A": (
+        ("<unk>", "a", "b", "c", "d", "ab", "cd", "<s>", "<only>", "<both>"),
+        ("<unk>", "<s>", "<only>", "<both>"),
+        0,
+    ),
     # Other ids, tokens that it lacks, tokens of its own model, rows without a token.
     "B": (("<unk>", "d", "e", "a", "b", "de", "<both>", "<s>"), ("<unk>", "<both>", "<s>"), 3),
-}  # fmt: skip
+}
 
 
 def tokenizer(tokens: Sequence[str], added: Sequence[str]) -> dict[str, Any]:

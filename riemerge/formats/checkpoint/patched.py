@@ -84,17 +84,35 @@ class PatchedCheckpoint(Checkpoint):
         return lru_cache(maxsize=1)(self._merge)
 
     def _merge(self, name: str) -> Tensor:
-        weight, module = self.base.tensor(name, dtype=None), self.patches[name]
-        update = self.adapter.update(module, dtype=torch.promote_types(weight.dtype, torch.float32))
-        product = update.B @ update.A
-        if self.adapter.config.fan_in_fan_out:
-            product = product.mT
-        exact = product.mul_(update.scale).add_(weight)
-        merged = exact.to(weight.dtype).contiguous()
+        exact, dtype = self.exact(name), self.dtypes[name]
+        merged = exact.to(dtype)
         if not torch.isfinite(merged).all():
             largest = float(exact.abs().max())
-            raise NumericalError(f"{self.path}: {show(name)}: reaches {why_too_large(largest, weight.dtype)}")
+            raise NumericalError(f"{self.path}: {show(name)}: reaches {why_too_large(largest, dtype)}")
         return merged
+
+    def is_turned(self, name: str) -> bool:
+        """Return whether a patched tensor is stored as inputs by outputs."""
+        return self.adapter.config.fan_in_fan_out
+
+    def exact(self, name: str) -> Tensor:
+        """Return one tensor before it is rounded to its dtype: in float32, or float64 for a float64 weight.
+
+        Args:
+            name: One of `names`; a tensor that the adapter leaves alone is returned as it is stored.
+
+        Raises:
+            AdapterError: The tensor or the update holds NaN or Inf, or a file is no longer the one that was
+                checked.
+        """
+        weight = self.base.tensor(name, dtype=None)
+        if (module := self.patches.get(name)) is None:
+            return weight
+        update = self.adapter.update(module, dtype=torch.promote_types(weight.dtype, torch.float32))
+        product = update.B @ update.A
+        if self.is_turned(name):
+            product = product.mT
+        return product.mul_(update.scale).add_(weight).contiguous()
 
 
 def read_patched(
