@@ -156,7 +156,7 @@ def read_patched(
     Raises:
         AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.renamed` and `patch` refuse.
     """
-    return patch(read_checkpoint(base), read_adapter(adapter).renamed(rename or {}))
+    return patch(read_checkpoint(base), read_adapter(adapter).rename(rename or {}))
 
 
 def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
