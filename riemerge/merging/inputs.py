@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
-from riemerge.errors import RecipeError, try_each
+from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
@@ -244,6 +244,7 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     adapters = list(opened)
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), opened)
+    AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
@@ -261,6 +262,17 @@ def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> Non
         for prefix in prefixes
         if not any(name.startswith(prefix) for name in names)
     )
+
+
+def _why_wrapped(adapter: Adapter) -> str | None:
+    """Say why the names of an adapter's modules are of no model but a wrapped one; None where they are."""
+    firsts = {name.partition(".")[0] for name in adapter.modules}
+    for wrapper in sorted(firsts & {"_orig_mod", "_fsdp_wrapped_module"}):
+        return (
+            f"{adapter.path}: was saved from a model that torch.compile or FSDP had wrapped, and no other "
+            f"model has its names: --rename {wrapper}.= reads those of the model itself"
+        )
+    return None
 
 
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:

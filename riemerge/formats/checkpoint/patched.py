@@ -154,7 +154,7 @@ def read_patched(
         rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
-        AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.renamed` and `patch` refuse.
+        AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.rename` and `patch` refuse.
     """
     return patch(read_checkpoint(base), read_adapter(adapter).rename(rename or {}))
 
