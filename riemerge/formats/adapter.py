@@ -81,6 +81,11 @@ class Adapter:
         """What a person may have meant otherwise, where PEFT goes on and so do we."""
         return tuple(self.config.notes(self.modules))
 
+    @property
+    def header(self) -> Mapping[str, str]:
+        """The texts that the file of the tensors holds beside them, by key."""
+        return self._tensors.metadata
+
     @cached_property
     def sha256(self) -> Mapping[str, str]:
         """The sha256, in hex, of each file that enters the updates, by file name.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -20,6 +19,7 @@ from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_la
 from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
 from riemerge.formats.files.text import as_json, show
 from riemerge.formats.peft.adapter_reader import CONFIG_FILE, TENSOR_FILE, read_peft
+from riemerge.formats.peft.written_scales import scale_settings
 from riemerge.updates.low_rank import LowRankUpdate
 
 # PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
@@ -67,10 +67,7 @@ def write_peft(
         raise ValueError("no update to write")
     check_output(folder, [])
     if rounding is None:
-        rounded = RoundedUpdates(dtype)
-        for module, update in sorted(updates.items()):
-            rounded.add(module, _balance(update))
-        rounded.check()
+        rounded = round_all(updates, dtype)
         updates, rounding = rounded.updates, rounded.roundings
     stored = dict(sorted(updates.items()))
     factors = {
@@ -78,7 +75,7 @@ def write_peft(
         for module, update in stored.items()
         for side, factor in (("A", update.A), ("B", update.B))
     }
-    config = _config({module: update.rank for module, update in stored.items()}, like)
+    config = _config(stored, like)
     with closing(NewFolder(folder)) as new:
         new.write(TENSOR_FILE, save(factors, metadata={"format": "pt"}))
         new.write(CONFIG_FILE, as_json(config))
@@ -151,6 +148,19 @@ class RoundedUpdates:
         check_rounding(self.roundings)
 
 
+def round_all(updates: Mapping[str, LowRankUpdate], dtype: torch.dtype) -> RoundedUpdates:
+    """Round updates in their canonical gauges.
+
+    Raises:
+        NumericalError: What `RoundedUpdates.check` raises.
+    """
+    rounded = RoundedUpdates(dtype)
+    for module, update in sorted(updates.items()):
+        rounded.add(module, _balance(update))
+    rounded.check()
+    return rounded
+
+
 def _balance(update: LowRankUpdate) -> LowRankUpdate:
     """Return the update in its canonical gauge; one that holds NaN or Inf has none, and is refused later."""
     exact = update.to(torch.float64)
@@ -159,11 +169,7 @@ def _balance(update: LowRankUpdate) -> LowRankUpdate:
     return exact.balance()
 
 
-def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]:
-    r = max(ranks.values())
-    # PEFT matches a pattern with the end of a module's name from any dot on; the anchor leaves only the whole
-    # name.
-    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r}
+def _config(updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]) -> dict[str, Any]:
     configs = [adapter.config for adapter in like]
     bases = [config.base_model_name_or_path for config in configs]
     task = _common([config.task_type for config in configs])
@@ -176,12 +182,9 @@ def _config(ranks: Mapping[str, int], like: Sequence[Adapter]) -> dict[str, Any]
         "task_type": task,
         "auto_mapping": _common([config.auto_mapping for config in configs]),
         "inference_mode": True,
-        "r": r,
-        "lora_alpha": r,
+        **scale_settings(updates),
         "use_rslora": False,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(updates),
         "fan_in_fan_out": bool(_common([config.fan_in_fan_out for config in configs])),
         "lora_dropout": 0.0,
         "bias": "none",
@@ -203,7 +206,8 @@ def _check_written(stored: Mapping[str, LowRankUpdate], folder: Path) -> None:
         yield from sorted({*adapter.modules} ^ {*stored})
         for module, update in stored.items():
             read = adapter.update(module, dtype=adapter.dtype)
-            same = read.dtype == update.dtype and read.scale == update.scale
+            # A scale is alpha / r, and not every float64 is.
+            same = read.dtype == update.dtype and math.isclose(read.scale, update.scale, rel_tol=1e-15)
             if not (same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)):
                 yield module
 
