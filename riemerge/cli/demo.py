@@ -38,11 +38,11 @@ the Fréchet mean of fixed rank, makes of them."""
 def demo(output: str | None, threads: int | None, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Do what `riemerge demo` is asked."""
     from riemerge.merging.verbs import merge
-    from riemerge.recipes.recipe import read_recipe
+    from riemerge.recipes.recipe import read_recipes
 
     folders = [str(_demo_folder() / name) for name in DEMO]
     target = Path(output or Path(tempfile.mkdtemp(prefix="riemerge-demo-"), "merged"))
-    record, rounding = merge_and_warn(read_recipe(folders), target, "cpu", threads, as_json, quiet)
+    record, rounding = merge_and_warn(read_recipes(folders), target, "cpu", threads, as_json, quiet)
     with reporting(target):
         if quiet and not as_json:
             say(str(target))

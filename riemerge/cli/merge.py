@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, VERBOSE, method_option, read_options
+from riemerge.cli.options import (
+    HELP_ALL,
+    MERGING,
+    OUTPUT,
+    VERBOSE,
+    SectionedCommand,
+    method_option,
+    read_options,
+)
 from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
 from riemerge.methods import DEFAULT_METHOD
 
@@ -28,12 +37,13 @@ A value may be a list over depth: -p "density=[0.3, 0.7]". `riemerge methods NAM
 parameters."""
 
 
-@click.command(help=_HELP)
+@click.command(cls=SectionedCommand, help=_HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
 @OUTPUT
 @method_option(DEFAULT_METHOD)
 @MERGING
 @VERBOSE
+@HELP_ALL
 @answering
 def merge(
     sources: tuple[str, ...],
@@ -47,11 +57,12 @@ def merge(
     **asked: Any,
 ) -> None:
     """Do what `riemerge merge` is asked."""
-    from riemerge.recipes.recipe import read_recipe
+    from riemerge.recipes.recipe import read_recipes
 
     overrides = read_options(asked)
-    recipe = read_recipe(sources, {"merge_method": overrides.pop("method", None), **overrides}, statistics)
-    record, rounding = merge_and_warn(recipe, Path(output), device, threads, as_json, quiet)
+    asked = {"merge_method": overrides.pop("method", None), **overrides}
+    documents = read_recipes(sources, asked, statistics)
+    record, rounding = merge_and_warn(documents, Path(output), device, threads, as_json, quiet)
     with reporting(output):
         if as_json:
             dump({"output": output, "rounding": rounding, "record": json.loads(record.to_json())})
@@ -64,14 +75,27 @@ def merge(
 
 
 def merge_and_warn(
-    recipe: Recipe, target: Path, device: str, threads: int | None, as_json: bool, quiet: bool
+    documents: Sequence[tuple[str | None, Recipe]],
+    target: Path,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> tuple[RunRecord, float]:
-    """Merge and write, with progress; and tell warnings on stderr where no report will show them."""
-    from riemerge.merging.verbs import merge_into
-    from riemerge.report.words import printable
+    """Merge and write, with progress; tell translations, and warnings that no report shows, on stderr."""
+    from riemerge.merging.sequence import merge_documents
+    from riemerge.report.words import printable, when
 
+    told = [f"{when(name, f'{name}: ')}{text}" for name, recipe in documents for text in recipe.translations]
+    for text in told:
+        tell(printable(text))
     with progress_on_stderr(quiet) as listener:
-        record, rounding = merge_into(recipe, target, device=device, threads=threads, progress=listener)
+        record, rounding = merge_documents(
+            documents, target, device=device, threads=threads, progress=listener
+        )
+    for text in record.translations:
+        if text not in told:  # it took the models to see it
+            tell(printable(text))
     if as_json or quiet:
         for text in record.warnings:
             tell(printable(f"warning: {text}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, final
 
@@ -21,6 +22,58 @@ class Words(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value as it is."""
         return value
+
+
+_MORE = {
+    "Adapters that do not fit each other": ("same_base", "base_name", "renames"),
+    "Parts of a method, in place of its own": ("edits", "geometry", "loss", "solver"),
+    "Data": ("statistics", "base_statistics"),
+    "Computing": ("device", "threads", "dtype", "plugin"),
+    "Files": ("uniform_rank", "download", "push"),
+}
+_FIRST = "Options"
+_SECTIONS = {name: title for title, names in _MORE.items() for name in names}
+
+
+@final
+class SectionedCommand(click.Command):
+    """A command whose `--help` shows the options that most users need, and whose `--help-all` shows all."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in sections, or the first section and what else there is."""
+        rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record and isinstance(param, click.Option):
+                rows[_SECTIONS.get(param.name or "", _FIRST)].append(record)
+        titles = [title for title in (_FIRST, *_MORE) if rows[title]]
+        whole = ctx.meta.get(__name__)
+        for title in titles if whole else titles[:1]:
+            with formatter.section(title):
+                formatter.write_dl(rows[title])
+        if not whole:
+            more = ", ".join(
+                option.split()[0].rstrip(",") for title in titles[1:] for option, _ in rows[title]
+            )
+            formatter.write_paragraph()
+            formatter.write_text(f"More options, which {ctx.command_path} --help-all explains: {more}.")
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        ctx.meta[__name__] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+HELP_ALL = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Show all options and exit.",
+)
 
 
 def options(*some: Option) -> Option:
@@ -117,7 +170,6 @@ COLUMNS = options(
 _SHOWN = {"weight", "rank", "scale", "solver"}
 
 MERGING = options(
-    COLUMNS,
     click.option(
         "-p",
         "--parameter",
@@ -137,10 +189,6 @@ MERGING = options(
     *_parameters(
         [name for name in PARAMETERS if name not in {"weight", "rank", "scale", "solver"}], hidden=True
     ),
-    folder_option(
-        "--statistics", "Folder of `collect_statistics`, once for each model in order.", multiple=True
-    ),
-    folder_option("--base-statistics", "Statistics of the base model."),
     click.option(
         "--base",
         "--base-model",
@@ -157,11 +205,6 @@ MERGING = options(
         type=Words(["error", "zero", "skip"]),
         help="What a module counts as that some adapters lack.  [default: error]",
     ),
-    click.option("--same-base", is_flag=True, default=None, help="Take all base models named as one."),
-    click.option("--base-name", metavar="NAME", help="Base model that the result names."),
-    click.option(
-        "--rename", "renames", multiple=True, metavar="X=Y", help="Read module names that start with X as Y."
-    ),
     click.option(
         "--to",
         "dialect",
@@ -174,7 +217,21 @@ MERGING = options(
         help="What to write.  [default: as the inputs]",
     ),
     click.option(
-        "--uniform-rank", is_flag=True, default=None, help="Write one rank in all modules, the largest."
+        "--same-base", is_flag=True, default=None, help="Take the base models that adapters name as one."
+    ),
+    click.option("--base-name", metavar="NAME", help="Base model that the result names."),
+    click.option(
+        "--rename", "renames", multiple=True, metavar="X=Y", help="Read module names that start with X as Y."
+    ),
+    COLUMNS,
+    folder_option(
+        "--statistics", "Folder of `collect_statistics`, once for each model in order.", multiple=True
+    ),
+    folder_option("--base-statistics", "Statistics of the base model."),
+    click.option(
+        "--uniform-rank/--no-uniform-rank",
+        default=None,
+        help="Write one rank in all modules, as llama.cpp needs it.  [default: uniform-rank]",
     ),
     COMPUTING,
 )

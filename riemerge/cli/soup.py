@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import MERGING, OUTPUT, SCORER, method_option, read_options
+from riemerge.cli.options import (
+    HELP_ALL,
+    MERGING,
+    OUTPUT,
+    SCORER,
+    SectionedCommand,
+    method_option,
+    read_options,
+)
 from riemerge.cli.terminal import answering, progress_on_stderr, show_made
 
 _HELP = """Merge those models that score best together, tried from the best alone to the worst.
@@ -18,12 +26,13 @@ The scorer runs without a shell, once for each model alone and once for each tha
 scores are in soup.json, in the output."""
 
 
-@click.command(help=_HELP)
+@click.command(cls=SectionedCommand, help=_HELP)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @OUTPUT
 @click.option("--scorer", required=True, metavar="COMMAND", help=SCORER)
 @method_option("average")
 @MERGING
+@HELP_ALL
 @answering
 def soup(models: tuple[str, ...], output: str, scorer: str, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Do what `riemerge soup` is asked."""

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import MERGING, SCORER, method_option, output_option, read_options
+from riemerge.cli.options import (
+    HELP_ALL,
+    MERGING,
+    SCORER,
+    SectionedCommand,
+    method_option,
+    output_option,
+    read_options,
+)
 from riemerge.cli.terminal import answering, progress_on_stderr, show_made
 
 _HELP = """Merge models with all weights of a grid, each merge in a folder of its own.
@@ -19,7 +27,7 @@ of the same recipe and models stay while their files are as they were written. T
 the output."""
 
 
-@click.command(help=_HELP)
+@click.command(cls=SectionedCommand, help=_HELP)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @output_option("Folder around all merges; that of an earlier sweep goes on.")
 @click.option(
@@ -33,6 +41,7 @@ the output."""
 @click.option("--scorer", metavar="COMMAND", help=SCORER)
 @method_option("average")
 @MERGING
+@HELP_ALL
 @answering
 def sweep(
     models: tuple[str, ...], output: str, scorer: str | None, as_json: bool, quiet: bool, **asked: Any

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.fit import check_checkpoints, check_collection
+from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
@@ -170,6 +172,7 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         _check_for_adapters(recipe, method)
         adapters = try_each(partial(_open, opened, read_adapter), used)
         check_collection(adapters)
+        _check_base_name(recipe, adapters)
         return Inputs(_in_order(recipe, method, adapters))
     # Here too: what is asked of a path may have been meant otherwise.
     base = [*filter(None, [recipe.base_model])]
@@ -190,10 +193,30 @@ def _read_as_it_is(path: str) -> Model:
     return read_adapter(path)
 
 
+def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
+    """Refuse a base model by another name than the adapters have for it; a local folder has no name to tell.
+
+    Raises:
+        RecipeError: The names differ, and the recipe does not say that they are of one model.
+    """
+    base = recipe.base_model
+    if base is None or recipe.same_base or os.path.lexists(base):
+        return
+    names = {adapter.config.base_model_name_or_path for adapter in adapters} - {None, "", base}
+    RecipeError.refuse(
+        f"base_model: {base}: the adapters name {name} as their base model: leave base_model out, or say "
+        "same_base: true if these are one model"
+        for name in sorted(map(str, names))
+    )
+
+
 def _check_for_adapters(recipe: Recipe, method: Method) -> None:
     """Refuse what makes no sense for adapters."""
-    if recipe.base_model:
-        raise RecipeError("base_model: the base model is not needed to merge adapters: leave it out")
+    if recipe.slices is not None:
+        raise RecipeError(
+            "slices: take some layers only: those of adapters belong to the layers of one base model and are "
+            "not put together: name whole models under models"
+        )
     if recipe.out_type == "checkpoint":
         raise RecipeError(
             "out_type: checkpoint: adapters merge to an adapter or a delta: add a delta to the base"
@@ -204,7 +227,7 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
     cut = recipe.parameters.get("rank") not in {None, "sum"}
     if cut and not (method.truncates_inputs or method.constrained):
         raise RecipeError(f"parameters.rank: {whole}")
-    if recipe.uniform_rank:
+    if recipe.uniform_rank is not None:
         raise RecipeError(f"uniform_rank: {whole}")
 
 
@@ -229,8 +252,10 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if "rank" in recipe.parameters:
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
-    if recipe.uniform_rank:
+    if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
+    if recipe.slices is not None:
+        problems.append("slices: take some layers only: name whole models under models")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
@@ -302,19 +327,31 @@ def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
     Raises:
         AdapterError: Every problem of every folder.
     """
-    return try_each(read_adapter, paths)
+    return try_each(read_adapter, map(locate, paths))
 
 
 def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
     """Return short names that tell folders apart: as many of the last parts of each path as that takes.
 
+    Law: a model in the cache of the hub is called by its id there, and where two of its revisions occur by
+    its commit too.
+
     >>> display_names(["runs/a/law", "runs/b/law", "runs/b/med"])
     ('a/law', 'b/law', 'med')
     """
-    parts = [Path(path).absolute().parts for path in paths]
+    located = [locate(path) for path in paths]
+    models = {path: model for path in located if (model := identify(path))}
+    ids = {path: f"{model.repository}{model.folder}" for path, model in models.items()}
+    several = {name for name, count in Counter(ids.values()).items() if count > 1}
+    parts = {path: path.absolute().parts for path in located}
     names = []
-    for own in parts:
-        others = [other for other in parts if other != own]
+    for path in located:
+        if path in models:
+            name = ids[path]
+            names.append(str(models[path]) if name in several else name)
+            continue
+        own = parts[path]
+        others = [other for other in parts.values() if other != own]
         length = 1
         while length < len(own) and any(other[-length:] == own[-length:] for other in others):
             length += 1

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint
 from riemerge.formats.files.text import strict_json
+from riemerge.formats.hub import identify
 from riemerge.merging.inputs import Inputs
 
 _AUTO_CLASSES = {
@@ -37,11 +38,13 @@ def model_class(inputs: Inputs) -> str:
 
 
 def base_model(named: Iterable[str | None]) -> str | None:
-    """Return the base model's public name, of what inputs call it; of a path, the last part only."""
+    """Return the base model's public name, of what inputs call it; of a path, its id or its last part."""
     bases = sorted({base for base in named if base})
     if not bases:
         return None
     base = bases[0]
+    if model := identify(base):
+        return model.repository
     if PurePosixPath(base).is_absolute() or PureWindowsPath(base).drive or base[0] in "~.":
         return PureWindowsPath(base).name
     return base

@@ -15,11 +15,13 @@ import torch
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
+from riemerge.formats.hub import identify, name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
 from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
@@ -73,8 +75,14 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
-        names = display_names([entry.model for entry in recipe.models])
-        asked = {"out_type": (self.out_type, "adapter"), "uniform_rank": (recipe.uniform_rank, False)}
+        paths = [entry.model for entry in recipe.models]
+        models = [identify(path) for path in paths]
+        names = [str(model or name) for model, name in zip(models, display_names(paths), strict=True)]
+        asked: dict[str, tuple[Any, Any]] = {
+            "out_type": (self.out_type, "adapter"),
+            "uniform_rank": (recipe.uniform_rank, None),
+            "earlier": (dict(recipe.earlier), {}),
+        }
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -110,8 +118,8 @@ class Plan:
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
-    """Return the last part of each path that is given."""
-    return {key: Path(path).name for key, path in paths.items() if path}
+    """Return the name of what lies at each path that is given, without the rest of its path."""
+    return {key: name_model(path) for key, path in paths.items() if path}
 
 
 def plan(
@@ -143,6 +151,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
+    recipe = flatten_slices(recipe)
     method = recipe.method
     recipe = expand(recipe, method)
     if folder is not None:

@@ -58,6 +58,7 @@ def run_record(
     return RunRecord(
         out_type=plan.out_type,
         recipe=resolved,
+        translations=plan.recipe.translations,
         versions=versions(),
         device=plan.device.type,
         base_model=base_model(bases),

@@ -37,7 +37,7 @@ def merge(
     threads: int | None = None,
     dtype: str = "float64",
     out_dtype: str | None = None,
-    uniform_rank: bool = False,
+    uniform_rank: bool | None = None,
     same_base: bool = False,
     base_name: str | None = None,
     rename: Mapping[str, str] | None = None,
@@ -70,8 +70,8 @@ def merge(
             use if not given.
         dtype: `float64` or `float32`, of the tall factors; the reduced problem is always float64.
         out_dtype: Dtype that is written, such as `bfloat16`; None keeps that of the inputs.
-        uniform_rank: Whether all modules are written with one rank, by columns of zero, also where `rank` is
-            a share of the energy, or left out and the inputs have several. A number and `sum` always are.
+        uniform_rank: False for a rank of its own in each module, where `rank` is no number: a smaller file,
+            which PEFT and vLLM read. One rank, by columns of zero, if not given: every loader reads that.
         same_base: Whether to take the adapters as trained on one base model, whatever they name.
         base_name: The base model that the result names.
         rename: New prefixes of module names by those that the adapters have.

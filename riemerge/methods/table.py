@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+
 from riemerge.errors import RecipeError
 from riemerge.methods import constrained, data, elections, geodesic, polar, rounds, singular, spectrum, sums
 from riemerge.methods.method import Method
 from riemerge.methods.parameters import COMMON, Parameter
-from riemerge.registry import Registry, did_you_mean
+from riemerge.registry import Registry
 
 DEFAULT_METHOD = "spectrum"
 
@@ -28,9 +30,12 @@ def find_method(name: str) -> Method:
     """Return the row of METHODS with this name.
 
     Raises:
-        RecipeError: No such method; the text lists the methods and the nearest name.
+        RecipeError: No such method; the text says the three that have the nearest names.
     """
     if name in METHODS:
         row: Method = METHODS[name]
         return row
-    raise RecipeError(f"merge_method: unknown method {name!r}: {did_you_mean(name, METHODS)}")
+    near = ", ".join(difflib.get_close_matches(name, list(METHODS), n=3, cutoff=0.0))
+    raise RecipeError(
+        f"merge_method: unknown method {name!r}: the nearest names are {near}; `riemerge methods` lists all"
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from riemerge.errors import RecipeError
+from riemerge.errors import RecipeError, try_each
 from riemerge.methods import (
     COLUMNS,
     DEFAULT_METHOD,
@@ -20,8 +20,10 @@ from riemerge.methods import (
     find_row,
 )
 from riemerge.methods.parameters import MATCHED, Parameter, check_value, describe, scalars
-from riemerge.recipes.specs import parse_specs
-from riemerge.recipes.yaml12 import parse_yaml, read_yaml
+from riemerge.recipes.documents import Document, places_of_models, read_documents
+from riemerge.recipes.specs import locate_model, parse_specs
+from riemerge.recipes.translations import PARAMETER_WORDS, put_over, translate_for_method, translate_words
+from riemerge.recipes.yaml12 import parse_yaml
 from riemerge.registry import did_you_mean
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -44,6 +46,36 @@ class ModelEntry(BaseModel):
 
 
 @final
+class Source(BaseModel):
+    """The layers that a slice takes from one model.
+
+    Attributes:
+        model: The folder of the model, one of the recipe's models or its base.
+        layer_range: (start, stop), the layers start, ..., stop - 1 of the model.
+        parameters: The model's own parameters in this slice, by name.
+    """
+
+    model_config = _STRICT
+    model: str = Field(min_length=1)
+    layer_range: tuple[int, int] = Field(strict=False)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
+@final
+class Slice(BaseModel):
+    """Layers of the result, merged from as many layers of each of its sources.
+
+    Attributes:
+        sources: The models with their layers, at least one.
+        parameters: The parameters of all sources of the slice, by name: they go before those of the recipe.
+    """
+
+    model_config = _STRICT
+    sources: tuple[Source, ...] = Field(strict=False, min_length=1)
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
+@final
 class Recipe(BaseModel):
     """A merge as asked for, in mergekit's vocabulary; every unknown key is an error.
 
@@ -56,13 +88,17 @@ class Recipe(BaseModel):
         geometry: The geometry in place of the method's own: a name of `riemerge.geometries.GEOMETRIES`.
         loss: The loss in place of the method's own: a name of `riemerge.losses.LOSSES`.
         models: The inputs, at least one.
+        slices: The stack of layers of the result, from its first layer on, where they do not come from the
+            layers of the same places: each of `models` is a source of one of them. None keeps the layers.
         base_model: The folder of the model that all inputs were trained from, where it is needed.
         base_statistics: The folder of the statistics of the base model.
         parameters: The parameters of all models or of the method that were given, by name.
-        dtype: The dtype of the tall factors while computing; the reduced problem is always float64.
+        dtype: The dtype of the tall factors while computing; the reduced problem is always float64. (In a
+            file `dtype: float32` is `out_dtype`, as in mergekit's.)
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
-        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero.
+        uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero; None
+            means true.
         same_base: Whether adapters are taken as trained on one base model, whatever they name.
         base_name: The base model that the result names, in place of that of the inputs.
         rename: New prefixes of module names by the prefixes that adapters have.
@@ -74,7 +110,9 @@ class Recipe(BaseModel):
         tokenizer: The tokenizer that is written: `base`, `union`, or a model's; None copies the files beside
             the base model or the first.
         chat_template: The chat template that is written.
-        translations: What was read as other words than those in the file.
+        translations: What was read as other words than those that were said, a sentence for each.
+        earlier: The recipes of the documents that were merged before, as their records have them, by the
+            names by which this one names their results.
     """
 
     model_config = _STRICT
@@ -83,13 +121,14 @@ class Recipe(BaseModel):
     geometry: str | None = Field(default=None, min_length=1)
     loss: str | None = Field(default=None, min_length=1)
     models: tuple[ModelEntry, ...] = Field(strict=False)
+    slices: tuple[Slice, ...] | None = Field(default=None, strict=False)
     base_model: str | None = Field(default=None, min_length=1)
     base_statistics: str | None = Field(default=None, min_length=1)
     parameters: Mapping[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "float64"] = "float64"
     out_dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     out_type: Literal["adapter", "delta", "checkpoint"] | None = None
-    uniform_rank: bool = False
+    uniform_rank: bool | None = None
     same_base: bool = False
     base_name: str | None = Field(default=None, min_length=1)
     rename: Mapping[str, str] = Field(default_factory=dict)
@@ -99,6 +138,7 @@ class Recipe(BaseModel):
     tokenizer: str | None = Field(default=None, min_length=1)
     chat_template: str | None = Field(default=None, min_length=1)
     translations: tuple[str, ...] = Field(default=(), strict=False)
+    earlier: Mapping[str, Any] = Field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -113,12 +153,13 @@ class Recipe(BaseModel):
         return tuple(None if isinstance(weight, list) else weight for weight in given)
 
 
-def make_recipe(raw: object, *, where: str = "") -> Recipe:
-    """Check a recipe given as plain mappings, lists, texts and numbers.
+def make_recipe(raw: object, *, where: str = "", names: Collection[str] = ()) -> Recipe:
+    """Check a recipe given as plain mappings, lists, texts and numbers, in our words or those of mergekit.
 
     Args:
         raw: The content of the recipe.
         where: The name of its file, put before every problem.
+        names: Names of results that stand for models.
 
     Raises:
         RecipeError: A key, type, number, method or combination of them makes no sense: all of them at once.
@@ -128,8 +169,27 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
         raise RecipeError(
             f"{before}a recipe is a mapping with merge_method and models; found {describe(raw)}"
         )
-    problems: list[str] = []
     data = _copy(raw)
+    translations = [*data.pop("translations", ()), *translate_words(data)]
+    for level, key, text in places_of_models(data):
+        level[key] = locate_model(text, names=names)
+    make = _make_plain if data.get("slices") is None else _make_stack
+    recipe = _put_before(before, lambda: make(data, translations))
+    return recipe.model_copy(update={"translations": tuple(dict.fromkeys(translations))})
+
+
+def _put_before(words: str, make: Callable[[], Recipe]) -> Recipe:
+    """Return what a function makes, and put words before each problem of a recipe that makes no sense."""
+    try:
+        return make()
+    except RecipeError as fault:
+        raise RecipeError(words + problem for problem in fault.problems) from None
+
+
+def _make_plain(data: dict[str, Any], translations: list[str]) -> Recipe:
+    """Return the recipe that plain data in our words say, and add what depends on the method to a list."""
+    translations += translate_for_method(data)
+    problems: list[str] = []
     if isinstance(edits := data.get("edits"), str):
         data["edits"] = edits.split(",")
     method = _find_method(data, problems)
@@ -139,15 +199,64 @@ def make_recipe(raw: object, *, where: str = "") -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as fault:
-        problems = [*map(_explain, fault.errors()), *problems]
-    else:
-        if method and not problems:
-            problems = _contradictions(recipe, method)
-        if not problems:
-            return recipe
-    raise RecipeError(before + problem for problem in problems)
+        raise RecipeError([*map(_explain, fault.errors()), *problems]) from None
+    if method and not problems:
+        problems = _contradictions(recipe, method)
+    RecipeError.refuse(problems)
+    return recipe
 
 
+def _make_stack(data: dict[str, Any], translations: list[str]) -> Recipe:
+    """Return the recipe of a stack of slices, each of which is checked as a recipe of its own."""
+    slices = data.pop("slices")
+    if "models" in data:
+        raise RecipeError("models, slices: both are given: a recipe has one of them")
+    try:
+        stack = TypeAdapter(tuple[Slice, ...]).validate_python(slices, strict=False)
+    except ValidationError as fault:
+        faults = ({**error, "loc": ("slices", *error["loc"])} for error in fault.errors())
+        raise RecipeError(map(_explain, faults)) from None
+    RecipeError.refuse(_faults_of_slices(stack))
+
+    def make(k: int) -> tuple[Recipe, Slice]:
+        said, own = stack[k], list[str]()
+        models = [source.model_dump(exclude={"layer_range"}) for source in said.sources]
+        parameters = put_over(said.parameters, data.get("parameters") or {})
+        raw = _copy({**data, "models": models, "parameters": parameters})
+        recipe = _put_before(f"slices[{k}]: ", lambda: _make_plain(raw, own))
+        translations.extend(f"slices[{k}]: {text}" for text in own)
+        ranges = {source.model: source.layer_range for source in said.sources}
+        sources = tuple(
+            Source(model=entry.model, layer_range=ranges[entry.model], parameters=entry.parameters)
+            for entry in recipe.models
+        )
+        return recipe, Slice(sources=sources, parameters=recipe.parameters)
+
+    recipes, parts = zip(*try_each(make, range(len(stack))), strict=True)
+    whole: Recipe = recipes[0]
+    entries = {entry.model: ModelEntry(model=entry.model) for recipe in recipes for entry in recipe.models}
+    return whole.model_copy(update={"models": tuple(entries.values()), "slices": parts})
+
+
+def _faults_of_slices(stack: Sequence[Slice]) -> Iterator[str]:
+    if not stack:
+        yield "slices: no slice to merge: name at least one"
+    for k, part in enumerate(stack):
+        models = [source.model for source in part.sources]
+        counts = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
+        if len(set(models)) < len(models):
+            yield f"slices[{k}]: a model is there twice: take its other layers in another slice"
+        for i, source in enumerate(part.sources):
+            if not 0 <= source.layer_range[0] < source.layer_range[1]:
+                yield (
+                    f"slices[{k}].sources[{i}].layer_range: {list(source.layer_range)}: expected [first, "
+                    "one behind the last]"
+                )
+        if len(counts) > 1:
+            yield f"slices[{k}]: its sources have {sorted(counts)} layers: take as many of each"
+
+
+_RECORDED = ("translations", "earlier")
 _TOP = (
     "merge_method",
     *COLUMNS,
@@ -171,7 +280,7 @@ def read_recipe(
     overrides: Mapping[str, Any] | None = None,
     statistics: Sequence[str] = (),
 ) -> Recipe:
-    """Read what to merge: one YAML file, or folders with weights such as `a:0.5 b:0.5`.
+    """Read what to merge: a YAML file of one document, or folders with weights such as `a:0.5 b:0.5`.
 
     Law: an override wins over the file, also over what the file says of one model; everything else is as in
     the file or at its default.
@@ -186,6 +295,33 @@ def read_recipe(
     Raises:
         RecipeError: The file cannot be read as plain YAML 1.2, or the recipe makes no sense.
     """
+    *earlier, (_, recipe) = read_recipes(sources, overrides, statistics)
+    if earlier:
+        raise RecipeError(
+            f"{sources[0]}: {len(earlier) + 1} documents: riemerge merge merges them in order; here one is "
+            "expected"
+        )
+    return recipe
+
+
+def read_recipes(
+    sources: Sequence[str | tuple[str, float]],
+    overrides: Mapping[str, Any] | None = None,
+    statistics: Sequence[str] = (),
+) -> tuple[tuple[str | None, Recipe], ...]:
+    """Read what to merge, as `read_recipe` does, also from a file of several documents.
+
+    Args:
+        sources: As for `read_recipe`.
+        overrides: As for `read_recipe`: of several documents they are for the last.
+        statistics: As for `read_recipe`.
+
+    Returns:
+        The recipe of each document, behind the name by which later ones name its result.
+
+    Raises:
+        RecipeError: What `read_recipe` raises.
+    """
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     top = {key: given.pop(key) for key in _TOP if key in given}
     recipes = [source for source in sources if isinstance(source, str) and _is_recipe(Path(source))]
@@ -197,7 +333,12 @@ def read_recipe(
         )
     if recipes:
         path = Path(recipes[0])
-        return make_recipe(_override(_read_file(path), top, given), where=path.name)
+        *earlier, last = read_documents(path)
+        last = last._replace(data=_override(last.data, top, given))
+        names = [str(document.name) for document in earlier]
+        return tuple(
+            (document.name, _make_document(document, path.name, names)) for document in (*earlier, last)
+        )
     models: list[dict[str, Any]] = [
         {"model": folder, "parameters": {"weight": weight}} for folder, weight in parse_specs(sources)
     ]
@@ -206,7 +347,19 @@ def read_recipe(
     method = DEFAULT_METHOD
     if any(name in top for name in COLUMNS):
         method = PLAIN_METHOD
-    return make_recipe(_override({"merge_method": method, "models": models}, top, given))
+    return ((None, make_recipe(_override({"merge_method": method, "models": models}, top, given))),)
+
+
+def _make_document(document: Document, where: str, names: Collection[str]) -> Recipe:
+    data = document.data
+    if isinstance(data, dict):
+        RecipeError.refuse(
+            f"{where}: unknown key {key!r}: a record has it, and no recipe"
+            for key in _RECORDED
+            if key in data
+        )
+        data = {**data, "translations": document.translations}
+    return make_recipe(data, where=where, names=names)
 
 
 def _override(data: Any, top: Mapping[str, Any], parameters: Mapping[str, Any]) -> Any:
@@ -250,24 +403,18 @@ def parse_value(spec: Parameter, text: str, *, where: str | None = None) -> Any:
 
 def suggest_parameter(name: str, known: Iterable[str]) -> str:
     """Say which parameter was probably meant by a name that none has, and what the others are."""
-    if ours := _PARAMETERS_ELSEWHERE.get(name):
-        return f"it is called {ours!r} here"
+    if (word := PARAMETER_WORDS.get(name)) and word.ours:
+        return f"it is called {word.ours!r} here"
     return did_you_mean(name, known)
 
 
 # --- the method and its parameters --------------------------------------------------------------------------
-
-_METHODS_ELSEWHERE = {"linear": "average"}
-_PARAMETERS_ELSEWHERE = {"lambda": "scale"}
 
 
 def _find_method(data: Mapping[str, Any], problems: list[str]) -> Method | None:
     """Return the row of the table with the recipe's columns; None where there is none, which is a problem."""
     name = data.get("merge_method")
     if not isinstance(name, str) or not _are_texts(data):
-        return None
-    if name not in METHODS and (ours := _METHODS_ELSEWHERE.get(name)):
-        problems.append(f"merge_method: unknown method {name!r}: it is called {ours!r} here")
         return None
     try:
         return find_row(data)
@@ -415,11 +562,8 @@ def _base_among_models(recipe: Recipe, method: Method) -> Iterator[str]:
 # --- what pydantic found, in our words ----------------------------------------------------------------------
 
 _ADVICE = {
-    "slices": "layers are not put together from several models: list whole models under models",
     "modules": "list the models under models; parameters may differ between modules by filter",
-    "tokenizer": "tokenizers are not merged: all models must share one vocabulary",
-    "tokenizer_source": "tokenizers are not merged: all models must share one vocabulary",
-    "chat_template": "tokenizers are not merged: copy the template beside the result",
+    "tokenizer_source": "it is called 'tokenizer' here, and that is given too",
 }
 
 
@@ -460,17 +604,3 @@ def _advice(path: Sequence[str | int], key: str) -> str:
 def _path(parts: Sequence[str | int]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return text.removeprefix(".")
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path) -> Any:
-    """Read a recipe file, with the folders it names taken relative to it."""
-    data = read_yaml(path)
-    if isinstance(data, dict):
-        for level in (data, *(entry for _, entry in _entries(data))):
-            for key in ("model", "statistics", "base_model", "base_statistics"):
-                if isinstance(folder := level.get(key), str) and folder:
-                    level[key] = str(path.parent / folder)
-    return data

@@ -177,13 +177,23 @@ def depths(modules: Sequence[str]) -> dict[str, float]:
     layers: dict[str, tuple[str, int]] = {}
     last: dict[str, int] = {}
     for module in modules:
-        if match := _LAYER.search(module) or _NUMBER.search(module):
-            stack, layer = layers[module] = module[: match.start(1)], int(match[1])
+        if place := layer_of(module):
+            stack, layer = layers[module] = place
             last[stack] = max(layer, last.get(stack, 0))
     depth = dict.fromkeys(modules, 0.0)
     for module, (stack, layer) in layers.items():
         depth[module] = layer / last[stack] if last[stack] else 1.0
     return depth
+
+
+def layer_of(module: str) -> tuple[str, int] | None:
+    """Return the stack of layers in which a module stands, and its layer there; None outside the layers.
+
+    >>> layer_of("model.layers.7.mlp.up_proj")
+    ('model.layers.', 7)
+    """
+    match = _LAYER.search(module) or _NUMBER.search(module)
+    return match and (module[: match.start(1)], int(match[1]))
 
 
 def _at_depth(gradient: Sequence[Any], depth: float) -> Any:

@@ -14,8 +14,8 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 
 
-def read_yaml(path: Path) -> Any:
-    """Read plain data from a file of YAML (see `parse_yaml`).
+def read_yaml(path: Path) -> list[Any]:
+    """Read the plain data of each document of a file of YAML (see `parse_documents`).
 
     Raises:
         RecipeError: The file cannot be read, is larger than MAX_BYTES, or is no plain YAML in UTF-8.
@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> Any:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise RecipeError(f"{path.name}: larger than {MAX_BYTES} bytes: this is no recipe")
-        return parse_yaml(content.decode("utf-8-sig"), where=path.name)
+        return parse_documents(content.decode("utf-8-sig"), where=path.name)
     except OSError as fault:
         raise RecipeError(f"{path}: cannot be read: {fault.strerror}") from None
     except UnicodeDecodeError as fault:
@@ -33,11 +33,28 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, *, where: str = "recipe") -> Any:
-    """Read plain data from YAML with the scalars of YAML 1.2: `1e-3` is a number, `no` and `12:30` are not.
+    """Read plain data from YAML of one document (see `parse_documents`).
 
     Raises:
-        RecipeError: Broken YAML, more than one document, a key twice in one mapping, an alias, an anchor or a
-            tag, nesting beyond MAX_DEPTH: each with its line.
+        RecipeError: What `parse_documents` raises, or more than one document.
+    """
+    data, *others = parse_documents(text, where=where)
+    if others:
+        raise RecipeError(f"{where}: {len(others) + 1} documents: expected one")
+    return data
+
+
+def parse_documents(text: str, *, where: str = "recipe") -> list[Any]:
+    """Read plain data from YAML with the scalars of YAML 1.2: `1e-3` is a number, `no` and `12:30` are not.
+
+    Law: an empty document among others is none.
+
+    Returns:
+        The data of each document, at least one.
+
+    Raises:
+        RecipeError: Broken YAML, no document, a key twice in one mapping, an alias, an anchor or a tag,
+            nesting beyond MAX_DEPTH: each with its line.
     """
     try:
         problems: list[str] = []
@@ -52,17 +69,21 @@ def parse_yaml(text: str, *, where: str = "recipe") -> Any:
             if (tag := getattr(event, "tag", None)) is not None:
                 problems.append(f"{line}: the tag {tag!r} is refused: recipes hold plain data only")
         RecipeError.refuse(problems)
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        nodes = [node for node in yaml.compose_all(text, Loader=yaml.BaseLoader) if not _is_empty(node)]
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         position = mark and f"line {mark.line + 1}, column {mark.column + 1}: "
         reason = getattr(fault, "problem", None) or getattr(fault, "reason", None) or str(fault)
         raise RecipeError(f"{where}: {position or ''}{reason}") from None
-    if node is None:
+    if not nodes:
         raise RecipeError(f"{where}: is empty: a recipe is a mapping with merge_method and models")
-    data = _plain(node, where, problems)
+    documents = [_plain(node, where, problems) for node in nodes]
     RecipeError.refuse(problems)
-    return data
+    return documents
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    return node.value == "" and getattr(node, "style", None) is None
 
 
 def _plain(node: yaml.Node, where: str, problems: list[str]) -> Any:

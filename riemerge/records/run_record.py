@@ -175,6 +175,7 @@ class RunRecord(BaseModel):
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
         model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
             checkpoint without settings.
+        translations: What was read as other words than those that were said, a sentence for each.
         beside: The sha256 of each file that was read beside the inputs, by file name, under the name that the
             recipe has for its folder: `base_model`, `base_statistics`, `models[0].statistics`.
         outputs: The sha256 of each file that was written beside this record and the card, by file name; none
@@ -185,6 +186,7 @@ class RunRecord(BaseModel):
     format: Literal[1] = 1
     out_type: OutType
     recipe: dict[str, Any]
+    translations: tuple[str, ...] = ()
     versions: dict[str, str]
     device: str
     base_model: str | None

@@ -8,13 +8,18 @@ from typing import Any
 from riemerge.formats.files.text import list_names
 from riemerge.records.run_record import ModuleRow
 
+# What `--max-lora-rank` of vLLM accepts.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[str, int]:
     """Return the rank with which each module of an adapter is written: columns of zero fill it up.
 
-    Law: one rank for all modules where `rank` is a number, or `sum` (then the largest), or where
-    `uniform_rank` is asked for; without any `rank` the largest of the module's inputs, so that what loaders
-    do right with the inputs they do right with the merge. A share of the energy means the rank that keeps it.
+    Law: one rank for all modules, the number that `rank` says or the largest that any module needs, so that
+    lora_alpha over the rank of the stored factors is the scale of every module, as every loader reads it.
+    Where `uniform_rank` is false and `rank` is no number, the rank of each module: without any `rank` the
+    largest of the module's inputs, so that what loaders do right with the inputs they do right with the
+    merge; for a share of the energy the rank that keeps it.
 
     Args:
         recipe: The completed recipe, as the record has it.
@@ -24,10 +29,10 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     ranks = {row.module: row.rank or 1 for row in rows}
     if asked is None:
         ranks = {row.module: max(ranks[row.module], *row.input_ranks) for row in rows}
-    if isinstance(asked, int) or asked == "sum" or recipe.get("uniform_rank"):
-        least = asked if isinstance(asked, int) else 1
-        return dict.fromkeys(ranks, max(least, *ranks.values()))
-    return ranks
+    if recipe.get("uniform_rank") is False and not isinstance(asked, int):
+        return ranks
+    least = asked if isinstance(asked, int) else 1
+    return dict.fromkeys(ranks, max(least, *ranks.values()))
 
 
 def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
@@ -44,6 +49,30 @@ def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
         f"the rank differs between modules, from {least} to {most}, as rank_pattern and alpha_pattern say: "
         "PEFT reads them, but a loader that divides lora_alpha by the rank of the stored factors, such as "
         f"llama.cpp, applies {len(strong)} of {len(ranks)} modules too strongly ({list_names(strong)}): "
-        "--uniform-rank (uniform_rank: true in a recipe) or a number as --rank writes one rank"
+        "leave out --no-uniform-rank (uniform_rank: false in a recipe) to write one rank"
     )
     return [text]
+
+
+def servers(ranks: Mapping[str, int]) -> str:
+    """Say what serves an adapter, in one line: the option of vLLM, and whether llama.cpp reads it right.
+
+    >>> servers({"q_proj": 96, "v_proj": 96})
+    'vLLM: --max-lora-rank 128; llama.cpp: right, since all modules have one rank'
+    >>> servers({"q_proj": 640, "v_proj": 8})
+    'vLLM: no, rank 640 is above 512, use --rank 512; llama.cpp: no, since ranks differ between modules'
+
+    Args:
+        ranks: The rank with which each module is written.
+
+    Source: vLLM 0.27 (vllm/config/lora.py, MaxLoRARanks); llama.cpp scales by lora_alpha over the rank of
+        the stored factors.
+    """
+    most, largest = max(ranks.values()), _VLLM_RANKS[-1]
+    vllm = f"no, rank {most} is above {largest}, use --rank {largest}"
+    if most <= largest:
+        vllm = f"--max-lora-rank {next(limit for limit in _VLLM_RANKS if limit >= most)}"
+    llama = "no, since ranks differ between modules"
+    if min(ranks.values()) == most:
+        llama = "right, since all modules have one rank"
+    return f"vLLM: {vllm}; llama.cpp: {llama}"

@@ -12,7 +12,7 @@ import yaml
 
 from riemerge.methods import find_recorded_row
 from riemerge.records.run_record import InputRow, ModuleRow, RunRecord
-from riemerge.report.verdict import matched_text, verdict, weight_text, written_text
+from riemerge.report.verdict import matched_text, serving_text, verdict, weight_text, written_text
 from riemerge.report.words import number, printable, text_of
 
 
@@ -43,6 +43,7 @@ def model_card(record: RunRecord) -> str:
         "\n".join(f"- {_escape(text)}" for text in record.warnings),
         "## How to load",
         _loading(record),
+        _escape(serving_text(record)),
         "## How to reproduce",
         _REPRODUCE.format(recipe=_yaml(record.recipe)),
         "Versions: " + ", ".join(f"{name} {_escape(text)}" for name, text in record.versions.items()),

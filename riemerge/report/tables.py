@@ -36,6 +36,7 @@ from riemerge.report.verdict import (
     may_be_undetermined,
     remarks,
     score_text,
+    serving_text,
     weight_text,
 )
 from riemerge.report.words import number, printable, text_of, when
@@ -85,9 +86,10 @@ def written_report(
     more = when(not verbose, "; -v shows modules")
     lines = [
         f"{place}; rounding moved no module by more than {rounding:.1g} relative",
+        serving_text(record),
         f"next: {_NEXT[record.out_type]}{more}",
     ]
-    return merge_report(record, verbose=verbose, written=lines)
+    return merge_report(record, verbose=verbose, written=[line for line in lines if line])
 
 
 _NEXT = {

@@ -12,7 +12,7 @@ from riemerge.formats.files.text import list_names
 from riemerge.methods import DEFAULT_METHOD, find_recorded_row
 from riemerge.records.evaluation_record import Entry, Evaluation
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, InputRow, Overlap, RunRecord
-from riemerge.records.written_ranks import written_ranks
+from riemerge.records.written_ranks import servers, written_ranks
 from riemerge.report.words import MOST_NAMES, printable, shares_of, text_of, when
 
 # Mean cosine of the updates: from where on they are parts of one update rather than updates of their own, and
@@ -181,6 +181,15 @@ def written_text(record: RunRecord) -> str:
         text = f"written with rank {most} in every module"
     zero = any((row.rank or 0) < ranks[row.module] for row in record.modules)
     return f"{text}{when(zero, ', by columns of zero where the merge has less')}"
+
+
+def serving_text(record: RunRecord) -> str:
+    """Return in words what serves the adapter that is written; nothing for what no server of text takes."""
+    library, _, name = record.model_class.rpartition(".")
+    of_text = library == "transformers" and name in {"AutoModel", "AutoModelForCausalLM"}
+    if record.out_type != "adapter" or not of_text or record.recipe.get("dialect") not in {None, "peft"}:
+        return ""
+    return f"serve with {servers(written_ranks(record.recipe, record.modules))}"
 
 
 # --- whether the inputs determine their mean ----------------------------------------------------------------

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from riemerge.cli.commands import main
 from riemerge.records.run_record import RunRecord
 from tests.cli.runner import TENSORS, run
 from tests.folders import family, write_folder
@@ -206,9 +209,23 @@ def test_a_parameter_that_makes_no_sense_is_refused(
 def test_help_fits_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("merge", "--help").stdout.splitlines()
-    assert len(lines) <= 70
+    assert len(lines) <= 50
     assert max(map(len, lines)) <= 80
     options = [line for line in lines if line.startswith("  -")]
-    assert len(options) <= 32
+    assert len(options) <= 25
     assert any(line.startswith("  --out-type [adapter|delta|checkpoint]") for line in options)
     assert "--density" not in " ".join(lines)
+    assert "--help-all explains: " in " ".join(lines)
+
+
+@pytest.mark.parametrize("command", ["merge", "soup", "sweep"])
+def test_help_all_explains_what_help_only_names(command: str) -> None:
+    short, whole = (run(command, option).stdout for option in ("--help", "--help-all"))
+    assert whole.startswith(short.split("\nMore options")[0])
+    (named,) = re.findall(r"--help-all explains: (.*)\.", " ".join(short.replace("-\n", "-").split()))
+    for option in named.split(", "):
+        assert re.search(rf"^  {option} .*", whole, re.MULTILINE)
+        assert not re.search(rf"^  {option} .*", short, re.MULTILINE)
+    shown = [param for param in main.commands[command].params if isinstance(param, click.Option)]
+    assert all(param.opts[0] in whole for param in shown if not param.hidden)
+    assert "--density" not in whole

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from riemerge.errors import RecipeError
 from riemerge.methods import METHODS
 from riemerge.recipes.recipe import make_recipe
+from riemerge.records.written_ranks import servers
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.merging.merges import (
     PREFIX,
@@ -60,8 +61,10 @@ UNIFORM = [
     ("--rank", "sum"),
     ("--rank", "12"),
     ("--rank", "11"),
-    ("--rank", "95%", "--uniform-rank"),
-    ("--uniform-rank",),
+    ("--rank", "95%"),
+    ("--rank", "60%", "--uniform-rank"),
+    ("--rank", "auto"),
+    (),
 ]
 
 
@@ -72,7 +75,7 @@ def test_one_rank_is_one_update_to_every_loader(tmp_path: Path, asked: tuple[str
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert len({a.shape[0] for _, a in stored_factors(tmp_path / "out").values()}) == 1
     assert apart(by_llama(tmp_path / "out"), by_peft(tmp_path / "out")) == 0.0
-    if asked[0] == "--rank" and asked[1] != "95%":
+    if asked[1:] and asked[1] in {"sum", "12", "11"}:
         assert apart(by_peft(tmp_path / "out"), mean(folders)) <= 1e-14  # round-off of float64
         # The sum is 12 in a module of 10 outputs, which has no more.
         rank = {"sum": 10}.get(asked[1]) or int(asked[1])
@@ -85,7 +88,8 @@ def test_one_rank_is_one_update_to_every_loader(tmp_path: Path, asked: tuple[str
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ((), "written with rank 2 to 6, by module"),
+        ((), "written with rank 6 in every module, by columns of zero where the merge has less"),
+        (("--no-uniform-rank",), "written with rank 2 to 6, by module"),
         (("--rank", "9"), "written with rank 9 in every module, by columns of zero where the merge has less"),
         (("--rank", "2"), "written with rank 2 in every module"),
     ],
@@ -106,7 +110,8 @@ def test_ranks_that_differ_are_said_with_what_they_do_elsewhere(
 ) -> None:
     folders = served(tmp_path)
     out = tmp_path / "out"
-    ran = run_command("merge", *folders, "--method", "average", "-q", "-o", out, *asked)
+    words = ("--no-uniform-rank", *asked)
+    ran = run_command("merge", *folders, "--method", "average", "-q", "-o", out, *words)
     ranks = {module: a.shape[0] for module, (_, a) in stored_factors(out).items()}
     assert len(set(ranks.values())) > 1
     (text,) = json.loads((out / RECORD).read_text())["warnings"]
@@ -153,7 +158,7 @@ def test_a_merge_of_one_adapter_with_a_pattern_is_that_adapter(
     copies = [folder, *served(tmp_path / "again", 1)][:count]
     parameters: dict[str, Any] = {"outer_lr": 1.0} if "outer_lr" in row.parameters else {}
     weights = [1.0] * count if row.normalised else [1.0 / count] * count
-    parameters |= {"uniform_rank": True} if uniform else {}
+    parameters |= {"uniform_rank": uniform}
     made = merge_adapters(copies, weights, method=method, **parameters)
     made.save_pretrained(tmp_path / "out")
     # Of iterated rows, their tolerance; of closed ones, round-off.
@@ -189,7 +194,36 @@ def test_peft_loads_columns_of_zero(tmp_path: Path) -> None:
 
 def test_a_recipe_says_uniform_rank_as_a_truth_value() -> None:
     recipe: dict[str, Any] = {"merge_method": "average", "models": [{"model": "a"}]}
-    assert not make_recipe(recipe).uniform_rank
-    assert make_recipe(recipe | {"uniform_rank": True}).uniform_rank
+    for value in (True, False):
+        assert make_recipe(recipe | {"uniform_rank": value}).uniform_rank is value
     with pytest.raises(RecipeError, match=r"uniform_rank: .*true or false"):
         make_recipe(recipe | {"uniform_rank": 8})
+
+
+@pytest.mark.parametrize("rank", [1, 8, 9, 128, 129, 320, 321, 512])
+def test_the_limit_of_vllm_is_the_least_that_holds_the_rank(rank: int) -> None:
+    accepted = [8, 16, 32, 64, 128, 256, 320, 512]
+    (limit,) = map(int, re.findall(r"vLLM: --max-lora-rank (\d+);", servers({"a": rank, "b": 1})))
+    assert limit in accepted
+    assert rank <= limit
+    assert not any(rank <= other < limit for other in accepted)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            ("--rank", "9"),
+            "serve with vLLM: --max-lora-rank 16; llama.cpp: right, since all modules have one rank",
+        ),
+        (("--no-uniform-rank",), "serve with vLLM: --max-lora-rank 8; llama.cpp: no, since ranks differ"),
+    ],
+)
+def test_what_serves_the_result_is_said_in_one_line(
+    tmp_path: Path, asked: tuple[str, ...], says: str
+) -> None:
+    out = tmp_path / "out"
+    ran = run_command("merge", *served(tmp_path), "--method", "average", "-o", out, *asked)
+    assert any(line.startswith(says) for line in ran.stdout.splitlines())
+    card = (out / "README.md").read_text().replace("\\", "")
+    assert any(line.startswith(says) for line in card.splitlines())

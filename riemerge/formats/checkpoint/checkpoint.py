@@ -26,6 +26,7 @@ from riemerge.formats.files.tensor_file import (
     why_not_finite,
 )
 from riemerge.formats.files.text import is_plain_name, list_names, show, strict_json
+from riemerge.formats.hub import advise
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -193,9 +194,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _locate(path: Path) -> Path:
     """Return the file to start from: the index, or the only file."""
     if not os.path.lexists(path):
-        raise AdapterError(
-            f"{path}: no such folder or file; nothing is downloaded, so fetch the model first (hf download)"
-        )
+        raise AdapterError(f"{path}: no such folder or file; nothing is downloaded, {advise(path)}")
     if not path.is_dir():
         shard = _SHARD.fullmatch(path.name)
         if shard and int(shard["count"]) > 1:

@@ -21,6 +21,7 @@ from riemerge.formats.files.tensor_file import (
     reading,
 )
 from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
+from riemerge.formats.hub import advise
 from riemerge.formats.layers import Linear
 from riemerge.formats.peft.config import parse_config
 
@@ -100,9 +101,7 @@ def read_peft(path: str | os.PathLike[str]) -> Adapter:
 
 def _check_folder(folder: Path) -> None:
     if not folder.exists():
-        raise AdapterError(
-            f"{folder}: no such folder or file; nothing is downloaded, so fetch it first (hf download)"
-        )
+        raise AdapterError(f"{folder}: no such folder or file; nothing is downloaded, {advise(folder)}")
     if not folder.is_dir():
         expected = f"is not a folder; expected one with {CONFIG_FILE} and {TENSOR_FILE}"
         raise AdapterError(f"{folder}: {kinds.why_file_is_none(folder) or expected}")

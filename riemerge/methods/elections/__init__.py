@@ -25,7 +25,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     share(
         "epsilon",
-        "half the spread of the probabilities over the entries of a row, around density",
+        "half the spread of the probabilities over the entries of a row, around density; for the rows of RAM "
+        "the magnitude up to which an entry counts as unchanged",
         high=0.5,
         open_high=True,
         per_model=True,
@@ -52,6 +53,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         "a model needs an entry that is above this times its distance from the merged one",
         per_model=True,
     ),
+    factor(
+        "r", "gain of the entries that one model alone changed, times how many it shares for each of them"
+    ),
+    factor("alpha", "most shared entries for each that one model alone changed, which its gain counts"),
     Parameter("agreeing", "integer", "number of models that must need an entry", low=1),
 )
 
@@ -73,6 +78,12 @@ _needed = partial(
     _entries,
     source="Wang et al. 2024, Localizing task information (TALL masks), arXiv 2405.07813",
     models=(2, None),
+)
+_active = partial(
+    _entries,
+    source="Yuan et al. 2026, Reinforced Agent Merging, arXiv 2601.13572; mergekit",
+    geometry="flat:metric=mask:normalize=true",
+    differs={"weights": "mergekit's has no weights, here they count where several models changed an entry"},
 )
 
 ROWS: tuple[Method, ...] = (
@@ -182,6 +193,28 @@ ROWS: tuple[Method, ...] = (
         domain="entries",
         mean=_MEANS + "largest",
         differs={"weights": "the authors' code has no weights, here the largest wᵢ |dWᵢ| is chosen"},
+    ),
+    _entries(
+        name="nearswap",
+        summary="move each entry of the base towards the models by at most t, Σ wᵢ clip(dWᵢ) (mergekit's)",
+        source="alchemonaut 2024, QuartetAnemoi; mergekit's `nearswap`",
+        edits=("clip",),
+        geometry="flat",
+        own_parameters={"t": 1e-4},
+        normalised=True,
+        idempotent=False,
+    ),
+    _active(
+        name="ram",
+        summary="at each entry the weighted mean of the models that changed it by more than epsilon",
+        edits=("ignore_small",),
+        own_parameters={"epsilon": 1e-5},
+    ),
+    _active(
+        name="ramplus_tl",
+        summary="as `ram`, with entries that one model alone changed enlarged, tensor by tensor (RAM+)",
+        edits=("ignore_small", "reward_unique"),
+        own_parameters={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
     ),
     _needed(
         name="consensus",

@@ -125,6 +125,44 @@ def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
     return torch.stack(edited)
 
 
+def clip(x: Tensor, setting: Setting) -> Tensor:
+    """Bring each entry of each update into [−t, t].
+
+    Law: a base weight w₀ and a model's w₁ meet at w₀ + min(1, t/|w₁ − w₀|) (w₁ − w₀): where they differ by at
+    most t the model's is taken, elsewhere the base moves by t. Odd; no entry changes from t = max|x| on.
+
+    Source: alchemonaut 2024 (QuartetAnemoi), mergekit's `nearswap`.
+    """
+    limit = float(setting.values["t"])
+    return x.clamp(-limit, limit)
+
+
+def ignore_small(x: Tensor, setting: Setting) -> Tensor:
+    """Keep the entries of each update of a magnitude above `epsilon`, zero elsewhere.
+
+    Source: Yuan et al. 2026 (Reinforced Agent Merging), the active parameters of a task vector.
+    """
+    limits = _numbers(setting, "epsilon")
+    return _keep(x, [update.abs() > limit for update, limit in zip(x, limits, strict=True)])
+
+
+def reward_unique(x: Tensor, setting: Setting) -> Tensor:
+    """Enlarge the entries that one update alone has, the more of its others it shares.
+
+    Law: of an update with u entries that no other has, and s that others have too, the u are multiplied by
+    1 + r · min(s / max(u, 1), alpha); entries of zero are no entries. Without shared entries nothing changes.
+
+    Source: Yuan et al. 2026 (Reinforced Agent Merging, RAM+), for each tensor as in mergekit's `ramplus_tl`.
+    """
+    has = x != 0.0
+    alone = has & (has.sum(dim=0) == 1)
+    rest = tuple(range(1, x.ndim))
+    unique, every = alone.sum(dim=rest), has.sum(dim=rest)
+    overlap = (every - unique).to(x) / unique.clamp(min=1)
+    gains = 1.0 + setting.values["r"] * overlap.clamp(max=setting.values["alpha"])
+    return torch.where(alone, x * gains.view(-1, *[1] * len(rest)), x)
+
+
 def truncate(x: Tensor, setting: Setting) -> Tensor:
     """Cut each update to its `rank` leading singular values; as it is where none is asked for.
 

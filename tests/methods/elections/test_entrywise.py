@@ -238,3 +238,38 @@ def test_rows_of_a_kernel_are_ours_not_mergekits() -> None:
         # The mean of twelve numbers below 1, in float64.
         assert torch.allclose(ours.flatten(1).mean(dim=1), ours.new_tensor(density), rtol=0, atol=1e-15)
         assert not torch.allclose(ours, theirs.double(), atol=0.01)
+
+
+# --- near entries, and entries that one model alone has -----------------------------------------------------
+
+
+def test_clip_interpolates_as_nearswap_does() -> None:
+    """w₀ + min(1, t/|w₁ − w₀|) (w₁ − w₀), written out as the method's author does."""
+    x = random_updates((2, 6, 5))
+    share = (0.3 / x.abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0.0, 1.0)
+    assert torch.equal(edit("clip", x, t=10.0), x)
+    assert float((edit("clip", x, t=0.3) - share * x).abs().max()) <= 1e-15
+
+
+def test_ignore_small_and_reward_unique_count_entries_one_by_one() -> None:
+    x = random_updates((3, 6, 5), zeros=0.5)
+    limits = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
+    large = edit("ignore_small", x, epsilon=limits)
+    expected = torch.zeros_like(x)
+    counts = torch.zeros(3, 2)  # of entries that others have too, and of those that none has
+    places = list(itertools.product(range(6), range(5)))
+    for row, column in places:
+        having = [model for model in range(3) if abs(x[model, row, column]) > limits[model]]
+        for model in having:
+            expected[model, row, column] = x[model, row, column]
+            counts[model, int(len(having) == 1)] += 1
+    assert torch.equal(large, expected)
+    assert int(counts.min()) > 0
+    for row, column in places:
+        having = [model for model in range(3) if large[model, row, column] != 0.0]
+        if len(having) == 1:
+            shared, unique = counts[having[0]].tolist()
+            expected[having[0], row, column] *= 1.0 + 0.7 * min(shared / unique, 0.4)
+    rewarded = edit("reward_unique", large, r=0.7, alpha=0.4)
+    assert float((rewarded - expected).abs().max()) <= 1e-15
+    assert torch.equal(edit("reward_unique", large, r=0.0, alpha=0.4), large)
