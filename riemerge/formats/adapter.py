@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Layer
+from riemerge.formats.layers import Layer, parent
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -79,7 +79,8 @@ class Adapter:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a person may have meant otherwise, where PEFT goes on and so do we."""
-        return tuple(self.config.notes(self.modules))
+        stems = {parent(layer.stem(module)) for module, layer in self.layers.items()}
+        return tuple(self.config.notes(sorted(stems)))
 
     @property
     def header(self) -> Mapping[str, str]:
@@ -143,6 +144,11 @@ class Adapter:
         if tensor.is_floating_point() and (why := why_not_finite(tensor)) is not None:
             raise AdapterError(f"{self.path}: {show(name)} {why}; export the adapter again or leave it out")
         return tensor
+
+
+def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
+    """Return the layer of each module in the first adapter that has it."""
+    return {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
 
 
 def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
-from riemerge.formats.adapter import Adapter
+from riemerge.formats.adapter import Adapter, kinds_of
 from riemerge.formats.files.rounding import Rounding
 from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
 from riemerge.formats.files.tensor_file import (
@@ -29,9 +29,9 @@ from riemerge.formats.files.tensor_file import (
     reading,
 )
 from riemerge.formats.files.text import list_names, show
-from riemerge.formats.layers import Layer, Linear
-from riemerge.formats.peft.adapter_writer import round_all
+from riemerge.formats.layers import Convolution, Layer, Linear
 from riemerge.formats.peft.config import AdapterConfig
+from riemerge.formats.rounded_updates import round_all
 from riemerge.updates.low_rank import LowRankUpdate
 
 ALPHA = "alpha"
@@ -110,9 +110,11 @@ class OneFile(Dialect):
 
     Attributes:
         file: The name of the file that is written.
+        kinds: The kinds of layers that can be written.
     """
 
     file: ClassVar[str]
+    kinds: ClassVar[tuple[type[Layer], ...]]
 
     @abstractmethod
     def find(self, path: Path) -> Path | None:
@@ -144,7 +146,7 @@ class OneFile(Dialect):
 
         Args:
             updates: The updates by module, in the dtype that is written.
-            layers: How modules are stored that are no linear layers, by name.
+            layers: The kinds of layers by module; a linear layer where a module has none.
 
         Raises:
             AdapterError: The dialect cannot say it.
@@ -258,7 +260,12 @@ class OneFile(Dialect):
             rounded = round_all(updates, dtype)
             updates, rounding = rounded.updates, rounded.roundings
         updates = dict(sorted(updates.items()))
-        layers = {module: layer for adapter in like for module, layer in adapter.layers.items()}
+        layers = kinds_of(like)
+        AdapterError.refuse(
+            f"{show(module)}: is {layers[module].layout}: {self.name} has no such layers: write it as peft"
+            for module in updates
+            if not isinstance(layers.get(module, Linear({}, 1.0)), self.kinds)
+        )
         tensors = self.stored(updates, layers)
         header, settings = self.described(updates, like)
         with closing(NewFolder(target)) as new:
@@ -290,11 +297,12 @@ def join(sides: Mapping[str, Entry], scale: float, names: Mapping[str, str]) -> 
     both = f"{names['A']} is {a.shape} and {names['B']} is {b.shape}"
     if 0 in a.shape + b.shape:
         raise ValueError(f"{both}: they must not be empty")
-    if len(a.shape) < 2 or len(a.shape) != len(b.shape) or a.shape[0] != b.shape[1]:
-        raise ValueError(f"{both}: expected (r, inputs) and (outputs, r), with a kernel or without")
+    fit = len(a.shape) == len(b.shape) >= 2 and a.shape[0] == b.shape[1]
+    if not fit or {*b.shape[2:]} - {1}:
+        raise ValueError(f"{both}: expected (r, inputs, kernel...) and (outputs, r, 1...)")
     if len(a.shape) == 2:
         return Linear(sides, scale)
-    raise ValueError(f"{both}: convolutions are not supported")
+    return Convolution(sides, scale)
 
 
 def find_base(like: Sequence[Adapter]) -> str | None:

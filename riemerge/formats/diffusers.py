@@ -12,12 +12,12 @@ from typing import Any, final
 from torch import Tensor
 
 from riemerge.errors import AdapterError
-from riemerge.formats import kinds
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialect import ALPHA, BASE_KEY, Facts, OneFile, carry_header, find_base, join
 from riemerge.formats.files.tensor_file import Entry, TensorFile
 from riemerge.formats.files.text import as_json, list_names, show, strict_json
-from riemerge.formats.layers import Layer, Linear
+from riemerge.formats.kinds import FACTORS, find_factors
+from riemerge.formats.layers import Convolution, Layer, Linear
 from riemerge.formats.peft.config import AdapterConfig, parse_config
 from riemerge.formats.peft.written_scales import scale_settings
 from riemerge.updates.low_rank import LowRankUpdate
@@ -64,10 +64,11 @@ class Diffusers(OneFile):
 
     name = "diffusers"
     file = "pytorch_lora_weights.safetensors"
+    kinds = (Linear, Convolution)
 
     def find(self, path: Path) -> Path | None:
         """Return the file of tensors of an adapter of this dialect; None where there is none."""
-        return kinds.find_factors(path, self.name)
+        return find_factors(path, self.name)
 
     def parse(self, key: str) -> tuple[str, str]:
         """Return the module and the side that a key names.
@@ -128,7 +129,7 @@ class Diffusers(OneFile):
             AdapterError: A name is none of a model of a pipeline.
         """
         keys = [f"{module}.{name}.weight" for module in updates for name in _NAMES.values()]
-        if not any(map(kinds.FACTORS[self.name].search, keys)):
+        if not any(map(FACTORS[self.name].search, keys)):
             raise AdapterError(
                 f"{list_names(updates)}: expected modules of the models of a pipeline, such as "
                 "unet.mid_block.attentions.0.proj_in"

@@ -15,7 +15,7 @@ MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
 _STATISTICS_FILE = "statistics.json"
 
-_OF_ADAPTERS = re.compile(r"adapter_config\.json|adapter_model.*\..*|pytorch_lora_weights\.\w+")
+_OF_ADAPTERS = re.compile(r"adapter_config\.json|adapter_model.*\..*")
 _TENSORS = re.compile(r".*\.(safetensors(\.index\.json)?|bin|pt|pth|ckpt|gguf)")
 # Pickles that a trainer leaves in the folder of its run, beside the folders of its models.
 _OF_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")

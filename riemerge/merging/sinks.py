@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -9,16 +10,17 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
+from torch import Tensor
 
 from riemerge.errors import AdapterError, RecipeError
-from riemerge.formats.adapter import Adapter
+from riemerge.formats.adapter import Adapter, kinds_of
 from riemerge.formats.checkpoint import DenseWriter
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
-from riemerge.formats.peft.adapter_writer import RoundedUpdates
+from riemerge.formats.rounded_updates import RoundedUpdates
 from riemerge.merging.inputs import Inputs
-from riemerge.merging.plan import WEIGHT, Plan
+from riemerge.merging.plan import Plan
 from riemerge.merging.run import Keep, run
 from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
@@ -212,15 +214,27 @@ def _describe(writer: DenseWriter, record: RunRecord) -> None:
 
 
 def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
-    """Return what writes the whole dW of each module as `module.weight`, as the base model stores it."""
-    # PEFT's flag for layers that store their weight as inputs by outputs.
-    turned = any(adapter.config.fan_in_fan_out for adapter in inputs.adapters)
+    """Return what writes the whole dW of each module as the base model stores it.
+
+    Law: a tensor of several modules (the experts of one parameter) is written once all of them are there.
+
+    Raises:
+        AdapterError: Only the base model says how it stores the weight of a module.
+    """
+    layers = kinds_of(inputs.adapters)
+    names = {module: layers[module].weight(module) for module in inputs.modules}
+    left = Counter(names.values())
+    parts: dict[str, Tensor] = {}
 
     def keep(module: str, update: LowRankUpdate | Dense) -> None:
-        whole = update.dense()
-        if turned:
-            whole = whole.mT
-        writer.add(module + WEIGHT, whole)
+        name, layer, dense = names[module], layers[module], update.dense()
+        if name in parts:
+            layer.view(parts[name]).copy_(dense)
+        else:
+            parts[name] = layer.as_stored(dense)
+        left[name] -= 1
+        if not left[name]:
+            writer.add(name, parts.pop(name))
 
     return keep
 

@@ -5,37 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from types import MappingProxyType
 
 from riemerge.errors import AdapterError
 from riemerge.formats import kinds
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.files.tensor_file import (
-    FLOATS,
-    Entry,
-    TensorFile,
-    open_tensors,
-    read_start,
-    reading,
-)
+from riemerge.formats.files.tensor_file import TensorFile, open_tensors, read_start, reading
 from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
 from riemerge.formats.hub import advise
-from riemerge.formats.layers import Linear
-from riemerge.formats.peft.config import parse_config
+from riemerge.formats.layers import Layer
+from riemerge.formats.peft.config import AdapterConfig, parse_config
+from riemerge.formats.peft.factors import find_factors, is_factor, make_layers
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 
-# Trainers write the prefix or not, and PEFT's in-memory keys carry the adapter's name.
-_FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-
 # What else trainers save, by name: the first pattern found decides.
 _OTHER_TENSORS = (
-    (r"\.lora_embedding_[AB]", "embedding factors; only linear layers are supported"),
     (r"lora_magnitude_vector|dora_scale", "DoRA magnitudes; DoRA needs the base weight and is not supported"),
-    (r"\.lora_[AB](\.\w+)?\.bias$", "bias vectors of the factors (lora_bias); not supported"),
+    (r"\.lora_A(\.\w+)?\.bias$", "bias vectors of lora_A, which PEFT does not have; not supported"),
     (r"lora_diag", "KaSA diagonals; not supported"),
     (r"trainable_tokens", "trained token rows (trainable_token_indices); not supported"),
     (r"lora_(down|up|mid|unet|te\d?)|\.alpha$", "kohya or diffusers keys; convert them to PEFT's format"),
@@ -75,17 +65,10 @@ def read_peft(path: str | os.PathLike[str]) -> Adapter:
         tensors = _open_tensors(folder / TENSOR_FILE)
     except ValueError as error:
         raise AdapterError([*problems, f"{folder / TENSOR_FILE}: {error}"]) from error
-    entries, faults = _pair(tensors.entries)
+    layers, faults = _read_layers(tensors, config or AdapterConfig())
     problems += [f"{folder}: {fault}" for fault in faults]
     if config is None:
         raise AdapterError(problems)
-    layers = {module: Linear(sides, config.scale(module)) for module, sides in entries.items()}
-    problems += [
-        f"{folder}: {module}: the factors have rank {layer.rank} but {CONFIG_FILE} says "
-        f"{config.rank(module)} (r, rank_pattern): they must agree"
-        for module, layer in layers.items()
-        if layer.rank != config.rank(module)
-    ]
     AdapterError.refuse(problems)
     return Adapter(
         path=folder,
@@ -131,60 +114,32 @@ def _open_tensors(path: Path) -> TensorFile:
     return open_tensors(path)
 
 
-def _pair(header: Mapping[str, Entry]) -> tuple[dict[str, dict[str, Entry]], list[str]]:
-    """Return the factors of each module by side, sorted by name, and everything that is wrong with them."""
-    sides: dict[str, dict[str, Entry]] = {}
-    others: dict[str, list[str]] = {}
-    problems = []
-    for key in header:
-        if not can_be_shown(key):
-            problems.append(
-                f"the tensor {show(key)} has a name that is not printable or over {MAX_NAME} characters"
-            )
-        elif match := _FACTOR.fullmatch(key):
-            module, side = match["module"], match["side"]
-            first = sides.setdefault(module, {}).setdefault(side, header[key])
-            if first.name != key:
-                problems.append(f"{module}: lora_{side} is stored twice, as {first.name} and as {key}")
-        else:
-            kind = next(text for pattern, text in _OTHER_TENSORS if re.search(pattern, key))
-            others.setdefault(kind, []).append(key)
-    problems += [
-        f"{len(keys)} of {len(header)} tensors are {kind}: {list_names(keys)}"
-        for kind, keys in others.items()
+def _read_layers(tensors: TensorFile, config: AdapterConfig) -> tuple[dict[str, Layer], list[str]]:
+    """Return the layers that the factors make, and everything that is wrong with the tensors."""
+    unfit = {name for name in tensors.entries if not can_be_shown(name)}
+    named = {name: entry for name, entry in tensors.entries.items() if name not in unfit}
+    found, repeated = find_factors(named.values())
+    layers, faults = make_layers(found, config)
+    others = {name for name in named if not is_factor(name)}
+    problems = [
+        f"the tensor {show(name)} has a name that is not printable or over {MAX_NAME} characters"
+        for name in unfit
     ]
-    if not sides and not problems:
+    problems += [*repeated, *_other_tensors(others, len(tensors.entries)), *faults]
+    if not found and not problems:
         problems.append(f"{TENSOR_FILE} holds no tensors")
-    factors = {}
-    for module, pair in sorted(sides.items()):
-        if (why := _why_unfit(module, pair)) is not None:
-            problems.append(f"{module}: {why}")
-        else:
-            factors[module] = {"B": pair["B"], "A": pair["A"]}
-    return factors, problems
+    return layers, problems
 
 
-def _why_unfit(module: str, sides: Mapping[str, Entry]) -> str | None:
-    """Say why the factors of a module are none of a linear layer; None if they are."""
-    if {"base_layer", "_orig_mod", "_fsdp_wrapped_module"} & set(module.split(".")):
-        return "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
-    for missing in {"A", "B"} - set(sides):
-        return f"has no lora_{missing}: both factors are needed"
-    a, b = sides["A"], sides["B"]
-    if unknown := sorted({a.dtype, b.dtype} - set(FLOATS)):
-        return f"is stored as {', '.join(unknown)}: expected one of {', '.join(FLOATS)} (dequantise it first)"
-    if (why := _why_no_product(a.shape, b.shape)) is not None:
-        return f"lora_A is {a.shape} but lora_B is {b.shape}: {why}"
-    return None
+def _other_tensors(names: Collection[str], count: int) -> list[str]:
+    """Say what the tensors are that are no factors.
 
-
-def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:
-    if len(a) > 2 or len(b) > 2:
-        return "only linear layers are supported, no convolutions"
-    if 0 in a + b:
-        return "they must not be empty (saved from ZeRO-3 without gathering?)"
-    if len(a) < 2 or len(b) < 2:
-        return "they must be matrices"
-    if a[0] != b[1]:
-        return f"the inner sizes {a[0]} and {b[1]} must agree"
-    return None
+    Args:
+        names: Their names.
+        count: The number of all tensors of the file.
+    """
+    others: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kind = next(text for pattern, text in _OTHER_TENSORS if re.search(pattern, name))
+        others.setdefault(kind, []).append(name)
+    return [f"{len(keys)} of {count} tensors are {kind}: {list_names(keys)}" for kind, keys in others.items()]

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from riemerge.errors import NumericalError
-from riemerge.formats.adapter import Adapter
-from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
+from riemerge.formats.adapter import Adapter, kinds_of
+from riemerge.formats.files.rounding import Rounding
 from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
-from riemerge.formats.files.text import as_json, show
+from riemerge.formats.files.text import as_json
 from riemerge.formats.peft.adapter_reader import CONFIG_FILE, TENSOR_FILE, read_peft
-from riemerge.formats.peft.written_scales import scale_settings
+from riemerge.formats.peft.factors import complete, describe, name_tensors
+from riemerge.formats.rounded_updates import round_all
 from riemerge.updates.low_rank import LowRankUpdate
 
 # PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
@@ -46,8 +46,10 @@ def write_peft(
     Args:
         folder: The new folder; it must not exist, its parent must.
         updates: The updates by module, named as in the base model.
-        like: The adapters that were merged; what they agree in (base model, `fan_in_fan_out`, task type) is
-            carried on, but for tasks whose head PEFT expects in the file: heads are not written.
+        like: The adapters that were merged; each module is written as the kind of layer that it is in the
+            first that has it, a linear layer where none does. What they agree in (base model,
+            `fan_in_fan_out`, task type) is carried on, but for tasks whose head PEFT expects in the file:
+            heads are not written.
         dtype: The dtype of the stored factors.
         rounding: What `round_update` did to each update, if it made them: they are then written as they are.
         extra_files: Texts to lie beside the adapter, by file name, or functions that make them from the
@@ -69,15 +71,10 @@ def write_peft(
     if rounding is None:
         rounded = round_all(updates, dtype)
         updates, rounding = rounded.updates, rounded.roundings
-    stored = dict(sorted(updates.items()))
-    factors = {
-        f"base_model.model.{module}.lora_{side}.weight": factor.contiguous()
-        for module, update in stored.items()
-        for side, factor in (("A", update.A), ("B", update.B))
-    }
-    config = _config(stored, like)
+    stored, kinds = complete(updates, kinds_of(like))
+    config = _config(describe(stored, kinds), like)
     with closing(NewFolder(folder)) as new:
-        new.write(TENSOR_FILE, save(factors, metadata={"format": "pt"}))
+        new.write(TENSOR_FILE, save(name_tensors(stored, kinds), metadata={"format": "pt"}))
         new.write(CONFIG_FILE, as_json(config))
         for name, text in (extra_files or {}).items():
             new.add(name, text)
@@ -85,91 +82,7 @@ def write_peft(
     return {module: rounding[module].error for module in sorted(rounding)}
 
 
-def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, Rounding]:
-    """Round an update in its canonical gauge (see `LowRankUpdate.balance`) to the dtype that is stored.
-
-    Law: the error is that of the rounding, to about six digits, from one product of the factors a side. What
-    is rounded away is E = δB A + (B + δB) δA, whose terms do not cancel, so Gram matrices lose nothing here.
-
-    Returns:
-        The update with scale 1 in `dtype` on the CPU, and what the rounding did to it.
-
-    Raises:
-        NumericalError: The factors are not finite, or not in `dtype`; the text does not name the module.
-    """
-    exact = update.absorb_scale().to(torch.float64)
-    largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
-    unit = largest or 1.0  # factors of size 1 have squares that do not underflow
-    left, right = exact.B / unit, exact.A.mT / unit
-    square = max(float(((left.mT @ left) * (right.mT @ right)).sum()), 0.0)
-    norm = largest * largest * math.sqrt(square)
-    if not math.isfinite(norm):
-        raise NumericalError("the update holds NaN or Inf, or its norm overflows")
-    rounded = exact.to(dtype)
-    if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
-        raise NumericalError(f"the factors reach {why_too_large(largest, dtype)}")
-    near_left, near_right = rounded.B.to(torch.float64) / unit, rounded.A.to(torch.float64).mT / unit
-    lefts = torch.cat([near_left - left, near_left], dim=1)
-    rights = torch.cat([right, near_right - right], dim=1)
-    error = float(((lefts.mT @ lefts) * (rights.mT @ rights)).sum())
-    relative = math.sqrt(max(error, 0.0) / (square or math.inf))  # 0 for a zero update
-    return rounded.to(device="cpu"), Rounding(dtype, norm, relative)
-
-
-@final
-class RoundedUpdates:
-    """Updates in the dtype in which they are written, rounded one at a time, all faults at once.
-
-    Attributes:
-        updates: The rounded updates by module, with scale 1, on the CPU.
-        roundings: What the rounding did to each update, by module.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._problems: list[str] = []
-        self.updates: dict[str, LowRankUpdate] = {}
-        self.roundings: dict[str, Rounding] = {}
-
-    def add(self, module: str, update: LowRankUpdate) -> None:
-        """Round one update, given in its canonical gauge."""
-        try:
-            self.updates[module], self.roundings[module] = round_update(update, self._dtype)
-        except NumericalError as fault:
-            self._problems += [f"{show(module)}: {problem}" for problem in fault.problems]
-
-    def check(self) -> None:
-        """Raise what went wrong, if anything did.
-
-        Raises:
-            NumericalError: An update was refused, or is rounded to nearly nothing; all of them are named.
-        """
-        NumericalError.refuse(self._problems)
-        check_rounding(self.roundings)
-
-
-def round_all(updates: Mapping[str, LowRankUpdate], dtype: torch.dtype) -> RoundedUpdates:
-    """Round updates in their canonical gauges.
-
-    Raises:
-        NumericalError: What `RoundedUpdates.check` raises.
-    """
-    rounded = RoundedUpdates(dtype)
-    for module, update in sorted(updates.items()):
-        rounded.add(module, _balance(update))
-    rounded.check()
-    return rounded
-
-
-def _balance(update: LowRankUpdate) -> LowRankUpdate:
-    """Return the update in its canonical gauge; one that holds NaN or Inf has none, and is refused later."""
-    exact = update.to(torch.float64)
-    if not math.isfinite(exact.norm()):
-        return exact
-    return exact.balance()
-
-
-def _config(updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]) -> dict[str, Any]:
+def _config(factors: Mapping[str, Any], like: Sequence[Adapter]) -> dict[str, Any]:
     configs = [adapter.config for adapter in like]
     bases = [config.base_model_name_or_path for config in configs]
     task = _common([config.task_type for config in configs])
@@ -182,9 +95,7 @@ def _config(updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]) -> di
         "task_type": task,
         "auto_mapping": _common([config.auto_mapping for config in configs]),
         "inference_mode": True,
-        **scale_settings(updates),
-        "use_rslora": False,
-        "target_modules": sorted(updates),
+        **factors,
         "fan_in_fan_out": bool(_common([config.fan_in_fan_out for config in configs])),
         "lora_dropout": 0.0,
         "bias": "none",

@@ -31,11 +31,9 @@ _REFUSED: Mapping[str, str] = {
     "arrow_config": "Arrow routes between adapters",
     "kasa_config": "KaSA adds a diagonal and truncates the base weight",
     "layer_replication": "layer replication changes the base model",
-    "lora_bias": "lora_bias adds a bias vector",
     "megatron_config": "Megatron layers are split over devices",
     "modules_to_save": "whole modules are saved beside the low-rank factors",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "target_parameters": "target_parameters adapts stacked 3-D weights",
     "trainable_token_indices": "trainable tokens replace embedding rows",
     "use_bdlora": "BD-LoRA has block-diagonal factors",
     "use_dora": "DoRA is not a function of B and A alone: it needs the base weight",
@@ -75,9 +73,11 @@ class AdapterConfig(BaseModel):
     lora_alpha: float = 8.0
     use_rslora: bool = False
     fan_in_fan_out: bool = False
+    lora_bias: bool = False
     rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
     alpha_pattern: dict[str, float] = {}
     target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -107,6 +107,24 @@ class AdapterConfig(BaseModel):
         Law: PEFT's own rule; true where PEFT chooses by the base model, and for a regular expression that
         could take for ever to match.
         """
+        return self._targets(module) or bool(self.parameters(module))
+
+    def parameters(self, module: str) -> tuple[str, ...]:
+        """Return the parameters of a module to which PEFT may give factors, sorted by their names in it.
+
+        Law: PEFT's own rule, but for a name without a module in front of it, which is of every module that
+        the settings do not name otherwise: only the base model says which modules have one.
+        """
+        split = (key.rpartition(".") for key in self.target_parameters or ())
+        names = {
+            name
+            for owner, _, name in split
+            if (_names([owner], module, unknown=False) if owner else not self._targets(module))
+        }
+        return tuple(sorted(names))
+
+    def _targets(self, module: str) -> bool:
+        """Return whether PEFT puts factors on the weight of a module."""
         targets, layers = self.target_modules, self.layers_to_transform
         if _names(self.exclude_modules or (), module, unknown=False):
             return False
@@ -128,9 +146,14 @@ class AdapterConfig(BaseModel):
             modules: The names of all modules that have factors.
         """
         texts = []
+        keys = {
+            key
+            for module in modules
+            for key in [f"{module}.{name}" for name in self.parameters(module)] or [module]
+        }
         for name in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(self, name)
-            decide = {next(_keys(pattern, module), None) for module in modules}
+            decide = {next(_keys(pattern, key), None) for key in keys}
             if idle := [key for key in pattern if key not in decide]:
                 texts.append(
                     f"{name}: {list_names(idle)}: decides nothing, here as in PEFT: no module has such a "

@@ -38,4 +38,4 @@ def _others(values: Mapping[str, float], value: float) -> dict[str, float]:
     """Return what PEFT is told of modules that do not have the usual value."""
     # PEFT matches a pattern with the end of a module's name from any dot on; the anchor leaves only the whole
     # name.
-    return {f"^{re.escape(module)}": other for module, other in values.items() if other != value}
+    return {f"^{re.escape(module)}": other for module, other in sorted(values.items()) if other != value}

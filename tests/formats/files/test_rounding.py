@@ -18,7 +18,7 @@ from riemerge.errors import NumericalError
 from riemerge.formats.checkpoint import DenseWriter
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, check_rounding, rounding_warnings
-from riemerge.formats.peft.adapter_writer import round_update
+from riemerge.formats.rounded_updates import round_update
 from riemerge.records.run_record import RunRecord
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.folders import family, write_family

@@ -26,6 +26,7 @@ from tests.formats.pico import (
     TENSORS,
     Pico,
     check_refusal,
+    config,
     pico_tensors,
     problems,
     product,
@@ -220,9 +221,17 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         "layers.0.q: lora_A is (3, 4) but lora_B is (5, 2): the inner sizes 3 and 2 must agree",
     ),
     "one dimension": (tensors(layers__0__q__lora_A__weight=ONE(8)), "layers.0.q: lora_A is (8,)"),
-    "convolution": (
-        tensors(layers__0__q__lora_A__weight=ONE(2, 4, 3, 3), layers__0__q__lora_B__weight=ONE(5, 2, 1, 1)),
-        "layers.0.q: lora_A is (2, 4, 3, 3) but lora_B is (5, 2, 1, 1): only linear layers",
+    "a convolution in groups": (
+        tensors(layers__0__q__lora_A__weight=ONE(2, 4, 3, 3), layers__0__q__lora_B__weight=ONE(5, 1, 1, 1)),
+        "layers.0.q: lora_A is (2, 4, 3, 3) but lora_B is (5, 1, 1, 1): a convolution in 2 groups",
+    ),
+    "a kernel on both sides": (
+        tensors(layers__0__q__lora_A__weight=ONE(2, 4, 3), layers__0__q__lora_B__weight=ONE(5, 2, 3)),
+        "the kernel of lora_B must be of one point",
+    ),
+    "a kernel and a matrix": (
+        tensors(layers__0__q__lora_A__weight=ONE(2, 4, 3, 3)),
+        "layers.0.q: lora_A is (2, 4, 3, 3) but lora_B is (5, 2): they must be matrices, or kernels",
     ),
     "zero-3": (tensors(layers__0__q__lora_A__weight=ONE(0)), "ZeRO-3"),
     "rank zero": (
@@ -241,14 +250,32 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(layers__0__q__lora_A__default__weight=ONE(2, 4)),
         f"layers.0.q: lora_A is stored twice, as {Q}A.default.weight and as {Q}A.weight",
     ),
-    "embedding": (
-        tensors(emb__lora_embedding_A=ONE(2, 9), emb__lora_embedding_B=ONE(4, 2)),
-        f"2 of 8 tensors are embedding factors; only linear layers are supported: {PREFIX}emb.lora_",
+    "half an embedding": (tensors(emb__lora_embedding_A=ONE(2, 9)), "emb: has no lora_B"),
+    "two kinds": (
+        tensors(layers__0__q__lora_embedding_A=ONE(2, 9), layers__0__q__lora_embedding_B=ONE(4, 2)),
+        "layers.0.q: has factors of a linear layer and of an embedding",
+    ),
+    "the rank of an embedding": (
+        tensors(emb__lora_embedding_A=ONE(3, 9), emb__lora_embedding_B=ONE(4, 3)),
+        "emb: the factors have rank 3 but adapter_config.json says 2",
     ),
     "magnitudes": (tensors(layers__0__q__lora_magnitude_vector=ONE(5)), "tensors are DoRA magnitudes"),
-    "bias of a factor": (
+    "a bias that PEFT does not load": (
         tensors(layers__0__q__lora_B__bias=ONE(5)),
-        "bias vectors of the factors (lora_bias)",
+        "layers.0.q: has a bias beside its factors (lora_B.bias), but lora_bias is not true",
+    ),
+    "a bias of another length": (
+        both(config(lora_bias=True), tensors(layers__0__q__lora_B__bias=ONE(4))),
+        "layers.0.q: lora_B.bias is (4,) of F32: expected (5,)",
+    ),
+    "a bias without factors": (
+        both(config(lora_bias=True), tensors(x__lora_B__bias=ONE(4))),
+        "x: has no lora_A",
+    ),
+    "a bias of A": (tensors(layers__0__q__lora_A__bias=ONE(2)), "bias vectors of lora_A"),
+    "experts of no whole number": (
+        config(target_parameters=["0.q.down"], target_modules=["v", "1.q"], rank_pattern={"q.down": 3}),
+        "layers.0.q: is of down (target_parameters), of 2 rows, but r, rank_pattern and alpha_pattern do not",
     ),
     "plain bias": (tensors(layers__0__q__base_layer__bias=ONE(5)), "trained bias vectors"),
     "token rows": (tensors(emb__token_adapter__trainable_tokens_delta=ONE(1, 4)), "trained token rows"),

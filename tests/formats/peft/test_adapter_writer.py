@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from riemerge.errors import NumericalError, OutputError
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.peft import adapter_writer as writer
-from riemerge.formats.peft.adapter_writer import round_update
+from riemerge.formats.rounded_updates import round_update
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.formats.pico import SHAPES, Pico, pico_tensors
 
@@ -77,21 +77,6 @@ def test_balancing_keeps_a_narrow_dtype_from_underflow_and_overflow(tmp_path: Pa
     )  # neither factor fits in float16
     errors = write_adapter(tmp_path / "out", {"q": update}, dtype=torch.float16)
     assert errors["q"] < 2e-3
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("scale", [1.0, -4.0, 0.0])
-def test_rounding_reports_its_error(dtype: torch.dtype, scale: float) -> None:
-    update = random_updates()["layers.0.v"].balance().times(scale)
-    stored, rounding = round_update(update, dtype)
-    error = rounding.error
-    assert (stored.dtype, stored.scale) == (dtype, 1.0)
-    given = update.dense().numpy()
-    apart = np.linalg.norm(stored.dense().numpy() - given)
-    # Against the dense difference, which itself has the round-off of float64.
-    assert error == pytest.approx(apart / np.linalg.norm(given) if scale else 0.0, rel=1e-6, abs=1e-14)
-    assert (error > 1e-9) == (dtype is not torch.float64 and scale != 0)
-    assert rounding.norm == pytest.approx(np.linalg.norm(given), rel=1e-13)
 
 
 def test_updates_that_were_rounded_are_written_as_they_are(tmp_path: Path) -> None:
