@@ -7,10 +7,12 @@ import sys
 import click
 
 from riemerge._version import __version__
+from riemerge.cli.apply import apply
 from riemerge.cli.check import check
 from riemerge.cli.compare import compare
 from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
+from riemerge.cli.extract import extract
 from riemerge.cli.inspect import inspect
 from riemerge.cli.merge import merge
 from riemerge.cli.methods import methods
@@ -35,5 +37,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for _command in (merge, soup, sweep, evaluate, compare, inspect, methods, check, demo):
+for _command in (merge, apply, extract, soup, sweep, evaluate, compare, inspect, methods, check, demo):
     main.add_command(_command)

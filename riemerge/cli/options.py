@@ -119,26 +119,31 @@ PLUGIN = click.option(
     metavar="MODULE",
     help="Module that adds such names: its code runs.",
 )
+DEVICE = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="[cpu|cuda|cuda:N|auto]",
+    help="Where to compute.",
+)
+OUT_DTYPE = click.option(
+    "--out-dtype",
+    type=Words(["float16", "bfloat16", "float32", "float64"]),
+    metavar="DTYPE",
+    help="Dtype of the written weights.  [default: as the inputs]",
+)
+RENAME = click.option(
+    "--rename", "renames", multiple=True, metavar="X=Y", help="Read module names that start with X as Y."
+)
 SCORER = "Command that scores the model in {}: its last line is a number, higher is better."
 
 COMPUTING = options(
-    click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        metavar="[cpu|cuda|cuda:N|auto]",
-        help="Where to compute.",
-    ),
+    DEVICE,
     THREADS,
     click.option(
         "--dtype", type=Words(["float64", "float32"]), help="Dtype of the computation.  [default: float64]"
     ),
-    click.option(
-        "--out-dtype",
-        type=Words(["float16", "bfloat16", "float32", "float64"]),
-        metavar="DTYPE",
-        help="Dtype of the written weights.  [default: as the inputs]",
-    ),
+    OUT_DTYPE,
     PLUGIN,
     JSON,
     QUIET,
@@ -220,9 +225,7 @@ MERGING = options(
         "--same-base", is_flag=True, default=None, help="Take the base models that adapters name as one."
     ),
     click.option("--base-name", metavar="NAME", help="Base model that the result names."),
-    click.option(
-        "--rename", "renames", multiple=True, metavar="X=Y", help="Read module names that start with X as Y."
-    ),
+    RENAME,
     COLUMNS,
     folder_option(
         "--statistics", "Folder of `collect_statistics`, once for each model in order.", multiple=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -20,13 +21,14 @@ import click
 
 from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
 from riemerge.methods.plugins import load_plugin
-from riemerge.report.words import printable, when
+from riemerge.report.words import number, printable, when
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console, RenderableType
 
     from riemerge.progress import Listener, Progress
+    from riemerge.records.difference_record import DifferenceRecord
 
 PLAIN_WIDTH = 100
 LOG_SECONDS = 10.0
@@ -173,6 +175,20 @@ def show_made(output: str, made: BaseModel, lines: Sequence[str], as_json: bool,
             say(output)
         else:
             say("\n".join(map(printable, [*lines, f"written to {output}"])))
+
+
+def show_difference(output: str, made: DifferenceRecord, as_json: bool, quiet: bool) -> None:
+    """Show what an adapter that was applied or extracted came to; its warnings on stderr."""
+    for text in made.warnings:
+        tell(printable(f"warning: {text}"))
+    rows = made.modules
+    norm = math.hypot(*(row.norm for row in rows))
+    error = math.hypot(*(row.error * row.norm for row in rows)) / (norm or 1.0)
+    lines = [
+        f"{made.verb}: {made.base.name}, {made.other.name}: {len(rows)} modules",
+        f"‖dW‖ {number(norm)}; rank and rounding leave out {error:.2%} of it",
+    ]
+    show_made(output, made, lines, as_json, quiet)
 
 
 def dump(data: Any) -> None:

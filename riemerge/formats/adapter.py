@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from types import MappingProxyType
-from typing import final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
 from riemerge.formats.layers import Layer, parent
+from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
+
+_Entry = TypeVar("_Entry")
 
 # Squares of what is between these, and sums of 1e20 of them, are numbers of float64.
 _LEAST, _MOST = 1e-140, 1e140
@@ -96,6 +99,46 @@ class Adapter:
         """
         tensors = {self._tensors.path.name: self._tensors.sha256()}
         return MappingProxyType({**self._settings_sha256, **tensors})
+
+    def renamed(self, prefixes: Mapping[str, str]) -> Adapter:
+        """Return the adapter with modules and saved tensors under other names (see `module_names.rename`).
+
+        Law: the updates and the scales are the same; `notes` speak of the names in the file.
+
+        Args:
+            prefixes: New prefixes of names by old ones.
+
+        Raises:
+            AdapterError: Several names become one, or a name is left empty; all of them are named.
+        """
+        problems: list[str] = []
+
+        def renew(entries: Mapping[str, _Entry]) -> Mapping[str, _Entry]:
+            names = {name: rename(name, prefixes) for name in entries}
+            origin: dict[str, str] = {}
+            for name, new in names.items():
+                if origin.setdefault(new, name) != name:
+                    problems.append(f"{self.path}: rename: {origin[new]} and {name} both become {new}")
+                if not new:
+                    problems.append(f"{self.path}: rename: nothing is left of {name}")
+            return MappingProxyType({new: entries[name] for new, name in sorted(origin.items())})
+
+        layers, saved, base_weights = renew(self.layers), renew(self.saved), renew(self.base_weights)
+        AdapterError.refuse(problems)
+        return self._with(layers=layers, saved=saved, base_weights=base_weights)
+
+    def on_base(self, name: str | None) -> Adapter:
+        """Return the adapter with another name of its base model."""
+        if name == self.config.base_model_name_or_path:
+            return self
+        return self._with(config=self.config.model_copy(update={"base_model_name_or_path": name}))
+
+    def _with(self, **changes: Any) -> Adapter:
+        """Return the same files read otherwise."""
+        other = replace(self, **changes)
+        # Where `cached_property` looks: what is known of the files is known of all that is read of them.
+        vars(other).update(notes=self.notes, sha256=self.sha256)
+        return other
 
     def shape(self, module: str) -> tuple[int, int]:
         """Return the shape (m, n) of dW of this module: outputs by inputs."""

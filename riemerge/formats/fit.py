@@ -3,34 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar, final
 
 import torch
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.checkpoint.checkpoint import Checkpoint
+from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint.custom_code import check_code
+from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
+from riemerge.formats.module_names import find_renaming
+
+Missing: TypeAlias = Literal["error", "zero", "skip"]
+"""What a module counts as that some adapters lack: a fault, an update of zero, or nothing at all."""
 
 
-def check_collection(adapters: Sequence[Adapter]) -> None:
+@final
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """In what adapters that can be merged do not agree of themselves.
+
+    Attributes:
+        base: The base model that their merge names; None where no adapter names one.
+        notes: What was taken to be the same, and what may have been meant otherwise.
+    """
+
+    base: str | None
+    notes: tuple[str, ...]
+
+
+def check_collection(
+    adapters: Sequence[Adapter],
+    *,
+    same_base: bool = False,
+    base_name: str | None = None,
+    missing: Missing = "error",
+) -> Fit:
     """Check that these adapters can be merged with each other.
 
-    Law: afterwards all have one set of modules, each module one shape (m, n), one `fan_in_fan_out`, at most
-    one base model among those that name one, and no folder occurs twice. The ranks may differ.
+    Law: afterwards all have one set of modules, unless `missing` says what those count as that some lack;
+    each module has one shape (m, n), all adapters one `fan_in_fan_out` and one base model (see
+    `riemerge.formats.base_names.agree_on_base`), and no folder occurs twice. The ranks may differ.
+
+    Args:
+        adapters: The adapters.
+        same_base: Whether they are taken as trained on one base model, whatever they name.
+        base_name: The base model that their merge is to name.
+        missing: What a module counts as that some adapters lack.
 
     Raises:
         AdapterError: With every problem found.
     """
-    names = {adapter: adapter.modules for adapter in adapters}
-    problems = find_repeated([adapter.path for adapter in adapters])
-    if adapters and not set.intersection(*map(set, names.values())):
-        counts = "; ".join(f"{adapter.path} has {list_names(modules)}" for adapter, modules in names.items())
-        problems.append(f"the adapters have no module in common: {counts}")
+    base = agree_on_base(
+        {adapter.path: adapter.config.base_model_name_or_path for adapter in adapters},
+        same=same_base,
+        name=base_name,
+    )
+    problems, notes = find_repeated([adapter.path for adapter in adapters]), list(base.notes)
+    wrapped, lacking = _differing_modules(adapters)
+    if missing == "error":
+        problems += wrapped + lacking
     else:
-        problems += _missing(names, "modules")
+        notes += wrapped
     problems += _differing(
         "the shapes of dW differ",
         {
@@ -39,12 +76,32 @@ def check_collection(adapters: Sequence[Adapter]) -> None:
         },
         "is it one base model?",
     )
-    for key in ("fan_in_fan_out", "base_model_name_or_path"):
-        values = {adapter.path: getattr(adapter.config, key) for adapter in adapters}
-        if len({value for value in values.values() if value is not None}) > 1:
-            each = _each((show(str(value)) for value in values.values()), values)
-            problems.append(f"{key} differs: {each}; it must be the same in all adapters")
-    AdapterError.refuse(problems)
+    turned = {adapter.path: adapter.config.fan_in_fan_out for adapter in adapters}
+    if len(set(turned.values())) > 1:
+        each = _each(map(str, turned.values()), turned)
+        problems.append(f"fan_in_fan_out differs: {each}; it must be the same in all adapters")
+    AdapterError.refuse([*problems, *base.problems])
+    return Fit(base.name, tuple(notes))
+
+
+def _differing_modules(adapters: Sequence[Adapter]) -> tuple[list[str], list[str]]:
+    """Say which adapters have the modules of the first under a wrapper's name, and which lack modules."""
+    names = {adapter: frozenset(adapter.modules) for adapter in adapters}
+    wrapped = []
+    for adapter, own in list(names.items())[1:]:
+        first = names[adapters[0]]
+        if own != first and (found := find_renaming(own, first)):
+            names[adapter] = first
+            old, new = found
+            wrapped.append(
+                f"{adapter.path}: has the modules of {adapters[0].path} but for the prefix {show(old)}: "
+                f"--rename {show(old)}={show(new)} (rename: in a recipe) reads them as the same modules"
+            )
+    ways_out = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    if names and not frozenset.intersection(*names.values()):
+        counts = "; ".join(f"{adapter.path} has {list_names(sorted(own))}" for adapter, own in names.items())
+        return wrapped, [f"the adapters have no module in common: {counts}; {ways_out}"]
+    return wrapped, [f"{text}; {ways_out}" for text in _missing(names, "modules")]
 
 
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,16 +19,20 @@ from riemerge.errors import RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
 from riemerge.formats.dialects import read_adapter
-from riemerge.formats.fit import check_checkpoints, check_collection
+from riemerge.formats.files.text import list_names, show
+from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
-from riemerge.updates import DenseSpan, LowRankUpdate
+from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
 Models: TypeAlias = Mapping[Path, Model]
 """Models that are open, by path: what is read of them later is what was checked, or an error."""
+
+LARGE = 2**24
+"""Numbers of T updates from which on they are read by rows: 128 MiB of float64."""
 
 _Read = TypeVar("_Read")
 
@@ -57,10 +61,16 @@ class Inputs:
     Attributes:
         each: The T inputs.
         base: The base model, where full checkpoints are merged by their differences from it.
+        opened: The models as they were opened: adapters before they were renamed.
+        missing: What a module counts as that some adapters lack.
+        notes: What was taken to be the same in adapters, and what may have been meant otherwise.
     """
 
     each: tuple[Input, ...]
     base: Checkpoint | None = None
+    opened: tuple[Model, ...] = ()
+    missing: Missing = "error"
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -90,7 +100,23 @@ class Inputs:
     @cached_property
     def modules(self) -> tuple[str, ...]:
         """The names of all that is merged, sorted: modules of adapters, tensors of floats of checkpoints."""
-        return tuple(sorted(self.each[0].model.modules))
+        return tuple(sorted({name for entry in self.each for name in entry.model.modules}))
+
+    @cached_property
+    def lacking(self) -> Mapping[str, frozenset[int]]:
+        """The places in the stack of the adapters that lack a module, by its name, where some do."""
+        places = {
+            module: frozenset(i for i, adapter in enumerate(self.adapters) if module not in adapter.ranks)
+            for module in self.modules
+        }
+        return {module: lacking for module, lacking in places.items() if lacking}
+
+    @property
+    def skipped(self) -> Mapping[str, frozenset[int]]:
+        """The places in the stack of the adapters that take no part in a module, by its name."""
+        if self.missing == "skip":
+            return self.lacking
+        return {}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -103,13 +129,19 @@ class Inputs:
         return tuple(adapter.dtype for adapter in self.adapters) or (torch.float64,) * len(self.each)
 
     def shape(self, module: str) -> tuple[int, ...]:
-        """Return the shape that a module has in all inputs."""
-        return self.each[0].model.shape(module)
+        """Return the shape that a module has in all inputs that have it."""
+        lacking = self.lacking.get(module, ())
+        first = next(i for i, _ in enumerate(self.each) if i not in lacking)
+        return self.each[first].model.shape(module)
 
     def read(
         self, module: str, dtype: torch.dtype, device: torch.device
-    ) -> tuple[LowRankUpdate, ...] | DenseSpan:
-        """Read the T updates of a module: factors, or whole tensors less those of the base model.
+    ) -> tuple[LowRankUpdate, ...] | DenseSpan | DenseRows:
+        """Read the T updates of a module: factors, or tensors less those of the base model.
+
+        Law: a matrix or larger tensor of more than `LARGE` numbers, of all T together, is read by rows.
+
+        Law: the update of an adapter that lacks the module is zero, of rank 1.
 
         Args:
             module: One of `modules`.
@@ -119,12 +151,28 @@ class Inputs:
         Raises:
             AdapterError: A tensor cannot be read.
         """
-        if adapters := self.adapters:
-            return tuple(adapter.update(module, dtype=dtype, device=device) for adapter in adapters)
-        x = torch.stack([checkpoint.tensor(module, device=device) for checkpoint in self.checkpoints])
+        if self.adapters:
+            return tuple(self._update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
+        shape, count = self.shape(module), len(self.checkpoints)
+        numbers = count * math.prod(shape)
+        if len(shape) < 2 or numbers <= LARGE:
+            return DenseSpan(self._read_dense(module, device, None))
+        rows = max(1, LARGE // (numbers // shape[0]))
+        return DenseRows(count, shape, lambda run: self._read_dense(module, device, [run]), rows)
+
+    def _read_dense(self, name: str, device: torch.device, rows: Sequence[range] | None) -> torch.Tensor:
+        """Read a tensor of all checkpoints, or rows of it, less that of the base model: (T, ...)."""
+        x = torch.stack([one.tensor(name, device=device, rows=rows) for one in self.checkpoints])
         if self.base is not None:
-            x -= self.base.tensor(module, device=device)
-        return DenseSpan(x)
+            x -= self.base.tensor(name, device=device, rows=rows)
+        return x
+
+    def _update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
+        if place in self.lacking.get(module, ()):
+            m, n = self.shape(module)
+            zeros = partial(torch.zeros, dtype=dtype, device=device)
+            return LowRankUpdate(zeros(m, 1), zeros(1, n))
+        return self.adapters[place].update(module, dtype=dtype, device=device)
 
     def unseen(self, domain: str) -> frozenset[str]:
         """Return the modules that rows of a domain do not see: tensors of a shape that it has no use for."""
@@ -171,15 +219,39 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     if kinds != {True}:
         _check_for_adapters(recipe, method)
         adapters = try_each(partial(_open, opened, read_adapter), used)
-        check_collection(adapters)
         _check_base_name(recipe, adapters)
-        return Inputs(_in_order(recipe, method, adapters))
+        return _fit(recipe, method, adapters)
     # Here too: what is asked of a path may have been meant otherwise.
-    base = [*filter(None, [recipe.base_model])]
-    checkpoints = try_each(partial(_open, opened, read_checkpoint), [*used, *base])
+    folders = [*used, *filter(None, [recipe.base_model])]
+    checkpoints = try_each(partial(_open, opened, read_checkpoint), folders)
     _check_for_checkpoints(recipe, method)
     check_checkpoints(checkpoints)
-    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), *checkpoints[len(used) :])
+    base = next(iter(checkpoints[len(used) :]), None)
+    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), base, tuple(checkpoints))
+
+
+def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
+    """Make adapters fit each other, as far as the recipe says how."""
+    _check_prefixes(recipe.rename, opened)
+    adapters = list(opened)
+    if recipe.rename:
+        adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), opened)
+    fit = check_collection(
+        adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
+    )
+    adapters = [adapter.on_base(fit.base) for adapter in adapters]
+    ordered = _in_order(recipe, method, adapters)
+    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
+
+
+def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse prefixes with which no module of any adapter begins."""
+    names = [name for adapter in adapters for name in adapter.modules]
+    RecipeError.refuse(
+        f"rename: {show(prefix)}: no module of any adapter begins so: they are {list_names(names)}"
+        for prefix in prefixes
+        if not any(name.startswith(prefix) for name in names)
+    )
 
 
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
@@ -260,6 +332,11 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
         problems.append(f"out_type: {recipe.out_type}: full checkpoints merge to a checkpoint")
+    problems += [
+        f"{field}: is for adapters, and these are full checkpoints: leave it out"
+        for field in recipe.adapting
+        if field != "base_name"
+    ]
     RecipeError.refuse(problems)
 
 

@@ -7,6 +7,7 @@ import os
 import torch
 
 from riemerge.errors import RecipeError, ResourceError
+from riemerge.formats.files.tensor_file import FLOATS
 
 
 def find_threads(asked: int | None, where: torch.device) -> int:
@@ -47,3 +48,15 @@ def find_device(name: str) -> torch.device:
             "CUDA devices: use --device cpu, or install a CUDA build of torch and a driver"
         )
     return device
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """Return the float dtype of a name that can be written: `float16`, `bfloat16`, `float32` or `float64`.
+
+    Raises:
+        RecipeError: No such name.
+    """
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
+    if name not in dtypes:
+        raise RecipeError(f"out_dtype: {name!r}: expected {', '.join(dtypes)}")
+    return dtypes[name]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ def model_class(inputs: Inputs) -> str:
     """
     if inputs.adapters:
         return _adapted_class(inputs.adapters)
-    return _checkpoint_class(inputs.carried)
+    return checkpoint_class(inputs.carried)
 
 
 def base_model(named: Iterable[str | None]) -> str | None:
@@ -62,18 +63,34 @@ def _adapted_class(adapters: Sequence[Adapter]) -> str:
     return _class(str(mapping.get("parent_library", "")).partition(".")[0], mapping.get("base_model_class"))
 
 
-def _checkpoint_class(checkpoint: Checkpoint) -> str:
-    settings = [path for path in checkpoint.other_files if path.name == "config.json"]
-    if not settings:
+def checkpoint_class(checkpoint: Checkpoint) -> str:
+    """Return `library.Class` of a checkpoint, as its `config.json` names it; empty without settings."""
+    content = _settings(checkpoint)
+    if content is None:
         return ""
-    with suppress(OSError, ValueError):
-        content = strict_json(settings[0].read_bytes())
-        # A class of its own code is found by its settings alone.
-        if isinstance(content, dict) and not content.get("auto_map"):
-            match content.get("architectures"):
-                case [name, *_]:
-                    return _class("transformers", name)
+    # A class of its own code is found by its settings alone.
+    if not content.get("auto_map"):
+        match content.get("architectures"):
+            case [name, *_]:
+                return _class("transformers", name)
     return _ANY_MODEL
+
+
+def model_type(checkpoint: Checkpoint) -> str:
+    """Return the `model_type` that the `config.json` of a checkpoint names; empty where it names none."""
+    return str((_settings(checkpoint) or {}).get("model_type", ""))
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the content of the `config.json` of a checkpoint: empty of a bad one, None without one."""
+    for path in checkpoint.other_files:
+        if path.name == "config.json":
+            with suppress(OSError, ValueError):
+                content = strict_json(path.read_bytes())
+                if isinstance(content, dict):
+                    return content
+            return {}
+    return None
 
 
 def _class(library: str, name: object) -> str:

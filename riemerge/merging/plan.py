@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -28,7 +30,7 @@ from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
-from riemerge.updates import DenseSpan, LowRankUpdate
+from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 WEIGHT = ".weight"
 
@@ -68,8 +70,7 @@ class Plan:
     @property
     def models(self) -> Models:
         """All models that are open, with the base model, by path."""
-        models = (*self.inputs.adapters, *self.inputs.checkpoints, self.inputs.base)
-        return {model.path: model for model in models if model}
+        return {model.path: model for model in self.inputs.opened}
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -96,6 +97,7 @@ class Plan:
             ],
             **_names_of(base_model=recipe.base_model, base_statistics=recipe.base_statistics),
             **{key: value for key, (value, default) in asked.items() if value != default},
+            **recipe.adapting,
             "parameters": {"scale": 1.0, **self.method.defaults, **recipe.parameters},
             "dtype": recipe.dtype,
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
@@ -258,7 +260,8 @@ def _stack(
     # what stands below that is noise, unless float64 was stored and is computed with.
     exact = {torch.float64}
     storage = tuple(torch.float64 if {own, dtype} == exact else torch.float32 for own in inputs.stored)
-    weights = weights_of(resolver, method, inputs.places)
+    weights = weights_of(resolver, method, inputs.places, inputs.skipped)
+    _check_shares(resolver, method, inputs)
     measured = _shapes_with_statistics(recipe, method, inputs)
     plain: frozenset[str] = frozenset()
     if inputs.adapters:
@@ -267,7 +270,7 @@ def _stack(
         plain = frozenset(inputs.modules) - {module + WEIGHT for module in measured}
     else:
         plain = inputs.unseen(method.domain)
-    *own, base = open_statistics(recipe, method, inputs.places, measured)
+    *own, base = open_statistics(recipe, method, inputs.places, measured, inputs.skipped)
     return Stack(
         names=tuple(entry.name for entry in inputs.each),
         modules=_Modules(inputs, dtype, device),
@@ -316,12 +319,9 @@ def _check_ranks(
     if isinstance(rank, int):
         _check_asked(rank, method, inputs.each)
     elif method.truncates_inputs:
-        problems = [
-            text
-            for module in inputs.each[0].model.modules
-            for text in _rank_problems(module, inputs, weights(module))
-        ]
-        AdapterError.refuse(problems)
+        AdapterError.refuse(
+            text for module in inputs.modules for text in _rank_problems(module, inputs, weights(module))
+        )
 
 
 def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
@@ -351,9 +351,11 @@ def _check_asked(rank: int, method: Method, inputs: Sequence[Input]) -> None:
 def _rank_problems(module: str, inputs: Inputs, weights: Sequence[float]) -> list[str]:
     """Return what is wrong with the ranks of one module; only where they differ is it read."""
     each = zip(inputs.each, inputs.adapters, weights, strict=True)
-    counting = {entry.name: adapter for entry, adapter, weight in each if weight > 0}
+    counting = {
+        entry.name: adapter for entry, adapter, weight in each if weight > 0 and module in adapter.ranks
+    }
     ranks = {name: adapter.ranks[module] for name, adapter in counting.items()}
-    if len(set(ranks.values())) == 1:
+    if len(set(ranks.values())) < 2:
         return []
     # An update that is all zero is left out of its module.
     return refuse_mixed(
@@ -362,7 +364,11 @@ def _rank_problems(module: str, inputs: Inputs, weights: Sequence[float]) -> lis
 
 
 def open_statistics(
-    recipe: Recipe, method: Method, places: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
+    recipe: Recipe,
+    method: Method,
+    places: Sequence[int],
+    shapes: Mapping[str, tuple[int, ...]],
+    skipped: Mapping[str, Collection[int]],
 ) -> list[Callable[[str], Mapping[str, torch.Tensor]]]:
     """Open the statistics that a recipe names: what gives those of a module, for each model and the base.
 
@@ -371,14 +377,18 @@ def open_statistics(
         method: The row that says which kinds are needed.
         places: The places of the models that count.
         shapes: (m, n) of each module that they must have, by its name in the base model.
+        skipped: Which of the models that count take no part in a module, and need no statistics of it.
 
     Raises:
         AdapterError: Statistics cannot be read, or lack something: all of it.
     """
     folders = [(method.statistics and recipe.models[i].statistics) or None for i in places]
     opened = [folder and read_statistics(folder) for folder in (*folders, recipe.base_statistics)]
-    kinds = method.statistics
-    AdapterError.refuse(text for data in opened if data for text in data.problems(shapes, kinds))
+    problems: list[str] = []
+    for i, data in enumerate(opened):
+        needed = {module: shape for module, shape in shapes.items() if i not in skipped.get(module, ())}
+        problems += (data and data.problems(needed, method.statistics)) or []
+    AdapterError.refuse(problems)
 
     def of(data: Any, module: str) -> Mapping[str, torch.Tensor]:
         if not data:
@@ -390,19 +400,60 @@ def open_statistics(
 
 
 def weights_of(
-    resolver: Resolver, method: Method, places: Sequence[int]
+    resolver: Resolver,
+    method: Method,
+    places: Sequence[int],
+    skipped: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Callable[[str], tuple[float, ...]]:
-    """Return what gives the weights of a module, of the models at some places, as the method uses them."""
+    """Return what gives the weights of a module, of the models at some places, as the method uses them.
+
+    Law: weights have the sum 1 where the method divides by their sum, and else the sum that they were given;
+    those of models that take no part in a module are 0 there, and the others count in proportion.
+
+    Args:
+        resolver: What the recipe says of each model and module.
+        method: The row of the table.
+        places: The places of the models that count among those asked for.
+        skipped: Which of them take no part in a module.
+    """
 
     def weights(module: str) -> tuple[float, ...]:
         every = resolver.weights(module)
         given = [every[i] for i in places]
-        if not method.normalised:
+        out = skipped.get(module, ())
+        if not method.normalised and not out:
             return tuple(given)
-        total = math.fsum(given)  # not 0: the resolver has seen to that
-        return tuple(weight / total for weight in given)
+        kept = [weight * (i not in out) for i, weight in enumerate(given)]
+        # Not 0: the resolver, and `_check_shares`, have seen to that.
+        total = math.fsum(kept)
+        if not method.normalised:
+            total /= math.fsum(given)
+        return tuple(weight / total for weight in kept)
 
     return weights
+
+
+def _check_shares(resolver: Resolver, method: Method, inputs: Inputs) -> None:
+    """Refuse modules in which the weights of those that have them cannot stand for all.
+
+    Raises:
+        RecipeError: All such modules.
+    """
+    unfit = []
+    for module, out in inputs.skipped.items():
+        every = resolver.weights(module)
+        given = [every[i] for i in inputs.places]
+        kept = [weight for i, weight in enumerate(given) if i not in out]
+        least = sys.float_info.epsilon * math.fsum(map(abs, given))
+        signed = math.fsum(kept) * math.copysign(1.0, math.fsum(given))
+        if signed <= least or (not method.normalised and abs(math.fsum(given)) <= least):
+            unfit.append(module)
+    if unfit:
+        raise RecipeError(
+            f"missing: skip: {list_names(unfit)}: the weights of the adapters that have it do not add up to "
+            "a number of the sign that the sum of all has, so they cannot count in proportion: choose "
+            "--missing zero, or other weights"
+        )
 
 
 def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapping[str, Any]]:
@@ -418,7 +469,7 @@ def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapp
 
 
 @final
-class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
+class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan | DenseRows]):
     """The T updates of each module, read from disk at each access, so that none is kept."""
 
     def __init__(self, inputs: Inputs, dtype: torch.dtype, device: torch.device) -> None:
@@ -426,7 +477,7 @@ class _Modules(Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]):
         self._dtype = dtype
         self._device = device
 
-    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...] | DenseSpan:
+    def __getitem__(self, module: str) -> tuple[LowRankUpdate, ...] | DenseSpan | DenseRows:
         return self._inputs.read(module, self._dtype, self._device)
 
     def __iter__(self) -> Iterator[str]:

@@ -19,7 +19,7 @@ from riemerge.merging.measure import totals
 from riemerge.merging.model_class import base_model, model_class
 from riemerge.merging.plan import Plan
 from riemerge.methods import Evidence
-from riemerge.records.run_record import InputRow, ModuleRow, RunRecord, Timing
+from riemerge.records.run_record import InputRow, MissingRow, ModuleRow, RunRecord, Timing
 from riemerge.records.written_ranks import rank_warnings, written_ranks
 
 
@@ -45,9 +45,12 @@ def run_record(
     notes: Sequence[str] = ()
     bases = [adapter.config.base_model_name_or_path for adapter in inputs.adapters]
     if inputs.checkpoints:
-        notes, bases = code_notes(inputs.carried), [plan.recipe.base_model]
+        notes, bases = code_notes(inputs.carried), [plan.recipe.base_name or plan.recipe.base_model]
+    rows, missing = _with_stored_ranks(plan, rows), _missing_rows(plan)
     warnings = [
         *notes,
+        *inputs.notes,
+        *_missing_warnings(missing, len(rows)),
         *_warnings(plan, evidence, rows),
         *zero_warnings(resolved, plan.method, rows),
         *scale_warnings(matched_scale, len(inputs.each)),
@@ -66,6 +69,7 @@ def run_record(
         inputs=_input_rows(plan, weights),
         beside=plan.read_beside,
         modules=tuple(rows),
+        missing=missing,
         totals=totals(rows),
         matched_scale=matched_scale,
         advice={one.status.name: one.advice for one in evidence.values() if one.advice},
@@ -105,6 +109,51 @@ def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRo
             dtype=", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in model.stored)),
         )
     return tuple(rows)
+
+
+def _with_stored_ranks(plan: Plan, rows: Sequence[ModuleRow]) -> list[ModuleRow]:
+    """Return the rows of modules with rank 0 of adapters that lack them, whose update was read as zero."""
+    inputs, order, stored = plan.inputs, plan.inputs.order, []
+    for row in rows:
+        if lacking := inputs.lacking.get(row.module):
+            ranks = zip(order, row.input_ranks, strict=True)
+            own = tuple(rank * (place not in lacking) for place, rank in ranks)
+            stored.append(row.model_copy(update={"input_ranks": own}))
+        else:
+            stored.append(row)
+    return stored
+
+
+def _missing_rows(plan: Plan) -> tuple[MissingRow, ...]:
+    inputs, counted = plan.inputs, plan.inputs.missing
+    return tuple(
+        MissingRow(
+            module=module,
+            inputs=tuple(inputs.each[i].name for i in inputs.order if i in lacking),
+            counted=counted,
+        )
+        for module, lacking in inputs.lacking.items()
+        if counted != "error"
+    )
+
+
+_COUNTED = {
+    "zero": "their updates there count as zero",
+    "skip": "they take no part there, and the weights of the others count in proportion",
+}
+
+
+def _missing_warnings(rows: Sequence[MissingRow], total: int) -> list[str]:
+    """Say in one text how many modules some adapters lack."""
+    if not rows:
+        return []
+    names = sorted({name for row in rows for name in row.inputs})
+    modules, counted = list_names(row.module for row in rows), rows[0].counted
+    text = (
+        f"missing: {counted}: {len(rows)} of {total} modules are lacking in {' or '.join(names)} "
+        f"({modules}): {_COUNTED[counted]}"
+    )
+    return [text]
 
 
 def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[ModuleRow]) -> list[str]:
@@ -155,6 +204,8 @@ def _of_rank(name: str, rows: Sequence[ModuleRow], place: int, asked: int | str 
         assert row.numerical_ranks is not None
         stored, actual = row.input_ranks[place], row.numerical_ranks[place]
         rank = min(stored, asked) if isinstance(asked, int) else stored
+        if stored == 0 or (actual == 0 and row.input_norms[place] > 0):
+            continue  # the adapter lacks the module, or its weight is 0 there
         if actual == 0:
             zero.append(row.module)
         elif actual < rank:

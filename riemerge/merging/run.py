@@ -17,9 +17,10 @@ from riemerge.methods.scale import Norms, match_norms
 from riemerge.methods.threads import in_order
 from riemerge.progress import Listener, Progress
 from riemerge.records.run_record import ModuleRow, RunRecord
-from riemerge.updates import Dense, LowRankUpdate
+from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
-Keep: TypeAlias = Callable[[str, LowRankUpdate | Dense], None]
+_Update: TypeAlias = LowRankUpdate | Dense | DenseBlocks
+Keep: TypeAlias = Callable[[str, _Update], None]
 """What is done with each module and its merged update, scale λ included, in the order of the names."""
 
 
@@ -48,7 +49,9 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
     rows: list[ModuleRow] = []
     factor: float | None = None
 
-    def measure(merged: tuple[str, Merged]) -> tuple[ModuleRow, Evidence, LowRankUpdate | Dense]:
+    def measure(
+        merged: tuple[str, Merged],
+    ) -> tuple[ModuleRow, Evidence, LowRankUpdate | Dense | DenseBlocks]:
         module, result = merged
         scale, update = plan.resolver.scale(module, factor), result.update
         row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from riemerge.errors import AdapterError, RecipeError
+from riemerge.errors import RecipeError
 from riemerge.formats.adapter import Adapter, kinds_of
 from riemerge.formats.checkpoint import DenseWriter
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.rounded_updates import RoundedUpdates
+from riemerge.merging.checkpoint_sink import CheckpointSink
 from riemerge.merging.inputs import Inputs
 from riemerge.merging.plan import Plan
 from riemerge.merging.run import Keep, run
@@ -26,7 +26,7 @@ from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
 from riemerge.records.written_ranks import written_ranks
 from riemerge.report.card import model_card
-from riemerge.updates import Dense, LowRankUpdate
+from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 RECORD_FILE = "riemerge.json"
 CARD_FILE = "README.md"
@@ -151,7 +151,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
-    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+    def keep(module: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         assert isinstance(update, LowRankUpdate)
         if round_at_once:
             rounded.add(module, update)
@@ -190,7 +190,7 @@ def write(
     inputs = plan.inputs
     if inputs.checkpoints:
         with DenseWriter(folder, shard_bytes=shard_bytes) as writer:
-            sink = _CheckpointSink(plan, writer)
+            sink = CheckpointSink(plan, writer)
             record = run(plan, sink.keep, progress)
             sink.copy_until(None)
             changes = {row.module: row.norm for row in record.modules if inputs.base}
@@ -226,7 +226,7 @@ def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
     left = Counter(names.values())
     parts: dict[str, Tensor] = {}
 
-    def keep(module: str, update: LowRankUpdate | Dense) -> None:
+    def keep(module: str, update: LowRankUpdate | Dense | DenseBlocks) -> None:
         name, layer, dense = names[module], layers[module], update.dense()
         if name in parts:
             layer.view(parts[name]).copy_(dense)
@@ -237,39 +237,3 @@ def _delta_sink(inputs: Inputs, writer: DenseWriter) -> Keep:
             writer.add(name, parts.pop(name))
 
     return keep
-
-
-@final
-class _CheckpointSink:
-    """What writes each tensor with the base model added to it again, and copies what is no float.
-
-    Law: tensors are written in the order of their names; integers and bools must agree and are copied.
-
-    Raises:
-        AdapterError: Integers or bools differ between the checkpoints.
-    """
-
-    def __init__(self, plan: Plan, writer: DenseWriter) -> None:
-        self._inputs, self._plan, self._writer = plan.inputs, plan, writer
-        self._copied = sorted(plan.inputs.checkpoints[0].not_float, reverse=True)
-
-    def keep(self, name: str, update: LowRankUpdate | Dense) -> None:
-        """Write one merged tensor."""
-        self.copy_until(name)
-        tensor, base = update.dense(), self._inputs.base
-        if base is not None:
-            tensor = base.tensor(name, device=self._plan.device) + tensor
-        own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.checkpoints])
-        self._writer.add(name, tensor, dtype=self._plan.out_dtype or own)
-
-    def copy_until(self, name: str | None) -> None:
-        """Copy the tensors that are no floats and come before a name; all that are left if None."""
-        while self._copied and (name is None or self._copied[-1] < name):
-            copied = self._copied.pop()
-            first, *others = (model.tensor(copied, dtype=None) for model in self._inputs.checkpoints)
-            if not all(torch.equal(first, other) for other in others):
-                raise AdapterError(
-                    f"{copied}: holds {first.dtype} that differ between the checkpoints: integers have no "
-                    "mean, so expected them to be equal"
-                )
-            self._writer.add(copied, first)

@@ -23,11 +23,16 @@ class Edit:
         function: The function (see `riemerge.methods.setting.FlatEdit`), or `package.module:name` of it.
         own_parameters: Names of parameters that it reads, each with its default; None for one left open.
         survey: `package.module:function` of what looks at all modules first; empty for none.
+        by_rows: Whether the function may be applied to runs of rows apart, each by itself.
+        look: `package.module:function` of what looks at all rows of a module before its rows are edited apart
+            (see `riemerge.methods.setting.Look`); empty where there is none.
     """
 
     function: str | Callable[..., Any]
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
     survey: str = ""
+    by_rows: bool = False
+    look: str = ""
 
 
 def _adapt(entry: Any) -> Edit:
@@ -42,17 +47,21 @@ _DROP = {"density": 1.0, "rescale": "expected", "seed": None}
 EDITS: Registry[Edit] = Registry(
     "edit",
     {
-        "trim": Edit(_ENTRYWISE + "trim", {"density": 1.0}),
+        "trim": Edit(_ENTRYWISE + "trim", {"density": 1.0}, look=_ENTRYWISE + "look_for_trim"),
         "trim_globally": Edit(
             _ENTRYWISE + "trim_globally", {"density": 1.0}, survey="riemerge.methods.elections.election:vote"
         ),
         "trim_both_ends": Edit(_ENTRYWISE + "trim_both_ends", {"density": 1.0, "gamma": 0.01}),
-        "drop": Edit(_ENTRYWISE + "drop", _DROP),
-        "drop_by_rank": Edit(_ENTRYWISE + "drop_by_rank", {**_DROP, "epsilon": 0.15}),
-        "clip": Edit(_ENTRYWISE + "clip", {"t": 1e-4}),
-        "ignore_small": Edit(_ENTRYWISE + "ignore_small", {"epsilon": 1e-5}),
+        "drop": Edit(_ENTRYWISE + "drop", _DROP, look=_ENTRYWISE + "look_for_drop"),
+        "drop_by_rank": Edit(
+            _ENTRYWISE + "drop_by_rank",
+            {**_DROP, "epsilon": 0.15},
+            look=_ENTRYWISE + "look_for_drop_by_rank",
+        ),
+        "clip": Edit(_ENTRYWISE + "clip", {"t": 1e-4}, by_rows=True),
+        "ignore_small": Edit(_ENTRYWISE + "ignore_small", {"epsilon": 1e-5}, by_rows=True),
         "reward_unique": Edit(_ENTRYWISE + "reward_unique", {"r": 0.1, "alpha": 0.2}),
-        "elect": Edit("riemerge.methods.elections.election:keep_elected"),
+        "elect": Edit("riemerge.methods.elections.election:keep_elected", by_rows=True),
         "truncate": Edit(_ENTRYWISE + "truncate", {"rank": None}),
     },
     _adapt,

@@ -16,7 +16,7 @@ from riemerge.errors import AdapterError, NumericalError, RiemergeError
 from riemerge.frechet import Problem
 from riemerge.frechet.status import Status
 from riemerge.methods.batches import Task, pose, solve
-from riemerge.methods.edits import parse_edit
+from riemerge.methods.edits import Edit, parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
 from riemerge.methods.method import Domain, Method
@@ -26,7 +26,7 @@ from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
-from riemerge.updates import LowRankUpdate
+from riemerge.updates import Blocks, LowRankUpdate
 
 # Numbers that modules may keep while they wait to be solved side by side: 128 MiB of float64.
 _WINDOW = 2**24
@@ -42,12 +42,14 @@ class Row:
         edits: The edits, in order.
         formula: The formula of the mean; empty where it is that of the geometry.
         survey: What looks at all modules first; empty where nothing does.
+        edits_by_rows: Whether runs of rows may be edited apart.
     """
 
     method: Method
     edits: tuple[FlatEdit, ...] = ()
     formula: Mean | Literal[""] = ""
     survey: Survey | Literal[""] = ""
+    edits_by_rows: bool = True
 
     @classmethod
     def of(cls, method: Method) -> Self:
@@ -55,9 +57,10 @@ class Row:
         named = [parse_edit(text) for text in method.edits]
         return cls(
             method,
-            tuple(partial(_edit, resolve(edit.function), given) for edit, given in named),
+            tuple(partial(_edit, edit, given) for edit, given in named),
             method.mean and resolve(method.mean),
             method.survey and resolve(method.survey),
+            all(edit.by_rows or edit.look for edit, _ in named),
         )
 
     def geometry(self, values: Mapping[str, Any]) -> Geometry:
@@ -76,10 +79,22 @@ class Row:
             return "entries"
         return self.domain(values)
 
+    def by_rows(self, values: Mapping[str, Any]) -> bool:
+        """Return whether the row can merge the dense updates of a module a run of rows at a time."""
+        if self.survey or not self.edits_by_rows:
+            return False
+        if self.domain(values) == "gram":
+            return not (self.formula and self.edits)
+        if self.formula or self.method.geometry == FORMULA:
+            return self.method.by_rows
+        return self.method.loss == "square" and self.geometry(values).by_rows
+
     def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve for the mean of edited updates: nothing where it has a closed form."""
-        found: Tensor | Answer | None = None
-        if self.formula:
+        found: Tensor | Blocks | Answer | None = None
+        if isinstance(x, Blocks):
+            found = x.each(partial(self._merge_block, setting))
+        elif self.formula:
             found = self.formula(x, setting)
         else:
             geometry = self.geometry(setting.values)
@@ -88,9 +103,15 @@ class Row:
             if found is None:
                 return (yield from geometry.mean(x, setting))
         if not isinstance(found, Answer):
-            found = Answer(found, Status.EXACT)
+            found = Answer(cast("Tensor", found), Status.EXACT)
         known = found.status, found.advice, found.cost, found.gradient_norm
         return Solved(found.value, Evidence(*known, passes=found.passes))
+
+    def _merge_block(self, setting: Setting, block: Tensor) -> Tensor:
+        """Return the mean of a run of rows."""
+        if self.formula:
+            return cast("Tensor", self.formula(block, setting))
+        return cast("Tensor", self.geometry(setting.values).closed_mean(block, setting))
 
     @property
     def solver(self) -> str:
@@ -122,7 +143,7 @@ class Row:
             raise NumericalError([f"{module}: {problem}" for problem in fault.problems]) from None
 
 
-def _edit(edit: FlatEdit, given: Mapping[str, Any], x: Any, setting: Setting) -> Any:
+def _edit(edit: Edit, given: Mapping[str, Any], x: Any, setting: Setting) -> Any:
     """Edit updates under the parameters that the row's text gives the edit, which each model has alike."""
     if given:
         values = dict(setting.values)
@@ -131,7 +152,12 @@ def _edit(edit: FlatEdit, given: Mapping[str, Any], x: Any, setting: Setting) ->
             if PARAMETERS[name].per_model:
                 values[name] = torch.full_like(setting.weights, value)
         setting = replace(setting, values=values, rank=given.get("rank", setting.rank))
-    return edit(x, setting)
+    function = resolve(edit.function)
+    if not isinstance(x, Blocks):
+        return function(x, setting)
+    if edit.look:
+        return x.change(resolve(edit.look)(x.stream, setting))
+    return x.each(lambda block: function(block, setting))
 
 
 def fill(text: str, values: Mapping[str, Any]) -> str:
@@ -154,7 +180,7 @@ def _weighted_mean(x: Tensor, setting: Setting) -> Tensor:
     return mean
 
 
-_PLAIN = Row(Method("", "", "", domain="entries"), formula=_weighted_mean)
+_PLAIN = Row(Method("", "", "", domain="entries", by_rows=True), formula=_weighted_mean)
 
 
 @final
@@ -206,7 +232,11 @@ class _Begun:
         """Keep the merged update, if it is one."""
         self.value = value
         self.evidence = replace(evidence, passes=evidence.passes or self.passes)
-        tensors = (value.A, value.B) if isinstance(value, LowRankUpdate) else (value,)
+        tensors: tuple[Tensor, ...] = (value,)
+        if isinstance(value, LowRankUpdate):
+            tensors = (value.A, value.B)
+        elif isinstance(value, Blocks):
+            tensors = ()  # seen when it is measured
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             text = "the merged update is not finite: the inputs are too large for this method"
             self.fault = NumericalError(text)
@@ -216,7 +246,11 @@ class _Begun:
         if self.merged is not None:
             return self.merged
         assert self.module is not None
-        evidence = replace(spread(self.evidence, self.module.setting.places, count), seconds=self.seconds)
+        places = self.module.setting.places
+        evidence = replace(spread(self.evidence, places, count), seconds=self.seconds)
+        if evidence.numerical_ranks is not None:
+            ranks = dict(zip(places, evidence.numerical_ranks, strict=True))
+            evidence = replace(evidence, numerical_ranks=tuple(ranks.get(i, 0) for i in range(count)))
         return self.module.give_back(self.value, options, evidence)
 
 
@@ -299,7 +333,8 @@ class _Run:
         values = stack.values(name)
         begun = _Begun()
         try:
-            there = open_module(row.method, row.read_domain(values), stack, options, name, facts=facts)
+            domain, by_rows = row.read_domain(values), row.by_rows(values)
+            there = open_module(row.method, domain, stack, options, name, by_rows=by_rows, facts=facts)
             began = perf_counter()
             x = there.x
             for edit in row.edits:

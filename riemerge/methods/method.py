@@ -37,6 +37,7 @@ class Method:
             the dense updates, `factors` the factors in the joint span. A geometry has its own.
         mean: `package.module:function` of a formula (see `riemerge.methods.setting.Mean`); empty where the
             mean is the geometry's.
+        by_rows: Whether a formula of `entries` may be applied to runs of rows apart, each by itself.
         survey: `package.module:function` of what looks at all modules first; empty for none.
         own_parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside
             `weight`, `rank` and `scale`, or with a default of its own, each with that default; None where a
@@ -79,6 +80,7 @@ class Method:
     finish: tuple[str, ...] = ()
     domain: Domain = "span"
     mean: str = ""
+    by_rows: bool = False
     survey: str = ""
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True

@@ -18,11 +18,28 @@ from riemerge.methods.method import Domain, Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.setting import Setting, make_setting
 from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant
-from riemerge.updates import Dense, DenseSpan, JointSpan, LowRankUpdate, nearest, sum_updates
+from riemerge.updates import (
+    Blocks,
+    Dense,
+    DenseBlocks,
+    DenseRows,
+    DenseSpan,
+    JointSpan,
+    LowRankUpdate,
+    nearest,
+    sum_updates,
+)
 
 
 def open_module(
-    method: Method, domain: Domain, stack: Stack, options: Options, name: str, **facts: Any
+    method: Method,
+    domain: Domain,
+    stack: Stack,
+    options: Options,
+    name: str,
+    *,
+    by_rows: bool = False,
+    **facts: Any,
 ) -> Module:
     """Read one module, and keep those of its updates that count.
 
@@ -32,6 +49,7 @@ def open_module(
         stack: What there is to merge.
         options: What the recipe asks for.
         name: The module.
+        by_rows: Whether the row can merge dense updates a run of rows at a time.
         facts: Other fields of its `Setting`.
 
     Raises:
@@ -65,6 +83,13 @@ def open_module(
         )
 
     updates = stack.modules[name]
+    if isinstance(updates, DenseRows):
+        if by_rows:
+            blocks = updates.blocks()
+            sizes = _norms(blocks)
+            setting = see(updates.shape, [sizes[i] for i in used])
+            return _ByRows(setting, domain, blocks, used, sizes)
+        updates = updates.whole()
     if isinstance(updates, DenseSpan):
         x = updates.stacked
         norms = [float(torch.linalg.vector_norm(x[i])) for i in used]
@@ -186,6 +211,65 @@ class _Whole(Module):
             tuple(float(torch.linalg.vector_norm(merged.tensor - update)) for update in self.stacked),
         )
         return Merged(constant(merged), evidence, (), None, apart)
+
+
+@final
+@dataclass(frozen=True)
+class _ByRows(Module):
+    """Dense updates that are read by rows: rows of the table see blocks of them, or their inner products.
+
+    Attributes:
+        blocks: (T, rows, ...) all updates.
+        used: The places of the updates that count.
+        norms: T norms of all updates.
+    """
+
+    blocks: Blocks
+    used: Sequence[int]
+    norms: tuple[float, ...]
+    light: ClassVar[bool] = True
+
+    @property
+    def width(self) -> int:
+        return 0
+
+    @property
+    def x(self) -> Any:
+        return _see(self._counting, self.domain)
+
+    @property
+    def _counting(self) -> Blocks:
+        """The updates that count."""
+        if len(self.used) == len(self.norms):
+            return self.blocks
+        return self.blocks.each(lambda block: block[self.used])
+
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        content = value
+        if self.domain == "gram":
+            content = self._counting.combine(value)
+        merged = DenseBlocks(self.setting.shape, content)
+        norm, *distances = _norms(
+            Blocks(
+                lambda: (
+                    torch.cat([update.unsqueeze(0), update - block])
+                    for update, block in zip(content.stream(), self.blocks.stream(), strict=True)
+                )
+            )
+        )
+        if not math.isfinite(norm):
+            raise NumericalError("the merged update is not finite: the inputs are too large for this method")
+        apart = Apart(norm, self.norms, tuple(distances))
+        return Merged(constant(merged), evidence, (), None, apart)
+
+
+def _norms(blocks: Blocks) -> tuple[float, ...]:
+    """Return the norms of T updates."""
+    found: tuple[float, ...] = ()
+    for block in blocks.stream():
+        here = [float(torch.linalg.vector_norm(update)) for update in block]
+        found = tuple(map(math.hypot, here, found or [0.0] * len(here)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -377,15 +461,17 @@ class Edited(Module):
 
     Attributes:
         dense: The module as the edits see it.
-        edited: (T, ...) its updates after them.
+        edited: (T, ...) its updates after them, or blocks of them.
     """
 
     dense: Module
-    edited: Tensor
+    edited: Tensor | Blocks
 
     @property
     def width(self) -> int:
         """How many numbers it keeps while it waits for a mean."""
+        if isinstance(self.edited, Blocks):
+            return 0
         return self.edited.numel() + self.dense.width
 
     @cached_property
@@ -393,6 +479,7 @@ class Edited(Module):
         """The nearest updates of the ranks that there were, in their joint span."""
         ranks = self.setting.ranks
         assert ranks is not None
+        assert isinstance(self.edited, Tensor)
         each = zip(self.edited, ranks, strict=True)
         return JointSpan([nearest(update, rank)[0] for update, rank in each])
 
@@ -410,15 +497,19 @@ class Edited(Module):
             update = self._span.lift(value)
             dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
             value = update.dense()
+        elif self.domain == "gram" and isinstance(self.edited, Blocks):
+            value = self.edited.combine(value)
         elif self.domain == "gram":
             value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
         return dense.give_back(value, options, evidence)
 
 
-def _see(x: Tensor, domain: Domain) -> Tensor:
+def _see(x: Tensor | Blocks, domain: Domain) -> Tensor | Blocks:
     """Return dense updates as they are, or their inner products where no more is seen."""
     if domain != "gram":
         return x
+    if isinstance(x, Blocks):
+        return x.gram()
     flattened = x.flatten(start_dim=1)
     return flattened @ flattened.mT
 

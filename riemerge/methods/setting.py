@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
+from riemerge.updates import BlockMap
 
 
 @final
@@ -170,6 +171,21 @@ class FlatEdit(Protocol):
 
     def __call__(self, x: Tensor, at: Setting, /) -> Tensor:
         """Return the changed updates."""
+        ...
+
+
+class Look(Protocol):
+    """Looks at all rows of one module, for an edit that needs more of it than the rows that it edits.
+
+    Called with a function that starts a pass over blocks (T, rows, ...), runs of the module's rows in order,
+    as often as it is called; nothing of them should be kept but numbers.
+    """
+
+    def __call__(self, stream: Callable[[], Iterator[Tensor]], at: Setting, /) -> Callable[[], BlockMap]:
+        """Return what starts the edit on the blocks of a pass.
+
+        Law: the edited blocks, one after the other, are the edit of the whole updates, bit for bit.
+        """
         ...
 
 

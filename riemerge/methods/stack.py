@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from riemerge.frechet.status import Status
     from riemerge.progress import Listener
-    from riemerge.updates import Dense, DenseSpan, LowRankUpdate
+    from riemerge.updates import Dense, DenseBlocks, DenseRows, DenseSpan, LowRankUpdate
 
 
 _Value = TypeVar("_Value")
@@ -43,7 +43,7 @@ class Stack:
     """
 
     names: tuple[str, ...]
-    modules: Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan]
+    modules: Mapping[str, tuple[LowRankUpdate, ...] | DenseSpan | DenseRows]
     weights: Callable[[str], tuple[float, ...]]
     storage: tuple[torch.dtype, ...]
     values: Callable[[str], Mapping[str, Any]] = _nothing
@@ -192,14 +192,14 @@ class Merged:
         apart: Norms and distances of a dense one; None where `small` and `inputs` say them.
     """
 
-    lift: Callable[[], LowRankUpdate | Dense]
+    lift: Callable[[], LowRankUpdate | Dense | DenseBlocks]
     evidence: Evidence
     inputs: tuple[LowRankUpdate, ...]
     small: LowRankUpdate | None
     apart: Apart | None = None
 
     @property
-    def update(self) -> LowRankUpdate | Dense:
+    def update(self) -> LowRankUpdate | Dense | DenseBlocks:
         """The merged update: see `lift`."""
         return self.lift()
 

@@ -146,6 +146,13 @@ class Recipe(BaseModel):
         return find_row(vars(self))
 
     @property
+    def adapting(self) -> dict[str, Any]:
+        """What was said of adapters that differ in base, modules, heads or dialect, by field."""
+        fields = ("same_base", "base_name", "rename", "missing", "heads", "dialect")
+        values = {name: getattr(self, name) for name in fields}
+        return {name: value for name, value in values.items() if value and value != "error"}
+
+    @property
     def weights(self) -> tuple[float | None, ...]:
         """The weights as given, one for each model; None where a weight is not the same in all modules."""
         every = self.parameters.get("weight", 1.0)

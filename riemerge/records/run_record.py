@@ -74,7 +74,8 @@ class ModuleRow(BaseModel):
     Attributes:
         module: The name of the module in the base model.
         shape: (m, n), outputs by inputs; of a tensor of a full checkpoint, its own.
-        input_ranks: Ranks of the T updates as stored; none of full checkpoints.
+        input_ranks: Ranks of the T updates as stored, 0 where an adapter lacks the module; none of full
+            checkpoints.
         numerical_ranks: Numerical ranks of the T updates as merged, where the method depends on them: an
             update of 0 is all zero and was left out here, the others were all truncated to the least.
         rank: Rank of the merged update; None where it is dense. It may be written with more columns, of zero.
@@ -125,6 +126,22 @@ class ModuleRow(BaseModel):
 
 
 @final
+class MissingRow(BaseModel):
+    """One module that some adapters lack.
+
+    Attributes:
+        module: The name of the module in the base model.
+        inputs: The names of the adapters that lack it.
+        counted: What it counts as in them: an update of `zero`, or `skip`, no part in the module.
+    """
+
+    model_config = _FROZEN
+    module: str
+    inputs: tuple[str, ...]
+    counted: Literal["zero", "skip"]
+
+
+@final
 class Totals(BaseModel):
     """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
     starts, mean overlap; `determined` is the answer of nine tenths of the modules; without one "partly", or
@@ -172,6 +189,7 @@ class RunRecord(BaseModel):
     alone.
 
     Attributes:
+        missing: The modules that some adapters lack.
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
         model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
             checkpoint without settings.
@@ -195,6 +213,7 @@ class RunRecord(BaseModel):
     beside: dict[str, dict[str, str]] = {}
     outputs: dict[str, str] = {}
     modules: tuple[ModuleRow, ...]
+    missing: tuple[MissingRow, ...] = ()
     totals: Totals
     matched_scale: float | None = None
     advice: dict[str, str]

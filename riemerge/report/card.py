@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import yaml
 
 from riemerge.methods import find_recorded_row
 from riemerge.records.run_record import InputRow, ModuleRow, RunRecord
+from riemerge.report.markdown import as_yaml as _yaml
+from riemerge.report.markdown import escape as _escape
+from riemerge.report.markdown import table as _table
 from riemerge.report.verdict import matched_text, serving_text, verdict, weight_text, written_text
-from riemerge.report.words import number, printable, text_of
+from riemerge.report.words import number, text_of
 
 
 def model_card(record: RunRecord) -> str:
@@ -155,18 +152,3 @@ With the folders of the inputs beside a file `recipe.yaml`, run `riemerge merge 
 {recipe}```
 
 `riemerge.json` holds the full record."""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _yaml(data: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=math.inf)
-    return text
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", printable(text))

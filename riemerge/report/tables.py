@@ -71,6 +71,7 @@ def merge_report(record: RunRecord, *, verbose: bool = False, written: Sequence[
     parts += [Text(f"\n{text}", style="yellow") for text in warnings]
     if verbose:
         parts += [Text(""), _heading(record), _inputs(record), Text(""), _modules(record)]
+        parts += [Text(""), _missing(record)] * bool(record.missing)
         parts += [
             Text(f"\n{paragraph}") for paragraph in determination(record) if may_be_undetermined(record)
         ]
@@ -156,6 +157,16 @@ def _modules(record: RunRecord) -> Table:
         ("s", [*(f"{seconds[row.module]:.2f}" for row in record.modules), f"{record.timing.solve:.2f}"]),
     ]
     return _table(f"modules{prefix}", columns, total=True)
+
+
+def _missing(record: RunRecord) -> Table:
+    prefix, names = _short([row.module for row in record.missing])
+    columns = [
+        ("module", names),
+        ("lacking in", [printable(", ".join(row.inputs)) for row in record.missing]),
+        ("counts as", [{"zero": "zero", "skip": "left out"}[row.counted] for row in record.missing]),
+    ]
+    return _table(f"missing{prefix}", columns)
 
 
 def _statuses(total: Totals) -> str:

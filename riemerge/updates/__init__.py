@@ -1,8 +1,21 @@
 """What is merged: updates dW of modules, as factors or as dense tensors."""
 
+from riemerge.updates.blocks import BlockMap, Blocks, DenseBlocks, DenseRows
 from riemerge.updates.dense import Dense, DenseSpan
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate, sum_updates
 from riemerge.updates.truncation import nearest
 from riemerge.updates.update import Update
 
-__all__ = ["Dense", "DenseSpan", "JointSpan", "LowRankUpdate", "Update", "nearest", "sum_updates"]
+__all__ = [
+    "BlockMap",
+    "Blocks",
+    "Dense",
+    "DenseBlocks",
+    "DenseRows",
+    "DenseSpan",
+    "JointSpan",
+    "LowRankUpdate",
+    "Update",
+    "nearest",
+    "sum_updates",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -37,6 +38,10 @@ class Dense:
     def dense(self) -> Tensor:
         """Return the tensor."""
         return self.tensor
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the tensor, as one block."""
+        yield self.tensor
 
     def times(self, factor: float) -> Dense:
         """Return the update factor · dW."""

@@ -68,6 +68,26 @@ def nearest(matrix: Tensor, rank: int) -> tuple[LowRankUpdate, float]:
     return update, min(share**2, 1.0)
 
 
+def least_rank(matrix: Tensor, share: float) -> int:
+    """Return the least rank whose nearest matrix keeps a share of ‖matrix‖².
+
+    Law: exact for shares to about eps · min(m, n): the squared singular values are the eigenvalues of the
+    smaller of A Aᵀ and Aᵀ A, whose absolute error is about eps · ‖A‖².
+
+    Args:
+        matrix: The dense matrix (m, n), not empty, in float64.
+        share: The share to keep, between 0 and 1.
+
+    Returns:
+        A rank of at least 1 and at most min(m, n).
+    """
+    scaled = matrix / (matrix.abs().max() or 1.0)  # squares must not underflow
+    if scaled.shape[0] > scaled.shape[1]:
+        scaled = scaled.mT
+    energy = torch.linalg.eigvalsh(scaled @ scaled.mT).flip(0).clamp_min(0.0).cumsum(0)
+    return min(int((energy < share * energy[-1]).sum()) + 1, len(energy))
+
+
 def _exact(matrix: Tensor, rank: int) -> LowRankUpdate:
     leading = thin_svd(matrix).truncate(rank)
     return LowRankUpdate(leading.left * leading.values, leading.right.mT).truncate(rank)

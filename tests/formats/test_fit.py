@@ -32,14 +32,19 @@ def test_everything_that_differs_is_reported_at_once(pico: Pico) -> None:
         check_collection([read_adapter(a), read_adapter(b), read_adapter(a)])
     found = caught.value.problems
     same = "it must be the same in all adapters"
-    assert found == (
+    options = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    *others, bases = found
+    assert others == [
         f"{a}: is listed 2 times: give it once, with a larger weight",
-        f"{a}: lacks 1 of 4 modules that others have: layers.2.q",
-        f"{b}: lacks 1 of 4 modules that others have: layers.1.q",
-        f"{a}: lacks 1 of 4 modules that others have: layers.2.q",
+        f"{a}: lacks 1 of 4 modules that others have: layers.2.q; {options}",
+        f"{b}: lacks 1 of 4 modules that others have: layers.1.q; {options}",
+        f"{a}: lacks 1 of 4 modules that others have: layers.2.q; {options}",
         f"layers.0.v: the shapes of dW differ: 3 x 4 in {a}, 7 x 4 in {b}; is it one base model?",
         f"fan_in_fan_out differs: False in {a}, True in {b}; {same}",
-        f"base_model_name_or_path differs: somebody/base in {a}, other/base in {b}; {same}",
+    ]
+    assert bases.startswith(
+        f"base_model_name_or_path differs: somebody/base in {a}, other/base in {b}; the repositories have "
+        f"one name but several owners (somebody/base, other/base); {same}: "
     )
 
 
@@ -48,6 +53,50 @@ def test_nothing_in_common_is_said_once(pico: Pico) -> None:
     with pytest.raises(AdapterError, match="no module in common") as caught:
         check_collection([read_adapter(pico("a")), read_adapter(other)])
     assert len(caught.value.problems) == 1
+
+
+def test_what_is_asked_for_is_not_refused(pico: Pico) -> None:
+    a = read_adapter(pico("a"))
+    b = read_adapter(pico("b", pico_tensors({"h.0.c_attn": (5, 4)}), base_model_name_or_path="other/base"))
+    for missing in ("zero", "skip"):
+        fit = check_collection([a, b], same_base=True, base_name="my/base", missing=missing)
+        assert fit.base == "my/base"
+        assert len(fit.notes) == 1
+    with pytest.raises(AdapterError, match="base_model_name_or_path differs"):
+        check_collection([a, b], base_name="my/base", missing="zero")
+    # What a module is in both must be one thing, whatever is asked for.
+    c = read_adapter(pico("c", pico_tensors({"layers.0.q": (4, 4)})))
+    with pytest.raises(AdapterError, match=r"layers.0.q: the shapes of dW differ: 5 x 4 in .*, 4 x 4"):
+        check_collection([a, c], missing="zero")
+
+
+def test_a_wrapper_is_named_with_the_option_that_reads_through_it(pico: Pico) -> None:
+    a = read_adapter(pico("a"))
+    inside = {f"language_model.{module}": shape for module, shape in SHAPES.items()}
+    b = read_adapter(pico("b", pico_tensors(inside)))
+    with pytest.raises(AdapterError) as caught:
+        check_collection([a, b])
+    (problem,) = caught.value.problems
+    assert problem == (
+        f"{b.path}: has the modules of {a.path} but for the prefix language_model.: "
+        "--rename language_model.= (rename: in a recipe) reads them as the same modules"
+    )
+    fit = check_collection([a, b.renamed({"language_model.": ""})])
+    assert fit.notes == ()
+    # It may be that two parts of one model are meant: then it is only said.
+    assert check_collection([a, b], missing="skip").notes == (problem,)
+
+
+def test_a_wrapper_does_not_hide_what_is_lacking(pico: Pico) -> None:
+    a, b = (read_adapter(pico(name)) for name in "ab")
+    some = {f"module.{module}": SHAPES[module] for module in SHAPES}
+    few = {"layers.0.q": (5, 4)}
+    wrapped, part = read_adapter(pico("c", pico_tensors(some))), read_adapter(pico("d", pico_tensors(few)))
+    with pytest.raises(AdapterError) as caught:
+        check_collection([a, b, wrapped, part])
+    first, second = caught.value.problems
+    assert "but for the prefix module." in first
+    assert second.startswith(f"{part.path}: lacks 2 of 3 modules")
 
 
 def test_a_path_is_recognised_however_it_is_written(pico: Pico, tmp_path: Path) -> None:

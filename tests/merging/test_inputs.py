@@ -14,6 +14,8 @@ from torch import Tensor
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.dialects import read_adapter
 from riemerge.merging.inputs import display_names
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import collect
 from tests.folders import family, merge_adapters, write_family, write_folder
 from tests.merging.merges import (
     EVERY_DOMAIN,
@@ -27,6 +29,8 @@ from tests.merging.merges import (
     merge,
     merge_delta,
     merged,
+    recipe_of,
+    run_command,
     write_checkpoint,
 )
 
@@ -63,6 +67,78 @@ def test_names_tell_folders_apart() -> None:
     assert display_names(["x/a", "y/a", "y/b"]) == ("x/a", "y/a", "b")
     assert display_names(["a"]) == ("a",)
     assert display_names(["x/a/m", "y/a/m", "y/b/m"]) == ("x/a/m", "y/a/m", "b/m")
+
+
+def test_names_are_read_under_other_prefixes_however_often_they_are_opened(tmp_path: Path) -> None:
+    one, two = family("close", 2)
+    plain = merge_adapters(write_family(tmp_path / "plain", [one, two]), method="average")
+    inner = {f"layers.{module}": factors for module, factors in two.items()}
+    folders = [write_folder(tmp_path / "a", one), write_folder(tmp_path / "b", inner)]
+    recipe = recipe_of("average", folders, top={"rename": {"layers.layers.": "layers."}})
+    planned = plan(recipe)
+    # A study plans with what it has opened before: that is not renamed again.
+    result = collect(plan(recipe, opened=planned.models))
+    assert apart(merged(result), merged(plain)) <= 1e-14  # in another order
+    assert planned.resolved["rename"] == {"layers.layers.": "layers."}
+    words = ("--method", "average", "--rename", "layers.layers.=layers.", "-q", "-o", tmp_path / "out")
+    assert run_command("merge", *folders, *words).exit_code == 0
+    assert set(read_adapter(tmp_path / "out").modules) == set(one)
+
+
+def test_a_prefix_that_no_module_has_is_refused(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    with pytest.raises(RecipeError, match=r"rename: model\.: no module of any adapter begins so: they are"):
+        merge_adapters(folders, rename={"model.": "", "layers.": "x."})
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({}, None),
+        ({"base_name": "my/base"}, None),
+        ({"same_base": True}, "acme/pico"),
+        ({"same_base": True, "base_name": "my/base"}, "my/base"),
+    ],
+)
+def test_the_result_names_one_base_model(tmp_path: Path, asked: dict[str, Any], name: str | None) -> None:
+    bases = ("/models/other", "", "acme/pico")
+    folders = [
+        write_folder(tmp_path / "abc"[i], one, base_model_name_or_path=base)
+        for i, (one, base) in enumerate(zip(family("close", 3), bases, strict=True))
+    ]
+    if name is None:
+        with pytest.raises(
+            AdapterError, match=r"base_model_name_or_path differs: /models/other in .*--same-"
+        ):
+            merge_adapters(folders, method="average", **asked)
+        return
+    result = merge_adapters(folders, method="average", **asked)
+    result.save_pretrained(tmp_path / "out")
+    assert read_adapter(tmp_path / "out").config.base_model_name_or_path == name
+    assert result.record.base_model == name
+    assert result.record.recipe == {**result.record.recipe, **asked}
+    (warning,) = result.record.warnings
+    assert "other (a local folder), acme/pico: taken as one base model" in warning
+    for text in ((tmp_path / "out" / name).read_text() for name in ("README.md", "riemerge.json")):
+        assert "/models/other" not in text
+
+
+def test_an_empty_name_is_none(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2), base_model_name_or_path="")
+    merge_adapters(folders, method="average").save_pretrained(tmp_path / "out")
+    assert read_adapter(tmp_path / "out").config.base_model_name_or_path is None
+
+
+@pytest.mark.parametrize(
+    "field", [{"same_base": True}, {"rename": {"a.": "b."}}, {"missing": "zero"}, {"missing": "skip"}]
+)
+def test_what_is_said_of_adapters_is_refused_of_checkpoints(
+    world: World, tmp_path: Path, field: dict[str, Any]
+) -> None:
+    with pytest.raises(RecipeError, match=f"{next(iter(field))}: is for adapters, and these are full check"):
+        merge(tmp_path / "out", "average", world.models, top=field)
+    named = merge(tmp_path / "out", "average", world.models, top={"base_name": "my/base"})
+    assert named.record.base_model == "my/base"
 
 
 def test_the_folder_of_a_run_stands_for_its_checkpoints_in_their_order(tmp_path: Path) -> None:

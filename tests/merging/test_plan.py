@@ -94,6 +94,72 @@ def test_a_rank_that_is_stored_may_be_asked_for(tmp_path: Path) -> None:
     assert {a.shape[0] for _, a in stored_factors(tmp_path / "out").values()} == {14}
 
 
+# --- modules that some adapters lack ------------------------------------------------------------------------
+
+
+def lacking(root: Path, count: int = 3, rank: int = 3) -> list[Path]:
+    """Adapters of which the last lacks the last module."""
+    *whole, last = family("close", count, rank=rank)
+    return write_family(root, [*whole, {name: last[name] for name in list(SHAPES)[:-1]}])
+
+
+def test_the_weights_of_those_that_have_a_module_count_in_proportion(tmp_path: Path) -> None:
+    folders, weights = lacking(tmp_path), [0.5, 1.0, 2.5]
+    *others, last = SHAPES
+    for method, whole in (("average", 1.0), ("cat", 4.0)):
+        planned = plan(recipe_of(method, folders, weights, top={"missing": "skip"}))
+        there = dict(zip(planned.stack.names, planned.stack.weights(last), strict=True))
+        assert there == pytest.approx({"a": whole / 3, "b": whole * 2 / 3, "c": 0.0})
+        assert sum(planned.stack.weights(others[0])) == pytest.approx(whole)
+        zero = plan(recipe_of(method, folders, weights, top={"missing": "zero"}))
+        assert zero.stack.weights(last) == zero.stack.weights(others[0])
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0, 2.0], [1.0, -2.0, 3.0], [1.0, 1.0, -2.0]])
+def test_weights_that_cannot_stand_for_all_are_refused(tmp_path: Path, weights: list[float]) -> None:
+    with pytest.raises(RecipeError, match=r"missing: skip: layers.1.q: the weights .* --missing zero"):
+        plan(recipe_of("cat", lacking(tmp_path), weights, top={"missing": "skip"}))
+    plan(recipe_of("cat", lacking(tmp_path / "again"), weights, top={"missing": "zero"}))
+
+
+def test_a_module_in_which_only_weights_of_zero_are_left_is_refused(tmp_path: Path) -> None:
+    own = [[{"filter": "layers.1.q", "value": 0.0}, {"value": 1.0}]] * 2
+    with pytest.raises(RecipeError, match=r"missing: skip: layers.1.q: "):
+        plan(recipe_of("average", lacking(tmp_path), [*own, 1.0], top={"missing": "skip"}))
+
+
+def test_statistics_are_needed_where_an_adapter_takes_part(world: World, tmp_path: Path) -> None:
+    shapes = {"layers.0": (8, 6), "layers.1": (5, 8)}
+    one, two = family("close", 2, shapes=shapes)
+    folders = write_family(tmp_path, [one, {"layers.0": two["layers.0"]}])
+    layer = nn.Sequential(nn.Linear(6, 8)).double()
+    batch = torch.randn(4, 6, generator=seeded(0), dtype=F64)
+    model = nn.ModuleDict({"layers": layer})
+    collect_statistics(
+        model, [batch], lambda model, x: model["layers"](x).sum(dim=1), tmp_path / "data", kinds=["gram"]
+    )
+    data = [world.statistics[0], tmp_path / "data"]
+    planned = plan(recipe_of("regmean", folders, statistics=data, top={"missing": "skip"}))
+    assert planned.inputs.skipped.keys() == {"layers.1"}
+    # An update of zeros changes nothing that its model does there, which the data still say.
+    with pytest.raises(AdapterError, match=r"has no statistics of 1 of 2 modules .*: layers\.1"):
+        plan(recipe_of("regmean", folders, statistics=data, top={"missing": "zero"}))
+
+
+@pytest.mark.parametrize("missing", ["zero", "skip"])
+def test_what_lacks_a_module_has_no_rank_there(tmp_path: Path, missing: str) -> None:
+    folders = lacking(tmp_path)
+    result = merge_adapters(folders, missing=missing, max_passes=3)
+    assert {update.rank for update in result.updates.values()} == {3}
+    assert result.record.modules[-1].numerical_ranks == (3, 3, 0)
+    assert result.record.modules[-1].input_ranks == (3, 3, 0)
+    assert not any("all zero" in warning for warning in result.record.warnings)
+    with pytest.raises(RecipeError, match="c has less in 2 of 2 modules"):
+        merge_adapters(folders, missing=missing, rank=4)
+    whole = merge_adapters(folders, missing=missing, method="average", rank="sum")
+    assert [whole.updates[module].rank for module in SHAPES] == [9, 9, 6 + (missing == "zero")]
+
+
 # --- what a plan is -----------------------------------------------------------------------------------------
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
+from riemerge.merging.plan import plan
+from riemerge.merging.sinks import collect
 from riemerge.records.run_record import RunRecord
 from tests.folders import family, merge_adapters, write_family, write_folder
-from tests.merging.merges import (
-    RECORD,
-    TENSORS,
-)
+from tests.merging.merges import RECORD, TENSORS, recipe_of
 
 
 def test_the_record_reads_back_and_names_no_place_of_this_machine(tmp_path: Path) -> None:
@@ -66,3 +65,34 @@ def test_a_budget_that_runs_out_is_written_with_a_warning(tmp_path: Path) -> Non
         "3 of 3 modules ended as BUDGET (layers.0.q, layers.0.v, layers.1.q): " in result.record.warnings[0]
     )
     result.save_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("missing", ["zero", "skip"])
+def test_modules_that_some_lack_have_rows_and_one_line(tmp_path: Path, missing: str) -> None:
+    one, two, three = family("close", 3)
+    some = [one, {"layers.0.q": two["layers.0.q"]}, {"layers.1.q": three["layers.1.q"]}]
+    folders = write_family(tmp_path, some)
+    result = merge_adapters([folders[2], folders[0], folders[1]], method="average", missing=missing)
+    rows = result.record.missing
+    assert [(row.module, row.inputs, row.counted) for row in rows] == [
+        ("layers.0.q", ("c",), missing),
+        ("layers.0.v", ("c", "b"), missing),
+        ("layers.1.q", ("b",), missing),
+    ]
+    ((warning, *others),) = [result.record.warnings]
+    assert others == []
+    assert warning.startswith(f"missing: {missing}: 3 of 3 modules are lacking in b or c (layers.0.q, ")
+    assert [row.ranks for row in result.record.inputs] == [(3,), (3,), (3,)]
+    # What reads the record again does the same merge again.
+    assert result.record.recipe["missing"] == missing
+    assert RunRecord.model_validate_json(result.record.to_json()) == result.record
+    result.save_pretrained(tmp_path / "out")
+    assert "missing: " + missing in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_weight_of_zero_in_a_module_is_not_told_as_an_update_of_zeros(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 3))
+    own = [{"filter": "layers.0.q", "value": 0.0}, {"value": 1.0}]
+    record = collect(plan(recipe_of("geomerge", folders, [1.0, 1.0, own], max_passes=3))).record
+    assert record.modules[0].numerical_ranks == (3, 3, 0)
+    assert not any("all zero" in warning for warning in record.warnings)

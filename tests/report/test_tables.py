@@ -44,6 +44,18 @@ def test_every_module_has_its_row_and_the_total_its_own(result: MergeResult) -> 
     assert f"{result.record.timing.solve:.2f}" in total
 
 
+@pytest.mark.parametrize(("missing", "word"), [("zero", "zero"), ("skip", "left out")])
+def test_modules_that_some_adapters_lack_have_a_table(tmp_path: Path, missing: str, word: str) -> None:
+    one, two = family("close", 2)
+    folders = write_family(tmp_path, [one, {"layers.0.q": two["layers.0.q"]}])
+    record = merge_adapters(folders, method="average", missing=missing).record
+    shown = render(merge_report(record, verbose=True))
+    _, table = shown.split("missing (below layers)")
+    cells = [line.split() for line in table.splitlines() if line.strip()]
+    assert cells[1:] == [["0.v", "b", *word.split()], ["1.q", "b", *word.split()]]
+    assert "counts as" not in render(merge_report(record))
+
+
 @pytest.mark.parametrize("method", ["spectrum", "average", "geomerge", "iso_c"])
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_the_answer_comes_first_in_at_most_seven_lines(tmp_path: Path, count: int, method: str) -> None:

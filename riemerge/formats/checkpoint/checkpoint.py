@@ -1,29 +1,28 @@
-"""A full checkpoint: all headers checked when it is opened, its tensors read one at a time."""
+"""A full checkpoint in files: all headers checked when it is opened, its tensors read one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
-import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats import kinds
+from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.tensor_file import (
     DTYPES,
     TensorFile,
     open_tensors,
     read_start,
     reading,
-    why_not_finite,
 )
 from riemerge.formats.files.text import is_plain_name, list_names, show, strict_json
 from riemerge.formats.hub import advise
@@ -51,22 +50,12 @@ _SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 @final
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A full checkpoint: a tensor for each name, spread over files in any way. Made by `read_checkpoint`.
+class StoredCheckpoint(Checkpoint):
+    """A full checkpoint in files: each tensor lies in one of them, spread in any way.
 
     No file stays open; each read fails loudly if its file is no longer the one that was checked.
-
-    Attributes:
-        path: The folder or file that was given.
-        shapes: The shape of each tensor, by name, in the order of the names.
-        dtypes: The dtype in which each tensor is stored, by name.
-        other_files: What else the model needs (settings, tokenizer), where a folder was given.
     """
 
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, torch.dtype]
-    other_files: tuple[Path, ...]
     _files: Mapping[str, TensorFile] = field(repr=False)  # by tensor
     _index_sha256: Mapping[str, str] = field(repr=False)  # by file name; empty without an index
 
@@ -74,35 +63,6 @@ class Checkpoint:
     def name(self) -> str:
         """The name of the folder or file."""
         return self.path.absolute().name
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all tensors, sorted."""
-        return tuple(self.shapes)
-
-    @property
-    def stored(self) -> frozenset[torch.dtype]:
-        """The dtypes in which its tensors are stored."""
-        return frozenset(self.dtypes.values())
-
-    @property
-    def ranks(self) -> Mapping[str, int]:
-        """The rank of each tensor that has factors: none."""
-        return MappingProxyType({})
-
-    @cached_property
-    def modules(self) -> tuple[str, ...]:
-        """The names of the tensors that are floats: those that can be merged."""
-        return tuple(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-        return self.shapes[name]
-
-    @cached_property
-    def not_float(self) -> tuple[str, ...]:
-        """The names of the tensors that are integers or bools: they have no mean."""
-        return tuple(name for name, dtype in self.dtypes.items() if not dtype.is_floating_point)
 
     @cached_property
     def sha256(self) -> Mapping[str, str]:
@@ -115,37 +75,15 @@ class Checkpoint:
         sums = {name: file.sha256() for name, file in sorted(files.items())}
         return MappingProxyType({**self._index_sha256, **sums})
 
-    def tensor(
-        self,
-        name: str,
-        dtype: torch.dtype | None = torch.float64,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Read one tensor.
+    def source(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._files[name].path
 
-        Law: with `dtype` None the stored values bit for bit; otherwise their conversion, exact to float64.
-
-        Args:
-            name: One of `names`.
-            dtype: The dtype of the result, a float; None for the dtype of the file, which integers and bools
-                need.
-            device: The device of the result.
-
-        Raises:
-            AdapterError: The tensor holds NaN or Inf, is no float where one is asked for, or its file is no
-                longer the one that was checked.
-            KeyError: The checkpoint has no such tensor.
-        """
-        file, stored = self._files[name], self.dtypes[name]
-        if dtype is not None and not stored.is_floating_point:
-            raise AdapterError(
-                f"{file.path}: {show(name)}: is stored as {stored}: expected a float; "
-                "integers and bools have no mean and are only copied"
-            )
-        (tensor,) = file.read(name)
-        if (why := why_not_finite(tensor)) is not None:
-            raise AdapterError(f"{file.path}: {show(name)}: {why}; export the model again or leave it out")
-        return tensor.to(device, dtype or stored)
+    def _read(self, name: str, rows: Sequence[range] | None) -> Tensor:
+        if rows is not None:
+            return self._files[name].read_rows(name, rows)
+        (tensor,) = self._files[name].read(name)
+        return tensor
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -181,7 +119,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         problems.append(f"{path}: {why}")
     AdapterError.refuse(problems)
     entries = {name: holders[name].entries[name] for name in sorted(holders)}
-    return Checkpoint(
+    return StoredCheckpoint(
         path=path,
         shapes=MappingProxyType({name: entry.shape for name, entry in entries.items()}),
         dtypes=MappingProxyType({name: DTYPES[entry.dtype] for name, entry in entries.items()}),

@@ -1,10 +1,10 @@
-"""Tensors as a full checkpoint that appears whole or not at all, with one shard in memory at a time."""
+"""Tensors as a full checkpoint that appears whole or not at all, with one block of one in memory."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,14 @@ from types import MappingProxyType, TracebackType
 from typing import Self, final
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.formats.checkpoint.checkpoint import INDEX_FILE, SUFFIX, TENSOR_FILE, read_checkpoint
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
-from riemerge.formats.files.staging import NewFolder, Text, check_read_back, file_sha256, sync, writing
+from riemerge.formats.files.staging import NewFolder, Text, check_read_back, writing
 from riemerge.formats.files.tensor_file import DTYPES
+from riemerge.formats.files.tensor_writer import TensorWriter
 from riemerge.formats.files.text import as_json, can_be_shown, show
 
 
@@ -37,7 +37,8 @@ class DenseWriter:
     tensors and their index; a tensor that is larger has a shard of its own. The same calls give the same
     bytes. Files are written and synced in a hidden folder beside the target, their headers are read back, and
     the folder is then given its name by one rename; an exception in the block or in the writing leaves
-    nothing behind, a killed process only the hidden folder. Memory: the tensors of one shard.
+    nothing behind, a killed process only the hidden folder.
+    Cost: memory of one tensor, or of one block of it; the disk twice for one shard.
 
     Args:
         folder: The new folder; it must not exist, its parent must.
@@ -68,7 +69,7 @@ class DenseWriter:
         self._entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._shards: list[tuple[str, list[str]]] = []  # sha256 of each that is written, names of its tensors
         self._sha256: Mapping[str, str] = {}
-        self._pending: dict[str, Tensor] = {}
+        self._shard: TensorWriter | None = None
         self._folder: NewFolder | None = None
 
     @property
@@ -102,11 +103,39 @@ class DenseWriter:
                 self._finish(folder)
 
     def add(self, name: str, tensor: Tensor, *, dtype: torch.dtype | None = None) -> float:
-        """Round a tensor to the dtype that is stored, and write it when its shard is full.
+        """Round a tensor to the dtype that is stored, and write it.
 
         Args:
             name: The name of the tensor in the model, not used before.
-            tensor: The values, of any shape, on any device; they are copied.
+            tensor: The values, of any shape, on any device.
+            dtype: A float dtype for this tensor instead of the writer's.
+
+        Returns:
+            The error of the rounding (see `errors`).
+
+        Raises:
+            NumericalError: The tensor holds NaN or Inf, or what `dtype` cannot hold.
+            OutputError: The disk is full, or the folder cannot be written.
+            ValueError: The name was used before or cannot be one, or the dtype cannot be stored.
+        """
+        return self.add_blocks(name, tuple(tensor.shape), tensor.dtype, [tensor], dtype=dtype)
+
+    def add_blocks(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        given: torch.dtype,
+        blocks: Iterable[Tensor],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> float:
+        """Round a tensor to the dtype that is stored, and write it, block by block.
+
+        Args:
+            name: The name of the tensor in the model, not used before.
+            shape: The shape of the tensor.
+            given: The dtype of the blocks.
+            blocks: The tensor in runs of its first axis, in order, on any device.
             dtype: A float dtype for this tensor instead of the writer's.
 
         Returns:
@@ -123,17 +152,20 @@ class DenseWriter:
             raise ValueError(f"the tensor {show(name)} was added already")
         if not can_be_shown(name) or name in {"", "__metadata__"}:
             raise ValueError(f"{show(name)!r} cannot be the name of a tensor")
-        if tensor.dtype not in DTYPES.values():
-            raise ValueError(f"the tensor {show(name)} is {tensor.dtype}, which is not stored")
+        if given not in DTYPES.values():
+            raise ValueError(f"the tensor {show(name)} is {given}, which is not stored")
+        stored = given
+        if given.is_floating_point:
+            stored = dtype or self._dtype or given
+        shard = self._shard_for(math.prod(shape) * stored.itemsize, folder)
+        rounder = _Rounder(stored)
         try:
-            stored, rounding = _round(tensor.detach(), dtype or self._dtype or tensor.dtype)
+            with writing(self._target):
+                shard.add(name, shape, stored, map(rounder.round, blocks))
         except NumericalError as fault:
             raise NumericalError(f"{show(name)}: {problem}" for problem in fault.problems) from fault
-        if stored.nbytes + sum(pending.nbytes for pending in self._pending.values()) > self._shard_bytes:
-            self._flush(folder)
-        self._pending[name] = stored
-        self._roundings[name], self._entries[name] = rounding, (tuple(stored.shape), stored.dtype)
-        return rounding.error
+        self._roundings[name], self._entries[name] = rounder.rounding, (shape, stored)
+        return rounder.rounding.error
 
     def add_file(self, name: str, content: Text | Path) -> None:
         """Put a file beside the tensors.
@@ -156,23 +188,24 @@ class DenseWriter:
             raise ValueError("the writer is not open: use it in a with statement, once")
         return self._folder
 
-    def _flush(self, folder: NewFolder) -> None:
-        """Write the pending shard, under a name that does not depend on how many follow."""
-        if not self._pending:
-            return
-        path = folder.stage / _shard_name(len(self._shards))
-        with writing(self._target):
-            path.touch()
-            mode = path.stat().st_mode  # by the user's umask: safetensors lets only the owner read
-            save_file(self._pending, path, metadata={"format": "pt"})
-            path.chmod(mode)
-            sync(path)
-            # Hashed now: the shard is still in the system's cache, so that the disk is not read for it.
-            self._shards.append((file_sha256(path), [*self._pending]))
-        self._pending = {}
+    def _shard_for(self, nbytes: int, folder: NewFolder) -> TensorWriter:
+        """Return the shard that has room for so many bytes, or a new one."""
+        if self._shard and self._shard.nbytes + nbytes > self._shard_bytes:
+            self._flush()
+        if self._shard is None:
+            # A name that does not depend on how many follow.
+            self._shard = TensorWriter(folder.stage / _shard_name(len(self._shards)))
+        return self._shard
+
+    def _flush(self) -> None:
+        """Write the shard that is open, if it has tensors."""
+        if self._shard and self._shard.names:
+            with writing(self._target):
+                self._shards.append((self._shard.finish(), self._shard.names))
+        self._shard = None
 
     def _finish(self, folder: NewFolder) -> None:
-        self._flush(folder)
+        self._flush()
         count = len(self._shards)
         if not count:
             raise ValueError("no tensor to write")
@@ -201,24 +234,38 @@ def _check_float(dtype: torch.dtype | None) -> None:
         raise ValueError(f"{dtype} is not stored: expected a float dtype of 16 bits or more")
 
 
-def _round(given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Rounding]:
-    """Return a contiguous copy on the CPU, floats in the dtype, and what the rounding did to it.
+@final
+class _Rounder:
+    """Round the blocks of one tensor to a dtype, and measure what that does to the whole."""
 
-    Raises:
-        NumericalError: NaN or Inf, or more than the dtype can hold; the text does not name the tensor.
-    """
-    if not given.is_floating_point():
-        return _copy(given), Rounding(given.dtype, 0.0, 0.0)
-    norm = _norm(given)
-    if not math.isfinite(norm):
-        raise NumericalError("the tensor holds NaN or Inf, or its norm overflows")
-    rounded = given.to(dtype)
-    if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
-        raise NumericalError(f"the tensor reaches {why_too_large(float(given.abs().max()), dtype)}")
-    if torch.promote_types(given.dtype, dtype) is dtype:  # nothing is rounded away
-        return _copy(rounded), Rounding(dtype, norm, 0.0)
-    apart = _norm(rounded.to(torch.float64).sub_(given))
-    return _copy(rounded), Rounding(dtype, norm, apart / (norm or 1.0))
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._norm = self._apart = 0.0
+
+    @property
+    def rounding(self) -> Rounding:
+        """What the rounding did to the blocks so far."""
+        return Rounding(self._dtype, self._norm, self._apart / (self._norm or 1.0))
+
+    def round(self, given: Tensor) -> Tensor:
+        """Return a block in the dtype; integers and bools as they are.
+
+        Raises:
+            NumericalError: NaN or Inf, or more than the dtype can hold; the text does not name the tensor.
+        """
+        if not given.is_floating_point():
+            return given
+        given, dtype = given.detach(), self._dtype
+        norm = _norm(given)
+        self._norm = math.hypot(self._norm, norm)
+        if not math.isfinite(self._norm):
+            raise NumericalError("the tensor holds NaN or Inf, or its norm overflows")
+        rounded = given.to(dtype)
+        if not math.isfinite(torch.linalg.vector_norm(rounded, dtype=torch.float64)):
+            raise NumericalError(f"the tensor reaches {why_too_large(float(given.abs().max()), dtype)}")
+        if torch.promote_types(given.dtype, dtype) is not dtype:  # else nothing is rounded away
+            self._apart = math.hypot(self._apart, _norm(rounded.to(torch.float64).sub_(given)))
+        return rounded
 
 
 def _norm(tensor: Tensor) -> float:
@@ -228,11 +275,6 @@ def _norm(tensor: Tensor) -> float:
         return norm
     largest = float(tensor.abs().max())
     return largest * float(torch.linalg.vector_norm(tensor / largest))
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """Return the values in contiguous CPU memory that nobody else holds."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
 
 def _check_written(entries: Mapping[str, tuple[tuple[int, ...], torch.dtype]], folder: Path) -> None:

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from riemerge.errors import AdapterError
-from riemerge.formats.checkpoint.checkpoint import Checkpoint
+from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.tensor_file import read_start
 from riemerge.formats.files.text import show, strict_json
 

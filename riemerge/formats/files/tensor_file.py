@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -104,6 +104,27 @@ class TensorFile:
         entries = [self.entries[name] for name in names]
         with self._reading() as file:
             return tuple(_read_entry(file, entry) for entry in entries)
+
+    def read_rows(self, name: str, rows: Sequence[range]) -> Tensor:
+        """Read runs of rows of one tensor, one after the other, into CPU memory of their own.
+
+        Args:
+            name: A tensor of at least one axis.
+            rows: Indices of its first axis, in runs of step 1.
+
+        Raises:
+            AdapterError: The file is no longer the one that was checked.
+            KeyError: There is no such tensor, or it has none of `DTYPES`.
+        """
+        entry = self.entries[name]
+        length = math.prod(entry.shape[1:]) * DTYPES[entry.dtype].itemsize
+        with self._reading() as file:
+            return _read_parts(
+                file,
+                entry,
+                (sum(map(len, rows)), *entry.shape[1:]),
+                [(run.start * length, len(run) * length) for run in rows],
+            )
 
     def sha256(self) -> str:
         """Return the sha256 of the file, in hex.
@@ -204,15 +225,24 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise AdapterError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def why_not_finite(tensor: Tensor) -> str | None:
-    """Say how many values are NaN or Inf, and where the first is; None where all are finite."""
+def why_not_finite(tensor: Tensor, rows: Sequence[range] | None = None) -> str | None:
+    """Say how many values are NaN or Inf, and where the first is; None where all are finite.
+
+    Args:
+        tensor: The values.
+        rows: Indices of the first axis that the values have in a larger tensor, in runs; None where they are
+            all of it.
+    """
     # One pass without a copy, and any of them would have come through.
     if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float64)):
         return None
     bad = torch.isfinite(tensor).logical_not().nonzero()
     if not len(bad):
         return None
-    return f"holds {len(bad)} NaN or Inf, the first at {bad[0].tolist()}"
+    place = bad[0].tolist()
+    if rows is not None:
+        place[0] = [index for run in rows for index in run][place[0]]
+    return f"holds {len(bad)} NaN or Inf, the first at {place}"
 
 
 def _read_entry(file: BufferedReader, entry: Entry) -> Tensor:
@@ -221,14 +251,29 @@ def _read_entry(file: BufferedReader, entry: Entry) -> Tensor:
     Raises:
         OSError: The file ends before it.
     """
+    size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+    return _read_parts(file, entry, entry.shape, [(0, size)])
+
+
+def _read_parts(
+    file: BufferedReader, entry: Entry, shape: tuple[int, ...], parts: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Read parts of a tensor, each (first byte, size), one after the other as a tensor of a shape.
+
+    Raises:
+        OSError: The file ends before their end.
+    """
     dtype = DTYPES[entry.dtype]
-    content = bytearray(math.prod(entry.shape) * dtype.itemsize)
+    content = bytearray(sum(size for _, size in parts))
     if not content:
-        return torch.empty(entry.shape, dtype=dtype, device="cpu")
-    file.seek(entry.start)
-    if (count := file.readinto(content)) != len(content):
-        raise OSError(f"it ends {len(content) - count} bytes before the end of a tensor")
-    return torch.frombuffer(content, dtype=dtype).reshape(entry.shape)
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    view, end = memoryview(content), 0
+    for first, size in parts:
+        file.seek(entry.start + first)
+        if (count := file.readinto(view[end : end + size])) != size:
+            raise OSError(f"it ends {size - count} bytes before the end of a tensor")
+        end += size
+    return torch.frombuffer(content, dtype=dtype).reshape(shape)
 
 
 def _identity(path: Path) -> tuple[int, ...]:

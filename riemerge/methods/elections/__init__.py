@@ -110,6 +110,7 @@ ROWS: tuple[Method, ...] = (
         source=f"{_TIES}; PEFT, merge_utils.ties",
         edits=("trim",),
         mean=_MEANS + "elect_unweighted",
+        by_rows=True,
         own_parameters={"density": 1.0, "majority_sign_method": "total"},
         idempotent=False,
     ),
@@ -143,6 +144,7 @@ ROWS: tuple[Method, ...] = (
         summary="as `dare_ties`, but then elect signs as `ties_peft` does (PEFT's `dare_ties_svd`)",
         source=f"{_DARE}; PEFT",
         mean=_MEANS + "elect_unweighted",
+        by_rows=True,
         own_parameters={"density": 1.0, "rescale": "expected", "majority_sign_method": "total", "seed": None},
         idempotent=False,
         differs={},
@@ -192,6 +194,7 @@ ROWS: tuple[Method, ...] = (
         source="Marczak et al. 2024, MagMax, arXiv 2407.06322",
         domain="entries",
         mean=_MEANS + "largest",
+        by_rows=True,
         differs={"weights": "the authors' code has no weights, here the largest wᵢ |dWᵢ| is chosen"},
     ),
     _entries(
@@ -220,6 +223,7 @@ ROWS: tuple[Method, ...] = (
         name="consensus",
         summary="Σ wᵢ dWᵢ at the entries that at least `agreeing` models need, zero elsewhere (Consensus TA)",
         mean=_MEANS + "consensus",
+        by_rows=True,
         own_parameters={"mask_threshold": 0.6, "agreeing": 2},
     ),
     _needed(

@@ -249,7 +249,8 @@ def _alike(stream: Stream, first: Setting) -> Iterator[tuple[Tensor, Setting]]:
         if setting.places != first.places:
             raise NumericalError(
                 f"other models count here than in {first.module}, by weights that are 0 in some modules: "
-                "expected the same in all, for a threshold over all modules"
+                "expected the same in all, for a threshold over all modules (where adapters lack modules: "
+                "--missing zero)"
             )
         here, there = setting.values["density"], first.values["density"]
         if not torch.equal(here, there):

@@ -8,13 +8,15 @@ Cost: they need the dense dW, m n numbers for each model of one module at a time
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.elections.selection import above, top_mask
+from riemerge.methods.elections.selection import above, kth_largest, top_mask
 from riemerge.methods.setting import Setting
-from riemerge.updates import nearest
+from riemerge.updates import BlockMap, nearest
 
 
 def trim(x: Tensor, setting: Setting) -> Tensor:
@@ -27,6 +29,30 @@ def trim(x: Tensor, setting: Setting) -> Tensor:
     """
     densities = _numbers(setting, "density")
     return _keep(x, [top_mask(update, _count(p, update)) for update, p in zip(x, densities, strict=True)])
+
+
+def look_for_trim(stream: Callable[[], Iterator[Tensor]], setting: Setting) -> Callable[[], BlockMap]:
+    """Find the thresholds of `trim` over all rows of a module, and return what starts it on runs of rows.
+
+    Cost: three passes over the rows; none where every density is 1.
+    """
+    densities = _numbers(setting, "density")
+    if min(densities) >= 1.0:
+        return lambda: lambda block: block
+    thresholds, ties = kth_largest(stream, densities)
+
+    def start() -> BlockMap:
+        left = list(ties)
+
+        def trim_block(block: Tensor) -> Tensor:
+            kept = keep_above(block, thresholds, tuple(left))
+            for t, (update, limit) in enumerate(zip(block, thresholds, strict=True)):
+                left[t] = max(0, left[t] - int((update.abs() == limit).sum()))
+            return kept
+
+        return trim_block
+
+    return start
 
 
 def trim_globally(x: Tensor, setting: Setting) -> Tensor:
@@ -90,9 +116,12 @@ def drop(x: Tensor, setting: Setting) -> Tensor:
 
 def drop_rescaled(x: Tensor, setting: Setting, rescale: str) -> Tensor:
     """Keep each entry with probability `density`, and rescale what is left (see `drop`)."""
-    densities = _numbers(setting, "density")
-    chances = [torch.full_like(update, density) for update, density in zip(x, densities, strict=True)]
-    return torch.stack([_drop(x[t], chances[t], setting.generator(t), rescale) for t in range(len(x))])
+    return _drop_each(x, _even_chances(x, setting), _generators(setting), rescale)
+
+
+def look_for_drop(stream: Callable[[], Iterator[Tensor]], setting: Setting) -> Callable[[], BlockMap]:
+    """Return what starts `drop` on runs of rows (see `_look_for_draws`)."""
+    return _look_for_draws(stream, setting, _even_chances)
 
 
 def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
@@ -109,20 +138,13 @@ def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Deep et al. 2024 (DELLA-Merging), §3.1 (MAGPRUNE).
     """
-    edited = []
-    parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "epsilon"), strict=True)
-    for t, (update, density, epsilon) in enumerate(parameters):
-        if density == 1.0:
-            edited.append(update)
-            continue
-        if not epsilon < density < 1.0 - epsilon:
-            raise NumericalError(
-                f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): expected "
-                "density 1, or a smaller epsilon"
-            )
-        chances = density + epsilon * (2.0 * _rank_in_row(update) - 1.0)
-        edited.append(_drop(update, chances, setting.generator(t), setting.values["rescale"]))
-    return torch.stack(edited)
+    chances = _chances_by_rank(x, setting)
+    return _drop_each(x, chances, _generators(setting), setting.values["rescale"])
+
+
+def look_for_drop_by_rank(stream: Callable[[], Iterator[Tensor]], setting: Setting) -> Callable[[], BlockMap]:
+    """Return what starts `drop_by_rank` on runs of rows (see `_look_for_draws`)."""
+    return _look_for_draws(stream, setting, _chances_by_rank)
 
 
 def clip(x: Tensor, setting: Setting) -> Tensor:
@@ -197,6 +219,77 @@ def _rank_in_row(update: Tensor) -> Tensor:
     order = rows.argsort(dim=1, descending=True, stable=True)
     falling = torch.arange(length - 1, -1, -1, device=rows.device, dtype=rows.dtype) / (length - 1)
     return torch.empty_like(rows).scatter_(1, order, falling.expand_as(rows)).view(update.shape)
+
+
+def _generators(setting: Setting) -> list[torch.Generator]:
+    """Return a fresh generator for the draws of each update."""
+    return [setting.generator(t) for t in range(len(setting.weights))]
+
+
+def _even_chances(x: Tensor, setting: Setting) -> list[Tensor | None]:
+    """Return the probability to keep each entry of each update: its density."""
+    densities = _numbers(setting, "density")
+    return [torch.full_like(update, density) for update, density in zip(x, densities, strict=True)]
+
+
+def _chances_by_rank(x: Tensor, setting: Setting) -> list[Tensor | None]:
+    """Return the probability to keep each entry of each update, by its rank in its row; None for all of them.
+
+    Raises:
+        NumericalError: What `drop_by_rank` raises.
+    """
+    chances: list[Tensor | None] = []
+    parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "epsilon"), strict=True)
+    for update, density, epsilon in parameters:
+        if density == 1.0:
+            chances.append(None)
+            continue
+        if not epsilon < density < 1.0 - epsilon:
+            raise NumericalError(
+                f"density {density:g} with epsilon {epsilon:g} gives probabilities outside (0, 1): expected "
+                "density 1, or a smaller epsilon"
+            )
+        chances.append(density + epsilon * (2.0 * _rank_in_row(update) - 1.0))
+    return chances
+
+
+def _look_for_draws(
+    stream: Callable[[], Iterator[Tensor]],
+    setting: Setting,
+    chances: Callable[[Tensor, Setting], list[Tensor | None]],
+) -> Callable[[], BlockMap]:
+    """Return what starts a random drop on runs of rows: the draws go on from one to the next.
+
+    Law: with `rescale` `norm` it is the drop of the whole to the round-off of Σ|x|, else bit for bit.
+    Cost: one pass over the rows for `norm`, else none.
+    """
+
+    def start(rescale: str) -> BlockMap:
+        generators = _generators(setting)
+        return lambda block: _drop_each(block, chances(block, setting), generators, rescale)
+
+    if setting.values["rescale"] != "norm":
+        return lambda: start(setting.values["rescale"])
+    sums, drop = [], start("none")
+    for block in stream():
+        both = torch.stack([block, drop(block)]).abs()
+        sums.append(both.flatten(start_dim=2).sum(dim=2))
+    before, after = torch.stack(sums).sum(dim=0)
+    factors = torch.where(after > 0.0, before / after, 1.0)
+
+    def start_scaled() -> BlockMap:
+        drop = start("none")
+        return lambda block: factors.view(-1, *[1] * (block.ndim - 1)) * drop(block)
+
+    return start_scaled
+
+
+def _drop_each(
+    x: Tensor, chances: list[Tensor | None], generators: list[torch.Generator], rescale: str
+) -> Tensor:
+    """Keep each entry of each update by its own chance, and rescale; all of those without chances."""
+    each = zip(x, chances, generators, strict=True)
+    return torch.stack([u if p is None else _drop(u, p, generator, rescale) for u, p, generator in each])
 
 
 def _drop(update: Tensor, chances: Tensor, generator: torch.Generator, rescale: str) -> Tensor:

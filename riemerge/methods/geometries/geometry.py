@@ -77,6 +77,11 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         """What the geometry sees of a module. Derived: `span`; state it where it sees something else."""
         return "span"
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether `closed_mean` of dense updates may be taken of runs of rows apart. Derived: it may not."""
+        return False
+
     def manifold(self, rows: int, columns: int) -> TorchManifold:
         """Return the manifold of points of so many rows and columns, of one module.
 

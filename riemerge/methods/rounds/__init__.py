@@ -42,6 +42,7 @@ ROWS: tuple[Method, ...] = (
         source="Reddi et al. 2021, Adaptive federated optimization, arXiv 2003.00295",
         domain="entries",
         mean=_HERE + "fedadam",
+        by_rows=True,
         own_parameters={"outer_lr": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
         idempotent=False,
     ),

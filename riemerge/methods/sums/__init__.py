@@ -81,6 +81,7 @@ ROWS: tuple[Method, ...] = (
         source="mergekit's `nuslerp`",
         domain="entries",
         mean=_HERE + "nuslerp_rows",
+        by_rows=True,
     ),
     _direction(
         name="multislerp",

@@ -54,6 +54,11 @@ class Flat(Geometry):
         """Inner products, which say all of the Frobenius distance; dense updates for a mask."""
         return {"identity": "gram", "gram": "half"}.get(self.metric, "entries")  # type: ignore[return-value]
 
+    @property
+    def by_rows(self) -> bool:
+        """A mask is one of entries, each by itself."""
+        return self.metric == "mask"
+
     def closed_mean(self, x: Tensor, setting: Setting) -> Tensor:
         """Return the mean under the square loss: of inner products, its coefficients.
 

@@ -307,12 +307,19 @@ def targets(d: Path) -> dict[str, Any]:
         "huggingface/peft#961; huggingface/peft#3574",
         {
             "merge targets/attention targets/all-linear -o {out} --method cat": [
-                done(weighted([attention, every], [1, 1])),
-                refused("lacks", "--"),
+                refused("lacks 2 of 6", "--missing zero", "--missing skip"),
             ],
             "merge targets/layer0 targets/layer1 -o {out} --method cat": [
+                refused("no module in common", "--missing zero", "--missing skip"),
+            ],
+            "merge targets/attention targets/all-linear -o {out} --method cat --missing zero": [
+                done(weighted([attention, every], [1, 1]), says=["2 of 6"]),
+            ],
+            "merge targets/layer0 targets/layer1 -o {out} --method cat --missing zero": [
                 done(weighted([first, last], [1, 1])),
-                refused("no module in common", "--"),
+            ],
+            "merge targets/layer0 targets/layer1 -o {out} --method average --missing skip": [
+                done(weighted([first, last], [1, 1])),
             ],
         },
     )
@@ -325,18 +332,18 @@ def names(d: Path) -> dict[str, Any]:
     local = adapter(d / "local", QV, 73, base_model_name_or_path="/mnt/models/pico-1/")
     empty = adapter(d / "empty", QV, 74, base_model_name_or_path="")
     second = adapter(d / "second", QV, 75, base_model_name_or_path="./pico-1-plus-plain")
-    no = refused("base_model_name_or_path", "--")
     rest = "-o {out} --method average --rank sum"
+    added = "merge names/plain names/second -o {out} --method cat"
     return row(
         "huggingface/peft#1080; hiyouga/LlamaFactory#5543; huggingface/peft#1040",
         {
-            f"merge names/plain names/quant {rest}": [done(mean(plain, quant)), no],
-            f"merge names/plain names/local {rest}": [done(mean(plain, local)), no],
+            f"merge names/plain names/quant {rest}": [done(mean(plain, quant), says=["a quantised copy"])],
+            f"merge names/plain names/local {rest}": [done(mean(plain, local), says=["a local folder"])],
             f"merge names/plain names/empty {rest}": [done(mean(plain, empty))],
-            "merge names/plain names/second -o {out} --method cat": [
-                done(weighted([plain, second], [1, 1])),
-                no,
+            added: [
+                refused("./pico-1-plus-plain", "names/plain names/second -o NEW --method cat --same-base")
             ],
+            f"{added} --same-base": [done(weighted([plain, second], [1, 1]))],
         },
     )
 

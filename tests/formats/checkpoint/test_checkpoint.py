@@ -139,6 +139,29 @@ def test_only_the_tensor_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.M
     assert checkpoint.tensor("mask", dtype=None).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("name", ["embed.weight", "layers.0.conv", "position_ids", "mask", "empty"])
+def test_rows_are_those_of_the_whole(tmp_path: Path, name: str) -> None:
+    checkpoint, whole = read_checkpoint(single(tmp_path / "model")), tensors()[name]
+    last = len(whole)
+    runs = [range(last // 2, last), range(1 if last else 0), range(last // 2, last // 2)]
+    expected = torch.cat([whole[run.start : run.stop] for run in runs])
+    assert same(checkpoint.tensor(name, dtype=None, rows=runs), expected)
+    assert same(checkpoint.tensor(name, dtype=None, rows=runs[:1]), whole[last // 2 :])
+
+
+def test_what_is_not_finite_in_some_rows_is_told_by_its_place_in_all(tmp_path: Path) -> None:
+    values = torch.zeros(6, 2)
+    values[4, 1] = math.inf
+    checkpoint = read_checkpoint(single(tmp_path / "model", {"w": values}))
+    assert checkpoint.tensor("w", rows=[range(4)]).shape == (4, 2)
+    with pytest.raises(AdapterError, match=r"holds 1 NaN or Inf, the first at \[4, 1\]"):
+        checkpoint.tensor("w", rows=[range(2), range(3, 6)])
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    return first.dtype is second.dtype and torch.equal(first, second)
+
+
 def test_other_files_are_what_the_model_needs(tmp_path: Path) -> None:
     folder = single(tmp_path / "model")
     needed = ["config.json", "generation_config.json", "modeling_x.py", "spiece.model", "tokenizer.json"]

@@ -1,0 +1,125 @@
+"""Application: an adapter merged into its base model, and written as a full checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
+from riemerge.formats.checkpoint.patched import PatchedCheckpoint
+from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
+from riemerge.formats.files.staging import check_output
+from riemerge.merging.machine import find_dtype
+from riemerge.merging.model_class import checkpoint_class
+from riemerge.merging.recording import versions
+from riemerge.merging.sinks import CARD_FILE, RECORD_FILE, SHARD_BYTES
+from riemerge.progress import Listener, Progress
+from riemerge.records.difference_record import DifferenceInput, DifferenceModule, DifferenceRecord
+from riemerge.report.difference_card import difference_card
+from riemerge.updates.low_rank import LowRankUpdate
+
+_ROWS = 1024  # of a weight in float64 at a time
+
+
+def apply_adapter(
+    base: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str] | None = None,
+    out_dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Listener | None = None,
+) -> DifferenceRecord:
+    """Merge an adapter into its base model, and write the model with its record and a card.
+
+    Law: every tensor is that of PEFT's `merge_and_unload` of the base model loaded in its own dtype, bit for
+    bit (see `PatchedCheckpoint`). With `out_dtype` the sum, computed in float32 at least, is rounded to it
+    once. The folder appears whole or not at all; all names and shapes are checked before a tensor is read.
+
+    Args:
+        base: Folder or file of the base model, in shards or not.
+        adapter: The adapter.
+        folder: The new folder.
+        rename: New prefixes of module names by the prefixes that the adapter has.
+        out_dtype: The float dtype that is written, such as `bfloat16`; None keeps the dtype of each tensor.
+        shard_bytes: Most bytes of a file of tensors.
+        progress: Called after each tensor.
+
+    Returns:
+        The content of `riemerge.json`.
+
+    Raises:
+        AdapterError: The base model or the adapter cannot be read exactly, or they do not fit each other.
+        NumericalError: A sum that the dtype cannot hold, or no change that survives the rounding.
+        OutputError: The folder exists, overlaps an input, or cannot be written.
+
+    Cost:
+        Memory of one tensor in its dtype and in float32.
+    """
+    wanted = None if out_dtype is None else find_dtype(out_dtype)
+    check_output(folder, [base, adapter])
+    model = read_patched(base, adapter, rename)
+    rows: dict[str, DifferenceModule] = {}
+    changes: dict[str, Rounding] = {}
+    with DenseWriter(folder, dtype=wanted, shard_bytes=shard_bytes) as writer:
+        for done, name in enumerate(model.names, start=1):
+            exact, module = model.exact(name), model.patches.get(name)
+            if module is None:
+                writer.add(name, exact)
+            else:
+                dtype = wanted or model.dtypes[name]
+                writer.add(name, exact, dtype=dtype)
+                rows[name], changes[name] = _measure(model, name, exact.to(dtype))
+            if progress is not None:
+                progress(Progress("apply", done, len(model.names), name))
+        for path in model.other_files:
+            if path.name not in {RECORD_FILE, CARD_FILE}:
+                writer.add_file(path.name, path)
+        warnings = [
+            *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
+            *code_notes(model),
+            *rounding_warnings(writer.roundings),
+            *change_warnings(changes, {name: row.norm for name, row in rows.items()}),
+        ]
+        renames = [f"{old}={new}" for old, new in (rename or {}).items()]
+        record = DifferenceRecord(
+            verb="apply",
+            base=DifferenceInput(name=model.base.name, sha256=dict(model.base.sha256)),
+            other=DifferenceInput(name=model.adapter.name, sha256=dict(model.adapter.sha256)),
+            settings={"rename": renames, "out-dtype": [*filter(None, [out_dtype])]},
+            model_class=checkpoint_class(model),
+            versions=versions(),
+            modules=tuple(rows.values()),
+            warnings=tuple(warnings),
+        )
+        writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
+        writer.add_file(CARD_FILE, difference_card(record))
+    return record.with_outputs(writer.sha256)
+
+
+def _measure(model: PatchedCheckpoint, name: str, merged: Tensor) -> tuple[DifferenceModule, Rounding]:
+    """Return the row of a module, and what the rounding of the merged weight lost of its change.
+
+    Law: in float64, from the factors; the sum in float32 may have lost something too.
+    """
+    module = model.patches[name]
+    update, before = model.adapter.update(module), model.base.tensor(name, dtype=None)
+    after = merged
+    if model.is_turned(name):
+        before, after = before.mT, after.mT
+    lost = 0.0
+    for first in range(0, update.shape[0], _ROWS):
+        rows = slice(first, first + _ROWS)
+        change = after[rows].to(torch.float64).sub_(before[rows])
+        expected = LowRankUpdate(update.B[rows], update.A, update.scale).dense()
+        lost = math.hypot(lost, float(torch.linalg.vector_norm(change.sub_(expected))))
+    norm, whole = update.norm(), float(torch.linalg.vector_norm(merged, dtype=torch.float64))
+    row = DifferenceModule(
+        module=module, shape=update.shape, rank=update.rank, norm=norm, error=lost / (norm or 1.0)
+    )
+    return row, Rounding(merged.dtype, whole, lost / (whole or 1.0))

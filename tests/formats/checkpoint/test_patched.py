@@ -1,0 +1,189 @@
+"""A checkpoint with an adapter in it: values, names, composition, refusals. PEFT is asked elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from riemerge.errors import AdapterError, NumericalError
+from riemerge.formats.checkpoint import Checkpoint, patch, read_checkpoint, read_patched
+from riemerge.formats.checkpoint.patched import rename_module
+from riemerge.formats.dialects import read_adapter
+from tests.folders import write_folder
+from tests.helpers import Factors, seeded
+
+SHAPES = {"model.layers.0.q": (6, 4), "model.layers.0.v": (3, 4), "model.layers.1.q": (6, 4)}
+
+
+def factors(seed: int, shapes: dict[str, tuple[int, int]] = SHAPES) -> dict[str, Factors]:
+    draw = seeded(seed)
+    return {
+        module: (
+            torch.randn(m, 2, generator=draw, dtype=torch.float64),
+            torch.randn(2, n, generator=draw, dtype=torch.float64),
+        )
+        for module, (m, n) in shapes.items()
+    }
+
+
+def weights(dtype: torch.dtype, *, turned: bool = False) -> dict[str, Tensor]:
+    draw = seeded(7)
+    shapes = {**SHAPES, "model.layers.1.v": (3, 4), "model.embed": (5, 4)}
+    tensors = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+    return {
+        **{f"{name}.weight": (x.mT if turned else x).contiguous() for name, x in tensors.items()},
+        "model.layers.0.q.bias": torch.ones(6, dtype=dtype),
+        "position_ids": torch.arange(5),
+    }
+
+
+def base(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_each_weight_has_its_update_rounded_once(tmp_path: Path, dtype: torch.dtype, turned: bool) -> None:
+    tensors, modules = weights(dtype, turned=turned), factors(0)
+    path = base(tmp_path / "base", tensors)
+    adapter = write_folder(
+        tmp_path / "law", modules, dtype=torch.float32, lora_alpha=3, fan_in_fan_out=turned
+    )
+    view, stored = read_patched(path, adapter), read_checkpoint(path)
+    assert (view.names, view.shapes, view.dtypes) == (stored.names, stored.shapes, stored.dtypes)
+    for name in view.names:
+        whole = view.tensor(name, dtype=None)
+        rows = view.tensor(name, dtype=None, rows=[range(2, len(whole)), range(1)])
+        assert torch.equal(rows, torch.cat([whole[2:], whole[:1]]))
+    assert view.other_files == (path / "config.json",)
+    for name, tensor in tensors.items():
+        merged = view.tensor(name, dtype=None)
+        assert merged.dtype == tensor.dtype
+        if name.removesuffix(".weight") not in modules:
+            assert torch.equal(merged, tensor)
+            assert view.source(name) == path / "model.safetensors"
+            continue
+        b, a = (factor.float().double() for factor in modules[name.removesuffix(".weight")])
+        delta = 1.5 * b @ a
+        exact = tensor.double() + (delta.mT if turned else delta)
+        # One rounding to the dtype of the weight, after a few in float32.
+        unit, few = torch.finfo(dtype).eps / 2, 8 * torch.finfo(torch.float32).eps * (dtype != torch.float64)
+        sizes = tensor.double().abs() + delta.abs().max()
+        assert ((merged.double() - exact).abs() <= (unit * exact.abs() + (few + 1e-15) * sizes)).all()
+        assert torch.equal(view.tensor(name), merged.double())
+        assert view.source(name) == view.path
+
+
+def test_a_view_of_a_view_adds_both(tmp_path: Path) -> None:
+    tensors = weights(torch.float64)
+    path = base(tmp_path / "base", tensors)
+    one = read_adapter(write_folder(tmp_path / "one", factors(1)))
+    two = read_adapter(write_folder(tmp_path / "two", factors(2)))
+    view: Checkpoint = patch(patch(read_checkpoint(path), one), two)
+    assert view.name == "base+one+two"
+    for module in SHAPES:
+        both = tensors[f"{module}.weight"] + one.update(module).dense() + two.update(module).dense()
+        torch.testing.assert_close(view.tensor(f"{module}.weight"), both, rtol=1e-14, atol=1e-14)
+    assert {*view.sha256} == {
+        "model.safetensors",
+        *(
+            f"{name}/adapter_{file}"
+            for name in ("one", "two")
+            for file in ("config.json", "model.safetensors")
+        ),
+    }
+
+
+def test_views_of_one_base_are_told_apart(tmp_path: Path) -> None:
+    path = base(tmp_path / "base", weights(torch.float32))
+    one, two = (write_folder(tmp_path / run / "law", factors(1)) for run in "xy")
+    assert read_patched(path, one).path != read_patched(path, two).path
+
+
+# --- modules that the base lacks ----------------------------------------------------------------------------
+
+
+def moved(old: str, new: str) -> dict[str, tuple[int, int]]:
+    return {new + module.removeprefix(old): shape for module, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "advice"),
+    [
+        ("model.", "", "--rename =model."),
+        ("model.", "base.model.", "--rename base.=\n"),
+        ("model.", "language_model.", "--rename language_model.=model.\n"),
+        ("", "language_model.", "--rename language_model.=\n"),
+    ],
+)
+def test_another_prefix_is_recognised_and_mapped_on_request(
+    tmp_path: Path, old: str, new: str, advice: str
+) -> None:
+    path = base(tmp_path / "base", weights(torch.float32))
+    adapter = write_folder(tmp_path / "law", factors(0, moved(old, new)))
+    with pytest.raises(AdapterError, match="has no weight for 3 of 3 modules") as caught:
+        read_patched(path, adapter)
+    assert f"they are there but for the prefix: {advice.strip()}" in f"{caught.value}\n"
+    left, _, right = advice.strip().removeprefix("--rename ").partition("=")
+    view = read_patched(path, adapter, {left: right})
+    plain = read_patched(path, write_folder(tmp_path / "plain", factors(0)))
+    for name in view.names:
+        assert torch.equal(view.tensor(name, dtype=None), plain.tensor(name, dtype=None))
+
+
+@pytest.mark.parametrize(
+    ("modules", "text"),
+    [
+        (
+            {"model.layers.0.q": (6, 4), "model.layers.2.q": (6, 4)},
+            r"1 of 2 .*: model\.layers\.2\.q; is it the base",
+        ),
+        ({"model.layers.9.v": (3, 4)}, r"1 of 1 modules of .*: model\.layers\.9\.v; is it the base"),
+        ({"layers.0.q": (6, 4), "layers.9.v": (3, 4)}, r"2 of 2 modules .*; is it the base"),
+        ({"model.layers.0.q": (6, 5)}, r"q\.weight: is \(6, 4\), but the update of .* is \(6, 5\)"),
+        ({"model.layers.0.q": (6, 4), "lm_head": (5, 4)}, "its output layer is tied to the embeddings"),
+        ({"position": (5, 4), "model.layers.1.v": (3, 4)}, "is it the base model of this adapter"),
+    ],
+)
+def test_what_is_not_in_the_base_is_refused_by_name(
+    tmp_path: Path, modules: dict[str, tuple[int, int]], text: str
+) -> None:
+    path = base(tmp_path / "base", weights(torch.float32))
+    with pytest.raises(AdapterError, match=text):
+        read_patched(path, write_folder(tmp_path / "law", factors(0, modules)))
+
+
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = base(tmp_path / "base", weights(torch.float32))
+    adapter = write_folder(tmp_path / "law", factors(0))
+    with pytest.raises(AdapterError, match=r"2 modules are called model\.layers\.0\.q after --rename"):
+        read_patched(path, adapter, {"model.layers.1": "model.layers.0"})
+
+
+def test_integers_take_no_update(tmp_path: Path) -> None:
+    tensors = {"q.weight": torch.ones(3, 4, dtype=torch.int8)}
+    path = base(tmp_path / "base", tensors)
+    with pytest.raises(AdapterError, match=r"q\.weight: is stored as torch\.int8: expected a float"):
+        read_patched(path, write_folder(tmp_path / "law", factors(0, {"q": (3, 4)})))
+
+
+def test_a_sum_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
+    path = base(tmp_path / "base", {"q.weight": torch.full((3, 4), 65000.0, dtype=torch.float16)})
+    modules = {"q": (torch.full((3, 1), 100.0), torch.full((1, 4), 100.0))}
+    view = read_patched(path, write_folder(tmp_path / "law", modules))
+    with pytest.raises(NumericalError, match=r"q\.weight: reaches 7\.5e\+04 but .* choose a wider dtype"):
+        view.tensor("q.weight")
+
+
+def test_the_longest_prefix_is_replaced() -> None:
+    prefixes = {"": "x.", "a.": "b.", "a.a.": ""}
+    assert [rename_module(name, prefixes) for name in ("q", "a.q", "a.a.q")] == ["x.q", "b.q", "q"]
+    assert rename_module("a.q", {}) == "a.q"
+    assert rename_module("a.q", {"b.": "c."}) == "a.q"
