@@ -125,7 +125,7 @@ class OneFile(Dialect):
         """Return the module and the side that a key names.
 
         Raises:
-            ValueError: It names none; the text says what it is instead.
+            ValueError: The key names none; the text says what it is instead.
         """
 
     @abstractmethod
@@ -133,15 +133,15 @@ class OneFile(Dialect):
         """Return what is said of modules, beside their tensors."""
 
     @abstractmethod
-    def layer(self, sides: Mapping[str, Entry], scale: float) -> Layer:
+    def layer(self, module: str, sides: Mapping[str, Entry], scale: float) -> Layer:
         """Return the layer that tensors by side make.
 
         Raises:
-            ValueError: They make none.
+            ValueError: The tensors make none.
         """
 
     @abstractmethod
-    def stored(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    def pack(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
         """Return the tensors that hold updates, by key.
 
         Args:
@@ -153,7 +153,7 @@ class OneFile(Dialect):
         """
 
     @abstractmethod
-    def described(
+    def describe(
         self, updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]
     ) -> tuple[dict[str, str], dict[str, bytes]]:
         """Return the texts in the header of the file, by key, and the files of settings, by name."""
@@ -194,14 +194,15 @@ class OneFile(Dialect):
         layers = {}
         for module, sides in modules.items():
             try:
-                bare = self.layer({side: entry for side, entry in sides.items() if side != ALPHA}, 1.0)
+                factors = {side: entry for side, entry in sides.items() if side != ALPHA}
+                bare = self.layer(module, factors, 1.0)
                 scale = facts.scales.get(module, 1.0)
                 if module in alphas:
                     scale = alphas[module] / bare.rank
                 if (said := facts.ranks.get(module, bare.rank)) != bare.rank:
                     raise ValueError(f"the factors have rank {bare.rank} but its settings say {said}")
                 _check_scale(scale)
-                layers[module] = self.layer(bare.entries, scale)
+                layers[module] = self.layer(module, factors, scale)
             except ValueError as error:
                 faults.append(f"{show(module)}: {error}")
         AdapterError.refuse(f"{file}: {fault}" for fault in faults)
@@ -266,8 +267,8 @@ class OneFile(Dialect):
             for module in updates
             if not isinstance(layers.get(module, Linear({}, 1.0)), self.kinds)
         )
-        tensors = self.stored(updates, layers)
-        header, settings = self.described(updates, like)
+        tensors = self.pack(updates, layers)
+        header, settings = self.describe(updates, like)
         with closing(NewFolder(target)) as new:
             new.write(self.file, as_safetensors(tensors, header))
             for name, content in settings.items():
@@ -287,7 +288,7 @@ def join(sides: Mapping[str, Entry], scale: float, names: Mapping[str, str]) -> 
         names: What the dialect calls the sides.
 
     Raises:
-        ValueError: They make none.
+        ValueError: The tensors make none.
     """
     if missing := [name for side, name in names.items() if side not in sides]:
         raise ValueError(f"has no {', '.join(missing)}: both factors are needed")
@@ -322,7 +323,7 @@ def _read_alphas(tensors: TensorFile, modules: Mapping[str, Mapping[str, Entry]]
     """Return the number alpha of each module that has one.
 
     Raises:
-        AdapterError: It is no number.
+        AdapterError: An alpha is no number.
     """
     entries = {module: sides[ALPHA] for module, sides in modules.items() if ALPHA in sides}
     AdapterError.refuse(

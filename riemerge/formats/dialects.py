@@ -13,6 +13,7 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialect import Dialect
 from riemerge.formats.diffusers import Diffusers
 from riemerge.formats.kohya import Kohya
+from riemerge.formats.mlx import Mlx
 from riemerge.formats.peft.adapter_reader import read_peft
 from riemerge.formats.peft.adapter_writer import write_peft
 from riemerge.updates.low_rank import LowRankUpdate
@@ -45,7 +46,7 @@ class Peft(Dialect):
         return write_peft(target, updates, like=like, dtype=dtype, **settings)
 
 
-DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Kohya(), Diffusers(), Peft())}
+DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Kohya(), Diffusers(), Mlx(), Peft())}
 """The dialects by name, in the order in which they are asked whether a path is theirs: PEFT comes last."""
 
 

@@ -74,7 +74,7 @@ class Diffusers(OneFile):
         """Return the module and the side that a key names.
 
         Raises:
-            ValueError: It names none; the text says what it is instead.
+            ValueError: The key names none; the text says what it is instead.
         """
         matches = (pattern.fullmatch(key) for pattern in _KEYS)
         match = next(filter(None, matches), None)
@@ -114,15 +114,15 @@ class Diffusers(OneFile):
             [f"{SETTINGS_KEY} in the header: {problem}" for problem in problems],
         )
 
-    def layer(self, sides: Mapping[str, Entry], scale: float) -> Layer:
+    def layer(self, module: str, sides: Mapping[str, Entry], scale: float) -> Layer:
         """Return the layer that tensors by side make.
 
         Raises:
-            ValueError: They make none.
+            ValueError: The tensors make none.
         """
         return join(sides, scale, _NAMES)
 
-    def stored(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    def pack(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
         """Return the tensors that hold updates, by key.
 
         Raises:
@@ -140,7 +140,7 @@ class Diffusers(OneFile):
             for side, tensor in layers.get(module, Linear({}, 1.0)).store(update).items()
         }
 
-    def described(
+    def describe(
         self, updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]
     ) -> tuple[dict[str, str], dict[str, bytes]]:
         """Return the texts of the header: those in which all agree, and the settings of each model."""

@@ -50,7 +50,7 @@ class Tucker(Weight):
         """Refuse factors that make no product.
 
         Raises:
-            ValueError: They make none.
+            ValueError: The tensors make none.
         """
         names = {"lora_down": "A", "lora_mid": "M", "lora_up": "B"}
         shapes = {name: self.entries[side].shape for name, side in names.items() if side in self.entries}
@@ -120,7 +120,7 @@ class Kohya(OneFile):
         """Return the module and the side that a key names.
 
         Raises:
-            ValueError: It names none; the text says what it is instead.
+            ValueError: The key names none; the text says what it is instead.
         """
         match = _KEY.fullmatch(key)
         if match is None:
@@ -131,11 +131,11 @@ class Kohya(OneFile):
         """Return what the header says: the base model."""
         return Facts(AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY)))
 
-    def layer(self, sides: Mapping[str, Entry], scale: float) -> Layer:
+    def layer(self, module: str, sides: Mapping[str, Entry], scale: float) -> Layer:
         """Return the layer that tensors by side make.
 
         Raises:
-            ValueError: They make none.
+            ValueError: The tensors make none.
         """
         if "M" not in sides:
             return join(sides, scale, _NAMES)
@@ -143,7 +143,7 @@ class Kohya(OneFile):
         layer.check()
         return layer
 
-    def stored(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    def pack(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
         """Return the tensors that hold updates, by key.
 
         Raises:
@@ -161,7 +161,7 @@ class Kohya(OneFile):
             tensors[f"{module}.alpha"] = _as_tensor(find_alpha(update), update.dtype)
         return tensors
 
-    def described(
+    def describe(
         self, updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]
     ) -> tuple[dict[str, str], dict[str, bytes]]:
         """Return the texts of the header: those in which all agree, the base model, and the rank."""

@@ -12,6 +12,7 @@ from riemerge.updates import LowRankUpdate
 NAMES = {
     "kohya": "lora_unet_mid_block_attentions_0_proj_in",
     "diffusers": "unet.mid_block.attentions.0.proj_in",
+    "mlx": "model.layers.0.q_proj",
     "peft": "layers.0.q_proj",
 }
 

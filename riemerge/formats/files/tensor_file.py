@@ -70,8 +70,8 @@ class TensorFile:
 
     path: Path
     entries: Mapping[str, Entry]
-    metadata: Mapping[str, str]
     _identity: tuple[int, ...] = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def faults(self) -> list[str]:
         """Say all that has no exact meaning, or cannot be shown, among the names and dtypes."""
@@ -181,7 +181,7 @@ def open_tensors(path: Path) -> TensorFile:
         for name, item in ((name, header[name]) for name in names)
     }
     metadata = MappingProxyType(header.get("__metadata__") or {})
-    return TensorFile(path, MappingProxyType(entries), metadata, identity)
+    return TensorFile(path, MappingProxyType(entries), identity, metadata)
 
 
 def as_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
