@@ -22,8 +22,8 @@ from riemerge.formats.hub import name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
-from riemerge.merging.identifiability import doubtful
 from riemerge.merging.heads import Heads, is_called, plan_heads
+from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import (
     Input,
     Inputs,
