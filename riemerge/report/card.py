@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from riemerge.methods import find_recorded_row
 from riemerge.records.run_record import InputRow, ModuleRow, RunRecord
@@ -13,21 +15,29 @@ from riemerge.report.verdict import matched_text, serving_text, verdict, weight_
 from riemerge.report.words import number, text_of
 
 
-def model_card(record: RunRecord) -> str:
+def model_card(record: RunRecord, scores: Mapping[str, float] | None = None) -> str:
     """Return the README.md of a merged adapter: front matter for model hubs, then how it was made.
 
     Law: every name from outside is escaped; no path of the machine and no time appears.
+
+    Args:
+        record: What was done.
+        scores: Scores of the merge on test rows, by task.
     """
     method = find_recorded_row(record.recipe)
+    bases = bases_of(record)
     front = {
+        "license": record.licence,
         "library_name": {"adapter": "peft"}.get(record.out_type),
-        "base_model": record.base_model,
+        "base_model": bases,
+        "base_model_relation": bases and {"adapter": "adapter", "checkpoint": "merge"}.get(record.out_type),
         "tags": [
             *{"adapter": ["lora"]}.get(record.out_type, []),
             "merge",
             "riemerge",
             record.recipe["merge_method"],
         ],
+        "model-index": scores and [{"name": record.recipe["merge_method"], "results": _results(scores)}],
     }
     front = {key: value for key, value in front.items() if value}
     kind = {"checkpoint": "full checkpoints"}.get(record.out_type, "LoRA adapters")
@@ -54,6 +64,30 @@ def model_card(record: RunRecord) -> str:
         ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def bases_of(record: RunRecord) -> str | list[str] | None:
+    """Return what the hub calls base models: of an adapter its base, of a checkpoint also what was merged."""
+    ids = [
+        name.partition("@")[0]
+        for name in (entry["model"] for entry in record.recipe["models"])
+        if "@" in name
+    ]
+    if record.out_type != "checkpoint" or len(ids) < len(record.inputs):
+        return record.base_model
+    return list(dict.fromkeys([*filter(None, [record.base_model]), *ids]))
+
+
+def _results(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return scores as the hub's model-index has them."""
+    return [
+        {
+            "task": {"type": "other", "name": task},
+            "dataset": {"type": task, "name": f"{task}, test rows"},
+            "metrics": [{"type": "score", "name": "score of riemerge evaluate", "value": score}],
+        }
+        for task, score in scores.items()
+    ]
 
 
 def _input_cells(row: InputRow) -> tuple[str, ...]:
