@@ -18,7 +18,7 @@ from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warning
 from riemerge.merging.inputs import display_names
 from riemerge.merging.measure import totals
 from riemerge.merging.model_class import base_model, model_class
-from riemerge.merging.plan import Plan
+from riemerge.merging.plan import PEFT, Plan
 from riemerge.methods import Evidence
 from riemerge.records.run_record import InputRow, MissingRow, ModuleRow, RunRecord, Timing
 from riemerge.records.written_ranks import rank_warnings, written_ranks
@@ -51,7 +51,7 @@ def run_record(
         *scale_warnings(matched_scale, len(inputs.each)),
         *peer_warnings(resolved, plan.method, weights),
     ]
-    if plan.out_type == "adapter":
+    if plan.dialect == PEFT:
         warnings += rank_warnings(written_ranks(resolved, rows))
     return RunRecord(
         out_type=plan.out_type,

@@ -25,10 +25,10 @@ def model_card(record: RunRecord, scores: Mapping[str, float] | None = None) -> 
         scores: Scores of the merge on test rows, by task.
     """
     method = find_recorded_row(record.recipe)
-    bases = bases_of(record)
+    bases, dialect = bases_of(record), record.recipe.get("dialect", "peft")
     front = {
         "license": record.licence,
-        "library_name": {"adapter": "peft"}.get(record.out_type),
+        "library_name": {"adapter": _LIBRARIES[dialect]}.get(record.out_type),
         "base_model": bases,
         "base_model_relation": bases and {"adapter": "adapter", "checkpoint": "merge"}.get(record.out_type),
         "tags": [
@@ -114,8 +114,13 @@ def _module_cells(row: ModuleRow) -> tuple[str, ...]:
     )
 
 
+_LIBRARIES = {"peft": "peft", "kohya": "diffusers", "diffusers": "diffusers", "mlx": "mlx"}
+
+
 def _loading(record: RunRecord) -> str:
     """Return the code that loads what was written."""
+    if code := _LOAD.get(record.recipe.get("dialect", "peft")):
+        return code.format(base=json.dumps(record.base_model or "the base model"))
     library, _, name = record.model_class.rpartition(".")
     if not name:
         return _LOAD["weights"]
@@ -147,6 +152,26 @@ from peft import PeftModel
 {first}
 {base}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```""",
+    "kohya": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_lora_weights("path/to/this/folder", weight_name="lora.safetensors")
+```""",
+    "diffusers": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_lora_weights("path/to/this/folder")
+```""",
+    "mlx": """\
+```python
+from mlx_lm import load
+
+model, tokenizer = load({base}, adapter_path="path/to/this/folder")
 ```""",
     "delta": """\
 These are updates dW, to be added to the weights of the base model:

@@ -279,3 +279,26 @@ def test_scores_are_read_by_the_hub(tmp_path: Path) -> None:
         ("qa", "score", 0.5),
     ]
     assert "model-index" not in model_card(record)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "library", "code"),
+    [
+        ("peft", "peft", "PeftModel.from_pretrained(base, "),
+        (
+            "kohya",
+            "diffusers",
+            'pipeline.load_lora_weights("path/to/this/folder", weight_name="lora.safetensors")',
+        ),
+        ("diffusers", "diffusers", 'pipeline.load_lora_weights("path/to/this/folder")'),
+        ("mlx", "mlx", 'load("somebody/base", adapter_path="path/to/this/folder")'),
+    ],
+)
+def test_each_dialect_is_loaded_by_its_own_library(
+    tmp_path: Path, dialect: str, library: str, code: str
+) -> None:
+    record = merge_adapters(write_family(tmp_path, family("close", 2)), method="average").record
+    card = model_card(record.model_copy(update={"recipe": {**record.recipe, "dialect": dialect}}))
+    assert front_of(card).library_name == library
+    assert code in card
+    assert ("serve with vLLM" in card) == (dialect == "peft")
