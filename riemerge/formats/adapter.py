@@ -15,6 +15,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
+from riemerge.formats.hub import name_model
 from riemerge.formats.layers import Dora, Expert, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
@@ -59,7 +60,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The name of the folder or file."""
-        return self.path.absolute().name
+        return name_model(self.path)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
