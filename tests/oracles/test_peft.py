@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from riemerge.errors import AdapterError
-from riemerge.formats.checkpoint import read_checkpoint, read_patched
+from riemerge.formats.checkpoint import read_checkpoint
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.updates.low_rank import sum_updates
 

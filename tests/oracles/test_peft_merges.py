@@ -77,6 +77,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "convolutions": (Kinds, {"target_modules": ["line", "square", "point", "dot", "cube"]}),
     "embedding": (Kinds, {"target_modules": ["tokens"]}),
     "bias": (Kinds, {"target_modules": ["linear"], "lora_bias": True}),
+    "dora": (llama, {"target_modules": "all-linear", "use_dora": True}),
+    "dora of bert": (bert, {"target_modules": ["query", "dense"], "use_dora": True, "use_rslora": True}),
+    "dora of gpt2": (gpt2, {"target_modules": ["c_attn", "c_proj", "wte"], "use_dora": True}),
+    "dora of convolutions": (
+        Kinds,
+        {"target_modules": ["line", "square", "point", "dot", "cube", "linear"], "use_dora": True},
+    ),
     "experts": (
         Kinds,
         {
@@ -101,7 +108,9 @@ def save_both(peft: ModuleType, case: str, dtype: torch.dtype, folder: Path) -> 
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+            elif "lora_" in name:
                 parameter.normal_()
     model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     unloaded: nn.Module = model.unload()

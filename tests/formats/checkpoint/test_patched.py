@@ -106,71 +106,11 @@ def test_views_of_one_base_are_told_apart(tmp_path: Path) -> None:
     assert read_patched(path, one).path != read_patched(path, two).path
 
 
-# --- modules that the base lacks ----------------------------------------------------------------------------
-
-
-def moved(old: str, new: str) -> dict[str, tuple[int, int]]:
-    return {new + module.removeprefix(old): shape for module, shape in SHAPES.items()}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "advice"),
-    [
-        ("model.", "", "--rename =model."),
-        ("model.", "base.model.", "--rename base.=\n"),
-        ("model.", "language_model.", "--rename language_model.=model.\n"),
-        ("", "language_model.", "--rename language_model.=\n"),
-    ],
-)
-def test_another_prefix_is_recognised_and_mapped_on_request(
-    tmp_path: Path, old: str, new: str, advice: str
-) -> None:
-    path = base(tmp_path / "base", weights(torch.float32))
-    adapter = write_folder(tmp_path / "law", factors(0, moved(old, new)))
-    with pytest.raises(AdapterError, match="lacks 3 of 3 tensors") as caught:
-        read_patched(path, adapter)
-    assert f"they are there but for the prefix: {advice.strip()}" in f"{caught.value}\n"
-    left, _, right = advice.strip().removeprefix("--rename ").partition("=")
-    view = read_patched(path, adapter, {left: right})
-    plain = read_patched(path, write_folder(tmp_path / "plain", factors(0)))
-    for name in view.names:
-        assert torch.equal(view.tensor(name, dtype=None), plain.tensor(name, dtype=None))
-
-
-@pytest.mark.parametrize(
-    ("modules", "text"),
-    [
-        (
-            {"model.layers.0.q": (6, 4), "model.layers.2.q": (6, 4)},
-            r"1 of 2 .*: model\.layers\.2\.q\.weight; is it the base",
-        ),
-        ({"model.layers.9.v": (3, 4)}, r"1 of 1 tensors .*: model\.layers\.9\.v\.weight; is it the base"),
-        ({"layers.0.q": (6, 4), "layers.9.v": (3, 4)}, r"2 of 2 tensors .*; is it the base"),
-        ({"model.layers.0.q": (6, 5)}, r"q\.weight: is \(6, 4\), but the update of .* is \(6, 5\)"),
-        ({"model.layers.0.q": (6, 4), "lm_head": (5, 4)}, "its output layer is tied to the embeddings"),
-        ({"position": (5, 4), "model.layers.1.v": (3, 4)}, "is it the base model of this adapter"),
-    ],
-)
-def test_what_is_not_in_the_base_is_refused_by_name(
-    tmp_path: Path, modules: dict[str, tuple[int, int]], text: str
-) -> None:
-    path = base(tmp_path / "base", weights(torch.float32))
-    with pytest.raises(AdapterError, match=text):
-        read_patched(path, write_folder(tmp_path / "law", factors(0, modules)))
-
-
 def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
     path = base(tmp_path / "base", weights(torch.float32))
     adapter = write_folder(tmp_path / "law", factors(0))
     with pytest.raises(AdapterError, match=r"both become model\.layers\.0\.q"):
         read_patched(path, adapter, {"model.layers.1": "model.layers.0"})
-
-
-def test_integers_take_no_update(tmp_path: Path) -> None:
-    tensors = {"q.weight": torch.ones(3, 4, dtype=torch.int8)}
-    path = base(tmp_path / "base", tensors)
-    with pytest.raises(AdapterError, match=r"q\.weight: is stored as torch\.int8: expected a float"):
-        read_patched(path, write_folder(tmp_path / "law", factors(0, {"q": (3, 4)})))
 
 
 def test_a_sum_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
