@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d
 
-from riemerge.errors import NumericalError
+from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
 from riemerge.formats.checkpoint.placement import place_modules
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
+from riemerge.formats.files.tensor_file import DTYPES
 from riemerge.formats.files.text import show
 from riemerge.formats.layers import Convolution, Dora, Embedding, Expert, Layer
 
@@ -29,6 +30,8 @@ from riemerge.formats.layers import Convolution, Dora, Embedding, Expert, Layer
 @dataclass(frozen=True, eq=False)
 class PatchedCheckpoint(Checkpoint):
     """A full checkpoint with the updates of an adapter added to it. Made by `patch` and `read_patched`.
+
+    Tensors that the adapter saved whole (heads) stand in place of those of the base model, or beside them.
 
     Law: every tensor is that of PEFT's `merge_and_unload`, bit for bit, where both compute B @ A with the
     same BLAS and number of threads. PEFT computes dW = s·(B @ A) in float32 (in float64 for a float64
@@ -65,17 +68,22 @@ class PatchedCheckpoint(Checkpoint):
 
     def source(self, name: str) -> Path:
         """Return the file of a tensor that the adapter leaves alone, else the path of the view."""
-        if name in self.patches:
+        if name in self._changed:
             return self.path
         return self.base.source(name)
 
     def _read(self, name: str, rows: Sequence[range] | None) -> Tensor:
-        if name not in self.patches:
+        if name not in self._changed:
             return self.base.tensor(name, dtype=None, rows=rows)
         merged = self._last(name)
         if rows is None:
             return merged.clone()
         return torch.cat([merged[run.start : run.stop] for run in rows])
+
+    @cached_property
+    def _changed(self) -> frozenset[str]:
+        """The names of the tensors that are not those of the base model, or are compared with them."""
+        return frozenset({*self.patches, *self.adapter.saved, *self.adapter.base_weights})
 
     @cached_property
     def _last(self) -> Callable[[str], Tensor]:
@@ -102,7 +110,16 @@ class PatchedCheckpoint(Checkpoint):
             AdapterError: The tensor or the update holds NaN or Inf, or a file is no longer the one that was
                 checked.
         """
+        if name in self.adapter.saved:
+            return self.adapter.tensor(name).to(self.dtypes[name])
         weight = self.base.tensor(name, dtype=None)
+        if name in self.adapter.base_weights and not torch.equal(
+            self.adapter.tensor(name).to(weight.dtype), weight
+        ):
+            raise AdapterError(
+                f"{self.adapter.path}: {show(name)}: was saved with other values than {self.base.path} has: "
+                "expected the weight of the base model: is it the one of this adapter?"
+            )
         if name not in self.patches:
             return weight
         exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -181,9 +198,9 @@ def read_patched(
         rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
-        AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.renamed` and `patch` refuse.
+        AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.rename` and `patch` refuse.
     """
-    return patch(read_checkpoint(base), read_adapter(adapter).renamed(rename or {}))
+    return patch(read_checkpoint(base), read_adapter(adapter).rename(rename or {}))
 
 
 def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
@@ -197,10 +214,18 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
         AdapterError: The adapter does not fit the checkpoint (see `place_modules`).
     """
     adapter, placed = place_modules(base, adapter)
+    # A head that the base model lacks comes to it in the dtype of its other weights.
+    floats = {base.dtypes[name] for name in base.modules}
+    shapes, dtypes = dict(base.shapes), dict(base.dtypes)
+    for name in adapter.saved.keys() - base.shapes.keys():
+        entry = adapter.saved[name]
+        shapes[name], dtypes[name] = entry.shape, DTYPES[entry.dtype]
+        if len(floats) == 1 and dtypes[name].is_floating_point:
+            (dtypes[name],) = floats
     return PatchedCheckpoint(
         path=Path(f"{base.path}+{adapter.path}"),
-        shapes=base.shapes,
-        dtypes=base.dtypes,
+        shapes=MappingProxyType(dict(sorted(shapes.items()))),
+        dtypes=MappingProxyType(dict(sorted(dtypes.items()))),
         other_files=base.other_files,
         base=base,
         adapter=adapter,

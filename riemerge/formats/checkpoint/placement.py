@@ -45,7 +45,13 @@ def place_modules(base: Checkpoint, adapter: Adapter) -> tuple[Adapter, dict[str
         {module: _turn(layer, module in turned) for module, layer in adapter.layers.items()}
     )
     adapter = adapter.with_base(base)
-    problems, placed = [], dict[str, tuple[str, ...]]()
+    placed: dict[str, tuple[str, ...]] = {}
+    problems = [
+        f"{base.path}: {show(name)}: is {base.shapes[name]}, but {adapter.path} saved it as "
+        f"{entry.shape}: is it the base model of this adapter?"
+        for name, entry in (*adapter.saved.items(), *adapter.base_weights.items())
+        if base.shapes.get(name, entry.shape) != entry.shape
+    ]
     for module, layer in adapter.layers.items():
         if isinstance(layer, Expert) and (why := _why_open(layer)):
             problems.append(f"{base.path}: {show(layer.stem(module))}: {why}")

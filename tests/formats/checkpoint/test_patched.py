@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, patch, read_checkpoint, read_patched
 from riemerge.formats.dialects import read_adapter
+from riemerge.formats.files.tensor_file import open_tensors
 from tests.folders import write_folder
 from tests.helpers import Factors, seeded
 
@@ -104,6 +107,40 @@ def test_views_of_one_base_are_told_apart(tmp_path: Path) -> None:
     path = base(tmp_path / "base", weights(torch.float32))
     one, two = (write_folder(tmp_path / run / "law", factors(1)) for run in "xy")
     assert read_patched(path, one).path != read_patched(path, two).path
+
+
+def with_saved(adapter: Path, file: Path, **kinds: dict[str, Tensor]) -> Adapter:
+    """An adapter with whole tensors beside its factors."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({**tensors, **{name: x for kind in kinds.values() for name, x in kind.items()}}, file)
+    opened = open_tensors(file)
+    entries = {kind: {name: opened.entries[name] for name in saved} for kind, saved in kinds.items()}
+    return replace(read_adapter(adapter), _tensors=opened, **entries)  # type: ignore[arg-type]
+
+
+def test_tensors_saved_whole_stand_in_place_of_those_of_the_base(tmp_path: Path) -> None:
+    path = base(tmp_path / "base", weights(torch.bfloat16))
+    folder = write_folder(tmp_path / "law", factors(0))
+    saved = {"model.embed.weight": torch.full((5, 4), 1 / 3), "score.weight": torch.full((2, 4), 2 / 3)}
+    kept = {"model.layers.1.v.weight": weights(torch.bfloat16)["model.layers.1.v.weight"].float()}
+    adapter = with_saved(folder, tmp_path / "file.safetensors", saved=saved, base_weights=kept)
+    view, plain = patch(read_checkpoint(path), adapter), read_patched(path, folder)
+    assert view.names == tuple(sorted([*plain.names, "score.weight"]))
+    for name in view.names:
+        expected = saved[name].bfloat16() if name in saved else plain.tensor(name, dtype=None)
+        assert torch.equal(view.tensor(name, dtype=None), expected)
+        assert view.dtypes[name] == expected.dtype
+    other = {"model.layers.1.v.weight": torch.zeros(3, 4)}
+    view = patch(
+        read_checkpoint(path), with_saved(folder, tmp_path / "other.safetensors", base_weights=other)
+    )
+    with pytest.raises(AdapterError, match="was saved with other values than"):
+        view.tensor("model.layers.1.v.weight")
+    wide = {"model.embed.weight": torch.zeros(6, 4)}
+    for kind in ("saved", "base_weights"):
+        adapter = with_saved(folder, tmp_path / f"{kind}.safetensors", **{kind: wide})
+        with pytest.raises(AdapterError, match=r"embed\.weight: is \(5, 4\), but .* saved it as \(6, 4\)"):
+            patch(read_checkpoint(path), adapter)
 
 
 def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:

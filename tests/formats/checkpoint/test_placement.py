@@ -167,7 +167,7 @@ def test_another_prefix_is_recognised_and_mapped_on_request(
     assert "lacks 2 of 2 tensors" in text
     left, _, right = advice.removeprefix("--rename ").partition("=")
     _, placed = place_modules(
-        read_checkpoint(tmp_path / "base"), read_adapter(tmp_path / "law").renamed({left: right})
+        read_checkpoint(tmp_path / "base"), read_adapter(tmp_path / "law").rename({left: right})
     )
     assert [*placed] == [f"{module}.weight" for module in Q]
 
