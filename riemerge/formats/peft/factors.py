@@ -14,6 +14,7 @@ from torch import Tensor
 from riemerge.formats.files.tensor_file import FLOATS, Entry
 from riemerge.formats.layers import Bias, Convolution, Dora, Embedding, Expert, Layer, Linear, parent
 from riemerge.formats.peft.config import AdapterConfig
+from riemerge.formats.peft.written_scales import scale_settings
 from riemerge.updates.low_rank import LowRankUpdate
 
 Sides: TypeAlias = Mapping[str, Entry]
@@ -121,7 +122,8 @@ def _layers_of(
 
 def _check_factors(stem: str, factors: Sides, *, wrapped: bool) -> None:
     """Refuse factors that make no product."""
-    if {"_orig_mod", "_fsdp_wrapped_module"} & {*stem.split(".")} or (wrapped and stem != parent(stem)):
+    # A wrapper's name before all others is a prefix, which can be renamed.
+    if {"_orig_mod", "_fsdp_wrapped_module"} & {*stem.split(".")[1:]} or (wrapped and stem != parent(stem)):
         raise ValueError(
             "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
         )
@@ -223,7 +225,7 @@ def complete(
     have one rank, so that it does not matter which is which; all modules have a bias, or none has.
 
     Args:
-        updates: The updates by module, with scale 1.
+        updates: The updates by module.
         kinds: The kinds of layers by module; a linear layer where a module has none.
     """
     linear = Linear({}, 1.0)
@@ -242,7 +244,7 @@ def complete(
         if isinstance(kind, Expert):
             whole[module] = whole[module].pad(ranks[parent(kind.stem(module))])
         elif isinstance(kind, Bias):
-            whole[module] = LowRankUpdate(*kind.factors(kind.store(whole[module])))
+            whole[module] = LowRankUpdate(*kind.factors(kind.store(whole[module])), whole[module].scale)
     if any(isinstance(kind, Bias) for kind in own.values()):
         for module in [module for module, kind in own.items() if isinstance(kind, Linear | Convolution)]:
             own.setdefault(f"{module}.bias", Bias({}, 1.0))
@@ -277,25 +279,17 @@ _NAMES: Mapping[type[Layer], str] = {Embedding: "lora_embedding_{side}", Bias: "
 
 
 def describe(updates: Mapping[str, LowRankUpdate], kinds: Mapping[str, Layer]) -> dict[str, Any]:
-    """Return the settings that make PEFT load updates (see `complete`) with scale 1."""
+    """Return the settings that make PEFT load updates (see `complete`) with the scales that they have."""
     modules, parameters = {}, {}
     for module, kind in kinds.items():
-        rank, stem = updates[module].rank, kind.stem(module)
+        update, stem = updates[module], kind.stem(module)
         if isinstance(kind, Expert):
-            parameters.update({f"{parent(stem)}.{name}": rank for name in kind.parameters})
+            parameters.update({f"{parent(stem)}.{name}": update for name in kind.parameters})
         elif not isinstance(kind, Bias):
-            modules[stem] = rank
-    ranks = modules | parameters
-    r = max(ranks.values())
-    # PEFT matches a pattern with the end of a module's name from any dot on; the anchor leaves only the whole
-    # name.
-    others = {f"^{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != r}
+            modules[stem] = update
     settings: dict[str, Any] = {
-        "r": r,
-        "lora_alpha": r,
+        **scale_settings(modules | parameters),
         "use_rslora": False,
-        "rank_pattern": others,
-        "alpha_pattern": others,
         "target_modules": sorted(modules),
     }
     if parameters:
