@@ -122,7 +122,7 @@ def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) ->
     Args:
         base: The checkpoint.
         names: The names of the tensors of all modules.
-        lacking: Those that the checkpoint lacks.
+        lacking: The names that the checkpoint lacks.
     """
     for old, new in _prefixes(min(lacking), base.names):
         renamed = [rename(name, {old: new}) for name in names]
