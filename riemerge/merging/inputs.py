@@ -15,8 +15,9 @@ from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
-from riemerge.errors import RecipeError, try_each
+from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
+from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.text import list_names, show
@@ -26,7 +27,7 @@ from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.merging.beside import Beside, put_beside
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
-from riemerge.recipes.specs import split_sum
+from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
@@ -214,23 +215,21 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     paths = [entry.model for entry in recipe.models]
     used = [paths[i] for i in counting(recipe)]
     # One that is not there is refused by the reader of the others.
-    kinds = {_is_full(path) for path in paths if os.path.lexists(path) or split_sum(path)}
+    kinds = {_is_checkpoint(path) for path in paths if len(parts_of(path)) > 1 or os.path.lexists(path)}
     if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
         # First what is wrong with a path, which may not be of the kind that it seems to be.
         try_each(partial(_open, opened, _read_as_it_is), used)
     if len(kinds) > 1:
-        named = ", ".join(path for path in paths if _is_full(path))
+        named = ", ".join(path for path in paths if _is_checkpoint(path))
         raise RecipeError(
             f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
-        adapters = try_each(partial(_open, opened, read_adapter), used)
-        _check_base_name(recipe, adapters)
-        return _fit(recipe, method, adapters)
+        return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used))
     # Here too: what is asked of a path may have been meant otherwise.
     folders = [*used, *filter(None, [recipe.base_model])]
-    checkpoints = try_each(partial(_open, opened, partial(_read_full, recipe.rename)), folders)
+    checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
     lead = checkpoints[0]
     if recipe.base_model:
@@ -247,10 +246,12 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     _check_prefixes(recipe.rename, opened)
     adapters = list(opened)
     if recipe.rename:
-        adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), opened)
+        adapters = try_each(lambda adapter: adapter.rename(recipe.rename), opened)
+    AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
+    _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     ordered = _in_order(recipe, method, adapters)
     return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
@@ -266,27 +267,39 @@ def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> Non
     )
 
 
+def _why_wrapped(adapter: Adapter) -> str | None:
+    """Say why the names of an adapter's modules are of no model but a wrapped one; None where they are."""
+    firsts = {name.partition(".")[0] for name in adapter.modules}
+    for wrapper in sorted(firsts & {"_orig_mod", "_fsdp_wrapped_module"}):
+        return (
+            f"{adapter.path}: was saved from a model that torch.compile or FSDP had wrapped, and no other "
+            f"model has its names: --rename {wrapper}.= reads those of the model itself"
+        )
+    return None
+
+
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
     """Return a model that is open already, or open it."""
     return cast("_Read", opened.get(Path(path))) or read(path)
 
 
-def _read_as_it_is(path: str) -> Model:
-    if _is_full(path):
-        return _read_full({}, path)
-    return read_adapter(path)
+def _is_checkpoint(path: str) -> bool:
+    """Return whether a model is a full checkpoint, or one with an adapter added to it."""
+    return len(parts_of(path)) > 1 or is_checkpoint(path)
 
 
-def _is_full(path: str) -> bool:
-    """Return whether a path is that of a full checkpoint, or of one and of an adapter that is added to it."""
-    return is_checkpoint((split_sum(path) or (path,))[0])
-
-
-def _read_full(rename: Mapping[str, str], path: str) -> Checkpoint:
+def _read_checkpoint(rename: Mapping[str, str], path: str) -> Checkpoint:
     """Open a full checkpoint, or one with the adapter behind its plus merged into it."""
-    if parts := split_sum(path):
-        return read_patched(*parts, rename)
+    match parts_of(path):
+        case (base, adapter):
+            return read_patched(base, adapter, rename)
     return read_checkpoint(path)
+
+
+def _read_as_it_is(path: str) -> Model:
+    if _is_checkpoint(path):
+        return _read_checkpoint({}, path)
+    return read_adapter(path)
 
 
 def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
@@ -298,7 +311,10 @@ def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
     base = recipe.base_model
     if base is None or recipe.same_base or os.path.lexists(base):
         return
-    names = {adapter.config.base_model_name_or_path for adapter in adapters} - {None, "", base}
+    named = {adapter.path: adapter.config.base_model_name_or_path for adapter in adapters}
+    names = {*named.values()} - {None, "", base}
+    if not agree_on_base({**named, Path("base_model"): base}).problems:
+        return
     RecipeError.refuse(
         f"base_model: {base}: the adapters name {name} as their base model: leave base_model out, or say "
         "same_base: true if these are one model"
@@ -346,7 +362,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         ]
     if "scale" in recipe.parameters and not recipe.base_model:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
-    if "rank" in recipe.parameters:
+    if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
     if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
@@ -419,8 +435,8 @@ def counting(recipe: Recipe) -> tuple[int, ...]:
 
 def folders_of(recipe: Recipe) -> list[str]:
     """Return the folders of models that a recipe reads, which no output may touch."""
-    paths = [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
-    return [part for path in paths for part in split_sum(path) or (path,)]
+    models = [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    return [part for model in models for part in parts_of(model)]
 
 
 def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
@@ -432,19 +448,29 @@ def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
     return try_each(read_adapter, map(locate, paths))
 
 
-def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
+def display_names(paths: Sequence[str | Path], *, with_commits: bool = False) -> tuple[str, ...]:
     """Return short names that tell folders apart: as many of the last parts of each path as that takes.
 
     Law: a model in the cache of the hub is called by its id there, and where two of its revisions occur by
-    its commit too.
+    its commit too; a base model with an adapter added to it by both names, with a plus.
 
     >>> display_names(["runs/a/law", "runs/b/law", "runs/b/med"])
     ('a/law', 'b/law', 'med')
+
+    Args:
+        paths: The paths of the models.
+        with_commits: Whether each model of the hub is called by its commit too.
     """
+    sums = [parts_of(str(path)) for path in paths]
+    names = iter(_display_names([part for parts in sums for part in parts], with_commits))
+    return tuple("+".join(next(names) for _ in parts) for parts in sums)
+
+
+def _display_names(paths: Sequence[str], with_commits: bool) -> list[str]:
     located = [locate(path) for path in paths]
     models = {path: model for path in located if (model := identify(path))}
     ids = {path: f"{model.repository}{model.folder}" for path, model in models.items()}
-    several = {name for name, count in Counter(ids.values()).items() if count > 1}
+    several = {name for name, count in Counter(ids.values()).items() if with_commits or count > 1}
     parts = {path: path.absolute().parts for path in located}
     names = []
     for path in located:
@@ -458,4 +484,4 @@ def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
         while length < len(own) and any(other[-length:] == own[-length:] for other in others):
             length += 1
         names.append("/".join(own[-length:]))
-    return tuple(names)
+    return names
