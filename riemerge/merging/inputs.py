@@ -38,6 +38,9 @@ Models: TypeAlias = Mapping[Path, Model]
 LARGE = 2**24
 """Numbers of T updates from which on they are read by rows: 128 MiB of float64."""
 
+BLOCK = 2**19
+"""Numbers of the rows of T updates that are read together: what a cache holds, 3 times as fast as more."""
+
 _Read = TypeVar("_Read")
 
 
@@ -163,7 +166,7 @@ class Inputs:
         numbers = count * math.prod(shape)
         if len(shape) < 2 or numbers <= LARGE:
             return DenseSpan(self._read_dense(module, device, None))
-        rows = max(1, LARGE // (numbers // shape[0]))
+        rows = max(1, BLOCK // (numbers // shape[0]))
         return DenseRows(count, shape, lambda run: self._read_dense(module, device, [run]), rows)
 
     def _read_dense(self, name: str, device: torch.device, rows: Sequence[range] | None) -> torch.Tensor:
