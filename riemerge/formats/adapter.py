@@ -98,7 +98,7 @@ class Adapter:
         tensors = {self._tensors.path.name: self._tensors.sha256()}
         return MappingProxyType({**self._settings_sha256, **tensors})
 
-    def renamed(self, prefixes: Mapping[str, str]) -> Adapter:
+    def rename(self, prefixes: Mapping[str, str]) -> Adapter:
         """Return the adapter with modules and saved tensors under other names (see `module_names.rename`).
 
         Law: the updates and the scales are the same; `notes` speak of the names in the file.

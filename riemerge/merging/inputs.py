@@ -17,7 +17,8 @@ import torch
 
 from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.base_names import agree_on_base
+from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
@@ -26,6 +27,7 @@ from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.layers import NEEDS_BASE, Dora, Expert
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
+from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
@@ -209,23 +211,21 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     paths = [entry.model for entry in recipe.models]
     used = [paths[i] for i in counting(recipe)]
     # One that is not there is refused by the reader of the others.
-    kinds = {is_checkpoint(path) for path in paths if os.path.lexists(path)}
+    kinds = {_is_checkpoint(path) for path in paths if len(parts_of(path)) > 1 or os.path.lexists(path)}
     if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
         # First what is wrong with a path, which may not be of the kind that it seems to be.
         try_each(partial(_open, opened, _read_as_it_is), used)
     if len(kinds) > 1:
-        named = ", ".join(path for path in paths if is_checkpoint(path))
+        named = ", ".join(path for path in paths if _is_checkpoint(path))
         raise RecipeError(
             f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
-        adapters = try_each(partial(_open, opened, read_adapter), used)
-        _check_base_name(recipe, adapters)
-        return _fit(recipe, method, adapters, opened)
+        return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used), opened)
     # Here too: what is asked of a path may have been meant otherwise.
     folders = [*used, *filter(None, [recipe.base_model])]
-    checkpoints = try_each(partial(_open, opened, read_checkpoint), folders)
+    checkpoints = try_each(partial(_open, opened, _read_checkpoint), folders)
     _check_for_checkpoints(recipe, method)
     check_checkpoints(checkpoints)
     base = next(iter(checkpoints[len(used) :]), None)
@@ -237,10 +237,11 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     _check_prefixes(recipe.rename, given)
     adapters = list(given)
     if recipe.rename:
-        adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), given)
+        adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
+    _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     base, models = _open_weights(recipe, method, adapters, opened), tuple[Model, ...](given)
     if base is not None:
@@ -281,7 +282,7 @@ def _open_weights(
             "parameters.rank: missing: DoRA's dW has full rank: give a number or a share of the energy, such "
             "as 95%, or out_type: delta, which writes the whole dW"
         )
-    return _open(opened, read_checkpoint, str(recipe.base_model))
+    return _open(opened, _read_checkpoint, str(recipe.base_model))
 
 
 def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
@@ -299,9 +300,21 @@ def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
     return cast("_Read", opened.get(Path(path))) or read(path)
 
 
+def _is_checkpoint(path: str) -> bool:
+    """Return whether a model is a full checkpoint, or one with an adapter added to it."""
+    return len(parts_of(path)) > 1 or is_checkpoint(path)
+
+
+def _read_checkpoint(path: str) -> Checkpoint:
+    match parts_of(path):
+        case (base, adapter):
+            return read_patched(base, adapter)
+    return read_checkpoint(path)
+
+
 def _read_as_it_is(path: str) -> Model:
-    if is_checkpoint(path):
-        return read_checkpoint(path)
+    if _is_checkpoint(path):
+        return _read_checkpoint(path)
     return read_adapter(path)
 
 
@@ -314,7 +327,10 @@ def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
     base = recipe.base_model
     if base is None or recipe.same_base or os.path.lexists(base):
         return
-    names = {adapter.config.base_model_name_or_path for adapter in adapters} - {None, "", base}
+    named = {adapter.path: adapter.config.base_model_name_or_path for adapter in adapters}
+    names = {*named.values()} - {None, "", base}
+    if not agree_on_base({**named, Path("base_model"): base}).problems:
+        return
     RecipeError.refuse(
         f"base_model: {base}: the adapters name {name} as their base model: leave base_model out, or say "
         "same_base: true if these are one model"
@@ -362,7 +378,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         ]
     if "scale" in recipe.parameters and not recipe.base_model:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
-    if "rank" in recipe.parameters:
+    if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
     if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
@@ -435,7 +451,8 @@ def counting(recipe: Recipe) -> tuple[int, ...]:
 
 def folders_of(recipe: Recipe) -> list[str]:
     """Return the folders of models that a recipe reads, which no output may touch."""
-    return [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    models = [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    return [part for model in models for part in parts_of(model)]
 
 
 def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
@@ -447,19 +464,29 @@ def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
     return try_each(read_adapter, map(locate, paths))
 
 
-def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
+def display_names(paths: Sequence[str | Path], *, with_commits: bool = False) -> tuple[str, ...]:
     """Return short names that tell folders apart: as many of the last parts of each path as that takes.
 
     Law: a model in the cache of the hub is called by its id there, and where two of its revisions occur by
-    its commit too.
+    its commit too; a base model with an adapter added to it by both names, with a plus.
 
     >>> display_names(["runs/a/law", "runs/b/law", "runs/b/med"])
     ('a/law', 'b/law', 'med')
+
+    Args:
+        paths: The paths of the models.
+        with_commits: Whether each model of the hub is called by its commit too.
     """
+    sums = [parts_of(str(path)) for path in paths]
+    names = iter(_display_names([part for parts in sums for part in parts], with_commits))
+    return tuple("+".join(next(names) for _ in parts) for parts in sums)
+
+
+def _display_names(paths: Sequence[str], with_commits: bool) -> list[str]:
     located = [locate(path) for path in paths]
     models = {path: model for path in located if (model := identify(path))}
     ids = {path: f"{model.repository}{model.folder}" for path, model in models.items()}
-    several = {name for name, count in Counter(ids.values()).items() if count > 1}
+    several = {name for name, count in Counter(ids.values()).items() if with_commits or count > 1}
     parts = {path: path.absolute().parts for path in located}
     names = []
     for path in located:
@@ -473,4 +500,4 @@ def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
         while length < len(own) and any(other[-length:] == own[-length:] for other in others):
             length += 1
         names.append("/".join(own[-length:]))
-    return tuple(names)
+    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,13 +51,19 @@ def why_not_as_written(folder: Path, record: RunRecord) -> str | None:
         return f"it was made by riemerge {version}, and this is {__version__}"
     if not record.outputs:
         return f"{RECORD_FILE} has no sha256 of the files"
+    return next(find_changes(folder, record), None)
+
+
+def find_changes(folder: Path, record: RunRecord) -> Iterator[str]:
+    """Yield each file that is missing or not as it was written, and each file of tensors that was added."""
     for name, expected in record.outputs.items():
         try:
             if file_sha256(folder / name) != expected:
-                return f"{name} is not the file that was written"
+                yield f"{name} is not the file that was written"
         except FileNotFoundError:
-            return f"{name} is missing"
+            yield f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read: {error.strerror or error}"
-    added = sorted({path.name for path in folder.glob("*.safetensors*")} - {*record.outputs})
-    return next((f"{name} was added" for name in added), None)
+            yield f"{name} cannot be read: {error.strerror or error}"
+    for path in sorted(folder.glob("*.safetensors*")):
+        if path.name not in record.outputs:
+            yield f"{path.name} was added"

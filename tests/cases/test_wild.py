@@ -25,7 +25,6 @@ COMMANDS = [
 OPEN = {
     *(("heads", place) for place in range(2)),
     ("lmhead", 0),
-    *(("yaml", place) for place in range(2)),
 }
 
 

@@ -208,7 +208,8 @@ def test_models_that_do_not_fit_are_named_and_nothing_is_written(
 
 def test_requests_that_make_no_sense_for_checkpoints(world: World, tmp_path: Path) -> None:
     (factors,) = family("close", 1)
-    adapter = write_folder(tmp_path / "adapter", factors)
+    adapter, link = write_folder(tmp_path / "adapter", factors), tmp_path / "link"
+    link.symlink_to(world.models[1])
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("task_arithmetic", {}, "base_model: missing: task_arithmetic merges what each model changed"),
         ("tsv", {}, "base_model: missing"),
@@ -227,22 +228,25 @@ def test_requests_that_make_no_sense_for_checkpoints(world: World, tmp_path: Pat
             {"models": [world.models[0], adapter]},
             f"{world.models[0]}: full checkpoints, the others",
         ),
-        ("average", {"base": world.models[1]}, "is the base_model itself"),
-        ("ties", {"base": world.models[1]}, "is the base_model itself"),
+        ("median", {"base": link}, "is the base_model itself"),
         ("regmean", {}, "no statistics: regmean needs those of every model"),
     ]
     for method, said, says in cases:
         with pytest.raises(RecipeError) as caught:
             merge(tmp_path / "out", method, **{"models": world.models[:2], **said})
         assert says in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "link"}
 
 
 @pytest.mark.parametrize(
     ("method", "asked", "says"),
     [
         ("average", {"out_type": "checkpoint"}, "out_type: checkpoint: adapters merge to"),
-        ("average", {"top": {"base_model": "base"}}, "base_model: the base model is not needed"),
+        (
+            "average",
+            {"top": {"base_model": "other/b"}},
+            "base_model: other/b: the adapters name somebody/base",
+        ),
         ("ties", {"rank": 2}, "parameters.rank: out_type delta writes the whole dW"),
         ("average", {"rank": 2}, "parameters.rank: out_type delta writes the whole dW"),
     ],

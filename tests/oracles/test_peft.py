@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from riemerge.errors import AdapterError
-from riemerge.formats.checkpoint import read_checkpoint, read_patched
+from riemerge.formats.checkpoint import read_checkpoint
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.updates.low_rank import sum_updates
 
@@ -185,50 +184,6 @@ def test_a_sum_of_two_adapters_loads_in_a_narrow_dtype(
         distance = float((written[module] - expected).norm() / expected.norm())
         assert distance == pytest.approx(error, rel=1e-6)
         assert error < 8 * torch.finfo(dtype).eps  # √r eps, r <= 8
-
-
-MERGED = {
-    name: CASES[name]
-    for name in ("llama rslora", "llama patterns", "bert rslora patterns", "gpt2 fan_in_fan_out")
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("case", MERGED)
-def test_a_base_with_an_adapter_is_what_peft_merges_and_unloads(
-    peft: ModuleType, tmp_path: Path, case: str, dtype: torch.dtype
-) -> None:
-    make, settings = MERGED[case]
-    torch.manual_seed(0)
-    base = make().to(dtype)
-    save(base, tmp_path / "base")
-    model = peft.get_peft_model(base, peft.LoraConfig(**settings))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_()
-    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    merged = peft.PeftModel.from_pretrained(model.unload(), tmp_path / "adapter").merge_and_unload()
-    view = read_patched(tmp_path / "base", tmp_path / "adapter")
-    expected = dict(merged.state_dict())
-    assert {*view.names} <= {*expected}
-    changed = 0
-    for name in view.names:
-        tensor = view.tensor(name, dtype=None)
-        assert tensor.dtype == expected[name].dtype == dtype
-        assert torch.equal(tensor, expected[name])
-        changed += not torch.equal(tensor, view.base.tensor(name, dtype=None))
-    assert changed == len(view.adapter.modules)
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    """Save the weights as transformers does: no tensor that is tied to another."""
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()  # type: ignore[union-attr]
-    folder.mkdir()
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied},
-        folder / "model.safetensors",
-    )
 
 
 def test_a_module_named_like_the_end_of_another_is_not_that_other(peft: ModuleType, tmp_path: Path) -> None:
