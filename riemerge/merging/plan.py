@@ -24,7 +24,15 @@ from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.identifiability import doubtful
-from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
+from riemerge.merging.inputs import (
+    Input,
+    Inputs,
+    Models,
+    display_names,
+    expand,
+    folders_of,
+    open_inputs,
+)
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
@@ -83,6 +91,8 @@ class Plan:
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
+            "tokenizer": (recipe.tokenizer, None),
+            "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
         }
         scale: dict[str, float] = {}
@@ -120,6 +130,8 @@ class Plan:
         sums: dict[str, dict[str, str]] = {}
         if inputs.base:
             sums["base_model"] = dict(inputs.base.sha256)
+        if inputs.beside and inputs.beside.read:
+            sums["tokenizers"] = dict(inputs.beside.read)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 

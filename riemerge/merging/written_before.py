@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,15 +32,22 @@ def is_record_of(plan: Plan, record: RunRecord) -> bool:
     """
     inputs = plan.inputs
     sums = {entry.place: dict(entry.model.sha256) for entry in inputs.each}
-    copied: tuple[Path, ...] = ()
-    if record.outputs and inputs.checkpoints:
-        copied = inputs.carried.other_files
+    beside: dict[str, str] = {}
+    if record.outputs and inputs.beside:
+        beside = {name: _sha256(content) for name, content in inputs.beside.files.items()}
     return (
         record.recipe == plan.resolved
         and all(row.sha256 == sums.get(i) for i, row in enumerate(record.inputs))
         and record.beside == plan.read_beside
-        and all(record.outputs.get(path.name) == file_sha256(path) for path in copied)
+        and all(record.outputs.get(name) == sha256 for name, sha256 in beside.items())
     )
+
+
+def _sha256(content: Path | bytes) -> str:
+    """Return the sha256 of a file, or of its content."""
+    if isinstance(content, Path):
+        return file_sha256(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def why_not_as_written(folder: Path, record: RunRecord) -> str | None:

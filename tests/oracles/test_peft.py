@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from riemerge.cli.commands import main
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import read_checkpoint
 from riemerge.formats.dialects import read_adapter, write_adapter
@@ -361,7 +364,6 @@ def as_stored(adapter: Any, updates: dict[str, Any]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def base_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from safetensors.torch import save_file
 
     path = tmp_path_factory.mktemp("base") / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in Kinds().state_dict().items()}, path)
@@ -391,3 +393,50 @@ def test_every_kind_of_layer_is_read_and_written_as_peft_merges_it(
     again = read_adapter(tmp_path / "out")
     assert again.modules == adapter.modules
     assert {again.update(module).scale for module in again.modules} == {1.0}
+
+
+def roberta(labels: int) -> nn.Module:
+    """RoBERTa-base without its weights and words, which no adapter of attention needs."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    size: dict[str, Any] = {"vocab_size": 11, "max_position_embeddings": 8, "num_labels": labels}
+    with torch.device("meta"):  # its weights are never drawn
+        model = RobertaForSequenceClassification(RobertaConfig(**size))
+    return model.to_empty(device="cpu")
+
+
+@pytest.mark.xfail(reason="a later issue", strict=True)
+@pytest.mark.parametrize("way", ["drop", "average"])
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("roberta-base-agnews/checkpoint-500", "roberta-base-agnews/checkpoint-1200"), 4),
+        (("roberta-base-portuguese/checkpoint-1000", "roberta-base-portuguese/checkpoint-6000"), 5),
+    ],
+)
+def test_merged_real_classifiers_load(
+    peft: ModuleType, shared_data: Path, tmp_path: Path, names: tuple[str, str], labels: int, way: str
+) -> None:
+    folders = [shared_data / "adapters" / name for name in names]
+    words = ["merge", *map(str, folders), "--heads", way, "--method", "average", "--rank", "sum", "-q"]
+    ran = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "out")])
+    assert ran.exit_code == 0, ran.output
+    model = peft.PeftModel.from_pretrained(roberta(labels), str(tmp_path / "out"))
+    config = json.loads((folders[0] / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / config["r"]
+    stored = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    layers = {path: layer for path, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
+    assert len(layers) == sum(key.endswith(".lora_A.weight") for key in stored[0])
+    for path, layer in layers.items():
+        first, second = (
+            scale * one[f"{path}.lora_B.weight"].double() @ one[f"{path}.lora_A.weight"].double()
+            for one in stored
+        )
+        apart = (layer.get_delta_weight("default").double() - (first + second) / 2).norm()
+        assert apart <= 1e-6 * max(first.norm(), second.norm())
+    if way == "average":
+        head = model.base_model.model.classifier
+        for name in ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"):
+            each = [one[f"base_model.model.classifier.{name}"].double() for one in stored]
+            found = head.modules_to_save["default"].get_parameter(name).double()
+            torch.testing.assert_close(found, sum(each, torch.zeros(())) / 2, rtol=1e-6, atol=1e-8)

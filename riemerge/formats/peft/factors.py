@@ -122,7 +122,8 @@ def _layers_of(
 
 def _check_factors(stem: str, factors: Sides, *, wrapped: bool) -> None:
     """Refuse factors that make no product."""
-    if {"_orig_mod", "_fsdp_wrapped_module"} & {*stem.split(".")} or (wrapped and stem != parent(stem)):
+    # A wrapper's name before all others is a prefix, which can be renamed.
+    if {"_orig_mod", "_fsdp_wrapped_module"} & {*stem.split(".")[1:]} or (wrapped and stem != parent(stem)):
         raise ValueError(
             "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
         )
