@@ -88,6 +88,11 @@ class Adapter:
         stems = {parent(layer.stem(module)) for module, layer in self.layers.items()}
         return tuple(self.config.notes(sorted(stems)))
 
+    @property
+    def header(self) -> Mapping[str, str]:
+        """The texts that the file of the tensors holds beside them, by key."""
+        return self._tensors.metadata
+
     @cached_property
     def sha256(self) -> Mapping[str, str]:
         """The sha256, in hex, of each file that enters the updates, by file name.

@@ -15,6 +15,7 @@ from riemerge.errors import OutputError
 from riemerge.formats.files.tensor_file import FLOATS, Entry
 from riemerge.formats.layers import Bias, Convolution, Dora, Embedding, Expert, Layer, Linear, parent
 from riemerge.formats.peft.config import AdapterConfig
+from riemerge.formats.peft.written_scales import scale_settings
 from riemerge.updates.low_rank import LowRankUpdate
 
 Sides: TypeAlias = Mapping[str, Entry]
@@ -225,7 +226,7 @@ def complete(
     have one rank, so that it does not matter which is which; all modules have a bias, or none has.
 
     Args:
-        updates: The updates by module, with scale 1.
+        updates: The updates by module.
         kinds: The kinds of layers by module; a linear layer where a module has none.
 
     Raises:
@@ -247,7 +248,7 @@ def complete(
         if isinstance(kind, Expert):
             whole[module] = whole[module].pad(ranks[parent(kind.stem(module))])
         elif isinstance(kind, Bias):
-            whole[module] = LowRankUpdate(*kind.factors(kind.store(whole[module])))
+            whole[module] = LowRankUpdate(*kind.factors(kind.store(whole[module])), whole[module].scale)
     if any(isinstance(kind, Bias) for kind in own.values()):
         OutputError.refuse(
             f"{module}: is {kind.layout}, and other modules have a bias of factors: PEFT has no lora_bias "
@@ -288,25 +289,17 @@ _NAMES: Mapping[type[Layer], str] = {Embedding: "lora_embedding_{side}", Bias: "
 
 
 def describe(updates: Mapping[str, LowRankUpdate], kinds: Mapping[str, Layer]) -> dict[str, Any]:
-    """Return the settings that make PEFT load updates (see `complete`) with scale 1."""
+    """Return the settings that make PEFT load updates (see `complete`) with the scales that they have."""
     modules, parameters = {}, {}
     for module, kind in kinds.items():
-        rank, stem = updates[module].rank, kind.stem(module)
+        update, stem = updates[module], kind.stem(module)
         if isinstance(kind, Expert):
-            parameters.update({f"{parent(stem)}.{name}": rank for name in kind.parameters})
+            parameters.update({f"{parent(stem)}.{name}": update for name in kind.parameters})
         elif not isinstance(kind, Bias):
-            modules[stem] = rank
-    ranks = modules | parameters
-    r = max(ranks.values())
-    # PEFT matches a pattern with the end of a module's name from any dot on; the anchor leaves only the whole
-    # name.
-    others = {f"^{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != r}
+            modules[stem] = update
     settings: dict[str, Any] = {
-        "r": r,
-        "lora_alpha": r,
+        **scale_settings(modules | parameters),
         "use_rslora": False,
-        "rank_pattern": others,
-        "alpha_pattern": others,
         "target_modules": sorted(modules),
     }
     if parameters:
