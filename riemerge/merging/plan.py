@@ -15,10 +15,12 @@ from typing import Any, final
 import torch
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.adapter import kinds_of
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
+from riemerge.formats.layers import is_linear
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
@@ -336,11 +338,19 @@ def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> d
     """Return the shape of each module that must have statistics, by its name in the base model.
 
     Raises:
-        AdapterError: None of those that have statistics is a weight of the checkpoints.
+        AdapterError: None of those that have statistics is a weight of the checkpoints, or a module of the
+            adapters is no linear layer.
     """
     if not method.statistics:
         return {}
     if inputs.adapters:
+        kinds = kinds_of(inputs.adapters).items()
+        AdapterError.refuse(
+            f"{module}: is {layer.layout}: {method.name} needs statistics, which are of the inputs of linear "
+            "layers: use a method without statistics"
+            for module, layer in sorted(kinds)
+            if not is_linear(layer)
+        )
         return {module: inputs.shape(module) for module in inputs.modules}
     folders = [*(recipe.models[i].statistics for i in inputs.places), recipe.base_statistics]
     known = {module for folder in folders if folder for module in read_statistics(folder).modules}
