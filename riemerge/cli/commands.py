@@ -19,6 +19,7 @@ from riemerge.cli.methods import methods
 from riemerge.cli.soup import soup
 from riemerge.cli.sweep import sweep
 from riemerge.cli.terminal import PLAIN_WIDTH
+from riemerge.cli.verify import verify
 
 _HELP = """Merge LoRA adapters, without their base model, or full checkpoints.
 
@@ -37,5 +38,18 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for _command in (merge, apply, extract, soup, sweep, evaluate, compare, inspect, methods, check, demo):
+for _command in (
+    merge,
+    verify,
+    apply,
+    extract,
+    soup,
+    sweep,
+    evaluate,
+    compare,
+    inspect,
+    methods,
+    check,
+    demo,
+):
     main.add_command(_command)

@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 
 from riemerge.formats.adapter import Adapter
+from riemerge.formats.dialect import Dialect
+from riemerge.formats.diffusers import Diffusers
+from riemerge.formats.kohya import Kohya
+from riemerge.formats.mlx import Mlx
 from riemerge.formats.peft.adapter_reader import read_peft
 from riemerge.formats.peft.adapter_writer import write_peft
 from riemerge.updates.low_rank import LowRankUpdate
-
-
-class Dialect(ABC):
-    """A way to store an adapter in files.
-
-    Law: what `write` writes `read` reads, with dW bit for bit as it was stored.
-
-    Attributes:
-        name: The name of the dialect, as `--to` takes it.
-    """
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def recognises(self, path: Path) -> bool:
-        """Return whether a path holds an adapter of this dialect, by the names of files and tensors alone."""
-
-    @abstractmethod
-    def read(self, path: Path) -> Adapter:
-        """Open the adapter and check all that its settings and the header of its tensors can tell.
-
-        Raises:
-            AdapterError: With every problem found.
-        """
-
-    @abstractmethod
-    def write(
-        self,
-        target: str | os.PathLike[str],
-        updates: Mapping[str, LowRankUpdate],
-        *,
-        like: Sequence[Adapter],
-        dtype: torch.dtype,
-        **settings: Any,
-    ) -> dict[str, float]:
-        """Write updates as an adapter of this dialect, all or nothing (see `write_peft`)."""
 
 
 @final
@@ -79,7 +46,7 @@ class Peft(Dialect):
         return write_peft(target, updates, like=like, dtype=dtype, **settings)
 
 
-DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Peft(),)}
+DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (Kohya(), Diffusers(), Mlx(), Peft())}
 """The dialects by name, in the order in which they are asked whether a path is theirs: PEFT comes last."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from riemerge.errors import AdapterError
@@ -21,8 +21,17 @@ _TENSORS = re.compile(r".*\.(safetensors(\.index\.json)?|bin|pt|pth|ckpt|gguf)")
 _OF_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 _FACTORS_OF_PEFT = re.compile(r"^base_model\.model\.|\.lora_[AB](\.|$)|\.lora_embedding_[AB]$")
-# Trainers of image models (kohya, LyCORIS, diffusers before it took PEFT's names), mlx, torchtune, NeMo and
-# Megatron; VeRA and OFT without PEFT's prefix.
+FACTORS: Mapping[str, re.Pattern[str]] = {
+    "kohya": re.compile(r"^(lora|lycoris)_[^.]+\.lora_(up|down|mid)\.weight$"),
+    # Names that no model of words has, since PEFT's own file has these suffixes too, and no scale.
+    "diffusers": re.compile(
+        r"^(?!base_model\.)(?=.*(^unet\.|^text_encoder(_\d)?\.|transformer_blocks\.|\.attn\d?\.to_[qkv]\b"
+        r"|(\.|_)lora\.(up|down)\.|lora_linear_layer)).*(\.lora_[AB]|(lora|lora_linear_layer)\.(up|down))\.weight$"
+    ),
+}
+"""What names of tensors tell a dialect whose adapters are single files, by its name."""
+
+# Trainers of image models (LyCORIS), mlx, torchtune, NeMo and Megatron; VeRA and OFT without PEFT's prefix.
 _FACTORS_OF_OTHERS = re.compile(
     r"(^|[._])(lora_(unet|te\d?|transformer)_|lora_(up|down|mid|linear_layer|magnitude_vector)\b)"
     r"|(^|[._])lora_[ABab]([._]|$)|lora\d?\.(up|down|mid)\b|(^|[._])(hada|lokr)_|\bdora_scale$|^lycoris_"
@@ -34,14 +43,18 @@ _OF_STATISTICS = {"tokens", "examples", "loss"}
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a path is to be read as a full checkpoint; the reader of adapters takes all others.
 
-    Law: a file is one. A folder is one if it holds tensors under any name but no statistics, and neither the
-    folder itself nor a folder in it holds an adapter; beside `model.safetensors` none of them is looked at.
+    Law: a file is one, unless its tensors are factors of a dialect that has single files; and a folder of
+    one such file is none. Any other folder is one if it holds tensors under any name but no statistics, and
+    neither the folder itself nor a folder in it holds an adapter; beside `model.safetensors` none of them is
+    looked at.
 
     Raises:
         AdapterError: The file system does not answer: too long a name, no permission.
     """
     path = Path(path)
     with reading(path):
+        if any(find_factors(path, dialect) for dialect in FACTORS):
+            return False
         if not path.is_dir():
             return path.is_file()
         if holds_adapter(path) or holds_statistics(path):
@@ -49,6 +62,30 @@ def is_checkpoint(path: str | Path) -> bool:
         if (path / MODEL_FILE).exists() or (path / MODEL_INDEX).exists():
             return True
         return _holds_tensors(path) and not any(map(holds_adapter, _folders_in(path)))
+
+
+def find_factors(path: Path, dialect: str) -> Path | None:
+    """Return the file of the factors that a path is, or holds as its only file of tensors.
+
+    Args:
+        path: The path of a file or folder.
+        dialect: A dialect of `FACTORS`.
+
+    Returns:
+        The file; None where its tensors have other names, or the settings of PEFT lie beside it.
+    """
+    file = path
+    if path.is_dir():
+        names = _names_in(path)
+        tensors = [name for name in names if name.endswith(".safetensors")]
+        if len(tensors) != 1 or "adapter_config.json" in names:
+            return None
+        file = path / tensors[0]
+    try:
+        names = list(open_tensors(file).entries)
+    except ValueError:
+        return None
+    return file if any(map(FACTORS[dialect].search, names)) else None
 
 
 def holds_adapter(folder: Path) -> bool:
@@ -95,8 +132,9 @@ def why_no_checkpoint(names: Iterable[str]) -> str | None:
     if factors := [name for name in names if _FACTORS_OF_OTHERS.search(name)]:
         return (
             f"is a LoRA or another adapter in a single file ({_count(factors, names)}), not a full "
-            "checkpoint; only LoRAs in PEFT's format are read: convert it to a folder with "
-            "adapter_config.json and adapter_model.safetensors"
+            "checkpoint; of single files only LoRAs of kohya and diffusers are read: riemerge convert makes "
+            "a LoRA of LoHa and LoKr; convert others to a folder with adapter_config.json and "
+            "adapter_model.safetensors"
         )
     if {*names} >= _OF_STATISTICS:
         return "holds statistics of one module, not a full checkpoint: name their folder under statistics"

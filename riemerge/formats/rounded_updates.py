@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -79,3 +80,24 @@ class RoundedUpdates:
         """
         NumericalError.refuse(self._problems)
         check_rounding(self.roundings)
+
+
+def round_all(updates: Mapping[str, LowRankUpdate], dtype: torch.dtype) -> RoundedUpdates:
+    """Round updates in their canonical gauges.
+
+    Raises:
+        NumericalError: What `RoundedUpdates.check` raises.
+    """
+    rounded = RoundedUpdates(dtype)
+    for module, update in sorted(updates.items()):
+        rounded.add(module, _balance(update))
+    rounded.check()
+    return rounded
+
+
+def _balance(update: LowRankUpdate) -> LowRankUpdate:
+    """Return the update in its canonical gauge; one that holds NaN or Inf has none, and is refused later."""
+    exact = update.to(torch.float64)
+    if not math.isfinite(exact.norm()):
+        return exact
+    return exact.balance()

@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
-from riemerge.errors import RecipeError, try_each
+from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
@@ -24,6 +24,7 @@ from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
+from riemerge.merging.beside import Beside, put_beside
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
@@ -63,9 +64,10 @@ class Inputs:
     Attributes:
         each: The T inputs.
         base: The base model, where full checkpoints are merged by their differences from it.
-        opened: The models as they were opened: adapters before they were renamed.
+        opened: The models as they were opened: before adapters are renamed, and views taken of checkpoints.
         missing: What a module counts as that some adapters lack.
         notes: What was taken to be the same in adapters, and what may have been meant otherwise.
+        beside: What lies beside the result, of full checkpoints.
     """
 
     each: tuple[Input, ...]
@@ -73,6 +75,7 @@ class Inputs:
     opened: tuple[Model, ...] = ()
     missing: Missing = "error"
     notes: tuple[str, ...] = ()
+    beside: Beside | None = None
 
     @cached_property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -223,11 +226,16 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used))
     # Here too: what is asked of a path may have been meant otherwise.
     folders = [*used, *filter(None, [recipe.base_model])]
-    checkpoints = try_each(partial(_open, opened, _read_checkpoint), folders)
+    checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
-    check_checkpoints(checkpoints)
-    base = next(iter(checkpoints[len(used) :]), None)
-    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), base, tuple(checkpoints))
+    lead = checkpoints[0]
+    if recipe.base_model:
+        lead = checkpoints[-1]
+    beside = put_beside(recipe, checkpoints, lead)
+    check_checkpoints(beside.checkpoints)
+    base = next(iter(beside.checkpoints[len(used) :]), None)
+    views = _in_order(recipe, method, beside.checkpoints[: len(used)])
+    return Inputs(views, base, tuple(checkpoints), notes=beside.notes, beside=beside)
 
 
 def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
@@ -236,6 +244,7 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     adapters = list(opened)
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), opened)
+    AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
@@ -255,6 +264,17 @@ def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> Non
     )
 
 
+def _why_wrapped(adapter: Adapter) -> str | None:
+    """Say why the names of an adapter's modules are of no model but a wrapped one; None where they are."""
+    firsts = {name.partition(".")[0] for name in adapter.modules}
+    for wrapper in sorted(firsts & {"_orig_mod", "_fsdp_wrapped_module"}):
+        return (
+            f"{adapter.path}: was saved from a model that torch.compile or FSDP had wrapped, and no other "
+            f"model has its names: --rename {wrapper}.= reads those of the model itself"
+        )
+    return None
+
+
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
     """Return a model that is open already, or open it."""
     return cast("_Read", opened.get(Path(path))) or read(path)
@@ -265,16 +285,17 @@ def _is_checkpoint(path: str) -> bool:
     return len(parts_of(path)) > 1 or is_checkpoint(path)
 
 
-def _read_checkpoint(path: str) -> Checkpoint:
+def _read_checkpoint(rename: Mapping[str, str], path: str) -> Checkpoint:
+    """Open a full checkpoint, or one with the adapter behind its plus merged into it."""
     match parts_of(path):
         case (base, adapter):
-            return read_patched(base, adapter)
+            return read_patched(base, adapter, rename)
     return read_checkpoint(path)
 
 
 def _read_as_it_is(path: str) -> Model:
     if _is_checkpoint(path):
-        return _read_checkpoint(path)
+        return _read_checkpoint({}, path)
     return read_adapter(path)
 
 

@@ -22,7 +22,15 @@ from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.identifiability import doubtful
-from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
+from riemerge.merging.inputs import (
+    Input,
+    Inputs,
+    Models,
+    display_names,
+    expand,
+    folders_of,
+    open_inputs,
+)
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
@@ -81,8 +89,13 @@ class Plan:
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
+            "tokenizer": (recipe.tokenizer, None),
+            "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
         }
+        scale: dict[str, float] = {}
+        if self.inputs.adapters or recipe.base_model:
+            scale = {"scale": 1.0}  # whole weights have none
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -97,7 +110,7 @@ class Plan:
             **_names_of(base_model=recipe.base_model, base_statistics=recipe.base_statistics),
             **{key: value for key, (value, default) in asked.items() if value != default},
             **recipe.adapting,
-            "parameters": {"scale": 1.0, **self.method.defaults, **recipe.parameters},
+            "parameters": {**scale, **self.method.defaults, **recipe.parameters},
             "dtype": recipe.dtype,
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
         }
@@ -115,6 +128,8 @@ class Plan:
         sums: dict[str, dict[str, str]] = {}
         if inputs.base:
             sums["base_model"] = dict(inputs.base.sha256)
+        if inputs.beside and inputs.beside.read:
+            sums["tokenizers"] = dict(inputs.beside.read)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 

@@ -54,15 +54,17 @@ class MergeResult:
     updates: Mapping[str, LowRankUpdate]
     record: RunRecord
     _inputs: tuple[Adapter, ...] = field(repr=False)
+    _dialect: str = field(repr=False)
     _out_dtype: torch.dtype = field(repr=False)
     _rounding: Mapping[str, Rounding] | None = field(repr=False)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, float]:
-        """Write the merged adapter as a PEFT folder, with `riemerge.json` and a model card in it.
+        """Write the merged adapter as a folder, with `riemerge.json` and a model card in it.
 
-        Law: the folder appears whole or not at all, and `PeftModel.from_pretrained` loads it. Modules of a
-        lower rank than the one that is written (see `records.written_ranks`) have columns of
-        zero. What the rounding moved by more than the dtype promises is a warning in what is written.
+        Law: the folder appears whole or not at all. It is a PEFT folder, which `PeftModel.from_pretrained`
+        loads, or holds the one file of another dialect: that of the recipe, or of the first adapter. Modules
+        of a lower rank than the one that is written (see `records.written_ranks`) have columns of zero. What
+        the rounding moved by more than the dtype promises is a warning in what is written.
 
         Returns:
             For each module the relative error of rounding its dW to the dtype that is written.
@@ -119,7 +121,13 @@ class MergeResult:
         padded = {module: update.pad(ranks[module]) for module, update in updates.items()}
         like, dtype = self._inputs, self._out_dtype
         return write_adapter(
-            folder, padded, like=like, dtype=dtype, rounding=rounding, extra_files=extra_files
+            folder,
+            padded,
+            dialect=self._dialect,
+            like=like,
+            dtype=dtype,
+            rounding=rounding,
+            extra_files=extra_files,
         )
 
 
@@ -139,6 +147,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     adapters, out_dtype = plan.inputs.adapters, plan.out_dtype
     if not adapters or out_dtype is None:
         raise RecipeError("models: full checkpoints are merged into a folder: use merge_into")
+    dialect = plan.recipe.dialect or adapters[plan.inputs.order[0]].dialect
     rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
@@ -153,8 +162,8 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     rounded.check()
     record = record.with_warnings(rounding_warnings(rounded.roundings))
     if round_at_once:
-        return MergeResult(rounded.updates, record, adapters, out_dtype, rounded.roundings)
-    return MergeResult(updates, record, adapters, out_dtype, None)
+        return MergeResult(rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings)
+    return MergeResult(updates, record, adapters, dialect, out_dtype, None)
 
 
 def write(
@@ -187,9 +196,10 @@ def write(
             changes = {row.module: row.norm for row in record.modules if inputs.base}
             record = record.with_warnings(rounding_warnings(writer.roundings))
             record = record.with_warnings(change_warnings(writer.roundings, changes))
-            for path in inputs.carried.other_files:
-                if path.name not in {RECORD_FILE, CARD_FILE}:
-                    writer.add_file(path.name, path)
+            assert inputs.beside is not None
+            for name, content in inputs.beside.files.items():
+                if name not in {RECORD_FILE, CARD_FILE}:
+                    writer.add_file(name, content)
             _describe(writer, record)
     else:
         with DenseWriter(folder, dtype=plan.out_dtype, shard_bytes=shard_bytes) as writer:

@@ -76,7 +76,7 @@ def test_quiet_says_only_where(folders: list[Path], tmp_path: Path) -> None:
     assert ran.stderr == ""
 
 
-KOHYA = "lora_unet_q.lora_down.weight"
+LOHA = "lora_unet_q.hada_w1_a"
 
 
 FLUX = "transformer.x.lora_A.weight"
@@ -86,7 +86,7 @@ FLUX = "transformer.x.lora_A.weight"
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_lora_weights.safetensors"])
 @pytest.mark.parametrize(
     ("tensor", "says"),
-    [(KOHYA, "is a LoRA or another adapter in a single file"), (FLUX, "convert it to PEFT")],
+    [(LOHA, "is a LoRA or another adapter in a single file"), (FLUX, "convert it to PEFT")],
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_hint_leads_to_no_file_that_is_refused(
@@ -104,7 +104,7 @@ def test_a_hint_leads_to_no_file_that_is_refused(
 
 def test_a_hint_leads_to_the_file_that_is_read(folders: list[Path], tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    save_file({KOHYA: torch.ones(2, 2)}, tmp_path / "x" / "a.safetensors")
+    save_file({LOHA: torch.ones(2, 2)}, tmp_path / "x" / "a.safetensors")
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "x" / "b.safetensors")
     ran = run("merge", tmp_path / "x", "-o", tmp_path / "out")
     assert "did you mean one of its files: b.safetensors?" in ran.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import stat
@@ -16,6 +17,7 @@ from typing import final
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from riemerge.errors import AdapterError
@@ -63,11 +65,13 @@ class TensorFile:
     Attributes:
         path: The path of the file.
         entries: The tensors of the file by name, sorted.
+        metadata: The texts that the header holds beside the tensors, by key.
     """
 
     path: Path
     entries: Mapping[str, Entry]
     _identity: tuple[int, ...] = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def faults(self) -> list[str]:
         """Say all that has no exact meaning, or cannot be shown, among the names and dtypes."""
@@ -176,7 +180,22 @@ def open_tensors(path: Path) -> TensorFile:
         name: Entry(name, item["dtype"], tuple(item["shape"]), 8 + length + item["data_offsets"][0])
         for name, item in ((name, header[name]) for name in names)
     }
-    return TensorFile(path, MappingProxyType(entries), identity)
+    metadata = MappingProxyType(header.get("__metadata__") or {})
+    return TensorFile(path, MappingProxyType(entries), identity, metadata)
+
+
+def as_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return tensors and texts as the content of a safetensors file.
+
+    Law: a function of what is given: safetensors itself writes the texts in an order that differs from one
+    process to the next.
+    """
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:end])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_start(path: Path, size: int = MAX_JSON_BYTES + 1) -> bytes:

@@ -19,7 +19,7 @@ from riemerge.formats.files.staging import NewFolder, Text, check_output, check_
 from riemerge.formats.files.text import as_json
 from riemerge.formats.peft.adapter_reader import CONFIG_FILE, TENSOR_FILE, read_peft
 from riemerge.formats.peft.factors import complete, describe, name_tensors
-from riemerge.formats.rounded_updates import RoundedUpdates
+from riemerge.formats.rounded_updates import round_all
 from riemerge.updates.low_rank import LowRankUpdate
 
 # PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
@@ -69,10 +69,7 @@ def write_peft(
         raise ValueError("no update to write")
     check_output(folder, [])
     if rounding is None:
-        rounded = RoundedUpdates(dtype)
-        for module, update in sorted(updates.items()):
-            rounded.add(module, _balance(update))
-        rounded.check()
+        rounded = round_all(updates, dtype)
         updates, rounding = rounded.updates, rounded.roundings
     stored, kinds = complete(updates, kinds_of(like))
     config = _config(describe(stored, kinds), like)
@@ -83,14 +80,6 @@ def write_peft(
             new.add(name, text)
         new.publish(partial(_check_written, stored))
     return {module: rounding[module].error for module in sorted(rounding)}
-
-
-def _balance(update: LowRankUpdate) -> LowRankUpdate:
-    """Return the update in its canonical gauge; one that holds NaN or Inf has none, and is refused later."""
-    exact = update.to(torch.float64)
-    if not math.isfinite(exact.norm()):
-        return exact
-    return exact.balance()
 
 
 def _config(factors: Mapping[str, Any], like: Sequence[Adapter]) -> dict[str, Any]:
@@ -128,7 +117,8 @@ def _check_written(stored: Mapping[str, LowRankUpdate], folder: Path) -> None:
         yield from sorted({*adapter.modules} ^ {*stored})
         for module, update in stored.items():
             read = adapter.update(module, dtype=adapter.dtype)
-            same = read.dtype == update.dtype and read.scale == update.scale
+            # A scale is alpha / r, and not every float64 is.
+            same = read.dtype == update.dtype and math.isclose(read.scale, update.scale, rel_tol=1e-15)
             if not (same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)):
                 yield module
 

@@ -36,7 +36,6 @@ _REFUSED: Mapping[str, str] = {
     "monteclora_config": "MonteCLoRA samples its factors",
     "trainable_token_indices": "trainable tokens replace embedding rows",
     "use_bdlora": "BD-LoRA has block-diagonal factors",
-    "use_dora": "DoRA is not a function of B and A alone: it needs the base weight",
     "use_qalora": "QA-LoRA pools the input before A",
     "velora_config": "VeLoRA changes the training of the factors",
 }
@@ -74,6 +73,7 @@ class AdapterConfig(BaseModel):
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     lora_bias: bool = False
+    use_dora: bool = False
     rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
     alpha_pattern: dict[str, float] = {}
     target_modules: list[str] | str | None = None

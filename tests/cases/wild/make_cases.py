@@ -6,8 +6,8 @@ computed in float64 from PEFT's rule dW = s·B·A, with nothing of riemerge.
 A case is a row of `expected.json`: commands, run in the folder of the inputs with {out} a fresh path, and
 for each a list of outcomes, one of which must hold. An outcome has `exit` (a list of codes), and may have
 `says` and `never_says` (parts of stdout and stderr, in any case), `modules` (numbers of what is written, by
-PEFT's rule), `modules_bf16` (the same numbers of what is stored in bfloat16), and `uniform` (alpha of the
-config over the rank of the stored tensor, llama.cpp's rule, is PEFT's scale in all modules).
+the rule of its dialect), `modules_bf16` (the same numbers of what is stored in bfloat16), and `uniform`
+(alpha of the config over the rank of the stored tensor, llama.cpp's rule, is PEFT's scale in all modules).
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def single_file(path: Path, seed: int, alpha: int | None) -> Updates:
         tensors |= {f"{name}.{prefix}down.weight": down, f"{name}.{prefix}up.weight": up}
         if alpha is not None:
             tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
-        updates[name] = (1.0 if alpha is None else alpha / 4) * (up.double() @ down.double())
+        # diffusers writes the names of its model today
+        today = name if alpha is not None else f"unet.{name.replace('.processor', '').removesuffix('_lora')}"
+        updates[today] = (1.0 if alpha is None else alpha / 4) * (up.double() @ down.double())
     save_file(tensors, path)
     return updates
 
@@ -172,11 +174,10 @@ def row(source: str, commands: Mapping[str, list[Outcome]]) -> dict[str, Any]:
 
 def kohya(d: Path) -> dict[str, Any]:
     """LoRAs in a single file, as kohya and as early diffusers wrote them."""
-    single_file(d / "watercolor.safetensors", 1, 4)
-    single_file(d / "portrait.safetensors", 2, 1)
-    single_file(d / "old0.safetensors", 3, None)
-    single_file(d / "old1.safetensors", 4, None)
-    no = refused("lora", never=["base_model: missing"], code=REFUSED)
+    watercolor = single_file(d / "watercolor.safetensors", 1, 4)
+    portrait = single_file(d / "portrait.safetensors", 2, 1)
+    old0 = single_file(d / "old0.safetensors", 3, None)
+    old1 = single_file(d / "old1.safetensors", 4, None)
     new, old = (
         "kohya/watercolor.safetensors kohya/portrait.safetensors",
         "kohya/old0.safetensors kohya/old1.safetensors",
@@ -184,10 +185,10 @@ def kohya(d: Path) -> dict[str, Any]:
     return row(
         "cloneofsimo/lora#187; kohya-ss/sd-scripts#1522; bmaltais/kohya_ss#1117",
         {
-            f"merge {new} -o {{out}} --method average": [no],
-            f"merge {new} -o {{out}}": [no],
-            f"merge {old} -o {{out}} --method average": [no],
-            f"sweep {old} -o {{out}} --steps 3": [no],
+            f"merge {new} -o {{out}} --method average": [done(cut(mean(watercolor, portrait), 4))],
+            f"merge {new} -o {{out}}": [{"exit": [0], "says": ["merged by spectrum"]}],
+            f"merge {old} -o {{out}} --method average": [done(cut(mean(old0, old1), 4))],
+            f"sweep {old} -o {{out}} --steps 3": [{"exit": [0], "says": ["0.50", "written to"]}],
         },
     )
 
