@@ -251,7 +251,12 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     ordered = _in_order(recipe, method, adapters)
-    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
+    unused = [
+        f"{key}: left out: it is for full checkpoints, and adapters have none"
+        for key in ("tokenizer", "chat_template")
+        if getattr(recipe, key) is not None
+    ]
+    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=(*fit.notes, *unused))
 
 
 def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
