@@ -260,7 +260,12 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     if base is not None:
         adapters, models = try_each(partial(Adapter.with_base, base=base), adapters), (*models, base)
     ordered = _in_order(recipe, method, adapters)
-    notes = (*fit.notes, *copy_notes(adapters))
+    unused = [
+        f"{key}: left out: it is for full checkpoints, and adapters have none"
+        for key in ("tokenizer", "chat_template")
+        if getattr(recipe, key) is not None
+    ]
+    notes = (*fit.notes, *copy_notes(adapters), *unused)
     return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=notes)
 
 

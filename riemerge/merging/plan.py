@@ -41,6 +41,7 @@ from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
+from riemerge.recipes.translations import TOKENIZERS
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
@@ -103,7 +104,7 @@ class Plan:
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
-            "tokenizer": (recipe.tokenizer, None),
+            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer), None),
             "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
             "dialect": (self.dialect or PEFT, PEFT),
@@ -146,6 +147,13 @@ class Plan:
         if inputs.beside and inputs.beside.read:
             sums["tokenizers"] = dict(inputs.beside.read)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
+
+
+def _name_tokenizer(source: str) -> str:
+    """Return the word for a tokenizer, or the name of the model whose tokenizer it is."""
+    if source in TOKENIZERS:
+        return source
+    return name_model(source)
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
