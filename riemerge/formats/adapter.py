@@ -15,7 +15,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Layer, parent
+from riemerge.formats.layers import Foreign, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
@@ -127,6 +127,11 @@ class Adapter:
         AdapterError.refuse(problems)
         return self._with(layers=layers, saved=saved, base_weights=base_weights)
 
+    def under(self, names: Mapping[str, str]) -> Adapter:
+        """Return the adapter with its modules under other names, given one to one by those that they have."""
+        layers = {names[module]: layer for module, layer in self.layers.items()}
+        return self._with(layers=MappingProxyType(dict(sorted(layers.items()))))
+
     def on_base(self, name: str | None) -> Adapter:
         """Return the adapter with another name of its base model."""
         if name == self.config.base_model_name_or_path:
@@ -190,8 +195,9 @@ class Adapter:
 
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
-    """Return the layer of each module in the first adapter that has it."""
-    return {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    """Return the layer of each module in the first adapter that has it, as PEFT stores it."""
+    layers = {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    return {module: layer.plain if isinstance(layer, Foreign) else layer for module, layer in layers.items()}
 
 
 def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:

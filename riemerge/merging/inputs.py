@@ -18,7 +18,7 @@ import torch
 from riemerge.errors import RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
-from riemerge.formats.dialects import read_adapter
+from riemerge.formats.dialects import name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
@@ -236,12 +236,21 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     adapters = list(opened)
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), opened)
+    dialect = recipe.dialect or opened[0].dialect
+    named = name_alike(adapters, dialect)
+    translated = [
+        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
+        f"{list_names(new.modules)}"
+        for old, new in zip(adapters, named, strict=True)
+        if new is not old
+    ]
+    adapters = named
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     ordered = _in_order(recipe, method, adapters)
-    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
+    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=(*translated, *fit.notes))
 
 
 def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
