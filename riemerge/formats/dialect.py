@@ -245,7 +245,7 @@ class OneFile(Dialect):
         rounding: Mapping[str, Rounding] | None = None,
         saved: Mapping[str, Tensor] | None = None,
         extra_files: Mapping[str, Text] | None = None,
-        **_: Any,
+        **beside: Any,
     ) -> dict[str, float]:
         """Write updates as a folder with one file of tensors, all or nothing (see `write_peft`).
 
@@ -257,6 +257,11 @@ class OneFile(Dialect):
         """
         if not updates:
             raise ValueError("no update to write")
+        if any(beside.values()):
+            raise AdapterError(
+                f"{self.name} has no place for what is saved beside factors (heads, biases, trained tokens): "
+                "--heads drop leaves it out, and --to peft writes it"
+            )
         check_output(target, [])
         if rounding is None:
             rounded = round_all(updates, dtype)

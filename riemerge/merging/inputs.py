@@ -19,7 +19,7 @@ from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
-from riemerge.formats.dialects import read_adapter
+from riemerge.formats.dialects import name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
@@ -251,6 +251,15 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
     AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
+    dialect = recipe.dialect or given[0].dialect
+    named = name_alike(adapters, dialect)
+    translated = [
+        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
+        f"{list_names(new.modules)}"
+        for old, new in zip(adapters, named, strict=True)
+        if new is not old
+    ]
+    adapters = named
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
@@ -265,7 +274,7 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
         for key in ("tokenizer", "chat_template")
         if getattr(recipe, key) is not None
     ]
-    notes = (*fit.notes, *copy_notes(adapters), *unused)
+    notes = (*translated, *fit.notes, *copy_notes(adapters), *unused)
     return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=notes)
 
 
