@@ -25,6 +25,7 @@ from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.merging.beside import Beside, put_beside
+from riemerge.merging.heads import copy_notes
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
@@ -251,7 +252,8 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     ordered = _in_order(recipe, method, adapters)
-    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
+    notes = (*fit.notes, *copy_notes(adapters))
+    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=notes)
 
 
 def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
@@ -343,6 +345,10 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
 def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
     """Refuse what makes no sense for full checkpoints."""
     problems = []
+    if recipe.heads:
+        problems.append(
+            f"heads: {recipe.heads}: full checkpoints have their heads among their tensors: leave it out"
+        )
     if method.checkpoints == "no":
         problems.append(f"merge_method: {method.name} merges adapters only, and these are full checkpoints")
     if method.checkpoints == "updates" and not recipe.base_model:

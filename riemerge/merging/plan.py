@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
@@ -22,6 +23,7 @@ from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.identifiability import doubtful
+from riemerge.merging.heads import Heads, is_called, plan_heads
 from riemerge.merging.inputs import (
     Input,
     Inputs,
@@ -62,6 +64,7 @@ class Plan:
         device: Where it is computed.
         out_type: What is written: `adapter`, `delta` or `checkpoint`.
         out_dtype: Dtype that is written; None where each tensor keeps that of the inputs.
+        heads: What becomes of whole tensors that adapters have beside their factors.
         seconds: Wall seconds that planning took: checking and hashing the inputs.
     """
 
@@ -74,6 +77,7 @@ class Plan:
     device: torch.device
     out_type: OutType
     out_dtype: torch.dtype | None
+    heads: Heads
     seconds: float
 
     @property
@@ -187,6 +191,7 @@ def plan(
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
     out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype or "", None)
+    heads = _plan_heads(recipe, inputs, out_dtype)
     out_type: OutType = "checkpoint"
     if inputs.adapters:
         out_type = recipe.out_type or "adapter"
@@ -201,7 +206,28 @@ def plan(
         device=where,
         out_type=out_type,
         out_dtype=out_dtype,
+        heads=heads,
         seconds=perf_counter() - began,
+    )
+
+
+def _plan_heads(recipe: Recipe, inputs: Inputs, out_dtype: torch.dtype | None) -> Heads:
+    """Say what becomes of whole tensors, of adapters that fit each other."""
+    adapters = {inputs.each[i].name: inputs.adapters[i] for i in inputs.order if inputs.adapters}
+    weights = [recipe.weights[inputs.each[i].place] for i in inputs.order if inputs.adapters]
+    wanted = (recipe.heads or "").removeprefix("from=")
+    for name, entry in zip(display_names([one.model for one in recipe.models]), recipe.models, strict=True):
+        # One that does not count here may be the one whose heads are wanted, as in the parts of a soup.
+        if wanted and adapters and name not in adapters and is_called(entry.model, wanted):
+            adapters[name] = read_adapter(entry.model).rename(recipe.rename)
+            weights.append(0.0)
+    return plan_heads(
+        recipe.heads,
+        adapters,
+        weights,
+        out_dtype=out_dtype,
+        only_updates=recipe.out_type == "delta" or recipe.dialect not in {None, "peft"},
+        skip=recipe.missing == "skip",
     )
 
 
