@@ -167,7 +167,7 @@ def copy_notes(adapters: Sequence[Adapter]) -> list[str]:
         for name in adapter.base_weights:
             owners.setdefault(name, []).append(adapter)
     AdapterError.refuse(
-        f"{show(_stored(name, first))}: the base weight saved beside the factors differs between "
+        f"{show(_name_in_file(name, first))}: the base weight saved beside the factors differs between "
         f"{first.path} and {other.path}: they were trained on different base models, and are not merged"
         for name, (first, *others) in owners.items()
         for other in others
@@ -183,7 +183,7 @@ def copy_notes(adapters: Sequence[Adapter]) -> list[str]:
     return [text]
 
 
-def _stored(name: str, adapter: Adapter) -> str:
+def _name_in_file(name: str, adapter: Adapter) -> str:
     return adapter.base_weights[name].name.removeprefix("base_model.model.")
 
 

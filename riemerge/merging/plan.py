@@ -22,8 +22,8 @@ from riemerge.formats.hub import name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
-from riemerge.merging.identifiability import doubtful
 from riemerge.merging.heads import Heads, is_called, plan_heads
+from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import (
     Input,
     Inputs,
@@ -44,6 +44,7 @@ from riemerge.statistics import read_statistics
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 WEIGHT = ".weight"
+PEFT = "peft"
 
 _OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
 
@@ -86,6 +87,13 @@ class Plan:
         return {model.path: model for model in self.inputs.opened}
 
     @property
+    def dialect(self) -> str | None:
+        """The dialect in which an adapter is written: that of the recipe, or of the first adapter."""
+        if self.out_type != "adapter":
+            return None
+        return self.recipe.dialect or self.inputs.adapters[self.inputs.order[0]].dialect
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
@@ -96,6 +104,7 @@ class Plan:
             "tokenizer": (recipe.tokenizer, None),
             "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
+            "dialect": (self.dialect or PEFT, PEFT),
         }
         scale: dict[str, float] = {}
         if self.inputs.adapters or recipe.base_model:

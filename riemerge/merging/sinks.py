@@ -20,7 +20,7 @@ from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.rounded_updates import RoundedUpdates
 from riemerge.merging.checkpoint_sink import CheckpointSink
 from riemerge.merging.inputs import Inputs
-from riemerge.merging.plan import Plan
+from riemerge.merging.plan import PEFT, Plan
 from riemerge.merging.run import Keep, run
 from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
@@ -149,7 +149,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     adapters, out_dtype = plan.inputs.adapters, plan.out_dtype
     if not adapters or out_dtype is None:
         raise RecipeError("models: full checkpoints are merged into a folder: use merge_into")
-    dialect = plan.recipe.dialect or adapters[plan.inputs.order[0]].dialect
+    dialect = plan.dialect or PEFT
     rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 

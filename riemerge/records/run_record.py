@@ -207,6 +207,7 @@ class RunRecord(BaseModel):
     Attributes:
         missing: The modules that some adapters lack.
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
+        licence: The licence that the cards of all inputs name; None where one names none or another.
         model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
             checkpoint without settings.
         translations: What was read as other words than those that were said, a sentence for each.
@@ -224,6 +225,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     device: str
     base_model: str | None
+    licence: str | None = None
     model_class: str = "transformers.AutoModel"
     inputs: tuple[InputRow, ...]
     beside: dict[str, dict[str, str]] = {}

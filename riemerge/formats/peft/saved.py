@@ -93,11 +93,12 @@ def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> 
     mode = max((config.bias for config in configs), key=_BIASES.index, default="none")
     biases = [name for name in alone if mode != "none" and name.endswith(".bias")]
     modules = {name.rpartition(".")[0] for name in alone if name not in biases}
-    return {
-        "bias": mode if biases else "none",
-        "modules_to_save": sorted(covering | modules) or None,
-        "trainable_token_indices": configs[0].trainable_token_indices if tokens else None,
-    }
+    settings: dict[str, Any] = {"bias": "none", "modules_to_save": sorted(covering | modules) or None}
+    if biases:
+        settings["bias"] = mode
+    if tokens:
+        settings["trainable_token_indices"] = configs[0].trainable_token_indices
+    return settings
 
 
 def is_token_rows(name: str) -> bool:
