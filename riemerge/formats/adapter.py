@@ -200,12 +200,6 @@ class Adapter:
         """
         return self._with(layers=MappingProxyType(dict(layers)))
 
-    @property
-    def without_base(self) -> tuple[str, ...]:
-        """The modules whose updates need weights of the base model that are not known, sorted."""
-        layers = self.layers.items()
-        return tuple(module for module, layer in layers if isinstance(layer, Dora) and layer.base is None)
-
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
 
