@@ -66,6 +66,7 @@ def run_record(
         beside=plan.read_beside,
         modules=tuple(rows),
         missing=missing,
+        heads=plan.heads.row,
         totals=totals(rows),
         matched_scale=matched_scale,
         advice={one.status.name: one.advice for one in evidence.values() if one.advice},
@@ -105,6 +106,7 @@ def _known_notes(plan: Plan, missing: Sequence[MissingRow]) -> list[str]:
     """Return what is to be said of the inputs, and of what goes with the result."""
     inputs = plan.inputs
     notes = [*inputs.notes, *_missing_warnings(missing, len(inputs.modules))]
+    notes += filter(None, [plan.heads.note])
     if inputs.checkpoints:
         return [*code_notes(inputs.carried), *notes]
     return notes

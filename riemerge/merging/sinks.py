@@ -57,6 +57,7 @@ class MergeResult:
     _dialect: str = field(repr=False)
     _out_dtype: torch.dtype = field(repr=False)
     _rounding: Mapping[str, Rounding] | None = field(repr=False)
+    _saved: Mapping[str, Tensor] = field(repr=False)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, float]:
         """Write the merged adapter as a folder, with `riemerge.json` and a model card in it.
@@ -127,6 +128,7 @@ class MergeResult:
             like=like,
             dtype=dtype,
             rounding=rounding,
+            saved=self._saved,
             extra_files=extra_files,
         )
 
@@ -158,12 +160,13 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
         else:
             updates[module] = update
 
+    saved = plan.heads.read()
     record = run(plan, keep, progress)
     rounded.check()
     record = record.with_warnings(rounding_warnings(rounded.roundings))
     if round_at_once:
-        return MergeResult(rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings)
-    return MergeResult(updates, record, adapters, dialect, out_dtype, None)
+        return MergeResult(rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings, saved)
+    return MergeResult(updates, record, adapters, dialect, out_dtype, None, saved)
 
 
 def write(

@@ -142,6 +142,22 @@ class MissingRow(BaseModel):
 
 
 @final
+class HeadsRow(BaseModel):
+    """What became of whole tensors that adapters saved beside their factors.
+
+    Attributes:
+        done: `drop`, `average`, or `from` one adapter.
+        tensors: The names of the tensors in the base model.
+        adapters: The names of the adapters that they were taken from; none where they were left out.
+    """
+
+    model_config = _FROZEN
+    done: Literal["drop", "average", "from"]
+    tensors: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
+
+
+@final
 class Totals(BaseModel):
     """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
     starts, mean overlap; `determined` is the answer of nine tenths of the modules; without one "partly", or
@@ -216,6 +232,7 @@ class RunRecord(BaseModel):
     outputs: dict[str, str] = {}
     modules: tuple[ModuleRow, ...]
     missing: tuple[MissingRow, ...] = ()
+    heads: HeadsRow | None = None
     totals: Totals
     matched_scale: float | None = None
     advice: dict[str, str]
