@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import reduce
 
 import torch
 
+from riemerge.formats.files.tensor_file import DTYPES
 from riemerge.merging.checkpoint_sink import stored_dtype
 from riemerge.merging.inputs import LARGE
 from riemerge.merging.plan import Plan
@@ -126,6 +128,10 @@ def _disk_bytes(plan: Plan, modules: tuple[PlannedModule, ...]) -> int:
         if row.rank is not None:
             numbers = row.rank * sum(row.shape)
         total += numbers * stored_dtype(plan, row.module).itemsize
+    for name, shares in plan.heads.sources.items():
+        stored = [adapter.saved[name] for adapter, _ in shares]
+        own = reduce(torch.promote_types, (DTYPES[entry.dtype] for entry in stored))
+        total += math.prod(stored[0].shape) * (plan.heads.dtype or own).itemsize
     for model in inputs.checkpoints[:1]:
         total += sum(math.prod(model.shape(name)) * model.dtypes[name].itemsize for name in model.not_float)
     return total
