@@ -15,7 +15,8 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Dora, Expert, Layer, parent
+from riemerge.formats.hub import name_model
+from riemerge.formats.layers import Dora, Expert, Foreign, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
@@ -59,7 +60,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The name of the folder or file."""
-        return self.path.absolute().name
+        return name_model(self.path)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -130,6 +131,11 @@ class Adapter:
         AdapterError.refuse(problems)
         return self._with(layers=layers, saved=saved, base_weights=base_weights)
 
+    def under(self, names: Mapping[str, str]) -> Adapter:
+        """Return the adapter with its modules under other names, given one to one by those that they have."""
+        layers = {names[module]: layer for module, layer in self.layers.items()}
+        return self._with(layers=MappingProxyType(dict(sorted(layers.items()))))
+
     def on_base(self, name: str | None) -> Adapter:
         """Return the adapter with another name of its base model."""
         if name == self.config.base_model_name_or_path:
@@ -199,12 +205,6 @@ class Adapter:
         """
         return self._with(layers=MappingProxyType(dict(layers)))
 
-    @property
-    def without_base(self) -> tuple[str, ...]:
-        """The modules whose updates need weights of the base model that are not known, sorted."""
-        layers = self.layers.items()
-        return tuple(module for module, layer in layers if isinstance(layer, Dora) and layer.base is None)
-
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
 
@@ -241,8 +241,9 @@ class Adapter:
 
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
-    """Return the layer of each module in the first adapter that has it."""
-    return {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    """Return the layer of each module in the first adapter that has it, as PEFT stores it."""
+    layers = {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    return {module: layer.plain if isinstance(layer, Foreign) else layer for module, layer in layers.items()}
 
 
 def _on_weight(module: str, layer: Dora, base: Checkpoint) -> Layer:
