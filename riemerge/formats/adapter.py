@@ -239,6 +239,11 @@ def _on_parameter(module: str, layer: Expert, base: Checkpoint) -> Layer:
         for turned in ways
         if base.shapes.get(f"{owner}.{name}") == replace(layer, turned=turned).stored_shape
     ]
+    if any(name.startswith(f"{owner}.0.") for name in base.shapes):
+        raise ValueError(
+            "the files of the base model hold each expert apart, and transformers joins them as it loads: "
+            "merge to an adapter, whose layout does not depend on that"
+        )
     if not fitting:
         raise ValueError(
             f"expected {' or '.join(layer.parameters)} of {layer.count} experts of {layer.shape} as its base "

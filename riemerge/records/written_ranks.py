@@ -19,7 +19,8 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     lora_alpha over the rank of the stored factors is the scale of every module, as every loader reads it.
     Where `uniform_rank` is false and `rank` is no number, the rank of each module: without any `rank` the
     largest of the module's inputs, so that what loaders do right with the inputs they do right with the
-    merge; for a share of the energy the rank that keeps it.
+    merge; for a share of the energy the rank that keeps it. A bias is one column, which is written without
+    factors: it counts as having the largest rank.
 
     Args:
         recipe: The completed recipe, as the record has it.
@@ -30,9 +31,14 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     if asked is None:
         ranks = {row.module: max(ranks[row.module], *row.input_ranks) for row in rows}
     if recipe.get("uniform_rank") is False and not isinstance(asked, int):
-        return ranks
+        most = max((ranks[row.module] for row in rows if not _is_column(row)), default=1)
+        return ranks | {row.module: most for row in rows if _is_column(row)}
     least = asked if isinstance(asked, int) else 1
     return dict.fromkeys(ranks, max(least, *ranks.values()))
+
+
+def _is_column(row: ModuleRow) -> bool:
+    return row.shape[1:] == (1,)
 
 
 def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
