@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -166,11 +166,12 @@ class Adapter:
             KeyError: The adapter has no such module.
         """
         layer = self.layers[module]
-        stored = self._tensors.read(*(entry.name for entry in layer.entries.values()))
-        tensors = dict(zip(layer.entries, stored, strict=True))
+        tensors = own = self._read(layer)
+        if isinstance(layer, Expert):
+            own = layer.store(LowRankUpdate(*layer.factors(tensors)))
         AdapterError.refuse(
             f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
-            for side, tensor in sorted(tensors.items())
+            for side, tensor in sorted(own.items())
             if (why := why_not_finite(tensor)) is not None
         )
         try:
@@ -180,6 +181,18 @@ class Adapter:
         if (why := _why_out_of_range(b, a, layer.scale, dtype)) is not None:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
+
+    def _read(self, layer: Layer) -> dict[str, Tensor]:
+        """Read the stored tensors of a layer, by side; those of all experts stay for the next of them."""
+        read = self._tensors.read
+        if isinstance(layer, Expert):
+            read = self._read_shared
+        return dict(zip(layer.entries, read(*(entry.name for entry in layer.entries.values())), strict=True))
+
+    @cached_property
+    def _read_shared(self) -> Callable[..., tuple[Tensor, ...]]:
+        # Read again for each of 128 experts, a layer of Qwen3's took 5.2 s; kept, 0.3 s.
+        return lru_cache(maxsize=1)(self._tensors.read)
 
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
