@@ -26,6 +26,8 @@ _TaskType: TypeAlias = Literal[
 # initialisation.
 _INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
+_CONVERTED_BY_PEFT = ("pissa", "corda", "olora", "lora_ga")
+
 _REFUSED: Mapping[str, str] = {
     "alora_invocation_tokens": "aLoRA acts only after certain tokens",
     "arrow_config": "Arrow routes between adapters",
@@ -195,11 +197,7 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if (init := raw.get("init_lora_weights")) is not None and (
         not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
     ):
-        problems.append(
-            f"init_lora_weights is {brief(init)}: this initialisation changes the base weights, so s·B·A is "
-            "not the update of the original base; not supported unless converted by PEFT's save_pretrained("
-            "path_initial_model_for_weight_conversion=...)"
-        )
+        problems.append(f"init_lora_weights is {brief(init)}: {_way_out_of(init)}")
     known = {*AdapterConfig.model_fields, *_REFUSED, *_WITHOUT_EFFECT}
     problems += [
         f"{brief(key)} is {brief(value)}: an unknown setting, whose effect on the update is not known"
@@ -225,6 +223,27 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if unsafe:
         return None, problems + unsafe
     return config, problems
+
+
+def _way_out_of(init: Any) -> str:
+    """Say why an initialisation that changes the base weights is refused, and how to convert the adapter.
+
+    Source: PEFT 0.21.2, `LoraModel._convert_state_dict_for_initial_model`.
+    """
+    ways = (
+        "merge it into its own changed base with PEFT (merge_and_unload, save_pretrained), and take what "
+        "that changed of the original: riemerge extract BASE MERGED -o ADAPTER --rank N"
+    )
+    if str(init).lower().startswith(_CONVERTED_BY_PEFT):
+        ways = (
+            "convert it with PEFT, where the adapter was saved before training: "
+            "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=FOLDER_OF_THAT_ADAPTER); "
+            f"or {ways}"
+        )
+    return (
+        "this initialisation changes the base weights, so s·B·A is not the update of the original base; not "
+        f"supported unless converted: {ways}"
+    )
 
 
 def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:
