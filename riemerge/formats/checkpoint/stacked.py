@@ -166,7 +166,7 @@ def run_of(name: str, runs: Sequence[Run]) -> int:
 
 
 def depth_in(name: str, run: Run) -> float:
-    """Return how deep in its run a tensor stands, from 0 to 1: in a run of one layer 1, outside of layers 0."""
+    """Return how deep in its run a tensor stands, from 0 to 1: 1 in a run of one layer, 0 in none."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return 0.0
