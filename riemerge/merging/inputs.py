@@ -27,6 +27,7 @@ from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.layers import NEEDS_BASE, Dora, Expert
 from riemerge.merging.beside import Beside, put_beside
 from riemerge.merging.heads import copy_notes
+from riemerge.merging.stacking import stack_models
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
@@ -234,10 +235,13 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     folders = [*used, *filter(None, [recipe.base_model])]
     checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
-    lead = checkpoints[0]
+    models, settings = list(checkpoints), None
+    if recipe.slices is not None:
+        models, settings = stack_models(recipe, method, models)
+    lead = models[0]
     if recipe.base_model:
-        lead = checkpoints[-1]
-    beside = put_beside(recipe, checkpoints, lead)
+        lead = models[-1]
+    beside = put_beside(recipe, models, lead, settings)
     check_checkpoints(beside.checkpoints)
     base = next(iter(beside.checkpoints[len(used) :]), None)
     views = _in_order(recipe, method, beside.checkpoints[: len(used)])
@@ -416,14 +420,12 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
             for i, entry in enumerate(recipe.models)
             if Path(entry.model).resolve() == base
         ]
-    if "scale" in recipe.parameters and not recipe.base_model:
+    if "scale" in recipe.parameters and not recipe.base_model and recipe.slices is None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
     if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
-    if recipe.slices is not None:
-        problems.append("slices: take some layers only: name whole models under models")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
@@ -485,7 +487,9 @@ def _step(name: str) -> int:
 
 
 def counting(recipe: Recipe) -> tuple[int, ...]:
-    """Return the places of the models whose weight is not 0 everywhere."""
+    """Return the places of the models whose weight is not 0 everywhere; of slices, those of all models."""
+    if recipe.slices is not None:
+        return tuple(range(len(recipe.models)))
     return tuple(i for i, weight in enumerate(recipe.weights) if weight is None or weight != 0)
 
 
