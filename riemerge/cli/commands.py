@@ -10,6 +10,7 @@ from riemerge._version import __version__
 from riemerge.cli.apply import apply
 from riemerge.cli.check import check
 from riemerge.cli.compare import compare
+from riemerge.cli.convert import convert
 from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
 from riemerge.cli.extract import extract
@@ -19,6 +20,7 @@ from riemerge.cli.methods import methods
 from riemerge.cli.soup import soup
 from riemerge.cli.sweep import sweep
 from riemerge.cli.terminal import PLAIN_WIDTH
+from riemerge.cli.verify import verify
 
 _HELP = """Merge LoRA adapters, without their base model, or full checkpoints.
 
@@ -37,5 +39,19 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for _command in (merge, apply, extract, soup, sweep, evaluate, compare, inspect, methods, check, demo):
+for _command in (
+    merge,
+    verify,
+    apply,
+    extract,
+    convert,
+    soup,
+    sweep,
+    evaluate,
+    compare,
+    inspect,
+    methods,
+    check,
+    demo,
+):
     main.add_command(_command)

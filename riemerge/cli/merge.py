@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from riemerge.cli.options import (
     HELP_ALL,
     MERGING,
-    OUTPUT,
     VERBOSE,
     SectionedCommand,
     method_option,
@@ -24,6 +23,9 @@ from riemerge.methods import DEFAULT_METHOD
 if TYPE_CHECKING:
     from riemerge.recipes.recipe import Recipe
     from riemerge.records.run_record import RunRecord
+
+Documents: TypeAlias = "Sequence[tuple[str | None, Recipe]]"
+"""The recipe of each document, behind the name by which later ones name its result."""
 
 # The texts of help stand by themselves, since python -OO takes docstrings away.
 _HELP = """Merge adapters, or full checkpoints, into a new folder.
@@ -39,15 +41,23 @@ parameters."""
 
 @click.command(cls=SectionedCommand, help=_HELP)
 @click.argument("sources", nargs=-1, required=True, metavar="MODEL[:WEIGHT]... | RECIPE.yaml")
-@OUTPUT
+@click.option(
+    "-o", "--output", type=click.Path(), metavar="FOLDER", help="New folder of the result; it must not exist."
+)
+@click.option("--dry-run", is_flag=True, help="Say what the merge will do and take, and write nothing.")
 @method_option(DEFAULT_METHOD)
 @MERGING
 @VERBOSE
+@click.option("--download", is_flag=True, help="Fetch models of the hub that are not in its local cache.")
+@click.option("--push", metavar="ORG/NAME", help="Upload the folder to the hub, private if new.")
 @HELP_ALL
 @answering
 def merge(
     sources: tuple[str, ...],
-    output: str,
+    output: str | None,
+    dry_run: bool,
+    download: bool,
+    push: str | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -57,25 +67,56 @@ def merge(
     **asked: Any,
 ) -> None:
     """Do what `riemerge merge` is asked."""
+    from riemerge.formats import hub
     from riemerge.recipes.recipe import read_recipes
 
     overrides = read_options(asked)
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    if push:
+        hub.check_push(push)
     asked = {"merge_method": overrides.pop("method", None), **overrides}
-    documents = read_recipes(sources, asked, statistics)
+    with hub.allow_downloads(download):
+        documents = read_recipes(sources, asked, statistics)
+    if output is None or dry_run:
+        _show_plan(documents, output, device, threads, as_json)
+        return
     record, rounding = merge_and_warn(documents, Path(output), device, threads, as_json, quiet)
     with reporting(output):
+        pushed = {"pushed": hub.push(output, push)} if push else {}
         if as_json:
-            dump({"output": output, "rounding": rounding, "record": json.loads(record.to_json())})
+            made = {"output": output, "rounding": rounding, **pushed}
+            dump({**made, "record": json.loads(record.to_json())})
         elif quiet:
             say(output)
         else:
             from riemerge.report.tables import written_report
 
             show(written_report(record, Path(output), rounding, verbose=verbose))
+            if pushed:
+                say(f"pushed to {pushed['pushed']}")
+
+
+def _show_plan(
+    documents: Documents, output: str | None, device: str, threads: int | None, as_json: bool
+) -> None:
+    """Show what a merge will do: of several documents, what the first will, whose inputs are there."""
+    from riemerge.merging.dry_run import describe_plan
+    from riemerge.merging.plan import plan
+    from riemerge.report.plan_text import plan_lines
+
+    (name, first), *later = documents
+    if later:
+        tell(f"{len(later)} documents more need the results of others: this is the plan of {name} alone")
+    record = describe_plan(plan(first, folder=output, device=device, threads=threads))
+    if as_json:
+        dump({"plan": record.model_dump(mode="json")})
+    else:
+        say("\n".join(plan_lines(record)))
 
 
 def merge_and_warn(
-    documents: Sequence[tuple[str | None, Recipe]],
+    documents: Documents,
     target: Path,
     device: str,
     threads: int | None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Foreign, Layer, parent
+from riemerge.formats.layers import Dora, Expert, Foreign, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
+
+if TYPE_CHECKING:  # its package reads adapters
+    from riemerge.formats.checkpoint.view import Checkpoint
 
 _Entry = TypeVar("_Entry")
 
@@ -100,7 +103,7 @@ class Adapter:
         tensors = {self._tensors.path.name: self._tensors.sha256()}
         return MappingProxyType({**self._settings_sha256, **tensors})
 
-    def renamed(self, prefixes: Mapping[str, str]) -> Adapter:
+    def rename(self, prefixes: Mapping[str, str]) -> Adapter:
         """Return the adapter with modules and saved tensors under other names (see `module_names.rename`).
 
         Law: the updates and the scales are the same; `notes` speak of the names in the file.
@@ -175,10 +178,40 @@ class Adapter:
             for side, tensor in sorted(tensors.items())
             if (why := why_not_finite(tensor)) is not None
         )
-        b, a = layer.factors(tensors)
+        try:
+            b, a = layer.factors(tensors)
+        except AdapterError as fault:
+            raise AdapterError(f"{self.path}: {show(module)}: {why}" for why in fault.problems) from None
         if (why := _why_out_of_range(b, a, layer.scale, dtype)) is not None:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
+
+    @property
+    def without_base(self) -> tuple[str, ...]:
+        """The modules whose updates need weights of the base model that are not known, sorted."""
+        layers = self.layers.items()
+        return tuple(module for module, layer in layers if isinstance(layer, Dora) and layer.base is None)
+
+    def with_base(self, base: Checkpoint) -> Adapter:
+        """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
+
+        Args:
+            base: The base model; it is read when an update is.
+
+        Raises:
+            AdapterError: The base model lacks tensors that the adapter is for, or has them in other shapes.
+        """
+        layers, problems = dict(self.layers), []
+        for module, layer in self.layers.items():
+            try:
+                if isinstance(layer, Dora):
+                    layers[module] = _on_weight(module, layer, base)
+                elif isinstance(layer, Expert):
+                    layers[module] = _on_parameter(module, layer, base)
+            except ValueError as why:
+                problems.append(f"{self.path}: {show(module)}: {why}: is {base.path} its base model?")
+        AdapterError.refuse(problems)
+        return self._with(layers=MappingProxyType(layers))
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor of `saved` or `base_weights` as it is stored.
@@ -195,9 +228,40 @@ class Adapter:
 
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
-    """Return the layer of each module in the first adapter that has it, as PEFT stores it."""
+    """Return the layer of each module in the first adapter that has it, as PEFT stores it without DoRA."""
     layers = {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
-    return {module: layer.plain if isinstance(layer, Foreign) else layer for module, layer in layers.items()}
+    foreign = Foreign | Dora
+    return {module: layer.plain if isinstance(layer, foreign) else layer for module, layer in layers.items()}
+
+
+def _on_weight(module: str, layer: Dora, base: Checkpoint) -> Layer:
+    """Return a layer of DoRA with the weight that it is for; ValueError says why it is not that of a base."""
+    name, expected = layer.weight(module), layer.stored_shape
+    if base.shapes.get(name) != expected or name not in base.modules:
+        raise ValueError(f"expected {show(name)} of shape {expected}, of floats, as its base weight")
+    return replace(layer, base=partial(base.tensor, name))
+
+
+def _on_parameter(module: str, layer: Expert, base: Checkpoint) -> Layer:
+    """Return an expert with its parameter and layout, as far as a base tells; ValueError if none fits."""
+    owner = parent(layer.stem(module))
+    ways = [False, True][: min(layer.count, 2)]
+    fitting = [
+        (name, turned)
+        for name in layer.parameters
+        for turned in ways
+        if base.shapes.get(f"{owner}.{name}") == replace(layer, turned=turned).stored_shape
+    ]
+    if not fitting:
+        raise ValueError(
+            f"expected {' or '.join(layer.parameters)} of {layer.count} experts of {layer.shape} as its base "
+            "weight"
+        )
+    names = tuple(sorted({name for name, _ in fitting}))
+    (turned, *others) = {turned for _, turned in fitting}
+    if others:
+        return replace(layer, parameters=names)
+    return replace(layer, parameters=names, turned=turned)
 
 
 def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:

@@ -108,7 +108,7 @@ class _Base:
 
 
 def _parse(said: str) -> _Base:
-    path = _slashed(said)
+    path = _write_slashes(said)
     cached = _CACHED.search(path)
     public = cached[1].replace("--", "/") if cached else path
     owner, _, last = public.rpartition("/")
@@ -118,12 +118,12 @@ def _parse(said: str) -> _Base:
     return _Base(public, owner, repository, repository != last, cached is not None)
 
 
-def _slashed(path: str) -> str:
+def _write_slashes(path: str) -> str:
     return path.replace("\\", "/").rstrip("/")
 
 
 def _last(path: str) -> str:
-    return _slashed(path).rpartition("/")[2]
+    return _write_slashes(path).rpartition("/")[2]
 
 
 def _are_one(bases: Sequence[_Base]) -> bool:

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+from riemerge.errors import AdapterError, OutputError, RecipeError, ResourceError, RiemergeError
 
 _NAME = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
 _ID = re.compile(
@@ -17,6 +18,7 @@ _ID = re.compile(
     re.ASCII,
 )
 _MAIN = "main"
+_downloads: ContextVar[bool] = ContextVar("downloads", default=False)
 
 # Weights in safetensors, and what a model needs beside them; no pickles, no weights in other formats.
 _FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "README.md")
@@ -45,7 +47,7 @@ def locate(text: str | os.PathLike[str], beside: str | os.PathLike[str] = "") ->
 
     Law: what exists under the path is the model. Else the cache of the hub, where it has the id at that
     revision (`main` if none is said), says where the model lies. No network, nothing is opened but the small
-    file of the cache that says the commit.
+    file of the cache that says the commit; but within `allow_downloads` the model is fetched.
 
     Args:
         text: A path, or `org/name[/folder][@revision]`; the revision is a branch, a tag, or a whole commit.
@@ -63,9 +65,9 @@ def locate(text: str | os.PathLike[str], beside: str | os.PathLike[str] = "") ->
     snapshot = entry / "snapshots" / (commit or "") / match["folder"].lstrip("/")
     if commit and snapshot.is_dir():
         return snapshot
-    if _may_be_meant(match, Path(beside)):
-        return Path(text)
-    return path
+    if not _may_be_meant(match, Path(beside)):
+        return path
+    return download(text) if _downloads.get() else Path(text)
 
 
 def identify(path: str | os.PathLike[str]) -> HubModel | None:
@@ -135,6 +137,16 @@ def _commit(entry: Path, revision: str) -> str | None:
 # --- with a network, only when told to ----------------------------------------------------------------------
 
 
+@contextmanager
+def allow_downloads(allowed: bool) -> Iterator[None]:
+    """Let `locate` fetch what is not in the cache, in a block, if that is allowed."""
+    before = _downloads.set(allowed)
+    try:
+        yield
+    finally:
+        _downloads.reset(before)
+
+
 def download(text: str) -> Path:
     """Fetch a model into the cache of the hub, and return where it lies there.
 
@@ -157,6 +169,22 @@ def download(text: str) -> Path:
             match["repository"], revision=match["revision"], allow_patterns=patterns
         )
     return Path(fetched, folder)
+
+
+def check_push(repository: str) -> None:
+    """Refuse before any work what cannot be pushed.
+
+    Args:
+        repository: The id `org/name`.
+
+    Raises:
+        RecipeError: The text is no id.
+        ResourceError: huggingface_hub is not installed.
+    """
+    match = _match(repository)
+    if match is None or match["repository"] != repository or "/" not in repository:
+        raise RecipeError(f"--push {repository}: expected ORG/NAME")
+    require_library()
 
 
 def push(folder: str | os.PathLike[str], repository: str) -> str:

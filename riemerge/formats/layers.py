@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -385,6 +385,93 @@ class Expert(Layer):
             "A": torch.cat([part["A"] for part in parts]),
             "B": torch.stack([part["B"] for part in parts], dim=-1).flatten(1),
         }
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dora(Layer):
+    """A layer of DoRA: the rows of W0 + s·B·A have the lengths that a trained vector says.
+
+    Law: dW = m ⊙ (W0 + s·B·A) / ‖W0 + s·B·A‖ − W0, by rows of the matrix (outputs, channels, dimensions of an
+    embedding), computed in float64. It has full rank, and needs the weight W0 of the base model. It is
+    written as the plain layer that it would be without DoRA.
+
+    Attributes:
+        plain: The layer as it would be without DoRA.
+        base: What reads W0 as it is stored; None as long as the base model is not known.
+
+    Source: Liu et al. 2024 (DoRA), eq. 5; PEFT 0.21.2, `DoraLinearVariant.merge_safe`.
+    """
+
+    plain: Layer
+    base: Callable[[], Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape (m, n) of dW."""
+        return self.plain.shape
+
+    @property
+    def layout(self) -> str:
+        """The kind of the layer without DoRA: their updates can be merged."""
+        return self.plain.layout
+
+    @property
+    def rank(self) -> int:
+        """The rank of any dW of this shape."""
+        return min(self.shape)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the base model's weight."""
+        return self.plain.stored_shape
+
+    def stem(self, module: str) -> str:
+        """Return the name of the module to which the stored tensors belong."""
+        return self.plain.stem(module)
+
+    def weight(self, module: str) -> str:
+        """Return the name of the base model's weight."""
+        return self.plain.weight(module)
+
+    def view(self, weight: Tensor) -> Tensor:
+        """Return a view (m, n) of the base model's weight."""
+        return self.plain.view(weight)
+
+    def factors(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return dW and a unit matrix as B and A, or the other way round where dW is wide.
+
+        Raises:
+            AdapterError: The base model is not known, or a row of W0 + s·B·A is zero.
+        """
+        if self.base is None:
+            raise AdapterError(NEEDS_BASE)
+        weight = self.view(self.base().contiguous()).to(torch.float64)
+        b, a = (factor.to(torch.float64) for factor in self.plain.factors(tensors))
+        turned = torch.addmm(weight, b, a, alpha=self.plain.scale)
+        lengths = torch.linalg.vector_norm(turned, dim=1)
+        if not bool(lengths.all()):
+            raise AdapterError("a row of the base weight with the update is zero: DoRA cannot scale it")
+        dense = (tensors["magnitude"].to(torch.float64).flatten() / lengths).unsqueeze(1) * turned - weight
+        m, n = self.shape
+        if m < n:
+            return torch.eye(m, dtype=torch.float64), dense
+        return dense, torch.eye(n, dtype=torch.float64)
+
+    def store(self, update: LowRankUpdate) -> dict[str, Tensor]:
+        """Return the tensors by side that hold an update of scale 1 without DoRA."""
+        return self.plain.store(update)
+
+    def gather(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what is stored under one stem."""
+        return self.plain.gather(parts)
+
+
+NEEDS_BASE = (
+    "DoRA's dW is a function of the base model's weights: name the base model, a full checkpoint (--base, or "
+    "base_model in a recipe)"
+)
+"""What is said where an adapter of DoRA is read without its base model."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.dialect import Facts, OneFile, find_base, join
+from riemerge.formats.dialect import Facts, Modules, OneFile, find_base, join
 from riemerge.formats.files.tensor_file import Entry, TensorFile, read_start
 from riemerge.formats.files.text import as_json, brief, list_names, strict_json
 from riemerge.formats.layers import Embedding, Foreign, Layer, Linear
@@ -115,7 +115,7 @@ class Mlx(OneFile):
             )
         return match["module"], match["side"].upper()
 
-    def facts(self, path: Path, tensors: TensorFile, modules: Sequence[str]) -> Facts:
+    def facts(self, path: Path, tensors: TensorFile, modules: Modules) -> Facts:
         """Return what the settings beside the file say."""
         try:
             content = read_start(path / CONFIG_FILE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
+from riemerge.formats.hub import locate, name_model
 from riemerge.merging.machine import find_dtype
 from riemerge.merging.model_class import checkpoint_class
 from riemerge.merging.recording import versions
@@ -42,8 +43,8 @@ def apply_adapter(
     once. The folder appears whole or not at all; all names and shapes are checked before a tensor is read.
 
     Args:
-        base: Folder or file of the base model, in shards or not.
-        adapter: The adapter.
+        base: Folder, file or hub id of the base model, in shards or not.
+        adapter: Folder, file or hub id of the adapter.
         folder: The new folder.
         rename: New prefixes of module names by the prefixes that the adapter has.
         out_dtype: The float dtype that is written, such as `bfloat16`; None keeps the dtype of each tensor.
@@ -62,19 +63,22 @@ def apply_adapter(
         Memory of one tensor in its dtype and in float32.
     """
     wanted = None if out_dtype is None else find_dtype(out_dtype)
-    check_output(folder, [base, adapter])
-    model = read_patched(base, adapter, rename)
-    rows: dict[str, DifferenceModule] = {}
+    paths = locate(base), locate(adapter)
+    check_output(folder, paths)
+    model = read_patched(*paths, rename)
+    rows: list[DifferenceModule] = []
     changes: dict[str, Rounding] = {}
     with DenseWriter(folder, dtype=wanted, shard_bytes=shard_bytes) as writer:
         for done, name in enumerate(model.names, start=1):
-            exact, module = model.exact(name), model.patches.get(name)
-            if module is None:
+            exact = model.exact(name, wanted)
+            if name not in model.patches:
                 writer.add(name, exact)
             else:
                 dtype = wanted or model.dtypes[name]
                 writer.add(name, exact, dtype=dtype)
-                rows[name], changes[name] = _measure(model, name, exact.to(dtype))
+                for row, rounding in _measure(model, name, exact.to(dtype)):
+                    rows.append(row)
+                    changes[row.module] = rounding
             if progress is not None:
                 progress(Progress("apply", done, len(model.names), name))
         for path in model.other_files:
@@ -84,17 +88,17 @@ def apply_adapter(
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
             *code_notes(model),
             *rounding_warnings(writer.roundings),
-            *change_warnings(changes, {name: row.norm for name, row in rows.items()}),
+            *change_warnings(changes, {row.module: row.norm for row in rows}),
         ]
         renames = [f"{old}={new}" for old, new in (rename or {}).items()]
         record = DifferenceRecord(
             verb="apply",
-            base=DifferenceInput(name=model.base.name, sha256=dict(model.base.sha256)),
-            other=DifferenceInput(name=model.adapter.name, sha256=dict(model.adapter.sha256)),
+            base=DifferenceInput(name=name_model(paths[0]), sha256=dict(model.base.sha256)),
+            other=DifferenceInput(name=name_model(paths[1]), sha256=dict(model.adapter.sha256)),
             settings={"rename": renames, "out-dtype": [*filter(None, [out_dtype])]},
             model_class=checkpoint_class(model),
             versions=versions(),
-            modules=tuple(rows.values()),
+            modules=tuple(rows),
             warnings=tuple(warnings),
         )
         writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
@@ -102,24 +106,24 @@ def apply_adapter(
     return record.with_outputs(writer.sha256)
 
 
-def _measure(model: PatchedCheckpoint, name: str, merged: Tensor) -> tuple[DifferenceModule, Rounding]:
-    """Return the row of a module, and what the rounding of the merged weight lost of its change.
+def _measure(
+    model: PatchedCheckpoint, name: str, merged: Tensor
+) -> Iterator[tuple[DifferenceModule, Rounding]]:
+    """Yield the row of each module of a tensor, and what the merged weight lost of its change.
 
-    Law: in float64, from the factors; the sum in float32 may have lost something too.
+    Law: in float64, from the factors: the sum in float32 may have lost something before it was rounded.
     """
-    module = model.patches[name]
-    update, before = model.adapter.update(module), model.base.tensor(name, dtype=None)
-    after = merged
-    if model.is_turned(name):
-        before, after = before.mT, after.mT
-    lost = 0.0
-    for first in range(0, update.shape[0], _ROWS):
-        rows = slice(first, first + _ROWS)
-        change = after[rows].to(torch.float64).sub_(before[rows])
-        expected = LowRankUpdate(update.B[rows], update.A, update.scale).dense()
-        lost = math.hypot(lost, float(torch.linalg.vector_norm(change.sub_(expected))))
-    norm, whole = update.norm(), float(torch.linalg.vector_norm(merged, dtype=torch.float64))
-    row = DifferenceModule(
-        module=module, shape=update.shape, rank=update.rank, norm=norm, error=lost / (norm or 1.0)
-    )
-    return row, Rounding(merged.dtype, whole, lost / (whole or 1.0))
+    weight = model.base.tensor(name, dtype=None)
+    for module, layer in model.patches[name].items():
+        update, before, after = model.adapter.update(module), layer.view(weight), layer.view(merged)
+        lost = 0.0
+        for first in range(0, update.shape[0], _ROWS):
+            rows = slice(first, first + _ROWS)
+            change = after[rows].to(torch.float64).sub_(before[rows])
+            expected = LowRankUpdate(update.B[rows], update.A, update.scale).dense()
+            lost = math.hypot(lost, float(torch.linalg.vector_norm(change.sub_(expected))))
+        norm, whole = update.norm(), float(torch.linalg.vector_norm(after, dtype=torch.float64))
+        row = DifferenceModule(
+            module=module, shape=update.shape, rank=update.rank, norm=norm, error=lost / (norm or 1.0)
+        )
+        yield row, Rounding(merged.dtype, whole, lost / (whole or 1.0))

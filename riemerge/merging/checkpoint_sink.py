@@ -32,8 +32,7 @@ class CheckpointSink:
         """Write one merged tensor."""
         assert not isinstance(update, LowRankUpdate)
         self.copy_until(name)
-        own = reduce(torch.promote_types, [model.dtypes[name] for model in self._inputs.checkpoints])
-        blocks, dtype = self._on_base(name, update), self._plan.out_dtype or own
+        blocks, dtype = self._on_base(name, update), stored_dtype(self._plan, name)
         self._writer.add_blocks(name, update.shape, torch.float64, blocks, dtype=dtype)
 
     def _on_base(self, name: str, update: Dense | DenseBlocks) -> Iterator[torch.Tensor]:
@@ -61,3 +60,9 @@ class CheckpointSink:
                     "mean, so expected them to be equal"
                 )
             self._writer.add(copied, first)
+
+
+def stored_dtype(plan: Plan, name: str) -> torch.dtype:
+    """Return the dtype in which a module or tensor is written."""
+    own = (model.dtypes[name] for model in plan.inputs.checkpoints)
+    return plan.out_dtype or reduce(torch.promote_types, own)

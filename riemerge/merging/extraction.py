@@ -20,10 +20,11 @@ from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.files.tensor_file import TensorFile
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import check_checkpoints
+from riemerge.formats.hub import locate, name_model
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.formats.rounded_updates import RoundedUpdates
 from riemerge.merging.machine import find_device, find_dtype
-from riemerge.merging.model_class import checkpoint_class, model_type
+from riemerge.merging.model_class import base_model, checkpoint_class, model_type
 from riemerge.merging.plan import WEIGHT
 from riemerge.merging.recording import versions
 from riemerge.merging.sinks import CARD_FILE, RECORD_FILE
@@ -64,15 +65,15 @@ def extract_adapter(
     whole or not at all, and `PeftModel.from_pretrained` loads it.
 
     Args:
-        base: Folder or file of the base model.
-        tuned: Folder or file of the fine-tuned model, with the tensors of the base model.
+        base: Folder, file or hub id of the base model.
+        tuned: Folder, file or hub id of the fine-tuned model, with the tensors of the base model.
         folder: The new folder.
         rank: The rank of every module, or a share such as `95%`: in each module the least rank that keeps so
             much of the squared norm.
         modules: Modules to extract: `linear` (all matrices but embeddings and output layers), or ends
             of names.
         others: What becomes of tensors that differ but are not extracted: `error`, or `drop` with a warning.
-        base_name: The base model that the adapter names [default: the name of its folder].
+        base_name: The base model that the adapter names [default: its hub id, or the name of its folder].
         out_dtype: The float dtype of the factors [default: that of the fine-tuned weights].
         device: Where to compute: `cpu`, `cuda`, `cuda:N` or `auto`.
         progress: Called after each tensor.
@@ -93,8 +94,9 @@ def extract_adapter(
     wanted, where = _read_rank(rank), find_device(device)
     if others not in {"error", "drop"}:
         raise RecipeError(f"others: {others!r}: expected error or drop")
-    check_output(folder, [base, tuned])
-    before, after = try_each(read_checkpoint, [base, tuned])
+    paths = [locate(base), locate(tuned)]
+    check_output(folder, paths)
+    before, after = try_each(read_checkpoint, paths)
     _check_vocabularies(before, after)
     check_checkpoints([before, after])
     names = _choose(before, modules)
@@ -135,8 +137,8 @@ def extract_adapter(
     }
     record = DifferenceRecord(
         verb="extract",
-        base=DifferenceInput(name=before.name, sha256=dict(before.sha256)),
-        other=DifferenceInput(name=after.name, sha256=dict(after.sha256)),
+        base=DifferenceInput(name=name_model(paths[0]), sha256=dict(before.sha256)),
+        other=DifferenceInput(name=name_model(paths[1]), sha256=dict(after.sha256)),
         settings=settings,
         model_class=checkpoint_class(before),
         versions=versions(),
@@ -234,12 +236,14 @@ def _cut(module: str, difference: Tensor, wanted: int | float) -> tuple[LowRankU
     update, kept = nearest(difference, rank)
     if isinstance(wanted, int):
         update = update.pad(wanted)
+    norm = float(torch.linalg.vector_norm(difference))
     row = DifferenceModule(
         module=module,
         shape=tuple(difference.shape),
         rank=update.rank,
-        norm=float(torch.linalg.vector_norm(difference)),
-        error=math.sqrt(1.0 - kept),
+        norm=norm,
+        # Not √(1 - kept), which is 1e-8 where nothing was dropped.
+        error=float(torch.linalg.vector_norm(difference - update.dense())) / norm,
         energy_kept=kept,
     )
     return update, row
@@ -250,7 +254,7 @@ def _template(before: Checkpoint, after: Checkpoint, turned: bool, base_name: st
     tasks = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
     model = checkpoint_class(before)
     config = {
-        "base_model_name_or_path": base_name or before.name,
+        "base_model_name_or_path": base_name or base_model([str(before.path.absolute())]),
         "fan_in_fan_out": turned,
         "task_type": next((task for end, task in tasks.items() if model.endswith(end)), None),
     }

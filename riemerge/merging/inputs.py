@@ -15,16 +15,19 @@ from typing import TypeAlias, TypeVar, cast, final
 
 import torch
 
-from riemerge.errors import RecipeError, try_each
+from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.base_names import agree_on_base
+from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
 from riemerge.formats.dialects import name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
+from riemerge.merging.beside import Beside, put_beside
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
+from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 Model: TypeAlias = Adapter | Checkpoint
@@ -61,9 +64,10 @@ class Inputs:
     Attributes:
         each: The T inputs.
         base: The base model, where full checkpoints are merged by their differences from it.
-        opened: The models as they were opened: adapters before they were renamed.
+        opened: The models as they were opened: before adapters are renamed, and views taken of checkpoints.
         missing: What a module counts as that some adapters lack.
         notes: What was taken to be the same in adapters, and what may have been meant otherwise.
+        beside: What lies beside the result, of full checkpoints.
     """
 
     each: tuple[Input, ...]
@@ -71,6 +75,7 @@ class Inputs:
     opened: tuple[Model, ...] = ()
     missing: Missing = "error"
     notes: tuple[str, ...] = ()
+    beside: Beside | None = None
 
     @cached_property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -207,27 +212,30 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     paths = [entry.model for entry in recipe.models]
     used = [paths[i] for i in counting(recipe)]
     # One that is not there is refused by the reader of the others.
-    kinds = {is_checkpoint(path) for path in paths if os.path.lexists(path)}
+    kinds = {_is_checkpoint(path) for path in paths if len(parts_of(path)) > 1 or os.path.lexists(path)}
     if kinds != {True} and (True in kinds or recipe.base_model or recipe.out_type == "checkpoint"):
         # First what is wrong with a path, which may not be of the kind that it seems to be.
         try_each(partial(_open, opened, _read_as_it_is), used)
     if len(kinds) > 1:
-        named = ", ".join(path for path in paths if is_checkpoint(path))
+        named = ", ".join(path for path in paths if _is_checkpoint(path))
         raise RecipeError(
             f"models: {named}: full checkpoints, the others are adapters: merge one kind at a time"
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
-        adapters = try_each(partial(_open, opened, read_adapter), used)
-        _check_base_name(recipe, adapters)
-        return _fit(recipe, method, adapters)
+        return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used))
     # Here too: what is asked of a path may have been meant otherwise.
     folders = [*used, *filter(None, [recipe.base_model])]
-    checkpoints = try_each(partial(_open, opened, read_checkpoint), folders)
+    checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
-    check_checkpoints(checkpoints)
-    base = next(iter(checkpoints[len(used) :]), None)
-    return Inputs(_in_order(recipe, method, checkpoints[: len(used)]), base, tuple(checkpoints))
+    lead = checkpoints[0]
+    if recipe.base_model:
+        lead = checkpoints[-1]
+    beside = put_beside(recipe, checkpoints, lead)
+    check_checkpoints(beside.checkpoints)
+    base = next(iter(beside.checkpoints[len(used) :]), None)
+    views = _in_order(recipe, method, beside.checkpoints[: len(used)])
+    return Inputs(views, base, tuple(checkpoints), notes=beside.notes, beside=beside)
 
 
 def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
@@ -235,12 +243,14 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     _check_prefixes(recipe.rename, opened)
     adapters = list(opened)
     if recipe.rename:
-        adapters = try_each(lambda adapter: adapter.renamed(recipe.rename), opened)
+        adapters = try_each(lambda adapter: adapter.rename(recipe.rename), opened)
+    AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
     dialect = recipe.dialect or opened[0].dialect
+    if recipe.out_type == "delta" and dialect == "kohya":
+        dialect = "diffusers"  # a base model has names with dots
     named = name_alike(adapters, dialect)
     translated = [
-        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
-        f"{list_names(new.modules)}"
+        f"{old.path}: its {len(old.modules)} modules are named as in the dialect {dialect}"
         for old, new in zip(adapters, named, strict=True)
         if new is not old
     ]
@@ -248,6 +258,7 @@ def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
+    _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
     ordered = _in_order(recipe, method, adapters)
     return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=(*translated, *fit.notes))
@@ -263,14 +274,38 @@ def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> Non
     )
 
 
+def _why_wrapped(adapter: Adapter) -> str | None:
+    """Say why the names of an adapter's modules are of no model but a wrapped one; None where they are."""
+    firsts = {name.partition(".")[0] for name in adapter.modules}
+    for wrapper in sorted(firsts & {"_orig_mod", "_fsdp_wrapped_module"}):
+        return (
+            f"{adapter.path}: was saved from a model that torch.compile or FSDP had wrapped, and no other "
+            f"model has its names: --rename {wrapper}.= reads those of the model itself"
+        )
+    return None
+
+
 def _open(opened: Models, read: Callable[[str], _Read], path: str) -> _Read:
     """Return a model that is open already, or open it."""
     return cast("_Read", opened.get(Path(path))) or read(path)
 
 
+def _is_checkpoint(path: str) -> bool:
+    """Return whether a model is a full checkpoint, or one with an adapter added to it."""
+    return len(parts_of(path)) > 1 or is_checkpoint(path)
+
+
+def _read_checkpoint(rename: Mapping[str, str], path: str) -> Checkpoint:
+    """Open a full checkpoint, or one with the adapter behind its plus merged into it."""
+    match parts_of(path):
+        case (base, adapter):
+            return read_patched(base, adapter, rename)
+    return read_checkpoint(path)
+
+
 def _read_as_it_is(path: str) -> Model:
-    if is_checkpoint(path):
-        return read_checkpoint(path)
+    if _is_checkpoint(path):
+        return _read_checkpoint({}, path)
     return read_adapter(path)
 
 
@@ -283,7 +318,10 @@ def _check_base_name(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
     base = recipe.base_model
     if base is None or recipe.same_base or os.path.lexists(base):
         return
-    names = {adapter.config.base_model_name_or_path for adapter in adapters} - {None, "", base}
+    named = {adapter.path: adapter.config.base_model_name_or_path for adapter in adapters}
+    names = {*named.values()} - {None, "", base}
+    if not agree_on_base({**named, Path("base_model"): base}).problems:
+        return
     RecipeError.refuse(
         f"base_model: {base}: the adapters name {name} as their base model: leave base_model out, or say "
         "same_base: true if these are one model"
@@ -331,7 +369,7 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
         ]
     if "scale" in recipe.parameters and not recipe.base_model:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
-    if "rank" in recipe.parameters:
+    if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
     if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
@@ -404,7 +442,8 @@ def counting(recipe: Recipe) -> tuple[int, ...]:
 
 def folders_of(recipe: Recipe) -> list[str]:
     """Return the folders of models that a recipe reads, which no output may touch."""
-    return [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    models = [*(entry.model for entry in recipe.models), *filter(None, [recipe.base_model])]
+    return [part for model in models for part in parts_of(model)]
 
 
 def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
@@ -416,19 +455,29 @@ def read_all(paths: Sequence[str | Path]) -> list[Adapter]:
     return try_each(read_adapter, map(locate, paths))
 
 
-def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
+def display_names(paths: Sequence[str | Path], *, with_commits: bool = False) -> tuple[str, ...]:
     """Return short names that tell folders apart: as many of the last parts of each path as that takes.
 
     Law: a model in the cache of the hub is called by its id there, and where two of its revisions occur by
-    its commit too.
+    its commit too; a base model with an adapter added to it by both names, with a plus.
 
     >>> display_names(["runs/a/law", "runs/b/law", "runs/b/med"])
     ('a/law', 'b/law', 'med')
+
+    Args:
+        paths: The paths of the models.
+        with_commits: Whether each model of the hub is called by its commit too.
     """
+    sums = [parts_of(str(path)) for path in paths]
+    names = iter(_display_names([part for parts in sums for part in parts], with_commits))
+    return tuple("+".join(next(names) for _ in parts) for parts in sums)
+
+
+def _display_names(paths: Sequence[str], with_commits: bool) -> list[str]:
     located = [locate(path) for path in paths]
     models = {path: model for path in located if (model := identify(path))}
     ids = {path: f"{model.repository}{model.folder}" for path, model in models.items()}
-    several = {name for name, count in Counter(ids.values()).items() if count > 1}
+    several = {name for name, count in Counter(ids.values()).items() if with_commits or count > 1}
     parts = {path: path.absolute().parts for path in located}
     names = []
     for path in located:
@@ -442,4 +491,4 @@ def display_names(paths: Sequence[str | Path]) -> tuple[str, ...]:
         while length < len(own) and any(other[-length:] == own[-length:] for other in others):
             length += 1
         names.append("/".join(own[-length:]))
-    return tuple(names)
+    return names

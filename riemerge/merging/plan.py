@@ -17,11 +17,20 @@ import torch
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
-from riemerge.formats.hub import identify, name_model
+from riemerge.formats.hub import name_model
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
+from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.identifiability import doubtful
-from riemerge.merging.inputs import Input, Inputs, Models, display_names, expand, folders_of, open_inputs
+from riemerge.merging.inputs import (
+    Input,
+    Inputs,
+    Models,
+    display_names,
+    expand,
+    folders_of,
+    open_inputs,
+)
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
@@ -76,14 +85,17 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
-        paths = [entry.model for entry in recipe.models]
-        models = [identify(path) for path in paths]
-        names = [str(model or name) for model, name in zip(models, display_names(paths), strict=True)]
+        names = display_names([entry.model for entry in recipe.models], with_commits=True)
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
+            "tokenizer": (recipe.tokenizer, None),
+            "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
         }
+        scale: dict[str, float] = {}
+        if self.inputs.adapters or recipe.base_model:
+            scale = {"scale": 1.0}  # whole weights have none
         return {
             "merge_method": recipe.merge_method,
             **{name: getattr(recipe, name) for name in COLUMNS if getattr(recipe, name)},
@@ -98,7 +110,7 @@ class Plan:
             **_names_of(base_model=recipe.base_model, base_statistics=recipe.base_statistics),
             **{key: value for key, (value, default) in asked.items() if value != default},
             **recipe.adapting,
-            "parameters": {"scale": 1.0, **self.method.defaults, **recipe.parameters},
+            "parameters": {**scale, **self.method.defaults, **recipe.parameters},
             "dtype": recipe.dtype,
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
         }
@@ -116,6 +128,8 @@ class Plan:
         sums: dict[str, dict[str, str]] = {}
         if inputs.base:
             sums["base_model"] = dict(inputs.base.sha256)
+        if inputs.beside and inputs.beside.read:
+            sums["tokenizers"] = dict(inputs.beside.read)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 
@@ -153,7 +167,7 @@ def plan(
         ResourceError: The device is not there.
     """
     began = perf_counter()
-    recipe = flatten_slices(recipe)
+    recipe = take_adapters(flatten_slices(recipe))
     method = recipe.method
     recipe = expand(recipe, method)
     if folder is not None:
@@ -377,7 +391,8 @@ def open_statistics(
         method: The row that says which kinds are needed.
         places: The places of the models that count.
         shapes: (m, n) of each module that they must have, by its name in the base model.
-        skipped: Which of the models that count take no part in a module, and need no statistics of it.
+        skipped: Models among those that count that take no part in a module, by its name; they need no
+            statistics of it.
 
     Raises:
         AdapterError: Statistics cannot be read, or lack something: all of it.
@@ -414,7 +429,7 @@ def weights_of(
         resolver: What the recipe says of each model and module.
         method: The row of the table.
         places: The places of the models that count among those asked for.
-        skipped: Which of them take no part in a module.
+        skipped: Models among them that take no part in a module, by its name.
     """
 
     def weights(module: str) -> tuple[float, ...]:

@@ -42,15 +42,9 @@ def run_record(
     """
     inputs, resolved = plan.inputs, plan.resolved
     weights = [plan.stack.weights(name) for name in inputs.names]
-    notes: Sequence[str] = ()
-    bases = [adapter.config.base_model_name_or_path for adapter in inputs.adapters]
-    if inputs.checkpoints:
-        notes, bases = code_notes(inputs.carried), [plan.recipe.base_name or plan.recipe.base_model]
     rows, missing = _with_stored_ranks(plan, rows), _missing_rows(plan)
     warnings = [
-        *notes,
-        *inputs.notes,
-        *_missing_warnings(missing, len(rows)),
+        *_known_notes(plan, missing),
         *_warnings(plan, evidence, rows),
         *zero_warnings(resolved, plan.method, rows),
         *scale_warnings(matched_scale, len(inputs.each)),
@@ -64,7 +58,7 @@ def run_record(
         translations=plan.recipe.translations,
         versions=versions(),
         device=plan.device.type,
-        base_model=base_model(bases),
+        base_model=planned_base(plan),
         model_class=model_class(inputs),
         inputs=_input_rows(plan, weights),
         beside=plan.read_beside,
@@ -80,6 +74,32 @@ def run_record(
             modules={module: one.seconds for module, one in evidence.items()},
         ),
     )
+
+
+def planned_base(plan: Plan) -> str | None:
+    """Return the base model that the result of a merge will name; None where the inputs name none."""
+    if plan.inputs.checkpoints:
+        return base_model([plan.recipe.base_name or plan.recipe.base_model])
+    return base_model(adapter.config.base_model_name_or_path for adapter in plan.inputs.adapters)
+
+
+def planned_warnings(plan: Plan) -> list[str]:
+    """Return what a merge will warn of, as far as it does not depend on tensors."""
+    weights = [plan.stack.weights(name) for name in plan.inputs.names]
+    return [
+        *_known_notes(plan, _missing_rows(plan)),
+        *_warnings(plan, {}, ()),
+        *peer_warnings(plan.resolved, plan.method, weights),
+    ]
+
+
+def _known_notes(plan: Plan, missing: Sequence[MissingRow]) -> list[str]:
+    """Return what is to be said of the inputs, and of what goes with the result."""
+    inputs = plan.inputs
+    notes = [*inputs.notes, *_missing_warnings(missing, len(inputs.modules))]
+    if inputs.checkpoints:
+        return [*code_notes(inputs.carried), *notes]
+    return notes
 
 
 def _input_rows(plan: Plan, weights: Sequence[Sequence[float]]) -> tuple[InputRow, ...]:

@@ -196,9 +196,10 @@ def write(
             changes = {row.module: row.norm for row in record.modules if inputs.base}
             record = record.with_warnings(rounding_warnings(writer.roundings))
             record = record.with_warnings(change_warnings(writer.roundings, changes))
-            for path in inputs.carried.other_files:
-                if path.name not in {RECORD_FILE, CARD_FILE}:
-                    writer.add_file(path.name, path)
+            assert inputs.beside is not None
+            for name, content in inputs.beside.files.items():
+                if name not in {RECORD_FILE, CARD_FILE}:
+                    writer.add_file(name, content)
             _describe(writer, record)
     else:
         with DenseWriter(folder, dtype=plan.out_dtype, shard_bytes=shard_bytes) as writer:

@@ -12,7 +12,7 @@ from riemerge.formats.files.text import strict_json
 from riemerge.formats.kinds import is_checkpoint
 from riemerge.recipes.recipe import ModelEntry, Recipe, Slice, Source
 from riemerge.recipes.resolve import layer_of
-from riemerge.recipes.specs import split_sum
+from riemerge.recipes.specs import parts_of
 
 CONFIG_FILE = "config.json"
 
@@ -48,7 +48,7 @@ def flatten_slices(recipe: Recipe) -> Recipe:
 def _is_whole(source: Source) -> bool:
     """Return whether a source has all layers of its model."""
     first, stop = source.layer_range
-    model = (split_sum(source.model) or (source.model,))[0]
+    model = parts_of(source.model)[0]
     if first > 0 or not os.path.lexists(model):
         return False
     if is_checkpoint(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,15 +32,22 @@ def is_record_of(plan: Plan, record: RunRecord) -> bool:
     """
     inputs = plan.inputs
     sums = {entry.place: dict(entry.model.sha256) for entry in inputs.each}
-    copied: tuple[Path, ...] = ()
-    if record.outputs and inputs.checkpoints:
-        copied = inputs.carried.other_files
+    beside: dict[str, str] = {}
+    if record.outputs and inputs.beside:
+        beside = {name: _sha256(content) for name, content in inputs.beside.files.items()}
     return (
         record.recipe == plan.resolved
         and all(row.sha256 == sums.get(i) for i, row in enumerate(record.inputs))
         and record.beside == plan.read_beside
-        and all(record.outputs.get(path.name) == file_sha256(path) for path in copied)
+        and all(record.outputs.get(name) == sha256 for name, sha256 in beside.items())
     )
+
+
+def _sha256(content: Path | bytes) -> str:
+    """Return the sha256 of a file, or of its content."""
+    if isinstance(content, Path):
+        return file_sha256(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def why_not_as_written(folder: Path, record: RunRecord) -> str | None:
@@ -50,13 +59,19 @@ def why_not_as_written(folder: Path, record: RunRecord) -> str | None:
         return f"it was made by riemerge {version}, and this is {__version__}"
     if not record.outputs:
         return f"{RECORD_FILE} has no sha256 of the files"
+    return next(find_changes(folder, record), None)
+
+
+def find_changes(folder: Path, record: RunRecord) -> Iterator[str]:
+    """Yield each file that is missing or not as it was written, and each file of tensors that was added."""
     for name, expected in record.outputs.items():
         try:
             if file_sha256(folder / name) != expected:
-                return f"{name} is not the file that was written"
+                yield f"{name} is not the file that was written"
         except FileNotFoundError:
-            return f"{name} is missing"
+            yield f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read: {error.strerror or error}"
-    added = sorted({path.name for path in folder.glob("*.safetensors*")} - {*record.outputs})
-    return next((f"{name} was added" for name in added), None)
+            yield f"{name} cannot be read: {error.strerror or error}"
+    for path in sorted(folder.glob("*.safetensors*")):
+        if path.name not in record.outputs:
+            yield f"{path.name} was added"

@@ -61,11 +61,11 @@ def _faults(where: str, names: Sequence[Any], contents: Sequence[dict[str, Any]]
             yield f"{document}: has no plain name by which later ones can name its result: give it one"
         elif name in names[:i]:
             yield f"{document}: {name!r} is the name of an earlier one too: choose another"
-        elif not any(name in _named(later) for later in contents[i + 1 :]):
+        elif not any(name in _find_names(later) for later in contents[i + 1 :]):
             yield f"{document}: no later document names {name!r}, so that its result would be lost"
 
 
-def _named(content: dict[str, Any]) -> set[str]:
+def _find_names(content: dict[str, Any]) -> set[str]:
     """Return what a document names as models, and the parts of sums."""
     texts = {text for _, _, text in places_of_models(content)}
     return texts | {part for text in texts for part in text.split("+")}

@@ -319,9 +319,9 @@ def read_recipes(
     """Read what to merge, as `read_recipe` does, also from a file of several documents.
 
     Args:
-        sources: As for `read_recipe`.
-        overrides: As for `read_recipe`: of several documents they are for the last.
-        statistics: As for `read_recipe`.
+        sources: One YAML file, or folders with weights (see `read_recipe`).
+        overrides: Values that win over those of the last document.
+        statistics: The folder of the statistics of each model, where `sources` are folders.
 
     Returns:
         The recipe of each document, behind the name by which later ones name its result.

@@ -83,6 +83,11 @@ def split_sum(text: str, beside: str | Path = "") -> tuple[str, str] | None:
     return None
 
 
+def parts_of(model: str) -> tuple[str, ...]:
+    """Return the texts of a base model and of the adapter added to it; of one model, its own."""
+    return split_sum(model) or (model,)
+
+
 def _is_there(text: str, beside: str | Path) -> bool:
     return os.path.lexists(locate(text, beside))
 

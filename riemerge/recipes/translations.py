@@ -37,7 +37,7 @@ KEYS: Mapping[str, Word] = {
 """Keys of a recipe."""
 
 METHOD_WORDS: Mapping[str, Word] = {
-    "linear": Word("average", "mergekit's linear, the weights divided by their sum"),
+    "linear": Word("average", "the weights are divided by their sum, and adapters keep all of it (rank sum)"),
     "magnitude_prune_svd": Word("magnitude_prune", _ON_UPDATES),
     "ties_svd": Word("ties_peft", _ON_UPDATES),
     "dare_linear_svd": Word("dare_linear", _ON_UPDATES),
@@ -59,7 +59,7 @@ COMBINATION_TYPES: Mapping[str, Word] = {
 
 PARAMETER_WORDS: Mapping[str, Word] = {
     "lambda": Word("scale", "the factor on the merged update"),
-    "max_iter": Word("max_passes", "the budget of iterations"),
+    "max_iter": Word("max_passes", "the budget of iterations"),  # mergekit 0.1.5, 2025
     "svd_rank": Word("rank", "the rank of the result"),
     "int8_mask": Word(None, "masks are exact in any dtype"),
 }
@@ -173,6 +173,8 @@ def _translate_method(data: Data) -> Iterator[str]:
         ours, why = words[theirs]
         del data[key]
         data["merge_method"] = ours
+        if theirs == "linear" and ours == "average" and isinstance(data.setdefault("parameters", {}), dict):
+            data["parameters"].setdefault("rank", "sum")
         yield f"{key}: {theirs}: read as merge_method {ours}: {why}"
 
 
@@ -283,7 +285,9 @@ def _translate_base(data: Data) -> Iterator[str]:
     base, models, method = data.get("base_model"), data.get("models"), data.get("merge_method")
     if not isinstance(base, str) or not base or not isinstance(models, list):
         return
-    places = [i for i, entry in _indexed(models) if _are_one(entry.get("model"), base)]
+    places = [
+        i for i, entry in enumerate(models) if isinstance(entry, dict) and _are_one(entry.get("model"), base)
+    ]
     if method == "slerp":
         yield from _translate_slerp(data, base, models, places)
     elif not places:
@@ -305,10 +309,6 @@ def _translate_slerp(data: Data, base: str, models: list[Any], places: Sequence[
     data["models"] = [*first, *others]
     del data["base_model"]
     yield f"base_model: left out: slerp goes from {_name(base)} (t = 0) to the other model, both as they are"
-
-
-def _indexed(models: list[Any]) -> Iterator[tuple[int, Data]]:
-    yield from ((i, entry) for i, entry in enumerate(models) if isinstance(entry, dict))
 
 
 def _name(path: str) -> str:

@@ -21,8 +21,6 @@ from tests.cases.recipes.make_models import base_tensors, numbers
 HERE = Path(make_models.__file__).parent
 RECIPES = sorted(path.stem for path in HERE.glob("*.yaml"))
 EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
-# Recipes whose method has no row yet: they are seen to fail until it has.
-OPEN = {"20_nearswap"}
 # Where entries are dropped at random no two programs draw alike: both are compared with nothing dropped.
 DRAWN = {"01_ties_base_listed", "04_della", "09_della_linear_tok", "14_dare_rescale", "17_lora_adapters_470"}
 # An adapter is written with the rank of its inputs; mergekit writes whole models.
@@ -61,15 +59,7 @@ def merge(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def marked(name: str) -> Any:
-    marks = [pytest.mark.xfail(reason="no row yet", strict=True)] if name in OPEN else []
-    return pytest.param(name, marks=marks, id=name)
-
-
-MARKED = [marked(name) for name in RECIPES]
-
-
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_it_is(name: str, merge: Any, tmp_path: Path) -> None:
     ran = merge(name)
     assert ran.exit_code == 0, ran.output
@@ -88,7 +78,7 @@ def test_a_recipe_runs_as_it_is(name: str, merge: Any, tmp_path: Path) -> None:
         assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", RECIPES)
 def test_its_numbers_are_those_of_mergekit(name: str, merge: Any, tmp_path: Path) -> None:
     options = ["--out-dtype", "float32"]
     options += ["-p", "density=1.0"] * (name in DRAWN) + ["--rank", "sum"] * (name in ADAPTERS)

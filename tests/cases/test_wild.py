@@ -26,7 +26,6 @@ COMMANDS = [
 OPEN = {
     *(("heads", place) for place in range(2)),
     ("lmhead", 0),
-    *(("yaml", place) for place in range(2)),
 }
 
 

@@ -27,7 +27,7 @@ def test_an_adapter_reads_its_modules_and_no_others(tmp_path: Path) -> None:
 
 def test_names_are_read_under_other_prefixes_and_nothing_else_changes(pico: Pico) -> None:
     adapter = read_adapter(pico(rank_pattern={"layers.1.q": 2}, alpha_pattern={"layers.1.q": 7, "idle": 1}))
-    other = adapter.renamed({"layers.": "model.layers."})
+    other = adapter.rename({"layers.": "model.layers."})
     assert other.modules == tuple(f"model.{module}" for module in adapter.modules)
     for module in adapter.modules:
         one, two = adapter.update(module), other.update(f"model.{module}")
@@ -36,7 +36,7 @@ def test_names_are_read_under_other_prefixes_and_nothing_else_changes(pico: Pico
     # What is said of the settings is said of the names in the file.
     assert other.notes == adapter.notes
     assert (other.sha256, other.path) == (adapter.sha256, adapter.path)
-    assert other.renamed({"model.": ""}).modules == adapter.modules
+    assert other.rename({"model.": ""}).modules == adapter.modules
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_names_are_read_under_other_prefixes_and_nothing_else_changes(pico: Pico
 )
 def test_names_that_become_one_or_none_are_refused(pico: Pico, prefixes: dict[str, str], says: str) -> None:
     with pytest.raises(AdapterError, match=says):
-        read_adapter(pico()).renamed(prefixes)
+        read_adapter(pico()).rename(prefixes)
 
 
 def test_another_name_of_the_base_changes_nothing_else(pico: Pico) -> None:

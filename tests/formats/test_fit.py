@@ -81,7 +81,7 @@ def test_a_wrapper_is_named_with_the_option_that_reads_through_it(pico: Pico) ->
         f"{b.path}: has the modules of {a.path} but for the prefix language_model.: "
         "--rename language_model.= (rename: in a recipe) reads them as the same modules"
     )
-    fit = check_collection([a, b.renamed({"language_model.": ""})])
+    fit = check_collection([a, b.rename({"language_model.": ""})])
     assert fit.notes == ()
     # It may be that two parts of one model are meant: then it is only said.
     assert check_collection([a, b], missing="skip").notes == (problem,)

@@ -204,6 +204,37 @@ def test_a_download_asks_for_safetensors_and_no_pickles(cache: Path, monkeypatch
         download("../x")
 
 
+def test_merge_fetches_only_when_told_to(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(repository: str, **_: Any) -> str:
+        asked.append(repository)
+        return str(locate("med"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert run("merge", "org/none", "org/law", "-o", "out").exit_code == 4
+    assert asked == []
+    assert run("merge", "org/none", "org/law", "-o", "out", "--download").exit_code == 0
+    assert asked == ["org/none"]  # once, and not what is in the cache
+    assert locate("org/none") == Path("org/none")
+
+
+def test_a_merge_that_cannot_be_pushed_stays_and_says_so(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FakeHub(OSError("no network")))
+    ran = run("merge", "org/law", "med", "-o", "out", "--push", "me/merged")
+    assert ran.exit_code == 6
+    assert "error: me/merged: cannot be pushed: no network" in ran.stderr
+    assert "out: is written, whole" in ran.stderr
+    assert Path("out/adapter_model.safetensors").exists()
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    ran = run("merge", "org/law", "med", "-o", "again", "--push", "me/merged", "--json")
+    assert json.loads(ran.stdout)["pushed"] == "hub:me/merged"
+    ran = run("merge", "org/law", "med", "-o", "none", "--push", "merged")
+    assert (ran.exit_code, Path("none").exists()) == (3, False)
+
+
 def test_without_the_library_pushing_says_which_extra_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

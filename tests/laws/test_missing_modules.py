@@ -55,7 +55,7 @@ def merge(
     row: Method, folders: Sequence[Path], weights: Sequence[Any], data: Sequence[Path], missing: str
 ) -> MergeResult | str:
     """The merge, or why there is none."""
-    settings = {"max_passes": 5, "scale": 1.0}
+    settings: dict[str, Any] = {"max_passes": 5, "scale": 1.0}
     kept = {name: value for name, value in settings.items() if name in row.own_parameters}
     recipe = recipe_of(
         row.name,

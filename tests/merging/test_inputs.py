@@ -85,6 +85,25 @@ def test_names_are_read_under_other_prefixes_however_often_they_are_opened(tmp_p
     assert set(read_adapter(tmp_path / "out").modules) == set(one)
 
 
+def test_names_of_a_wrapped_model_are_refused_with_the_option_that_unwraps_them(tmp_path: Path) -> None:
+    one, two = family("close", 2)
+    wrapped = [{f"_orig_mod.{module}": factors for module, factors in each.items()} for each in (one, two)]
+    folders = write_family(tmp_path, wrapped)
+    with pytest.raises(AdapterError) as caught:
+        merge_adapters(folders, method="average")
+    for path, problem in zip(folders, caught.value.problems, strict=True):
+        assert problem.startswith(f"{path}: was saved from a model that torch.compile or FSDP had wrapped")
+        assert "--rename _orig_mod.= reads" in problem
+    plain = write_family(tmp_path / "plain", [one, two])
+    for some in (folders, [folders[0], plain[1]]):
+        right = {module: (dense(one)[module] + dense(two)[module]) / 2 for module in one}
+        whole = merge_adapters(some, method="average", rename={"_orig_mod.": ""}, rank="sum")
+        assert apart(merged(whole), right) <= 1e-12
+    inside = {f"layers._orig_mod.{module}": factors for module, factors in one.items()}
+    with pytest.raises(AdapterError, match="save it unwrapped"):
+        merge_adapters([write_folder(tmp_path / "inside", inside)])
+
+
 def test_a_prefix_that_no_module_has_is_refused(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
     with pytest.raises(RecipeError, match=r"rename: model\.: no module of any adapter begins so: they are"):
@@ -208,7 +227,8 @@ def test_models_that_do_not_fit_are_named_and_nothing_is_written(
 
 def test_requests_that_make_no_sense_for_checkpoints(world: World, tmp_path: Path) -> None:
     (factors,) = family("close", 1)
-    adapter = write_folder(tmp_path / "adapter", factors)
+    adapter, link = write_folder(tmp_path / "adapter", factors), tmp_path / "link"
+    link.symlink_to(world.models[1])
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("task_arithmetic", {}, "base_model: missing: task_arithmetic merges what each model changed"),
         ("tsv", {}, "base_model: missing"),
@@ -227,22 +247,25 @@ def test_requests_that_make_no_sense_for_checkpoints(world: World, tmp_path: Pat
             {"models": [world.models[0], adapter]},
             f"{world.models[0]}: full checkpoints, the others",
         ),
-        ("average", {"base": world.models[1]}, "is the base_model itself"),
-        ("ties", {"base": world.models[1]}, "is the base_model itself"),
+        ("median", {"base": link}, "is the base_model itself"),
         ("regmean", {}, "no statistics: regmean needs those of every model"),
     ]
     for method, said, says in cases:
         with pytest.raises(RecipeError) as caught:
             merge(tmp_path / "out", method, **{"models": world.models[:2], **said})
         assert says in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "link"}
 
 
 @pytest.mark.parametrize(
     ("method", "asked", "says"),
     [
         ("average", {"out_type": "checkpoint"}, "out_type: checkpoint: adapters merge to"),
-        ("average", {"top": {"base_model": "base"}}, "base_model: the base model is not needed"),
+        (
+            "average",
+            {"top": {"base_model": "other/b"}},
+            "base_model: other/b: the adapters name somebody/base",
+        ),
         ("ties", {"rank": 2}, "parameters.rank: out_type delta writes the whole dW"),
         ("average", {"rank": 2}, "parameters.rank: out_type delta writes the whole dW"),
     ],

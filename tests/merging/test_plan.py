@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,10 @@ def test_statistics_are_needed_where_an_adapter_takes_part(world: World, tmp_pat
     shapes = {"layers.0": (8, 6), "layers.1": (5, 8)}
     one, two = family("close", 2, shapes=shapes)
     folders = write_family(tmp_path, [one, {"layers.0": two["layers.0"]}])
-    layer = nn.Sequential(nn.Linear(6, 8)).double()
+    model = nn.Sequential(OrderedDict(layers=nn.Sequential(nn.Linear(6, 8)))).double()
     batch = torch.randn(4, 6, generator=seeded(0), dtype=F64)
-    model = nn.ModuleDict({"layers": layer})
     collect_statistics(
-        model, [batch], lambda model, x: model["layers"](x).sum(dim=1), tmp_path / "data", kinds=["gram"]
+        model, [batch], lambda model, x: model(x).sum(dim=1), tmp_path / "data", kinds=["gram"]
     )
     data = [world.statistics[0], tmp_path / "data"]
     planned = plan(recipe_of("regmean", folders, statistics=data, top={"missing": "skip"}))

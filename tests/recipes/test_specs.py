@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from riemerge.cli.commands import main
 from riemerge.errors import RecipeError
-from riemerge.recipes.specs import parse_spec, parse_specs
+from riemerge.recipes.specs import locate_model, parse_spec, parse_specs, parts_of, split_sum
 from riemerge.records.run_record import RunRecord
 from riemerge.study.sweeps import sweep
 from tests.folders import family, write_family, write_folder
@@ -91,3 +91,35 @@ def test_a_folder_called_like_a_recipe_is_a_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "run.yaml", family("close", 1)[0])
     ran = run("merge", folder, "-o", tmp_path / "out", "--method", "average")
     assert ran.exit_code == 0, ran.stderr
+
+
+# --- sums ---------------------------------------------------------------------------------------------------
+
+
+def test_a_plus_stands_between_what_is_there_and_is_part_of_a_name_elsewhere(tmp_path: Path) -> None:
+    for name in ("base", "c++", "lora", "a+b"):
+        (tmp_path / name).mkdir()
+    for text, parts in {
+        "base+lora": ("base", "lora"),
+        "a+b": None,  # a folder of that name
+        "a+b+lora": ("a+b", "lora"),
+        "c+++lora": ("c++", "lora"),
+        "base+c++": ("base", "c++"),
+        "org/base+lora": ("org/base", "lora"),  # the base is elsewhere
+        "base+nowhere": ("base", "nowhere"),
+        "no+where": None,
+        "+lora": None,
+        "lora+": None,
+        "base": None,
+    }.items():
+        assert split_sum(text, tmp_path) == parts
+    assert locate_model("a+b+lora", tmp_path) == f"{tmp_path}/a+b+{tmp_path}/lora"
+    assert parts_of(locate_model("a+b+lora", tmp_path)) == (f"{tmp_path}/a+b", f"{tmp_path}/lora")
+    assert locate_model("first+lora", tmp_path, {"first"}) == f"first+{tmp_path}/lora"
+
+
+def test_a_sum_with_two_readings_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "a+b", "b+c", "c"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RecipeError, match=r"a\+b\+c: is a with b\+c or a\+b with c"):
+        split_sum("a+b+c", tmp_path)

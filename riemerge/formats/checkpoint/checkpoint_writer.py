@@ -167,13 +167,13 @@ class DenseWriter:
         self._roundings[name], self._entries[name] = rounder.rounding, (shape, stored)
         return rounder.rounding.error
 
-    def add_file(self, name: str, content: Text | Path) -> None:
+    def add_file(self, name: str, content: Text | Path | bytes) -> None:
         """Put a file beside the tensors.
 
         Args:
             name: The name of the file, not used before.
-            content: The text of the file, the path of a file to copy, or a function that makes the text from
-                `sha256` when all else is written.
+            content: The path of a file to copy, or the bytes of the file; or its text, which `sha256` leaves
+                out, or a function that makes it from `sha256` when all else is written.
 
         Raises:
             OutputError: The file cannot be copied or written.
@@ -181,7 +181,11 @@ class DenseWriter:
         """
         if name == INDEX_FILE or name.endswith(SUFFIX):
             raise ValueError(f"{name!r} cannot be the name of an extra file")
-        self._require_folder().add(name, content)
+        folder = self._require_folder()
+        if isinstance(content, bytes):
+            folder.write(name, content)
+        else:
+            folder.add(name, content)
 
     def _require_folder(self) -> NewFolder:
         if self._folder is None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,16 +12,18 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv1d, conv2d, conv3d
 
-from riemerge.errors import AdapterError, NumericalError
+from riemerge.errors import NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
+from riemerge.formats.checkpoint.placement import place_modules
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
-from riemerge.formats.files.text import list_names, show
-
-WEIGHT = ".weight"
+from riemerge.formats.files.text import show
+from riemerge.formats.layers import Convolution, Embedding, Expert, Layer
+from riemerge.updates.low_rank import LowRankUpdate
 
 
 @final
@@ -42,12 +42,12 @@ class PatchedCheckpoint(Checkpoint):
     Attributes:
         base: The checkpoint that is patched; it may be a view itself.
         adapter: The adapter that is merged into it.
-        patches: The module of the adapter that each tensor belongs to, by the name of the tensor.
+        patches: The layers that are added to each tensor, by its name and by the module of the adapter.
     """
 
     base: Checkpoint
     adapter: Adapter
-    patches: Mapping[str, str] = field(repr=False)
+    patches: Mapping[str, Mapping[str, Layer]] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -91,28 +91,54 @@ class PatchedCheckpoint(Checkpoint):
             raise NumericalError(f"{self.path}: {show(name)}: reaches {why_too_large(largest, dtype)}")
         return merged
 
-    def is_turned(self, name: str) -> bool:
-        """Return whether a patched tensor is stored as inputs by outputs."""
-        return self.adapter.config.fan_in_fan_out
-
-    def exact(self, name: str) -> Tensor:
-        """Return one tensor before it is rounded to its dtype: in float32, or float64 for a float64 weight.
+    def exact(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return one tensor before it is rounded: in float32, or in float64 for a float64 weight.
 
         Args:
             name: One of `names`; a tensor that the adapter leaves alone is returned as it is stored.
+            dtype: The float dtype that it is rounded to next [default: its own], to which PEFT rounds the
+                updates of embeddings and of experts before it adds them.
 
         Raises:
             AdapterError: The tensor or the update holds NaN or Inf, or a file is no longer the one that was
                 checked.
         """
         weight = self.base.tensor(name, dtype=None)
-        if (module := self.patches.get(name)) is None:
+        if name not in self.patches:
             return weight
-        update = self.adapter.update(module, dtype=torch.promote_types(weight.dtype, torch.float32))
-        product = update.B @ update.A
-        if self.is_turned(name):
-            product = product.mT
-        return product.mul_(update.scale).add_(weight).contiguous()
+        exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        layers = self.patches[name]
+        updates = [self.adapter.update(module, dtype=exact.dtype) for module in layers]
+        for layer, change in _changes([*zip(layers.values(), updates, strict=True)]):
+            rounded = change
+            if isinstance(layer, Embedding | Expert):
+                rounded = change.to(dtype or weight.dtype)
+            layer.view(exact).add_(rounded)
+        return exact
+
+
+def _changes(pairs: Sequence[tuple[Layer, LowRankUpdate]]) -> Iterator[tuple[Layer, Tensor]]:
+    """Yield s·(B @ A), (m, n), of each layer of a tensor, by PEFT's operations: others round differently."""
+    experts = {layer.index: (layer, update) for layer, update in pairs if isinstance(layer, Expert)}
+    if len(experts) < 2:
+        for layer, update in pairs:
+            yield layer, _multiply(layer, update).mul_(update.scale)
+        return
+    ordered = [experts[index] for index in sorted(experts)]
+    b = torch.stack([update.B for _, update in ordered], dim=-1)
+    a = torch.stack([update.A for _, update in ordered])
+    whole = torch.einsum("ore,eri->eoi", b, a)
+    yield from ((layer, whole[layer.index].mul_(update.scale)) for layer, update in ordered)
+
+
+def _multiply(layer: Layer, update: LowRankUpdate) -> Tensor:
+    """Return B @ A (m, n) by PEFT's operation."""
+    if isinstance(layer, Convolution):
+        stored = layer.store(update)
+        if (axes := len(layer.stored_shape) - 2) != 2 or layer.stored_shape[2:] != (1, 1):
+            convolve = (conv1d, conv2d, conv3d)[axes - 1]
+            return convolve(stored["A"].transpose(0, 1), stored["B"]).transpose(0, 1).reshape(layer.shape)
+    return update.B @ update.A
 
 
 def read_patched(
@@ -128,51 +154,22 @@ def read_patched(
         rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
-        AdapterError: What `read_checkpoint`, `read_adapter` and `patch` refuse.
+        AdapterError: What `read_checkpoint`, `read_adapter`, `Adapter.rename` and `patch` refuse.
     """
-    return patch(read_checkpoint(base), read_adapter(adapter), rename)
+    return patch(read_checkpoint(base), read_adapter(adapter).rename(rename or {}))
 
 
-def patch(base: Checkpoint, adapter: Adapter, rename: Mapping[str, str] | None = None) -> PatchedCheckpoint:
+def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
     """Merge an open adapter into an open checkpoint: nothing is computed until a tensor is read.
 
     Args:
         base: The checkpoint; it may be a view.
         adapter: The adapter.
-        rename: New prefixes of module names by the prefixes that the adapter has.
 
     Raises:
-        AdapterError: The checkpoint lacks the weight of a module, or has it in another shape or as integers,
-            or two modules have one name: all such modules are named.
+        AdapterError: The adapter does not fit the checkpoint (see `place_modules`).
     """
-    names = {module: rename_module(module, rename or {}) for module in adapter.modules}
-    problems = [
-        f"{adapter.path}: {count} modules are called {show(name)} after --rename: expected different names"
-        for name, count in Counter(names.values()).items()
-        if count > 1
-    ]
-    if lacking := [name for name in names.values() if name + WEIGHT not in base.shapes]:
-        problems.append(
-            f"{base.path}: has no weight for {len(lacking)} of {len(names)} modules of {adapter.path}: "
-            f"{list_names(lacking)}{_hint(base, names.values(), lacking)}"
-        )
-    turned = adapter.config.fan_in_fan_out
-    for module, name in names.items():
-        weight, (outputs, inputs) = name + WEIGHT, adapter.shape(module)
-        expected = (outputs, inputs)
-        if turned:
-            expected = (inputs, outputs)
-        if base.shapes.get(weight, expected) != expected:
-            problems.append(
-                f"{base.path}: {show(weight)}: is {base.shapes[weight]}, but the update of {adapter.path} is "
-                f"{expected}: is it the base model of this adapter?"
-            )
-        elif not base.dtypes.get(weight, torch.float32).is_floating_point:
-            problems.append(
-                f"{base.path}: {show(weight)}: is stored as {base.dtypes[weight]}: expected a float to add "
-                "an update to: dequantise the base model first"
-            )
-    AdapterError.refuse(problems)
+    placed = place_modules(base, adapter)
     return PatchedCheckpoint(
         path=Path(f"{base.path}+{adapter.path}"),
         shapes=base.shapes,
@@ -180,44 +177,5 @@ def patch(base: Checkpoint, adapter: Adapter, rename: Mapping[str, str] | None =
         other_files=base.other_files,
         base=base,
         adapter=adapter,
-        patches=MappingProxyType({name + WEIGHT: module for module, name in names.items()}),
+        patches=MappingProxyType(placed),
     )
-
-
-def rename_module(module: str, prefixes: Mapping[str, str]) -> str:
-    """Return the name of a module with its prefix replaced: the longest of those that it starts with."""
-    old = max(filter(module.startswith, prefixes), key=len, default="")
-    return prefixes.get(old, "") + module.removeprefix(old)
-
-
-def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) -> str:
-    """Say what keeps modules from having a weight, as the end of a message.
-
-    Args:
-        base: The checkpoint.
-        names: The names of all modules.
-        lacking: The names of the modules without a weight.
-    """
-    present = {tensor.removesuffix(WEIGHT) for tensor in base.names if tensor.endswith(WEIGHT)}
-    for old, new in _prefixes(min(lacking), present):
-        renamed = [rename_module(name, {old: new}) for name in names]
-        if present.issuperset(renamed) and len({*renamed}) == len(renamed):
-            return f"; they are there but for the prefix: --rename {old}={new}"
-    if all(name.endswith("lm_head") for name in lacking):
-        return (
-            "; its output layer is tied to the embeddings, and PEFT's merge would change both: save the base "
-            "model with a weight of its own for it (tie_word_embeddings false)"
-        )
-    return "; is it the base model of this adapter?"
-
-
-def _prefixes(name: str, present: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield prefixes of a name whose exchange makes it one that is present, the shortest first.
-
-    Law: none has a number in it: a layer is no prefix.
-    """
-    for start in (0, *(place + 1 for place, letter in enumerate(name) if letter == ".")):
-        tail = name[start:]
-        ends = (known for known in sorted(present) if f".{known}".endswith(f".{tail}"))
-        pairs = ((name[:start], known.removesuffix(tail)) for known in ends)
-        yield from (pair for pair in pairs if not re.search(r"\d", "".join(pair)))

@@ -12,14 +12,18 @@ MAX_JSON_BYTES = 16 * 2**20
 MAX_NAME = 512
 
 
-def strict_json(content: bytes) -> Any:
+def strict_json(content: bytes, *, most: int = MAX_JSON_BYTES) -> Any:
     """Parse JSON that may come from anyone.
 
+    Args:
+        content: The bytes.
+        most: The most bytes that are taken.
+
     Raises:
-        ValueError: More than 16 MiB, not UTF-8, not JSON, nested too deeply, a key twice, or NaN or Infinity.
+        ValueError: More bytes, not UTF-8, not JSON, nested too deeply, a key twice, or NaN or Infinity.
     """
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"is {len(content)} bytes long: expected at most {MAX_JSON_BYTES}")
+    if len(content) > most:
+        raise ValueError(f"is {len(content)} bytes long: expected at most {most}")
     if not content.strip():
         raise ValueError("is empty: expected a JSON object")
     try:

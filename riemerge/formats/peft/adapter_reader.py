@@ -24,7 +24,7 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 # What else trainers save, by name: the first pattern found decides.
 _OTHER_TENSORS = (
-    (r"lora_magnitude_vector|dora_scale", "DoRA magnitudes; DoRA needs the base weight and is not supported"),
+    (r"dora_scale", "DoRA magnitudes of kohya; not supported in PEFT's files"),
     (r"\.lora_A(\.\w+)?\.bias$", "bias vectors of lora_A, which PEFT does not have; not supported"),
     (r"lora_diag", "KaSA diagonals; not supported"),
     (r"trainable_tokens", "trained token rows (trainable_token_indices); not supported"),
@@ -135,7 +135,7 @@ def _other_tensors(names: Collection[str], count: int) -> list[str]:
     """Say what the tensors are that are no factors.
 
     Args:
-        names: Their names.
+        names: The names of the tensors.
         count: The number of all tensors of the file.
     """
     others: dict[str, list[str]] = {}

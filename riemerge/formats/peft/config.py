@@ -36,9 +36,21 @@ _REFUSED: Mapping[str, str] = {
     "monteclora_config": "MonteCLoRA samples its factors",
     "trainable_token_indices": "trainable tokens replace embedding rows",
     "use_bdlora": "BD-LoRA has block-diagonal factors",
-    "use_dora": "DoRA is not a function of B and A alone: it needs the base weight",
     "use_qalora": "QA-LoRA pools the input before A",
     "velora_config": "VeLoRA changes the training of the factors",
+}
+
+_CONVERT = "riemerge convert makes a LoRA of it, with the same dW (--to peft), or the whole dW (--to delta)"
+_EXTRACT = (
+    "merge it into the base model with PEFT (merge_and_unload): riemerge extract makes a LoRA of it then"
+)
+_OTHER_METHODS: Mapping[str, str] = {
+    "LOHA": _CONVERT,
+    "LOKR": _CONVERT,
+    "IA3": f"it scales activations, so its dW depends on the base weight: {_EXTRACT}",
+    "OFT": f"it turns the base weight, on which its dW depends: {_EXTRACT}",
+    "BOFT": f"it turns the base weight, on which its dW depends: {_EXTRACT}",
+    "VERA": f"it scales random factors that its file may not hold: {_EXTRACT}",
 }
 
 # Settings of training, of loading, or of a mode that another key (refused above) switches on.
@@ -74,6 +86,7 @@ class AdapterConfig(BaseModel):
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     lora_bias: bool = False
+    use_dora: bool = False
     rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = {}
     alpha_pattern: dict[str, float] = {}
     target_modules: list[str] | str | None = None
@@ -186,7 +199,10 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        return None, [f"peft_type is {brief(kind)}: only LORA is supported"]
+        advice = (
+            _OTHER_METHODS.get(kind, "only LORA is supported") if isinstance(kind, str) else "expected LORA"
+        )
+        return None, [f"peft_type is {brief(kind)}: {advice}"]
 
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from riemerge.formats.files.tensor_file import FLOATS, Entry
-from riemerge.formats.layers import Bias, Convolution, Embedding, Expert, Layer, Linear, parent
+from riemerge.formats.layers import Bias, Convolution, Dora, Embedding, Expert, Layer, Linear, parent
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.formats.peft.written_scales import scale_settings
 from riemerge.updates.low_rank import LowRankUpdate
@@ -26,11 +27,13 @@ _KEYS = {
         "A": r"A(?:\.default)?\.weight",
         "B": r"B(?:\.default)?\.weight",
         "bias": r"B(?:\.default)?\.bias",
+        "magnitude": r"magnitude_vector(?:\.default)?(?:\.weight)?",
         "embedding_A": r"embedding_A(?:\.default)?",
         "embedding_B": r"embedding_B(?:\.default)?",
     }.items()
 }
 _FACTORS = {"A", "B"}
+_BESIDE = {"bias": "lora_bias", "magnitude": "use_dora"}
 _OF_EMBEDDINGS = {"embedding_A": "A", "embedding_B": "B"}
 
 
@@ -92,6 +95,10 @@ def _layers_of(
     _check_factors(stem, factors, wrapped=not parameters)
     a, b = factors["A"].shape, factors["B"].shape
     if parameters and plain:
+        if others := sorted({*sides} - _FACTORS):
+            raise ValueError(
+                f"has {sides[others[0]].name} beside factors of {' or '.join(parameters)}: PEFT has none"
+            )
         return _experts(stem, factors, found, config)
     if a[0] != config.rank(stem):
         raise ValueError(
@@ -99,22 +106,24 @@ def _layers_of(
             "rank_pattern): they must agree"
         )
     scale = config.scale(stem)
-    layers: dict[str, Layer] = {}
+    layer: Layer = Linear(factors, scale, turned=config.fan_in_fan_out)
     if embedded:
-        layers[stem] = Embedding(factors, scale)
+        layer = Embedding(factors, scale)
     elif len(a) > 2:
-        layers[stem] = Convolution(factors, scale)
-    else:
-        layers[stem] = Linear(factors, scale, turned=config.fan_in_fan_out)
+        layer = Convolution(factors, scale)
+    for side, setting in _BESIDE.items():
+        _check_beside(side, sides.get(side), setting, b[0], config)
+    if magnitude := sides.get("magnitude"):
+        layer = Dora(entries={**factors, "magnitude": magnitude}, scale=1.0, plain=layer)
     if bias := sides.get("bias"):
-        _check_bias(bias, b[0], config)
-        layers[f"{stem}.bias"] = Bias({"bias": bias}, scale)
-    return layers
+        return {stem: layer, f"{stem}.bias": Bias({"bias": bias}, scale)}
+    return {stem: layer}
 
 
 def _check_factors(stem: str, factors: Sides, *, wrapped: bool) -> None:
     """Refuse factors that make no product."""
-    if {"_orig_mod", "_fsdp_wrapped_module"} & {*stem.split(".")} or (wrapped and stem != parent(stem)):
+    # A wrapper's name before all others is a prefix, which can be renamed.
+    if {"_orig_mod", "_fsdp_wrapped_module"} & {*stem.split(".")[1:]} or (wrapped and stem != parent(stem)):
         raise ValueError(
             "was saved from a wrapped model (nested adapters, torch.compile, FSDP): save it unwrapped"
         )
@@ -146,17 +155,23 @@ def _why_no_product(a: tuple[int, ...], b: tuple[int, ...]) -> str | None:
     return None
 
 
-def _check_bias(bias: Entry, outputs: int, config: AdapterConfig) -> None:
-    """Refuse a bias that PEFT does not load."""
-    if not config.lora_bias:
+def _check_beside(side: str, entry: Entry | None, setting: str, outputs: int, config: AdapterConfig) -> None:
+    """Refuse a vector beside the factors that PEFT does not load, or one that is missing."""
+    is_set = getattr(config, setting)
+    if entry is None:
+        # PEFT starts a bias from zero; it takes a magnitude from the base model.
+        if is_set and side == "magnitude":
+            raise ValueError(f"has no lora_magnitude_vector, but {setting} is true in adapter_config.json")
+        return
+    if not is_set:
         raise ValueError(
-            "has a bias beside its factors (lora_B.bias), but lora_bias is not true in adapter_config.json, "
-            "and PEFT does not load it: set it, or leave the bias out"
+            f"has {entry.name} beside its factors, but {setting} is not true in adapter_config.json, and "
+            "PEFT does not load it: set it, or leave the tensor out"
         )
-    if bias.shape != (outputs,) or bias.dtype not in FLOATS:
-        raise ValueError(
-            f"lora_B.bias is {bias.shape} of {bias.dtype}: expected ({outputs},) of {', '.join(FLOATS)}"
-        )
+    if math.prod(entry.shape) != outputs or max(entry.shape, default=1) != outputs:
+        raise ValueError(f"{entry.name} is {entry.shape}: expected {outputs} numbers, one for each output")
+    if entry.dtype not in FLOATS:
+        raise ValueError(f"{entry.name} is stored as {entry.dtype}: expected one of {', '.join(FLOATS)}")
 
 
 # --- experts ------------------------------------------------------------------------------------------------
@@ -214,7 +229,7 @@ def complete(
         kinds: The kinds of layers by module; a linear layer where a module has none.
     """
     linear = Linear({}, 1.0)
-    own = {module: kinds.get(module, linear) for module in updates}
+    own = {module: _plain(kinds.get(module, linear)) for module in updates}
     whole = dict(updates)
     experts = {kind.stem(module): kind for module, kind in own.items() if isinstance(kind, Expert)}
     ranks: dict[str, int] = {}
@@ -236,6 +251,13 @@ def complete(
             b = whole[module].B
             whole.setdefault(f"{module}.bias", LowRankUpdate(0 * b[:, :1], b.new_ones(1, 1)))
     return dict(sorted(whole.items())), own
+
+
+def _plain(kind: Layer) -> Layer:
+    """Return a layer as it is without DoRA."""
+    if isinstance(kind, Dora):
+        return kind.plain
+    return kind
 
 
 def name_tensors(updates: Mapping[str, LowRankUpdate], kinds: Mapping[str, Layer]) -> dict[str, Tensor]:

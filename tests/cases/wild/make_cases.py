@@ -139,9 +139,12 @@ def mean(*updates: Updates) -> Updates:
 
 
 def cut(updates: Updates, rank: int) -> Updates:
-    """The nearest updates of a rank."""
-    parts = {module: torch.linalg.svd(update) for module, update in updates.items()}
-    return {module: (u[:, :rank] * s[:rank]) @ v[:rank] for module, (u, s, v) in parts.items()}
+    """The nearest updates of a rank, which is that of the inputs where a command names none."""
+    nearest = {}
+    for module, w in updates.items():
+        u, sigma, vt = torch.linalg.svd(w, full_matrices=False)
+        nearest[module] = u[:, :rank] * sigma[:rank] @ vt[:rank]
+    return nearest
 
 
 def numbers(updates: Updates) -> dict[str, dict[str, float]]:
@@ -461,11 +464,16 @@ def yaml(d: Path) -> dict[str, Any]:
         "arcee-ai/mergekit#470",
         {
             "merge yaml/linear.yaml -o {out}": [
-                {"exit": [0], "modules_bf16": numbers(weighted([a, b], [0.3, 0.7]))},
-                refused("average", "out_dtype", "base_model", code=[3]),
+                {
+                    "exit": [0],
+                    "modules_bf16": numbers(weighted([a, b], [0.3, 0.7])),
+                    "says": ["out_dtype", "merge_method average"],
+                }
             ],
-            "merge yaml/plus.yaml -o {out}": [refused("+", never=["hf download"], code=REFUSED)],
-            "merge yaml/slices.yaml -o {out}": [refused("slices", code=[3])],
+            "merge yaml/plus.yaml -o {out}": [
+                done(cut(weighted([a, b], [0.3, 0.7]), 4), says=["base+adapter: read as the adapter"])
+            ],
+            "merge yaml/slices.yaml -o {out}": [done(cut(mean(a, b), 4), says=["slices"])],
         },
     )
 

@@ -259,14 +259,17 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(emb__lora_embedding_A=ONE(3, 9), emb__lora_embedding_B=ONE(4, 3)),
         "emb: the factors have rank 3 but adapter_config.json says 2",
     ),
-    "magnitudes": (tensors(layers__0__q__lora_magnitude_vector=ONE(5)), "tensors are DoRA magnitudes"),
+    "magnitudes": (
+        tensors(layers__0__q__lora_magnitude_vector=ONE(5)),
+        "layers.0.q.lora_magnitude_vector beside its factors, but use_dora is not true",
+    ),
     "a bias that PEFT does not load": (
         tensors(layers__0__q__lora_B__bias=ONE(5)),
-        "layers.0.q: has a bias beside its factors (lora_B.bias), but lora_bias is not true",
+        "layers.0.q.lora_B.bias beside its factors, but lora_bias is not true",
     ),
     "a bias of another length": (
         both(config(lora_bias=True), tensors(layers__0__q__lora_B__bias=ONE(4))),
-        "layers.0.q: lora_B.bias is (4,) of F32: expected (5,)",
+        "layers.0.q.lora_B.bias is (4,): expected 5 numbers",
     ),
     "a bias without factors": (
         both(config(lora_bias=True), tensors(x__lora_B__bias=ONE(4))),
@@ -314,8 +317,10 @@ def test_all_problems_are_reported_at_once(pico: Pico) -> None:
     content[f"{Q}A.weight"] = torch.ones(3, 4)
     content[f"{PREFIX}head.weight"] = torch.ones(2, 2)
     del content[f"{PREFIX}layers.1.q.lora_A.weight"]
-    found = "\n".join(problems(pico(tensors=content, use_dora=True, bias="all", lora_alpha="x", new_thing=3)))
-    for words in ("use_dora", "bias", "lora_alpha", "new_thing", "layers.0.q", "head.weight", "layers.1.q"):
+    found = "\n".join(
+        problems(pico(tensors=content, use_qalora=True, bias="all", lora_alpha="x", new_thing=3))
+    )
+    for words in ("use_qalora", "bias", "lora_alpha", "new_thing", "layers.0.q", "head.weight", "layers.1.q"):
         assert words in found
 
 
