@@ -15,6 +15,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
+from riemerge.formats.hub import name_model
 from riemerge.formats.layers import Dora, Expert, Foreign, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
@@ -59,7 +60,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The name of the folder or file."""
-        return self.path.absolute().name
+        return name_model(self.path)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -170,14 +171,7 @@ class Adapter:
                 or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
-        layer = self.layers[module]
-        stored = self._tensors.read(*(entry.name for entry in layer.entries.values()))
-        tensors = dict(zip(layer.entries, stored, strict=True))
-        AdapterError.refuse(
-            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
-            for side, tensor in sorted(tensors.items())
-            if (why := why_not_finite(tensor)) is not None
-        )
+        layer, tensors = self.layers[module], self.sides(module)
         try:
             b, a = layer.factors(tensors)
         except AdapterError as fault:
@@ -186,11 +180,30 @@ class Adapter:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
 
-    @property
-    def without_base(self) -> tuple[str, ...]:
-        """The modules whose updates need weights of the base model that are not known, sorted."""
-        layers = self.layers.items()
-        return tuple(module for module, layer in layers if isinstance(layer, Dora) and layer.base is None)
+    def sides(self, module: str) -> dict[str, Tensor]:
+        """Read the stored tensors of one module, by side.
+
+        Raises:
+            AdapterError: A tensor holds NaN or Inf, or the file is no longer the one that was checked.
+            KeyError: The adapter has no such module.
+        """
+        entries = self.layers[module].entries
+        stored = self._tensors.read(*(entry.name for entry in entries.values()))
+        tensors = dict(zip(entries, stored, strict=True))
+        AdapterError.refuse(
+            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
+            for side, tensor in sorted(tensors.items())
+            if (why := why_not_finite(tensor)) is not None
+        )
+        return tensors
+
+    def with_layers(self, layers: Mapping[str, Layer]) -> Adapter:
+        """Return the adapter with its modules stored in other ways, as only a base model says.
+
+        Args:
+            layers: How each module is stored, by its name.
+        """
+        return self._with(layers=MappingProxyType(dict(layers)))
 
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.

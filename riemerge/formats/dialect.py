@@ -257,6 +257,7 @@ class OneFile(OneFileReader, Dialect):
         like: Sequence[Adapter],
         dtype: torch.dtype,
         rounding: Mapping[str, Rounding] | None = None,
+        saved: Mapping[str, Tensor] | None = None,
         extra_files: Mapping[str, Text] | None = None,
         **beside: Any,
     ) -> dict[str, float]:
@@ -285,6 +286,10 @@ class OneFile(OneFileReader, Dialect):
             f"{show(module)}: is {layers[module].layout}: {self.name} has no such layers: write it as peft"
             for module in updates
             if not isinstance(layers.get(module, Linear({}, 1.0)), self.kinds)
+        )
+        AdapterError.refuse(
+            f"{show(name)}: is saved whole: {self.name} has factors only: write it as peft"
+            for name in saved or ()
         )
         tensors = self.pack(updates, layers)
         header, settings = self.describe(updates, like)

@@ -340,7 +340,7 @@ class Expert(Layer):
         if len(self.parameters) > 1:
             raise AdapterError(
                 f"{module}: may be of {' or '.join(self.parameters)}: which one it is, only the base model "
-                "says: give it (--base)"
+                "says: name it as --base"
             )
         return f"{parent(self.stem(module))}.{self.parameters[0]}"
 
@@ -468,10 +468,15 @@ class Dora(Layer):
 
 
 NEEDS_BASE = (
-    "DoRA's dW is a function of the base model's weights: name the base model, a full checkpoint (--base, or "
-    "base_model in a recipe)"
+    "dW depends on the weights of the base model (DoRA), or its layout on their shapes (experts in one "
+    "parameter): name the base model, a full checkpoint, as --base (base_model in a recipe)"
 )
-"""What is said where an adapter of DoRA is read without its base model."""
+"""What is said where an adapter cannot be read, or written as a delta, without its base model."""
+
+
+def is_linear(layer: Layer) -> bool:
+    """Return whether a layer is a linear one, with or without DoRA."""
+    return isinstance(layer, Linear) or (isinstance(layer, Dora) and isinstance(layer.plain, Linear))
 
 
 @dataclass(frozen=True, eq=False)
