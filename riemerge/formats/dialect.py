@@ -220,10 +220,12 @@ class OneFile(OneFileReader, Dialect):
     Attributes:
         file: The name of the file that is written.
         kinds: The kinds of layers that can be written.
+        one_rank: Whether all modules must have one rank: they get columns of zero behind their own.
     """
 
     file: ClassVar[str]
     kinds: ClassVar[tuple[type[Layer], ...]]
+    one_rank: ClassVar[bool] = False
 
     @abstractmethod
     def pack(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
@@ -281,6 +283,9 @@ class OneFile(OneFileReader, Dialect):
             rounded = round_all(updates, dtype)
             updates, rounding = rounded.updates, rounded.roundings
         updates = dict(sorted(updates.items()))
+        if self.one_rank:
+            rank = max(update.rank for update in updates.values())
+            updates = {module: update.pad(rank) for module, update in updates.items()}
         layers = kinds_of(like)
         AdapterError.refuse(
             f"{show(module)}: is {layers[module].layout}: {self.name} has no such layers: write it as peft"
