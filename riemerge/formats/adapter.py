@@ -254,9 +254,10 @@ class Adapter:
 
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
-    """Return the layer of each module in the first adapter that has it, as PEFT stores it."""
+    """Return the layer of each module in the first adapter that has it, as PEFT stores it without DoRA."""
     layers = {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
-    return {module: layer.plain if isinstance(layer, Foreign) else layer for module, layer in layers.items()}
+    foreign = Foreign | Dora
+    return {module: layer.plain if isinstance(layer, foreign) else layer for module, layer in layers.items()}
 
 
 def _on_weight(module: str, layer: Dora, base: Checkpoint) -> Layer:
