@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -15,7 +15,8 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Dora, Expert, Layer, parent
+from riemerge.formats.hub import name_model
+from riemerge.formats.layers import Dora, Expert, Foreign, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
@@ -59,7 +60,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The name of the folder or file."""
-        return self.path.absolute().name
+        return name_model(self.path)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -130,6 +131,11 @@ class Adapter:
         AdapterError.refuse(problems)
         return self._with(layers=layers, saved=saved, base_weights=base_weights)
 
+    def under(self, names: Mapping[str, str]) -> Adapter:
+        """Return the adapter with its modules under other names, given one to one by those that they have."""
+        layers = {names[module]: layer for module, layer in self.layers.items()}
+        return self._with(layers=MappingProxyType(dict(sorted(layers.items()))))
+
     def on_base(self, name: str | None) -> Adapter:
         """Return the adapter with another name of its base model."""
         if name == self.config.base_model_name_or_path:
@@ -165,14 +171,7 @@ class Adapter:
                 or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
-        layer = self.layers[module]
-        stored = self._tensors.read(*(entry.name for entry in layer.entries.values()))
-        tensors = dict(zip(layer.entries, stored, strict=True))
-        AdapterError.refuse(
-            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
-            for side, tensor in sorted(tensors.items())
-            if (why := why_not_finite(tensor)) is not None
-        )
+        layer, tensors = self.layers[module], self.sides(module)
         try:
             b, a = layer.factors(tensors)
         except AdapterError as fault:
@@ -181,11 +180,43 @@ class Adapter:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
 
-    @property
-    def without_base(self) -> tuple[str, ...]:
-        """The modules whose updates need weights of the base model that are not known, sorted."""
-        layers = self.layers.items()
-        return tuple(module for module, layer in layers if isinstance(layer, Dora) and layer.base is None)
+    def sides(self, module: str) -> dict[str, Tensor]:
+        """Read the stored tensors of one module, by side.
+
+        Raises:
+            AdapterError: A tensor holds NaN or Inf, or the file is no longer the one that was checked.
+            KeyError: The adapter has no such module.
+        """
+        layer = self.layers[module]
+        tensors = own = self._read(layer)
+        if isinstance(layer, Expert):
+            own = layer.store(LowRankUpdate(*layer.factors(tensors)))
+        AdapterError.refuse(
+            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
+            for side, tensor in sorted(own.items())
+            if (why := why_not_finite(tensor)) is not None
+        )
+        return tensors
+
+    def with_layers(self, layers: Mapping[str, Layer]) -> Adapter:
+        """Return the adapter with its modules stored in other ways, as only a base model says.
+
+        Args:
+            layers: How each module is stored, by its name.
+        """
+        return self._with(layers=MappingProxyType(dict(layers)))
+
+    def _read(self, layer: Layer) -> dict[str, Tensor]:
+        """Read the stored tensors of a layer, by side; those of all experts stay for the next of them."""
+        read = self._tensors.read
+        if isinstance(layer, Expert):
+            read = self._read_shared
+        return dict(zip(layer.entries, read(*(entry.name for entry in layer.entries.values())), strict=True))
+
+    @cached_property
+    def _read_shared(self) -> Callable[..., tuple[Tensor, ...]]:
+        # Read again for each of 128 experts, a layer of Qwen3's took 5.2 s; kept, 0.3 s.
+        return lru_cache(maxsize=1)(self._tensors.read)
 
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
@@ -223,8 +254,9 @@ class Adapter:
 
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
-    """Return the layer of each module in the first adapter that has it."""
-    return {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    """Return the layer of each module in the first adapter that has it, as PEFT stores it."""
+    layers = {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    return {module: layer.plain if isinstance(layer, Foreign) else layer for module, layer in layers.items()}
 
 
 def _on_weight(module: str, layer: Dora, base: Checkpoint) -> Layer:
@@ -245,6 +277,11 @@ def _on_parameter(module: str, layer: Expert, base: Checkpoint) -> Layer:
         for turned in ways
         if base.shapes.get(f"{owner}.{name}") == replace(layer, turned=turned).stored_shape
     ]
+    if any(name.startswith(f"{owner}.0.") for name in base.shapes):
+        raise ValueError(
+            "the files of the base model hold each expert apart, and transformers joins them as it loads: "
+            "merge to an adapter, whose layout does not depend on that"
+        )
     if not fitting:
         raise ValueError(
             f"expected {' or '.join(layer.parameters)} of {layer.count} experts of {layer.shape} as its base "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint.custom_code import check_code
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import brief, find_repeated, list_names, show
+from riemerge.formats.layers import Expert
 from riemerge.formats.module_names import find_renaming
 
 Missing: TypeAlias = Literal["error", "zero", "skip"]
@@ -45,8 +47,8 @@ def check_collection(
     """Check that these adapters can be merged with each other.
 
     Law: afterwards all have one set of modules, unless `missing` says what those count as that some lack;
-    each module has one shape (m, n), all adapters one `fan_in_fan_out` and one base model (see
-    `riemerge.formats.base_names.agree_on_base`), and no folder occurs twice. The ranks may differ.
+    each module has one shape (m, n) and one kind of layer, all adapters one `fan_in_fan_out` and one base
+    model (see `riemerge.formats.base_names.agree_on_base`), and no folder occurs twice. The ranks may differ.
 
     Args:
         adapters: The adapters.
@@ -76,6 +78,12 @@ def check_collection(
         },
         "is it one base model?",
     )
+    problems += _differing(
+        "the kinds of layers differ",
+        {adapter: {module: layer.layout for module, layer in adapter.layers.items()} for adapter in adapters},
+        "is it one base model?",
+    )
+    problems += _differing_experts(adapters)
     turned = {adapter.path: adapter.config.fan_in_fan_out for adapter in adapters}
     if len(set(turned.values())) > 1:
         each = _each(map(str, turned.values()), turned)
@@ -97,11 +105,39 @@ def _differing_modules(adapters: Sequence[Adapter]) -> tuple[list[str], list[str
                 f"{adapter.path}: has the modules of {adapters[0].path} but for the prefix {show(old)}: "
                 f"--rename {show(old)}={show(new)} (rename: in a recipe) reads them as the same modules"
             )
-    ways_out = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    ways_out = (
+        "merge with --missing zero (its update there is zero) or --missing skip (it takes no part there)"
+    )
     if names and not frozenset.intersection(*names.values()):
         counts = "; ".join(f"{adapter.path} has {list_names(sorted(own))}" for adapter, own in names.items())
         return wrapped, [f"the adapters have no module in common: {counts}; {ways_out}"]
     return wrapped, [f"{text}; {ways_out}" for text in _missing(names, "modules")]
+
+
+def _differing_experts(adapters: Sequence[Adapter]) -> list[str]:
+    """Say which adapters have factors for each expert, where others have them for one parameter of all.
+
+    Source: PEFT 0.21.2, `utils.transformers_weight_conversion`.
+    """
+    stacked = [
+        str(adapter.path)
+        for adapter in adapters
+        if any(isinstance(layer, Expert) for layer in adapter.layers.values())
+    ]
+    apart = [
+        str(adapter.path)
+        for adapter in adapters
+        if any(re.search(r"(^|\.)experts\.\d+\.", module) for module in adapter.modules)
+    ]
+    if not stacked or not apart or {*stacked} & {*apart}:
+        return []
+    text = (
+        f"{', '.join(apart)}: has factors for each expert (experts.0, ...), but {', '.join(stacked)} for all "
+        "experts in one parameter (target_parameters): so do transformers before and from version 5 name one "
+        "model. PEFT converts the older form as it loads: load that adapter with transformers 5 and save it "
+        "again (save_pretrained), so that all have one form"
+    )
+    return [text]
 
 
 def check_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:

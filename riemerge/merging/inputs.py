@@ -19,12 +19,14 @@ from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
-from riemerge.formats.dialects import read_adapter
+from riemerge.formats.dialects import name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
+from riemerge.formats.layers import NEEDS_BASE, Dora, Expert
 from riemerge.merging.beside import Beside, put_beside
+from riemerge.merging.heads import copy_notes
 from riemerge.merging.stacking import stack_models
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
@@ -67,7 +69,8 @@ class Inputs:
 
     Attributes:
         each: The T inputs.
-        base: The base model, where full checkpoints are merged by their differences from it.
+        base: The base model, where full checkpoints are merged by their differences from it, or where the
+            updates of adapters depend on it (DoRA).
         opened: The models as they were opened: before adapters are renamed, and views taken of checkpoints.
         missing: What a module counts as that some adapters lack.
         notes: What was taken to be the same in adapters, and what may have been meant otherwise.
@@ -227,7 +230,7 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
-        return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used))
+        return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used), opened)
     # Here too: what is asked of a path may have been meant otherwise.
     folders = [*used, *filter(None, [recipe.base_model])]
     checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
@@ -245,20 +248,73 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     return Inputs(views, base, tuple(checkpoints), notes=beside.notes, beside=beside)
 
 
-def _fit(recipe: Recipe, method: Method, opened: Sequence[Adapter]) -> Inputs:
+def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Models) -> Inputs:
     """Make adapters fit each other, as far as the recipe says how."""
-    _check_prefixes(recipe.rename, opened)
-    adapters = list(opened)
+    _check_prefixes(recipe.rename, given)
+    adapters = list(given)
     if recipe.rename:
-        adapters = try_each(lambda adapter: adapter.rename(recipe.rename), opened)
+        adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
     AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
+    dialect = recipe.dialect or given[0].dialect
+    named = name_alike(adapters, dialect)
+    translated = [
+        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
+        f"{list_names(new.modules)}"
+        for old, new in zip(adapters, named, strict=True)
+        if new is not old
+    ]
+    adapters = named
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
     _check_base_name(recipe, adapters)
     adapters = [adapter.on_base(fit.base) for adapter in adapters]
+    base, models = _open_weights(recipe, method, adapters, opened), tuple[Model, ...](given)
+    if base is not None:
+        adapters, models = try_each(partial(Adapter.with_base, base=base), adapters), (*models, base)
     ordered = _in_order(recipe, method, adapters)
-    return Inputs(ordered, opened=tuple(opened), missing=recipe.missing, notes=fit.notes)
+    unused = [
+        f"{key}: left out: it is for full checkpoints, and adapters have none"
+        for key in ("tokenizer", "chat_template")
+        if getattr(recipe, key) is not None
+    ]
+    notes = (*translated, *fit.notes, *copy_notes(adapters), *unused)
+    return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=notes)
+
+
+def _open_weights(
+    recipe: Recipe, method: Method, adapters: Sequence[Adapter], opened: Models
+) -> Checkpoint | None:
+    """Open the base model where adapters cannot be merged without its weights; None where they can.
+
+    Raises:
+        AdapterError: The recipe does not name it, or not a checkpoint that is there.
+        RecipeError: The rank that is asked for makes no sense of updates of full rank.
+    """
+    needing = {
+        adapter: [
+            module
+            for module, layer in adapter.layers.items()
+            if isinstance(layer, Dora) or (isinstance(layer, Expert) and recipe.out_type == "delta")
+        ]
+        for adapter in adapters
+    }
+    if not any(needing.values()):
+        return None
+    if recipe.base_model is None:
+        AdapterError.refuse(
+            f"{adapter.path}: {list_names(modules)}: {NEEDS_BASE}"
+            for adapter, modules in needing.items()
+            if modules
+        )
+    has_dora = any(isinstance(layer, Dora) for adapter in adapters for layer in adapter.layers.values())
+    rank = recipe.parameters.get("rank", method.defaults.get("rank"))
+    if has_dora and rank is None and recipe.out_type != "delta":
+        raise RecipeError(
+            "parameters.rank: missing: DoRA's dW has full rank: give a number or a share of the energy, such "
+            "as 95%, or out_type: delta, which writes the whole dW"
+        )
+    return _open(opened, partial(_read_checkpoint, {}), str(recipe.base_model))
 
 
 def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:

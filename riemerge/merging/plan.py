@@ -15,12 +15,16 @@ from typing import Any, final
 import torch
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.adapter import kinds_of
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
+from riemerge.formats.layers import is_linear
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
+from riemerge.merging.heads import Heads, is_called, plan_heads
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import (
     Input,
@@ -38,11 +42,13 @@ from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
+from riemerge.recipes.translations import TOKENIZERS
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 WEIGHT = ".weight"
+PEFT = "peft"
 
 _OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
 
@@ -63,6 +69,7 @@ class Plan:
         device: Where it is computed.
         out_type: What is written: `adapter`, `delta` or `checkpoint`.
         out_dtype: Dtype that is written; None where each tensor keeps that of the inputs.
+        heads: What becomes of whole tensors that adapters have beside their factors.
         seconds: Wall seconds that planning took: checking and hashing the inputs.
     """
 
@@ -75,12 +82,20 @@ class Plan:
     device: torch.device
     out_type: OutType
     out_dtype: torch.dtype | None
+    heads: Heads
     seconds: float
 
     @property
     def models(self) -> Models:
         """All models that are open, with the base model, by path."""
         return {model.path: model for model in self.inputs.opened}
+
+    @property
+    def dialect(self) -> str | None:
+        """The dialect in which an adapter is written: that of the recipe, or of the first adapter."""
+        if self.out_type != "adapter":
+            return None
+        return self.recipe.dialect or self.inputs.adapters[self.inputs.order[0]].dialect
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -90,10 +105,11 @@ class Plan:
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
-            "tokenizer": (recipe.tokenizer, None),
+            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer), None),
             "chat_template": (recipe.chat_template, None),
             "slices": (self._slices(names), None),
             "earlier": (dict(recipe.earlier), {}),
+            "dialect": (self.dialect or PEFT, PEFT),
         }
         scale: dict[str, float] = {}
         if self.inputs.adapters or recipe.base_model:
@@ -155,6 +171,13 @@ class Plan:
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 
+def _name_tokenizer(source: str) -> str:
+    """Return the word for a tokenizer, or the name of the model whose tokenizer it is."""
+    if source in TOKENIZERS:
+        return source
+    return name_model(source)
+
+
 def _names_of(**paths: str | None) -> dict[str, str]:
     """Return the name of what lies at each path that is given, without the rest of its path."""
     return {key: name_model(path) for key, path in paths.items() if path}
@@ -213,6 +236,7 @@ def plan(
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
     out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype or "", None)
+    heads = _plan_heads(recipe, inputs, out_dtype)
     out_type: OutType = "checkpoint"
     if inputs.adapters:
         out_type = recipe.out_type or "adapter"
@@ -227,7 +251,28 @@ def plan(
         device=where,
         out_type=out_type,
         out_dtype=out_dtype,
+        heads=heads,
         seconds=perf_counter() - began,
+    )
+
+
+def _plan_heads(recipe: Recipe, inputs: Inputs, out_dtype: torch.dtype | None) -> Heads:
+    """Say what becomes of whole tensors, of adapters that fit each other."""
+    adapters = {inputs.each[i].name: inputs.adapters[i] for i in inputs.order if inputs.adapters}
+    weights = [recipe.weights[inputs.each[i].place] for i in inputs.order if inputs.adapters]
+    wanted = (recipe.heads or "").removeprefix("from=")
+    for name, entry in zip(display_names([one.model for one in recipe.models]), recipe.models, strict=True):
+        # One that does not count here may be the one whose heads are wanted, as in the parts of a soup.
+        if wanted and adapters and name not in adapters and is_called(entry.model, wanted):
+            adapters[name] = read_adapter(entry.model).rename(recipe.rename)
+            weights.append(0.0)
+    return plan_heads(
+        recipe.heads,
+        adapters,
+        weights,
+        out_dtype=out_dtype,
+        only_updates=recipe.out_type == "delta" or recipe.dialect not in {None, "peft"},
+        skip=recipe.missing == "skip",
     )
 
 
@@ -327,11 +372,19 @@ def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> d
     """Return the shape of each module that must have statistics, by its name in the base model.
 
     Raises:
-        AdapterError: None of those that have statistics is a weight of the checkpoints.
+        AdapterError: None of those that have statistics is a weight of the checkpoints, or a module of the
+            adapters is no linear layer.
     """
     if not method.statistics:
         return {}
     if inputs.adapters:
+        kinds = kinds_of(inputs.adapters).items()
+        AdapterError.refuse(
+            f"{module}: is {layer.layout}: {method.name} needs statistics, which are of the inputs of linear "
+            "layers: use a method without statistics"
+            for module, layer in sorted(kinds)
+            if not is_linear(layer)
+        )
         return {module: inputs.shape(module) for module in inputs.modules}
     folders = [*(recipe.models[i].statistics for i in inputs.places), recipe.base_statistics]
     known = {module for folder in folders if folder for module in read_statistics(folder).modules}

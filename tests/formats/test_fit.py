@@ -32,7 +32,9 @@ def test_everything_that_differs_is_reported_at_once(pico: Pico) -> None:
         check_collection([read_adapter(a), read_adapter(b), read_adapter(a)])
     found = caught.value.problems
     same = "it must be the same in all adapters"
-    options = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    options = (
+        "merge with --missing zero (its update there is zero) or --missing skip (it takes no part there)"
+    )
     *others, bases = found
     assert others == [
         f"{a}: is listed 2 times: give it once, with a larger weight",
@@ -111,3 +113,30 @@ def test_a_path_is_recognised_however_it_is_written(pico: Pico, tmp_path: Path) 
 @pytest.mark.parametrize("settings", [{}, {"lora_alpha": 8}])
 def test_equal_bytes_in_two_folders_are_two_adapters(pico: Pico, settings: dict[str, Any]) -> None:
     check_collection([read_adapter(pico("a")), read_adapter(pico("b", **settings))])
+
+
+def test_one_shape_of_dw_may_be_of_two_kinds_of_layers(pico: Pico) -> None:
+    linear = pico_tensors({"layers.0.q": (5, 4)})
+    kernel = {name: x.reshape(2, 2, 2) if "lora_A" in name else x[..., None] for name, x in linear.items()}
+    folders = [pico("a", linear), pico("b", kernel)]
+    with pytest.raises(AdapterError) as caught:
+        check_collection([read_adapter(folder) for folder in folders])
+    a, b = folders
+    (problem,) = caught.value.problems
+    assert problem.startswith("layers.0.q: the kinds of layers differ: a linear layer in ")
+    assert f"{a}, a convolution of 2 inputs with a kernel of 2 in {b}; is it one base model?" in problem
+
+
+@pytest.mark.parametrize("missing", ["error", "zero", "skip"])
+def test_experts_of_two_versions_of_transformers_are_told_apart(pico: Pico, missing: Any) -> None:
+    stacked = pico_tensors({"layers.0.mlp.experts": (5, 4)}, rank=4)
+    apart = pico_tensors({f"layers.0.moe.experts.{i}.w1": (5, 4) for i in range(2)})
+    folders = [
+        pico("v5", stacked, target_parameters=["mlp.experts.up"]),
+        pico("v4", apart, target_modules=["w1"]),
+    ]
+    with pytest.raises(
+        AdapterError, match="load that adapter with transformers 5 and save it again"
+    ) as caught:
+        check_collection([read_adapter(folder) for folder in folders], missing=missing)
+    assert f"{folders[1]}: has factors for each expert" in str(caught.value)

@@ -26,15 +26,15 @@ _TaskType: TypeAlias = Literal[
 # initialisation.
 _INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
+_CONVERTED_BY_PEFT = ("pissa", "corda", "olora", "lora_ga")
+
 _REFUSED: Mapping[str, str] = {
     "alora_invocation_tokens": "aLoRA acts only after certain tokens",
     "arrow_config": "Arrow routes between adapters",
     "kasa_config": "KaSA adds a diagonal and truncates the base weight",
     "layer_replication": "layer replication changes the base model",
     "megatron_config": "Megatron layers are split over devices",
-    "modules_to_save": "whole modules are saved beside the low-rank factors",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "trainable_token_indices": "trainable tokens replace embedding rows",
     "use_bdlora": "BD-LoRA has block-diagonal factors",
     "use_qalora": "QA-LoRA pools the input before A",
     "velora_config": "VeLoRA changes the training of the factors",
@@ -43,7 +43,7 @@ _REFUSED: Mapping[str, str] = {
 # Settings of training, of loading, or of a mode that another key (refused above) switches on.
 _WITHOUT_EFFECT = frozenset(
     {
-        *("bias", "init_lora_weights", "peft_type"),  # refused below unless they have no effect
+        *("init_lora_weights", "peft_type"),  # refused below unless they have no effect
         *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
         *("megatron_core", "qalora_group_size"),
         *("ensure_weight_tying", "inference_mode", "lora_dropout", "peft_version", "runtime_config"),
@@ -81,6 +81,9 @@ class AdapterConfig(BaseModel):
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    bias: Literal["none", "lora_only", "all"] = "none"
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
     task_type: _TaskType | None = None
@@ -191,16 +194,10 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
     ]
-    if raw.get("bias") not in (None, "none"):
-        problems.append(f"bias is {brief(raw['bias'])}: bias vectors were trained too; not supported")
     if (init := raw.get("init_lora_weights")) is not None and (
         not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
     ):
-        problems.append(
-            f"init_lora_weights is {brief(init)}: this initialisation changes the base weights, so s·B·A is "
-            "not the update of the original base; not supported unless converted by PEFT's save_pretrained("
-            "path_initial_model_for_weight_conversion=...)"
-        )
+        problems.append(f"init_lora_weights is {brief(init)}: {_way_out_of(init)}")
     known = {*AdapterConfig.model_fields, *_REFUSED, *_WITHOUT_EFFECT}
     problems += [
         f"{brief(key)} is {brief(value)}: an unknown setting, whose effect on the update is not known"
@@ -226,6 +223,27 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if unsafe:
         return None, problems + unsafe
     return config, problems
+
+
+def _way_out_of(init: Any) -> str:
+    """Say why an initialisation that changes the base weights is refused, and how to convert the adapter.
+
+    Source: PEFT 0.21.2, `LoraModel._convert_state_dict_for_initial_model`.
+    """
+    ways = (
+        "merge it into its own changed base with PEFT (merge_and_unload, save_pretrained), and take what "
+        "that changed of the original: riemerge extract BASE MERGED -o ADAPTER --rank N"
+    )
+    if str(init).lower().startswith(_CONVERTED_BY_PEFT):
+        ways = (
+            "convert it with PEFT, where the adapter was saved before training: "
+            "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=FOLDER_OF_THAT_ADAPTER); "
+            f"or {ways}"
+        )
+    return (
+        "this initialisation changes the base weights, so s·B·A is not the update of the original base; not "
+        f"supported unless converted: {ways}"
+    )
 
 
 def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from riemerge.errors import OutputError
 from riemerge.formats.files.tensor_file import FLOATS, Entry
 from riemerge.formats.layers import Bias, Convolution, Dora, Embedding, Expert, Layer, Linear, parent
 from riemerge.formats.peft.config import AdapterConfig
@@ -227,6 +228,9 @@ def complete(
     Args:
         updates: The updates by module.
         kinds: The kinds of layers by module; a linear layer where a module has none.
+
+    Raises:
+        OutputError: PEFT does not load such layers from one folder.
     """
     linear = Linear({}, 1.0)
     own = {module: _plain(kinds.get(module, linear)) for module in updates}
@@ -246,6 +250,12 @@ def complete(
         elif isinstance(kind, Bias):
             whole[module] = LowRankUpdate(*kind.factors(kind.store(whole[module])), whole[module].scale)
     if any(isinstance(kind, Bias) for kind in own.values()):
+        OutputError.refuse(
+            f"{module}: is {kind.layout}, and other modules have a bias of factors: PEFT has no lora_bias "
+            "beside embeddings and target_parameters: write the whole dW (out_type: delta)"
+            for module, kind in sorted(own.items())
+            if isinstance(kind, Embedding | Expert)
+        )
         for module in [module for module, kind in own.items() if isinstance(kind, Linear | Convolution)]:
             own.setdefault(f"{module}.bias", Bias({}, 1.0))
             b = whole[module].B
