@@ -78,6 +78,8 @@ def merge(
     asked = {"merge_method": overrides.pop("method", None), **overrides}
     with hub.allow_downloads(download):
         documents = read_recipes(sources, asked, statistics)
+    for text in _translations(documents):
+        tell(text)
     if output is None or dry_run:
         _show_plan(documents, output, device, threads, as_json)
         return
@@ -123,21 +125,27 @@ def merge_and_warn(
     as_json: bool,
     quiet: bool,
 ) -> tuple[RunRecord, float]:
-    """Merge and write, with progress; tell translations, and warnings that no report shows, on stderr."""
+    """Merge and write, with progress; tell what only the models showed, and warnings, on stderr."""
     from riemerge.merging.sequence import merge_documents
-    from riemerge.report.words import printable, when
+    from riemerge.report.words import printable
 
-    told = [f"{when(name, f'{name}: ')}{text}" for name, recipe in documents for text in recipe.translations]
-    for text in told:
-        tell(printable(text))
     with progress_on_stderr(quiet) as listener:
         record, rounding = merge_documents(
             documents, target, device=device, threads=threads, progress=listener
         )
-    for text in record.translations:
-        if text not in told:  # it took the models to see it
-            tell(printable(text))
+    told = _translations(documents)
+    for text in map(printable, record.translations):
+        if text not in told:
+            tell(text)
     if as_json or quiet:
         for text in record.warnings:
             tell(printable(f"warning: {text}"))
     return record, rounding
+
+
+def _translations(documents: Documents) -> list[str]:
+    """Return a line for each word that was read as another, behind the name of its document."""
+    from riemerge.report.words import printable, when
+
+    lines = (f"{when(name, f'{name}: ')}{text}" for name, recipe in documents for text in recipe.translations)
+    return [printable(line) for line in lines]

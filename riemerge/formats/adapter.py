@@ -15,7 +15,8 @@ from torch import Tensor
 from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Dora, Expert, Layer, parent
+from riemerge.formats.hub import name_model
+from riemerge.formats.layers import Dora, Expert, Foreign, Layer, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
@@ -59,7 +60,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The name of the folder or file."""
-        return self.path.absolute().name
+        return name_model(self.path)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -130,6 +131,11 @@ class Adapter:
         AdapterError.refuse(problems)
         return self._with(layers=layers, saved=saved, base_weights=base_weights)
 
+    def under(self, names: Mapping[str, str]) -> Adapter:
+        """Return the adapter with its modules under other names, given one to one by those that they have."""
+        layers = {names[module]: layer for module, layer in self.layers.items()}
+        return self._with(layers=MappingProxyType(dict(sorted(layers.items()))))
+
     def on_base(self, name: str | None) -> Adapter:
         """Return the adapter with another name of its base model."""
         if name == self.config.base_model_name_or_path:
@@ -165,15 +171,7 @@ class Adapter:
                 or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
-        layer = self.layers[module]
-        tensors = own = self._read(layer)
-        if isinstance(layer, Expert):
-            own = layer.store(LowRankUpdate(*layer.factors(tensors)))
-        AdapterError.refuse(
-            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
-            for side, tensor in sorted(own.items())
-            if (why := why_not_finite(tensor)) is not None
-        )
+        layer, tensors = self.layers[module], self.sides(module)
         try:
             b, a = layer.factors(tensors)
         except AdapterError as fault:
@@ -182,17 +180,40 @@ class Adapter:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
 
-    def _read(self, layer: Layer) -> dict[str, Tensor]:
-        """Read the stored tensors of a layer, by side; those of all experts stay for the next of them."""
-        read = self._tensors.read
+    def sides(self, module: str) -> dict[str, Tensor]:
+        """Read the stored tensors of one module, by side.
+
+        Raises:
+            AdapterError: A tensor holds NaN or Inf, or the file is no longer the one that was checked.
+            KeyError: The adapter has no such module.
+        """
+        layer = self.layers[module]
+        names, read = [entry.name for entry in layer.entries.values()], self._tensors.read
         if isinstance(layer, Expert):
             read = self._read_shared
-        return dict(zip(layer.entries, read(*(entry.name for entry in layer.entries.values())), strict=True))
+        tensors = own = dict(zip(layer.entries, read(*names), strict=True))
+        if isinstance(layer, Expert):
+            own = layer.store(LowRankUpdate(*layer.factors(tensors)))
+        AdapterError.refuse(
+            f"{self.path}: {show(module)}: lora_{side} {why}; export the adapter again or leave it out"
+            for side, tensor in sorted(own.items())
+            if (why := why_not_finite(tensor)) is not None
+        )
+        return tensors
 
     @cached_property
     def _read_shared(self) -> Callable[..., tuple[Tensor, ...]]:
-        # Read again for each of 128 experts, a layer of Qwen3's took 5.2 s; kept, 0.3 s.
+        """Reads the tensors of all experts of a parameter, and keeps the last for the next of the experts."""
+        # Read again for each of 128 experts, a layer of Qwen3's size took 5.2 s; kept, 0.3 s.
         return lru_cache(maxsize=1)(self._tensors.read)
+
+    def with_layers(self, layers: Mapping[str, Layer]) -> Adapter:
+        """Return the adapter with its modules stored in other ways, as only a base model says.
+
+        Args:
+            layers: How each module is stored, by its name.
+        """
+        return self._with(layers=MappingProxyType(dict(layers)))
 
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
@@ -213,7 +234,7 @@ class Adapter:
             except ValueError as why:
                 problems.append(f"{self.path}: {show(module)}: {why}: is {base.path} its base model?")
         AdapterError.refuse(problems)
-        return self._with(layers=MappingProxyType(layers))
+        return self.with_layers(layers)
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor of `saved` or `base_weights` as it is stored.
@@ -230,8 +251,14 @@ class Adapter:
 
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
-    """Return the layer of each module in the first adapter that has it."""
-    return {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
+    """Return the layer of each module in the first adapter that has it, as PEFT stores it without DoRA."""
+    kinds: dict[str, Layer] = {}
+    for adapter in reversed(adapters):
+        for module, layer in adapter.layers.items():
+            kinds[module] = layer
+            if isinstance(layer, Foreign | Dora):
+                kinds[module] = layer.plain
+    return kinds
 
 
 def _on_weight(module: str, layer: Dora, base: Checkpoint) -> Layer:

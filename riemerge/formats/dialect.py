@@ -243,8 +243,9 @@ class OneFile(Dialect):
         like: Sequence[Adapter],
         dtype: torch.dtype,
         rounding: Mapping[str, Rounding] | None = None,
+        saved: Mapping[str, Tensor] | None = None,
         extra_files: Mapping[str, Text] | None = None,
-        **_: Any,
+        **beside: Any,
     ) -> dict[str, float]:
         """Write updates as a folder with one file of tensors, all or nothing (see `write_peft`).
 
@@ -256,6 +257,11 @@ class OneFile(Dialect):
         """
         if not updates:
             raise ValueError("no update to write")
+        if any(beside.values()):
+            raise AdapterError(
+                f"{self.name} has no place for what is saved beside factors (heads, biases, trained tokens): "
+                "--heads drop leaves it out, and --to peft writes it"
+            )
         check_output(target, [])
         if rounding is None:
             rounded = round_all(updates, dtype)
@@ -266,6 +272,10 @@ class OneFile(Dialect):
             f"{show(module)}: is {layers[module].layout}: {self.name} has no such layers: write it as peft"
             for module in updates
             if not isinstance(layers.get(module, Linear({}, 1.0)), self.kinds)
+        )
+        AdapterError.refuse(
+            f"{show(name)}: is saved whole: {self.name} has factors only: write it as peft"
+            for name in saved or ()
         )
         tensors = self.pack(updates, layers)
         header, settings = self.describe(updates, like)

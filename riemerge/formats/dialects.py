@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 
+from riemerge.errors import try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialect import Dialect
 from riemerge.formats.diffusers import Diffusers
@@ -16,6 +17,7 @@ from riemerge.formats.kohya import Kohya
 from riemerge.formats.mlx import Mlx
 from riemerge.formats.peft.adapter_reader import read_peft
 from riemerge.formats.peft.adapter_writer import write_peft
+from riemerge.formats.unet_names import translate
 from riemerge.updates.low_rank import LowRankUpdate
 
 
@@ -66,6 +68,35 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     return dialect.read(Path(path))
 
 
+def name_alike(adapters: Sequence[Adapter], dialect: str) -> list[Adapter]:
+    """Return adapters with their modules named as in one dialect, and all as the first names them.
+
+    Law: an adapter whose modules have these names already is returned itself. No update changes.
+
+    Args:
+        adapters: The adapters.
+        dialect: A dialect of `DIALECTS`.
+
+    Raises:
+        AdapterError: Modules have no such name (see `riemerge.formats.unet_names.translate`).
+    """
+    like: tuple[str, ...] = ()
+    named: list[Adapter] = []
+
+    def add(adapter: Adapter) -> None:
+        nonlocal like
+        if adapter.dialect == dialect and (not like or {*adapter.modules} <= {*like}):
+            names = {module: module for module in adapter.modules}
+        else:
+            names = translate(adapter.modules, adapter.dialect, dialect, like=like)
+        like = like or tuple(names.values())
+        changed = any(new != old for old, new in names.items())
+        named.append(adapter.under(names) if changed else adapter)
+
+    try_each(add, adapters)
+    return named
+
+
 def write_adapter(
     target: str | os.PathLike[str],
     updates: Mapping[str, LowRankUpdate],
@@ -75,5 +106,8 @@ def write_adapter(
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> dict[str, float]:
-    """Write updates as an adapter of a dialect, all or nothing (see `write_peft`)."""
+    """Write updates as an adapter of a dialect, all or nothing (see `write_peft`).
+
+    Law: modules are named as that dialect names them (see `name_alike`).
+    """
     return DIALECTS[dialect].write(target, updates, like=like, dtype=dtype, **settings)

@@ -191,4 +191,8 @@ def _config(settings: Any, model: str) -> tuple[AdapterConfig | None, list[str]]
     if not own:
         return None, [f"says nothing of {show(model)}: expected {show(model)}.r and {show(model)}.lora_alpha"]
     config, faults = parse_config(as_json({"peft_type": "LORA", **own}))
+    set_here = (key for key in ("use_dora", "lora_bias", "target_parameters") if getattr(config, key, None))
+    faults += [
+        f"{key} is set, which is read in PEFT's dialect alone: expected it to be left out" for key in set_here
+    ]
     return config, [f"{show(model)}: {fault}" for fault in faults]

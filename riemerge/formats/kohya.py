@@ -17,7 +17,7 @@ from riemerge.formats.dialect import ALPHA, BASE_KEY, Facts, OneFile, carry_head
 from riemerge.formats.files.tensor_file import Entry, TensorFile
 from riemerge.formats.files.text import list_names
 from riemerge.formats.kinds import find_factors
-from riemerge.formats.layers import Convolution, Layer, Linear, Weight
+from riemerge.formats.layers import Convolution, Foreign, Layer, Linear
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.formats.peft.written_scales import find_alpha
 from riemerge.updates.low_rank import LowRankUpdate
@@ -38,7 +38,7 @@ _OTHER_TENSORS = (
 
 @final
 @dataclass(frozen=True, eq=False)
-class Tucker(Weight):
+class Tucker(Foreign):
     """A convolution in three factors: A is (q, inputs, 1...), M is (r, q, k...), and B is (m, r, 1...).
 
     Law: a convolution whose A is M times A over their common axis; it is stored as such.
@@ -59,33 +59,14 @@ class Tucker(Weight):
             raise ValueError(
                 f"{shapes}: expected (q, inputs, 1...), (r, q, kernel...) and (outputs, r, 1...)"
             )
-        join(self._plain.entries, self.scale, _NAMES)
+        join(self.plain.entries, self.scale, _NAMES)
 
     @property
-    def _plain(self) -> Convolution:
+    def plain(self) -> Convolution:
         """The convolution in two factors, as far as shapes go."""
         a, mid = self.entries["A"], self.entries["M"]
         whole = replace(a, shape=(mid.shape[0], a.shape[1], *mid.shape[2:]))
         return Convolution({"A": whole, "B": self.entries["B"]}, self.scale)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape (m, n) of dW: outputs by inputs and places of the kernel."""
-        return self._plain.shape
-
-    @property
-    def layout(self) -> str:
-        """The kind of the layer, with its inputs and its kernel."""
-        return self._plain.layout
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the base model's weight."""
-        return self._plain.stored_shape
-
-    def view(self, weight: Tensor) -> Tensor:
-        """Return the base model's kernel as a matrix, one row for each output."""
-        return self._plain.view(weight)
 
     def factors(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return B (m, r) and A (r, n) in float64, as the product of two factors is no float of theirs."""
@@ -94,7 +75,7 @@ class Tucker(Weight):
 
     def store(self, update: LowRankUpdate) -> dict[str, Tensor]:
         """Return the two kernels that hold the factors of an update of scale 1."""
-        return self._plain.store(update)
+        return self.plain.store(update)
 
 
 @final
@@ -110,7 +91,7 @@ class Kohya(OneFile):
 
     name = "kohya"
     file = "lora.safetensors"
-    kinds = (Linear, Convolution, Tucker)
+    kinds = (Linear, Convolution)
 
     def find(self, path: Path) -> Path | None:
         """Return the file of tensors of an adapter of this dialect; None where there is none."""

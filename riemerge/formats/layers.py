@@ -467,16 +467,61 @@ class Dora(Layer):
         return self.plain.gather(parts)
 
 
+@dataclass(frozen=True, eq=False)
+class Foreign(Layer):
+    """A module that is stored otherwise than PEFT stores it. A kind says which layer of PEFT it is.
+
+    Law: all but the stored factors is that layer's; written in another dialect, it is that layer.
+    """
+
+    @property
+    @abstractmethod
+    def plain(self) -> Layer:
+        """The layer of PEFT that it is, as far as shapes go."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape (m, n) of dW: outputs by inputs."""
+        return self.plain.shape
+
+    @property
+    def layout(self) -> str:
+        """The kind of the layer of PEFT."""
+        return self.plain.layout
+
+    @property
+    def rank(self) -> int:
+        """The number r of columns of B."""
+        return self.plain.rank
+
+    def stem(self, module: str) -> str:
+        """Return the name of the module to which the stored tensors belong."""
+        return self.plain.stem(module)
+
+    def weight(self, module: str) -> str:
+        """Return the name of the base model's tensor to which dW is added."""
+        return self.plain.weight(module)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the base model's tensor to which dW is added."""
+        return self.plain.stored_shape
+
+    def view(self, weight: Tensor) -> Tensor:
+        """Return a view (m, n) of the base model's tensor: the matrix to which dW is added."""
+        return self.plain.view(weight)
+
+    def gather(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what is stored of the one module."""
+        (part,) = parts
+        return dict(part)
+
+
 NEEDS_BASE = (
     "dW depends on the weights of the base model (DoRA), or its layout on their shapes (experts in one "
     "parameter): name the base model, a full checkpoint, as --base (base_model in a recipe)"
 )
 """What is said where an adapter cannot be read, or written as a delta, without its base model."""
-
-
-def is_linear(layer: Layer) -> bool:
-    """Return whether a layer is a linear one, with or without DoRA."""
-    return isinstance(layer, Linear) or (isinstance(layer, Dora) and isinstance(layer.plain, Linear))
 
 
 def parent(stem: str) -> str:

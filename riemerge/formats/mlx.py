@@ -18,7 +18,7 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialect import Facts, OneFile, find_base, join
 from riemerge.formats.files.tensor_file import Entry, TensorFile, read_start
 from riemerge.formats.files.text import as_json, brief, list_names, strict_json
-from riemerge.formats.layers import Embedding, Layer, Linear, Weight
+from riemerge.formats.layers import Embedding, Foreign, Layer, Linear
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -56,7 +56,7 @@ class _Settings(BaseModel):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Turned(Weight):
+class Turned(Foreign):
     """A linear layer or an embedding whose factors are stored turned: A is (n, r) and B is (r, m).
 
     Law: a layer of PEFT with Aᵀ and Bᵀ.
@@ -74,30 +74,6 @@ class Turned(Weight):
         """The layer as PEFT stores it, as far as shapes go."""
         turned = {side: replace(entry, shape=entry.shape[::-1]) for side, entry in self.entries.items()}
         return self.kind(turned, self.scale)
-
-    @property
-    def rank(self) -> int:
-        """The number r of columns of B."""
-        return self.plain.rank
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape (m, n) of dW: outputs by inputs."""
-        return self.plain.shape
-
-    @property
-    def layout(self) -> str:
-        """The kind of the layer."""
-        return self.plain.layout
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the base model's weight."""
-        return self.plain.stored_shape
-
-    def view(self, weight: Tensor) -> Tensor:
-        """Return the base model's weight as outputs by inputs."""
-        return self.plain.view(weight)
 
     def factors(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return B (m, r) and A (r, n)."""
@@ -120,7 +96,7 @@ class Mlx(OneFile):
 
     name = "mlx"
     file = TENSOR_FILE
-    kinds = (Linear, Embedding, Turned)
+    kinds = (Linear, Embedding)
 
     def find(self, path: Path) -> Path | None:
         """Return the file of tensors of an adapter of this dialect; None where there is none."""

@@ -114,8 +114,9 @@ def _measure(
     Law: in float64, from the factors: the sum in float32 may have lost something before it was rounded.
     """
     weight = model.base.tensor(name, dtype=None)
-    for module, layer in model.patches[name].items():
-        update, before, after = model.adapter.update(module), layer.view(weight), layer.view(merged)
+    for module in model.patches[name]:
+        update, layer = model.adapter.update(module), model.adapter.layers[module]
+        before, after = layer.view(weight), layer.view(merged)
         lost = 0.0
         for first in range(0, update.shape[0], _ROWS):
             rows = slice(first, first + _ROWS)

@@ -13,6 +13,7 @@ from riemerge.merging.recording import planned_base, planned_warnings
 from riemerge.merging.sinks import SHARD_BYTES
 from riemerge.methods.engine import Row
 from riemerge.records.plan_record import PlannedInput, PlannedModule, PlanRecord
+from riemerge.records.written_ranks import has_one_rank
 
 _DOUBLE = torch.float64.itemsize
 
@@ -88,7 +89,7 @@ def _modules(plan: Plan) -> Iterator[PlannedModule]:
     most: dict[str, int | None] = dict.fromkeys(inputs.modules)
     if plan.out_type == "adapter":
         written = {module: _rank(plan, inputs.shape(module), own) for module, own in ranks.items()}
-        if plan.recipe.uniform_rank is not False:
+        if has_one_rank(plan.resolved):
             written = dict.fromkeys(written, max(written.values()))
         most |= written
     for module in inputs.modules:

@@ -21,6 +21,7 @@ from riemerge.formats.files.tensor_file import TensorFile
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import check_checkpoints
 from riemerge.formats.hub import locate, name_model
+from riemerge.formats.layers import Embedding
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.formats.rounded_updates import RoundedUpdates
 from riemerge.merging.machine import find_device, find_dtype
@@ -70,8 +71,8 @@ def extract_adapter(
         folder: The new folder.
         rank: The rank of every module, or a share such as `95%`: in each module the least rank that keeps so
             much of the squared norm.
-        modules: Modules to extract: `linear` (all matrices but embeddings and output layers), or ends
-            of names.
+        modules: Modules to extract: `linear` (all matrices but embeddings and output layers), `all`
+            matrices, or ends of names.
         others: What becomes of tensors that differ but are not extracted: `error`, or `drop` with a warning.
         base_name: The base model that the adapter names [default: its hub id, or the name of its folder].
         out_dtype: The float dtype of the factors [default: that of the fine-tuned weights].
@@ -116,7 +117,7 @@ def extract_adapter(
     for done, name in enumerate(names, start=1):
         difference = after.tensor(name, device=where).sub_(before.tensor(name, device=where))
         if difference.any():
-            if name in turned:
+            if name in turned or _is_embedding(name):
                 difference = difference.mT
             module = name.removesuffix(WEIGHT)
             update, rows[module] = _cut(module, difference, wanted)
@@ -153,7 +154,7 @@ def extract_adapter(
         RECORD_FILE: lambda sums: record.with_outputs(sums).to_json(),
         CARD_FILE: difference_card(record),
     }
-    like = _template(before, after, bool(turned), base_name)
+    like = _template(before, after, rows, bool(turned), base_name)
     write_adapter(
         folder, rounded.updates, like=[like], dtype=dtype, rounding=rounded.roundings, extra_files=said
     )
@@ -190,7 +191,7 @@ def _choose(before: Checkpoint, asked: Collection[str]) -> list[str]:
     """Return the names of the weights to extract.
 
     Raises:
-        RecipeError: A name that no matrix has, or that of an embedding.
+        RecipeError: A name that no matrix has.
     """
     matrices = [name for name in before.modules if name.endswith(WEIGHT) and len(before.shapes[name]) == 2]
     linear = {name for name in matrices if not _is_embedding(name) and not _is_head(name)}
@@ -204,8 +205,6 @@ def _choose(before: Checkpoint, asked: Collection[str]) -> list[str]:
         if not own:
             problems.append(f"modules: {show(word)}: {before.path} has no matrix of this name")
         chosen |= own
-    if embeddings := sorted(filter(_is_embedding, chosen)):
-        problems.append(f"modules: {list_names(embeddings)}: embeddings are not extracted")
     RecipeError.refuse(problems)
     return sorted(chosen)
 
@@ -249,8 +248,18 @@ def _cut(module: str, difference: Tensor, wanted: int | float) -> tuple[LowRankU
     return update, row
 
 
-def _template(before: Checkpoint, after: Checkpoint, turned: bool, base_name: str | None) -> Adapter:
-    """Return an adapter without updates, which has what the written one says of its base model."""
+def _template(
+    before: Checkpoint, after: Checkpoint, modules: Collection[str], turned: bool, base_name: str | None
+) -> Adapter:
+    """Return an adapter without updates, which has what the written one says of its base model.
+
+    Args:
+        before: The base model.
+        after: The fine-tuned model.
+        modules: The names of the modules that are written.
+        turned: Whether the base model stores linear layers as inputs by outputs.
+        base_name: The base model that the adapter names; None for what the base model is called.
+    """
     tasks = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
     model = checkpoint_class(before)
     config = {
@@ -262,7 +271,7 @@ def _template(before: Checkpoint, after: Checkpoint, turned: bool, base_name: st
         path=after.path,
         dialect="peft",
         config=AdapterConfig.model_validate(config),
-        layers={},
+        layers={module: Embedding({}, 1.0) for module in modules if _is_embedding(module)},
         saved={},
         base_weights={},
         _tensors=TensorFile(after.path, {}, ()),

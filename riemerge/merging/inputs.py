@@ -19,13 +19,14 @@ from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
-from riemerge.formats.dialects import read_adapter
+from riemerge.formats.dialects import name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
 from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.layers import NEEDS_BASE, Dora, Expert
 from riemerge.merging.beside import Beside, put_beside
+from riemerge.merging.heads import copy_notes
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
@@ -37,6 +38,9 @@ Models: TypeAlias = Mapping[Path, Model]
 
 LARGE = 2**24
 """Numbers of T updates from which on they are read by rows: 128 MiB of float64."""
+
+BLOCK = 2**19
+"""Numbers of the rows of T updates that are read together: what a cache holds, 3 times as fast as more."""
 
 _Read = TypeVar("_Read")
 
@@ -164,7 +168,7 @@ class Inputs:
         numbers = count * math.prod(shape)
         if len(shape) < 2 or numbers <= LARGE:
             return DenseSpan(self._read_dense(module, device, None))
-        rows = max(1, LARGE // (numbers // shape[0]))
+        rows = max(1, BLOCK // (numbers // shape[0]))
         return DenseRows(count, shape, lambda run: self._read_dense(module, device, [run]), rows)
 
     def _read_dense(self, name: str, device: torch.device, rows: Sequence[range] | None) -> torch.Tensor:
@@ -247,6 +251,15 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
     AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
+    dialect = recipe.dialect or given[0].dialect
+    named = name_alike(adapters, dialect)
+    translated = [
+        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
+        f"{list_names(new.modules)}"
+        for old, new in zip(adapters, named, strict=True)
+        if new is not old
+    ]
+    adapters = named
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
@@ -256,7 +269,13 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     if base is not None:
         adapters, models = try_each(partial(Adapter.with_base, base=base), adapters), (*models, base)
     ordered = _in_order(recipe, method, adapters)
-    return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=fit.notes)
+    unused = [
+        f"{key}: left out: it is for full checkpoints, and adapters have none"
+        for key in ("tokenizer", "chat_template")
+        if getattr(recipe, key) is not None
+    ]
+    notes = (*translated, *fit.notes, *copy_notes(adapters), *unused)
+    return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=notes)
 
 
 def _open_weights(
@@ -382,7 +401,10 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
 
 def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
     """Refuse what makes no sense for full checkpoints."""
-    problems = []
+    problems = [
+        f"heads: {heads}: full checkpoints have their heads among their tensors: leave it out"
+        for heads in filter(None, [recipe.heads])
+    ]
     if method.checkpoints == "no":
         problems.append(f"merge_method: {method.name} merges adapters only, and these are full checkpoints")
     if method.checkpoints == "updates" and not recipe.base_model:

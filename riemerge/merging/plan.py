@@ -16,13 +16,15 @@ import torch
 
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.adapter import kinds_of
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
-from riemerge.formats.layers import is_linear
+from riemerge.formats.layers import Linear
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
+from riemerge.merging.heads import Heads, is_called, plan_heads
 from riemerge.merging.identifiability import doubtful
 from riemerge.merging.inputs import (
     Input,
@@ -39,11 +41,13 @@ from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
+from riemerge.recipes.translations import TOKENIZERS
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
 
 WEIGHT = ".weight"
+PEFT = "peft"
 
 _OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
 
@@ -64,6 +68,7 @@ class Plan:
         device: Where it is computed.
         out_type: What is written: `adapter`, `delta` or `checkpoint`.
         out_dtype: Dtype that is written; None where each tensor keeps that of the inputs.
+        heads: What becomes of whole tensors that adapters have beside their factors.
         seconds: Wall seconds that planning took: checking and hashing the inputs.
     """
 
@@ -76,12 +81,20 @@ class Plan:
     device: torch.device
     out_type: OutType
     out_dtype: torch.dtype | None
+    heads: Heads
     seconds: float
 
     @property
     def models(self) -> Models:
         """All models that are open, with the base model, by path."""
         return {model.path: model for model in self.inputs.opened}
+
+    @property
+    def dialect(self) -> str | None:
+        """The dialect in which an adapter is written: that of the recipe, or of the first adapter."""
+        if self.out_type != "adapter":
+            return None
+        return self.recipe.dialect or self.inputs.adapters[self.inputs.order[0]].dialect
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -91,9 +104,10 @@ class Plan:
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
-            "tokenizer": (recipe.tokenizer, None),
+            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer), None),
             "chat_template": (recipe.chat_template, None),
             "earlier": (dict(recipe.earlier), {}),
+            "dialect": (self.dialect or PEFT, PEFT),
         }
         scale: dict[str, float] = {}
         if self.inputs.adapters or recipe.base_model:
@@ -133,6 +147,13 @@ class Plan:
         if inputs.beside and inputs.beside.read:
             sums["tokenizers"] = dict(inputs.beside.read)
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
+
+
+def _name_tokenizer(source: str) -> str:
+    """Return the word for a tokenizer, or the name of the model whose tokenizer it is."""
+    if source in TOKENIZERS:
+        return source
+    return name_model(source)
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
@@ -189,6 +210,7 @@ def plan(
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
     out_dtype: torch.dtype | None = getattr(torch, recipe.out_dtype or "", None)
+    heads = _plan_heads(recipe, inputs, out_dtype)
     out_type: OutType = "checkpoint"
     if inputs.adapters:
         out_type = recipe.out_type or "adapter"
@@ -203,7 +225,28 @@ def plan(
         device=where,
         out_type=out_type,
         out_dtype=out_dtype,
+        heads=heads,
         seconds=perf_counter() - began,
+    )
+
+
+def _plan_heads(recipe: Recipe, inputs: Inputs, out_dtype: torch.dtype | None) -> Heads:
+    """Say what becomes of whole tensors, of adapters that fit each other."""
+    adapters = {inputs.each[i].name: inputs.adapters[i] for i in inputs.order if inputs.adapters}
+    weights = [recipe.weights[inputs.each[i].place] for i in inputs.order if inputs.adapters]
+    wanted = (recipe.heads or "").removeprefix("from=")
+    for name, entry in zip(display_names([one.model for one in recipe.models]), recipe.models, strict=True):
+        # One that does not count here may be the one whose heads are wanted, as in the parts of a soup.
+        if wanted and adapters and name not in adapters and is_called(entry.model, wanted):
+            adapters[name] = read_adapter(entry.model).rename(recipe.rename)
+            weights.append(0.0)
+    return plan_heads(
+        recipe.heads,
+        adapters,
+        weights,
+        out_dtype=out_dtype,
+        only_updates=recipe.out_type == "delta" or recipe.dialect not in {None, "peft"},
+        skip=recipe.missing == "skip",
     )
 
 
@@ -314,7 +357,7 @@ def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> d
             f"{module}: is {layer.layout}: {method.name} needs statistics, which are of the inputs of linear "
             "layers: use a method without statistics"
             for module, layer in sorted(kinds)
-            if not is_linear(layer)
+            if not isinstance(layer, Linear)
         )
         return {module: inputs.shape(module) for module in inputs.modules}
     folders = [*(recipe.models[i].statistics for i in inputs.places), recipe.base_statistics]

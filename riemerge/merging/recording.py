@@ -13,11 +13,12 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import code_notes
 from riemerge.formats.files.text import list_names
 from riemerge.formats.fit import differing_facts
+from riemerge.formats.licence import read_licence
 from riemerge.merging.caveats import peer_warnings, scale_warnings, zero_warnings
 from riemerge.merging.inputs import display_names
 from riemerge.merging.measure import totals
 from riemerge.merging.model_class import base_model, model_class
-from riemerge.merging.plan import Plan
+from riemerge.merging.plan import PEFT, Plan
 from riemerge.methods import Evidence
 from riemerge.records.run_record import InputRow, MissingRow, ModuleRow, RunRecord, Timing
 from riemerge.records.written_ranks import rank_warnings, written_ranks
@@ -50,7 +51,7 @@ def run_record(
         *scale_warnings(matched_scale, len(inputs.each)),
         *peer_warnings(resolved, plan.method, weights),
     ]
-    if plan.out_type == "adapter":
+    if plan.dialect == PEFT:
         warnings += rank_warnings(written_ranks(resolved, rows))
     return RunRecord(
         out_type=plan.out_type,
@@ -59,11 +60,13 @@ def run_record(
         versions=versions(),
         device=plan.device.type,
         base_model=planned_base(plan),
+        licence=_common_licence(plan),
         model_class=model_class(inputs),
         inputs=_input_rows(plan, weights),
         beside=plan.read_beside,
         modules=tuple(rows),
         missing=missing,
+        heads=plan.heads.row,
         totals=totals(rows),
         matched_scale=matched_scale,
         advice={one.status.name: one.advice for one in evidence.values() if one.advice},
@@ -83,6 +86,12 @@ def planned_base(plan: Plan) -> str | None:
     return base_model(adapter.config.base_model_name_or_path for adapter in plan.inputs.adapters)
 
 
+def _common_licence(plan: Plan) -> str | None:
+    """Return the licence that the cards of all models name; None where one names none or another."""
+    licences = {read_licence(model.path) for model in plan.inputs.opened}
+    return licences.pop() if len(licences) == 1 else None
+
+
 def planned_warnings(plan: Plan) -> list[str]:
     """Return what a merge will warn of, as far as it does not depend on tensors."""
     weights = [plan.stack.weights(name) for name in plan.inputs.names]
@@ -97,6 +106,7 @@ def _known_notes(plan: Plan, missing: Sequence[MissingRow]) -> list[str]:
     """Return what is to be said of the inputs, and of what goes with the result."""
     inputs = plan.inputs
     notes = [*inputs.notes, *_missing_warnings(missing, len(inputs.modules))]
+    notes += filter(None, [plan.heads.note])
     if inputs.checkpoints:
         return [*code_notes(inputs.carried), *notes]
     return notes

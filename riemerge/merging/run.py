@@ -54,6 +54,8 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
     ) -> tuple[ModuleRow, Evidence, LowRankUpdate | Dense | DenseBlocks]:
         module, result = merged
         scale, update = plan.resolver.scale(module, factor), result.update
+        if isinstance(update, DenseBlocks):  # measured in the pass in which it is written
+            keep(module, update.times(scale))
         row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)
         return row, result.evidence, update.times(scale).absorb_scale()
 
@@ -68,12 +70,13 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
             )
             results = iter(waiting)
         threads = plan.options.threads
-        if plan.out_type != "adapter" and not modules:
+        if plan.out_type == "checkpoint" or (plan.out_type == "delta" and not modules):
             threads = 1  # what is lifted already is only handed on, and large
         for row, known, update in in_order(measure, results, threads):
             rows.append(row)
             evidence[row.module] = known
-            keep(row.module, update)
+            if not isinstance(update, DenseBlocks):
+                keep(row.module, update)
             if progress is not None:
                 progress(Progress("measure", len(rows), len(stack.modules), ""))
     check_directions(plan.method, rows)

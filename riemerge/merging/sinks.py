@@ -20,7 +20,7 @@ from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.rounded_updates import RoundedUpdates
 from riemerge.merging.checkpoint_sink import CheckpointSink
 from riemerge.merging.inputs import Inputs
-from riemerge.merging.plan import Plan
+from riemerge.merging.plan import PEFT, Plan
 from riemerge.merging.run import Keep, run
 from riemerge.progress import Listener
 from riemerge.records.run_record import RunRecord
@@ -57,6 +57,7 @@ class MergeResult:
     _dialect: str = field(repr=False)
     _out_dtype: torch.dtype = field(repr=False)
     _rounding: Mapping[str, Rounding] | None = field(repr=False)
+    _saved: Mapping[str, Tensor] = field(repr=False)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, float]:
         """Write the merged adapter as a folder, with `riemerge.json` and a model card in it.
@@ -127,6 +128,7 @@ class MergeResult:
             like=like,
             dtype=dtype,
             rounding=rounding,
+            saved=self._saved,
             extra_files=extra_files,
         )
 
@@ -147,7 +149,7 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     adapters, out_dtype = plan.inputs.adapters, plan.out_dtype
     if not adapters or out_dtype is None:
         raise RecipeError("models: full checkpoints are merged into a folder: use merge_into")
-    dialect = plan.recipe.dialect or adapters[plan.inputs.order[0]].dialect
+    dialect = plan.dialect or PEFT
     rounded = RoundedUpdates(out_dtype)
     updates: dict[str, LowRankUpdate] = {}
 
@@ -158,12 +160,13 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
         else:
             updates[module] = update
 
+    saved = plan.heads.read()
     record = run(plan, keep, progress)
     rounded.check()
     record = record.with_warnings(rounding_warnings(rounded.roundings))
     if round_at_once:
-        return MergeResult(rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings)
-    return MergeResult(updates, record, adapters, dialect, out_dtype, None)
+        return MergeResult(rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings, saved)
+    return MergeResult(updates, record, adapters, dialect, out_dtype, None, saved)
 
 
 def write(

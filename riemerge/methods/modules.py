@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, final
@@ -248,28 +249,50 @@ class _ByRows(Module):
         content = value
         if self.domain == "gram":
             content = self._counting.combine(value)
-        merged = DenseBlocks(self.setting.shape, content)
-        norm, *distances = _norms(
-            Blocks(
-                lambda: (
-                    torch.cat([update.unsqueeze(0), update - block])
-                    for update, block in zip(content.stream(), self.blocks.stream(), strict=True)
-                )
-            )
+        measured = _Measured(content, self.norms)
+        return Merged(
+            constant(DenseBlocks(self.setting.shape, measured.stream)), evidence, (), None, measured
         )
-        if not math.isfinite(norm):
-            raise NumericalError("the merged update is not finite: the inputs are too large for this method")
-        apart = Apart(norm, self.norms, tuple(distances))
-        return Merged(constant(merged), evidence, (), None, apart)
+
+
+@final
+class _Measured:
+    """An update that is measured in the first pass over it, and the norms and distances of it."""
+
+    def __init__(self, content: Blocks, norms: tuple[float, ...]) -> None:
+        self._content, self._norms = content, norms
+        self._apart: Apart | None = None
+
+    def stream(self) -> Iterator[Tensor]:
+        """Start a pass."""
+        norm, distances = 0.0, (0.0,) * len(self._norms)
+        for updates, merged in self._content.pairs():
+            yield merged
+            if self._apart is None:
+                norm = math.hypot(norm, _norm(merged))
+                distances = tuple(
+                    math.hypot(d, _norm(merged - x)) for d, x in zip(distances, updates, strict=True)
+                )
+        self._apart = self._apart or Apart(norm, self._norms, distances)
+
+    def __call__(self) -> Apart:
+        if self._apart is None:
+            deque(self.stream(), maxlen=0)
+        assert self._apart is not None
+        return self._apart
 
 
 def _norms(blocks: Blocks) -> tuple[float, ...]:
     """Return the norms of T updates."""
     found: tuple[float, ...] = ()
     for block in blocks.stream():
-        here = [float(torch.linalg.vector_norm(update)) for update in block]
+        here = [_norm(update) for update in block]
         found = tuple(map(math.hypot, here, found or [0.0] * len(here)))
     return found
+
+
+def _norm(update: Tensor) -> float:
+    return float(torch.linalg.vector_norm(update))
 
 
 @dataclass(frozen=True)

@@ -189,14 +189,15 @@ class Merged:
             the merged update too: everything measured is an invariant of such isometries, and costs nothing
             of the module's width there. Empty where the inputs are dense.
         small: The merged update in the same bases; None where it is dense.
-        apart: Norms and distances of a dense one; None where `small` and `inputs` say them.
+        apart: Norms and distances of a dense one, or what returns them: of an update in blocks, after a pass
+            over them. None where `small` and `inputs` say them.
     """
 
     lift: Callable[[], LowRankUpdate | Dense | DenseBlocks]
     evidence: Evidence
     inputs: tuple[LowRankUpdate, ...]
     small: LowRankUpdate | None
-    apart: Apart | None = None
+    apart: Apart | Callable[[], Apart] | None = None
 
     @property
     def update(self) -> LowRankUpdate | Dense | DenseBlocks:
@@ -206,19 +207,25 @@ class Merged:
     @property
     def norms(self) -> tuple[float, tuple[float, ...]]:
         """‖dW‖ of the merged update, and ‖dWᵢ‖ of the T inputs."""
-        if self.apart is not None:
-            return self.apart.norm, self.apart.inputs
+        if (apart := self._dense_apart()) is not None:
+            return apart.norm, apart.inputs
         assert self.small is not None
         return self.small.norm(), tuple(update.norm() for update in self.inputs)
 
     def measure(self, scale: float) -> Apart:
         """Return the norms and distances of the merged update times λ."""
-        if self.apart is not None:
-            return self.apart.times(scale)
+        if (apart := self._dense_apart()) is not None:
+            return apart.times(scale)
         assert self.small is not None
         small = self.small.times(scale)
         norms = tuple(update.norm() for update in self.inputs)
         return Apart(small.norm(), norms, tuple(small.distance(update) for update in self.inputs))
+
+    def _dense_apart(self) -> Apart | None:
+        """Return the norms and distances of a dense update."""
+        if callable(self.apart):
+            return self.apart()
+        return self.apart
 
 
 def constant(value: _Value) -> Callable[[], _Value]:

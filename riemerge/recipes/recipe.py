@@ -570,6 +570,8 @@ def _base_among_models(recipe: Recipe, method: Method) -> Iterator[str]:
 
 _ADVICE = {
     "modules": "list the models under models; parameters may differ between modules by filter",
+    "tokenizer.tokens": "tokens have the rows of the models that have them, and none are chosen by hand",
+    "tokenizer.pad_to_multiple_of": "a vocabulary is not padded",
     "tokenizer_source": "it is called 'tokenizer' here, and that is given too",
 }
 

@@ -159,9 +159,10 @@ def _translate_dtype(data: Data, of_file: bool) -> Iterator[str]:
 
 def _translate_tokenizer(data: Data) -> Iterator[str]:
     given = data.get("tokenizer")
-    if isinstance(given, Mapping) and given.keys() <= {"source"}:
+    if isinstance(given, Mapping):
         data["tokenizer"] = given.get("source", "union")
         yield "tokenizer.source: read as tokenizer: it is one word here"
+        data |= {f"tokenizer.{key}": given[key] for key in given if key != "source"}  # to be refused
 
 
 def _translate_method(data: Data) -> Iterator[str]:

@@ -142,6 +142,22 @@ class MissingRow(BaseModel):
 
 
 @final
+class HeadsRow(BaseModel):
+    """What became of whole tensors that adapters saved beside their factors.
+
+    Attributes:
+        done: `drop`, `average`, or `from` one adapter.
+        tensors: The names of the tensors in the base model.
+        adapters: The names of the adapters that they were taken from; none where they were left out.
+    """
+
+    model_config = _FROZEN
+    done: Literal["drop", "average", "from"]
+    tensors: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
+
+
+@final
 class Totals(BaseModel):
     """All modules together: sum of costs, roots of sums of squares of norms, distances and the spread of the
     starts, mean overlap; `determined` is the answer of nine tenths of the modules; without one "partly", or
@@ -191,6 +207,7 @@ class RunRecord(BaseModel):
     Attributes:
         missing: The modules that some adapters lack.
         matched_scale: The number that `scale: matched` came to; None where no module asked for it.
+        licence: The licence that the cards of all inputs name; None where one names none or another.
         model_class: `library.Class` of the model that the result is for, or is; empty where the result is a
             checkpoint without settings.
         translations: What was read as other words than those that were said, a sentence for each.
@@ -208,12 +225,14 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     device: str
     base_model: str | None
+    licence: str | None = None
     model_class: str = "transformers.AutoModel"
     inputs: tuple[InputRow, ...]
     beside: dict[str, dict[str, str]] = {}
     outputs: dict[str, str] = {}
     modules: tuple[ModuleRow, ...]
     missing: tuple[MissingRow, ...] = ()
+    heads: HeadsRow | None = None
     totals: Totals
     matched_scale: float | None = None
     advice: dict[str, str]

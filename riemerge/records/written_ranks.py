@@ -11,16 +11,18 @@ from riemerge.records.run_record import ModuleRow
 # What `--max-lora-rank` of vLLM accepts.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
+_ALPHA_BY_MODULE = {"kohya"}
+
 
 def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[str, int]:
     """Return the rank with which each module of an adapter is written: columns of zero fill it up.
 
     Law: one rank for all modules, the number that `rank` says or the largest that any module needs, so that
     lora_alpha over the rank of the stored factors is the scale of every module, as every loader reads it.
-    Where `uniform_rank` is false and `rank` is no number, the rank of each module: without any `rank` the
-    largest of the module's inputs, so that what loaders do right with the inputs they do right with the
-    merge; for a share of the energy the rank that keeps it. A bias is one column, which is written without
-    factors: it counts as having the largest rank.
+    Where `rank` is no number, and `uniform_rank` is false or the dialect has an alpha for each module, the
+    rank of each module: without any `rank` the largest of the module's inputs, so that what loaders do right
+    with the inputs they do right with the merge; for a share of the energy the rank that keeps it. A
+    bias is one column, written without factors: it counts as having the largest rank.
 
     Args:
         recipe: The completed recipe, as the record has it.
@@ -30,7 +32,7 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     ranks = {row.module: row.rank or 1 for row in rows}
     if asked is None:
         ranks = {row.module: max(ranks[row.module], *row.input_ranks) for row in rows}
-    if recipe.get("uniform_rank") is False and not isinstance(asked, int):
+    if not isinstance(asked, int) and not has_one_rank(recipe):
         most = max((ranks[row.module] for row in rows if not _is_column(row)), default=1)
         return ranks | {row.module: most for row in rows if _is_column(row)}
     least = asked if isinstance(asked, int) else 1
@@ -39,6 +41,17 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
 
 def _is_column(row: ModuleRow) -> bool:
     return row.shape[1:] == (1,)
+
+
+def has_one_rank(recipe: Mapping[str, Any]) -> bool:
+    """Return whether all modules of an adapter are written with one rank, where none is given as a number.
+
+    Args:
+        recipe: The completed recipe, as the record has it.
+    """
+    if (asked := recipe.get("uniform_rank")) is not None:
+        return bool(asked)
+    return recipe.get("dialect") not in _ALPHA_BY_MODULE
 
 
 def rank_warnings(ranks: Mapping[str, int]) -> list[str]:

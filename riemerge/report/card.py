@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from riemerge.methods import find_recorded_row
 from riemerge.records.run_record import InputRow, ModuleRow, RunRecord
@@ -13,21 +15,29 @@ from riemerge.report.verdict import matched_text, serving_text, verdict, weight_
 from riemerge.report.words import number, text_of
 
 
-def model_card(record: RunRecord) -> str:
+def model_card(record: RunRecord, scores: Mapping[str, float] | None = None) -> str:
     """Return the README.md of a merged adapter: front matter for model hubs, then how it was made.
 
     Law: every name from outside is escaped; no path of the machine and no time appears.
+
+    Args:
+        record: What was done.
+        scores: Scores of the merge on test rows, by task.
     """
     method = find_recorded_row(record.recipe)
+    bases, dialect = bases_of(record), record.recipe.get("dialect", "peft")
     front = {
-        "library_name": {"adapter": "peft"}.get(record.out_type),
-        "base_model": record.base_model,
+        "license": record.licence,
+        "library_name": {"adapter": _LIBRARIES[dialect]}.get(record.out_type),
+        "base_model": bases,
+        "base_model_relation": bases and {"adapter": "adapter", "checkpoint": "merge"}.get(record.out_type),
         "tags": [
             *{"adapter": ["lora"]}.get(record.out_type, []),
             "merge",
             "riemerge",
             record.recipe["merge_method"],
         ],
+        "model-index": scores and [{"name": record.recipe["merge_method"], "results": _results(scores)}],
     }
     front = {key: value for key, value in front.items() if value}
     kind = {"checkpoint": "full checkpoints"}.get(record.out_type, "LoRA adapters")
@@ -56,6 +66,30 @@ def model_card(record: RunRecord) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def bases_of(record: RunRecord) -> str | list[str] | None:
+    """Return what the hub calls base models: of an adapter its base, of a checkpoint also what was merged."""
+    ids = [
+        name.partition("@")[0]
+        for name in (entry["model"] for entry in record.recipe["models"])
+        if "@" in name
+    ]
+    if record.out_type != "checkpoint" or len(ids) < len(record.inputs):
+        return record.base_model
+    return list(dict.fromkeys([*filter(None, [record.base_model]), *ids]))
+
+
+def _results(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return scores as the hub's model-index has them."""
+    return [
+        {
+            "task": {"type": "other", "name": task},
+            "dataset": {"type": task, "name": f"{task}, test rows"},
+            "metrics": [{"type": "score", "name": "score of riemerge evaluate", "value": score}],
+        }
+        for task, score in scores.items()
+    ]
+
+
 def _input_cells(row: InputRow) -> tuple[str, ...]:
     digests = [text for name, text in (row.sha256 or {}).items() if name.endswith(".safetensors")]
     return (
@@ -80,8 +114,13 @@ def _module_cells(row: ModuleRow) -> tuple[str, ...]:
     )
 
 
+_LIBRARIES = {"peft": "peft", "kohya": "diffusers", "diffusers": "diffusers", "mlx": "mlx"}
+
+
 def _loading(record: RunRecord) -> str:
     """Return the code that loads what was written."""
+    if code := _LOAD.get(record.recipe.get("dialect", "peft")):
+        return code.format(base=json.dumps(record.base_model or "the base model"))
     library, _, name = record.model_class.rpartition(".")
     if not name:
         return _LOAD["weights"]
@@ -91,7 +130,8 @@ def _loading(record: RunRecord) -> str:
         first = f"from transformers import {name}\n"
         base = f"base = {name}.from_pretrained({json.dumps(record.base_model or 'the base model')})"
     code = _LOAD[record.out_type].format(first=first, base=base, name=name)
-    if record.out_type != "checkpoint" and name in _WITH_A_HEAD:
+    kept = record.heads and record.heads.done != "drop"
+    if record.out_type != "checkpoint" and name in _WITH_A_HEAD and not kept:
         return f"{code}\n\n{_HEAD.format(name=name)}"
     return code
 
@@ -113,6 +153,26 @@ from peft import PeftModel
 {first}
 {base}
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```""",
+    "kohya": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_lora_weights("path/to/this/folder", weight_name="lora.safetensors")
+```""",
+    "diffusers": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_lora_weights("path/to/this/folder")
+```""",
+    "mlx": """\
+```python
+from mlx_lm import load
+
+model, tokenizer = load({base}, adapter_path="path/to/this/folder")
 ```""",
     "delta": """\
 These are updates dW, to be added to the weights of the base model:

@@ -14,11 +14,12 @@ from riemerge.formats.files.staging import check_output, overlaps, write_atomica
 from riemerge.formats.fit import check_collection
 from riemerge.merging.inputs import display_names, read_all
 from riemerge.merging.recording import versions
-from riemerge.merging.sinks import RECORD_FILE
+from riemerge.merging.sinks import CARD_FILE, RECORD_FILE
 from riemerge.merging.written_before import read_record
 from riemerge.progress import Listener
 from riemerge.recipes.candidates import Candidate, parse
 from riemerge.records.evaluation_record import Entry, Evaluation
+from riemerge.report.card import model_card
 from riemerge.study.kept_merges import keep_merge, study_folder, workplace
 from riemerge.study.method_trials import AVERAGE, EvaluationPlan, MethodTrials, Result
 from riemerge.study.paired_differences import (
@@ -65,11 +66,11 @@ def evaluate(
     would be written.
 
     The folder holds a row for each method in `results.jsonl`, as soon as it is measured, then the best merge
-    as the adapter `best`, whole or not at all, then `evaluation.json`: where that is, `best` is what it
-    names. A run that was broken off goes on, and so does one that asks for more: a result stays for which
-    inputs, method, parameters, coefficients, scorer (see `scorer.make_judge`) and version of riemerge are
-    the same, and `best` while its files are those that were written. What is made again, the log says, and
-    why.
+    as the adapter `best`, whole or not at all, its scores on test in its card, then `evaluation.json`: where
+    that is, `best` is what it names. A run that was broken off goes on, and so does one that asks for more: a
+    result stays for which inputs, method, parameters, coefficients, scorer (see `scorer.make_judge`) and
+    version of riemerge are the same, and `best` while its files are those that were written. What is made
+    again, the log says, and why.
 
     Args:
         models: T >= 1 folders of adapters.
@@ -126,7 +127,7 @@ def evaluate(
         if not os.path.lexists(root / BEST):
             # Where evaluation.json is, `best` is what it names: so it goes before another best comes.
             (root / EVALUATION_FILE).unlink(missing_ok=True)
-        keep_merge(
+        record = keep_merge(
             plan.recipe(candidates[best.name], best.scale),
             root / BEST,
             root / EVALUATION_FILE,
@@ -135,6 +136,7 @@ def evaluate(
             device=device,
             threads=threads,
         )
+        write_atomically(root / BEST / CARD_FILE, model_card(record, best.test).encode())
         write_atomically(root / EVALUATION_FILE, evaluation.to_json().encode())
     return evaluation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import reduce
 from typing import Protocol, final
 
 import torch
@@ -28,11 +28,23 @@ class Blocks:
     """Tensors of T updates, or of one, that are read a block at a time, anew in each pass.
 
     Args:
-        stream: Starts a pass: float64 blocks, runs of the rows in order, (T, rows, ...) of T updates and
+        source: Starts a pass: float64 blocks, runs of the rows in order, (T, rows, ...) of T updates and
             (rows, ...) of one.
+        changes: Each starts what changes the blocks of a pass, one after the other.
     """
 
-    stream: Callable[[], Iterator[Tensor]]
+    source: Callable[[], Iterator[Tensor]]
+    changes: tuple[Callable[[], BlockMap], ...] = ()
+
+    def stream(self) -> Iterator[Tensor]:
+        """Start a pass."""
+        return (block for _, block in self.pairs())
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Start a pass that yields each block as it was read, and as it is after all changes."""
+        started = [start() for start in self.changes]
+        for block in self.source():
+            yield block, reduce(_apply, started, block)
 
     def change(self, start: Callable[[], BlockMap]) -> Blocks:
         """Return the changed blocks.
@@ -40,7 +52,7 @@ class Blocks:
         Args:
             start: Called once for each pass; what it returns is called with the blocks of it in order.
         """
-        return Blocks(lambda: map(start(), self.stream()))
+        return Blocks(self.source, (*self.changes, start))
 
     def each(self, change: BlockMap) -> Blocks:
         """Return the blocks changed each by itself."""
@@ -59,6 +71,10 @@ class Blocks:
     def combine(self, coefficients: Tensor) -> Blocks:
         """Return Σ cᵢ xᵢ."""
         return self.each(lambda block: torch.tensordot(coefficients.to(block), block, dims=1))
+
+
+def _apply(block: Tensor, change: BlockMap) -> Tensor:
+    return change(block)
 
 
 @final
@@ -96,11 +112,11 @@ class DenseBlocks:
 
     Args:
         shape: The shape of the update, of two axes or more.
-        content: The update.
+        stream: Starts a pass over the blocks of the update: (rows, ...) float64.
     """
 
     shape: tuple[int, ...]
-    content: Blocks
+    stream: Callable[[], Iterator[Tensor]]
 
     @property
     def rank(self) -> None:
@@ -117,11 +133,11 @@ class DenseBlocks:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the tensor in runs of its rows."""
-        return self.content.stream()
+        return self.stream()
 
     def times(self, factor: float) -> DenseBlocks:
         """Return the update factor · dW."""
-        return DenseBlocks(self.shape, self.content.each(partial(torch.mul, other=factor)))
+        return DenseBlocks(self.shape, lambda: (factor * block for block in self.stream()))
 
     def absorb_scale(self) -> DenseBlocks:
         """Return the update itself: its scale is in the tensor."""

@@ -39,8 +39,6 @@ MERGES: list[tuple[tuple[str, ...], str]] = [
     ((AGNEWS[1], PORTUGUESE[1]), "--heads drop --missing skip"),
     ((*AGNEWS, *PORTUGUESE), "--heads from=roberta-base-agnews/checkpoint-1200 --missing zero"),
 ]
-# What waits for heads that are read: seen to fail until they are.
-OPEN = pytest.mark.xfail(reason="a later issue", strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +94,7 @@ def check_mean(found: dict[str, Factors], given: Sequence[dict[str, Factors]], *
 
 
 def marked(names: tuple[str, ...], options: str) -> Any:
-    marks = [OPEN] if {*names} & {*WITH_HEADS} else []
-    return pytest.param(names, options, marks=marks, id=f"{names[0]} {options}")
+    return pytest.param(names, options, id=f"{names[0]} {options}")
 
 
 @pytest.mark.parametrize(("names", "options"), [marked(*one) for one in MERGES])
@@ -119,7 +116,6 @@ def test_real_adapters_merge_exactly(
         ((AGNEWS[0], PORTUGUESE[0]), "--heads average --missing zero", ["classifier.out_proj", "from="]),
     ],
 )
-@OPEN
 def test_a_refusal_names_the_option_that_merges(
     real: Path, tmp_path: Path, names: tuple[str, ...], options: str, says: list[str]
 ) -> None:

@@ -26,7 +26,7 @@ def test_an_adapter_reads_its_modules_and_no_others(tmp_path: Path) -> None:
 
 
 def test_names_are_read_under_other_prefixes_and_nothing_else_changes(pico: Pico) -> None:
-    adapter = read_adapter(pico(rank_pattern={"layers.1.q": 2}, alpha_pattern={"layers.1.q": 7, "idle": 1}))
+    adapter = read_adapter(pico(alpha_pattern={"^layers.1.q": 7, "idle": 1}))
     other = adapter.rename({"layers.": "model.layers."})
     assert other.modules == tuple(f"model.{module}" for module in adapter.modules)
     for module in adapter.modules:

@@ -23,7 +23,7 @@ BY_ROWS = {
     *("average", "task_arithmetic", "slerp", "nuslerp", "nuslerp_rows", "multislerp", "karcher", "median"),
     *("huber", "model_stock", "ema", "swa", "lawa", "magnitude_prune", "ties", "ties_peft", "dare_linear"),
     *("dare_ties", "dare_ties_peft", "della", "della_linear", "magmax", "consensus"),
-    *("knots_ta", "fedavg", "fedavgm", "fedadam", "diloco"),
+    *("knots_ta", "fedavg", "fedavgm", "fedadam", "diloco", "nearswap", "ram"),
 }
 CHECKED = [name for name, row in METHODS.items() if row.checkpoints != "no" and not row.statistics]
 EVERY = pytest.mark.parametrize("name", CHECKED)
@@ -74,7 +74,8 @@ def test_blocks_are_merged_as_the_whole(
     expected, whole = run(models, tmp_path / "whole", name)
     if by_rows(name):
         monkeypatch.setattr(DenseRows, "whole", None)
-    monkeypatch.setattr(inputs, "LARGE", 50)  # blocks of two rows
+    monkeypatch.setattr(inputs, "LARGE", 50)
+    monkeypatch.setattr(inputs, "BLOCK", 50)  # two rows
     found, record = run(models, tmp_path / "rows", name)
     assert list(found) == list(expected)
     for key, tensor in expected.items():
@@ -94,6 +95,7 @@ def test_a_drop_that_keeps_the_norm_is_that_of_the_whole(
     expected, _ = run(models, tmp_path / "whole", name, rescale="norm")
     monkeypatch.setattr(DenseRows, "whole", None)
     monkeypatch.setattr(inputs, "LARGE", 50)
+    monkeypatch.setattr(inputs, "BLOCK", 50)
     found, _ = run(models, tmp_path / "rows", name, rescale="norm")
     for key, tensor in expected.items():
         assert float((found[key] - tensor).norm()) <= 1e-14 * float(tensor.norm())
@@ -107,6 +109,7 @@ def test_a_scale_and_a_norm_to_match_are_those_of_the_whole(
     expected, _ = run(models, tmp_path / "whole", name, based=based, **asked)
     monkeypatch.setattr(DenseRows, "whole", None)
     monkeypatch.setattr(inputs, "LARGE", 50)
+    monkeypatch.setattr(inputs, "BLOCK", 50)
     found, _ = run(models, tmp_path / "rows", name, based=based, **asked)
     for key, tensor in expected.items():
         assert float((found[key] - tensor).norm()) <= 1e-14 * float(tensor.norm())

@@ -182,6 +182,15 @@ def test_output_layers_and_modules_are_named(tmp_path: Path, base: Path) -> None
     model = write(tmp_path / "tuned", tuned(2, *MODULES, "lm_head"))
     extract_adapter(base, model, tmp_path / "all", rank=2, modules=["linear", "lm_head"])
     assert {*read_adapter(tmp_path / "all").modules} == {*MODULES, "lm_head"}
+    everything = write(tmp_path / "everything", tuned(2, *MODULES, *ROWS))
+    with pytest.raises(AdapterError, match="2 tensors that are not extracted differ"):
+        extract_adapter(base, everything, tmp_path / "out", rank=2)
+    extract_adapter(base, everything, tmp_path / "embeddings", rank=2, modules=["all"])
+    adapter = read_adapter(tmp_path / "embeddings")
+    assert adapter.shape("model.embed_tokens") == (12, 20)
+    apply_adapter(base, adapter.path, tmp_path / "back")
+    for name, change in changes(everything, tmp_path / "back").items():
+        assert float(change.norm()) < 1e-12, name
     extract_adapter(base, model, tmp_path / "some", rank=2, modules=["0.v_proj", "lm_head"], others="drop")
     assert {*read_adapter(tmp_path / "some").modules} == {"model.layers.0.v_proj", "lm_head"}
     with pytest.raises(RecipeError, match=r"modules: proj: .* has no matrix of this name"):

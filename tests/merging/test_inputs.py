@@ -308,3 +308,11 @@ def test_every_broken_checkpoint_is_reported(world: World, tmp_path: Path) -> No
         assert any(str(folder) in problem for problem in caught.value.problems)
     assert not any(str(world.models[0]) in problem for problem in caught.value.problems)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_for_adapters_is_left_out_and_said(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    top = {"tokenizer": "union", "chat_template": "chatml"}
+    record = merge(tmp_path / "out", "average", folders, top=top).record
+    for key in top:
+        assert f"{key}: left out: it is for full checkpoints, and adapters have none" in record.warnings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from riemerge.errors import RecipeError, ResourceError
-from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.machine import find_device, find_dtype, find_threads
 
 CPU = torch.device("cpu")
 
@@ -52,3 +52,10 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_other_names_are_refused(name: str, words: str) -> None:
     with pytest.raises(RecipeError, match=f"device: '{name}' {words}: expected cpu, cuda, cuda:N or auto"):
         find_device(name)
+
+
+def test_dtypes_that_can_be_written_have_names() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert find_dtype(str(dtype).removeprefix("torch.")) == dtype
+    with pytest.raises(RecipeError, match="out_dtype: 'int8': expected float64, float32, float16, bfloat16"):
+        find_dtype("int8")

@@ -171,6 +171,7 @@ def test_the_card_says_where_it_comes_from_and_escapes_every_name(tmp_path: Path
     assert front == {
         "library_name": "peft",
         "base_model": "somebody/base",
+        "base_model_relation": "adapter",
         "tags": ["lora", "merge", "riemerge", "geomerge"],
     }
     prose = card.split("```yaml")[0] + card.split("```")[-1]

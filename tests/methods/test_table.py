@@ -15,5 +15,7 @@ def test_a_row_is_found_by_its_name() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="merge_method: unknown method 'averge': did you mean 'average'"):
+    with pytest.raises(
+        RecipeError, match="merge_method: unknown method 'averge': the nearest names are average, "
+    ):
         find_method("averge")

@@ -410,7 +410,6 @@ def roberta(labels: int) -> nn.Module:
     return model.to_empty(device="cpu")
 
 
-@pytest.mark.xfail(reason="a later issue", strict=True)
 @pytest.mark.parametrize("way", ["drop", "average"])
 @pytest.mark.parametrize(
     ("names", "labels"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +16,7 @@ from torch import nn
 from riemerge.formats.checkpoint import patch, read_checkpoint, read_patched
 from riemerge.formats.dialects import read_adapter
 from riemerge.merging.application import apply_adapter
+from riemerge.merging.extraction import extract_adapter
 from tests.oracles.test_peft import bert, gpt2, llama
 
 pytestmark = [
@@ -77,6 +79,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "convolutions": (Kinds, {"target_modules": ["line", "square", "point", "dot", "cube"]}),
     "embedding": (Kinds, {"target_modules": ["tokens"]}),
     "bias": (Kinds, {"target_modules": ["linear"], "lora_bias": True}),
+    "dora": (llama, {"target_modules": "all-linear", "use_dora": True}),
+    "dora of bert": (bert, {"target_modules": ["query", "dense"], "use_dora": True, "use_rslora": True}),
+    "dora of gpt2": (gpt2, {"target_modules": ["c_attn", "c_proj", "wte"], "use_dora": True}),
+    "dora of convolutions": (
+        Kinds,
+        {"target_modules": ["line", "square", "point", "dot", "cube", "linear"], "use_dora": True},
+    ),
     "experts": (
         Kinds,
         {
@@ -101,7 +110,9 @@ def save_both(peft: ModuleType, case: str, dtype: torch.dtype, folder: Path) -> 
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+            elif "lora_" in name:
                 parameter.normal_()
     model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     unloaded: nn.Module = model.unload()
@@ -137,3 +148,36 @@ def test_what_is_written_is_what_peft_merges_one_after_the_other(peft: ModuleTyp
     for name, tensor in model.state_dict().items():
         assert torch.equal(written.tensor(name, dtype=None), tensor)
         assert torch.equal(view.tensor(name, dtype=None), tensor)
+
+
+EXTRACTED: dict[str, tuple[str, list[str]]] = {
+    "llama": ("llama", ["all"]),
+    "gpt2": ("gpt2 and its output", ["linear", "wte", "lm_head"]),
+}
+
+
+# It says so of a flag that some layers have and some have not.
+@pytest.mark.filterwarnings("ignore:Merging lora layers:UserWarning")
+@pytest.mark.parametrize("case", EXTRACTED)
+def test_peft_loads_what_was_extracted(peft: ModuleType, tmp_path: Path, case: str) -> None:
+    made, modules = EXTRACTED[case]
+    make, _ = CASES[made]
+    torch.manual_seed(0)
+    models = {name: make() for name in ("base", "tuned")}
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model.config.model_type}))  # type: ignore[union-attr]
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    # The full rank of each matrix.
+    extract_adapter(
+        tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=12, modules=modules, others="drop"
+    )
+    merged = peft.PeftModel.from_pretrained(models["base"], tmp_path / "out").merge_and_unload().state_dict()
+    apply_adapter(tmp_path / "base", tmp_path / "out", tmp_path / "back")
+    back, tuned = read_checkpoint(tmp_path / "back"), models["tuned"].state_dict()
+    adapter = read_adapter(tmp_path / "out")
+    for name in back.names:
+        assert torch.equal(back.tensor(name, dtype=None), merged[name])
+        if name.removesuffix(".weight") in adapter.modules:
+            torch.testing.assert_close(merged[name], tuned[name], rtol=1e-4, atol=1e-6)

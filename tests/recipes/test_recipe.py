@@ -128,7 +128,7 @@ def test_a_missing_file_and_a_file_among_folders(tmp_path: Path) -> None:
             recipe(tokenizer="base", tokenizer_source="base"),
             "it is called 'tokenizer' here, and that is given",
         ),
-        (recipe(tokenizer={"tokens": {}}), "tokenizer: a mapping: expected a text"),
+        (recipe(tokenizer=["a"]), "tokenizer: a list: expected a text"),
         (recipe(slices=[]), "models, slices: both are given: a recipe has one of them"),
         (recipe(modules={}), "unknown key 'modules': list the models under models"),
         (

@@ -187,7 +187,14 @@ def test_what_was_given_is_not_changed() -> None:
         (recipe("nuslerp", parameters={"nuslerp_row_wise": True}), "unknown key 'nuslerp_row_wise'"),
         (recipe("passthrough"), "merge_method: passthrough takes one model, and there are 2"),
         (recipe("slerp", models=[*MODELS, {"model": "c"}], base_model="c"), "exactly 2"),
-        (recipe(tokenizer={"source": "base", "tokens": {}}), "tokenizer: a mapping: expected a text"),
+        (
+            recipe(tokenizer={"source": "base", "tokens": {}}),
+            "unknown key 'tokenizer.tokens': tokens have the",
+        ),
+        (
+            recipe(tokenizer={"pad_to_multiple_of": 8}),
+            "unknown key 'tokenizer.pad_to_multiple_of': a vocabulary",
+        ),
         (recipe(quantize=True), "unknown key 'quantize'"),
         (recipe("della", parameters={"density": 2}), "parameters.density: 2: expected at most 1"),
         (recipe(combination_type="ties"), "unknown key 'combination_type'"),

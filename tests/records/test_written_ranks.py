@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from riemerge.errors import RecipeError
 from riemerge.methods import METHODS
 from riemerge.recipes.recipe import make_recipe
-from riemerge.records.written_ranks import servers
+from riemerge.records.written_ranks import servers, written_ranks
 from tests.folders import SHAPES, family, merge_adapters, write_family
 from tests.merging.merges import (
     PREFIX,
@@ -227,3 +227,11 @@ def test_what_serves_the_result_is_said_in_one_line(
     assert any(line.startswith(says) for line in ran.stdout.splitlines())
     card = (out / "README.md").read_text().replace("\\", "")
     assert any(line.startswith(says) for line in card.splitlines())
+
+
+def test_where_each_module_has_an_alpha_it_keeps_its_rank(tmp_path: Path) -> None:
+    record = merge_adapters(served(tmp_path), method="average").record
+    kohya = {**record.recipe, "dialect": "kohya"}
+    assert written_ranks(kohya, record.modules) == RANKS
+    assert {*written_ranks({**kohya, "uniform_rank": True}, record.modules).values()} == {6}
+    assert {*written_ranks(record.recipe, record.modules).values()} == {6}

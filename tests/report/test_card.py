@@ -19,7 +19,8 @@ from riemerge import merge_adapters
 from riemerge.merging.sinks import MergeResult
 from riemerge.merging.verbs import merge_into
 from riemerge.recipes.recipe import make_recipe
-from riemerge.report.card import model_card
+from riemerge.records.run_record import InputRow, RunRecord
+from riemerge.report.card import bases_of, model_card
 from tests.folders import family, write_family, write_folder
 from tests.helpers import adapter_family
 
@@ -222,3 +223,82 @@ def test_the_class_of_a_checkpoint_is_what_its_settings_say(tmp_path: Path, sett
     merge_into(make_recipe(recipe), tmp_path / "out")
     assert line in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "riemerge.json").read_text())["model_class"]
+
+
+# --- front matter -------------------------------------------------------------------------------------------
+
+
+def front_of(card: str) -> Any:
+    """The front matter as huggingface_hub reads it, which is how the hub does."""
+    return import_module("huggingface_hub").ModelCard(card, ignore_metadata_errors=False).data
+
+
+def give_licences(folders: list[Path], *names: str | None) -> None:
+    for folder, name in zip(folders, names, strict=True):
+        if name:
+            (folder / "README.md").write_text(f"---\nlicense: {name}\n---\n")
+
+
+@pytest.mark.parametrize(
+    ("licences", "common"), [(("mit", "MIT"), "mit"), (("mit", "apache-2.0"), None), (("mit", None), None)]
+)
+def test_a_licence_that_all_inputs_name_is_that_of_the_merge(
+    tmp_path: Path, licences: tuple[str | None, ...], common: str | None
+) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    give_licences(folders, *licences)
+    result = merge_adapters(folders, method="average")
+    assert result.record.licence == common
+    data = front_of(model_card(result.record))
+    assert (data.license, data.base_model) == (common, "somebody/base")
+    assert data.to_dict()["base_model_relation"] == "adapter"
+
+
+def test_a_checkpoint_is_a_merge_of_its_base_and_of_the_models_of_the_hub() -> None:
+    names = [f"org/{name}@{'0a' * 20}" for name in "ab"]
+    record = RunRecord.model_construct(
+        out_type="checkpoint",
+        recipe={"merge_method": "average", "models": [{"model": name} for name in names], "parameters": {}},
+        base_model="org/base",
+        inputs=[InputRow(name=name, weight=1, share=0.5) for name in "ab"],
+    )
+    assert bases_of(record) == ["org/base", "org/a", "org/b"]
+    local = record.model_copy(
+        update={"recipe": {**record.recipe, "models": [{"model": "a"}, {"model": "b"}]}}
+    )
+    assert bases_of(local) == "org/base"
+    assert bases_of(record.model_copy(update={"out_type": "adapter"})) == "org/base"
+
+
+def test_scores_are_read_by_the_hub(tmp_path: Path) -> None:
+    folders = write_family(tmp_path, family("close", 2))
+    record = merge_adapters(folders, method="average").record
+    results = front_of(model_card(record, {"nli": 0.75, "qa": 0.5})).eval_results
+    assert [(one.dataset_type, one.metric_type, one.metric_value) for one in results] == [
+        ("nli", "score", 0.75),
+        ("qa", "score", 0.5),
+    ]
+    assert "model-index" not in model_card(record)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "library", "code"),
+    [
+        ("peft", "peft", "PeftModel.from_pretrained(base, "),
+        (
+            "kohya",
+            "diffusers",
+            'pipeline.load_lora_weights("path/to/this/folder", weight_name="lora.safetensors")',
+        ),
+        ("diffusers", "diffusers", 'pipeline.load_lora_weights("path/to/this/folder")'),
+        ("mlx", "mlx", 'load("somebody/base", adapter_path="path/to/this/folder")'),
+    ],
+)
+def test_each_dialect_is_loaded_by_its_own_library(
+    tmp_path: Path, dialect: str, library: str, code: str
+) -> None:
+    record = merge_adapters(write_family(tmp_path, family("close", 2)), method="average").record
+    card = model_card(record.model_copy(update={"recipe": {**record.recipe, "dialect": dialect}}))
+    assert front_of(card).library_name == library
+    assert code in card
+    assert ("serve with vLLM" in card) == (dialect == "peft")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from riemerge.errors import (
     AdapterError,
@@ -65,6 +66,10 @@ def test_the_method_is_chosen_on_dev_alone(folders: list[Path], tmp_path: Path) 
     assert [other.to_average.value, other.to_best.value] == pytest.approx([0, -apart])
     record = RunRecord.model_validate_json((tmp_path / "out" / "best" / "riemerge.json").read_text())
     assert record.recipe["merge_method"] == "tsv"
+    front = yaml.safe_load((tmp_path / "out" / "best" / "README.md").read_text().split("---")[1])
+    (index,) = front["model-index"]
+    told = {one["task"]["name"]: one["metrics"][0]["value"] for one in index["results"]}
+    assert told == best.test
 
 
 def test_a_choice_at_an_end_of_what_was_tried_is_said(folders: list[Path], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_what_changes_the_blocks_of_a_pass_starts_anew_in_the_next() -> None:
 
 @EVERY
 def test_an_update_in_blocks_is_the_update(count: int) -> None:
-    update = DenseBlocks(SHAPE, rows(count).blocks().combine(torch.tensor([0.0, 1.0, 0.0])))
+    update = DenseBlocks(SHAPE, rows(count).blocks().combine(torch.tensor([0.0, 1.0, 0.0])).stream)
     assert update.rank is None
     assert torch.equal(update.dense(), WHOLE[1])
     assert torch.equal(update.times(-0.5).dense(), -0.5 * WHOLE[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.linalg import SVD, thin_svd
 from riemerge.updates import truncation
-from riemerge.updates.truncation import nearest
+from riemerge.updates.truncation import least_rank, nearest
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 
 EPS = torch.finfo(torch.float64).eps
@@ -238,3 +238,24 @@ def test_a_space_that_fails_leaves_the_exact_answer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(truncation, "_orthogonalize", careless)
     assert_nearest(with_spectrum(SPECTRA["halves"], 420, 450), 8)
     assert_nearest(with_spectrum(SPECTRA["rank 60"], 420, 450), 8)
+
+
+@pytest.mark.parametrize("size", [1e-160, 1.0, 1e150])
+@pytest.mark.parametrize("shape", [(40, 50), (50, 40), (1, 9), (9, 1)])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_least_rank_keeps_the_share_and_one_less_does_not(
+    spectrum: str, shape: tuple[int, int], size: float
+) -> None:
+    matrix = size * with_spectrum(SPECTRA[spectrum], *shape)
+    energy = (torch.linalg.svdvals(matrix) / size).square()
+    kept = energy.cumsum(0) / energy.sum()
+    for share in (1e-6, 0.5, 0.95, 0.999):
+        rank = least_rank(matrix, share)
+        assert 1 <= rank <= min(shape)
+        # To the round-off of the sum.
+        assert kept[rank - 1] >= share - 1e-13
+        assert rank == 1 or kept[rank - 2] < share + 1e-13
+
+
+def test_the_least_rank_of_nothing_is_one() -> None:
+    assert least_rank(torch.zeros(4, 3, dtype=torch.float64), 0.95) == 1

@@ -25,7 +25,7 @@ from riemerge.formats.files.tensor_file import (
     reading,
 )
 from riemerge.formats.files.text import is_plain_name, list_names, show, strict_json
-from riemerge.formats.hub import advise
+from riemerge.formats.hub import advise, name_model
 
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -62,7 +62,7 @@ class StoredCheckpoint(Checkpoint):
     @property
     def name(self) -> str:
         """The name of the folder or file."""
-        return self.path.absolute().name
+        return name_model(self.path)
 
     @cached_property
     def sha256(self) -> Mapping[str, str]:

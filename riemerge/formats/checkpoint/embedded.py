@@ -68,7 +68,7 @@ class EmbeddedCheckpoint(Checkpoint):
 
     def _read(self, name: str, rows: Sequence[range] | None) -> Tensor:
         if name not in self.moved:
-            return self.of.tensor(name, dtype=None, rows=rows)
+            return self.of._read(name, rows)
         wanted = torch.arange(self.shapes[name][0])
         if rows is not None:
             wanted = torch.cat([torch.arange(run.start, run.stop) for run in rows])
@@ -118,7 +118,7 @@ def _put(checkpoint: Checkpoint, name: str, held: Tensor, result: Tensor) -> Ten
     """
     places = (held >= 0).nonzero().squeeze(1)
     if len(places):
-        rows = checkpoint.tensor(name, dtype=None, rows=runs_of(held[places].tolist()))
+        rows = checkpoint._read(name, runs_of(held[places].tolist()))
         result[places] = rows.to(result.dtype)
     return result
 

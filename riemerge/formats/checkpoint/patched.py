@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,22 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d
 
-from riemerge.errors import NumericalError
+from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
 from riemerge.formats.checkpoint.placement import place_modules
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
+from riemerge.formats.files.tensor_file import DTYPES
 from riemerge.formats.files.text import show
-from riemerge.formats.layers import Convolution, Embedding, Expert, Layer
-from riemerge.updates.low_rank import LowRankUpdate
+from riemerge.formats.layers import Convolution, Dora, Embedding, Expert, Layer
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class PatchedCheckpoint(Checkpoint):
     """A full checkpoint with the updates of an adapter added to it. Made by `patch` and `read_patched`.
+
+    Tensors that the adapter saved whole (heads) stand in place of those of the base model, or beside them.
 
     Law: every tensor is that of PEFT's `merge_and_unload`, bit for bit, where both compute B @ A with the
     same BLAS and number of threads. PEFT computes dW = s·(B @ A) in float32 (in float64 for a float64
@@ -42,12 +44,12 @@ class PatchedCheckpoint(Checkpoint):
     Attributes:
         base: The checkpoint that is patched; it may be a view itself.
         adapter: The adapter that is merged into it.
-        patches: The layers that are added to each tensor, by its name and by the module of the adapter.
+        patches: The modules of the adapter that are added to each tensor, by its name.
     """
 
     base: Checkpoint
     adapter: Adapter
-    patches: Mapping[str, Mapping[str, Layer]] = field(repr=False)
+    patches: Mapping[str, tuple[str, ...]] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -66,17 +68,22 @@ class PatchedCheckpoint(Checkpoint):
 
     def source(self, name: str) -> Path:
         """Return the file of a tensor that the adapter leaves alone, else the path of the view."""
-        if name in self.patches:
+        if name in self._changed:
             return self.path
         return self.base.source(name)
 
     def _read(self, name: str, rows: Sequence[range] | None) -> Tensor:
-        if name not in self.patches:
+        if name not in self._changed:
             return self.base.tensor(name, dtype=None, rows=rows)
         merged = self._last(name)
         if rows is None:
             return merged.clone()
         return torch.cat([merged[run.start : run.stop] for run in rows])
+
+    @cached_property
+    def _changed(self) -> frozenset[str]:
+        """The names of the tensors that are not those of the base model, or are compared with them."""
+        return frozenset({*self.patches, *self.adapter.saved, *self.adapter.base_weights})
 
     @cached_property
     def _last(self) -> Callable[[str], Tensor]:
@@ -103,42 +110,79 @@ class PatchedCheckpoint(Checkpoint):
             AdapterError: The tensor or the update holds NaN or Inf, or a file is no longer the one that was
                 checked.
         """
+        if name in self.adapter.saved:
+            return self.adapter.tensor(name).to(self.dtypes[name])
         weight = self.base.tensor(name, dtype=None)
+        if name in self.adapter.base_weights and not torch.equal(
+            self.adapter.tensor(name).to(weight.dtype), weight
+        ):
+            raise AdapterError(
+                f"{self.adapter.path}: {show(name)}: was saved with other values than {self.base.path} has: "
+                "expected the weight of the base model: is it the one of this adapter?"
+            )
         if name not in self.patches:
             return weight
         exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        layers = self.patches[name]
-        updates = [self.adapter.update(module, dtype=exact.dtype) for module in layers]
-        for layer, change in _changes([*zip(layers.values(), updates, strict=True)]):
-            rounded = change
+        layers = {module: self.adapter.layers[module] for module in self.patches[name]}
+        if len(layers) > 1:
+            experts = [(layer, self._sides(module, exact.dtype)) for module, layer in layers.items()]
+            changes = _multiply_experts(experts)
+        else:
+            ((module, layer),) = layers.items()
+            sides = self._sides(module, exact.dtype)
+            if isinstance(layer, Dora):
+                return _scale(layer, exact, sides)
+            changes = {layer: _multiply(layer, sides)}
+        for layer, change in changes.items():
             if isinstance(layer, Embedding | Expert):
-                rounded = change.to(dtype or weight.dtype)
-            layer.view(exact).add_(rounded)
+                layer.view(exact).add_(change.to(dtype or weight.dtype))
+            else:
+                layer.view(exact).add_(change)
         return exact
 
+    def _sides(self, module: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the stored tensors of a module in the dtype that PEFT computes in."""
+        return {side: tensor.to(dtype) for side, tensor in self.adapter.sides(module).items()}
 
-def _changes(pairs: Sequence[tuple[Layer, LowRankUpdate]]) -> Iterator[tuple[Layer, Tensor]]:
-    """Yield s·(B @ A), (m, n), of each layer of a tensor, by PEFT's operations: others round differently."""
-    experts = {layer.index: (layer, update) for layer, update in pairs if isinstance(layer, Expert)}
-    if len(experts) < 2:
-        for layer, update in pairs:
-            yield layer, _multiply(layer, update).mul_(update.scale)
-        return
-    ordered = [experts[index] for index in sorted(experts)]
-    b = torch.stack([update.B for _, update in ordered], dim=-1)
-    a = torch.stack([update.A for _, update in ordered])
+
+# Each by PEFT's own operation, since others round in another order.
+
+
+def _multiply(layer: Layer, sides: Mapping[str, Tensor]) -> Tensor:
+    """Return s·B·A, (m, n)."""
+    if isinstance(layer, Convolution) and (layer.stored_shape[2:] != (1, 1)):
+        convolve = (conv1d, conv2d, conv3d)[len(layer.stored_shape) - 3]
+        kernel = convolve(sides["A"].transpose(0, 1), sides["B"]).transpose(0, 1)
+        return kernel.reshape(layer.shape).mul_(layer.scale)
+    b, a = layer.factors(sides)
+    return (b @ a).mul_(layer.scale)
+
+
+def _multiply_experts(experts: Sequence[tuple[Layer, Mapping[str, Tensor]]]) -> dict[Layer, Tensor]:
+    """Return s·B·A, (m, n), of each expert of a parameter."""
+    ordered = sorted(experts, key=_place)
+    factors = [layer.factors(sides) for layer, sides in ordered]
+    b, a = torch.stack([b for b, _ in factors], dim=-1), torch.stack([a for _, a in factors])
     whole = torch.einsum("ore,eri->eoi", b, a)
-    yield from ((layer, whole[layer.index].mul_(update.scale)) for layer, update in ordered)
+    return {layer: change.mul_(layer.scale) for (layer, _), change in zip(ordered, whole, strict=True)}
 
 
-def _multiply(layer: Layer, update: LowRankUpdate) -> Tensor:
-    """Return B @ A (m, n) by PEFT's operation."""
-    if isinstance(layer, Convolution):
-        stored = layer.store(update)
-        if (axes := len(layer.stored_shape) - 2) != 2 or layer.stored_shape[2:] != (1, 1):
-            convolve = (conv1d, conv2d, conv3d)[axes - 1]
-            return convolve(stored["A"].transpose(0, 1), stored["B"]).transpose(0, 1).reshape(layer.shape)
-    return update.B @ update.A
+def _place(expert: tuple[Layer, Mapping[str, Tensor]]) -> int:
+    layer, _ = expert
+    assert isinstance(layer, Expert)
+    return layer.index
+
+
+def _scale(layer: Dora, weight: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
+    """Return W0 + s·B·A with rows of the lengths that DoRA says, as the base model stores it."""
+    layer.view(weight).add_(_multiply(layer.plain, sides))
+    magnitude = sides["magnitude"]
+    if isinstance(layer.plain, Convolution):
+        lengths = torch.linalg.vector_norm(weight, dim=[*range(1, weight.ndim)], keepdim=True)
+        return weight.mul_(magnitude.view(lengths.shape) / lengths)
+    rows = layer.view(weight)
+    rows.mul_((magnitude.flatten() / torch.linalg.vector_norm(rows, dim=1)).unsqueeze(1))
+    return weight
 
 
 def read_patched(
@@ -169,11 +213,19 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
     Raises:
         AdapterError: The adapter does not fit the checkpoint (see `place_modules`).
     """
-    placed = place_modules(base, adapter)
+    adapter, placed = place_modules(base, adapter)
+    # A head that the base model lacks comes to it in the dtype of its other weights.
+    floats = {base.dtypes[name] for name in base.modules}
+    shapes, dtypes = dict(base.shapes), dict(base.dtypes)
+    for name in adapter.saved.keys() - base.shapes.keys():
+        entry = adapter.saved[name]
+        shapes[name], dtypes[name] = entry.shape, DTYPES[entry.dtype]
+        if len(floats) == 1 and dtypes[name].is_floating_point:
+            (dtypes[name],) = floats
     return PatchedCheckpoint(
         path=Path(f"{base.path}+{adapter.path}"),
-        shapes=base.shapes,
-        dtypes=base.dtypes,
+        shapes=MappingProxyType(dict(sorted(shapes.items()))),
+        dtypes=MappingProxyType(dict(sorted(dtypes.items()))),
         other_files=base.other_files,
         base=base,
         adapter=adapter,

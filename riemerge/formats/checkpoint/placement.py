@@ -3,127 +3,117 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import NamedTuple, final
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import list_names, show
-from riemerge.formats.layers import Expert, Layer, Linear
+from riemerge.formats.layers import Dora, Expert, Layer, Linear, parent
 from riemerge.formats.module_names import rename
 
 
-@final
-class Place(NamedTuple):
-    """Where a module of an adapter is added.
+def place_modules(base: Checkpoint, adapter: Adapter) -> tuple[Adapter, dict[str, tuple[str, ...]]]:
+    """Find the tensor to which each module is added.
 
-    Attributes:
-        tensor: The name of the tensor of the base model.
-        layer: How the module is stored, and how the base model stores its tensor.
-    """
-
-    tensor: str
-    layer: Layer
-
-
-def place_modules(base: Checkpoint, adapter: Adapter) -> dict[str, dict[str, Layer]]:
-    """Find the tensor of each module.
-
-    Law: shapes decide whether a linear layer is stored as inputs by outputs, and which parameter of a module
-    of experts is meant. Where they leave it open, a square layer is stored as the others are, or as the
-    adapter says (`fan_in_fan_out`); experts are refused.
+    Law: shapes decide whether a linear layer is stored as inputs by outputs, as the class of a layer does for
+    PEFT. A square one is stored as the others are, and all are as the adapter says (`fan_in_fan_out`) where
+    all are square. Experts that the shapes leave open are refused.
 
     Args:
         base: The base model.
         adapter: The adapter.
 
     Returns:
-        By the name of each tensor, the layers that are added to it by the module of the adapter.
+        The adapter with what only its base model says, and the modules by the tensor that they are added to.
 
     Raises:
         AdapterError: The base model lacks the tensor of a module, or has it in another shape or as integers:
             all such modules are named.
     """
-    problems = []
-    wanted = {module: [*_variants(module, layer)] for module, layer in adapter.layers.items()}
-    fitting = {
-        module: [place for place in places if base.shapes.get(place.tensor) == place.layer.stored_shape]
-        for module, places in wanted.items()
-    }
-    if lacking := [
-        places[0].tensor
-        for places in wanted.values()
-        if not any(place.tensor in base.shapes for place in places)
-    ]:
-        tensors = [places[0].tensor for places in wanted.values()]
-        problems.append(
-            f"{base.path}: lacks {len(lacking)} of {len(tensors)} tensors that {adapter.path} is added to: "
-            f"{list_names(lacking)}{_hint(base, tensors, lacking)}"
+    tensors = {module: _tensors(module, layer) for module, layer in adapter.layers.items()}
+    lacking = [names[0] for names in tensors.values() if not any(name in base.shapes for name in names)]
+    if lacking:
+        firsts = [names[0] for names in tensors.values()]
+        raise AdapterError(
+            f"{base.path}: lacks {len(lacking)} of {len(firsts)} tensors that {adapter.path} is added to: "
+            f"{list_names(lacking)}{_hint(base, firsts, lacking)}"
         )
-    placed: dict[str, dict[str, Layer]] = defaultdict(dict)
-    for module, places in wanted.items():
-        known = [place for place in places if place.tensor in base.shapes]
-        if not known:
+    turned = _input_major(base, adapter)
+    adapter = adapter.with_layers(
+        {module: _turn(layer, module in turned) for module, layer in adapter.layers.items()}
+    )
+    adapter = adapter.with_base(base)
+    placed: dict[str, tuple[str, ...]] = {}
+    problems = [
+        f"{base.path}: {show(name)}: is {base.shapes[name]}, but {adapter.path} saved it as "
+        f"{entry.shape}: is it the base model of this adapter?"
+        for name, entry in (*adapter.saved.items(), *adapter.base_weights.items())
+        if base.shapes.get(name, entry.shape) != entry.shape
+    ]
+    for module, layer in adapter.layers.items():
+        if isinstance(layer, Expert) and (why := _why_open(layer)):
+            problems.append(f"{base.path}: {show(layer.stem(module))}: {why}")
             continue
-        tensor, layer = known[0]
-        if not fitting[module]:
+        name = layer.weight(module)
+        placed[name] = (*placed.get(name, ()), module)
+        if base.shapes[name] != layer.stored_shape:
             problems.append(
-                f"{base.path}: {show(tensor)}: is {base.shapes[tensor]}, but the update of {adapter.path} is "
+                f"{base.path}: {show(name)}: is {base.shapes[name]}, but the update of {adapter.path} is "
                 f"{layer.stored_shape}: is it the base model of this adapter?"
             )
-        elif isinstance(layer, Expert) and len(fitting[module]) > 1:
-            tensors = sorted({place.tensor for place in fitting[module]})
+        elif not base.dtypes[name].is_floating_point:
             problems.append(
-                f"{base.path}: {show(module)}: fits {list_names(tensors)} in more ways than one, and neither "
-                "file says which is meant"
-            )
-        elif not base.dtypes[tensor].is_floating_point:
-            problems.append(
-                f"{base.path}: {show(tensor)}: is stored as {base.dtypes[tensor]}: expected a float to add "
+                f"{base.path}: {show(name)}: is stored as {base.dtypes[name]}: expected a float to add "
                 "an update to: dequantise the base model first"
             )
-        else:
-            tensor, layer = _choose(fitting[module], fitting, adapter.config.fan_in_fan_out)
-            placed[tensor][module] = layer
-    AdapterError.refuse(problems)
-    return dict(placed)
+    AdapterError.refuse(dict.fromkeys(problems))  # one of all experts of a parameter
+    return adapter, placed
 
 
-def _variants(module: str, layer: Layer) -> Iterator[Place]:
-    """Yield where a module may be, that which the adapter says first."""
+def _why_open(layer: Expert) -> str | None:
+    """Say what the base model leaves open of an expert's weight; None where it is known."""
+    if len(layer.parameters) > 1:
+        return f"may be {list_names(layer.parameters)} by its shape: expected it to fit one of them"
+    if layer.count > 1 and layer.turned is None:
+        return "holds square matrices: neither file says whether they are outputs by inputs"
+    return None
+
+
+def _tensors(module: str, layer: Layer) -> list[str]:
+    """Return the names of the tensors that a module may be added to."""
+    if isinstance(layer, Expert):
+        return [f"{parent(layer.stem(module))}.{parameter}" for parameter in layer.parameters]
+    return [layer.weight(module)]
+
+
+def _linear(layer: Layer) -> Linear | None:
+    """Return the linear layer that a layer is but for DoRA; None for other kinds."""
+    if isinstance(layer, Dora):
+        return _linear(layer.plain)
+    return layer if isinstance(layer, Linear) else None
+
+
+def _input_major(base: Checkpoint, adapter: Adapter) -> set[str]:
+    """Return the linear modules whose weights the base model stores as inputs by outputs."""
+    layers = {module: _linear(layer) for module, layer in adapter.layers.items()}
+    linear = {module: layer for module, layer in layers.items() if layer is not None}
+    square = {module for module, layer in linear.items() if layer.shape[0] == layer.shape[1]}
+    oblong = linear.keys() - square
+    turned = {module for module in oblong if base.shapes[f"{module}.weight"] == linear[module].shape[::-1]}
+    if turned or (not oblong and adapter.config.fan_in_fan_out):
+        turned |= square
+    return turned
+
+
+def _turn(layer: Layer, turned: bool) -> Layer:
+    """Return a layer with a linear one stored as inputs by outputs, or not; others as they are."""
+    if isinstance(layer, Dora):
+        return replace(layer, plain=_turn(layer.plain, turned))
     if isinstance(layer, Linear):
-        for turned in (layer.turned, not layer.turned):
-            yield Place(layer.weight(module), replace(layer, turned=turned))
-    elif isinstance(layer, Expert):
-        for parameter in layer.parameters:
-            for turned in (False, True)[: layer.count]:  # a parameter of one expert has two axes
-                fixed = replace(layer, parameters=(parameter,), turned=turned)
-                yield Place(fixed.weight(module), fixed)
-    else:
-        yield Place(layer.weight(module), layer)
-
-
-def _choose(places: list[Place], all_places: Mapping[str, list[Place]], turned: bool) -> Place:
-    """Return the place of a module that fits, of a square layer the one that the others call for.
-
-    Args:
-        places: The places of the module that fit: two of a square layer.
-        all_places: The places that fit, of every module.
-        turned: Whether the adapter says that layers are stored as inputs by outputs.
-    """
-    if len(places) == 1:
-        return places[0]
-    sure = [
-        place.layer.turned
-        for (place, *more) in filter(None, all_places.values())
-        if not more and isinstance(place.layer, Linear)
-    ]
-    if sure:
-        turned = any(sure)
-    return next(place for place in places if isinstance(place.layer, Linear) and place.layer.turned == turned)
+        return replace(layer, turned=turned)
+    return layer
 
 
 def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) -> str:
@@ -132,7 +122,7 @@ def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) ->
     Args:
         base: The checkpoint.
         names: The names of the tensors of all modules.
-        lacking: Those that the checkpoint lacks.
+        lacking: The names that the checkpoint lacks.
     """
     for old, new in _prefixes(min(lacking), base.names):
         renamed = [rename(name, {old: new}) for name in names]

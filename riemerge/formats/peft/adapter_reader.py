@@ -18,21 +18,20 @@ from riemerge.formats.hub import advise
 from riemerge.formats.layers import Layer
 from riemerge.formats.peft.config import AdapterConfig, parse_config
 from riemerge.formats.peft.factors import find_factors, is_factor, make_layers
+from riemerge.formats.peft.saved import Saved, find_saved
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 
-# What else trainers save, by name: the first pattern found decides.
+# What is no part of an adapter in PEFT's files, by name: the first pattern found decides. Other tensors that
+# are no factors are whole ones (see `riemerge.formats.peft.saved`).
 _OTHER_TENSORS = (
     (r"dora_scale", "DoRA magnitudes of kohya; not supported in PEFT's files"),
     (r"\.lora_A(\.\w+)?\.bias$", "bias vectors of lora_A, which PEFT does not have; not supported"),
     (r"lora_diag", "KaSA diagonals; not supported"),
-    (r"trainable_tokens", "trained token rows (trainable_token_indices); not supported"),
     (r"lora_(down|up|mid|unet|te\d?)|\.alpha$", "kohya or diffusers keys; convert them to PEFT's format"),
     (r"\.lora_[AB]\.\w+\.weight$", "factors of an adapter not called default; save it again with PEFT"),
-    (r"modules_to_save|original_module", "saved modules (modules_to_save); not supported"),
-    (r"\.bias$", "trained bias vectors or saved modules; not supported"),
-    (r"", "no factors of a linear layer (a saved module, head or another method); not supported"),
+    (r"(^|[._])(lora_|hada_|lokr_|oft_|vera_|ia3_)", "factors of another method; not supported"),
 )
 
 
@@ -65,7 +64,7 @@ def read_peft(path: str | os.PathLike[str]) -> Adapter:
         tensors = _open_tensors(folder / TENSOR_FILE)
     except ValueError as error:
         raise AdapterError([*problems, f"{folder / TENSOR_FILE}: {error}"]) from error
-    layers, faults = _read_layers(tensors, config or AdapterConfig())
+    layers, saved, faults = _read_layers(tensors, config or AdapterConfig())
     problems += [f"{folder}: {fault}" for fault in faults]
     if config is None:
         raise AdapterError(problems)
@@ -75,8 +74,8 @@ def read_peft(path: str | os.PathLike[str]) -> Adapter:
         dialect="peft",
         config=config,
         layers=MappingProxyType(layers),
-        saved=MappingProxyType({}),
-        base_weights=MappingProxyType({}),
+        saved=MappingProxyType(saved.trained),
+        base_weights=MappingProxyType(saved.copies),
         _tensors=tensors,
         _settings_sha256=MappingProxyType({CONFIG_FILE: hashlib.sha256(content).hexdigest()}),
     )
@@ -114,25 +113,29 @@ def _open_tensors(path: Path) -> TensorFile:
     return open_tensors(path)
 
 
-def _read_layers(tensors: TensorFile, config: AdapterConfig) -> tuple[dict[str, Layer], list[str]]:
-    """Return the layers that the factors make, and everything that is wrong with the tensors."""
+def _read_layers(tensors: TensorFile, config: AdapterConfig) -> tuple[dict[str, Layer], Saved, list[str]]:
+    """Return the layers that the factors make, the whole tensors, and everything that is wrong with them."""
     unfit = {name for name in tensors.entries if not can_be_shown(name)}
     named = {name: entry for name, entry in tensors.entries.items() if name not in unfit}
     found, repeated = find_factors(named.values())
     layers, faults = make_layers(found, config)
     others = {name for name in named if not is_factor(name)}
+    foreign = {name for name in others if any(re.search(pattern, name) for pattern, _ in _OTHER_TENSORS)}
+    saved = find_saved((named[name] for name in others - foreign), found, config)
     problems = [
         f"the tensor {show(name)} has a name that is not printable or over {MAX_NAME} characters"
         for name in unfit
     ]
-    problems += [*repeated, *_other_tensors(others, len(tensors.entries)), *faults]
-    if not found and not problems:
+    problems += [*repeated, *_other_tensors(foreign, len(tensors.entries)), *faults, *saved.problems]
+    if not tensors.entries:
         problems.append(f"{TENSOR_FILE} holds no tensors")
-    return layers, problems
+    elif not found and not problems:
+        problems.append(f"{TENSOR_FILE} holds no factors, only whole tensors: {list_names(sorted(others))}")
+    return layers, saved, problems
 
 
 def _other_tensors(names: Collection[str], count: int) -> list[str]:
-    """Say what the tensors are that are no factors.
+    """Say what the tensors are that are no part of an adapter.
 
     Args:
         names: The names of the tensors.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from riemerge.formats.adapter import Adapter, kinds_of
 from riemerge.formats.files.rounding import Rounding
@@ -19,11 +20,16 @@ from riemerge.formats.files.staging import NewFolder, Text, check_output, check_
 from riemerge.formats.files.text import as_json
 from riemerge.formats.peft.adapter_reader import CONFIG_FILE, TENSOR_FILE, read_peft
 from riemerge.formats.peft.factors import complete, describe, name_tensors
+from riemerge.formats.peft.saved import describe_saved, name_saved
 from riemerge.formats.rounded_updates import round_all
 from riemerge.updates.low_rank import LowRankUpdate
 
-# PEFT adds the head of these tasks to `modules_to_save`, and does not load a file without it.
-_TASKS_WITH_A_HEAD = {"QUESTION_ANS", "SEQ_CLS", "TOKEN_CLS"}
+# PEFT adds the head of these tasks to `modules_to_save`, by these names, and loads no file without it.
+_HEADS = {
+    "QUESTION_ANS": {"qa_outputs"},
+    "SEQ_CLS": {"classifier", "score"},
+    "TOKEN_CLS": {"classifier", "score"},
+}
 
 
 def write_peft(
@@ -33,6 +39,7 @@ def write_peft(
     like: Sequence[Adapter] = (),
     dtype: torch.dtype = torch.float32,
     rounding: Mapping[str, Rounding] | None = None,
+    saved: Mapping[str, Tensor] | None = None,
     extra_files: Mapping[str, Text] | None = None,
 ) -> dict[str, float]:
     """Write updates as a PEFT adapter, all or nothing.
@@ -48,10 +55,12 @@ def write_peft(
         updates: The updates by module, named as in the base model.
         like: The adapters that were merged; each module is written as the kind of layer that it is in the
             first that has it, a linear layer where none does. What they agree in (base model,
-            `fan_in_fan_out`, task type) is carried on, but for tasks whose head PEFT expects in the file:
-            heads are not written.
+            `fan_in_fan_out`, task type) is carried on, but for tasks whose head PEFT expects in the file
+            where no head is saved.
         dtype: The dtype of the stored factors.
         rounding: What `round_update` did to each update, if it made them: they are then written as they are.
+        saved: Whole tensors to lie beside the factors (heads, biases, trained tokens), by their names in the
+            base model.
         extra_files: Texts to lie beside the adapter, by file name, or functions that make them from the
             sha256 of the adapter's own two files.
 
@@ -72,22 +81,25 @@ def write_peft(
         rounded = round_all(updates, dtype)
         updates, rounding = rounded.updates, rounded.roundings
     stored, kinds = complete(updates, kinds_of(like))
-    config = _config(describe(stored, kinds), like)
+    whole, stems = saved or {}, {kind.stem(module) for module, kind in kinds.items()}
+    config = _config(describe(stored, kinds), whole, like)
+    tensors = {**name_tensors(stored, kinds), **name_saved(whole, stems)}
     with closing(NewFolder(folder)) as new:
-        new.write(TENSOR_FILE, save(name_tensors(stored, kinds), metadata={"format": "pt"}))
+        new.write(TENSOR_FILE, save(tensors, metadata={"format": "pt"}))
         new.write(CONFIG_FILE, as_json(config))
         for name, text in (extra_files or {}).items():
             new.add(name, text)
-        new.publish(partial(_check_written, stored))
+        new.publish(partial(_check_written, stored, whole))
     return {module: rounding[module].error for module in sorted(rounding)}
 
 
-def _config(factors: Mapping[str, Any], like: Sequence[Adapter]) -> dict[str, Any]:
+def _config(factors: Mapping[str, Any], saved: Collection[str], like: Sequence[Adapter]) -> dict[str, Any]:
     configs = [adapter.config for adapter in like]
     bases = [config.base_model_name_or_path for config in configs]
     task = _common([config.task_type for config in configs])
-    if task in _TASKS_WITH_A_HEAD:
+    if (heads := _HEADS.get(str(task))) and not any(heads & {*name.split(".")} for name in saved):
         task = None
+    sources = [adapter.config for adapter in like if {*saved} & {*adapter.saved}]
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": _common([base for base in bases if base is not None]),
@@ -98,9 +110,8 @@ def _config(factors: Mapping[str, Any], like: Sequence[Adapter]) -> dict[str, An
         **factors,
         "fan_in_fan_out": bool(_common([config.fan_in_fan_out for config in configs])),
         "lora_dropout": 0.0,
-        "bias": "none",
         "init_lora_weights": True,
-        "modules_to_save": None,
+        **describe_saved(saved, sources),
     }
 
 
@@ -109,7 +120,7 @@ def _common(values: Sequence[Any]) -> Any:
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
-def _check_written(stored: Mapping[str, LowRankUpdate], folder: Path) -> None:
+def _check_written(stored: Mapping[str, LowRankUpdate], saved: Mapping[str, Tensor], folder: Path) -> None:
     """Read the folder as a user would and compare it, bit for bit, with what was to be written."""
 
     def differing() -> Iterator[str]:
@@ -121,5 +132,9 @@ def _check_written(stored: Mapping[str, LowRankUpdate], folder: Path) -> None:
             same = read.dtype == update.dtype and math.isclose(read.scale, update.scale, rel_tol=1e-15)
             if not (same and torch.equal(read.B, update.B) and torch.equal(read.A, update.A)):
                 yield module
+        yield from sorted({*adapter.saved} ^ {*saved})
+        for name, tensor in saved.items():
+            if not torch.equal(adapter.tensor(name), tensor.cpu()):
+                yield name
 
     check_read_back(differing())

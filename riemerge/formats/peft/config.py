@@ -34,9 +34,7 @@ _REFUSED: Mapping[str, str] = {
     "kasa_config": "KaSA adds a diagonal and truncates the base weight",
     "layer_replication": "layer replication changes the base model",
     "megatron_config": "Megatron layers are split over devices",
-    "modules_to_save": "whole modules are saved beside the low-rank factors",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "trainable_token_indices": "trainable tokens replace embedding rows",
     "use_bdlora": "BD-LoRA has block-diagonal factors",
     "use_qalora": "QA-LoRA pools the input before A",
     "velora_config": "VeLoRA changes the training of the factors",
@@ -45,7 +43,7 @@ _REFUSED: Mapping[str, str] = {
 # Settings of training, of loading, or of a mode that another key (refused above) switches on.
 _WITHOUT_EFFECT = frozenset(
     {
-        *("bias", "init_lora_weights", "peft_type"),  # refused below unless they have no effect
+        *("init_lora_weights", "peft_type"),  # refused below unless they have no effect
         *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
         *("megatron_core", "qalora_group_size"),
         *("ensure_weight_tying", "inference_mode", "lora_dropout", "peft_version", "runtime_config"),
@@ -83,6 +81,9 @@ class AdapterConfig(BaseModel):
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    bias: Literal["none", "lora_only", "all"] = "none"
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
     task_type: _TaskType | None = None
@@ -193,8 +194,6 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
     ]
-    if raw.get("bias") not in (None, "none"):
-        problems.append(f"bias is {brief(raw['bias'])}: bias vectors were trained too; not supported")
     if (init := raw.get("init_lora_weights")) is not None and (
         not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
     ):

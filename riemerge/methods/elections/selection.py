@@ -59,7 +59,8 @@ def kth_largest(
 
     Law: with k = max(1, ⌊share · number of entries⌋) the value is that of sorting all magnitudes, bit for
     bit, whatever the order of the stream and however it is cut into tensors. A radix selection (most
-    significant digit first): three passes over the stream, and 2²¹ counts (16 MiB) for each model.
+    significant digit first): three passes over the stream, and 2²¹ counts (16 MiB) for each model; two where
+    no number has a third digit, as differences of half precision have none.
 
     Args:
         stream: Starts the stream anew: (T, ...) float64 tensors, the same in each pass, not all empty.
@@ -70,8 +71,21 @@ def kth_largest(
         largest (at least 1).
     """
     prefixes, ranks, ties = ([0] * len(shares) for _ in range(3))
+    low = 0  # the greatest last digit of all numbers
+
+    def watch() -> Iterator[Tensor]:
+        nonlocal low
+        for x in stream():
+            if x.numel():
+                low = max(low, int((x.view(torch.int64) & ((1 << DIGIT) - 1)).max()))
+            yield x
+
     for shift in SHIFTS:
-        for model, histogram in enumerate(_histograms(stream, prefixes, shift)):
+        if shift == 0 == low:
+            prefixes = [prefix << DIGIT for prefix in prefixes]
+            break
+        source = watch if shift == SHIFTS[0] else stream
+        for model, histogram in enumerate(_histograms(source, prefixes, shift)):
             up_to = histogram.cumsum(0)
             if shift == SHIFTS[0]:
                 size = int(up_to[-1])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
+from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, patch, read_checkpoint, read_patched
 from riemerge.formats.dialects import read_adapter
+from riemerge.formats.files.tensor_file import open_tensors
 from tests.folders import write_folder
 from tests.helpers import Factors, seeded
 
@@ -106,57 +109,38 @@ def test_views_of_one_base_are_told_apart(tmp_path: Path) -> None:
     assert read_patched(path, one).path != read_patched(path, two).path
 
 
-# --- modules that the base lacks ----------------------------------------------------------------------------
+def with_saved(adapter: Path, file: Path, **kinds: dict[str, Tensor]) -> Adapter:
+    """An adapter with whole tensors beside its factors."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({**tensors, **{name: x for kind in kinds.values() for name, x in kind.items()}}, file)
+    opened = open_tensors(file)
+    entries = {kind: {name: opened.entries[name] for name in saved} for kind, saved in kinds.items()}
+    return replace(read_adapter(adapter), _tensors=opened, **entries)  # type: ignore[arg-type]
 
 
-def moved(old: str, new: str) -> dict[str, tuple[int, int]]:
-    return {new + module.removeprefix(old): shape for module, shape in SHAPES.items()}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "advice"),
-    [
-        ("model.", "", "--rename =model."),
-        ("model.", "base.model.", "--rename base.=\n"),
-        ("model.", "language_model.", "--rename language_model.=model.\n"),
-        ("", "language_model.", "--rename language_model.=\n"),
-    ],
-)
-def test_another_prefix_is_recognised_and_mapped_on_request(
-    tmp_path: Path, old: str, new: str, advice: str
-) -> None:
-    path = base(tmp_path / "base", weights(torch.float32))
-    adapter = write_folder(tmp_path / "law", factors(0, moved(old, new)))
-    with pytest.raises(AdapterError, match="lacks 3 of 3 tensors") as caught:
-        read_patched(path, adapter)
-    assert f"they are there but for the prefix: {advice.strip()}" in f"{caught.value}\n"
-    left, _, right = advice.strip().removeprefix("--rename ").partition("=")
-    view = read_patched(path, adapter, {left: right})
-    plain = read_patched(path, write_folder(tmp_path / "plain", factors(0)))
+def test_tensors_saved_whole_stand_in_place_of_those_of_the_base(tmp_path: Path) -> None:
+    path = base(tmp_path / "base", weights(torch.bfloat16))
+    folder = write_folder(tmp_path / "law", factors(0))
+    saved = {"model.embed.weight": torch.full((5, 4), 1 / 3), "score.weight": torch.full((2, 4), 2 / 3)}
+    kept = {"model.layers.1.v.weight": weights(torch.bfloat16)["model.layers.1.v.weight"].float()}
+    adapter = with_saved(folder, tmp_path / "file.safetensors", saved=saved, base_weights=kept)
+    view, plain = patch(read_checkpoint(path), adapter), read_patched(path, folder)
+    assert view.names == tuple(sorted([*plain.names, "score.weight"]))
     for name in view.names:
-        assert torch.equal(view.tensor(name, dtype=None), plain.tensor(name, dtype=None))
-
-
-@pytest.mark.parametrize(
-    ("modules", "text"),
-    [
-        (
-            {"model.layers.0.q": (6, 4), "model.layers.2.q": (6, 4)},
-            r"1 of 2 .*: model\.layers\.2\.q\.weight; is it the base",
-        ),
-        ({"model.layers.9.v": (3, 4)}, r"1 of 1 tensors .*: model\.layers\.9\.v\.weight; is it the base"),
-        ({"layers.0.q": (6, 4), "layers.9.v": (3, 4)}, r"2 of 2 tensors .*; is it the base"),
-        ({"model.layers.0.q": (6, 5)}, r"q\.weight: is \(6, 4\), but the update of .* is \(6, 5\)"),
-        ({"model.layers.0.q": (6, 4), "lm_head": (5, 4)}, "its output layer is tied to the embeddings"),
-        ({"position": (5, 4), "model.layers.1.v": (3, 4)}, "is it the base model of this adapter"),
-    ],
-)
-def test_what_is_not_in_the_base_is_refused_by_name(
-    tmp_path: Path, modules: dict[str, tuple[int, int]], text: str
-) -> None:
-    path = base(tmp_path / "base", weights(torch.float32))
-    with pytest.raises(AdapterError, match=text):
-        read_patched(path, write_folder(tmp_path / "law", factors(0, modules)))
+        expected = saved[name].bfloat16() if name in saved else plain.tensor(name, dtype=None)
+        assert torch.equal(view.tensor(name, dtype=None), expected)
+        assert view.dtypes[name] == expected.dtype
+    other = {"model.layers.1.v.weight": torch.zeros(3, 4)}
+    view = patch(
+        read_checkpoint(path), with_saved(folder, tmp_path / "other.safetensors", base_weights=other)
+    )
+    with pytest.raises(AdapterError, match="was saved with other values than"):
+        view.tensor("model.layers.1.v.weight")
+    wide = {"model.embed.weight": torch.zeros(6, 4)}
+    for kind in ("saved", "base_weights"):
+        adapter = with_saved(folder, tmp_path / f"{kind}.safetensors", **{kind: wide})
+        with pytest.raises(AdapterError, match=r"embed\.weight: is \(5, 4\), but .* saved it as \(6, 4\)"):
+            patch(read_checkpoint(path), adapter)
 
 
 def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -164,13 +148,6 @@ def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
     adapter = write_folder(tmp_path / "law", factors(0))
     with pytest.raises(AdapterError, match=r"both become model\.layers\.0\.q"):
         read_patched(path, adapter, {"model.layers.1": "model.layers.0"})
-
-
-def test_integers_take_no_update(tmp_path: Path) -> None:
-    tensors = {"q.weight": torch.ones(3, 4, dtype=torch.int8)}
-    path = base(tmp_path / "base", tensors)
-    with pytest.raises(AdapterError, match=r"q\.weight: is stored as torch\.int8: expected a float"):
-        read_patched(path, write_folder(tmp_path / "law", factors(0, {"q": (3, 4)})))
 
 
 def test_a_sum_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
