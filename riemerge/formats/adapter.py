@@ -188,10 +188,7 @@ class Adapter:
             KeyError: The adapter has no such module.
         """
         layer = self.layers[module]
-        names, read = [entry.name for entry in layer.entries.values()], self._tensors.read
-        if isinstance(layer, Expert):
-            read = self._read_shared
-        tensors = own = dict(zip(layer.entries, read(*names), strict=True))
+        tensors = own = self._read(layer)
         if isinstance(layer, Expert):
             own = layer.store(LowRankUpdate(*layer.factors(tensors)))
         AdapterError.refuse(
@@ -201,12 +198,6 @@ class Adapter:
         )
         return tensors
 
-    @cached_property
-    def _read_shared(self) -> Callable[..., tuple[Tensor, ...]]:
-        """Reads the tensors of all experts of a parameter, and keeps the last for the next of the experts."""
-        # Read again for each of 128 experts, a layer of Qwen3's size took 5.2 s; kept, 0.3 s.
-        return lru_cache(maxsize=1)(self._tensors.read)
-
     def with_layers(self, layers: Mapping[str, Layer]) -> Adapter:
         """Return the adapter with its modules stored in other ways, as only a base model says.
 
@@ -214,6 +205,18 @@ class Adapter:
             layers: How each module is stored, by its name.
         """
         return self._with(layers=MappingProxyType(dict(layers)))
+
+    def _read(self, layer: Layer) -> dict[str, Tensor]:
+        """Read the stored tensors of a layer, by side; those of all experts stay for the next of them."""
+        read = self._tensors.read
+        if isinstance(layer, Expert):
+            read = self._read_shared
+        return dict(zip(layer.entries, read(*(entry.name for entry in layer.entries.values())), strict=True))
+
+    @cached_property
+    def _read_shared(self) -> Callable[..., tuple[Tensor, ...]]:
+        # Read again for each of 128 experts, a layer of Qwen3's took 5.2 s; kept, 0.3 s.
+        return lru_cache(maxsize=1)(self._tensors.read)
 
     def with_base(self, base: Checkpoint) -> Adapter:
         """Return the adapter with what only its base model says: weights for DoRA, layouts of experts.
