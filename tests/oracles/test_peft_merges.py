@@ -137,6 +137,21 @@ def test_a_base_with_an_adapter_is_what_peft_merges_and_unloads(
     assert sum(map(len, view.patches.values())) == len(view.adapter.modules)
 
 
+@pytest.mark.parametrize("case", ["dora", "dora of gpt2", "embedding", "experts", "bias"])
+def test_the_record_measures_the_change_of_every_kind(peft: ModuleType, tmp_path: Path, case: str) -> None:
+    save_both(peft, case, torch.bfloat16, tmp_path)
+    record = apply_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    view, written = read_patched(tmp_path / "base", tmp_path / "adapter"), read_checkpoint(tmp_path / "out")
+    rows = {row.module: row for row in record.modules}
+    for name, modules in view.patches.items():
+        for module in modules:
+            layer, change = view.adapter.layers[module], view.adapter.update(module).dense()
+            before, after = (layer.view(one.tensor(name)) for one in (view.base, written))
+            assert rows[module].norm == pytest.approx(float(change.norm()), rel=1e-9)
+            lost = float((after - before - change).norm())
+            assert rows[module].error == pytest.approx(lost / float(change.norm()), rel=1e-9)
+
+
 def test_what_is_written_is_what_peft_merges_one_after_the_other(peft: ModuleType, tmp_path: Path) -> None:
     base = save_both(peft, "bert", torch.bfloat16, tmp_path)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
