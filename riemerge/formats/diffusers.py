@@ -180,6 +180,9 @@ def _in_full(module: str, *, old: bool) -> str:
     return module
 
 
+_NOT_HERE = ("use_dora", "lora_bias")
+
+
 def _config(settings: Any, model: str) -> tuple[AdapterConfig | None, list[str]]:
     """Return what settings say of one model; they name it, or are those of a single one."""
     if not isinstance(settings, dict):
@@ -191,4 +194,7 @@ def _config(settings: Any, model: str) -> tuple[AdapterConfig | None, list[str]]
     if not own:
         return None, [f"says nothing of {show(model)}: expected {show(model)}.r and {show(model)}.lora_alpha"]
     config, faults = parse_config(as_json({"peft_type": "LORA", **own}))
+    faults += [
+        f"{key} is true: diffusers' files have no place for what it adds" for key in _NOT_HERE if own.get(key)
+    ]
     return config, [f"{show(model)}: {fault}" for fault in faults]

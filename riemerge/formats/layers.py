@@ -467,18 +467,6 @@ class Dora(Layer):
         return self.plain.gather(parts)
 
 
-NEEDS_BASE = (
-    "dW depends on the weights of the base model (DoRA), or its layout on their shapes (experts in one "
-    "parameter): name the base model, a full checkpoint, as --base (base_model in a recipe)"
-)
-"""What is said where an adapter cannot be read, or written as a delta, without its base model."""
-
-
-def is_linear(layer: Layer) -> bool:
-    """Return whether a layer is a linear one, with or without DoRA."""
-    return isinstance(layer, Linear) or (isinstance(layer, Dora) and isinstance(layer.plain, Linear))
-
-
 @dataclass(frozen=True, eq=False)
 class Foreign(Layer):
     """A module that is stored otherwise than PEFT stores it. A kind says which layer of PEFT it is.
@@ -527,6 +515,18 @@ class Foreign(Layer):
         """Return what is stored of the one module."""
         (part,) = parts
         return dict(part)
+
+
+NEEDS_BASE = (
+    "dW depends on the weights of the base model (DoRA), or its layout on their shapes (experts in one "
+    "parameter): name the base model, a full checkpoint, as --base (base_model in a recipe)"
+)
+"""What is said where an adapter cannot be read, or written as a delta, without its base model."""
+
+
+def is_linear(layer: Layer) -> bool:
+    """Return whether a layer is a linear one, with or without DoRA."""
+    return isinstance(layer, Linear) or (isinstance(layer, Dora) and isinstance(layer.plain, Linear))
 
 
 def parent(stem: str) -> str:

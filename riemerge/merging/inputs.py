@@ -407,10 +407,7 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
 
 def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
     """Refuse what makes no sense for full checkpoints."""
-    problems = [
-        f"heads: {heads}: full checkpoints have their heads among their tensors: leave it out"
-        for heads in filter(None, [recipe.heads])
-    ]
+    problems = []
     if method.checkpoints == "no":
         problems.append(f"merge_method: {method.name} merges adapters only, and these are full checkpoints")
     if method.checkpoints == "updates" and not recipe.base_model:

@@ -67,7 +67,7 @@ def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
     return [text]
 
 
-def servers(ranks: Mapping[str, int]) -> str:
+def servers(ranks: Mapping[str, int], *, heads: bool = False) -> str:
     """Say what serves an adapter, in one line: the option of vLLM, and whether llama.cpp reads it right.
 
     >>> servers({"q_proj": 96, "v_proj": 96})
@@ -77,14 +77,17 @@ def servers(ranks: Mapping[str, int]) -> str:
 
     Args:
         ranks: The rank with which each module is written.
+        heads: Whether whole tensors are written beside the factors.
 
-    Source: vLLM 0.27 (vllm/config/lora.py, MaxLoRARanks); llama.cpp scales by lora_alpha over the rank of
-        the stored factors.
+    Source: vLLM 0.27 (vllm/config/lora.py, MaxLoRARanks; its PEFTHelper takes no modules_to_save); llama.cpp
+        scales by lora_alpha over the rank of the stored factors.
     """
     most, largest = max(ranks.values()), _VLLM_RANKS[-1]
     vllm = f"no, rank {most} is above {largest}, use --rank {largest}"
     if most <= largest:
         vllm = f"--max-lora-rank {next(limit for limit in _VLLM_RANKS if limit >= most)}"
+    if heads:
+        vllm = "no, it takes no heads beside the factors, use --heads drop"
     llama = "no, since ranks differ between modules"
     if min(ranks.values()) == most:
         llama = "right, since all modules have one rank"

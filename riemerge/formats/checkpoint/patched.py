@@ -160,17 +160,10 @@ def _multiply(layer: Layer, sides: Mapping[str, Tensor]) -> Tensor:
 
 def _multiply_experts(experts: Sequence[tuple[Layer, Mapping[str, Tensor]]]) -> dict[Layer, Tensor]:
     """Return s·B·A, (m, n), of each expert of a parameter."""
-    ordered = sorted(experts, key=_place)
-    factors = [layer.factors(sides) for layer, sides in ordered]
+    factors = [layer.factors(sides) for layer, sides in experts]
     b, a = torch.stack([b for b, _ in factors], dim=-1), torch.stack([a for _, a in factors])
     whole = torch.einsum("ore,eri->eoi", b, a)
-    return {layer: change.mul_(layer.scale) for (layer, _), change in zip(ordered, whole, strict=True)}
-
-
-def _place(expert: tuple[Layer, Mapping[str, Tensor]]) -> int:
-    layer, _ = expert
-    assert isinstance(layer, Expert)
-    return layer.index
+    return {layer: change.mul_(layer.scale) for (layer, _), change in zip(experts, whole, strict=True)}
 
 
 def _scale(layer: Dora, weight: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
