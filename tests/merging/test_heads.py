@@ -135,7 +135,7 @@ def test_a_head_that_one_lacks_has_no_mean_unless_it_is_skipped(two: list[Path],
 
 def test_heads_have_no_place_among_updates(two: list[Path]) -> None:
     with pytest.raises(RecipeError, match="updates only"):
-        merge(two, heads="average", dialect="kohya")
+        merge(two, heads="average", dialect="mlx")
 
 
 def test_copies_of_base_weights_are_left_out_where_they_agree(tmp_path: Path) -> None:
