@@ -138,8 +138,8 @@ def _have_one_name(bases: Iterable[_Base]) -> bool:
 def _advice(bases: Sequence[_Base]) -> str:
     """Say what to do about base models of several names."""
     advice = (
-        "it must be the same in all adapters: if these are one model, --same-base (same_base: true in a "
-        "recipe) takes them so; --base-name NAME only says what the result names"
+        "it must be the same in all adapters: if these are one model, merge with --same-base (same_base: "
+        "true in a recipe); --base-name NAME only says what the result names"
     )
     if not _have_one_name(bases):
         return advice

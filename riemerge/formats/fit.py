@@ -105,7 +105,9 @@ def _differing_modules(adapters: Sequence[Adapter]) -> tuple[list[str], list[str
                 f"{adapter.path}: has the modules of {adapters[0].path} but for the prefix {show(old)}: "
                 f"--rename {show(old)}={show(new)} (rename: in a recipe) reads them as the same modules"
             )
-    ways_out = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    ways_out = (
+        "merge with --missing zero (its update there is zero) or --missing skip (it takes no part there)"
+    )
     if names and not frozenset.intersection(*names.values()):
         counts = "; ".join(f"{adapter.path} has {list_names(sorted(own))}" for adapter, own in names.items())
         return wrapped, [f"the adapters have no module in common: {counts}; {ways_out}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.checkpoint import Checkpoint
@@ -50,7 +50,12 @@ class Beside:
     read: Mapping[str, str] = field(default_factory=dict)
 
 
-def put_beside(recipe: Recipe, checkpoints: Sequence[Checkpoint], lead: Checkpoint) -> Beside:
+def put_beside(
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    lead: Checkpoint,
+    settings: Mapping[str, Any] | None = None,
+) -> Beside:
     """Say what lies beside a merged checkpoint, and put the models in one vocabulary where that is asked.
 
     Law: without a tokenizer in the recipe the files are those beside the base model, or the first model. With
@@ -62,15 +67,18 @@ def put_beside(recipe: Recipe, checkpoints: Sequence[Checkpoint], lead: Checkpoi
         recipe: What asks for a tokenizer and a chat template.
         checkpoints: The open checkpoints, the base model among them.
         lead: The one of them whose files go with the result.
+        settings: The settings of the result, where they are others than those of the lead.
 
     Raises:
         RecipeError: No model and no folder has the tokenizer that is asked for.
         AdapterError: A tokenizer cannot be read, or it is not known which tensors have rows of tokens.
     """
     files: dict[str, Path | bytes] = {path.name: path for path in lead.other_files}
+    if settings is not None:
+        files[SETTINGS_FILE] = write_settings(settings).encode()
     result = Beside(tuple(checkpoints), files)
     if recipe.tokenizer is not None:
-        result = _use_tokenizer(recipe, checkpoints, lead)
+        result = _use_tokenizer(recipe, result, lead, settings or read_settings(lead))
     if recipe.chat_template is None:
         return result
     ordered = [lead, *(one for one in checkpoints if one is not lead)]
@@ -91,9 +99,11 @@ def _folder(checkpoint: Checkpoint) -> Path:
     return next((path.parent for path in checkpoint.other_files), checkpoint.path)
 
 
-def _use_tokenizer(recipe: Recipe, checkpoints: Sequence[Checkpoint], lead: Checkpoint) -> Beside:
+def _use_tokenizer(
+    recipe: Recipe, given: Beside, lead: Checkpoint, settings: Mapping[str, Any] | None
+) -> Beside:
     """Put all models in the vocabulary of the tokenizer that a recipe asks for."""
-    files: dict[str, Path | bytes] = {path.name: path for path in lead.other_files}
+    checkpoints, files = given.checkpoints, dict(given.files)
     found = {one: read_vocabulary(_folder(one)) for one in checkpoints}
     source = _find_source(recipe, checkpoints, lead)
     if isinstance(source, Checkpoint):
@@ -102,7 +112,7 @@ def _use_tokenizer(recipe: Recipe, checkpoints: Sequence[Checkpoint], lead: Chec
         chosen, folder = read_vocabulary(source), source
     if not any(found.values()) and isinstance(source, Checkpoint):
         note = "tokenizer: no model has one: the rows of embeddings are merged by their places"
-        return Beside(tuple(checkpoints), files, (note,))
+        return Beside(checkpoints, files, (note,))
     own = found[lead]
     AdapterError.refuse(
         f"{place}: has no {TOKENIZER_FILE}: expected the tokenizer that the recipe asks for, and that of the "
@@ -130,7 +140,7 @@ def _use_tokenizer(recipe: Recipe, checkpoints: Sequence[Checkpoint], lead: Chec
     if views[0] is not lead:
         tokens = f"the rows of {len(chosen.ids)} tokens"
         notes.append(f"tokenizer: {recipe.tokenizer}: embeddings and heads have {tokens}")
-    if settings := read_settings(lead):
+    if settings:
         changed = resize_vocabulary(settings, vocabulary_tensors(lead)[0], vocabulary_tensors(views[0])[0])
         if source is not lead and isinstance(source, Checkpoint):
             changed = take_special_tokens(changed, read_settings(source) or {})

@@ -27,6 +27,7 @@ from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.layers import NEEDS_BASE, Dora, Expert
 from riemerge.merging.beside import Beside, put_beside
 from riemerge.merging.heads import copy_notes
+from riemerge.merging.stacking import stack_models
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
@@ -234,10 +235,13 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     folders = [*used, *filter(None, [recipe.base_model])]
     checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
-    lead = checkpoints[0]
+    models, settings = list(checkpoints), None
+    if recipe.slices is not None:
+        models, settings = stack_models(recipe, method, models)
+    lead = models[0]
     if recipe.base_model:
-        lead = checkpoints[-1]
-    beside = put_beside(recipe, checkpoints, lead)
+        lead = models[-1]
+    beside = put_beside(recipe, models, lead, settings)
     check_checkpoints(beside.checkpoints)
     base = next(iter(beside.checkpoints[len(used) :]), None)
     views = _in_order(recipe, method, beside.checkpoints[: len(used)])
@@ -251,15 +255,7 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
     AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
-    dialect = recipe.dialect or given[0].dialect
-    named = name_alike(adapters, dialect)
-    translated = [
-        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
-        f"{list_names(new.modules)}"
-        for old, new in zip(adapters, named, strict=True)
-        if new is not old
-    ]
-    adapters = named
+    adapters, translated = _translate(recipe, adapters)
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
@@ -276,6 +272,20 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     ]
     notes = (*translated, *fit.notes, *copy_notes(adapters), *unused)
     return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=notes)
+
+
+def _translate(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[str]]:
+    """Return adapters with their modules named as the output names them, and which of them were renamed."""
+    dialect = recipe.dialect or adapters[0].dialect
+    if recipe.out_type == "delta" and dialect == "kohya":
+        dialect = "diffusers"  # a base model has names with dots
+    named = name_alike(adapters, dialect)
+    notes = [
+        f"{old.path}: its {len(old.modules)} modules are named as in the dialect {dialect}"
+        for old, new in zip(adapters, named, strict=True)
+        if new is not old
+    ]
+    return named, notes
 
 
 def _open_weights(
@@ -401,10 +411,7 @@ def _check_for_adapters(recipe: Recipe, method: Method) -> None:
 
 def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
     """Refuse what makes no sense for full checkpoints."""
-    problems = [
-        f"heads: {heads}: full checkpoints have their heads among their tensors: leave it out"
-        for heads in filter(None, [recipe.heads])
-    ]
+    problems = []
     if method.checkpoints == "no":
         problems.append(f"merge_method: {method.name} merges adapters only, and these are full checkpoints")
     if method.checkpoints == "updates" and not recipe.base_model:
@@ -419,14 +426,12 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
             for i, entry in enumerate(recipe.models)
             if Path(entry.model).resolve() == base
         ]
-    if "scale" in recipe.parameters and not recipe.base_model:
+    if "scale" in recipe.parameters and not recipe.base_model and recipe.slices is None:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
     if recipe.uniform_rank is not None:
         problems.append("uniform_rank: full checkpoints have no rank: leave it out")
-    if recipe.slices is not None:
-        problems.append("slices: take some layers only: name whole models under models")
     if recipe.dtype != "float64":
         problems.append(f"dtype: {recipe.dtype}: full checkpoints are merged in float64: leave it out")
     if recipe.out_type not in {None, "checkpoint"}:
@@ -488,7 +493,9 @@ def _step(name: str) -> int:
 
 
 def counting(recipe: Recipe) -> tuple[int, ...]:
-    """Return the places of the models whose weight is not 0 everywhere."""
+    """Return the places of the models whose weight is not 0 everywhere; of slices, those of all models."""
+    if recipe.slices is not None:
+        return tuple(range(len(recipe.models)))
     return tuple(i for i, weight in enumerate(recipe.weights) if weight is None or weight != 0)
 
 

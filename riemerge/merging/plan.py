@@ -37,6 +37,7 @@ from riemerge.merging.inputs import (
 )
 from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
+from riemerge.merging.stacking import StackResolver
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
@@ -75,7 +76,7 @@ class Plan:
     recipe: Recipe
     method: Method
     inputs: Inputs
-    resolver: Resolver
+    resolver: Resolver | StackResolver
     stack: Stack
     options: Options
     device: torch.device
@@ -106,6 +107,7 @@ class Plan:
             "uniform_rank": (recipe.uniform_rank, None),
             "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer), None),
             "chat_template": (recipe.chat_template, None),
+            "slices": (self._slices(names), None),
             "earlier": (dict(recipe.earlier), {}),
             "dialect": (self.dialect or PEFT, PEFT),
         }
@@ -130,6 +132,26 @@ class Plan:
             "dtype": recipe.dtype,
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
         }
+
+    def _slices(self, names: Sequence[str]) -> list[dict[str, Any]] | None:
+        """Return the slices of the recipe as they can be written down; None where there are none."""
+        if self.recipe.slices is None:
+            return None
+        known = dict(zip((entry.model for entry in self.recipe.models), names, strict=True))
+        return [
+            {
+                "sources": [
+                    {
+                        "model": known[source.model],
+                        "layer_range": [*source.layer_range],
+                        "parameters": {**source.parameters},
+                    }
+                    for source in part.sources
+                ],
+                "parameters": {**part.parameters},
+            }
+            for part in self.recipe.slices
+        ]
 
     @property
     def read_beside(self) -> dict[str, dict[str, str]]:
@@ -200,7 +222,11 @@ def plan(
     _check_values(recipe)
     _check_solver_and_rank(asked, method, optimizer)
     inputs = open_inputs(recipe, method, opened or {})
-    resolver = Resolver(recipe, method, inputs.names)
+    resolver: Resolver | StackResolver
+    if recipe.slices is not None:
+        resolver = StackResolver(recipe, method, inputs.names)
+    else:
+        resolver = Resolver(recipe, method, inputs.names)
     options = Options(
         solver=optimizer or asked.get("solver"),
         threads=find_threads(threads, where),
@@ -304,7 +330,7 @@ def _stack(
     recipe: Recipe,
     method: Method,
     inputs: Inputs,
-    resolver: Resolver,
+    resolver: Resolver | StackResolver,
     device: torch.device,
 ) -> Stack:
     """Stack the inputs: their updates read lazily, their weights and parameters as the recipe has them.
@@ -468,7 +494,7 @@ def open_statistics(
 
 
 def weights_of(
-    resolver: Resolver,
+    resolver: Resolver | StackResolver,
     method: Method,
     places: Sequence[int],
     skipped: Mapping[str, Collection[int]] = MappingProxyType({}),
@@ -501,7 +527,7 @@ def weights_of(
     return weights
 
 
-def _check_shares(resolver: Resolver, method: Method, inputs: Inputs) -> None:
+def _check_shares(resolver: Resolver | StackResolver, method: Method, inputs: Inputs) -> None:
     """Refuse modules in which the weights of those that have them cannot stand for all.
 
     Raises:
@@ -524,7 +550,9 @@ def _check_shares(resolver: Resolver, method: Method, inputs: Inputs) -> None:
         )
 
 
-def values_of(resolver: Resolver, places: Sequence[int]) -> Callable[[str], Mapping[str, Any]]:
+def values_of(
+    resolver: Resolver | StackResolver, places: Sequence[int]
+) -> Callable[[str], Mapping[str, Any]]:
     """Return what gives the parameters of a module; those per model are of the models at some places."""
 
     def values(module: str) -> Mapping[str, Any]:

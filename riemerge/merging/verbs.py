@@ -97,6 +97,10 @@ def merge(
         >>> result = merge(["snli", "mnli"], weights=[0.5, 0.5])  # doctest: +SKIP
         >>> result.save_pretrained("merged")  # doctest: +SKIP
     """
+    if dtype not in {"float64", "float32"}:
+        raise RecipeError(
+            f"dtype: {dtype!r} is not known: expected 'float64' or 'float32'; out_dtype is written"
+        )
     given = [1.0] * len(adapters)
     if weights is not None:
         given = list(weights)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from riemerge.errors import RecipeError, try_each
-from riemerge.methods import PARAMETERS, find_method
+from riemerge.methods import METHODS, PARAMETERS, find_method
 from riemerge.recipes.recipe import parse_value, suggest_parameter
+from riemerge.recipes.translations import METHOD_WORDS
 
 
 @final
@@ -31,11 +32,15 @@ def parse(text: str) -> Candidate:
 
     >>> parse("ties:rank=sum:density=0.2").name
     'ties:density=0.2:rank=sum'
+    >>> parse("linear").name  # as mergekit calls it
+    'average'
 
     Raises:
         RecipeError: No such method, a parameter that it does not take or that is said twice, or no value.
     """
     method, *words = text.split(":")
+    if method not in METHODS and method in METHOD_WORDS:
+        method = METHOD_WORDS[method].ours
     pairs = [word.partition("=")[::2] for word in words]
     names = [name for name, _ in pairs]
     takes = find_method(method).parameters

@@ -31,6 +31,7 @@ class Resolver:
         recipe: The recipe.
         method: The method of the recipe.
         modules: The names of all modules.
+        depth: The depth of each module, where layers are not counted by their names.
 
     Raises:
         RecipeError: A filter that is part of no module's name; a parameter with a value in some modules or
@@ -39,14 +40,20 @@ class Resolver:
     Source: mergekit 0.1.5's documented parameter specification (scalars, gradients, filters).
     """
 
-    def __init__(self, recipe: Recipe, method: Method, modules: Sequence[str]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        modules: Sequence[str],
+        depth: Mapping[str, float] | None = None,
+    ) -> None:
         self._own = tuple(entry.parameters for entry in recipe.models)
         self._all = recipe.parameters
         self._default: Mapping[str, Any] = {"weight": 1.0, "scale": 1.0, **method.defaults}
         self._models = tuple(entry.model for entry in recipe.models)
         self._counting = tuple(weight != 0 for weight in recipe.weights)
         self._names = tuple(name for name in method.parameters if name not in {"weight", "scale"})
-        self._depth = depths(modules)
+        self._depth = depth or depths(modules)
         RecipeError.refuse([*self._find_unmatched(), *self._find_gaps(), *self._find_weightless(method)])
 
     def weights(self, module: str) -> tuple[float, ...]:

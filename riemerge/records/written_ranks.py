@@ -21,7 +21,8 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     lora_alpha over the rank of the stored factors is the scale of every module, as every loader reads it.
     Where `rank` is no number, and `uniform_rank` is false or the dialect has an alpha for each module, the
     rank of each module: without any `rank` the largest of the module's inputs, so that what loaders do right
-    with the inputs they do right with the merge; for a share of the energy the rank that keeps it.
+    with the inputs they do right with the merge; for a share of the energy the rank that keeps it. A bias is
+    one column, which is written without factors: it counts as having the largest rank.
 
     Args:
         recipe: The completed recipe, as the record has it.
@@ -32,7 +33,8 @@ def written_ranks(recipe: Mapping[str, Any], rows: Sequence[ModuleRow]) -> dict[
     if asked is None:
         ranks = {row.module: max(ranks[row.module], *row.input_ranks) for row in rows}
     if not isinstance(asked, int) and not has_one_rank(recipe):
-        return ranks
+        most = max((ranks[row.module] for row in rows if not _is_column(row)), default=1)
+        return ranks | {row.module: most for row in rows if _is_column(row)}
     least = asked if isinstance(asked, int) else 1
     return dict.fromkeys(ranks, max(least, *ranks.values()))
 
@@ -46,6 +48,10 @@ def has_one_rank(recipe: Mapping[str, Any]) -> bool:
     if (asked := recipe.get("uniform_rank")) is not None:
         return bool(asked)
     return recipe.get("dialect") not in _ALPHA_BY_MODULE
+
+
+def _is_column(row: ModuleRow) -> bool:
+    return row.shape[1:] == (1,)
 
 
 def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
@@ -67,7 +73,7 @@ def rank_warnings(ranks: Mapping[str, int]) -> list[str]:
     return [text]
 
 
-def servers(ranks: Mapping[str, int]) -> str:
+def servers(ranks: Mapping[str, int], *, heads: bool = False) -> str:
     """Say what serves an adapter, in one line: the option of vLLM, and whether llama.cpp reads it right.
 
     >>> servers({"q_proj": 96, "v_proj": 96})
@@ -77,14 +83,17 @@ def servers(ranks: Mapping[str, int]) -> str:
 
     Args:
         ranks: The rank with which each module is written.
+        heads: Whether whole tensors are written beside the factors.
 
-    Source: vLLM 0.27 (vllm/config/lora.py, MaxLoRARanks); llama.cpp scales by lora_alpha over the rank of
-        the stored factors.
+    Source: vLLM 0.27 (vllm/config/lora.py, MaxLoRARanks; its PEFTHelper takes no modules_to_save); llama.cpp
+        scales by lora_alpha over the rank of the stored factors.
     """
     most, largest = max(ranks.values()), _VLLM_RANKS[-1]
     vllm = f"no, rank {most} is above {largest}, use --rank {largest}"
     if most <= largest:
         vllm = f"--max-lora-rank {next(limit for limit in _VLLM_RANKS if limit >= most)}"
+    if heads:
+        vllm = "no, it takes no heads beside the factors, use --heads drop"
     llama = "no, since ranks differ between modules"
     if min(ranks.values()) == most:
         llama = "right, since all modules have one rank"

@@ -15,7 +15,6 @@ from riemerge.formats.files.staging import check_output, hidden_prefix, publish,
 from riemerge.merging.inputs import folders_of
 from riemerge.merging.plan import plan_together
 from riemerge.merging.verbs import merge_into
-from riemerge.methods import find_method
 from riemerge.progress import Listener, Progress
 from riemerge.study.reweighting import equal_weights, model_names, reweight, to_json
 from riemerge.study.scorer import Scorer, ask_score
@@ -100,7 +99,7 @@ def greedy_soup(
         Wortsman et al. 2022, Model soups, recipe 1.
     """
     recipe = equal_weights(models, method, statistics, options)
-    if find_method(method).ordered:
+    if recipe.method.ordered:
         raise RecipeError(
             f"merge_method: {method} takes its models in the order of a run, and a soup takes them by their "
             "scores: choose another"
@@ -138,7 +137,7 @@ def greedy_soup(
         chosen = tuple(names[place] for place in soup)
         # Merged anew, so that nothing is in it that the scorer left there.
         merge(soup)
-        record = SoupRecord(method=method, trials=tuple(trials), chosen=chosen, score=score)
+        record = SoupRecord(method=recipe.merge_method, trials=tuple(trials), chosen=chosen, score=score)
         write_atomically(stage / SOUP_FILE, to_json(record))
         with writing(target):
             publish(stage, target)

@@ -135,7 +135,7 @@ def sweep(
             points.append(_point(name, point, record, score))
             if progress is not None:
                 progress(Progress("sweep", len(points), len(recipes), name))
-        swept = SweepRecord(method=method, models=model_names(recipe), points=tuple(points))
+        swept = SweepRecord(method=recipe.merge_method, models=model_names(recipe), points=tuple(points))
         write_atomically(root / SWEEP_FILE, to_json(swept))
     return swept
 

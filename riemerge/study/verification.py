@@ -264,7 +264,11 @@ def _merge_again(plan: Plan, names: Sequence[str], folder: Path) -> dict[str, fl
         if plan.out_type == "adapter":
             ours, theirs = read_adapter(again), read_adapter(folder)
             spans = {name: JointSpan([ours.update(name), theirs.update(name)]) for name in names}
-            return {name: _apart(*(one.dense() for one in span.updates)) for name, span in spans.items()}
+            apart = {name: _apart(*(one.dense() for one in span.updates)) for name, span in spans.items()}
+            heads = {name: (ours.tensor(name), theirs.tensor(name)) for name in ours.saved}
+            return apart | {
+                name: _tensors_apart(new.double(), old.double()) for name, (new, old) in heads.items()
+            }
         new, old = read_checkpoint(again), read_checkpoint(folder)
         return {name: _tensors_apart(new.tensor(name), old.tensor(name)) for name in new.modules}
 

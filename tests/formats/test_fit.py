@@ -32,7 +32,9 @@ def test_everything_that_differs_is_reported_at_once(pico: Pico) -> None:
         check_collection([read_adapter(a), read_adapter(b), read_adapter(a)])
     found = caught.value.problems
     same = "it must be the same in all adapters"
-    options = "--missing zero counts its update there as zero, --missing skip leaves it out there"
+    options = (
+        "merge with --missing zero (its update there is zero) or --missing skip (it takes no part there)"
+    )
     *others, bases = found
     assert others == [
         f"{a}: is listed 2 times: give it once, with a larger weight",

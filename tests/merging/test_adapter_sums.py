@@ -43,6 +43,8 @@ def test_among_full_checkpoints_it_is_the_base_with_the_adapter_in_it(world: Pat
     sums = [f"{world}/base+{world}/{name}" for name in "ab"]
     asked = recipe(*sums, base_model=f"{world}/base")
     assert take_adapters(asked) == asked
+    beside = recipe(f"{world}/base", f"somebody/base+{world}/a")
+    assert take_adapters(beside) == beside  # whose base is missing, as its reader says
     record = merge_into(asked, world / "out").record
     assert [row.name for row in record.inputs] == ["base+a", "base+b"]
     merged, updates = load_file(world / "out" / ONE), [dense(factors) for factors in FACTORS]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from riemerge.merging.dry_run import describe_plan
 from riemerge.merging.plan import plan
@@ -16,7 +18,7 @@ from riemerge.recipes.recipe import read_recipe
 from riemerge.records.plan_record import PlanRecord
 from tests.cli.runner import run
 from tests.folders import listing
-from tests.merging.merges import World, served, stored_factors
+from tests.merging.merges import PREFIX, TENSORS, World, served, stored_factors
 
 
 def stored_bytes(folder: Path) -> int:
@@ -65,6 +67,22 @@ def test_ranks_and_bytes_are_those_that_are_written_or_bounds_of_them(
         for row in described.modules:
             assert row.rank is not None
             assert row.rank == ranks[row.module] or (not described.exact and row.rank > ranks[row.module])
+
+
+def give_heads(folders: list[Path]) -> None:
+    for i, folder in enumerate(folders):
+        tensors = load_file(folder / TENSORS)
+        tensors[f"{PREFIX}classifier.weight"] = torch.full((3, 4), i + 1.0)
+        save_file(tensors, folder / TENSORS)
+
+
+@pytest.mark.parametrize("heads", ["average", "drop"])
+def test_heads_are_counted_and_told(tmp_path: Path, heads: str) -> None:
+    folders = served(tmp_path)
+    give_heads(folders)
+    described, _ = both(folders, tmp_path / "out", merge_method="average", heads=heads)
+    assert described.disk_bytes == stored_bytes(tmp_path / "out")
+    assert any(text.startswith("heads: 1 whole tensors (classifier.weight)") for text in described.warnings)
 
 
 def test_of_checkpoints_too(world: World, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from riemerge import merge
 from riemerge.errors import AdapterError, RecipeError, RiemergeError
 from riemerge.formats.dialects import read_adapter
 from riemerge.merging.heads import copy_notes
+from riemerge.merging.plan import plan
+from riemerge.recipes.recipe import make_recipe
 
 PREFIX = "base_model.model."
 
@@ -134,8 +136,10 @@ def test_a_head_that_one_lacks_has_no_mean_unless_it_is_skipped(two: list[Path],
 
 
 def test_heads_have_no_place_among_updates(two: list[Path]) -> None:
+    raw = {"merge_method": "average", "heads": "average", "out_type": "delta"}
+    recipe = make_recipe({**raw, "models": [{"model": str(folder)} for folder in two]})
     with pytest.raises(RecipeError, match="updates only"):
-        merge(two, heads="average", dialect="mlx")
+        plan(recipe)
 
 
 def test_copies_of_base_weights_are_left_out_where_they_agree(tmp_path: Path) -> None:

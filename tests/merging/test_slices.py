@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.merging.slices import count_layers, flatten_slices, recipe_of_slice
@@ -48,6 +50,13 @@ def test_some_layers_of_adapters_are_refused(tmp_path: Path, layers: list[int]) 
     paths = write_family(tmp_path, family("independent", 2))
     with pytest.raises(RecipeError, match="slices: take some layers only: those of adapters"):
         merge_into(sliced({str(path): layers for path in paths}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("stop", "flat"), [(2, False), (3, True), (4, False)])
+def test_the_settings_of_a_checkpoint_decide(tmp_path: Path, stop: int, flat: bool) -> None:
+    save_file({"layers.0.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 3}))
+    assert (flatten_slices(sliced({str(tmp_path): [0, stop]})).slices is None) == flat
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from riemerge.cli.commands import main
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import read_checkpoint
 from riemerge.formats.dialects import read_adapter, write_adapter
+from riemerge.merging.conversion import convert
 from riemerge.updates.low_rank import sum_updates
 
 pytestmark = [
@@ -272,6 +273,8 @@ class Kinds(nn.Module):
     """One module of each kind."""
 
     def __init__(self) -> None:
+        from transformers.pytorch_utils import Conv1D
+
         super().__init__()
         self.config = SimpleNamespace(
             model_type="custom", to_dict=dict, get=lambda key, default=None: default
@@ -285,6 +288,7 @@ class Kinds(nn.Module):
         self.emb = nn.Embedding(11, 6)
         self.moe = Experts()
         self.turned = Experts(is_transposed=True)
+        self.gpt = Conv1D(5, 6)
         self.dense = nn.ParameterDict({"matrix": torch.randn(7, 4)})
 
 
@@ -319,6 +323,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"moe.down": 3, "turned.down": 7},
     },
     "a parameter of one matrix": {"target_modules": ["wide"], "target_parameters": ["dense.matrix"]},
+    "turned": {"target_modules": ["gpt"], "fan_in_fan_out": True, "lora_bias": True},
+    "turned dora": {"target_modules": ["gpt"], "fan_in_fan_out": True, "use_dora": True, "lora_alpha": 5},
     "dora": {"target_modules": [*WITH_KERNELS, "emb"], "use_dora": True, "lora_alpha": 5},
     "dora rslora patterns": {
         "target_modules": [*WITH_KERNELS, "emb"],
@@ -439,3 +445,60 @@ def test_merged_real_classifiers_load(
             each = [one[f"base_model.model.classifier.{name}"].double() for one in stored]
             found = head.modules_to_save["default"].get_parameter(name).double()
             torch.testing.assert_close(found, sum(each, torch.zeros(())) / 2, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights:UserWarning")
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_changed_its_base_is_refused_until_peft_converts_it(
+    peft: ModuleType, tmp_path: Path, init: str
+) -> None:
+    base = Kinds()
+    before = base.wide.weight.detach().clone()
+    config = peft.LoraConfig(r=2, lora_alpha=5, target_modules=["wide"], init_lora_weights=init)
+    model = peft.get_peft_model(base, config)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = init
+    layer = model.base_model.model.wide
+    with torch.no_grad():
+        layer.lora_A["default"].weight += 0.1
+        layer.lora_B["default"].weight -= 0.2
+    model.save_pretrained(tmp_path / "raw")
+    with pytest.raises(AdapterError, match=r"path_initial_model_for_weight_conversion=.*riemerge extract"):
+        read_adapter(tmp_path / "raw")
+    expected = layer.base_layer.weight.detach() + layer.get_delta_weight("default").detach() - before
+    model.save_pretrained(
+        tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
+    )
+    read = read_adapter(tmp_path / "converted").update("wide").dense().float()
+    torch.testing.assert_close(read, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+@pytest.mark.parametrize("effective", [False, True], ids=["flat", "kernel"])
+def test_a_converted_product_has_pefts_dw(
+    peft: ModuleType, tmp_path: Path, kind: str, effective: bool
+) -> None:
+    def base() -> nn.Module:
+        kernel = nn.Conv2d(4, 6, 3) if effective else nn.Conv2d(4, 6, 1)
+        return nn.Sequential(nn.Linear(12, 20), nn.Linear(20, 8), kernel)
+
+    said: dict[str, Any] = {"r": 2, "alpha": 3, "init_weights": False, "rank_pattern": {"1": 3}}
+    if kind == "LoKr":
+        said |= {"decompose_both": effective, "decompose_factor": 4}
+    config = getattr(peft, f"{kind}Config")(
+        target_modules=["0", "1", "2"], use_effective_conv2d=effective, **said
+    )
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base(), config)
+    model.save_pretrained(tmp_path / "a")
+    expected = deltas(model)
+    convert(tmp_path / "a", tmp_path / "b", "peft")
+    adapter = read_adapter(tmp_path / "b")
+    assert adapter.modules == tuple(sorted(expected))
+    for module, right in expected.items():
+        dense = adapter.update(module).dense().reshape(right.shape)
+        assert torch.linalg.vector_norm(dense - right) <= 1e-6 * torch.linalg.vector_norm(right)
+    if effective:  # a point of a kernel is stored flat, as a matrix, which PEFT does not load for one
+        written = deltas(peft.PeftModel.from_pretrained(base(), tmp_path / "b"))
+        assert_same_and_nothing_else(written, expected)

@@ -97,7 +97,7 @@ def test_a_folder_called_like_a_recipe_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_plus_stands_between_what_is_there_and_is_part_of_a_name_elsewhere(tmp_path: Path) -> None:
-    for name in ("base", "c++", "lora", "a+b"):
+    for name in ("base", "c++", "lora", "a", "a+b"):
         (tmp_path / name).mkdir()
     for text, parts in {
         "base+lora": ("base", "lora"),

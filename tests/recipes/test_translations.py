@@ -184,6 +184,8 @@ def test_what_was_given_is_not_changed() -> None:
         (recipe(parameters={"normalize": 0.5}), "parameters.normalize: 0.5: expected true or false"),
         (recipe(parameters={"normalize": "true"}), "write true without quotes"),
         (recipe(parameters={"rescale": "norm"}), "ties takes no rescale"),
+        (recipe("slerp", parameters={"normalize": False}), "slerp takes no normalize"),
+        (recipe("cat", parameters={"normalize": True}), "cat takes no normalize"),
         (recipe("nuslerp", parameters={"nuslerp_row_wise": True}), "unknown key 'nuslerp_row_wise'"),
         (recipe("passthrough"), "merge_method: passthrough takes one model, and there are 2"),
         (recipe("slerp", models=[*MODELS, {"model": "c"}], base_model="c"), "exactly 2"),

@@ -229,6 +229,10 @@ def test_what_serves_the_result_is_said_in_one_line(
     assert any(line.startswith(says) for line in card.splitlines())
 
 
+def test_heads_beside_the_factors_are_not_for_vllm() -> None:
+    assert servers({"q": 8}, heads=True).startswith("vLLM: no, it takes no heads")
+
+
 def test_where_each_module_has_an_alpha_it_keeps_its_rank(tmp_path: Path) -> None:
     record = merge_adapters(served(tmp_path), method="average").record
     kohya = {**record.recipe, "dialect": "kohya"}

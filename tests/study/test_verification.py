@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from riemerge.errors import AdapterError, NumericalError, OutputError, RiemergeError
@@ -96,6 +97,18 @@ def test_inputs_are_known_by_their_content_and_looked_for_beside_the_folder(
         verify(tmp_path / "out", sample=None)
     with pytest.raises(AdapterError, match="c: was not found"):
         verify(tmp_path / "out", renamed[:2])
+
+
+def test_heads_are_verified_too(folders: list[Path], tmp_path: Path) -> None:
+    for i, folder in enumerate(folders):
+        tensors = load_file(folder / TENSORS)
+        tensors["base_model.model.classifier.weight"] = torch.full((3, 4), i + 1.0)
+        save_file(tensors, folder / TENSORS)
+    out = merged(folders, tmp_path / "out", heads="from=b")
+    assert verify(out, folders, sample=1).errors["classifier.weight"] == 0.0
+    edit_record(out, lambda record: record["recipe"].update(heads="from=c"))
+    with pytest.raises(NumericalError, match=r"classifier\.weight: merged again it differs"):
+        verify(out, folders, sample=1)
 
 
 def test_an_input_of_weight_zero_is_not_needed(folders: list[Path], tmp_path: Path) -> None:

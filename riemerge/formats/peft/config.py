@@ -26,6 +26,8 @@ _TaskType: TypeAlias = Literal[
 # initialisation.
 _INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
+_CONVERTED_BY_PEFT = ("pissa", "corda", "olora", "lora_ga")
+
 _REFUSED: Mapping[str, str] = {
     "alora_invocation_tokens": "aLoRA acts only after certain tokens",
     "arrow_config": "Arrow routes between adapters",
@@ -36,6 +38,19 @@ _REFUSED: Mapping[str, str] = {
     "use_bdlora": "BD-LoRA has block-diagonal factors",
     "use_qalora": "QA-LoRA pools the input before A",
     "velora_config": "VeLoRA changes the training of the factors",
+}
+
+_CONVERT = "riemerge convert makes a LoRA of it, with the same dW (--to peft), or the whole dW (--to delta)"
+_EXTRACT = (
+    "merge it into the base model with PEFT (merge_and_unload): riemerge extract makes a LoRA of it then"
+)
+_OTHER_METHODS: Mapping[str, str] = {
+    "LOHA": _CONVERT,
+    "LOKR": _CONVERT,
+    "IA3": f"it scales activations, so its dW depends on the base weight: {_EXTRACT}",
+    "OFT": f"it turns the base weight, on which its dW depends: {_EXTRACT}",
+    "BOFT": f"it turns the base weight, on which its dW depends: {_EXTRACT}",
+    "VERA": f"it scales random factors that its file may not hold: {_EXTRACT}",
 }
 
 # Settings of training, of loading, or of a mode that another key (refused above) switches on.
@@ -187,7 +202,10 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        return None, [f"peft_type is {brief(kind)}: only LORA is supported"]
+        advice = (
+            _OTHER_METHODS.get(kind, "only LORA is supported") if isinstance(kind, str) else "expected LORA"
+        )
+        return None, [f"peft_type is {brief(kind)}: {advice}"]
 
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)
@@ -195,11 +213,7 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if (init := raw.get("init_lora_weights")) is not None and (
         not isinstance(init, bool | str) or init not in _INITS_THAT_KEEP_THE_BASE
     ):
-        problems.append(
-            f"init_lora_weights is {brief(init)}: this initialisation changes the base weights, so s·B·A is "
-            "not the update of the original base; not supported unless converted by PEFT's save_pretrained("
-            "path_initial_model_for_weight_conversion=...)"
-        )
+        problems.append(f"init_lora_weights is {brief(init)}: {_way_out_of(init)}")
     known = {*AdapterConfig.model_fields, *_REFUSED, *_WITHOUT_EFFECT}
     problems += [
         f"{brief(key)} is {brief(value)}: an unknown setting, whose effect on the update is not known"
@@ -225,6 +239,27 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if unsafe:
         return None, problems + unsafe
     return config, problems
+
+
+def _way_out_of(init: Any) -> str:
+    """Say why an initialisation that changes the base weights is refused, and how to convert the adapter.
+
+    Source: PEFT 0.21.2, `LoraModel._convert_state_dict_for_initial_model`.
+    """
+    ways = (
+        "merge it into its own changed base with PEFT (merge_and_unload, save_pretrained), and take what "
+        "that changed of the original: riemerge extract BASE MERGED -o ADAPTER --rank N"
+    )
+    if str(init).lower().startswith(_CONVERTED_BY_PEFT):
+        ways = (
+            "convert it with PEFT, where the adapter was saved before training: "
+            "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=FOLDER_OF_THAT_ADAPTER); "
+            f"or {ways}"
+        )
+    return (
+        "this initialisation changes the base weights, so s·B·A is not the update of the original base; not "
+        f"supported unless converted: {ways}"
+    )
 
 
 def _look_up(pattern: Mapping[str, _T], module: str, default: _T) -> _T:

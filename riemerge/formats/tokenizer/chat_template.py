@@ -17,8 +17,8 @@ _CONFIG_FILE = "tokenizer_config.json"
 
 _GENERATE = "{% if add_generation_prompt %}{{ 'START' }}{% endif %}"
 _ALPACA = (
-    "{% if messages and messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% endif %}"
-    "{{ '\\n' }}"
+    "{% if messages and messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim + '\\n\\n' }}"
+    "{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] in titles %}{{ titles[message['role']] + message['content'] | trim }}"
     "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}{% endif %}"

@@ -254,16 +254,17 @@ def heads(d: Path) -> dict[str, Any]:
         d / "unsaid", shapes, 33, extra={f"{PREFIX}score.weight": rand(39, 2, 32).float()}, **said
     )
     spam, topic = updates["spam"], updates["topic"]
+    rest = "-o {out} --method average --rank sum"
     return row(
         "huggingface/peft#1676; huggingface/peft#2136; five of five public adapters of BERT's kind",
         {
-            "merge heads/spam heads/topic -o {out} --method average --rank sum": [
+            f"merge heads/spam heads/topic {rest}": [refused("classifier", "--heads")],
+            f"merge heads/unsaid heads/topic {rest}": [refused("score.weight", "--heads")],
+            f"merge heads/spam heads/topic {rest} --heads drop": [
                 done(mean(spam, topic), says=["classifier"]),
-                refused("classifier", "--"),
             ],
-            "merge heads/unsaid heads/topic -o {out} --method average --rank sum": [
+            f"merge heads/unsaid heads/topic {rest} --heads drop": [
                 done(mean(unsaid, topic), says=["score"]),
-                refused("score.weight", "--"),
             ],
         },
     )
@@ -282,8 +283,7 @@ def lmhead(d: Path) -> dict[str, Any]:
         "huggingface/peft#2092; huggingface/peft#2018; ggml-org/llama.cpp#11554",
         {
             "merge lmhead/law lmhead/med -o {out} --method average --rank sum": [
-                done(mean(law, med)),
-                refused("base_layer", "base weight"),
+                done(mean(law, med), says=["lm_head.weight: weights of the base model"]),
             ],
             "merge lmhead/law lmhead/other-base -o {out} --method average": [
                 refused("lm_head.base_layer.weight")

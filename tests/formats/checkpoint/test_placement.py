@@ -195,6 +195,11 @@ def test_what_is_not_in_the_base_is_refused_by_name(
     assert re.search(text, refused(tmp_path, modules))
 
 
+def test_no_prefix_is_advised_that_makes_two_modules_one(tmp_path: Path) -> None:
+    text = refused(tmp_path, {"a.q": (6, 4), "b.q": (6, 4)}, {"b.q.weight": (6, 4)})
+    assert text.endswith("a.q.weight; is it the base model of this adapter?")
+
+
 def test_integers_take_no_update(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", {"q.weight": (3, 4)}, torch.int8)
     with pytest.raises(AdapterError, match=r"q\.weight: is stored as torch\.int8: expected a float"):

@@ -117,6 +117,17 @@ def test_a_vector_beside_experts_is_refused(tmp_path: Path) -> None:
         read_adapter(tmp_path / "a")
 
 
+def test_a_fault_of_one_expert_is_its_own(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "a", 0, "experts")
+    content = load_file(tmp_path / "a" / FILE)
+    content[f"{PREFIX}{MOE}.lora_B.weight"][2, 1] = torch.nan  # rank 1: column 1 is expert 1
+    save_file(content, tmp_path / "a" / FILE)
+    adapter = read_adapter(tmp_path / "a")
+    assert adapter.update(f"{MOE}[0]").norm() > 0
+    with pytest.raises(AdapterError, match=r"moe\[1\]: lora_B holds 1 NaN or Inf, the first at \[2, 0\]"):
+        adapter.update(f"{MOE}[1]")
+
+
 @pytest.mark.parametrize(
     ("shape", "says"),
     [((8,), "expected 7 numbers"), ((), "expected 7 numbers"), (None, "has no lora_magnitude_vector")],
