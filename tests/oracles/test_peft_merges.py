@@ -119,8 +119,13 @@ def save_both(peft: ModuleType, case: str, dtype: torch.dtype, folder: Path) -> 
     return unloaded
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+EACH = [
+    *((case, dtype) for case in CASES for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+    *((case, torch.float64) for case in ("llama", "embedding", "dora")),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), EACH)
 def test_a_base_with_an_adapter_is_what_peft_merges_and_unloads(
     peft: ModuleType, tmp_path: Path, case: str, dtype: torch.dtype
 ) -> None:
@@ -135,6 +140,21 @@ def test_a_base_with_an_adapter_is_what_peft_merges_and_unloads(
         assert torch.equal(tensor, expected[name])
         assert torch.equal(tensor, view.base.tensor(name, dtype=None)) == (name not in view.patches)
     assert sum(map(len, view.patches.values())) == len(view.adapter.modules)
+
+
+@pytest.mark.parametrize("case", ["dora", "dora of gpt2", "embedding", "experts", "bias"])
+def test_the_record_measures_the_change_of_every_kind(peft: ModuleType, tmp_path: Path, case: str) -> None:
+    save_both(peft, case, torch.bfloat16, tmp_path)
+    record = apply_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    view, written = read_patched(tmp_path / "base", tmp_path / "adapter"), read_checkpoint(tmp_path / "out")
+    rows = {row.module: row for row in record.modules}
+    for name, modules in view.patches.items():
+        for module in modules:
+            layer, change = view.adapter.layers[module], view.adapter.update(module).dense()
+            before, after = (layer.view(one.tensor(name)) for one in (view.base, written))
+            assert rows[module].norm == pytest.approx(float(change.norm()), rel=1e-9)
+            lost = float((after - before - change).norm())
+            assert rows[module].error == pytest.approx(lost / float(change.norm()), rel=1e-9)
 
 
 def test_what_is_written_is_what_peft_merges_one_after_the_other(peft: ModuleType, tmp_path: Path) -> None:
