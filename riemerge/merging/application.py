@@ -13,6 +13,7 @@ from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
+from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import locate, name_model
 from riemerge.formats.layers import Dora, Layer
 from riemerge.merging.machine import find_dtype
@@ -88,6 +89,7 @@ def apply_adapter(
                 writer.add_file(path.name, path)
         warnings = [
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
+            *_head_notes(model),
             *code_notes(model),
             *rounding_warnings(writer.roundings),
             *change_warnings(changes, {row.module: row.norm for row in rows}),
@@ -106,6 +108,22 @@ def apply_adapter(
         writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
         writer.add_file(CARD_FILE, difference_card(record))
     return record.with_outputs(writer.sha256)
+
+
+def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:
+    """Say by name which tensors the adapter saved whole."""
+    rows = {saved for saved, _ in model.tokens.values()}
+    saved = [name for name in model.adapter.saved if name not in rows]
+    added = [name for name in saved if name not in model.base.shapes]
+    if replaced := [name for name in saved if name in model.base.shapes]:
+        yield f"{model.adapter.name}: stands whole in place of the base model's: {list_names(replaced)}"
+    if added:
+        yield (
+            f"{model.adapter.name}: adds tensors that the base model has not: {list_names(added)}: its "
+            "config.json says nothing of them: load the class that the adapter was trained in"
+        )
+    if model.tokens:
+        yield f"{model.adapter.name}: rows of trained tokens stand in {list_names(model.tokens)}"
 
 
 def _measure(model: PatchedCheckpoint, name: str, merged: Tensor) -> Iterator[DifferenceModule]:
