@@ -94,7 +94,7 @@ class Recipe(BaseModel):
         base_statistics: The folder of the statistics of the base model.
         parameters: The parameters of all models or of the method that were given, by name.
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64. (In a
-            file `dtype: float32` is `out_dtype`, as in mergekit's.)
+            file any other than float64 is read as `out_dtype`, as mergekit means it.)
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
         uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero; None

@@ -201,7 +201,7 @@ def test_a_missing_file_and_a_file_among_folders(tmp_path: Path) -> None:
         ),
         (recipe(merge_method="average", models=[{"model": "a", "parameters": {"tol": 1}}]), "takes no tol"),
         (recipe(merge_method="average", parameters={"tol": 1e-3}), "parameters: average takes no tol"),
-        (recipe(dtype="int8"), "dtype: 'int8' is not known: expected 'float32' or 'float64'"),
+        (recipe(dtype="bfloat16"), "dtype: 'bfloat16' is not known: expected 'float32' or 'float64'"),
         (recipe(out_dtype="int8"), "out_dtype: 'int8' is not known"),
         ([], "a recipe is a mapping with merge_method and models; found a list"),
         (None, "found nothing"),

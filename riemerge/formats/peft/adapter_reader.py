@@ -17,8 +17,8 @@ from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
 from riemerge.formats.hub import advise
 from riemerge.formats.layers import Layer
 from riemerge.formats.peft.config import AdapterConfig, parse_config
-from riemerge.formats.peft.factors import find_factors, is_factor, make_layers
 from riemerge.formats.peft.saved import Saved, find_saved
+from riemerge.formats.peft.stored_factors import find_factors, is_factor, make_layers
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
