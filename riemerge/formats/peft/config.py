@@ -202,9 +202,7 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        advice = (
-            _OTHER_METHODS.get(kind, "only LORA is supported") if isinstance(kind, str) else "expected LORA"
-        )
+        advice = _OTHER_METHODS.get(str(kind), "only LORA is supported")
         return None, [f"peft_type is {brief(kind)}: {advice}"]
 
     problems = [
