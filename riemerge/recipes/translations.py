@@ -46,9 +46,9 @@ METHOD_WORDS: Mapping[str, Word] = {
 """Words for `merge_method`."""
 
 NO_ROWS: Mapping[str, str] = {
-    "arcee_fusion": "mergekit's chooses entries by softmaxes of the weights themselves, with a threshold that "
-    "it samples without a seed in large tensors, which is no function of the updates: the nearest rows are "
-    "nearswap, magnitude_prune and ties",
+    "arcee_fusion": "mergekit's chooses entries by softmaxes of the weights, with a threshold that it samples "
+    "without a seed in large tensors, which is no function of the updates: the nearest rows are nearswap, "
+    "magnitude_prune and ties",
 }
 """Methods of mergekit that are not translated, and why."""
 
