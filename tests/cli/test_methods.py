@@ -25,7 +25,7 @@ def test_methods_explains_those_that_are_named() -> None:
     assert shown.stdout.splitlines()[1].startswith("  riemerge merge examples/adapters/snli ")
     unknown = run("methods", "tiez")
     assert unknown.exit_code == 3
-    assert "did you mean 'ties'" in unknown.stderr
+    assert "the nearest names are ties" in unknown.stderr
 
 
 def test_methods_needs_no_numerical_library() -> None:
