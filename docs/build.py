@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gauge, peers
+from benchmarks import conformance, gauge, peers
 from benchmarks.nli import subsets
 from benchmarks.nli.report import advice, overview
 from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS
@@ -103,6 +103,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "parameters": parameters_table,
     "gauge": lambda: gauge.summary(read_result(gauge.COMMITTED)),
     "peers": lambda: peers.table(read_result(peers.RESULTS)),
+    "conformance": lambda: conformance.table(read_result(conformance.COMMITTED)),
     "subsets": lambda: subsets.claim(read_result(NLI / "subsets.json")),
     "nli": lambda: overview(read_result(NLI / "nli.json")),
     "which": lambda: advice(read_result(NLI / "nli.json")),

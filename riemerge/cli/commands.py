@@ -10,6 +10,7 @@ from riemerge._version import __version__
 from riemerge.cli.apply import apply
 from riemerge.cli.check import check
 from riemerge.cli.compare import compare
+from riemerge.cli.convert import convert
 from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
 from riemerge.cli.extract import extract
@@ -43,6 +44,7 @@ for _command in (
     verify,
     apply,
     extract,
+    convert,
     soup,
     sweep,
     evaluate,

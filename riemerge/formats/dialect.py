@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from riemerge.formats.layers import Convolution, Layer, Linear
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.formats.rounded_updates import round_all
 from riemerge.updates.low_rank import LowRankUpdate
+
+Modules: TypeAlias = Mapping[str, Mapping[str, Entry]]
+"""The tensors of each module by side, by the name of the module."""
 
 ALPHA = "alpha"
 """The side of a module that is no factor: the number alpha of its scale alpha / rank."""
@@ -92,10 +95,11 @@ class Facts(NamedTuple):
 
     Attributes:
         config: The facts in PEFT's words.
-        scales: The scale of modules that have no alpha of their own, by name; 1 where it is not said.
+        scales: The scale of modules, by name; alpha / rank where it is not said, and 1 without alpha.
         ranks: The rank that is said of modules, by name.
         problems: What is wrong with the facts.
         sha256: The sha256 of each file of settings, by name.
+        dialect: The dialect of the names of modules, if it is not the reader's.
     """
 
     config: AdapterConfig
@@ -103,18 +107,17 @@ class Facts(NamedTuple):
     ranks: Mapping[str, int] = MappingProxyType({})
     problems: Sequence[str] = ()
     sha256: Mapping[str, str] = MappingProxyType({})
+    dialect: str | None = None
 
 
-class OneFile(Dialect):
-    """A dialect whose factors lie in one safetensors file, under keys that name a module and a side of it.
+class OneFileReader(ABC):
+    """A reader of factors that lie in one safetensors file, under keys that name a module and a side of it.
 
     Attributes:
-        file: The name of the file that is written.
-        kinds: The kinds of layers that can be written.
+        name: The name of the dialect.
     """
 
-    file: ClassVar[str]
-    kinds: ClassVar[tuple[type[Layer], ...]]
+    name: ClassVar[str]
 
     @abstractmethod
     def find(self, path: Path) -> Path | None:
@@ -129,8 +132,8 @@ class OneFile(Dialect):
         """
 
     @abstractmethod
-    def facts(self, path: Path, tensors: TensorFile, modules: Sequence[str]) -> Facts:
-        """Return what is said of modules, beside their tensors."""
+    def facts(self, path: Path, tensors: TensorFile, modules: Modules) -> Facts:
+        """Return what is said of modules, beside their factors."""
 
     @abstractmethod
     def layer(self, module: str, sides: Mapping[str, Entry], scale: float) -> Layer:
@@ -139,29 +142,6 @@ class OneFile(Dialect):
         Raises:
             ValueError: The tensors make none.
         """
-
-    @abstractmethod
-    def pack(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-        """Return the tensors that hold updates, by key.
-
-        Args:
-            updates: The updates by module, in the dtype that is written.
-            layers: The kinds of layers by module; a linear layer where a module has none.
-
-        Raises:
-            AdapterError: The dialect cannot say it.
-        """
-
-    @abstractmethod
-    def describe(
-        self, updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]
-    ) -> tuple[dict[str, str], dict[str, bytes]]:
-        """Return the texts in the header of the file, by key, and the files of settings, by name."""
-
-    @final
-    def recognises(self, path: Path) -> bool:
-        """Return whether a path holds an adapter of this dialect, by the names of files and tensors alone."""
-        return self.find(path) is not None
 
     @final
     def read(self, path: Path) -> Adapter:
@@ -187,18 +167,17 @@ class OneFile(Dialect):
         ]
         if not modules and not faults:
             faults.append("holds no tensors")
-        facts = self.facts(path, tensors, [*modules])
+        facts = self.facts(path, tensors, modules)
         faults += facts.problems
         AdapterError.refuse(f"{file}: {fault}" for fault in faults)
-        alphas = _read_alphas(tensors, modules)
+        alphas = read_alphas(tensors, modules)
         layers = {}
         for module, sides in modules.items():
             try:
                 factors = {side: entry for side, entry in sides.items() if side != ALPHA}
                 bare = self.layer(module, factors, 1.0)
-                scale = facts.scales.get(module, 1.0)
-                if module in alphas:
-                    scale = alphas[module] / bare.rank
+                scale = alphas.get(module, bare.rank) / bare.rank
+                scale = facts.scales.get(module, scale)
                 if (said := facts.ranks.get(module, bare.rank)) != bare.rank:
                     raise ValueError(f"the factors have rank {bare.rank} but its settings say {said}")
                 _check_scale(scale)
@@ -208,7 +187,7 @@ class OneFile(Dialect):
         AdapterError.refuse(f"{file}: {fault}" for fault in faults)
         return Adapter(
             path=path,
-            dialect=self.name,
+            dialect=facts.dialect or self.name,
             config=facts.config,
             layers=MappingProxyType(layers),
             saved=MappingProxyType({}),
@@ -233,6 +212,43 @@ class OneFile(Dialect):
             if first is not entry:
                 faults.append(f"{show(module)}: is stored twice, as {show(first.name)} and as {show(key)}")
         return dict(sorted(modules.items())), others
+
+
+class OneFile(OneFileReader, Dialect):
+    """A dialect of one safetensors file (see `OneFileReader`).
+
+    Attributes:
+        file: The name of the file that is written.
+        kinds: The kinds of layers that can be written.
+        one_rank: Whether all modules must have one rank: they get columns of zero behind their own.
+    """
+
+    file: ClassVar[str]
+    kinds: ClassVar[tuple[type[Layer], ...]]
+    one_rank: ClassVar[bool] = False
+
+    @abstractmethod
+    def pack(self, updates: Mapping[str, LowRankUpdate], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+        """Return the tensors that hold updates, by key.
+
+        Args:
+            updates: The updates by module, in the dtype that is written.
+            layers: The kinds of layers by module; a linear layer where a module has none.
+
+        Raises:
+            AdapterError: The dialect cannot say it.
+        """
+
+    @abstractmethod
+    def describe(
+        self, updates: Mapping[str, LowRankUpdate], like: Sequence[Adapter]
+    ) -> tuple[dict[str, str], dict[str, bytes]]:
+        """Return the texts in the header of the file, by key, and the files of settings, by name."""
+
+    @final
+    def recognises(self, path: Path) -> bool:
+        """Return whether a path holds an adapter of this dialect, by the names of files and tensors alone."""
+        return self.find(path) is not None
 
     @final
     def write(
@@ -267,6 +283,9 @@ class OneFile(Dialect):
             rounded = round_all(updates, dtype)
             updates, rounding = rounded.updates, rounded.roundings
         updates = dict(sorted(updates.items()))
+        if self.one_rank:
+            rank = max(update.rank for update in updates.values())
+            updates = {module: update.pad(rank) for module, update in updates.items()}
         layers = kinds_of(like)
         AdapterError.refuse(
             f"{show(module)}: is {layers[module].layout}: {self.name} has no such layers: write it as peft"
@@ -329,7 +348,7 @@ def carry_header(like: Sequence[Adapter]) -> dict[str, str]:
     return {key: text for key, text in texts.items() if key not in _OF_ONE_FILE}
 
 
-def _read_alphas(tensors: TensorFile, modules: Mapping[str, Mapping[str, Entry]]) -> dict[str, float]:
+def read_alphas(tensors: TensorFile, modules: Modules) -> dict[str, float]:
     """Return the number alpha of each module that has one.
 
     Raises:

@@ -13,6 +13,7 @@ from riemerge.errors import try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialect import Dialect
 from riemerge.formats.diffusers import Diffusers
+from riemerge.formats.files.tensor_file import reading
 from riemerge.formats.kohya import Kohya
 from riemerge.formats.mlx import Mlx
 from riemerge.formats.peft.adapter_reader import read_peft
@@ -64,7 +65,8 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     Raises:
         AdapterError: With every problem found.
     """
-    dialect = next(dialect for dialect in DIALECTS.values() if dialect.recognises(Path(path)))
+    with reading(path):
+        dialect = next(dialect for dialect in DIALECTS.values() if dialect.recognises(Path(path)))
     return dialect.read(Path(path))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.dialect import ALPHA, BASE_KEY, Facts, OneFile, carry_header, find_base, join
+from riemerge.formats.dialect import ALPHA, BASE_KEY, Facts, Modules, OneFile, carry_header, find_base, join
 from riemerge.formats.files.tensor_file import Entry, TensorFile
 from riemerge.formats.files.text import as_json, list_names, show, strict_json
 from riemerge.formats.kinds import FACTORS, find_factors
@@ -83,7 +83,7 @@ class Diffusers(OneFile):
         module = _in_full(match["module"], old="_lora." in key)
         return module, _SIDES.get(match.groupdict().get("part", ""), ALPHA)
 
-    def facts(self, path: Path, tensors: TensorFile, modules: Sequence[str]) -> Facts:
+    def facts(self, path: Path, tensors: TensorFile, modules: Modules) -> Facts:
         """Return what the settings in the header say of each model of the pipeline."""
         if (text := tensors.metadata.get(SETTINGS_KEY)) is None:
             return Facts(AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY)))

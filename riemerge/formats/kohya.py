@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.dialect import ALPHA, BASE_KEY, Facts, OneFile, carry_header, find_base, join
+from riemerge.formats.dialect import ALPHA, BASE_KEY, Facts, Modules, OneFile, carry_header, find_base, join
 from riemerge.formats.files.tensor_file import Entry, TensorFile
 from riemerge.formats.files.text import list_names
 from riemerge.formats.kinds import find_factors
@@ -108,7 +108,7 @@ class Kohya(OneFile):
             raise ValueError(next(why for pattern, why in _OTHER_TENSORS if re.search(pattern, key)))
         return match["module"], _SIDES.get(match["part"] or "", ALPHA)
 
-    def facts(self, path: Path, tensors: TensorFile, modules: Sequence[str]) -> Facts:
+    def facts(self, path: Path, tensors: TensorFile, modules: Modules) -> Facts:
         """Return what the header says: the base model."""
         return Facts(AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY)))
 

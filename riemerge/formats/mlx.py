@@ -15,7 +15,7 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.dialect import Facts, OneFile, find_base, join
+from riemerge.formats.dialect import Facts, Modules, OneFile, find_base, join
 from riemerge.formats.files.tensor_file import Entry, TensorFile, read_start
 from riemerge.formats.files.text import as_json, brief, list_names, strict_json
 from riemerge.formats.layers import Embedding, Foreign, Layer, Linear
@@ -34,6 +34,7 @@ _IN_A_LAYER = re.compile(r".*?\.\d+\.(?P<name>.+)")
 _EMBEDDINGS = re.compile(r"(.*\.)?((\w+_)?embed(dings?|_tokens|_in|_positions)?|wte|wpe)")
 
 
+@final
 class _Parameters(BaseModel):
     """What mlx-lm says of its factors."""
 
@@ -44,6 +45,7 @@ class _Parameters(BaseModel):
     alpha: float | None = None
 
 
+@final
 class _Settings(BaseModel):
     """What mlx-lm says of an adapter, as far as it enters dW."""
 
@@ -89,7 +91,7 @@ class Mlx(OneFile):
     """Folders of mlx-lm.
 
     Law: dW = scale · (a b)ᵀ, with one scale for all modules. Modules are named as in the base model. What is
-    written has the modules' own ranks, the largest in its settings, and `num_layers` -1, which is all layers.
+    written has one rank, as mlx-lm wants it, and `num_layers` -1, which is all layers.
 
     Source: ml-explore/mlx-lm, tuner/utils.py, `load_adapters`, and tuner/lora.py.
     """
@@ -97,6 +99,7 @@ class Mlx(OneFile):
     name = "mlx"
     file = TENSOR_FILE
     kinds = (Linear, Embedding)
+    one_rank = True
 
     def find(self, path: Path) -> Path | None:
         """Return the file of tensors of an adapter of this dialect; None where there is none."""
@@ -115,7 +118,7 @@ class Mlx(OneFile):
             )
         return match["module"], match["side"].upper()
 
-    def facts(self, path: Path, tensors: TensorFile, modules: Sequence[str]) -> Facts:
+    def facts(self, path: Path, tensors: TensorFile, modules: Modules) -> Facts:
         """Return what the settings beside the file say."""
         try:
             content = read_start(path / CONFIG_FILE)
@@ -190,7 +193,7 @@ class Mlx(OneFile):
             "lora_parameters": {
                 "dropout": 0.0,
                 "keys": sorted(keys),
-                "rank": max(update.rank for update in updates.values()),
+                "rank": next(iter(updates.values())).rank,
                 "scale": next(iter(updates.values())).scale,
             },
             "model": find_base(like),

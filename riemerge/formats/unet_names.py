@@ -197,12 +197,14 @@ def _at_the_unet(module: str) -> str:
 def _in_dialect(full: Collection[str], dialect: str, like: Collection[str]) -> Mapping[str, str]:
     """Return the names of modules in a dialect by those in the pipeline, of those that have one."""
     if dialect == "kohya":
-        # The first pipeline that has all, or most.
-        pipeline = max(PIPELINES.values(), key=lambda one: len(one.stems(stability=False).keys() & {*full}))
-        stability = pipeline.stability
-        if like:
-            stability = any(map(_OF_STABILITY.match, like))
-        return pipeline.stems(stability=stability)
+        theirs = any(map(_OF_STABILITY.match, like))
+
+        def fit(pipeline: Pipeline) -> tuple[int, bool]:
+            known = pipeline.stems(stability=False).keys() & {*full}
+            return len(known), bool(like) and pipeline.stability == theirs
+
+        pipeline = max(PIPELINES.values(), key=fit)
+        return pipeline.stems(stability=theirs if like else pipeline.stability)
     if dialect == "diffusers":
         return {name: name for name in full if name in _of_pipelines()}
     whole = {name: name for name in full if not _OF_PIPELINES.match(name)}

@@ -255,15 +255,7 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
     AdapterError.refuse(filter(None, map(_why_wrapped, adapters)))
-    dialect = recipe.dialect or given[0].dialect
-    named = name_alike(adapters, dialect)
-    translated = [
-        f"{old.path}: modules are named as in the dialect {dialect}: {show(old.modules[0])} is among "
-        f"{list_names(new.modules)}"
-        for old, new in zip(adapters, named, strict=True)
-        if new is not old
-    ]
-    adapters = named
+    adapters, translated = _translate(recipe, adapters)
     fit = check_collection(
         adapters, same_base=recipe.same_base, base_name=recipe.base_name, missing=recipe.missing
     )
@@ -280,6 +272,20 @@ def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Model
     ]
     notes = (*translated, *fit.notes, *copy_notes(adapters), *unused)
     return Inputs(ordered, base, opened=models, missing=recipe.missing, notes=notes)
+
+
+def _translate(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[str]]:
+    """Return adapters with their modules named as the output names them, and which of them were renamed."""
+    dialect = recipe.dialect or adapters[0].dialect
+    if recipe.out_type == "delta" and dialect == "kohya":
+        dialect = "diffusers"  # a base model has names with dots
+    named = name_alike(adapters, dialect)
+    notes = [
+        f"{old.path}: its {len(old.modules)} modules are named as in the dialect {dialect}"
+        for old, new in zip(adapters, named, strict=True)
+        if new is not old
+    ]
+    return named, notes
 
 
 def _open_weights(

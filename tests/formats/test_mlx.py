@@ -70,7 +70,7 @@ def test_what_is_written_reads_back_to_the_same_bytes(tmp_path: Path) -> None:
         "rank": 3,
         "scale": 0.3,
     }
-    assert load_file(tmp_path / "0" / "adapters.safetensors")[f"{Q}.lora_a"].shape == (5, 2)
+    assert load_file(tmp_path / "0" / "adapters.safetensors")[f"{Q}.lora_a"].shape == (5, 3)
 
 
 @pytest.mark.parametrize(

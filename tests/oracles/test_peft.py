@@ -18,6 +18,7 @@ from riemerge.cli.commands import main
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import read_checkpoint
 from riemerge.formats.dialects import read_adapter, write_adapter
+from riemerge.merging.conversion import convert
 from riemerge.updates.low_rank import sum_updates
 
 pytestmark = [
@@ -471,3 +472,33 @@ def test_an_adapter_that_changed_its_base_is_refused_until_peft_converts_it(
     )
     read = read_adapter(tmp_path / "converted").update("wide").dense().float()
     torch.testing.assert_close(read, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+@pytest.mark.parametrize("effective", [False, True], ids=["flat", "kernel"])
+def test_a_converted_product_has_pefts_dw(
+    peft: ModuleType, tmp_path: Path, kind: str, effective: bool
+) -> None:
+    def base() -> nn.Module:
+        kernel = nn.Conv2d(4, 6, 3) if effective else nn.Conv2d(4, 6, 1)
+        return nn.Sequential(nn.Linear(12, 20), nn.Linear(20, 8), kernel)
+
+    said: dict[str, Any] = {"r": 2, "alpha": 3, "init_weights": False, "rank_pattern": {"1": 3}}
+    if kind == "LoKr":
+        said |= {"decompose_both": effective, "decompose_factor": 4}
+    config = getattr(peft, f"{kind}Config")(
+        target_modules=["0", "1", "2"], use_effective_conv2d=effective, **said
+    )
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base(), config)
+    model.save_pretrained(tmp_path / "a")
+    expected = deltas(model)
+    convert(tmp_path / "a", tmp_path / "b", "peft")
+    adapter = read_adapter(tmp_path / "b")
+    assert adapter.modules == tuple(sorted(expected))
+    for module, right in expected.items():
+        dense = adapter.update(module).dense().reshape(right.shape)
+        assert torch.linalg.vector_norm(dense - right) <= 1e-6 * torch.linalg.vector_norm(right)
+    if effective:  # a point of a kernel is stored flat, as a matrix, which PEFT does not load for one
+        written = deltas(peft.PeftModel.from_pretrained(base(), tmp_path / "b"))
+        assert_same_and_nothing_else(written, expected)

@@ -17,7 +17,7 @@ from torch.nn.functional import conv1d, conv2d, conv3d
 from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
-from riemerge.formats.checkpoint.placement import place_modules
+from riemerge.formats.checkpoint.placement import place_modules, place_tokens
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
@@ -45,11 +45,13 @@ class PatchedCheckpoint(Checkpoint):
         base: The checkpoint that is patched; it may be a view itself.
         adapter: The adapter that is merged into it.
         patches: The modules of the adapter that are added to each tensor, by its name.
+        tokens: The saved rows that stand in place of rows of a tensor, and the numbers of these, by its name.
     """
 
     base: Checkpoint
     adapter: Adapter
     patches: Mapping[str, tuple[str, ...]] = field(repr=False)
+    tokens: Mapping[str, tuple[str, tuple[int, ...]]] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ class PatchedCheckpoint(Checkpoint):
     @cached_property
     def _changed(self) -> frozenset[str]:
         """The names of the tensors that are not those of the base model, or are compared with them."""
-        return frozenset({*self.patches, *self.adapter.saved, *self.adapter.base_weights})
+        return frozenset({*self.patches, *self.tokens, *self.adapter.saved, *self.adapter.base_weights})
 
     @cached_property
     def _last(self) -> Callable[[str], Tensor]:
@@ -120,6 +122,10 @@ class PatchedCheckpoint(Checkpoint):
                 f"{self.adapter.path}: {show(name)}: was saved with other values than {self.base.path} has: "
                 "expected the weight of the base model: is it the one of this adapter?"
             )
+        if name in self.tokens:
+            saved, indices = self.tokens[name]
+            rows = self.adapter.tensor(saved).to(weight.dtype)
+            weight = weight.index_copy(0, torch.tensor(indices, device="cpu"), rows)
         if name not in self.patches:
             return weight
         exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -210,7 +216,9 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
     # A head that the base model lacks comes to it in the dtype of its other weights.
     floats = {base.dtypes[name] for name in base.modules}
     shapes, dtypes = dict(base.shapes), dict(base.dtypes)
-    for name in adapter.saved.keys() - base.shapes.keys():
+    tokens = place_tokens(base, adapter)
+    heads = adapter.saved.keys() - {saved for saved, _ in tokens.values()}
+    for name in heads - base.shapes.keys():
         entry = adapter.saved[name]
         shapes[name], dtypes[name] = entry.shape, DTYPES[entry.dtype]
         if len(floats) == 1 and dtypes[name].is_floating_point:
@@ -223,4 +231,5 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
         base=base,
         adapter=adapter,
         patches=MappingProxyType(placed),
+        tokens=MappingProxyType(tokens),
     )

@@ -40,6 +40,19 @@ _REFUSED: Mapping[str, str] = {
     "velora_config": "VeLoRA changes the training of the factors",
 }
 
+_CONVERT = "riemerge convert makes a LoRA of it, with the same dW (--to peft), or the whole dW (--to delta)"
+_EXTRACT = (
+    "merge it into the base model with PEFT (merge_and_unload): riemerge extract makes a LoRA of it then"
+)
+_OTHER_METHODS: Mapping[str, str] = {
+    "LOHA": _CONVERT,
+    "LOKR": _CONVERT,
+    "IA3": f"it scales activations, so its dW depends on the base weight: {_EXTRACT}",
+    "OFT": f"it turns the base weight, on which its dW depends: {_EXTRACT}",
+    "BOFT": f"it turns the base weight, on which its dW depends: {_EXTRACT}",
+    "VERA": f"it scales random factors that its file may not hold: {_EXTRACT}",
+}
+
 # Settings of training, of loading, or of a mode that another key (refused above) switches on.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -189,7 +202,9 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        return None, [f"peft_type is {brief(kind)}: only LORA is supported"]
+        return None, [
+            f"peft_type is {brief(kind)}: {_OTHER_METHODS.get(str(kind), 'only LORA is supported')}"
+        ]
 
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)

@@ -156,3 +156,19 @@ def test_a_sum_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
     view = read_patched(path, write_folder(tmp_path / "law", modules))
     with pytest.raises(NumericalError, match=r"q\.weight: reaches 7\.5e\+04 but .* choose a wider dtype"):
         view.tensor("q.weight")
+
+
+def test_rows_of_trained_tokens_take_the_place_of_those_of_the_embedding(tmp_path: Path) -> None:
+    path, folder = base(tmp_path / "base", weights(torch.bfloat16)), write_folder(tmp_path / "a", factors(1))
+    name = "model.embed.token_adapter.trainable_tokens_delta"
+    adapter = with_saved(folder, tmp_path / "rows.safetensors", saved={name: torch.full((2, 4), 1 / 3)})
+    for said in ([3, 0], {"embed": [3, 0]}):
+        config = adapter.config.model_copy(update={"trainable_token_indices": said})
+        view = patch(read_checkpoint(path), replace(adapter, config=config))
+        expected = read_checkpoint(path).tensor("model.embed.weight", dtype=None)
+        expected[[3, 0]] = torch.full((2, 4), 1 / 3).bfloat16()
+        assert torch.equal(view.tensor("model.embed.weight", dtype=None), expected)
+        assert name not in view.names
+    config = adapter.config.model_copy(update={"trainable_token_indices": [3, 99]})
+    with pytest.raises(AdapterError, match="expected the 2 rows of tokens"):
+        patch(read_checkpoint(path), replace(adapter, config=config))
