@@ -188,7 +188,8 @@ def merge_into(
     as they are. Rows of the domains `span` and `half` see matrices only, and rows with statistics the tensors
     that have them; all other tensors of checkpoints get the weighted mean, as published. The record has the
     sha256 of every file that is written beside it and the card.
-    Cost: of checkpoints, memory of T + 2 copies of the largest tensor in float64 for each thread.
+    Cost: of checkpoints, some blocks of 4 MiB for each thread where the row merges tensors by rows;
+        else memory of T + 2 copies of the largest tensor in float64 for each thread.
 
     Args:
         recipe: What to merge, and how.

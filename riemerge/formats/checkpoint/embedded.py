@@ -195,7 +195,7 @@ def embed(
         based: Whether the first checkpoint is the base model.
 
     Raises:
-        AdapterError: Nothing tells which tensors have rows of tokens: of every such checkpoint.
+        AdapterError: A checkpoint has embeddings or heads that are not known by name: all such are named.
     """
     found = [vocabulary_tensors(checkpoint) for checkpoint in checkpoints]
     if len({size for size, _ in found}) == 1 and all(dict(own) == dict(vocabulary) for own in ids):
