@@ -237,7 +237,7 @@ class Adapter:
             except ValueError as why:
                 problems.append(f"{self.path}: {show(module)}: {why}: is {base.path} its base model?")
         AdapterError.refuse(problems)
-        return self._with(layers=MappingProxyType(layers))
+        return self.with_layers(layers)
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor of `saved` or `base_weights` as it is stored.
@@ -255,9 +255,13 @@ class Adapter:
 
 def kinds_of(adapters: Sequence[Adapter]) -> dict[str, Layer]:
     """Return the layer of each module in the first adapter that has it, as PEFT stores it without DoRA."""
-    layers = {module: layer for adapter in reversed(adapters) for module, layer in adapter.layers.items()}
-    foreign = Foreign | Dora
-    return {module: layer.plain if isinstance(layer, foreign) else layer for module, layer in layers.items()}
+    kinds: dict[str, Layer] = {}
+    for adapter in reversed(adapters):
+        for module, layer in adapter.layers.items():
+            kinds[module] = layer
+            if isinstance(layer, Foreign | Dora):
+                kinds[module] = layer.plain
+    return kinds
 
 
 def _on_weight(module: str, layer: Dora, base: Checkpoint) -> Layer:

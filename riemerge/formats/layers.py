@@ -524,11 +524,6 @@ NEEDS_BASE = (
 """What is said where an adapter cannot be read, or written as a delta, without its base model."""
 
 
-def is_linear(layer: Layer) -> bool:
-    """Return whether a layer is a linear one, with or without DoRA."""
-    return isinstance(layer, Linear) or (isinstance(layer, Dora) and isinstance(layer.plain, Linear))
-
-
 def parent(stem: str) -> str:
     """Return the name of the module whose parameter a stem is of: without what PEFT nests."""
     return re.sub(r"(\.base_layer)+$", "", stem)

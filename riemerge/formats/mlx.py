@@ -34,6 +34,7 @@ _IN_A_LAYER = re.compile(r".*?\.\d+\.(?P<name>.+)")
 _EMBEDDINGS = re.compile(r"(.*\.)?((\w+_)?embed(dings?|_tokens|_in|_positions)?|wte|wpe)")
 
 
+@final
 class _Parameters(BaseModel):
     """What mlx-lm says of its factors."""
 
@@ -44,6 +45,7 @@ class _Parameters(BaseModel):
     alpha: float | None = None
 
 
+@final
 class _Settings(BaseModel):
     """What mlx-lm says of an adapter, as far as it enters dW."""
 

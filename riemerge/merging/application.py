@@ -13,7 +13,9 @@ from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
+from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import locate, name_model
+from riemerge.formats.layers import Dora, Layer
 from riemerge.merging.machine import find_dtype
 from riemerge.merging.model_class import checkpoint_class
 from riemerge.merging.recording import versions
@@ -76,9 +78,10 @@ def apply_adapter(
             else:
                 dtype = wanted or model.dtypes[name]
                 writer.add(name, exact, dtype=dtype)
-                for row, rounding in _measure(model, name, exact.to(dtype)):
+                norm = writer.roundings[name].norm or 1.0
+                for row in _measure(model, name, exact.to(dtype)):
                     rows.append(row)
-                    changes[row.module] = rounding
+                    changes[row.module] = Rounding(dtype, norm, row.error * row.norm / norm)
             if progress is not None:
                 progress(Progress("apply", done, len(model.names), name))
         for path in model.other_files:
@@ -86,6 +89,7 @@ def apply_adapter(
                 writer.add_file(path.name, path)
         warnings = [
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
+            *_head_notes(model),
             *code_notes(model),
             *rounding_warnings(writer.roundings),
             *change_warnings(changes, {row.module: row.norm for row in rows}),
@@ -106,10 +110,24 @@ def apply_adapter(
     return record.with_outputs(writer.sha256)
 
 
-def _measure(
-    model: PatchedCheckpoint, name: str, merged: Tensor
-) -> Iterator[tuple[DifferenceModule, Rounding]]:
-    """Yield the row of each module of a tensor, and what the merged weight lost of its change.
+def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:
+    """Say by name which tensors the adapter saved whole."""
+    rows = {saved for saved, _ in model.tokens.values()}
+    saved = [name for name in model.adapter.saved if name not in rows]
+    added = [name for name in saved if name not in model.base.shapes]
+    if replaced := [name for name in saved if name in model.base.shapes]:
+        yield f"{model.adapter.name}: stands whole in place of the base model's: {list_names(replaced)}"
+    if added:
+        yield (
+            f"{model.adapter.name}: adds tensors that the base model has not: {list_names(added)}: its "
+            "config.json says nothing of them: load the class that the adapter was trained in"
+        )
+    if model.tokens:
+        yield f"{model.adapter.name}: rows of trained tokens stand in {list_names(model.tokens)}"
+
+
+def _measure(model: PatchedCheckpoint, name: str, merged: Tensor) -> Iterator[DifferenceModule]:
+    """Yield the row of each module of a merged tensor.
 
     Law: in float64, from the factors: the sum in float32 may have lost something before it was rounded.
     """
@@ -117,14 +135,21 @@ def _measure(
     for module in model.patches[name]:
         update, layer = model.adapter.update(module), model.adapter.layers[module]
         before, after = layer.view(weight), layer.view(merged)
-        lost = 0.0
+        norm = lost = 0.0
         for first in range(0, update.shape[0], _ROWS):
             rows = slice(first, first + _ROWS)
-            change = after[rows].to(torch.float64).sub_(before[rows])
-            expected = LowRankUpdate(update.B[rows], update.A, update.scale).dense()
-            lost = math.hypot(lost, float(torch.linalg.vector_norm(change.sub_(expected))))
-        norm, whole = update.norm(), float(torch.linalg.vector_norm(after, dtype=torch.float64))
-        row = DifferenceModule(
+            change = _rows_of(layer, update, rows)
+            norm = math.hypot(norm, float(torch.linalg.vector_norm(change)))
+            apart = change.add_(before[rows]).sub_(after[rows])
+            lost = math.hypot(lost, float(torch.linalg.vector_norm(apart)))
+        yield DifferenceModule(
             module=module, shape=update.shape, rank=update.rank, norm=norm, error=lost / (norm or 1.0)
         )
-        yield row, Rounding(merged.dtype, whole, lost / (whole or 1.0))
+
+
+def _rows_of(layer: Layer, update: LowRankUpdate, rows: slice) -> Tensor:
+    """Return rows of dW in float64."""
+    if isinstance(layer, Dora):
+        # One of its factors is dW and the other a unit matrix, with which a product takes long.
+        return max((update.B, update.A), key=Tensor.numel)[rows].clone()
+    return LowRankUpdate(update.B[rows], update.A, update.scale).dense()

@@ -20,7 +20,7 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
-from riemerge.formats.layers import is_linear
+from riemerge.formats.layers import Linear
 from riemerge.frechet.loss import as_loss
 from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
@@ -383,7 +383,7 @@ def _shapes_with_statistics(recipe: Recipe, method: Method, inputs: Inputs) -> d
             f"{module}: is {layer.layout}: {method.name} needs statistics, which are of the inputs of linear "
             "layers: use a method without statistics"
             for module, layer in sorted(kinds)
-            if not is_linear(layer)
+            if not isinstance(layer, Linear)
         )
         return {module: inputs.shape(module) for module in inputs.modules}
     folders = [*(recipe.models[i].statistics for i in inputs.places), recipe.base_statistics]

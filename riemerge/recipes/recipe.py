@@ -22,7 +22,13 @@ from riemerge.methods import (
 from riemerge.methods.parameters import MATCHED, Parameter, check_value, describe, scalars
 from riemerge.recipes.documents import Document, places_of_models, read_documents
 from riemerge.recipes.specs import locate_model, parse_specs
-from riemerge.recipes.translations import PARAMETER_WORDS, put_over, translate_for_method, translate_words
+from riemerge.recipes.translations import (
+    NO_ROWS,
+    PARAMETER_WORDS,
+    put_over,
+    translate_for_method,
+    translate_words,
+)
 from riemerge.recipes.yaml12 import parse_yaml
 from riemerge.registry import did_you_mean
 
@@ -94,7 +100,7 @@ class Recipe(BaseModel):
         base_statistics: The folder of the statistics of the base model.
         parameters: The parameters of all models or of the method that were given, by name.
         dtype: The dtype of the tall factors while computing; the reduced problem is always float64. (In a
-            file `dtype: float32` is `out_dtype`, as in mergekit's.)
+            file any other than float64 is read as `out_dtype`, as mergekit means it.)
         out_dtype: The dtype written; None keeps the dtype of the inputs.
         out_type: The kind of model written; None keeps the kind of the inputs.
         uniform_rank: Whether all modules of an adapter are written with one rank, by columns of zero; None
@@ -422,6 +428,9 @@ def _find_method(data: Mapping[str, Any], problems: list[str]) -> Method | None:
     """Return the row of the table with the recipe's columns; None where there is none, which is a problem."""
     name = data.get("merge_method")
     if not isinstance(name, str) or not _are_texts(data):
+        return None
+    if name in NO_ROWS:
+        problems.append(f"merge_method: {name} is no row here: {NO_ROWS[name]}")
         return None
     try:
         return find_row(data)

@@ -45,6 +45,13 @@ METHOD_WORDS: Mapping[str, Word] = {
 }
 """Words for `merge_method`."""
 
+NO_ROWS: Mapping[str, str] = {
+    "arcee_fusion": "mergekit's chooses entries by softmaxes of the weights, with a threshold that it samples "
+    "without a seed in large tensors, which is no function of the updates: the nearest rows are nearswap, "
+    "magnitude_prune and ties",
+}
+"""Methods of mergekit that are not translated, and why."""
+
 COMBINATION_TYPES: Mapping[str, Word] = {
     **METHOD_WORDS,
     "linear": Word("svd", f"the weighted sum of updates, {_ON_UPDATES}"),
@@ -119,15 +126,15 @@ def translate_words(data: Data, *, of_file: bool = False) -> list[str]:
 
     Args:
         data: The recipe, which is changed.
-        of_file: Whether it was written in a file, where `dtype: float32` is that of the output, as all of
-            mergekit's are. Said otherwise it is the dtype of the tall factors while computing.
+        of_file: Whether it was written in a file, where a `dtype` below float64 is that of the output, as in
+            mergekit's. Said otherwise it is the dtype of the tall factors while computing.
 
     Returns:
         A sentence for each translation.
     """
     return [
         *_rename(data, "", KEYS),
-        *_translate_dtype(data, of_file),
+        *(_translate_dtype(data) if of_file else ()),
         *_translate_tokenizer(data),
         *_translate_method(data),
         *(text for path, level in levels(data) for text in translate_parameters(level, path)),
@@ -145,9 +152,9 @@ def _rename(level: Data, path: str, words: Mapping[str, Word]) -> Iterator[str]:
             yield f"{path}{theirs}: read as {ours}: {why}"
 
 
-def _translate_dtype(data: Data, of_file: bool) -> Iterator[str]:
+def _translate_dtype(data: Data) -> Iterator[str]:
     dtype = data.get("dtype")
-    if dtype not in ("bfloat16", "float16") and not (of_file and dtype == "float32"):
+    if dtype not in ("bfloat16", "float16", "float32"):
         return
     del data["dtype"]
     if written := data.get("out_dtype"):

@@ -93,7 +93,7 @@ def test_a_path_that_exists_wins_over_an_id(cache: Path) -> None:
 
 
 def test_a_ref_leads_nowhere_else(cache: Path, tmp_path: Path) -> None:
-    (cache / "models--org--law" / "refs" / "main").write_text("../../../sources/a")
+    (cache / "models--org--law" / "refs" / "main").write_text("../../../../sources/a")
     assert locate("org/law") == Path("org/law")
 
 

@@ -16,6 +16,7 @@ from riemerge.formats.checkpoint import read_checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.merging.verbs import merge_into
 from riemerge.recipes.recipe import make_recipe
+from riemerge.records.written_ranks import written_ranks
 from tests.zoo import changes_of, write_base, write_zoo
 
 
@@ -121,3 +122,10 @@ def test_statistics_are_of_linear_layers(tmp_path: Path) -> None:
         merge([tmp_path / "a"], method="regmean", statistics=[tmp_path])
     assert len(caught.value.problems) == 3
     assert "emb: is an embedding: regmean needs statistics" in str(caught.value)
+
+
+def test_a_bias_is_no_module_of_another_rank(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "a", 1, "biases")
+    result = merge([tmp_path / "a"], method="average", uniform_rank=False)
+    assert set(written_ranks(result.record.recipe, result.record.modules).values()) == {2}
+    assert not [text for text in result.record.warnings if "the rank differs between modules" in text]

@@ -86,6 +86,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         Kinds,
         {"target_modules": ["line", "square", "point", "dot", "cube", "linear"], "use_dora": True},
     ),
+    "tokens": (llama, {"target_modules": ["q_proj"], "trainable_token_indices": [7, 2]}),
+    "tokens of bert": (
+        bert,
+        {"target_modules": ["key"], "trainable_token_indices": {"word_embeddings": [1, 3, 5]}},
+    ),
+    "biases": (bert, {"target_modules": ["key"], "bias": "all"}),
+    "biases of the layers": (bert, {"target_modules": ["key"], "bias": "lora_only"}),
+    "heads": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "model.norm"]}),
     "experts": (
         Kinds,
         {
@@ -112,15 +120,20 @@ def save_both(peft: ModuleType, case: str, dtype: torch.dtype, folder: Path) -> 
         for name, parameter in model.named_parameters():
             if "magnitude" in name:
                 parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-            elif "lora_" in name:
+            elif parameter.requires_grad:
                 parameter.normal_()
     model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     unloaded: nn.Module = model.unload()
     return unloaded
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+EACH = [
+    *((case, dtype) for case in CASES for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+    *((case, torch.float64) for case in ("llama", "embedding", "dora")),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), EACH)
 def test_a_base_with_an_adapter_is_what_peft_merges_and_unloads(
     peft: ModuleType, tmp_path: Path, case: str, dtype: torch.dtype
 ) -> None:
@@ -133,8 +146,36 @@ def test_a_base_with_an_adapter_is_what_peft_merges_and_unloads(
         tensor = view.tensor(name, dtype=None)
         assert tensor.dtype == expected[name].dtype == dtype
         assert torch.equal(tensor, expected[name])
-        assert torch.equal(tensor, view.base.tensor(name, dtype=None)) == (name not in view.patches)
+        changed = {*view.patches, *view.tokens, *view.adapter.saved}
+        assert torch.equal(tensor, view.base.tensor(name, dtype=None)) == (name not in changed)
     assert sum(map(len, view.patches.values())) == len(view.adapter.modules)
+
+
+@pytest.mark.parametrize("case", ["dora", "dora of gpt2", "embedding", "experts", "bias"])
+def test_the_record_measures_the_change_of_every_kind(peft: ModuleType, tmp_path: Path, case: str) -> None:
+    save_both(peft, case, torch.bfloat16, tmp_path)
+    record = apply_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    view, written = read_patched(tmp_path / "base", tmp_path / "adapter"), read_checkpoint(tmp_path / "out")
+    rows = {row.module: row for row in record.modules}
+    for name, modules in view.patches.items():
+        for module in modules:
+            layer, change = view.adapter.layers[module], view.adapter.update(module).dense()
+            before, after = (layer.view(one.tensor(name)) for one in (view.base, written))
+            assert rows[module].norm == pytest.approx(float(change.norm()), rel=1e-9)
+            lost = float((after - before - change).norm())
+            assert rows[module].error == pytest.approx(lost / float(change.norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("tokens", "adapter: rows of trained tokens stand in model.embed_tokens.weight"),
+        ("heads", "adapter: stands whole in place of the base model's: lm_head.weight, model.norm.weight"),
+    ],
+)
+def test_what_was_saved_whole_is_said_by_name(peft: ModuleType, tmp_path: Path, case: str, text: str) -> None:
+    save_both(peft, case, torch.bfloat16, tmp_path)
+    assert text in apply_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out").warnings
 
 
 def test_what_is_written_is_what_peft_merges_one_after_the_other(peft: ModuleType, tmp_path: Path) -> None:

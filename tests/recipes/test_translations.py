@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,12 +40,6 @@ def plain(found: Recipe) -> dict[str, Any]:
         (recipe("linear", parameters={"rank": 3}), recipe("average", parameters={"rank": 3}), "merge_method"),
         (recipe("ties_svd"), recipe("ties_peft"), "merge_method: ties_svd: read as merge_method ties_peft"),
         (recipe("dare_ties_svd"), recipe("dare_ties_peft"), "merge_method: dare_ties_svd"),
-        (recipe(dtype="bfloat16"), recipe(out_dtype="bfloat16"), "dtype: bfloat16: read as out_dtype"),
-        (
-            recipe(dtype="float16", out_dtype="float32"),
-            recipe(out_dtype="float32"),
-            "dtype: float16: nothing to do: computed in float64, written in the out_dtype float32",
-        ),
         (recipe(name="x"), recipe(), "name: nothing to do"),
         (recipe(tokenizer_source="union"), recipe(tokenizer="union"), "tokenizer_source: read as tokenizer"),
         (recipe(tokenizer={"source": "base"}), recipe(tokenizer="base"), "tokenizer.source: read as"),
@@ -163,13 +158,42 @@ def test_a_word_is_read_as_ours_and_told(theirs: dict[str, Any], ours: dict[str,
     assert sum(told in text for text in found.translations) == 1
 
 
-@pytest.mark.parametrize(
-    "theirs", [recipe("linear", base_model="b"), recipe(base_model="b", dtype="float16")]
-)
+@pytest.mark.parametrize("theirs", [recipe("linear", base_model="b"), recipe(base_model="b")])
 def test_a_second_translation_changes_nothing(theirs: dict[str, Any]) -> None:
     found = make_recipe(theirs)
     said = {key: value for key, value in found.model_dump(mode="json").items() if value is not None}
     assert make_recipe(said) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "computed", "written", "told"),
+    [
+        (
+            "dtype: bfloat16",
+            "float64",
+            "bfloat16",
+            "dtype: bfloat16: read as out_dtype: the result is computed in",
+        ),
+        ("dtype: float32", "float64", "float32", "dtype: float32: read as out_dtype"),
+        (
+            "dtype: float16\nout_dtype: float32",
+            "float64",
+            "float32",
+            "dtype: float16: nothing to do: computed in float64, written in the out_dtype float32",
+        ),
+        ("dtype: float64\nout_dtype: float16", "float64", "float16", ""),
+    ],
+)
+def test_a_dtype_in_a_file_is_that_of_the_output(
+    tmp_path: Path, said: str, computed: str, written: str, told: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"merge_method: ties\nmodels: [{{model: a}}, {{model: b}}]\n{said}\n")
+    found = read_recipe([str(path)])
+    assert (found.dtype, found.out_dtype) == (computed, written)
+    assert "".join(found.translations).startswith(told)
+    assert bool(found.translations) == bool(told)
+    assert read_recipe([str(path)], {"dtype": "float32"}).dtype == "float32"
 
 
 def test_what_was_given_is_not_changed() -> None:

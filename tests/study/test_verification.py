@@ -187,9 +187,14 @@ def test_each_fault_is_named_and_has_its_exit_code(
 def test_a_change_below_the_rounding_of_a_checkpoint_is_seen(world: World, tmp_path: Path) -> None:
     """In bfloat16 a small update is lost in many entries, but not in all of them."""
     models = [str(path) for path in world.models[:2]]
-    asked = {"merge_method": "average", "base_model": str(world.base), "out_dtype": "bfloat16", "scale": 0.01}
+    asked = {
+        "merge_method": "average",
+        "base_model": str(world.base),
+        "out_dtype": "bfloat16",
+        "scale": 0.001,
+    }
     merge_into(read_recipe(models, asked), tmp_path / "out")
     assert max(verify(tmp_path / "out", [world.base.parent], sample=None).errors.values()) == 0.0
-    edit_record(tmp_path / "out", lambda record: record["recipe"]["parameters"].update(scale=0.02))
+    edit_record(tmp_path / "out", lambda record: record["recipe"]["parameters"].update(scale=0.002))
     with pytest.raises(NumericalError, match="merged again it differs"):
         verify(tmp_path / "out", [world.base.parent], sample=None)

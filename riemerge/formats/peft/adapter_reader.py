@@ -15,10 +15,10 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.tensor_file import TensorFile, open_tensors, read_start, reading
 from riemerge.formats.files.text import MAX_NAME, can_be_shown, list_names, show
 from riemerge.formats.hub import advise
-from riemerge.formats.layers import Layer
+from riemerge.formats.layers import Expert, Layer
 from riemerge.formats.peft.config import AdapterConfig, parse_config
-from riemerge.formats.peft.factors import find_factors, is_factor, make_layers
 from riemerge.formats.peft.saved import Saved, find_saved
+from riemerge.formats.peft.stored_factors import find_factors, is_factor, make_layers
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -125,6 +125,12 @@ def _read_layers(tensors: TensorFile, config: AdapterConfig) -> tuple[dict[str, 
     problems = [
         f"the tensor {show(name)} has a name that is not printable or over {MAX_NAME} characters"
         for name in unfit
+    ]
+    weights = (layer.weight(module) for module, layer in layers.items() if not isinstance(layer, Expert))
+    problems += [
+        f"{name}: is saved whole and has factors too: expected one of them (bias, lora_bias, modules_to_save)"
+        for name in weights
+        if name in saved.trained
     ]
     problems += [*repeated, *_other_tensors(foreign, len(tensors.entries)), *faults, *saved.problems]
     if not tensors.entries:

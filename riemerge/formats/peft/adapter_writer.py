@@ -19,8 +19,8 @@ from riemerge.formats.files.rounding import Rounding
 from riemerge.formats.files.staging import NewFolder, Text, check_output, check_read_back
 from riemerge.formats.files.text import as_json
 from riemerge.formats.peft.adapter_reader import CONFIG_FILE, TENSOR_FILE, read_peft
-from riemerge.formats.peft.factors import complete, describe, name_tensors
 from riemerge.formats.peft.saved import describe_saved, name_saved
+from riemerge.formats.peft.stored_factors import complete, describe, name_tensors
 from riemerge.formats.rounded_updates import round_all
 from riemerge.updates.low_rank import LowRankUpdate
 

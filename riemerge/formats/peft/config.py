@@ -202,10 +202,9 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        advice = (
-            _OTHER_METHODS.get(kind, "only LORA is supported") if isinstance(kind, str) else "expected LORA"
-        )
-        return None, [f"peft_type is {brief(kind)}: {advice}"]
+        return None, [
+            f"peft_type is {brief(kind)}: {_OTHER_METHODS.get(str(kind), 'only LORA is supported')}"
+        ]
 
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)

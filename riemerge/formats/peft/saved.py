@@ -101,20 +101,6 @@ def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> 
     return settings
 
 
-def find_token_rows(name: str, config: AdapterConfig) -> tuple[str, list[int]]:
-    """Return the weight of which a whole tensor is rows, and the numbers of these rows.
-
-    Args:
-        name: The name of a tensor for which `is_token_rows` is true.
-        config: What the adapter says of itself.
-    """
-    module = name.removesuffix(_TOKENS)
-    said = config.trainable_token_indices or []
-    if isinstance(said, dict):
-        said = next((rows for key, rows in said.items() if f".{module}".endswith(f".{key}")), [])
-    return f"{module}.weight", said
-
-
 def is_token_rows(name: str) -> bool:
     """Return whether a whole tensor is the rows of trained tokens, whose numbers the settings have."""
     return name.endswith(_TOKENS)

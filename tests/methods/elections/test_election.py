@@ -34,6 +34,8 @@ ASKED = {
     "select_topk": 0.5,
     "mask_threshold": 0.4,
 }
+# Parameters that are lengths, in the unit of the weights.
+LENGTHS = {"nearswap": "t", "ram": "epsilon", "ramplus_tl": "epsilon"}
 RANDOM = [row.name for row in ROWS if "seed" in row.parameters]
 FIXED = [row.name for row in ROWS if "seed" not in row.parameters]
 
@@ -46,7 +48,7 @@ def asked(name: str) -> dict[str, Any]:
 
 
 def test_rows_name_what_exists() -> None:
-    known = {"rank", "scale", "seed", "density"} | {one.name for one in PARAMETERS}
+    known = {"rank", "scale", "seed", "density", "t"} | {one.name for one in PARAMETERS}
     for row in ROWS:
         assert set(row.defaults) <= set(row.parameters) <= known
         assert Row.of(row)
@@ -74,7 +76,9 @@ def test_order_and_unit_are_nothing(name: str, shape: tuple[int, ...]) -> None:
     for turn in range(1, shape[0]):
         assert close(run(name, x.roll(turn, 0), weights.roll(turn, 0), **asked(name)), merged)
     # A power of two changes no bit of the mantissa, nor does it move anything across a threshold.
-    assert torch.equal(run(name, 2.0**-30 * x, weights, **asked(name)), 2.0**-30 * merged)
+    said = ROW[name].defaults | asked(name)
+    lengths = {length: 2.0**-30 * said[length] for length in [LENGTHS.get(name)] if length}
+    assert torch.equal(run(name, 2.0**-30 * x, weights, **asked(name) | lengths), 2.0**-30 * merged)
 
 
 @pytest.mark.parametrize("name", FIXED)

@@ -110,6 +110,13 @@ def test_two_parameters_of_one_rank_and_different_scales_are_not_told_apart(tmp_
         read_adapter(tmp_path / "a")
 
 
+def test_a_bias_that_is_saved_whole_has_no_factors(tmp_path: Path) -> None:
+    write_zoo(tmp_path / "a", 0, "biases", bias="lora_only")
+    rewrite(tmp_path / "a", layers__0__q__base_layer__bias=(7,))
+    with pytest.raises(AdapterError, match=r"layers.0.q.bias: is saved whole and has factors too"):
+        read_adapter(tmp_path / "a")
+
+
 def test_a_vector_beside_experts_is_refused(tmp_path: Path) -> None:
     write_zoo(tmp_path / "a", 0, "experts")
     rewrite(tmp_path / "a", **{f"{MOE}.lora_B.bias".replace(".", "__"): (4,)})

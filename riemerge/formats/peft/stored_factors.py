@@ -233,7 +233,7 @@ def complete(
         OutputError: PEFT does not load such layers from one folder.
     """
     linear = Linear({}, 1.0)
-    own = {module: _plain(kinds.get(module, linear)) for module in updates}
+    own = {module: kinds.get(module, linear) for module in updates}
     whole = dict(updates)
     experts = {kind.stem(module): kind for module, kind in own.items() if isinstance(kind, Expert)}
     ranks: dict[str, int] = {}
@@ -261,13 +261,6 @@ def complete(
             b = whole[module].B
             whole.setdefault(f"{module}.bias", LowRankUpdate(0 * b[:, :1], b.new_ones(1, 1)))
     return dict(sorted(whole.items())), own
-
-
-def _plain(kind: Layer) -> Layer:
-    """Return a layer as it is without DoRA."""
-    if isinstance(kind, Dora):
-        return kind.plain
-    return kind
 
 
 def name_tensors(updates: Mapping[str, LowRankUpdate], kinds: Mapping[str, Layer]) -> dict[str, Tensor]:
