@@ -21,8 +21,8 @@ class Saved(NamedTuple):
     """The tensors of a file that are no factors.
 
     Attributes:
-        trained: Those that take the place of tensors of the base model, by their names there.
-        copies: Those that are weights of the base model as they were, by their names there.
+        trained: What takes the place of tensors of the base model, by their names there.
+        copies: What weights of the base model were before, by their names there.
         problems: What is wrong with them.
     """
 
@@ -83,7 +83,7 @@ def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> 
     """Return the settings with which PEFT loads whole tensors.
 
     Args:
-        names: Their names in the base model.
+        names: Names of the tensors in the base model.
         configs: What the adapters that they come from say of themselves.
     """
     tokens = [name for name in names if name.endswith(_TOKENS)]
