@@ -281,7 +281,7 @@ def _translate(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[list[Adapte
         dialect = "diffusers"  # a base model has names with dots
     named = name_alike(adapters, dialect)
     notes = [
-        f"{old.path}: its {len(old.modules)} modules are named as in the dialect {dialect}"
+        f"{old.name}: its {len(old.modules)} modules are named as in the dialect {dialect}"
         for old, new in zip(adapters, named, strict=True)
         if new is not old
     ]

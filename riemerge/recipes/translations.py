@@ -46,7 +46,7 @@ METHOD_WORDS: Mapping[str, Word] = {
 """Words for `merge_method`."""
 
 NO_ROWS: Mapping[str, str] = {
-    "arcee_fusion": "mergekit's chooses entries by softmaxes of the weights, with a threshold that it samples "
+    "arcee_fusion": "mergekit's chooses entries by softmaxes of the weights, with a threshold sampled "
     "without a seed in large tensors, which is no function of the updates: the nearest rows are nearswap, "
     "magnitude_prune and ties",
 }

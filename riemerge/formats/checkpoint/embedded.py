@@ -195,7 +195,7 @@ def embed(
         based: Whether the first checkpoint is the base model.
 
     Raises:
-        AdapterError: Nothing says which tensors have rows of tokens: one fault for each such checkpoint.
+        AdapterError: Nothing tells which tensors have rows of tokens: of every such checkpoint.
     """
     found = [vocabulary_tensors(checkpoint) for checkpoint in checkpoints]
     if len({size for size, _ in found}) == 1 and all(dict(own) == dict(vocabulary) for own in ids):

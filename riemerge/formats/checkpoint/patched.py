@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,13 +17,14 @@ from torch.nn.functional import conv1d, conv2d, conv3d
 from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
-from riemerge.formats.checkpoint.placement import place_modules, place_tokens
+from riemerge.formats.checkpoint.placement import place_modules
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
 from riemerge.formats.files.tensor_file import DTYPES
 from riemerge.formats.files.text import show
 from riemerge.formats.layers import Convolution, Dora, Embedding, Expert, Layer
+from riemerge.formats.peft.saved import find_token_rows, is_token_rows
 
 
 @final
@@ -45,13 +46,14 @@ class PatchedCheckpoint(Checkpoint):
         base: The checkpoint that is patched; it may be a view itself.
         adapter: The adapter that is merged into it.
         patches: The modules of the adapter that are added to each tensor, by its name.
-        tokens: The saved rows that stand in place of rows of a tensor, and the numbers of these, by its name.
+        tokens: The rows that the adapter has of an embedding, by its name: the name of their tensor, and
+            their numbers.
     """
 
     base: Checkpoint
     adapter: Adapter
     patches: Mapping[str, tuple[str, ...]] = field(repr=False)
-    tokens: Mapping[str, tuple[str, tuple[int, ...]]] = field(repr=False)
+    tokens: Mapping[str, tuple[str, list[int]]] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -115,6 +117,10 @@ class PatchedCheckpoint(Checkpoint):
         if name in self.adapter.saved:
             return self.adapter.tensor(name).to(self.dtypes[name])
         weight = self.base.tensor(name, dtype=None)
+        if name in self.tokens:
+            rows, numbers = self.tokens[name]
+            weight[numbers] = self.adapter.tensor(rows).to(weight.dtype)
+            return weight
         if name in self.adapter.base_weights and not torch.equal(
             self.adapter.tensor(name).to(weight.dtype), weight
         ):
@@ -122,10 +128,6 @@ class PatchedCheckpoint(Checkpoint):
                 f"{self.adapter.path}: {show(name)}: was saved with other values than {self.base.path} has: "
                 "expected the weight of the base model: is it the one of this adapter?"
             )
-        if name in self.tokens:
-            saved, indices = self.tokens[name]
-            rows = self.adapter.tensor(saved).to(weight.dtype)
-            weight = weight.index_copy(0, torch.tensor(indices, device="cpu"), rows)
         if name not in self.patches:
             return weight
         exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -216,9 +218,9 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
     # A head that the base model lacks comes to it in the dtype of its other weights.
     floats = {base.dtypes[name] for name in base.modules}
     shapes, dtypes = dict(base.shapes), dict(base.dtypes)
-    tokens = place_tokens(base, adapter)
-    heads = adapter.saved.keys() - {saved for saved, _ in tokens.values()}
-    for name in heads - base.shapes.keys():
+    tokens = _place_tokens(base, adapter, placed)
+    beside = adapter.saved.keys() - base.shapes.keys() - {rows for rows, _ in tokens.values()}
+    for name in beside:
         entry = adapter.saved[name]
         shapes[name], dtypes[name] = entry.shape, DTYPES[entry.dtype]
         if len(floats) == 1 and dtypes[name].is_floating_point:
@@ -233,3 +235,29 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
         patches=MappingProxyType(placed),
         tokens=MappingProxyType(tokens),
     )
+
+
+def _place_tokens(
+    base: Checkpoint, adapter: Adapter, placed: Collection[str]
+) -> dict[str, tuple[str, list[int]]]:
+    """Return the rows of trained tokens by the embedding that they belong to.
+
+    Raises:
+        AdapterError: The base model lacks the embedding or some of its rows, or the adapter changes it twice.
+    """
+    tokens: dict[str, tuple[str, list[int]]] = {}
+    problems = []
+    for rows in filter(is_token_rows, adapter.saved):
+        weight, numbers = find_token_rows(rows, adapter.config)
+        shape, own = base.shapes.get(weight, ()), adapter.saved[rows].shape
+        if len(shape) != 2 or own != (len(numbers), shape[1]) or max(numbers, default=0) >= shape[0]:
+            problems.append(
+                f"{adapter.path}: {show(rows)}: is {own}, rows {numbers} of {weight} "
+                f"(trainable_token_indices), which is {shape} in {base.path}: is it the base model of this "
+                "adapter?"
+            )
+        elif weight in placed:
+            problems.append(f"{adapter.path}: {show(weight)}: has trained rows and factors: leave one out")
+        tokens[weight] = rows, numbers
+    AdapterError.refuse(problems)
+    return tokens

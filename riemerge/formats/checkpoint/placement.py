@@ -12,7 +12,6 @@ from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.layers import Dora, Expert, Layer, Linear, parent
 from riemerge.formats.module_names import rename
-from riemerge.formats.peft.saved import is_token_rows
 
 
 def place_modules(base: Checkpoint, adapter: Adapter) -> tuple[Adapter, dict[str, tuple[str, ...]]]:
@@ -71,36 +70,6 @@ def place_modules(base: Checkpoint, adapter: Adapter) -> tuple[Adapter, dict[str
             )
     AdapterError.refuse(dict.fromkeys(problems))  # one of all experts of a parameter
     return adapter, placed
-
-
-def place_tokens(base: Checkpoint, adapter: Adapter) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Find the rows of tokens that saved ones take the place of (`trainable_token_indices`).
-
-    Returns:
-        By the name of each tensor of the base model, the name of the saved rows, and the numbers of the rows.
-
-    Raises:
-        AdapterError: The base model has no such rows: all such tensors are named.
-    """
-    given = adapter.config.trainable_token_indices or []
-    placed: dict[str, tuple[str, tuple[int, ...]]] = {}
-    problems = []
-    for saved in filter(is_token_rows, adapter.saved):
-        module, shape = saved.rpartition(".token_adapter.")[0], adapter.saved[saved].shape
-        if isinstance(given, dict):
-            keys = (key for key in given if f".{module}".endswith(f".{key}"))
-            indices = given.get(next(keys, ""), [])
-        else:
-            indices = given
-        rows, *width = base.shapes.get(f"{module}.weight", (0,))
-        if shape != (len(indices), *width) or not all(0 <= index < rows for index in indices):
-            problems.append(
-                f"{base.path}: {show(module)}.weight: expected the {len(indices)} rows of tokens, of shape "
-                f"{shape}, that {adapter.path} trained: is it the base model of this adapter?"
-            )
-        placed[f"{module}.weight"] = saved, tuple(indices)
-    AdapterError.refuse(problems)
-    return placed
 
 
 def _why_open(layer: Expert) -> str | None:

@@ -202,9 +202,8 @@ def parse_config(content: bytes) -> tuple[AdapterConfig | None, list[str]]:
     if not isinstance(raw, dict):
         return None, [f"holds a {type(raw).__name__}: expected an object of settings"]
     if (kind := raw.get("peft_type")) != "LORA":
-        return None, [
-            f"peft_type is {brief(kind)}: {_OTHER_METHODS.get(str(kind), 'only LORA is supported')}"
-        ]
+        advice = _OTHER_METHODS.get(str(kind), "only LORA is supported")
+        return None, [f"peft_type is {brief(kind)}: {advice}"]
 
     problems = [
         f"{key} is {brief(raw[key])}: {why}; not supported" for key, why in _REFUSED.items() if raw.get(key)

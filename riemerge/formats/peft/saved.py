@@ -21,8 +21,8 @@ class Saved(NamedTuple):
     """The tensors of a file that are no factors.
 
     Attributes:
-        trained: What takes the place of tensors of the base model, by their names there.
-        copies: What weights of the base model were before, by their names there.
+        trained: Tensors that take the place of tensors of the base model, by their names there.
+        copies: Tensors that are weights of the base model as they were, by their names there.
         problems: What is wrong with them.
     """
 
@@ -83,7 +83,7 @@ def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> 
     """Return the settings with which PEFT loads whole tensors.
 
     Args:
-        names: Names of the tensors in the base model.
+        names: The names of the tensors in the base model.
         configs: What the adapters that they come from say of themselves.
     """
     tokens = [name for name in names if name.endswith(_TOKENS)]
@@ -99,6 +99,20 @@ def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> 
     if tokens:
         settings["trainable_token_indices"] = configs[0].trainable_token_indices
     return settings
+
+
+def find_token_rows(name: str, config: AdapterConfig) -> tuple[str, list[int]]:
+    """Return the weight of which a whole tensor is rows, and the numbers of these rows.
+
+    Args:
+        name: The name of a tensor for which `is_token_rows` is true.
+        config: What the adapter says of itself.
+    """
+    module = name.removesuffix(_TOKENS)
+    said = config.trainable_token_indices or []
+    if isinstance(said, dict):
+        said = next((rows for key, rows in said.items() if f".{module}".endswith(f".{key}")), [])
+    return f"{module}.weight", said
 
 
 def is_token_rows(name: str) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
-from riemerge.formats.checkpoint.placement import place_modules, place_tokens
+from riemerge.formats.checkpoint.placement import place_modules
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.layers import Expert, Linear
 from tests.folders import write_folder
@@ -204,30 +204,3 @@ def test_integers_take_no_update(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", {"q.weight": (3, 4)}, torch.int8)
     with pytest.raises(AdapterError, match=r"q\.weight: is stored as torch\.int8: expected a float"):
         place_modules(base, read_adapter(write_adapter(tmp_path / "law", {"q": (3, 4)})))
-
-
-# --- tokens -------------------------------------------------------------------------------------------------
-
-
-def tokens(folder: Path, rows: tuple[int, int], indices: Any) -> Path:
-    path = write_adapter(folder, Q, trainable_token_indices=indices)
-    tensors = load_file(path / "adapter_model.safetensors")
-    name = "base_model.model.model.embed.token_adapter.trainable_tokens_delta"
-    save_file({**tensors, name: torch.zeros(rows)}, path / "adapter_model.safetensors")
-    return path
-
-
-@pytest.mark.parametrize("indices", [[4, 1], {"other": [0], "embed": [4, 1]}])
-def test_rows_of_tokens_are_those_that_the_settings_name(tmp_path: Path, indices: Any) -> None:
-    base = write_base(tmp_path / "base", BASE)
-    placed = place_tokens(base, read_adapter(tokens(tmp_path / "law", (2, 4), indices)))
-    assert {name: rows for name, (_, rows) in placed.items()} == {"model.embed.weight": (4, 1)}
-
-
-@pytest.mark.parametrize(
-    ("rows", "indices"), [((2, 4), [5, 1]), ((2, 4), [1]), ((2, 3), [4, 1]), ((2, 4), {"other": [4, 1]})]
-)
-def test_rows_that_the_base_has_not_are_refused(tmp_path: Path, rows: tuple[int, int], indices: Any) -> None:
-    base = write_base(tmp_path / "base", BASE)
-    with pytest.raises(AdapterError, match=r"model\.embed\.weight: expected the . rows of tokens"):
-        place_tokens(base, read_adapter(tokens(tmp_path / "law", rows, indices)))
