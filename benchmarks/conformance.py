@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, ROOT
 from riemerge import merge
+from riemerge.merging.conversion import convert
 
 COMMITTED = RESULTS / "conformance.json"
 COLUMNS = {
@@ -49,6 +50,8 @@ OPTIONS = {
     "missing": "--missing zero",
 }
 """What riemerge is told, by the command line."""
+CONVERTED = {"LoHaConfig", "LoKrConfig"}
+"""Adapters of other kinds that `riemerge convert` makes LoRAs of."""
 ROUNDED = 1e-5
 """What is below is the rounding of float32."""
 
@@ -274,6 +277,10 @@ def by_riemerge(name: str, base: Any, folder: Path) -> dict[str, Tensor]:
     if options["rank"].isdecimal():
         options["rank"] = int(options["rank"])
     models = [folder / place for place in ("a", "b")]
+    if feature.kind in CONVERTED:
+        for i, model in enumerate(models):
+            models[i] = folder / f"{model.name}_as_lora"
+            convert(model, models[i], "peft")
     result = merge(models, list(feature.weights), method="task_arithmetic", **options)
     result.save_pretrained(folder / "merged")
     return _change(_load(base, folder / "merged"), base)
@@ -337,6 +344,8 @@ def table(result: Mapping[str, Any]) -> str:
         shown = {column: _cell(cells[column]) for column in COLUMNS}
         if words and not isinstance(cells["riemerge"], str):
             shown["riemerge"] += f" with `{words}`"
+        if FEATURES[name].kind in CONVERTED:
+            shown["riemerge"] += " after `riemerge convert`"
         lines.append([name, *shown.values()])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from riemerge.cli.options import COMPUTING, output_option
+from riemerge.cli.options import COMPUTING, HEADS, output_option
 from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show
 
 _HELP = """Find the method that merges best: each at equal norms, chosen on dev rows, reported on test rows.
@@ -81,6 +81,7 @@ def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dic
     help="How often rows are drawn again for the errors.  [default: 10000]",
 )
 @click.option("--seed", type=int, metavar="INT", help="Random seed of the bootstrap.  [default: fixed]")
+@HEADS
 @COMPUTING
 @answering
 def evaluate(

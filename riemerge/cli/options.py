@@ -174,6 +174,10 @@ COLUMNS = options(
 
 _SHOWN = {"weight", "rank", "scale", "solver"}
 
+HEADS = click.option(
+    "--heads", metavar="drop|average|from=NAME", help="What becomes of heads saved beside factors."
+)
+
 MERGING = options(
     click.option(
         "-p",
@@ -202,9 +206,7 @@ MERGING = options(
         metavar="FOLDER",
         help="Full checkpoint that the models were trained from.",
     ),
-    click.option(
-        "--heads", metavar="drop|average|from=NAME", help="What becomes of heads saved beside factors."
-    ),
+    HEADS,
     click.option(
         "--missing",
         type=Words(["error", "zero", "skip"]),

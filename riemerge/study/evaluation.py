@@ -56,6 +56,7 @@ def evaluate(
     threads: int | None = None,
     dtype: str = "float64",
     out_dtype: str | None = None,
+    heads: str | None = None,
     progress: Listener | None = None,
 ) -> Evaluation:
     """Try several methods on the same adapters, choose on dev rows, report on test rows, write the best.
@@ -89,6 +90,7 @@ def evaluate(
         threads: Number of threads that work at once; all CPUs if not given.
         dtype: Dtype of the computation, `float64` or `float32`.
         out_dtype: Dtype of the weights that are scored and written; that of the adapters if not given.
+        heads: What becomes of whole tensors saved beside the factors: `drop`, `average`, `from=NAME`.
         progress: Called after each score; its total is the number of scores where no result is kept yet.
 
     Cost:
@@ -112,6 +114,7 @@ def evaluate(
         _specialists(specialists or {}, dict(zip(map(str, models), adapters, strict=True))),
         dtype,
         out_dtype,
+        heads,
         device,
         threads,
     )

@@ -44,6 +44,7 @@ class EvaluationPlan:
         specialists: By task the name of a model, or None.
         dtype: Dtype of the computation.
         out_dtype: Dtype of the written weights.
+        heads: What becomes of whole tensors saved beside the factors.
         device: Device that computes.
         threads: Number of threads that work at once.
     """
@@ -54,6 +55,7 @@ class EvaluationPlan:
     specialists: Mapping[str, str | None]
     dtype: str
     out_dtype: str | None
+    heads: str | None
     device: str
     threads: int | None
 
@@ -70,6 +72,7 @@ class EvaluationPlan:
                 "parameters": {**candidate.parameters, "scale": scale},
                 "dtype": self.dtype,
                 "out_dtype": self.out_dtype,
+                "heads": self.heads,
             }
         )
 
@@ -82,6 +85,7 @@ class EvaluationPlan:
         """Return a hash of what decides a score, and of more."""
         models = [[name, dict(adapter.sha256)] for name, adapter in self.adapters.items()]
         facts = [__version__, models, self.judge.text, dict(self.specialists), self.dtype, self.out_dtype]
+        facts += filter(None, [self.heads])
         return hashlib.sha256(json.dumps([*facts, *more], sort_keys=True).encode()).hexdigest()
 
     def specialists_of(self, tasks: Iterable[str]) -> dict[str, str | None]:

@@ -59,6 +59,10 @@ _Kept = TypeVar("_Kept", bound=BaseModel)
 _log = logging.getLogger(__name__)
 
 
+# No adapter is written.
+_NO_HEADS = {"heads": "drop"}
+
+
 def compare_solvers(
     problems: Mapping[str, Problem],
     solvers: Sequence[SolverLike] | Mapping[str, SolverLike],
@@ -142,8 +146,9 @@ def compare_adapters(
 ) -> Comparison:
     """Compare solvers on the modules of real adapters, in several geometries and under several losses.
 
-    Law: the problems are those that a merge solves. Whether the adapters determine the mean of a module is
-    what geometry `polar` with `starts: auto` says; it is not known where that geometry is not compared.
+    Law: the problems are those that a merge solves; heads saved beside the factors are in none. Whether the
+    adapters determine the mean of a module is what geometry `polar` with `starts: auto` says; it is not known
+    where that geometry is not compared.
 
     Args:
         sources: A recipe, whose edits and weights count, or adapters as `folder[:weight]`.
@@ -157,7 +162,7 @@ def compare_adapters(
     """
     asked = {name: as_solver(given) for name, given in _name_solvers(solvers).items()}
     recipes = {
-        pair: read_recipe(sources, dict(zip(("geometry", "loss"), pair, strict=True)))
+        pair: read_recipe(sources, {"geometry": pair[0], "loss": pair[1], **_NO_HEADS})
         for pair in itertools.product(geometries, losses)
     }
     problems: dict[str, Problem] = {}
@@ -198,7 +203,7 @@ def _ask_determined(
     progress: Listener | None,
 ) -> Mapping[str, str | None]:
     """Return whether the adapters determine the mean of each module, by overlap or by several starts."""
-    planned = plan(read_recipe(sources, {"geometry": "polar", "starts": "auto"}), threads=1)
+    planned = plan(read_recipe(sources, {"geometry": "polar", "starts": "auto", **_NO_HEADS}), threads=1)
     key = _hash(fingerprint([(problem.points, problem.weights) for problem in problems]))
     with _runs_folder(folder):
         record = _keep(folder, key, RunRecord, lambda: run(planned, lambda *_: None, progress))

@@ -402,49 +402,81 @@ def test_every_kind_of_layer_is_read_and_written_as_peft_merges_it(
 
 
 def roberta(labels: int) -> nn.Module:
-    """RoBERTa-base without its weights and words, which no adapter of attention needs."""
+    """RoBERTa-base without its words, which no adapter of attention needs."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
     size: dict[str, Any] = {"vocab_size": 11, "max_position_embeddings": 8, "num_labels": labels}
-    with torch.device("meta"):  # its weights are never drawn
-        model = RobertaForSequenceClassification(RobertaConfig(**size))
-    return model.to_empty(device="cpu")
+    return RobertaForSequenceClassification(RobertaConfig(**size))
+
+
+def privacy_filter(labels: int) -> nn.Module:
+    """OpenAI's privacy filter with one small expert, and without its words."""
+    import transformers
+
+    size: dict[str, Any] = {"vocab_size": 11, "num_local_experts": 1, "num_experts_per_tok": 1}
+    size |= {"intermediate_size": 2, "pad_token_id": 0, "num_labels": labels}
+    settings = transformers.OpenAIPrivacyFilterConfig(**size)
+    return transformers.OpenAIPrivacyFilterForTokenClassification(settings)
+
+
+Maker = Callable[[int], nn.Module]
+CLASSIFIERS: list[tuple[list[str], Maker, int, str]] = [
+    (
+        ["roberta-base-agnews/checkpoint-500", "roberta-base-agnews/checkpoint-1200"],
+        roberta,
+        4,
+        "classifier",
+    ),
+    (
+        ["roberta-base-portuguese/checkpoint-1000", "roberta-base-portuguese/checkpoint-6000"],
+        roberta,
+        5,
+        "classifier",
+    ),
+    # The only one of its author.
+    (["privacy-filter-zh"], privacy_filter, 33, "score"),
+]
 
 
 @pytest.mark.parametrize("way", ["drop", "average"])
-@pytest.mark.parametrize(
-    ("names", "labels"),
-    [
-        (("roberta-base-agnews/checkpoint-500", "roberta-base-agnews/checkpoint-1200"), 4),
-        (("roberta-base-portuguese/checkpoint-1000", "roberta-base-portuguese/checkpoint-6000"), 5),
-    ],
-)
+@pytest.mark.parametrize(("names", "make", "labels", "head"), CLASSIFIERS)
 def test_merged_real_classifiers_load(
-    peft: ModuleType, shared_data: Path, tmp_path: Path, names: tuple[str, str], labels: int, way: str
+    peft: ModuleType,
+    shared_data: Path,
+    tmp_path: Path,
+    names: list[str],
+    make: Maker,
+    labels: int,
+    head: str,
+    way: str,
 ) -> None:
     folders = [shared_data / "adapters" / name for name in names]
     words = ["merge", *map(str, folders), "--heads", way, "--method", "average", "--rank", "sum", "-q"]
     ran = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "out")])
     assert ran.exit_code == 0, ran.output
-    model = peft.PeftModel.from_pretrained(roberta(labels), str(tmp_path / "out"))
+    with torch.device("meta"):  # weights are never drawn
+        base = make(labels)
+    model = peft.PeftModel.from_pretrained(base.to_empty(device="cpu"), str(tmp_path / "out"))
     config = json.loads((folders[0] / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
     stored = [load_file(folder / "adapter_model.safetensors") for folder in folders]
     layers = {path: layer for path, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
     assert len(layers) == sum(key.endswith(".lora_A.weight") for key in stored[0])
     for path, layer in layers.items():
-        first, second = (
-            scale * one[f"{path}.lora_B.weight"].double() @ one[f"{path}.lora_A.weight"].double()
-            for one in stored
+        deltas = torch.stack(
+            [
+                scale * one[f"{path}.lora_B.weight"].double() @ one[f"{path}.lora_A.weight"].double()
+                for one in stored
+            ]
         )
-        apart = (layer.get_delta_weight("default").double() - (first + second) / 2).norm()
-        assert apart <= 1e-6 * max(first.norm(), second.norm())
+        apart = (layer.get_delta_weight("default").double() - deltas.mean(dim=0)).norm()
+        assert apart <= 1e-6 * deltas.norm()
     if way == "average":
-        head = model.base_model.model.classifier
-        for name in ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"):
-            each = [one[f"base_model.model.classifier.{name}"].double() for one in stored]
-            found = head.modules_to_save["default"].get_parameter(name).double()
-            torch.testing.assert_close(found, sum(each, torch.zeros(())) / 2, rtol=1e-6, atol=1e-8)
+        kept = model.base_model.model.get_submodule(head).modules_to_save["default"]
+        for name, parameter in kept.named_parameters():
+            each = torch.stack([one[f"base_model.model.{head}.{name}"].double() for one in stored])
+            torch.testing.assert_close(parameter.double(), each.mean(dim=0), rtol=1e-6, atol=1e-8)
+        assert [*kept.parameters()]
 
 
 @pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights:UserWarning")

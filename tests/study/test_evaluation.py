@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from riemerge.errors import (
     AdapterError,
@@ -27,6 +28,7 @@ from riemerge.study.evaluation import DEFAULT_METHODS, evaluate
 from riemerge.study.norm_search import HALF_OCTAVE
 from riemerge.study.result_table import ResultTable
 from tests.folders import content, family, listing, write_family, write_folder
+from tests.merging.test_heads import head, make
 from tests.study.inputs import (
     METHODS,
     ROWS,
@@ -529,3 +531,14 @@ def test_faults_of_a_scorer_on_the_command_line(
     assert (ran.exit_code, ran.stdout) == (code, "")
     assert words in ran.stderr
     assert listing(tmp_path) == before
+
+
+def test_heads_are_merged_as_asked_for(tmp_path: Path) -> None:
+    said = {"modules_to_save": ["classifier"], "task_type": None}
+    models = [make(tmp_path / name, i, head(i + 1.0), **said) for i, name in enumerate("ab")]
+    scores: dict[str, Any] = {"methods": ["average"], "coefficients": [1.0]}
+    with pytest.raises(AdapterError, match="--heads average"):
+        evaluate(models, lambda folder, part: 1.0, folder=tmp_path / "none", **scores)
+    evaluate(models, lambda folder, part: 1.0, folder=tmp_path / "out", heads="average", **scores)
+    best = load_file(tmp_path / "out" / "best" / "adapter_model.safetensors")
+    assert torch.equal(best["base_model.model.classifier.weight"], head(1.5)["classifier.weight"])

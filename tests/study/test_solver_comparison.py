@@ -23,6 +23,7 @@ from riemerge.solvers import LBFGS, Guest, Solver
 from riemerge.study import solver_comparison
 from riemerge.study.solver_comparison import PAGE, RUNS, compare_adapters, compare_solvers, write_comparison
 from tests.folders import content, family, write_family
+from tests.merging.test_heads import head, make
 from tests.study.comparisons import made_comparison, made_run
 
 SOLVERS = ("lbfgs", "conjugate_gradient", "fixed_point")
@@ -250,3 +251,9 @@ def test_without_matplotlib_tables_are_written_all_the_same(
     assert set(files) == {"comparison.json", "comparison.csv", PAGE}
     assert note.split("(")[0] in files[PAGE].decode()
     assert b"<svg" not in files[PAGE]
+
+
+def test_heads_are_in_no_problem(tmp_path: Path) -> None:
+    models = [str(make(tmp_path / name, i, head(i + 1.0))) for i, name in enumerate("ab")]
+    made = compare_adapters(models, ["lbfgs"], max_passes=2)
+    assert [one.modules for one in made.problems] == [("q",)]
