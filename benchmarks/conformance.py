@@ -1,390 +1,678 @@
-"""What PEFT, mergekit and riemerge make of each feature of PEFT's adapters.
+"""Every feature of PEFT's LoRA in PEFT, mergekit and riemerge: `python -m benchmarks.conformance`.
 
-    python -m benchmarks.conformance
-
-Each cell is a weighted sum of two adapters of a tiny model, given as its distance to the truth, relative to
-the size of that; or it is the refusal. The truth is the sum of what each adapter alone, loaded by PEFT,
-changes of the base model: PEFT's `get_delta_weight`, and with it magnitudes, biases, heads and tokens, in the
-weights that `merge_and_unload` leaves. Writes benchmarks/results/conformance.json, of which
-docs/conformance.md is made.
-
-mergekit is measured if MERGEKIT_BIN names the `bin` folder of an environment that has it, and keeps its
-committed column if not.
+Writes benchmarks/results/conformance.json, from which `python -m docs.build` makes the table of
+docs/conformance.md. mergekit is measured if MERGEKIT_BIN names the `bin` folder of an environment with it.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+import re
+import shlex
 import subprocess
 import tempfile
-import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, ROOT
-from riemerge import merge
-from riemerge.merging.conversion import convert
+import riemerge
+from benchmarks.common import RESULTS, markdown, number, options, tell
+from riemerge.cli.commands import main as command
 
 COMMITTED = RESULTS / "conformance.json"
-COLUMNS = {
-    "peft cat": "PEFT `cat`",
-    "peft svd": "PEFT `svd`",
-    "mergekit": "mergekit",
-    "riemerge": "riemerge",
-}
-OPTIONS = {
-    "heads": "--heads average",
-    "base_model": "--base BASE",
-    "rank": "--rank 12",
-    "missing": "--missing zero",
-}
-"""What riemerge is told, by the command line."""
-CONVERTED = {"LoHaConfig", "LoKrConfig"}
-"""Adapters of other kinds that `riemerge convert` makes LoRAs of."""
-ROUNDED = 1e-5
-"""What is below is the rounding of float32."""
+TOLERANCE = 1e-5  # below it a result in float32 is the sum: base weights are added and subtracted again
+SUM_OF_RANKS = 8  # at most, of all rows: svd cuts nothing
+SHOWN = 110  # characters of a refusal
 
-Cell = float | str
-Tensors = Mapping[str, Tensor]
+Changes = Mapping[str, Tensor]
 
 
-# --- the features -------------------------------------------------------------------------------------------
+# --- base models --------------------------------------------------------------------------------------------
 
 
-def _model(kind: str, **settings: Any) -> nn.Module:
-    """A tiny random model of a class of transformers."""
-    transformers = import_module("transformers")
-    model = getattr(transformers, kind)
-    made: nn.Module = model(model.config_class(**settings))
+def _model(kind: str, **settings: Any) -> Callable[[], Any]:
+    """Return a function that makes a tiny model of a class of transformers, with random weights."""
+
+    def made() -> Any:
+        model = getattr(import_module("transformers"), kind)
+        return model(model.config_class(**settings))
+
     return made
 
 
-_WIDTHS = {"hidden_size": 12, "intermediate_size": 20, "vocab_size": 11, "pad_token_id": 0}
-_HEADS_OF_ATTENTION = {"num_attention_heads": 3, "num_key_value_heads": 3}
+class Grouped(nn.Module):
+    """A convolution in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(
+            model_type="custom", to_dict=dict, get=lambda key, default=None: default
+        )
+        self.linear, self.groups = nn.Linear(6, 8), nn.Conv2d(4, 6, 3, groups=2)
+
+
+_WORDS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
 _ONE_LAYER = {
     f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")
 }
-_SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+_SIZE: dict[str, Any] = {
+    "vocab_size": 24,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "pad_token_id": 0,
+}
 
-llama = partial(_model, "LlamaForCausalLM", **_WIDTHS, **_HEADS_OF_ATTENTION, num_hidden_layers=2)
-tied = partial(llama, tie_word_embeddings=True)
-qwen = partial(_model, "Qwen2ForCausalLM", **_WIDTHS, **_HEADS_OF_ATTENTION, num_hidden_layers=2)
-classifier = partial(
-    _model,
-    "LlamaForSequenceClassification",
-    **_WIDTHS,
-    **_HEADS_OF_ATTENTION,
-    num_hidden_layers=2,
-    num_labels=3,
-)
-gpt2 = partial(_model, "GPT2LMHeadModel", vocab_size=11, n_positions=8, n_embd=12, n_layer=1, n_head=3)
-whisper = partial(
-    _model,
-    "WhisperForConditionalGeneration",
-    d_model=12,
-    encoder_ffn_dim=16,
-    decoder_ffn_dim=16,
-    num_mel_bins=4,
-    max_source_positions=8,
-    max_target_positions=8,
-    vocab_size=11,
-    **_ONE_LAYER,
-    **_SPECIAL,
-)
-resnet = partial(
-    _model,
-    "ResNetForImageClassification",
-    embedding_size=4,
-    hidden_sizes=[6],
-    depths=[1],
-    layer_type="basic",
-)
-mixtral = partial(
-    _model, "MixtralForCausalLM", **_WIDTHS, **_HEADS_OF_ATTENTION, num_hidden_layers=1, num_local_experts=3
-)
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A feature of PEFT's adapters, and two adapters that have it.
-
-    Attributes:
-        settings: What PEFT is told of both.
-        others: What it is told of the second beside that.
-        make: Makes the base model.
-        kind: The name of the class of settings.
-        weights: The weights of the sum.
-        options: What riemerge is told beside the weights.
-    """
-
-    settings: Mapping[str, Any]
-    others: Mapping[str, Any] = field(default_factory=dict)
-    make: Callable[[], nn.Module] = llama
-    kind: str = "LoraConfig"
-    weights: tuple[float, float] = (0.7, 0.3)
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-def _lora(targets: Sequence[str] | None = ("q_proj", "v_proj"), **settings: Any) -> dict[str, Any]:
-    return {"r": 2, "lora_alpha": 3, "target_modules": targets and [*targets], **settings}
-
-
-_HEADS = {"heads": "average"}
-_QV = {"target_modules": ["q_proj", "v_proj"]}
-
-FEATURES: dict[str, Feature] = {
-    "`r`, `lora_alpha`": Feature(_lora(), {"lora_alpha": 7}),
-    "`use_rslora`": Feature(_lora(use_rslora=True)),
-    "`rank_pattern`": Feature(_lora(rank_pattern={"q_proj": 3})),
-    "`alpha_pattern`": Feature(_lora(alpha_pattern={"q_proj": 7})),
-    "ranks 2 and 4": Feature(_lora(), {"r": 4}),
-    "weights 1 and -0.4": Feature(_lora(), weights=(1.0, -0.4)),
-    "`fan_in_fan_out` (Conv1D)": Feature(_lora(["c_attn"], fan_in_fan_out=True), make=gpt2),
-    "`bias`: `lora_only`": Feature(_lora(bias="lora_only"), make=qwen, options=_HEADS),
-    "`bias`: `all`": Feature(_lora(bias="all"), make=qwen, options=_HEADS),
-    "`lora_bias`": Feature(_lora(lora_bias=True), make=qwen),
-    "`modules_to_save`": Feature(_lora(modules_to_save=["lm_head"]), options=_HEADS),
-    "`task_type`: `SEQ_CLS`": Feature(_lora(task_type="SEQ_CLS"), make=classifier, options=_HEADS),
-    "`trainable_token_indices`": Feature(_lora(trainable_token_indices=[2, 5]), options=_HEADS),
-    "`use_dora`": Feature(_lora(use_dora=True), options={"base_model": "base", "rank": "12"}),
-    "embedding": Feature(_lora(["embed_tokens", "q_proj"])),
-    "Conv1d": Feature(_lora(["conv1", "conv2", "q_proj"]), make=whisper),
-    "Conv2d": Feature(_lora(["convolution"]), make=resnet),
-    "`target_parameters` (MoE)": Feature(
-        _lora([], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]), make=mixtral
+BASES: dict[str, Callable[[], Any]] = {
+    "llama": _model("LlamaForCausalLM", **_SIZE),
+    "tied": _model("LlamaForCausalLM", **_SIZE, tie_word_embeddings=True),
+    "classifier": _model("LlamaForSequenceClassification", **_SIZE, num_labels=3),
+    "qwen2": _model("Qwen2ForCausalLM", **_SIZE),  # its projections have biases
+    "mixtral": _model("MixtralForCausalLM", **_SIZE, num_local_experts=3, num_experts_per_tok=2),
+    "gpt2": _model("GPT2LMHeadModel", vocab_size=24, n_positions=8, n_embd=12, n_layer=2, n_head=3),
+    "whisper": _model(
+        "WhisperForConditionalGeneration",
+        d_model=12,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_mel_bins=4,
+        max_source_positions=8,
+        max_target_positions=8,
+        vocab_size=11,
+        **_ONE_LAYER,
+        **_WORDS,
     ),
-    "`init_lora_weights`: `pissa`": Feature(_lora(init_lora_weights="pissa")),
-    "`init_lora_weights`: `olora`": Feature(_lora(init_lora_weights="olora")),
-    "`layer_replication`": Feature(_lora(layer_replication=[[0, 2], [1, 2]])),
-    "`lm_head` of its own": Feature(_lora(["lm_head", "q_proj"])),
-    "`lm_head` tied to the embedding": Feature(_lora(["lm_head", "q_proj"]), make=tied),
-    "different `target_modules`": Feature(
-        _lora(), {"target_modules": ["q_proj", "o_proj"]}, options={"missing": "zero"}
+    "resnet": _model(
+        "ResNetForImageClassification", embedding_size=4, hidden_sizes=[6], depths=[1], layer_type="basic"
     ),
-    "LoHa": Feature({"r": 2, "alpha": 3, **_QV}, kind="LoHaConfig"),
-    "LoKr": Feature({"r": 2, "alpha": 3, **_QV}, kind="LoKrConfig"),
-    "IA³": Feature(
-        {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
-        kind="IA3Config",
-    ),
-    "VeRA": Feature({"r": 2, "target_modules": ["q_proj", "o_proj"]}, kind="VeraConfig"),
-    "OFT": Feature({"oft_block_size": 4, **_QV}, kind="OFTConfig"),
+    "grouped": Grouped,
 }
 
 
-# --- two adapters, and the truth ----------------------------------------------------------------------------
-
-
-def prepare(name: str, folder: Path) -> Any:
-    """Write `base`, `a` and `b` into a folder, as transformers and PEFT save them; return the base model."""
-    peft = import_module("peft")
-    feature = FEATURES[name]
+def make(base: str) -> Any:
+    """A base model with random weights, the same at each call."""
     torch.manual_seed(0)
-    base: Any = feature.make()
-    base.save_pretrained(folder / "base")
-    base.name_or_path = str(folder / "base")
-    for seed, (place, own) in enumerate({"a": {}, "b": feature.others}.items()):
-        torch.manual_seed(seed)
-        settings = getattr(peft, feature.kind)(**{**feature.settings, **own})
-        model = peft.get_peft_model(copy.deepcopy(base), settings)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.3 * torch.randn_like(parameter))
-        model.save_pretrained(folder / place)
-    return base
+    return BASES[base]()
 
 
-def _load(base: Any, folder: Path, name: str = "default") -> Any:
-    from peft import PeftModel
+# --- features -----------------------------------------------------------------------------------------------
 
-    return PeftModel.from_pretrained(copy.deepcopy(base), folder, adapter_name=name)
+QV = ("q_proj", "v_proj")
+SUM = "merge {a}:0.7 {b}:0.3 --method average --rank sum"
+CONVERTED = (
+    "convert {a} {out}-a --to peft",
+    "convert {b} {out}-b --to peft",
+    SUM.format(a="{out}-a", b="{out}-b"),
+)
+EXTRACTED = (
+    "extract {base} {full_a} -o {out}-a --rank 12",
+    "extract {base} {full_b} -o {out}-b --rank 12",
+    SUM.format(a="{out}-a", b="{out}-b"),
+)
+"""Commands for what is no LoRA: `full_a` is the base with the first adapter merged into it by PEFT."""
 
 
-def _change(model: Any, base: Any, names: list[str] | None = None) -> dict[str, Tensor]:
-    """What an adapter changes of the weights of the base model, in float64, by name.
+class Feature(NamedTuple):
+    """What two adapters have, and how riemerge is told to merge them where it refuses at first.
 
-    A weight that several modules share changes only in that which has the adapter, as in the forward pass.
+    Attributes:
+        name: Its name in the table.
+        settings: Settings of both adapters; they are of q_proj and v_proj if it names no `target_modules`.
+        second: Settings in which the second adapter differs.
+        ways: Commands of riemerge that merge them, where the plain merge is refused.
+        base: A name of BASES.
+        kind: The configuration class of PEFT.
+        weights: Weights of the sum.
+        said: Settings that are written into both files, where PEFT makes such an adapter only in training.
+        second_said: Settings that are written into the second file as well.
+        save: Options of PEFT's `save_pretrained`.
+        by_module: Whether the truth is `get_delta_weight` of every module, where PEFT merges no base weight.
+        remark: What the reader has to know of the row.
     """
+
+    name: str
+    settings: Mapping[str, Any]
+    second: Mapping[str, Any] = {}
+    ways: Sequence[str] = ()
+    base: str = "llama"
+    kind: str = "LoraConfig"
+    weights: tuple[float, float] = (0.7, 0.3)
+    said: Mapping[str, Any] = {}
+    second_said: Mapping[str, Any] = {}
+    save: Mapping[str, Any] = {}
+    by_module: bool = False
+    remark: str = ""
+
+
+def _with(options: str) -> tuple[str]:
+    return (f"{SUM} {options}",)
+
+
+_PATTERNS = {"rank_pattern": {"0.self_attn.q_proj": 4}, "alpha_pattern": {"v_proj": 7}}
+_WRITTEN = "a plain adapter whose file says so"
+
+FEATURES = (
+    Feature("r, lora_alpha", {"r": 4, "lora_alpha": 6}),
+    Feature("ranks that differ", {"r": 4}, {"r": 2, "lora_alpha": 3}),
+    Feature("a negative weight", {"r": 2}, weights=(0.7, -0.3)),
+    Feature("use_rslora", {"r": 4, "use_rslora": True}),
+    Feature("use_rslora in the first alone", {"r": 4, "use_rslora": True}, {"use_rslora": False}),
+    Feature("rank_pattern", {"r": 2, "rank_pattern": _PATTERNS["rank_pattern"]}),
+    Feature("alpha_pattern", {"r": 2, "alpha_pattern": _PATTERNS["alpha_pattern"]}),
+    Feature("use_rslora, rank_pattern, alpha_pattern", {"r": 2, "use_rslora": True, **_PATTERNS}),
+    Feature(
+        "fan_in_fan_out (GPT-2's Conv1D)",
+        {"r": 2, "fan_in_fan_out": True, "target_modules": ["c_attn"]},
+        base="gpt2",
+    ),
+    Feature(
+        "target_modules that differ",
+        {"r": 2},
+        {"target_modules": ["q_proj", "o_proj"]},
+        _with("--missing zero"),
+    ),
+    Feature("target_modules, an expression", {"r": 2, "target_modules": r".*\.(q|v)_proj"}),
+    Feature("exclude_modules", {"r": 2, "exclude_modules": ["layers.0.self_attn.q_proj"]}),
+    Feature(
+        "layers_to_transform, layers_pattern",
+        {"r": 2, "layers_to_transform": [1], "layers_pattern": "layers"},
+    ),
+    Feature("lora_dropout", {"r": 2, "lora_dropout": 0.5}),
+    Feature(
+        "base_model_name_or_path that differs",
+        {"r": 2},
+        ways=_with("--same-base"),
+        said={"base_model_name_or_path": "org/base"},
+        second_said={"base_model_name_or_path": "org/another"},
+    ),
+    Feature("embedding", {"r": 2, "target_modules": [*QV, "embed_tokens"]}),
+    Feature(
+        "lm_head, its base weight beside it",
+        {"r": 2, "target_modules": [*QV, "lm_head"]},
+        save={"save_embedding_layers": True},
+    ),
+    Feature("lm_head tied to the embedding", {"r": 2, "target_modules": [*QV, "lm_head"]}, base="tied"),
+    Feature(
+        "task_type SEQ_CLS",
+        {"r": 2, "task_type": "SEQ_CLS"},
+        ways=_with("--heads average"),
+        base="classifier",
+    ),
+    Feature("modules_to_save", {"r": 2, "modules_to_save": ["lm_head"]}, ways=_with("--heads average")),
+    Feature(
+        "ensure_weight_tying",
+        {
+            "r": 2,
+            "fan_in_fan_out": True,
+            "target_modules": ["c_attn"],
+            "modules_to_save": ["wte"],
+            "ensure_weight_tying": True,
+        },
+        ways=_with("--heads average"),
+        base="gpt2",
+    ),
+    Feature("bias: lora_only", {"r": 2, "bias": "lora_only"}, ways=_with("--heads average"), base="qwen2"),
+    Feature("bias: all", {"r": 2, "bias": "all"}, ways=_with("--heads average"), base="qwen2"),
+    Feature("lora_bias", {"r": 2, "lora_bias": True}, base="qwen2"),
+    Feature(
+        "trainable_token_indices",
+        {"r": 2, "trainable_token_indices": {"embed_tokens": [1, 5]}},
+        ways=_with("--heads average"),
+    ),
+    Feature("use_dora", {"r": 2, "use_dora": True}, ways=_with("--base {base}")),
+    Feature("use_dora in the second alone", {"r": 2}, {"use_dora": True}, _with("--base {base}")),
+    Feature(
+        "target_parameters (experts)",
+        {"r": 2, "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        base="mixtral",
+    ),
+    Feature("Conv1d", {"r": 2, "target_modules": ["conv1", "conv2", "q_proj"]}, base="whisper"),
+    Feature("Conv2d", {"r": 2, "target_modules": ["convolution"]}, base="resnet"),
+    Feature(
+        "Conv2d with groups",
+        {"r": 2, "target_modules": ["linear", "groups"]},
+        base="grouped",
+        by_module=True,
+    ),
+    *(
+        Feature(f"init_lora_weights: {init}", {"r": 2, "init_lora_weights": init})
+        for init in ("gaussian", "orthogonal", "mica", "eva")
+    ),
+    *(
+        Feature(f"init_lora_weights: {init}", {"r": 2, "init_lora_weights": init}, ways=EXTRACTED)
+        for init in ("pissa", "olora")
+    ),
+    *(
+        Feature(f"init_lora_weights: {init}", {"r": 2}, said={"init_lora_weights": init}, remark=_WRITTEN)
+        for init in ("corda", "lora_ga", "loftq")
+    ),
+    Feature("layer_replication", {"r": 2, "layer_replication": [[0, 2], [1, 2]]}, by_module=True),
+    Feature("alora_invocation_tokens", {"r": 2, "alora_invocation_tokens": [3, 4]}, by_module=True),
+    Feature(
+        "use_bdlora",
+        {
+            "r": 4,
+            "use_bdlora": {
+                "target_modules_bd_a": ["q_proj"],
+                "target_modules_bd_b": ["v_proj"],
+                "nblocks": 2,
+            },
+        },
+    ),
+    Feature("kasa_config", {"r": 2, "kasa_config": {}}),
+    Feature("monteclora_config", {"r": 2, "monteclora_config": {}}),
+    Feature("velora_config", {"r": 2, "velora_config": {"num_groups": 4}}),
+    Feature("arrow_config", {"r": 2}, said={"arrow_config": {"top_k": 1}}, remark=_WRITTEN),
+    Feature("megatron_config", {"r": 2}, said={"megatron_config": {"num_layers": 2}}, remark=_WRITTEN),
+    Feature(
+        "use_qalora",
+        {"r": 2},
+        said={"use_qalora": True, "qalora_group_size": 4},
+        remark=f"{_WRITTEN}: PEFT obeys it on quantised layers only",
+    ),
+    Feature("LoHa", {"r": 2, "alpha": 3}, ways=CONVERTED, kind="LoHaConfig"),
+    Feature("LoKr", {"r": 2, "alpha": 3}, ways=CONVERTED, kind="LoKrConfig"),
+    Feature("IA³", {"feedforward_modules": []}, ways=EXTRACTED, kind="IA3Config"),
+    Feature("VeRA", {"r": 4}, ways=EXTRACTED, kind="VeraConfig"),
+    Feature("OFT", {"r": 0, "oft_block_size": 4}, ways=EXTRACTED, kind="OFTConfig"),
+)
+
+QUICK = (
+    "ranks that differ",
+    "use_rslora",
+    "modules_to_save",
+    "lora_bias",
+    "use_dora",
+    "velora_config",
+    "LoHa",
+)
+
+WITHOUT_ROW = {
+    "inference_mode, peft_type, peft_version, auto_mapping, revision": "name what is loaded",
+    "runtime_config": "says where PEFT computes",
+    "eva_config, corda_config, lora_ga_config, loftq_config": "belong to an init_lora_weights",
+    "megatron_core": "belongs to megatron_config",
+    "qalora_group_size": "belongs to use_qalora",
+}
+"""Settings of LoraConfig that change no merge, with the reason."""
+
+_SETTINGS = {
+    "use_bdlora": "BdLoraConfig",
+    "kasa_config": "KasaConfig",
+    "monteclora_config": "MontecloraConfig",
+    "velora_config": "VeloraConfig",
+}
+
+
+def write(feature: Feature, place: int, folder: Path) -> None:
+    """Save a trained adapter as PEFT does: every parameter that is trained has moved by noise."""
+    import peft
+    from peft.tuners.lora import config as classes
+
+    settings = {"target_modules": list(QV), **feature.settings}
+    if place:
+        settings |= feature.second
+    settings |= {
+        key: getattr(classes, one)(**settings[key]) for key, one in _SETTINGS.items() if key in settings
+    }
+    base = make(feature.base)
+    torch.manual_seed(1 + place)
+    model = peft.get_peft_model(base, getattr(peft, feature.kind)(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(str(folder), **{"save_embedding_layers": False, **feature.save})
+    path = folder / "adapter_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None, **feature.said}
+    if place:
+        said |= feature.second_said
+    path.write_text(json.dumps(said), encoding="utf-8")
+
+
+# --- what a result adds to the base -------------------------------------------------------------------------
+
+
+def added(feature: Feature, model: Any, adapter: str) -> Changes:
+    """What an adapter of a model of PEFT adds to each weight of the base, in float64.
+
+    A weight that modules share changes only in the one that has the adapter, as in the forward pass.
+    """
+    model.double()
+    if feature.by_module:
+        return by_module(model, adapter)
     for module in model.modules():
-        if hasattr(module, "get_base_layer") and isinstance(module.get_base_layer(), nn.Linear):
-            layer = module.get_base_layer()
+        if hasattr(module, "get_base_layer") and isinstance(layer := module.get_base_layer(), nn.Linear):
             layer.weight = nn.Parameter(layer.weight.detach().clone())
-    before = {**copy.deepcopy(model).unload().state_dict(), **base.state_dict()}
-    after = model.double().merge_and_unload(adapter_names=names).state_dict()
+    base = make(feature.base).state_dict()
+    merged = model.merge_and_unload(adapter_names=[adapter]).state_dict()
     return {
-        name: after[name].double() - tensor.double()
-        for name, tensor in before.items()
-        if tensor.is_floating_point()
+        name: merged[name].double() - weight.double()
+        for name, weight in base.items()
+        if weight.is_floating_point()
     }
 
 
-def _norm(tensors: Tensors) -> float:
-    return float(torch.stack([tensor.norm() for tensor in tensors.values()]).norm())
-
-
-def distance(found: Tensors, truth: Tensors) -> float:
-    """The relative distance of two changes of a base model; a tensor that one lacks counts as no change."""
-    apart = {name: found.get(name, torch.zeros(())) - tensor for name, tensor in truth.items()}
-    return _norm(apart) / _norm(truth)
-
-
-def truth_of(name: str, base: Any, folder: Path) -> dict[str, Tensor]:
-    """The weighted sum of what each adapter alone changes."""
-    changes = [_change(_load(base, folder / place), base) for place in ("a", "b")]
-    first, second = FEATURES[name].weights
-    return {key: first * changes[0][key] + second * changes[1][key] for key in changes[0]}
-
-
-# --- the columns --------------------------------------------------------------------------------------------
-
-
-def by_peft(way: str, name: str, base: Any, folder: Path) -> dict[str, Tensor]:
-    """PEFT's own weighted sum: `cat`, or `svd` with the rank at which nothing is cut.
-
-    Other kinds of adapters have at most one way, which has no name.
-    """
-    feature = FEATURES[name]
-    model = _load(base, folder / "a", "a")
-    model.load_adapter(folder / "b", "b")
-    told: dict[str, Any] = {"combination_type": way} if feature.kind == "LoraConfig" else {}
-    if told and way == "svd":
-        told["svd_rank"] = sum(
-            max(config.r, *config.rank_pattern.values(), 0) for config in model.peft_config.values()
-        )
-    model.add_weighted_adapter(["a", "b"], [*feature.weights], adapter_name="merged", **told)
-    model.set_adapter("merged")
-    return _change(model, base, ["merged"])
-
-
-def by_riemerge(name: str, base: Any, folder: Path) -> dict[str, Tensor]:
-    """The weighted sum of riemerge, written to disk and loaded by PEFT."""
-    feature = FEATURES[name]
-    options: dict[str, Any] = {"rank": "sum", **feature.options}
-    if "base_model" in options:
-        options["base_model"] = folder / options["base_model"]
-    if options["rank"].isdecimal():
-        options["rank"] = int(options["rank"])
-    models = [folder / place for place in ("a", "b")]
-    if feature.kind in CONVERTED:
-        for i, model in enumerate(models):
-            models[i] = folder / f"{model.name}_as_lora"
-            convert(model, models[i], "peft")
-    result = merge(models, list(feature.weights), method="task_arithmetic", **options)
-    result.save_pretrained(folder / "merged")
-    return _change(_load(base, folder / "merged"), base)
-
-
-def by_mergekit(base: Any, folder: Path) -> dict[str, Tensor]:
-    """What mergekit has written into a folder of `prepare`, as transformers load it."""
-    load = type(base).from_pretrained
-    before, after = (load(folder / place).state_dict() for place in ("base", "by_mergekit"))
-    return {name: after[name].double() - tensor.double() for name, tensor in before.items()}
-
-
-def run_mergekit(folders: Mapping[str, Path]) -> dict[str, str | None]:
-    """Run mergekit in its own environment on the folders of all features; return why it refuses, or None."""
-    told = {name: [str(folder), *FEATURES[name].weights] for name, folder in folders.items()}
-    script = ROOT / "benchmarks" / "conformance_in_mergekit.py"
-    command = [str(Path(os.environ["MERGEKIT_BIN"]) / "python"), str(script)]
-    ran = subprocess.run(command, input=json.dumps(told), check=True, stdout=subprocess.PIPE, text=True)
-    refusals: dict[str, str | None] = json.loads(ran.stdout.splitlines()[-1])
-    return refusals
-
-
-def measure(name: str, base: Any, folder: Path) -> dict[str, Cell]:
-    """The cells of PEFT and riemerge for one feature, and that of mergekit where it has written something.
-
-    Args:
-        name: The feature.
-        base: The base model, as `prepare` returned it.
-        folder: The folder that it was given.
-    """
-    truth = truth_of(name, base, folder)
-    columns: dict[str, Callable[[], Tensors]] = {
-        "peft cat": lambda: by_peft("cat", name, base, folder),
-        "peft svd": lambda: by_peft("svd", name, base, folder),
-        "riemerge": lambda: by_riemerge(name, base, folder),
+def by_module(model: Any, adapter: str) -> Changes:
+    """PEFT's `get_delta_weight` of every module, in float64."""
+    layers = model.base_model.model.named_modules()
+    return {
+        f"{name}.weight": layer.get_delta_weight(adapter).detach().double()
+        for name, layer in layers
+        if hasattr(layer, "get_delta_weight") and adapter in getattr(layer, "scaling", {})
     }
-    if (folder / "by_mergekit").exists():
-        columns["mergekit"] = lambda: by_mergekit(base, folder)
-    cells: dict[str, Cell] = {}
-    for column, run in columns.items():
+
+
+def loaded(feature: Feature, folder: Path) -> Changes:
+    """What PEFT adds to the base when it loads a folder."""
+    import peft
+
+    return added(feature, peft.PeftModel.from_pretrained(make(feature.base), folder), "default")
+
+
+def apart(found: Changes, right: Changes) -> float:
+    """The largest relative error of a weight; of one that must not change, relative to the largest change."""
+    norms = {name: float(change.norm()) for name, change in right.items()}
+    worst = 0.0
+    for name, change in right.items():
+        error = float((found[name] - change).norm()) if name in found else norms[name]
+        worst = max(worst, error / (norms[name] or max(norms.values())))
+    extra = max((float(change.norm()) for name, change in found.items() if name not in right), default=0.0)
+    return max(worst, extra / max(norms.values()))
+
+
+class Case(NamedTuple):
+    """Two adapters on disk, and what their weighted sum adds to the base.
+
+    Attributes:
+        feature: The feature that they have.
+        root: Folder of the folders a and b (the adapters), base, and of what the tools write.
+        right: The truth, in float64; None where PEFT fails to say what one of them is.
+        failure: What it says then.
+        delta: How far PEFT's `merge_and_unload` of the first is from its `get_delta_weight`: far where an
+            update is more than its factors.
+    """
+
+    feature: Feature
+    root: Path
+    right: Changes | None
+    failure: str
+    delta: float | None
+
+    def error(self, found: Changes) -> float | None:
+        """The relative error of a result; None where there is no truth."""
+        if self.right is None:
+            return None
+        return apart(found, self.right)
+
+
+def words(error: object, root: Path) -> str:
+    """An error without this machine's folders, on one line."""
+    text = str(error)
+    if isinstance(error, Exception):
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.replace(f"{root}/", "").split())[:800]
+
+
+def prepare(feature: Feature, root: Path) -> Case:
+    """Write both adapters and their base, and compute the truth."""
+    base = make(feature.base)
+    if hasattr(base, "save_pretrained"):
+        base.save_pretrained(root / "base")
+    else:
+        (root / "base").mkdir()
+        save_file(base.state_dict(), root / "base" / "model.safetensors")
+    for place, name in enumerate("ab"):
+        write(feature, place, root / name)
+    try:
+        first, second = (loaded(feature, root / name) for name in "ab")
+    except Exception as failure:  # noqa: BLE001 - whatever it does here is the figure
+        return Case(feature, root, None, words(failure, root), None)
+    w, v = feature.weights
+    names, zero = {**first, **second}, torch.zeros(())
+    right = {name: w * first.get(name, zero) + v * second.get(name, zero) for name in names}
+    return Case(feature, root, right, "", delta(feature, root / "a", first))
+
+
+def delta(feature: Feature, folder: Path, merged: Changes) -> float | None:
+    """How far what PEFT merges is from its `get_delta_weight`, over the modules that have one, or None."""
+    import peft
+
+    if feature.by_module or feature.kind != "LoraConfig":
+        return None
+    model = peft.PeftModel.from_pretrained(make(feature.base), folder).double()
+    try:
+        deltas = {name: change for name, change in by_module(model, "default").items() if name in merged}
+    except RuntimeError:  # of BD-LoRA, whose factors it takes for whole ones
+        return None
+    return apart({name: merged[name] for name in deltas}, deltas)
+
+
+# --- the three tools ----------------------------------------------------------------------------------------
+
+
+def by_peft(case: Case) -> dict[str, Any]:
+    """`add_weighted_adapter` by `cat`, and by `svd` of the summed rank; then saved and loaded again."""
+    found: dict[str, Any] = {}
+    for way in ("cat", "svd"):
         try:
-            cells[column] = distance(run(), truth)
-        except Exception as fault:  # noqa: BLE001 - whatever it is, it is the answer
-            cells[column] = in_words(f"{type(fault).__name__}: {fault}", folder)
-    return cells
+            found[way] = add_weighted(case, way)
+        except Exception as failure:  # noqa: BLE001 - whatever it does here is the figure
+            found[way] = {"refused": words(failure, case.root)}
+    return found
 
 
-def in_words(fault: str, folder: Path) -> str:
-    """The first line of a refusal, without the folder of this run."""
-    return fault.strip().split("\n")[0].replace(f"{folder}/", "")[:400]
+def add_weighted(case: Case, way: str) -> dict[str, Any]:
+    """The relative errors of one way of `add_weighted_adapter`, in memory and reloaded."""
+    import peft
+
+    feature, out = case.feature, case.root / f"peft-{way}"
+    model = peft.PeftModel.from_pretrained(make(feature.base), case.root / "a", adapter_name="a")
+    model.load_adapter(case.root / "b", "b")
+    options: dict[str, Any] = {}
+    if feature.kind == "LoraConfig":  # other kinds have one way at most
+        options = {"combination_type": way, "svd_rank": SUM_OF_RANKS}
+    model.add_weighted_adapter(["a", "b"], list(feature.weights), "sum", **options)
+    model.set_adapter("sum")
+    model.save_pretrained(str(out), selected_adapters=["sum"])
+    found: dict[str, Any] = {"error": case.error(added(feature, model, "sum"))}
+    try:
+        found["reloaded"] = {"error": case.error(loaded(feature, out / "sum"))}
+    except Exception as failure:  # noqa: BLE001 - as above
+        found["reloaded"] = {"refused": words(failure, case.root)}
+    return found
 
 
-# --- the table ----------------------------------------------------------------------------------------------
+def by_riemerge(case: Case) -> dict[str, Any]:
+    """The plain merge; where it is refused, what it says, and what the commands give that it names."""
+    plain = SUM
+    if case.feature.weights != (0.7, 0.3):  # a sum that nothing divides
+        first, second = case.feature.weights
+        plain = f"merge {{a}}:{first} {{b}}:{second} --method task_arithmetic --rank sum"
+    found = {"plain": run(case, [plain], case.root / "plain")}
+    if "refused" in found["plain"] and case.feature.ways:
+        if "{full_a}" in case.feature.ways[0]:
+            merge_fully(case)
+        found["told"] = run(case, case.feature.ways, case.root / "told")
+    return found
+
+
+def merge_fully(case: Case) -> None:
+    """Write the base with each adapter merged into it by PEFT, in float32."""
+    import peft
+
+    for name in "ab":
+        model = peft.PeftModel.from_pretrained(make(case.feature.base), case.root / name)
+        model.merge_and_unload().save_pretrained(case.root / f"full-{name}")
+
+
+def run(case: Case, lines: Sequence[str], out: Path) -> dict[str, Any]:
+    """Run commands; the last one's result by its relative error, or what the first refusal says."""
+    root = case.root
+    places: dict[str, Path] = {name: root / name for name in ("a", "b", "base")}
+    places |= {"out": out, "full_a": root / "full-a", "full_b": root / "full-b"}
+    for line in lines:
+        said = shlex.split(line.format(**places))
+        if said[0] == "merge":
+            said += ["-o", str(out)]
+        ran = CliRunner().invoke(command, said)
+        if ran.exit_code:
+            return {"refused": words(ran.output, root)}
+    return {"error": case.error(loaded(case.feature, out))}
+
+
+def by_mergekit(cases: Mapping[str, Case]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Task arithmetic of `base+adapter`, in one process for all cases; and mergekit's version."""
+    jobs = {name: [str(case.root), *case.feature.weights] for name, case in cases.items()}
+    program = Path(__file__).with_name("conformance_in_mergekit.py")
+    line: list[Any] = [Path(os.environ["MERGEKIT_BIN"]) / "python", program]
+    ran = subprocess.run(line, input=json.dumps(jobs), check=True, stdout=subprocess.PIPE, text=True)
+    failures = json.loads(ran.stdout.splitlines()[-1])
+    found: dict[str, dict[str, Any]] = {}
+    for name, case in cases.items():
+        if failures[name] is None:
+            found[name] = {"error": case.error(beyond_the_base(case, case.root / "by_mergekit"))}
+        else:
+            found[name] = {"refused": words(failures[name], case.root)}
+    return failures["version"], found
+
+
+def beyond_the_base(case: Case, folder: Path) -> Changes:
+    """What a checkpoint has beyond the base, by the names that its model gives, in float64."""
+    base = make(case.feature.base)
+    tensors = type(base).from_pretrained(folder).state_dict()
+    return {
+        name: tensors[name].double() - one.double()
+        for name, one in base.state_dict().items()
+        if one.is_floating_point()
+    }
+
+
+# --- the result ---------------------------------------------------------------------------------------------
+
+
+def measure_one(case: Case) -> dict[str, Any]:
+    """The row of a feature, but for mergekit."""
+    row: dict[str, Any] = {"delta": case.delta, "PEFT": by_peft(case), "riemerge": by_riemerge(case)}
+    if case.right is None:
+        row["no truth"] = case.failure
+    return row
+
+
+def measure(names: Collection[str] | None = None) -> dict[str, Any]:
+    """Measure the rows of these names, or all."""
+    versions = {name: version(name) for name in ("torch", "peft", "transformers")}
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cases: dict[str, Case] = {}
+        for i, feature in enumerate(FEATURES):
+            if names is None or feature.name in names:
+                tell(feature.name)
+                root = Path(folder).resolve() / str(i)
+                root.mkdir()
+                cases[feature.name] = prepare(feature, root)
+                rows[feature.name] = measure_one(cases[feature.name])
+        if "MERGEKIT_BIN" in os.environ:
+            versions["mergekit"], column = by_mergekit(cases)
+            for name, found in column.items():
+                rows[name]["mergekit"] = found
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {"riemerge": riemerge.__version__, **versions},
+        "rows": rows,
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The table of a result, in Markdown."""
-    lines = [["feature", *COLUMNS.values()], ["---"] * (len(COLUMNS) + 1)]
-    for name, cells in result["features"].items():
-        words = " ".join(OPTIONS[option] for option in FEATURES[name].options)
-        shown = {column: _cell(cells[column]) for column in COLUMNS}
-        if words and not isinstance(cells["riemerge"], str):
-            shown["riemerge"] += f" with `{words}`"
-        if FEATURES[name].kind in CONVERTED:
-            shown["riemerge"] += " after `riemerge convert`"
-        lines.append([name, *shown.values()])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """The table of a result of `measure`, in Markdown."""
+    head = ["feature", "PEFT `cat`", "PEFT `svd`", "mergekit", "riemerge", "riemerge, told how"]
+    features = {feature.name: feature for feature in FEATURES}
+    lines = [
+        [
+            _title(features[name]),
+            _peft(row["PEFT"]["cat"]),
+            _peft(row["PEFT"]["svd"]),
+            cell(row.get("mergekit")),
+            cell(row["riemerge"]["plain"]),
+            _told(features[name], row["riemerge"]),
+        ]
+        for name, row in result["rows"].items()
+    ]
+    said = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    without = "; ".join(f"{names}: {why}" for names, why in WITHOUT_ROW.items())
+    return "\n\n".join(
+        [f"{said}; {result['date']}.", markdown(head, lines), f"Settings without a row: {without}."]
+    )
 
 
-def _cell(value: Cell) -> str:
-    if isinstance(value, str):
-        kind, _, text = value.partition(": ")
-        short = textwrap.shorten(text.replace("|", "\\|").replace("`", ""), 90, placeholder=" …")
-        return f"{kind}: {short}"
-    if value < ROUNDED:
-        return f"{value:.0e}"
-    return f"**{value:.2f}**"
+def cell(found: Mapping[str, Any] | None) -> str:
+    """One cell: an error (bold where it is no round-off), or the first words of a refusal."""
+    if found is None:
+        return "–"
+    if "refused" in found:
+        text = re.sub(r"^error: ([ab](/\S+)?: )?", "", found["refused"]).partition(" error: ")[0]
+        text = text.replace("|", "\\|").replace("<", "\\<").replace("*", "\\*")
+        if len(text) > SHOWN:
+            text = f"{text[:SHOWN].rsplit(' ', 1)[0]} …"
+        return f"refused: {text}"
+    error = found["error"]
+    if error is None:
+        return "merged, unmeasured"
+    if error > TOLERANCE:
+        return f"**{number(error)}**"
+    return number(error)
+
+
+def way_out(feature: Feature) -> str:
+    """The option, or the other command, that merges adapters whose plain merge is refused."""
+    if len(feature.ways) > 1:  # both inputs are made over first
+        return f"riemerge {feature.ways[0].split()[0]}"
+    return feature.ways[0].removeprefix(SUM).strip().replace("{base}", "BASE")
+
+
+def _title(feature: Feature) -> str:
+    if feature.remark:
+        return f"{feature.name} ({feature.remark})"
+    return feature.name
+
+
+def _peft(found: Mapping[str, Any]) -> str:
+    text = cell(found)
+    if "reloaded" in found and (again := cell(found["reloaded"])) != text:
+        return f"{text}, reloaded {again}"
+    return text
+
+
+def _told(feature: Feature, found: Mapping[str, Any]) -> str:
+    if "told" not in found:
+        return ""
+    return f"`{way_out(feature)}`: {cell(found['told'])}"
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    committed = json.loads(COMMITTED.read_text(encoding="utf-8")) if COMMITTED.exists() else {}
-    versions = {name: version(name) for name in ("peft", "transformers", "torch", "riemerge")}
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = {name: Path(temporary) / str(i) for i, name in enumerate(FEATURES)}
-        bases = {name: prepare(name, folder) for name, folder in folders.items()}
-        if "MERGEKIT_BIN" in os.environ:
-            asked = run_mergekit(folders)
-            versions["mergekit"] = str(asked.pop("version"))
-            theirs = {name: in_words(said or "", folders[name]) for name, said in asked.items()}
-        else:
-            versions["mergekit"] = committed["versions"]["mergekit"]
-            theirs = {name: cells["mergekit"] for name, cells in committed["features"].items()}
-        features = {}
-        for name, folder in folders.items():
-            found = measure(name, bases[name], folder)
-            features[name] = {**found, "mergekit": theirs[name] or found["mergekit"]}
-    result = {"versions": versions, "features": features}
-    COMMITTED.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(result))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no adapter asks the hub for its base
+    warnings.simplefilter("ignore")  # what third parties deprecate
+    asked = options("conformance", "What do PEFT, mergekit and riemerge make of each feature of PEFT's LoRA?")
+    path = asked.out / "conformance.json"
+    if not asked.table:
+        result = measure({True: QUICK, False: None}[asked.quick])
+        text = json.dumps(result, ensure_ascii=False)
+        rounded = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.3g}"))
+        path.write_text(json.dumps(rounded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(json.loads(path.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":
