@@ -44,11 +44,11 @@ Changes = Mapping[str, Tensor]
 def _model(kind: str, **settings: Any) -> Callable[[], Any]:
     """Return a function that makes a tiny model of a class of transformers, with random weights."""
 
-    def made() -> Any:
+    def build() -> Any:
         model = getattr(import_module("transformers"), kind)
         return model(model.config_class(**settings))
 
-    return made
+    return build
 
 
 class Grouped(nn.Module):
@@ -103,7 +103,7 @@ BASES: dict[str, Callable[[], Any]] = {
 
 
 def make(base: str) -> Any:
-    """A base model with random weights, the same at each call."""
+    """Make a base model with random weights, the same at each call."""
     torch.manual_seed(0)
     return BASES[base]()
 
@@ -346,14 +346,14 @@ def write(feature: Feature, place: int, folder: Path) -> None:
 # --- what a result adds to the base -------------------------------------------------------------------------
 
 
-def added(feature: Feature, model: Any, adapter: str) -> Changes:
-    """What an adapter of a model of PEFT adds to each weight of the base, in float64.
+def weight_changes(feature: Feature, model: Any, adapter: str) -> Changes:
+    """Return what an adapter of a model of PEFT adds to each weight of the base, in float64.
 
     A weight that modules share changes only in the one that has the adapter, as in the forward pass.
     """
     model.double()
     if feature.by_module:
-        return by_module(model, adapter)
+        return module_changes(model, adapter)
     for module in model.modules():
         if hasattr(module, "get_base_layer") and isinstance(layer := module.get_base_layer(), nn.Linear):
             layer.weight = nn.Parameter(layer.weight.detach().clone())
@@ -366,8 +366,8 @@ def added(feature: Feature, model: Any, adapter: str) -> Changes:
     }
 
 
-def by_module(model: Any, adapter: str) -> Changes:
-    """PEFT's `get_delta_weight` of every module, in float64."""
+def module_changes(model: Any, adapter: str) -> Changes:
+    """Return PEFT's `get_delta_weight` of every module, in float64."""
     layers = model.base_model.model.named_modules()
     return {
         f"{name}.weight": layer.get_delta_weight(adapter).detach().double()
@@ -376,15 +376,15 @@ def by_module(model: Any, adapter: str) -> Changes:
     }
 
 
-def loaded(feature: Feature, folder: Path) -> Changes:
-    """What PEFT adds to the base when it loads a folder."""
+def load_changes(feature: Feature, folder: Path) -> Changes:
+    """Return what PEFT adds to the base when it loads a folder."""
     import peft
 
-    return added(feature, peft.PeftModel.from_pretrained(make(feature.base), folder), "default")
+    return weight_changes(feature, peft.PeftModel.from_pretrained(make(feature.base), folder), "default")
 
 
 def apart(found: Changes, right: Changes) -> float:
-    """The largest relative error of a weight; of one that must not change, relative to the largest change."""
+    """Return the largest relative error of a weight; of one that is not to change, over the largest change."""
     norms = {name: float(change.norm()) for name, change in right.items()}
     worst = 0.0
     for name, change in right.items():
@@ -413,14 +413,14 @@ class Case(NamedTuple):
     delta: float | None
 
     def error(self, found: Changes) -> float | None:
-        """The relative error of a result; None where there is no truth."""
+        """Return the relative error of a result; None where there is no truth."""
         if self.right is None:
             return None
         return apart(found, self.right)
 
 
 def words(error: object, root: Path) -> str:
-    """An error without this machine's folders, on one line."""
+    """Return an error without this machine's folders, on one line."""
     text = str(error)
     if isinstance(error, Exception):
         text = f"{type(error).__name__}: {error}"
@@ -438,7 +438,7 @@ def prepare(feature: Feature, root: Path) -> Case:
     for place, name in enumerate("ab"):
         write(feature, place, root / name)
     try:
-        first, second = (loaded(feature, root / name) for name in "ab")
+        first, second = (load_changes(feature, root / name) for name in "ab")
     except Exception as failure:  # noqa: BLE001 - whatever it does here is the figure
         return Case(feature, root, None, words(failure, root), None)
     w, v = feature.weights
@@ -448,14 +448,14 @@ def prepare(feature: Feature, root: Path) -> Case:
 
 
 def delta(feature: Feature, folder: Path, merged: Changes) -> float | None:
-    """How far what PEFT merges is from its `get_delta_weight`, over the modules that have one, or None."""
+    """Return how far what PEFT merges is from its `get_delta_weight`, or None where it has none."""
     import peft
 
     if feature.by_module or feature.kind != "LoraConfig":
         return None
     model = peft.PeftModel.from_pretrained(make(feature.base), folder).double()
     try:
-        deltas = {name: change for name, change in by_module(model, "default").items() if name in merged}
+        deltas = {name: change for name, change in module_changes(model, "default").items() if name in merged}
     except RuntimeError:  # of BD-LoRA, whose factors it takes for whole ones
         return None
     return apart({name: merged[name] for name in deltas}, deltas)
@@ -465,7 +465,7 @@ def delta(feature: Feature, folder: Path, merged: Changes) -> float | None:
 
 
 def by_peft(case: Case) -> dict[str, Any]:
-    """`add_weighted_adapter` by `cat`, and by `svd` of the summed rank; then saved and loaded again."""
+    """Merge with `add_weighted_adapter` by `cat`, and by `svd` of the summed rank; then saved and loaded again."""
     found: dict[str, Any] = {}
     for way in ("cat", "svd"):
         try:
@@ -476,7 +476,7 @@ def by_peft(case: Case) -> dict[str, Any]:
 
 
 def add_weighted(case: Case, way: str) -> dict[str, Any]:
-    """The relative errors of one way of `add_weighted_adapter`, in memory and reloaded."""
+    """Return the relative errors of one way of `add_weighted_adapter`, in memory and reloaded."""
     import peft
 
     feature, out = case.feature, case.root / f"peft-{way}"
@@ -488,16 +488,16 @@ def add_weighted(case: Case, way: str) -> dict[str, Any]:
     model.add_weighted_adapter(["a", "b"], list(feature.weights), "sum", **options)
     model.set_adapter("sum")
     model.save_pretrained(str(out), selected_adapters=["sum"])
-    found: dict[str, Any] = {"error": case.error(added(feature, model, "sum"))}
+    found: dict[str, Any] = {"error": case.error(weight_changes(feature, model, "sum"))}
     try:
-        found["reloaded"] = {"error": case.error(loaded(feature, out / "sum"))}
+        found["reloaded"] = {"error": case.error(load_changes(feature, out / "sum"))}
     except Exception as failure:  # noqa: BLE001 - as above
         found["reloaded"] = {"refused": words(failure, case.root)}
     return found
 
 
 def by_riemerge(case: Case) -> dict[str, Any]:
-    """The plain merge; where it is refused, what it says, and what the commands give that it names."""
+    """Return what the plain merge gives; where it is refused, what it says, and what the commands give that it names."""
     plain = SUM
     if case.feature.weights != (0.7, 0.3):  # a sum that nothing divides
         first, second = case.feature.weights
@@ -531,11 +531,11 @@ def run(case: Case, lines: Sequence[str], out: Path) -> dict[str, Any]:
         ran = CliRunner().invoke(command, said)
         if ran.exit_code:
             return {"refused": words(ran.output, root)}
-    return {"error": case.error(loaded(case.feature, out))}
+    return {"error": case.error(load_changes(case.feature, out))}
 
 
 def by_mergekit(cases: Mapping[str, Case]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Task arithmetic of `base+adapter`, in one process for all cases; and mergekit's version."""
+    """Merge `base+adapter` by task arithmetic, in one process for all cases; and mergekit's version."""
     jobs = {name: [str(case.root), *case.feature.weights] for name, case in cases.items()}
     program = Path(__file__).with_name("conformance_in_mergekit.py")
     line: list[Any] = [Path(os.environ["MERGEKIT_BIN"]) / "python", program]
@@ -544,14 +544,14 @@ def by_mergekit(cases: Mapping[str, Case]) -> tuple[str, dict[str, dict[str, Any
     found: dict[str, dict[str, Any]] = {}
     for name, case in cases.items():
         if failures[name] is None:
-            found[name] = {"error": case.error(beyond_the_base(case, case.root / "by_mergekit"))}
+            found[name] = {"error": case.error(checkpoint_changes(case, case.root / "by_mergekit"))}
         else:
             found[name] = {"refused": words(failures[name], case.root)}
     return failures["version"], found
 
 
-def beyond_the_base(case: Case, folder: Path) -> Changes:
-    """What a checkpoint has beyond the base, by the names that its model gives, in float64."""
+def checkpoint_changes(case: Case, folder: Path) -> Changes:
+    """Return what a checkpoint has beyond the base, by the names that its model gives, in float64."""
     base = make(case.feature.base)
     tensors = type(base).from_pretrained(folder).state_dict()
     return {
@@ -565,7 +565,7 @@ def beyond_the_base(case: Case, folder: Path) -> Changes:
 
 
 def measure_one(case: Case) -> dict[str, Any]:
-    """The row of a feature, but for mergekit."""
+    """Return the row of a feature, but for mergekit."""
     row: dict[str, Any] = {"delta": case.delta, "PEFT": by_peft(case), "riemerge": by_riemerge(case)}
     if case.right is None:
         row["no truth"] = case.failure
@@ -597,17 +597,17 @@ def measure(names: Collection[str] | None = None) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The table of a result of `measure`, in Markdown."""
+    """Return the table of a result of `measure`, in Markdown."""
     head = ["feature", "PEFT `cat`", "PEFT `svd`", "mergekit", "riemerge", "riemerge, told how"]
     features = {feature.name: feature for feature in FEATURES}
     lines = [
         [
             _title(features[name]),
-            _peft(row["PEFT"]["cat"]),
-            _peft(row["PEFT"]["svd"]),
+            _show_peft(row["PEFT"]["cat"]),
+            _show_peft(row["PEFT"]["svd"]),
             cell(row.get("mergekit")),
             cell(row["riemerge"]["plain"]),
-            _told(features[name], row["riemerge"]),
+            _show_way(features[name], row["riemerge"]),
         ]
         for name, row in result["rows"].items()
     ]
@@ -619,7 +619,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def cell(found: Mapping[str, Any] | None) -> str:
-    """One cell: an error (bold where it is no round-off), or the first words of a refusal."""
+    """Return one cell: an error (bold where it is no round-off), or the first words of a refusal."""
     if found is None:
         return "–"
     if "refused" in found:
@@ -637,7 +637,7 @@ def cell(found: Mapping[str, Any] | None) -> str:
 
 
 def way_out(feature: Feature) -> str:
-    """The option, or the other command, that merges adapters whose plain merge is refused."""
+    """Return the option, or the other command, that merges adapters whose plain merge is refused."""
     if len(feature.ways) > 1:  # both inputs are made over first
         return f"riemerge {feature.ways[0].split()[0]}"
     return feature.ways[0].removeprefix(SUM).strip().replace("{base}", "BASE")
@@ -649,14 +649,14 @@ def _title(feature: Feature) -> str:
     return feature.name
 
 
-def _peft(found: Mapping[str, Any]) -> str:
+def _show_peft(found: Mapping[str, Any]) -> str:
     text = cell(found)
     if "reloaded" in found and (again := cell(found["reloaded"])) != text:
         return f"{text}, reloaded {again}"
     return text
 
 
-def _told(feature: Feature, found: Mapping[str, Any]) -> str:
+def _show_way(feature: Feature, found: Mapping[str, Any]) -> str:
     if "told" not in found:
         return ""
     return f"`{way_out(feature)}`: {cell(found['told'])}"
