@@ -129,7 +129,7 @@ class Feature(NamedTuple):
     """What two adapters have, and how riemerge is told to merge them where it refuses at first.
 
     Attributes:
-        name: Its name in the table.
+        name: Name in the table.
         settings: Settings of both adapters; they are of q_proj and v_proj if it names no `target_modules`.
         second: Settings in which the second adapter differs.
         ways: Commands of riemerge that merge them, where the plain merge is refused.
@@ -384,7 +384,7 @@ def load_changes(feature: Feature, folder: Path) -> Changes:
 
 
 def apart(found: Changes, right: Changes) -> float:
-    """Return the largest relative error of a weight; of one that is not to change, over the largest change."""
+    """Return the largest relative error of a weight; of one that must stay, over the largest change."""
     norms = {name: float(change.norm()) for name, change in right.items()}
     worst = 0.0
     for name, change in right.items():
@@ -465,7 +465,7 @@ def delta(feature: Feature, folder: Path, merged: Changes) -> float | None:
 
 
 def by_peft(case: Case) -> dict[str, Any]:
-    """Merge with `add_weighted_adapter` by `cat`, and by `svd` of the summed rank; then saved and loaded again."""
+    """Merge by `add_weighted_adapter`, in both exact ways; what it saves is loaded again."""
     found: dict[str, Any] = {}
     for way in ("cat", "svd"):
         try:
@@ -497,7 +497,7 @@ def add_weighted(case: Case, way: str) -> dict[str, Any]:
 
 
 def by_riemerge(case: Case) -> dict[str, Any]:
-    """Return what the plain merge gives; where it is refused, what it says, and what the commands give that it names."""
+    """Return what the plain merge gives; where it is refused, also what the commands give that it names."""
     plain = SUM
     if case.feature.weights != (0.7, 0.3):  # a sum that nothing divides
         first, second = case.feature.weights
