@@ -102,12 +102,13 @@ class Plan:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
         names = display_names([entry.model for entry in recipe.models], with_commits=True)
+        known = dict(zip((entry.model for entry in recipe.models), names, strict=True))
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
-            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer), None),
+            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer, known), None),
             "chat_template": (recipe.chat_template, None),
-            "slices": (self._slices(names), None),
+            "slices": (self._slices(known), None),
             "earlier": (dict(recipe.earlier), {}),
             "dialect": (self.dialect or PEFT, PEFT),
         }
@@ -133,11 +134,10 @@ class Plan:
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
         }
 
-    def _slices(self, names: Sequence[str]) -> list[dict[str, Any]] | None:
+    def _slices(self, known: Mapping[str, str]) -> list[dict[str, Any]] | None:
         """Return the slices of the recipe as they can be written down; None where there are none."""
         if self.recipe.slices is None:
             return None
-        known = dict(zip((entry.model for entry in self.recipe.models), names, strict=True))
         return [
             {
                 "sources": [
@@ -171,11 +171,11 @@ class Plan:
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 
-def _name_tokenizer(source: str) -> str:
+def _name_tokenizer(source: str, known: Mapping[str, str]) -> str:
     """Return the word for a tokenizer, or the name of the model whose tokenizer it is."""
     if source in TOKENIZERS:
         return source
-    return name_model(source)
+    return known.get(source) or name_model(source)
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
