@@ -42,6 +42,7 @@ from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
+from riemerge.recipes.specs import parts_of
 from riemerge.recipes.translations import TOKENIZERS
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
@@ -121,7 +122,7 @@ class Plan:
             "models": [
                 {
                     "model": name,
-                    "parameters": {"weight": 1.0, **entry.parameters},
+                    "parameters": {"weight": recipe.parameters.get("weight", 1.0), **entry.parameters},
                     **_names_of(statistics=entry.statistics),
                 }
                 for name, entry in zip(names, recipe.models, strict=True)
@@ -175,12 +176,17 @@ def _name_tokenizer(source: str, known: Mapping[str, str]) -> str:
     """Return the word for a tokenizer, or the name of the model whose tokenizer it is."""
     if source in TOKENIZERS:
         return source
-    return known.get(source) or name_model(source)
+    return known.get(source) or _name_sum(source)
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
     """Return the name of what lies at each path that is given, without the rest of its path."""
-    return {key: name_model(path) for key, path in paths.items() if path}
+    return {key: _name_sum(path) for key, path in paths.items() if path}
+
+
+def _name_sum(path: str) -> str:
+    """Return the name of a model, or those of a base model and of the adapter added to it, with a plus."""
+    return "+".join(map(name_model, parts_of(path)))
 
 
 def plan(

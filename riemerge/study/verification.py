@@ -237,12 +237,12 @@ class _Search:
             name = entry["model"]
             if row.sha256 is not None:  # one of weight 0 is not read
                 entry["model"] = found[name] = self._find_model(name, row.sha256)
-            self._replace(entry, "statistics", record.beside.get(f"models[{i}].statistics"))
+            self._replace(entry, "statistics", f"models[{i}].statistics")
         for part in data.get("slices") or ():
             for source in part["sources"]:
                 source["model"] = found.get(source["model"], source["model"])
         for key in ("base_model", "base_statistics"):
-            self._replace(data, key, record.beside.get(key))
+            self._replace(data, key, key)
         if base := record.recipe.get("base_model"):
             found.setdefault(base, data["base_model"])
         if tokenizer := data.get("tokenizer"):
@@ -253,10 +253,10 @@ class _Search:
                 level["parameters"]["scale"] = _put_number(level["parameters"]["scale"], record.matched_scale)
         return Recipe.model_validate(data)
 
-    def _replace(self, level: dict[str, Any], key: str, sums: Mapping[str, str] | None) -> None:
-        """Put the path of a model or of statistics of these sums in the place of its name."""
-        if sums and level.get(key):
-            level[key] = self._find(level[key], sums)
+    def _replace(self, level: dict[str, Any], key: str, place: str) -> None:
+        """Put the path of what lies beside the models in the place of its name, if it was read."""
+        if (sums := self._record.beside.get(place)) and level.get(key):
+            level[key] = self._find_model(level[key], sums)
 
     def _find_tokenizer(self, name: str) -> str:
         """Return the folder of the tokenizer that was written, where it is no model's; or the word for it."""
