@@ -144,7 +144,7 @@ class Recipe(BaseModel):
     tokenizer: str | None = Field(default=None, min_length=1)
     chat_template: str | None = Field(default=None, min_length=1)
     translations: tuple[str, ...] = Field(default=(), strict=False)
-    earlier: Mapping[str, Any] = Field(default_factory=dict)
+    earlier: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
 
     @property
     def method(self) -> Method:

@@ -101,6 +101,7 @@ def verify(
     OutputError.refuse(f"{folder}: {fault}" for fault in _find_other_tensors(folder, record))
     earlier = tuple(record.recipe.get("earlier", ()))
     search = _Search(folder, [Path(path) for path in inputs], record)
+    recipe: Recipe | None = None
     if not earlier:
         recipe = search.recipe()
     if search.lacking and (inputs or sample is None):
@@ -110,7 +111,7 @@ def verify(
         )
     tolerance = _tolerance(record)
     errors: dict[str, float] = {}
-    if not earlier and not search.lacking:
+    if recipe is not None and not search.lacking:
         planned = plan(recipe, threads=threads)
         OutputError.refuse(f"{folder}: {fault}" for fault in _find_other_modules(folder, record, planned))
         for part in _parts(planned, record, sample, seed):
@@ -137,16 +138,11 @@ def verify(
 
 def _find_faults(record: RunRecord) -> Iterator[str]:
     """Yield what makes no sense in a record whose fields each have the right shape."""
-    if lacking := [key for key in _WRITTEN if key not in record.recipe]:
-        yield f"its recipe has no {list_names(lacking)}"
+    if faults := [*_find_faults_of_recipe(record.recipe)]:
+        yield from faults
         return
-    try:
-        recipe = Recipe.model_validate(record.recipe)
-    except ValidationError as fault:
-        yield from (f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in fault.errors())
-        return
-    if len(recipe.models) != len(record.inputs):
-        yield f"{len(record.inputs)} inputs for {len(recipe.models)} models of its recipe"
+    if len(record.recipe["models"]) != len(record.inputs):
+        yield f"{len(record.inputs)} inputs for {len(record.recipe['models'])} models of its recipe"
     if record.totals.modules != len(record.modules):
         yield f"{len(record.modules)} modules: its totals are of {record.totals.modules}"
     try:
@@ -156,6 +152,20 @@ def _find_faults(record: RunRecord) -> Iterator[str]:
             make_recipe(raw, names=[text for _, _, text in places_of_models(raw)])
     except RecipeError as fault:
         yield from (f"its recipe: {problem}" for problem in fault.problems)
+
+
+def _find_faults_of_recipe(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the fields without which no recipe is written down, and those of another shape."""
+    if lacking := [key for key in _WRITTEN if key not in raw]:
+        yield f"a recipe in it has no {list_names(lacking)}"
+        return
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as fault:
+        yield from (f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in fault.errors())
+        return
+    for earlier in recipe.earlier.values():
+        yield from _find_faults_of_recipe(earlier)
 
 
 def _find_other_tensors(folder: Path, record: RunRecord) -> Iterator[str]:

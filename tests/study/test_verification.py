@@ -175,7 +175,7 @@ def test_both_parts_of_a_sum_are_found(models: Path, tmp_path: Path) -> None:
     merge_into(make_recipe(raw), tmp_path / "out")
     assert max(verify(tmp_path / "out", [models], sample=None).errors.values()) == 0.0
     assert verify(tmp_path / "out", [models / "Q", models / "adapter", models / "P"]).errors
-    with pytest.raises(AdapterError, match="^adapter: was not found"):
+    with pytest.raises(AdapterError, match=r"^adapter: was not found"):
         verify(tmp_path / "out", [models / "Q", models / "P"])
     based = {"merge_method": "ties", "base_model": both, "models": raw["models"][1:]}
     merge_into(make_recipe(based), tmp_path / "based")
@@ -309,14 +309,16 @@ def test_rows_are_those_of_the_files_of_heads_deltas_and_checkpoints(
             verify(out, folders)
         out = merged([*world.models], tmp_path / f"{spoil.__name__} checkpoint")
         spoil(out, folders)
-        with pytest.raises(OutputError, match="is in the files, and not in the record|more: has the shape"):
+        with pytest.raises(OutputError, match=r"is in the files, and not in the record|more: has the shape"):
             verify(out)
     for folder in folders:
         stored = load_file(folder / TENSORS)
         save_file({**stored, "base_model.model.classifier.weight": torch.ones(3, 4)}, folder / TENSORS)
     out = merged(folders, tmp_path / "heads", heads="average")
     edit_record(out, lambda record: record["heads"].update(tensors=["other"]))
-    with pytest.raises(OutputError, match="classifier.weight: is in the files(.|\n)*other: is in the record"):
+    with pytest.raises(
+        OutputError, match=r"classifier\.weight: is in the files(.|\n)*other: is in the record"
+    ):
         verify(out)
 
 
@@ -333,6 +335,7 @@ def test_rows_are_those_of_the_files_of_heads_deltas_and_checkpoints(
         lambda record: record["recipe"]["parameters"].update(scale=[[1.0]]),
         lambda record: record["recipe"].update(earlier=5),
         lambda record: record["recipe"].update(earlier={"first": 5}),
+        lambda record: record["recipe"].update(earlier={"a": {**record["recipe"], "earlier": {"b": {}}}}),
         lambda record: record["recipe"].update(slices=[{"sources": []}]),
         lambda record: record["recipe"].update(merge_method="of another world"),
     ],
