@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
+from riemerge.formats.checkpoint.settings import SETTINGS_FILE, read_settings, take_dtype, write_settings
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
@@ -85,8 +87,10 @@ def apply_adapter(
             if progress is not None:
                 progress(Progress("apply", done, len(model.names), name))
         for path in model.other_files:
-            if path.name not in {RECORD_FILE, CARD_FILE}:
+            if path.name not in {RECORD_FILE, CARD_FILE, SETTINGS_FILE}:
                 writer.add_file(path.name, path)
+            elif path.name == SETTINGS_FILE:
+                writer.add_file(path.name, _settings(model, path, wanted))
         warnings = [
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
             *_head_notes(model),
@@ -108,6 +112,16 @@ def apply_adapter(
         writer.add_file(RECORD_FILE, lambda sums: record.with_outputs(sums).to_json())
         writer.add_file(CARD_FILE, difference_card(record))
     return record.with_outputs(writer.sha256)
+
+
+def _settings(model: PatchedCheckpoint, path: Path, wanted: torch.dtype | None) -> Path | bytes:
+    """Return what says of the model which dtype it has: its file, if that says it already."""
+    settings = read_settings(model)
+    assert settings is not None
+    changed = take_dtype(settings, {wanted or model.dtypes[name] for name in model.modules})
+    if changed == settings:
+        return path
+    return write_settings(changed).encode()
 
 
 def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:

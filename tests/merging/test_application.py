@@ -69,6 +69,18 @@ def test_what_is_written_is_the_view_and_what_the_model_needs(
     }
 
 
+@pytest.mark.parametrize("out", [None, "float32"])
+def test_the_settings_name_the_dtype_that_is_written(tmp_path: Path, out: str | None) -> None:
+    base = write_base(tmp_path / "base", torch.bfloat16)
+    given = b'{"dtype":"bfloat16"}'
+    (base / "config.json").write_bytes(given)
+    adapter = write_folder(tmp_path / "law", factors(), dtype=torch.float32)
+    apply_adapter(base, adapter, tmp_path / "out", out_dtype=out)
+    found = (tmp_path / "out" / "config.json").read_bytes()
+    assert json.loads(found) == {"dtype": out or "bfloat16"}
+    assert out or found == given
+
+
 @pytest.mark.parametrize("out", [None, "bfloat16", "float32"])
 def test_the_record_measures_what_the_rounding_leaves_out(tmp_path: Path, out: str | None) -> None:
     base = write_base(tmp_path / "base", torch.bfloat16)
