@@ -14,6 +14,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.checkpoint.tying import is_embedding, is_tied
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
@@ -97,6 +98,10 @@ def extract_adapter(
         raise RecipeError(f"others: {others!r}: expected error or drop")
     paths = [locate(base), locate(tuned)]
     check_output(folder, paths)
+    if paths[0].resolve() == paths[1].resolve():
+        raise AdapterError(
+            f"{paths[0]}: is given as the base model and as the fine-tuned model: nothing differs"
+        )
     before, after = try_each(read_checkpoint, paths)
     _check_vocabularies(before, after)
     check_checkpoints([before, after])
@@ -129,6 +134,11 @@ def extract_adapter(
             f"{after.path}: equals {before.path} in all {len(names)} modules: nothing to extract"
         )
     rounded.check()
+    if is_tied(before) and (shared := [module for module in rows if is_embedding(f"{module}.weight")]):
+        warnings.append(
+            f"{list_names(shared)}: is the output layer of {before.name} as well (tie_word_embeddings), which an "
+            "adapter that PEFT loads leaves as it was: only riemerge apply, or merge_and_unload, changes both"
+        )
     settings = {
         "rank": [str(rank)],
         "modules": [",".join(modules)],
