@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from torch import Tensor
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import DenseWriter, code_notes, patch, read_checkpoint
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
+from riemerge.formats.checkpoint.settings import (
+    SETTINGS_FILE,
+    read_settings,
+    take_dtype,
+    untie_settings,
+    write_settings,
+)
 from riemerge.formats.checkpoint.tying import is_head
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
@@ -90,8 +98,10 @@ def apply_adapter(
             if progress is not None:
                 progress(Progress("apply", done, len(model.names), name))
         for path in model.other_files:
-            if path.name not in {RECORD_FILE, CARD_FILE}:
+            if path.name not in {RECORD_FILE, CARD_FILE, SETTINGS_FILE}:
                 writer.add_file(path.name, path)
+            elif path.name == SETTINGS_FILE:
+                writer.add_file(path.name, _settings(model, path, wanted))
         warnings = [
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
             *_head_notes(model),
@@ -122,6 +132,18 @@ def _read_renamed(path: str | os.PathLike[str], prefixes: Mapping[str, str]) -> 
     return adapter.rename(prefixes)
 
 
+def _settings(model: PatchedCheckpoint, path: Path, wanted: torch.dtype | None) -> Path | bytes:
+    """Return what says of the model which dtype and head it has: its file, if that says it already."""
+    settings = read_settings(model)
+    assert settings is not None
+    changed = take_dtype(settings, {wanted or model.dtypes[name] for name in model.modules})
+    if model.parts_head:
+        changed = untie_settings(changed)
+    if changed == settings:
+        return path
+    return write_settings(changed).encode()
+
+
 def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:
     """Say by name which tensors the adapter saved whole."""
     rows = {saved for saved, _ in model.tokens.values()}
@@ -137,8 +159,8 @@ def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:
         )
     if heads:
         yield (
-            f"{model.adapter.name}: {list_names(heads)}: the head of the model, is no longer its embedding: "
-            "config.json says so (tie_word_embeddings false)"
+            f"{model.adapter.name}: {list_names(heads)}, the head of the model, is no longer its embedding: "
+            "config.json says so now (tie_word_embeddings false)"
         )
     if model.tokens:
         yield f"{model.adapter.name}: rows of trained tokens stand in {list_names(model.tokens)}"

@@ -197,6 +197,19 @@ def test_output_layers_and_modules_are_named(tmp_path: Path, base: Path) -> None
         extract_adapter(base, model, tmp_path / "out", rank=2, modules=["proj"])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_is_the_output_layer_too_is_said(tmp_path: Path, tied: bool) -> None:
+    models = {"base": weights(), "tuned": tuned(2, *MODULES, "model.embed_tokens")}
+    for name, tensors in models.items():
+        del tensors["lm_head.weight"]
+        write(tmp_path / name, tensors, tie_word_embeddings=tied)
+    record = extract_adapter(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=2, modules=["all"])
+    said = "model.embed_tokens: is the output layer of base as well"
+    assert [text.startswith(said) for text in record.warnings] == [True] * tied
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("is the output layer of base as well" in card) == tied
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 

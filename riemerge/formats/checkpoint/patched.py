@@ -18,7 +18,7 @@ from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
 from riemerge.formats.checkpoint.placement import place_modules
-from riemerge.formats.checkpoint.settings import read_settings
+from riemerge.formats.checkpoint.settings import is_untied, read_settings
 from riemerge.formats.checkpoint.tying import is_embedding, is_head, part_head
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
@@ -62,9 +62,9 @@ class PatchedCheckpoint(Checkpoint):
 
     @cached_property
     def parts_head(self) -> bool:
-        """Whether its head is no longer the embedding, of which the settings of the base model know nothing."""
+        """Whether its head is no longer the embedding, though the settings of the base model may say so."""
         settings, saved = read_settings(self.base), self.adapter.saved
-        if not settings or settings.get("tie_word_embeddings") is False:
+        if not settings or is_untied(settings):
             return False
         trained = any(is_head(name) or is_embedding(name) for name in saved)
         return trained and any(map(is_head, self.names)) and not self.adapter.config.ensure_weight_tying

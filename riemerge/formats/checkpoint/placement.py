@@ -137,8 +137,9 @@ def _hint(base: Checkpoint, adapter: Adapter, names: Collection[str], lacking: C
     apart = [name for name in base.names if re.search(r"\.experts\.\d+\.", name)]
     if apart and any(isinstance(layer, Expert) for layer in adapter.layers.values()):
         return (
-            f"; its files hold each expert apart ({show(apart[0])}), and the adapter was trained on all in one: "
-            "load the base model with transformers, which joins them, and merge with PEFT's merge_and_unload"
+            f"; its files hold each expert apart ({show(apart[0])}), and the adapter was trained on all in "
+            "one: load the base model with transformers, which joins them, and merge the adapter with PEFT's "
+            "merge_and_unload"
         )
     return "; is it the base model of this adapter?"
 

@@ -6,7 +6,7 @@ import re
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
-from riemerge.formats.checkpoint.settings import read_settings
+from riemerge.formats.checkpoint.settings import is_untied, read_settings
 from riemerge.formats.checkpoint.view import Checkpoint
 
 _EMBEDDING = re.compile(
@@ -31,11 +31,10 @@ def is_head(name: str) -> bool:
 
 def is_tied(base: Checkpoint) -> bool:
     """Return whether the head of a model is its embedding: its files have none, and its settings name one."""
-    said = (read_settings(base) or {}).get("tie_word_embeddings")
-    if said is False or any(map(is_head, base.names)):
+    settings = read_settings(base)
+    if not settings or is_untied(settings) or any(map(is_head, base.names)):
         return False
-    kind = _class(base)
-    return kind.endswith(_WITH_HEAD) or (said is True and not kind)
+    return _class(base).endswith(_WITH_HEAD)
 
 
 def part_head(base: Checkpoint, adapter: Adapter) -> dict[str, str]:
