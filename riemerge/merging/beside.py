@@ -81,8 +81,8 @@ def put_beside(
 
     Raises:
         RecipeError: No model and no folder has the tokenizer that is asked for.
-        AdapterError: A tokenizer or the settings cannot be read, or it is not known which tensors have rows of
-            tokens.
+        AdapterError: A tokenizer or the settings cannot be read, or it is not known which tensors have
+            rows of tokens.
     """
     files: dict[str, Path | bytes] = {path.name: path for path in lead.other_files}
     result = Beside(tuple(checkpoints), files, settings=read_settings(lead))
@@ -120,8 +120,8 @@ def _differing_tokens(checkpoints: Sequence[Checkpoint], lead: Checkpoint) -> It
         if own is not None and other is not None and own != other:
             apart = [token for token in {**own, **other} if own.get(token) != other.get(token)]
             yield (
-                f"{one.name}: its tokenizer is not that of {lead.name}: {len(apart)} tokens have other ids or "
-                f"are in one alone ({list_names(apart)}), and rows of embeddings are merged by their "
+                f"{one.name}: its tokenizer is not that of {lead.name}: {len(apart)} tokens have other ids "
+                f"or are in one alone ({list_names(apart)}), and rows of embeddings are merged by their "
                 "places: tokenizer: union merges them by their tokens"
             )
 
@@ -165,8 +165,8 @@ def _use_tokenizer(recipe: Recipe, given: Beside, lead: Checkpoint) -> Beside:
         size = vocabulary_tensors(one)[0]
         if lacking := [token for token, row in tokens.items() if row >= size]:
             notes.append(
-                f"{one.name}: {len(lacking)} of its tokens have no row in its embeddings, which have {size}: "
-                f"{list_names(lacking)}: as tokens that it lacks"
+                f"{one.name}: tokens without a row, since its embeddings have {size} rows: {len(lacking)} "
+                f"({list_names(lacking)}): they count as tokens that it lacks"
             )
     views = embed(ordered, ids, chosen.ids, based=recipe.base_model is not None)
     if views[0] is not lead:

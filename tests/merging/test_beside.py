@@ -188,6 +188,6 @@ def test_tokens_without_a_row_are_said(root: Path, tmp_path: Path) -> None:
     write_model(root / "C", tensors(10, 9), words=words)
     written = run(root, tmp_path / "out", "AC", tokenizer="union")
     assert any(
-        one.startswith("C: 1 of its tokens have no row in its embeddings, which have 10: <far>")
+        one.startswith("C: tokens without a row, since its embeddings have 10 rows: 1 (<far>)")
         for one in written.record.warnings
     )
