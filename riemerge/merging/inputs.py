@@ -457,7 +457,9 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
             for i, entry in enumerate(recipe.models)
             if Path(entry.model).resolve() == base
         ]
-    if "scale" in recipe.parameters and not recipe.base_model and recipe.slices is None:
+    several = recipe.slices is None and len(recipe.models) > 1
+    # The scale of one model is that of its weights, as in a slice.
+    if "scale" in recipe.parameters and not recipe.base_model and several:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")
