@@ -607,6 +607,7 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "drop, average or from=NAME",  # of heads, the one field with a pattern
 }
 
 
