@@ -140,12 +140,6 @@ def plan_heads(
         )
     if source:
         own = adapters[source].saved
-        if not own:
-            having = [key for key, adapter in adapters.items() if adapter.saved]
-            raise RecipeError(
-                f"heads: {asked}: {source} has no heads; those with heads are {', '.join(having)}: "
-                "name one of them, or give --heads drop"
-            )
         AdapterError.refuse(_why_not_beside(own, adapters, kinds))
         row = HeadsRow(done="from", tensors=tuple(own), adapters=(source,))
         left_out = [name for name in names if name not in own]
@@ -224,6 +218,12 @@ def _find_source(asked: str, adapters: Mapping[str, Adapter]) -> str:
         raise RecipeError(
             f"heads: {asked}: {len(found) or 'no'} inputs are called {name}: they are {', '.join(adapters)}"
         )
+    having = [key for key, adapter in adapters.items() if adapter.saved]
+    if having and found[0] not in having:
+        raise RecipeError(
+            f"heads: {asked}: {found[0]} has no heads; those with heads are {', '.join(having)}: name one of "
+            "them, or give --heads drop"
+        )
     return found[0]
 
 
@@ -281,7 +281,7 @@ _ONE_OF_THEM = "PEFT loads only one of them: --heads drop leaves out what is no 
 
 def _find_weights(kinds: Mapping[str, Layer]) -> dict[str, str]:
     """Return the tensors of the base model that factors are added to, each with a module that has them."""
-    weights = {}
+    weights: dict[str, str] = {}
     biased = next((module for module, kind in kinds.items() if isinstance(kind, Bias)), None)
     for module, kind in kinds.items():
         if isinstance(kind, Expert):

@@ -186,7 +186,7 @@ def test_a_mean_of_heads_that_one_lacks_names_the_way_that_has_one(two: list[Pat
 
 
 def test_heads_of_unknown_words_are_refused_in_plain_words() -> None:
-    with pytest.raises(RecipeError, match="heads: 'foo': expected drop, average or from=NAME$"):
+    with pytest.raises(RecipeError, match=r"heads: the text 'foo': expected drop, average or from=NAME$"):
         make_recipe({"merge_method": "average", "models": [{"model": "a"}], "heads": "foo"})
 
 

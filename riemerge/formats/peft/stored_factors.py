@@ -90,10 +90,7 @@ def _layers_of(
     stem: str, sides: Sides, found: Mapping[str, Sides], config: AdapterConfig | None
 ) -> dict[str, Layer]:
     """Return the layers that the factors of one stem make; ValueError says why they make none."""
-    embedded = {_OF_EMBEDDINGS[side]: entry for side, entry in sides.items() if side in _OF_EMBEDDINGS}
-    plain = {side: entry for side, entry in sides.items() if side in _FACTORS}
-    if embedded and plain:
-        raise ValueError("has factors of a linear layer and of an embedding: expected one kind")
+    embedded, plain = _factors_of(sides)
     factors = embedded or plain
     if config is None:
         _check_factors(stem, factors, wrapped=False)
@@ -125,6 +122,15 @@ def _layers_of(
     if bias := sides.get("bias"):
         return {stem: layer, f"{stem}.bias": Bias({"bias": bias}, scale)}
     return {stem: layer}
+
+
+def _factors_of(sides: Sides) -> tuple[Sides, Sides]:
+    """Return the factors of an embedding and of another layer, by side; ValueError if there are both."""
+    embedded = {_OF_EMBEDDINGS[side]: entry for side, entry in sides.items() if side in _OF_EMBEDDINGS}
+    plain = {side: entry for side, entry in sides.items() if side in _FACTORS}
+    if embedded and plain:
+        raise ValueError("has factors of a linear layer and of an embedding: expected one kind")
+    return embedded, plain
 
 
 def _check_factors(stem: str, factors: Sides, *, wrapped: bool) -> None:
