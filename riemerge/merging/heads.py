@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -16,7 +16,8 @@ from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.tensor_file import DTYPES
 from riemerge.formats.files.text import list_names, show
-from riemerge.formats.peft.saved import is_token_rows
+from riemerge.formats.layers import Bias, Convolution, Expert, Layer, Linear, parent
+from riemerge.formats.peft.saved import find_token_rows, is_token_rows
 from riemerge.records.run_record import HeadsRow
 
 _FROM = "from="
@@ -31,11 +32,13 @@ class Heads:
         row: What is done, for the record; None where no adapter has whole tensors.
         dtype: The dtype that is written; None keeps that of each tensor.
         sources: The adapters that each tensor is a mean of, with their shares, which add up to 1.
+        left_out: The tensors of other adapters where those of one are taken over.
     """
 
     row: HeadsRow | None
     dtype: torch.dtype | None
     sources: Mapping[str, Sequence[tuple[Adapter, float]]]
+    left_out: Sequence[str] = ()
 
     @property
     def note(self) -> str:
@@ -48,7 +51,10 @@ class Heads:
             "average": "averaged by the weights",
             "from": f"taken over from {', '.join(self.row.adapters)}",
         }
-        return f"heads: {len(self.row.tensors)} whole tensors ({names}) were {done[self.row.done]}"
+        text = f"heads: {len(self.row.tensors)} whole tensors ({names}) were {done[self.row.done]}"
+        if self.left_out:
+            text += f"; {len(self.left_out)} of others ({list_names(self.left_out)}) were left out"
+        return text
 
     def read(self) -> dict[str, Tensor]:
         """Return the whole tensors of the result by name, on the CPU.
@@ -86,6 +92,7 @@ def plan_heads(
     asked: str | None,
     adapters: Mapping[str, Adapter],
     weights: Sequence[float | None],
+    kinds: Mapping[str, Layer],
     *,
     out_dtype: torch.dtype | None,
     only_updates: bool,
@@ -94,19 +101,23 @@ def plan_heads(
     """Say what becomes of the whole tensors of adapters, from their headers.
 
     Law: nothing is left out or taken over that was not asked for. Of what different heads mean only their
-    shapes can be told: no adapter says its labels.
+    shapes can be told: no adapter says its labels. No module of the result has two of factors, a whole tensor
+    and rows of tokens, which PEFT does not load.
 
     Args:
         asked: `drop`, `average`, or `from=NAME`; None refuses whole tensors.
         adapters: The T adapters by the names that the record has for them.
         weights: T weights as asked for; None where one is not the same in all modules.
+        kinds: The layers of the result by module.
         out_dtype: The dtype of floats that is written; None keeps that of each tensor.
         only_updates: Whether the result holds updates alone, with no place for whole tensors.
         skip: Whether an adapter that lacks a tensor takes no part in its mean.
 
     Raises:
-        RecipeError: No such adapter, or weights that have no mean.
-        AdapterError: Whole tensors without a word on them, or which have no mean: all of them.
+        RecipeError: No such adapter, one without whole tensors where others have some, or weights that have
+            no mean.
+        AdapterError: Whole tensors without a word on them, which have no mean, or which cannot lie beside the
+            factors: all of them.
     """
     names = sorted({name for adapter in adapters.values() for name in adapter.saved})
     source = ""
@@ -129,8 +140,10 @@ def plan_heads(
         )
     if source:
         own = adapters[source].saved
+        AdapterError.refuse(_why_not_beside(own, adapters, kinds))
         row = HeadsRow(done="from", tensors=tuple(own), adapters=(source,))
-        return Heads(row, out_dtype, {name: [(adapters[source], 1.0)] for name in own})
+        left_out = [name for name in names if name not in own]
+        return Heads(row, out_dtype, {name: [(adapters[source], 1.0)] for name in own}, left_out)
     if None in weights:
         raise RecipeError(
             "heads: average: the weights differ between modules, and heads are in none: give "
@@ -138,7 +151,7 @@ def plan_heads(
         )
     shares = dict(zip(adapters, (weight or 0.0 for weight in weights), strict=True))
     problems = [fault for name in names for fault in _why_no_mean(name, adapters, skip=skip)]
-    AdapterError.refuse(problems)
+    AdapterError.refuse([*problems, *_why_not_beside(names, adapters, kinds)])
     sources = {}
     for name in names:
         having = {key: adapter for key, adapter in adapters.items() if name in adapter.saved}
@@ -205,6 +218,12 @@ def _find_source(asked: str, adapters: Mapping[str, Adapter]) -> str:
         raise RecipeError(
             f"heads: {asked}: {len(found) or 'no'} inputs are called {name}: they are {', '.join(adapters)}"
         )
+    having = [key for key, adapter in adapters.items() if adapter.saved]
+    if having and found[0] not in having:
+        raise RecipeError(
+            f"heads: {asked}: {found[0]} has no heads; those with heads are {', '.join(having)}: name one of "
+            "them, or give --heads drop"
+        )
     return found[0]
 
 
@@ -222,6 +241,7 @@ def _choices(adapters: Mapping[str, Adapter]) -> str:
 def _why_no_mean(name: str, adapters: Mapping[str, Adapter], *, skip: bool) -> Iterator[str]:
     """Say why a whole tensor has no mean over adapters."""
     ways = f"--heads {_FROM}NAME takes over those of one adapter, drop leaves them out"
+    skipping = f"--missing skip takes the mean of those that have it, {ways}"
     having = {key: adapter.saved[name] for key, adapter in adapters.items() if name in adapter.saved}
     shapes = {key: " x ".join(map(str, entry.shape)) for key, entry in having.items()}
     if len(set(shapes.values())) > 1:
@@ -229,9 +249,46 @@ def _why_no_mean(name: str, adapters: Mapping[str, Adapter], *, skip: bool) -> I
         yield f"{show(name)}: heads of different labels have no mean: it is {each}: {ways}"
     lacking = [key for key in adapters if key not in having]
     if lacking and not skip:
-        yield f"{show(name)}: is saved in {', '.join(having)} but not in {', '.join(lacking)}: {ways}"
+        yield f"{show(name)}: is saved in {', '.join(having)} but not in {', '.join(lacking)}: {skipping}"
     if len({DTYPES[entry.dtype].is_floating_point for entry in having.values()}) > 1:
         yield f"{show(name)}: holds integers in some adapters and floats in others: {ways}"
     indices = [adapters[key].config.trainable_token_indices for key in having]
     if is_token_rows(name) and any(own != indices[0] for own in indices):
         yield f"{show(name)}: rows of different tokens (trainable_token_indices) have no mean: {ways}"
+
+
+def _why_not_beside(
+    names: Collection[str], adapters: Mapping[str, Adapter], kinds: Mapping[str, Layer]
+) -> Iterator[str]:
+    """Say which whole tensors PEFT cannot load beside factors, or beside each other, in one folder."""
+    factored = _find_weights(kinds)
+    for name in sorted(names):
+        having = [key for key, adapter in adapters.items() if name in adapter.saved]
+        what, place = f"is saved whole in {', '.join(having)}", name
+        if is_token_rows(name):
+            place, _ = find_token_rows(name, adapters[having[0]].config)
+            what = f"has rows of trained tokens in {', '.join(having)}"
+            if place in names:
+                whole = [key for key, adapter in adapters.items() if place in adapter.saved]
+                yield f"{show(place)}: {what} and is saved whole in {', '.join(whole)}: {_ONE_OF_THEM}"
+        if module := factored.get(place):
+            owners = [key for key, adapter in adapters.items() if module in adapter.layers]
+            yield f"{show(place)}: {what} and has factors in {', '.join(owners)}: {_ONE_OF_THEM}"
+
+
+_ONE_OF_THEM = "PEFT loads only one of them: --heads drop leaves out what is no factor"
+
+
+def _find_weights(kinds: Mapping[str, Layer]) -> dict[str, str]:
+    """Return the tensors of the base model that factors are added to, each with a module that has them."""
+    weights: dict[str, str] = {}
+    biased = next((module for module, kind in kinds.items() if isinstance(kind, Bias)), None)
+    for module, kind in kinds.items():
+        if isinstance(kind, Expert):
+            weights |= {f"{parent(kind.stem(module))}.{name}": module for name in kind.parameters}
+            continue
+        weights[kind.weight(module)] = module
+        if biased and isinstance(kind, Linear | Convolution):
+            # All modules are written with a bias where one has it: PEFT's lora_bias is of all.
+            weights.setdefault(f"{module}.bias", biased)
+    return weights

@@ -276,6 +276,7 @@ def _plan_heads(recipe: Recipe, inputs: Inputs, out_dtype: torch.dtype | None) -
         recipe.heads,
         adapters,
         weights,
+        kinds_of(inputs.adapters),
         out_dtype=out_dtype,
         only_updates=recipe.out_type == "delta" or recipe.dialect not in {None, "peft"},
         skip=recipe.missing == "skip",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, final
@@ -58,6 +58,7 @@ class MergeResult:
     _out_dtype: torch.dtype = field(repr=False)
     _rounding: Mapping[str, Rounding] | None = field(repr=False)
     _saved: Mapping[str, Tensor] = field(repr=False)
+    _saved_from: Mapping[str, Sequence[Adapter]] = field(repr=False)
 
     def save_pretrained(self, folder: str | Path) -> dict[str, float]:
         """Write the merged adapter as a folder, with `riemerge.json` and a model card in it.
@@ -129,6 +130,7 @@ class MergeResult:
             dtype=dtype,
             rounding=rounding,
             saved=self._saved,
+            saved_from=self._saved_from,
             extra_files=extra_files,
         )
 
@@ -161,12 +163,15 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
             updates[module] = update
 
     saved = plan.heads.read()
+    saved_from = {name: [adapter for adapter, _ in own] for name, own in plan.heads.sources.items()}
     record = run(plan, keep, progress)
     rounded.check()
     record = record.with_warnings(rounding_warnings(rounded.roundings))
     if round_at_once:
-        return MergeResult(rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings, saved)
-    return MergeResult(updates, record, adapters, dialect, out_dtype, None, saved)
+        return MergeResult(
+            rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings, saved, saved_from
+        )
+    return MergeResult(updates, record, adapters, dialect, out_dtype, None, saved, saved_from)
 
 
 def write(

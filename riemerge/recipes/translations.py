@@ -386,7 +386,7 @@ def translate_unlisted_base(data: Data, method: Any) -> list[str]:
             f"base_model: {_name(base)}: is none of the models, and has no weight: it is not merged with "
             "them: their differences from it are, and are added to it"
         ]
-    data["models"] = [*models, {"model": base}]
+    data["models"] = [*(models or ()), {"model": base}]
     return [f"models: {_name(base)}: added: mergekit's {method} merges its base_model as one of the models"]
 
 

@@ -156,6 +156,11 @@ class HeadsRow(BaseModel):
     tensors: tuple[str, ...]
     adapters: tuple[str, ...] = ()
 
+    @property
+    def written(self) -> bool:
+        """Whether whole tensors are written beside the factors."""
+        return self.done != "drop" and bool(self.tensors)
+
 
 @final
 class Totals(BaseModel):

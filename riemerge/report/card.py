@@ -130,7 +130,7 @@ def _loading(record: RunRecord) -> str:
         first = f"from transformers import {name}\n"
         base = f"base = {name}.from_pretrained({json.dumps(record.base_model or 'the base model')})"
     code = _LOAD[record.out_type].format(first=first, base=base, name=name)
-    kept = record.heads and record.heads.done != "drop"
+    kept = record.heads and record.heads.written
     if record.out_type != "checkpoint" and name in _WITH_A_HEAD and not kept:
         return f"{code}\n\n{_HEAD.format(name=name)}"
     return code

@@ -189,7 +189,7 @@ def serving_text(record: RunRecord) -> str:
     of_text = library == "transformers" and name in {"AutoModel", "AutoModelForCausalLM"}
     if record.out_type != "adapter" or not of_text or record.recipe.get("dialect") not in {None, "peft"}:
         return ""
-    kept = record.heads is not None and record.heads.done != "drop"
+    kept = record.heads is not None and record.heads.written
     return f"serve with {servers(written_ranks(record.recipe, record.modules), heads=kept)}"
 
 

@@ -164,3 +164,78 @@ def test_the_head_that_a_saved_one_replaces_is_no_part_of_an_adapter(tmp_path: P
         "classifier.weight": 1.0,
         "classifier.bias": -1.0,
     }
+
+
+def test_those_of_one_that_has_no_head_are_refused(two: list[Path], tmp_path: Path) -> None:
+    bare = make(tmp_path / "c", 3, {})
+    with pytest.raises(RecipeError, match="c has no heads; those with heads are a, b: name one of them"):
+        merge([*two, bare], heads="from=c")
+
+
+def test_what_others_lose_where_the_heads_of_one_are_taken_over_is_said(
+    two: list[Path], tmp_path: Path
+) -> None:
+    other = make(tmp_path / "c", 3, {"score.weight": torch.ones(3, 4)})
+    warnings = merge([two[0], other], method="average", heads="from=a").record.warnings
+    assert any("taken over from a; 1 of others (score.weight) were left out" in text for text in warnings)
+
+
+def test_a_mean_of_heads_that_one_lacks_names_the_way_that_has_one(two: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="--missing skip takes the mean of those that have it"):
+        merge([two[0], make(tmp_path / "c", 3, {})], heads="average")
+
+
+def test_heads_of_unknown_words_are_refused_in_plain_words() -> None:
+    with pytest.raises(RecipeError, match=r"heads: the text 'foo': expected drop, average or from=NAME$"):
+        make_recipe({"merge_method": "average", "models": [{"model": "a"}], "heads": "foo"})
+
+
+ROWS = {"emb.token_adapter.trainable_tokens_delta": torch.ones(2, 4)}
+TOKENS = {"trainable_token_indices": [3, 7]}
+FACTORS = {"emb.lora_embedding_A": torch.ones(2, 9), "emb.lora_embedding_B": torch.ones(4, 2)}
+BIAS = {"q.lora_B.bias": torch.ones(4)}
+OF_ALL = {"q.base_layer.bias": torch.ones(4)}
+WHOLE = {"emb.weight": torch.ones(9, 4)}
+Part = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ((WHOLE, {}), (ROWS, TOKENS), "emb.weight: has rows of trained tokens in b and is saved whole in a"),
+        ((FACTORS, {}), (ROWS, TOKENS), "emb.weight: has rows of trained tokens in b and has factors in a"),
+        ((FACTORS, {}), (WHOLE, {}), "emb.weight: is saved whole in b and has factors in a"),
+        ((BIAS, {"lora_bias": True}), (OF_ALL, {"bias": "all"}), "q.bias: is saved whole in b and has fact"),
+        (
+            ({"v.lora_A.weight": torch.ones(2, 5), "v.lora_B.weight": torch.ones(4, 2)}, {}),
+            ({**BIAS, "v.bias": torch.ones(4)}, {"lora_bias": True, "bias": "all"}),
+            "v.bias: is saved whole in b and has factors in b",
+        ),
+    ],
+)
+def test_a_module_of_two_kinds_that_peft_does_not_load_together_is_refused_before_the_merge(
+    tmp_path: Path, one: Part, other: Part, says: str
+) -> None:
+    folders = [
+        make(tmp_path / name, i, whole, **settings)
+        for i, (name, (whole, settings)) in enumerate(zip("ab", (one, other), strict=True))
+    ]
+    raw = {"merge_method": "average", "missing": "skip", "models": [{"model": str(path)} for path in folders]}
+    for heads in ("average", "from=b"):
+        if heads == "from=b" and one[0] is WHOLE:
+            continue  # the whole tensor is that of a alone, which is left out
+        with pytest.raises(AdapterError) as caught:
+            plan(make_recipe({**raw, "heads": heads}))
+        assert says in str(caught.value)
+        assert "--heads drop" in str(caught.value)
+    written(folders, tmp_path / "out", heads="drop", missing="skip")
+
+
+def test_rows_of_tokens_taken_over_keep_the_numbers_of_their_own_adapter(tmp_path: Path) -> None:
+    one = make(tmp_path / "a", 0, ROWS, **TOKENS)
+    other = make(tmp_path / "b", 1, ROWS, trainable_token_indices=[3, 8])
+    _, config = written([one, other], tmp_path / "out", heads="from=b")
+    assert config["trainable_token_indices"] == [3, 8]
+    bare = make(tmp_path / "c", 2, head(1.0))
+    _, config = written([bare, one], tmp_path / "mean", heads="average", missing="skip")
+    assert config["trainable_token_indices"] == [3, 7]

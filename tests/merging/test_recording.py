@@ -40,7 +40,7 @@ def test_the_record_reads_back_and_names_no_place_of_this_machine(tmp_path: Path
         (({"auto_mapping": {"x": 1}}, {}), 'auto_mapping differs: {"x": 1} in a, null in b'),
         (({"alpha_pattern": {"k_proj": 3}}, {}), "a: alpha_pattern: k_proj: decides nothing"),
         (({}, {"lora_alpha": -1}), "b: alpha is negative"),
-        (({}, {"target_modules": ["q"]}), "b: PEFT loads no factors where"),
+        (({}, {"target_modules": ["q"]}), "but PEFT leaves them out: the result"),
         (({"use_rslora": True}, {"task_type": None}), None),
     ],
 )

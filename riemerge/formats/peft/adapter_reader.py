@@ -64,7 +64,7 @@ def read_peft(path: str | os.PathLike[str]) -> Adapter:
         tensors = _open_tensors(folder / TENSOR_FILE)
     except ValueError as error:
         raise AdapterError([*problems, f"{folder / TENSOR_FILE}: {error}"]) from error
-    layers, saved, faults = _read_layers(tensors, config or AdapterConfig())
+    layers, saved, faults = _read_layers(tensors, config)
     problems += [f"{folder}: {fault}" for fault in faults]
     if config is None:
         raise AdapterError(problems)
@@ -113,15 +113,22 @@ def _open_tensors(path: Path) -> TensorFile:
     return open_tensors(path)
 
 
-def _read_layers(tensors: TensorFile, config: AdapterConfig) -> tuple[dict[str, Layer], Saved, list[str]]:
-    """Return the layers that the factors make, the whole tensors, and everything that is wrong with them."""
+def _read_layers(
+    tensors: TensorFile, config: AdapterConfig | None
+) -> tuple[dict[str, Layer], Saved, list[str]]:
+    """Return the layers that the factors make, the whole tensors, and everything that is wrong with them.
+
+    Args:
+        tensors: The open file.
+        config: What the adapter says of itself; None, where that cannot be read, checks the tensors alone.
+    """
     unfit = {name for name in tensors.entries if not can_be_shown(name)}
     named = {name: entry for name, entry in tensors.entries.items() if name not in unfit}
     found, repeated = find_factors(named.values())
     layers, faults = make_layers(found, config)
     others = {name for name in named if not is_factor(name)}
     foreign = {name for name in others if any(re.search(pattern, name) for pattern, _ in _OTHER_TENSORS)}
-    saved = find_saved((named[name] for name in others - foreign), found, config)
+    saved = find_saved((named[name] for name in others - foreign), found, config or AdapterConfig())
     problems = [
         f"the tensor {show(name)} has a name that is not printable or over {MAX_NAME} characters"
         for name in unfit

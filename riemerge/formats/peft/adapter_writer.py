@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def write_peft(
     dtype: torch.dtype = torch.float32,
     rounding: Mapping[str, Rounding] | None = None,
     saved: Mapping[str, Tensor] | None = None,
+    saved_from: Mapping[str, Sequence[Adapter]] = MappingProxyType({}),
     extra_files: Mapping[str, Text] | None = None,
 ) -> dict[str, float]:
     """Write updates as a PEFT adapter, all or nothing.
@@ -61,6 +63,8 @@ def write_peft(
         rounding: What `round_update` did to each update, if it made them: they are then written as they are.
         saved: Whole tensors to lie beside the factors (heads, biases, trained tokens), by their names in the
             base model.
+        saved_from: The adapters that each whole tensor comes from, whose settings it is loaded with, by its
+            name; those of `like` that have it where none are named.
         extra_files: Texts to lie beside the adapter, by file name, or functions that make them from the
             sha256 of the adapter's own two files.
 
@@ -82,7 +86,8 @@ def write_peft(
         updates, rounding = rounded.updates, rounded.roundings
     stored, kinds = complete(updates, kinds_of(like))
     whole, stems = saved or {}, {kind.stem(module) for module, kind in kinds.items()}
-    config = _config(describe(stored, kinds), whole, like)
+    sources = {name: saved_from.get(name) or [one for one in like if name in one.saved] for name in whole}
+    config = _config(describe(stored, kinds), sources, like)
     tensors = {**name_tensors(stored, kinds), **name_saved(whole, stems)}
     with closing(NewFolder(folder)) as new:
         new.write(TENSOR_FILE, save(tensors, metadata={"format": "pt"}))
@@ -93,13 +98,14 @@ def write_peft(
     return {module: rounding[module].error for module in sorted(rounding)}
 
 
-def _config(factors: Mapping[str, Any], saved: Collection[str], like: Sequence[Adapter]) -> dict[str, Any]:
+def _config(
+    factors: Mapping[str, Any], saved: Mapping[str, Sequence[Adapter]], like: Sequence[Adapter]
+) -> dict[str, Any]:
     configs = [adapter.config for adapter in like]
     bases = [config.base_model_name_or_path for config in configs]
     task = _common([config.task_type for config in configs])
     if (heads := _HEADS.get(str(task))) and not any(heads & {*name.split(".")} for name in saved):
         task = None
-    sources = [adapter.config for adapter in like if {*saved} & {*adapter.saved}]
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": _common([base for base in bases if base is not None]),
@@ -111,7 +117,7 @@ def _config(factors: Mapping[str, Any], saved: Collection[str], like: Sequence[A
         "fan_in_fan_out": bool(_common([config.fan_in_fan_out for config in configs])),
         "lora_dropout": 0.0,
         "init_lora_weights": True,
-        **describe_saved(saved, sources),
+        **describe_saved({name: [one.config for one in own] for name, own in saved.items()}),
     }
 
 

@@ -181,8 +181,9 @@ class AdapterConfig(BaseModel):
                 lambda module: self.alpha(module) < 0
             ),
             "alpha is 0, and so is its update": lambda module: self.alpha(module) == 0,
-            "PEFT loads no factors where target_modules, exclude_modules or layers_to_transform leave a "
-            "module out; they are in its file, and are merged": lambda module: not self.loads(module),
+            "modules that its settings (target_modules, exclude_modules, layers_to_transform) do not name "
+            "are merged, since they are in its file, but PEFT leaves them out: the result has more of this "
+            "adapter than PEFT applies": lambda module: not self.loads(module),
         }
         for fact, applies in unusual.items():
             if chosen := list(filter(applies, modules)):

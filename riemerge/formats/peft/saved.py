@@ -79,13 +79,14 @@ def name_saved(saved: Mapping[str, Tensor], stems: Collection[str]) -> dict[str,
     return names
 
 
-def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> dict[str, Any]:
+def describe_saved(sources: Mapping[str, Sequence[AdapterConfig]]) -> dict[str, Any]:
     """Return the settings with which PEFT loads whole tensors.
 
     Args:
-        names: The names of the tensors in the base model.
-        configs: What the adapters that they come from say of themselves.
+        sources: What the adapters say of themselves that each tensor comes from, by its name in the base
+            model.
     """
+    names, configs = [*sources], [config for own in sources.values() for config in own]
     tokens = [name for name in names if name.endswith(_TOKENS)]
     said = {entry for config in configs for entry in config.modules_to_save or ()}
     covering = {entry for entry in said if any(_covers(entry, name) for name in names)}
@@ -97,7 +98,13 @@ def describe_saved(names: Collection[str], configs: Sequence[AdapterConfig]) -> 
     if biases:
         settings["bias"] = mode
     if tokens:
-        settings["trainable_token_indices"] = configs[0].trainable_token_indices
+        first = {name: sources[name][0] for name in tokens}
+        settings["trainable_token_indices"] = first[tokens[0]].trainable_token_indices
+        if len(tokens) > 1:
+            rows = (find_token_rows(name, config) for name, config in first.items())
+            settings["trainable_token_indices"] = {
+                weight.removesuffix(".weight"): numbers for weight, numbers in rows
+            }
     return settings
 
 

@@ -66,12 +66,15 @@ def _sides(name: str) -> Iterator[tuple[str, str]]:
             yield side, match["module"]
 
 
-def make_layers(found: Mapping[str, Sides], config: AdapterConfig) -> tuple[dict[str, Layer], list[str]]:
+def make_layers(
+    found: Mapping[str, Sides], config: AdapterConfig | None
+) -> tuple[dict[str, Layer], list[str]]:
     """Return the layers that factors make, by module, and everything that is wrong with them.
 
     Args:
         found: The factors by stem and side, of `find_factors`.
-        config: What the adapter says of itself.
+        config: What the adapter says of itself; None, where that cannot be read, checks the factors alone and
+            returns no layers.
     """
     layers: dict[str, Layer] = {}
     problems = []
@@ -84,14 +87,14 @@ def make_layers(found: Mapping[str, Sides], config: AdapterConfig) -> tuple[dict
 
 
 def _layers_of(
-    stem: str, sides: Sides, found: Mapping[str, Sides], config: AdapterConfig
+    stem: str, sides: Sides, found: Mapping[str, Sides], config: AdapterConfig | None
 ) -> dict[str, Layer]:
     """Return the layers that the factors of one stem make; ValueError says why they make none."""
-    embedded = {_OF_EMBEDDINGS[side]: entry for side, entry in sides.items() if side in _OF_EMBEDDINGS}
-    plain = {side: entry for side, entry in sides.items() if side in _FACTORS}
-    if embedded and plain:
-        raise ValueError("has factors of a linear layer and of an embedding: expected one kind")
+    embedded, plain = _factors_of(sides)
     factors = embedded or plain
+    if config is None:
+        _check_factors(stem, factors, wrapped=False)
+        return {}
     parameters = config.parameters(parent(stem))
     _check_factors(stem, factors, wrapped=not parameters)
     a, b = factors["A"].shape, factors["B"].shape
@@ -119,6 +122,15 @@ def _layers_of(
     if bias := sides.get("bias"):
         return {stem: layer, f"{stem}.bias": Bias({"bias": bias}, scale)}
     return {stem: layer}
+
+
+def _factors_of(sides: Sides) -> tuple[Sides, Sides]:
+    """Return the factors of an embedding and of another layer, by side; ValueError if there are both."""
+    embedded = {_OF_EMBEDDINGS[side]: entry for side, entry in sides.items() if side in _OF_EMBEDDINGS}
+    plain = {side: entry for side, entry in sides.items() if side in _FACTORS}
+    if embedded and plain:
+        raise ValueError("has factors of a linear layer and of an embedding: expected one kind")
+    return embedded, plain
 
 
 def _check_factors(stem: str, factors: Sides, *, wrapped: bool) -> None:

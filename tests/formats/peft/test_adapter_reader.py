@@ -329,6 +329,13 @@ def test_all_problems_are_reported_at_once(pico: Pico) -> None:
         assert words in found
 
 
+@pytest.mark.parametrize("said", ['{"peft_type": "LORA", "r": "x"}', "{", '{"peft_type": "LORA", "bias": 3}'])
+def test_factors_are_not_held_against_settings_that_cannot_be_read(pico: Pico, said: str) -> None:
+    folder = pico()
+    (folder / SETTINGS).write_text(said)
+    assert all(SETTINGS in problem.split(": ")[0] for problem in problems(folder))
+
+
 def test_many_unknown_tensors_are_summed_up(pico: Pico) -> None:
     content = pico_tensors() | {f"{PREFIX}block.{i:03}.hada_t1": torch.ones(1) for i in range(200)}
     (found,) = problems(pico(tensors=content))

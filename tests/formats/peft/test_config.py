@@ -96,7 +96,7 @@ def test_settings_without_effect_are_accepted(pico: Pico, settings: dict[str, An
         ({"lora_alpha": -1}, "alpha is negative, which turns its update around, here as in PEFT: 3 of 3"),
         ({"alpha_pattern": {"v": -1}}, "1 of 3 modules (layers.0.v)"),
         ({"lora_alpha": 0}, "alpha is 0, and so is its update: 3 of 3 modules"),
-        ({"target_modules": ["q"]}, "PEFT loads no factors"),
+        ({"target_modules": ["q"]}, "PEFT leaves them out"),
         ({"exclude_modules": r".*\.v"}, "1 of 3 modules (layers.0.v)"),
     ],
 )

@@ -20,9 +20,18 @@ def test_names_go_there_and_back() -> None:
     assert (max(found.trained), found.copies, found.problems) == ("q.bias", {}, [])
     named = name_saved({name: torch.zeros(2) for name in found.trained}, {"q"})
     assert sorted(named) == sorted(f"base_model.model.{name}" for name in inside)
-    settings = describe_saved([*found.trained], [config])
+    settings = describe_saved({name: [config] for name in found.trained})
     assert settings == {"bias": "all", "modules_to_save": ["head"], "trainable_token_indices": [1]}
     assert [name for name in found.trained if is_token_rows(name)] == [inside[-1]]
+
+
+def test_rows_of_several_embeddings_keep_the_numbers_of_the_adapters_that_they_come_from() -> None:
+    emb, pos = (f"{name}.token_adapter.trainable_tokens_delta" for name in ("emb", "pos"))
+    sources = {
+        emb: [AdapterConfig(trainable_token_indices=[1, 2])],
+        pos: [AdapterConfig(trainable_token_indices={"pos": [5]})],
+    }
+    assert describe_saved(sources)["trainable_token_indices"] == {"emb": [1, 2], "pos": [5]}
 
 
 def test_what_the_adapter_wraps_is_a_copy_of_the_base_unless_biases_were_trained() -> None:
