@@ -19,7 +19,7 @@ from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
-from riemerge.formats.dialects import name_alike, read_adapter
+from riemerge.formats.dialects import find_doubts, name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
@@ -285,7 +285,7 @@ def _translate(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[list[Adapte
         for old, new in zip(adapters, named, strict=True)
         if new is not old
     ]
-    return named, notes
+    return named, [*notes, *find_doubts(adapters[0], dialect)]
 
 
 def _open_weights(
