@@ -60,7 +60,8 @@ def test_what_the_process_says_is_told(
         unpickle(tmp_path / "a.bin", tmp_path / "a.safetensors")
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "SECONDS", 5)
     os.mkfifo(tmp_path / "a.bin")
     with pytest.raises(AdapterError, match=r"a\.bin: is not a regular file"):
         unpickle(tmp_path / "a.bin", tmp_path / "a.safetensors")
