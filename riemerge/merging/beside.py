@@ -10,11 +10,13 @@ from typing import Any, final
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.embedded import embed, vocabulary_tensors
+from riemerge.formats.checkpoint.patched import PatchedCheckpoint
 from riemerge.formats.checkpoint.settings import (
     SETTINGS_FILE,
     read_settings,
     resize_vocabulary,
     take_special_tokens,
+    untie_settings,
     write_settings,
 )
 from riemerge.formats.files.text import list_names, show
@@ -84,6 +86,8 @@ def put_beside(
     """
     files: dict[str, Path | bytes] = {path.name: path for path in lead.other_files}
     result = Beside(tuple(checkpoints), files, settings=_read_settings(recipe, lead))
+    if result.settings and any(isinstance(one, PatchedCheckpoint) and one.parts_head for one in checkpoints):
+        result = result.with_settings(untie_settings(result.settings))
     if recipe.tokenizer is not None:
         result = _use_tokenizer(recipe, result, lead)
     else:

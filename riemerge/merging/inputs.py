@@ -277,7 +277,7 @@ def written_dtype(asked: str | None, checkpoints: Sequence[Checkpoint], name: st
 
 def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Models) -> Inputs:
     """Make adapters fit each other, as far as the recipe says how."""
-    _check_prefixes(recipe.rename, given)
+    check_prefixes(recipe.rename, given)
     adapters = list(given)
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
@@ -350,8 +350,12 @@ def _open_weights(
     return _open(opened, partial(_read_checkpoint, {}), str(recipe.base_model))
 
 
-def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
-    """Refuse prefixes with which no module of any adapter begins."""
+def check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse prefixes with which no module of any adapter begins.
+
+    Raises:
+        RecipeError: There are some: all are named.
+    """
     names = [name for adapter in adapters for name in adapter.modules]
     RecipeError.refuse(
         f"rename: {show(prefix)}: no module of any adapter begins so: they are {list_names(names)}"
@@ -453,7 +457,9 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
             for i, entry in enumerate(recipe.models)
             if Path(entry.model).resolve() == base
         ]
-    if "scale" in recipe.parameters and not recipe.base_model and recipe.slices is None:
+    several = recipe.slices is None and len(recipe.models) > 1
+    # The scale of one model is that of its weights, as in a slice.
+    if "scale" in recipe.parameters and not recipe.base_model and several:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")

@@ -129,6 +129,25 @@ def test_renamed_modules_and_progress(tmp_path: Path) -> None:
     assert {event.total for event in events} == {5}
 
 
+@pytest.mark.parametrize("saved", [["model.embed_tokens.weight"], ["lm_head.weight"]])
+def test_a_tied_head_that_the_adapter_parts_is_written_and_said(tmp_path: Path, saved: list[str]) -> None:
+    base, embedding = write_base(tmp_path / "base", torch.float32), torch.ones(5, 8)
+    file = base / "model.safetensors"
+    save_file({**load_file(file), "model.embed_tokens.weight": embedding}, file)
+    tied = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "dtype": "float32"}
+    (base / "config.json").write_text(json.dumps(tied))
+    adapter = write_folder(tmp_path / "law", factors()) / "adapter_model.safetensors"
+    whole = {f"base_model.model.{name}": 2 * embedding for name in saved}
+    save_file({**load_file(adapter), **whole}, adapter)
+    record = apply_adapter(base, adapter.parent, tmp_path / "out", out_dtype="bfloat16")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(written[name], (embedding * (1 + (name in saved))).bfloat16())
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings == {**tied, "tie_word_embeddings": False, "dtype": "bfloat16"}
+    assert "lm_head.weight, the head of the model, is no longer its embedding" in " ".join(record.warnings)
+
+
 def test_faults_leave_nothing_behind(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", torch.float32)
     adapter = write_folder(tmp_path / "law", factors())
@@ -139,6 +158,8 @@ def test_faults_leave_nothing_behind(tmp_path: Path) -> None:
         apply_adapter(base, adapter, adapter)
     with pytest.raises(RecipeError, match="out_dtype: 'int8'"):
         apply_adapter(base, adapter, tmp_path / "out", out_dtype="int8")
+    with pytest.raises(RecipeError, match="rename: nothing: no module of any adapter begins so"):
+        apply_adapter(base, adapter, tmp_path / "out", rename={"nothing": ""})
     with pytest.raises(AdapterError, match="it is an adapter, not a full checkpoint"):
         apply_adapter(adapter, base, tmp_path / "out")
     assert listing(tmp_path) == before
