@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import DenseWriter, code_notes, patch, read_checkpoint
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
@@ -134,14 +136,14 @@ def _read_renamed(path: str | os.PathLike[str], prefixes: Mapping[str, str]) -> 
 
 def _settings(model: PatchedCheckpoint, path: Path, wanted: torch.dtype | None) -> Path | bytes:
     """Return what says of the model which dtype and head it has: its file, if that says it already."""
-    settings = read_settings(model)
-    assert settings is not None
-    changed = take_dtype(settings, {wanted or model.dtypes[name] for name in model.modules})
-    if model.parts_head:
-        changed = untie_settings(changed)
-    if changed == settings:
-        return path
-    return write_settings(changed).encode()
+    with suppress(AdapterError):  # one that cannot be read is copied as it is
+        settings = read_settings(model) or {}
+        changed = take_dtype(settings, {wanted or model.dtypes[name] for name in model.modules})
+        if model.parts_head:
+            changed = untie_settings(changed)
+        if changed != settings:
+            return write_settings(changed).encode()
+    return path
 
 
 def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:

@@ -85,7 +85,7 @@ def put_beside(
             rows of tokens.
     """
     files: dict[str, Path | bytes] = {path.name: path for path in lead.other_files}
-    result = Beside(tuple(checkpoints), files, settings=read_settings(lead))
+    result = Beside(tuple(checkpoints), files, settings=_read_settings(recipe, lead))
     if result.settings and any(isinstance(one, PatchedCheckpoint) and one.parts_head for one in checkpoints):
         result = result.with_settings(untie_settings(result.settings))
     if recipe.tokenizer is not None:
@@ -110,6 +110,16 @@ def put_beside(
 def _folder(checkpoint: Checkpoint) -> Path:
     """Return the folder of what lies beside a checkpoint, which may be a view of one."""
     return next((path.parent for path in checkpoint.other_files), checkpoint.path)
+
+
+def _read_settings(recipe: Recipe, lead: Checkpoint) -> dict[str, Any] | None:
+    """Return the settings of the lead; None where they cannot be read, and need not be changed."""
+    try:
+        return read_settings(lead)
+    except AdapterError:
+        if recipe.tokenizer is None and recipe.slices is None:
+            return None  # copied as they are: at most they name a dtype
+        raise
 
 
 def _differing_tokens(checkpoints: Sequence[Checkpoint], lead: Checkpoint) -> Iterator[str]:
