@@ -54,7 +54,7 @@ def read_documents(path: Path) -> tuple[Document, ...]:
     RecipeError.refuse(_faults(path.name, names, plain))
     for i, content in enumerate(plain):
         _locate(content, path.parent, names[:i])
-        translations[i] += translate_unlisted_base(content, methods[i])
+        translations[i] += translate_unlisted_base(content, methods[i], names[:i])
     return tuple(
         Document(name, content, tuple(texts))
         for name, content, texts in zip(names, plain, translations, strict=True)

@@ -260,7 +260,7 @@ def _translate_vectors(data: Data) -> Iterator[str]:
         if parameters.get("nuslerp_flatten") is False:
             raise RecipeError(
                 "parameters.nuslerp_row_wise: true: mergekit's then counts each column of a tensor as a "
-                "vector, which no row here does: without it nuslerp_flatten: false makes each row one"
+                "vector, which no row here does: leave it out, and each row is one"
             )
         del parameters["nuslerp_row_wise"]
         yield (
@@ -350,7 +350,7 @@ def _row(data: Data) -> Method | None:
 _WITHOUT_ORIGIN = ("average", "svd", "karcher")
 
 
-def translate_unlisted_base(data: Data, method: Any) -> list[str]:
+def translate_unlisted_base(data: Data, method: Any, earlier: Sequence[str] = ()) -> list[str]:
     """Do with a base model that is none of a file's models what mergekit does with it.
 
     Law: mergekit puts it behind the models, but not into slices; where its method has no origin, it is a
@@ -359,6 +359,7 @@ def translate_unlisted_base(data: Data, method: Any) -> list[str]:
     Args:
         data: The recipe in our words, its models located. It is changed.
         method: The merge_method in the words of the file.
+        earlier: The names of results, which are not there yet, and are of the kind of the other models.
 
     Returns:
         A sentence for each change.
@@ -379,17 +380,20 @@ def translate_unlisted_base(data: Data, method: Any) -> list[str]:
     names = [entry.get("model") for _, entry in _items(models, "models")]
     if method not in ("karcher", "linear") or not names or any(_are_one(name, base) for name in names):
         return []
-    if not is_checkpoint(base) or any(map(_is_adapter, names)):
+    there = [name for name in names if name not in earlier]
+    if not (base in earlier or is_checkpoint(base)) or any(map(_is_adapter, there)):
         return []
     if method == "linear" and "weight" not in said:
-        kept = "it is not merged with them: their differences from it are, and are added to it"
-        return [f"base_model: {_name(base)}: is none of the models, and has no weight: {kept}"]
-    data["models"] = [*(models or ()), {"model": base}]
+        told = (
+            f"base_model: {_name(base)}: is none of the models, and has no weight: it is not merged with them"
+        )
+        return [f"{told}: their differences from it are, and are added to it"]
+    data["models"] = [*data["models"], {"model": base}]
     return [f"models: {_name(base)}: added: mergekit's {method} merges its base_model as one of the models"]
 
 
 def _is_adapter(model: Any) -> bool:
-    """Return whether a model is there and is an adapter; the result of an earlier document is not there."""
+    """Return whether a model is there and is an adapter."""
     return (
         isinstance(model, str)
         and len(parts_of(model)) == 1

@@ -229,3 +229,12 @@ def test_help_all_explains_what_help_only_names(command: str) -> None:
     shown = [param for param in main.commands[command].params if isinstance(param, click.Option)]
     assert all(param.opts[0] in whole for param in shown if not param.hidden)
     assert "--density" not in whole
+
+
+def test_the_plan_of_documents_is_that_of_the_first(folders: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    one = f"merge_method: average\nmodels: [{{model: {folders[0]}}}, {{model: {folders[1]}}}]\n"
+    path.write_text(f"name: mid\n{one}---\n{one.replace(str(folders[0]), 'mid')}")
+    ran = run("merge", path, "--dry-run")
+    assert ran.exit_code == 0, ran.output
+    assert "2 documents: this is the plan of the first, mid; those after it merge results that" in ran.stderr

@@ -20,7 +20,17 @@ from tests.merging.merges import ONE, merge, shares, write_checkpoint
 
 # Rows that read a large tensor in blocks; all others hold it whole, as their formulas need it.
 BY_ROWS = {
-    *("average", "task_arithmetic", "slerp", "nuslerp", "nuslerp_rows", "multislerp", "karcher", "median"),
+    *(
+        "average",
+        "task_arithmetic",
+        "svd",
+        "slerp",
+        "nuslerp",
+        "nuslerp_rows",
+        "multislerp",
+        "karcher",
+        "median",
+    ),
     *("huber", "model_stock", "ema", "swa", "lawa", "magnitude_prune", "ties", "ties_peft", "dare_linear"),
     *("dare_ties", "dare_ties_peft", "della", "della_linear", "magmax", "consensus"),
     *("knots_ta", "fedavg", "fedavgm", "fedadam", "diloco", "nearswap", "ram"),

@@ -101,8 +101,9 @@ def test_a_stack_has_a_recipe_for_each_slice() -> None:
 @pytest.mark.parametrize(
     ("sources", "says"),
     [
-        ([], "slices[0].sources"),
+        ([], "slices[0].sources: a list: expected at least one item"),
         ([{"model": "a"}], "slices[0].sources[0].layer_range: missing"),
+        ([{"model": "a", "layer_range": [0, 1, 2]}], "layer_range: a list: expected fewer items"),
         ([{"model": "a", "layer_range": [0, 2.5]}], "slices[0].sources[0].layer_range[1]: 2.5"),
         ([{"model": "a", "layer_range": [2, 2]}], "slices[0].sources[0].layer_range: [2, 2]: expected"),
         ([{"model": "a", "layer_range": [-1, 2]}], "slices[0].sources[0].layer_range: [-1, 2]: expected"),
@@ -125,6 +126,8 @@ def test_slices_that_make_no_sense(sources: list[dict[str, Any]], says: str) -> 
     with pytest.raises(RecipeError) as caught:
         make_recipe({"merge_method": "ties", "slices": [{"sources": sources}]})
     assert says in str(caught.value)
+    assert len(caught.value.problems) == 1
+    assert "validation" not in str(caught.value)
 
 
 def test_faults_of_all_slices_come_at_once() -> None:

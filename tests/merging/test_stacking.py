@@ -81,3 +81,33 @@ def test_slices_that_have_no_meaning_are_refused(root: Path, tmp_path: Path) -> 
             tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_whole_weights_are_summed_as_given_and_one_model_is_scaled(root: Path, tmp_path: Path) -> None:
+    models = [
+        {"model": str(root / name), "parameters": {"weight": weight}}
+        for name, weight in (("P", [0.0, 0.5, 1.0]), ("Q", -0.5))
+    ]
+    said = {"merge_method": "linear", "parameters": {"normalize": False}}
+    found = run({**said, "models": models}, tmp_path / "sum")
+    scale = [{"filter": "layers.1.", "value": 2.0}, {"value": 0.5}]
+    alone = [{"model": str(root / "P"), "parameters": {"scale": scale}}]
+    scaled = run({"merge_method": "passthrough", "models": alone}, tmp_path / "scaled")
+    p, q = (load_file(root / name / "model.safetensors") for name in "PQ")
+    for layer, name in enumerate(map(PROJECTION.format, range(3))):
+        torch.testing.assert_close(found[name], layer / 2 * p[name] - 0.5 * q[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(scaled[name], (0.5, 2.0, 0.5)[layer] * p[name], rtol=0.0, atol=0.0)
+
+
+def test_the_weight_of_a_model_is_told_where_all_its_slices_agree(root: Path, tmp_path: Path) -> None:
+    parts = [
+        {"sources": [source(root, "P", 0, 1, weight=0.25), source(root, "Q", 0, 1)]},
+        {
+            "sources": [source(root, "P", 1, 2, weight=0.25), source(root, "Q", 1, 2)],
+            "parameters": {"weight": 0.5},
+        },
+    ]
+    recipe = make_recipe({"merge_method": "average", "slices": parts})
+    assert recipe.weights == (0.25, None)
+    record = merge_into(recipe, tmp_path / "out", threads=1).record
+    assert [row.weight for row in record.inputs] == [0.25, None]
