@@ -109,7 +109,10 @@ def _show_plan(
 
     (name, first), *later = documents
     if later:
-        tell(f"{len(later)} documents more need the results of others: this is the plan of {name} alone")
+        tell(
+            f"{1 + len(later)} documents: this is the plan of the first, {name}; those after it merge results "
+            "that are not there yet"
+        )
     record = describe_plan(plan(first, folder=output, device=device, threads=threads))
     if as_json:
         dump({"plan": record.model_dump(mode="json")})

@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from riemerge.formats.checkpoint import DenseWriter, code_notes, read_patched
+from riemerge.formats.adapter import Adapter
+from riemerge.formats.checkpoint import DenseWriter, code_notes, patch, read_checkpoint
 from riemerge.formats.checkpoint.patched import PatchedCheckpoint
+from riemerge.formats.checkpoint.settings import (
+    SETTINGS_FILE,
+    read_settings,
+    take_dtype,
+    untie_settings,
+    write_settings,
+)
+from riemerge.formats.checkpoint.tying import is_head
+from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import check_output
 from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import locate, name_model
 from riemerge.formats.layers import Dora, Layer
+from riemerge.merging.inputs import check_prefixes
 from riemerge.merging.machine import find_dtype
 from riemerge.merging.model_class import checkpoint_class
 from riemerge.merging.recording import versions
@@ -60,6 +72,7 @@ def apply_adapter(
         AdapterError: The base model or the adapter cannot be read exactly, or they do not fit each other.
         NumericalError: A sum that the dtype cannot hold, or no change that survives the rounding.
         OutputError: The folder exists, overlaps an input, or cannot be written.
+        RecipeError: No such dtype, or a prefix that no module has.
 
     Cost:
         Memory of one tensor in its dtype and in float32.
@@ -67,7 +80,7 @@ def apply_adapter(
     wanted = None if out_dtype is None else find_dtype(out_dtype)
     paths = locate(base), locate(adapter)
     check_output(folder, paths)
-    model = read_patched(*paths, rename)
+    model = patch(read_checkpoint(paths[0]), _read_renamed(paths[1], rename or {}))
     rows: list[DifferenceModule] = []
     changes: dict[str, Rounding] = {}
     with DenseWriter(folder, dtype=wanted, shard_bytes=shard_bytes) as writer:
@@ -85,8 +98,10 @@ def apply_adapter(
             if progress is not None:
                 progress(Progress("apply", done, len(model.names), name))
         for path in model.other_files:
-            if path.name not in {RECORD_FILE, CARD_FILE}:
+            if path.name not in {RECORD_FILE, CARD_FILE, SETTINGS_FILE}:
                 writer.add_file(path.name, path)
+            elif path.name == SETTINGS_FILE:
+                writer.add_file(path.name, _settings(model, path, wanted))
         warnings = [
             *(f"{model.adapter.name}: {note}" for note in model.adapter.notes),
             *_head_notes(model),
@@ -110,17 +125,42 @@ def apply_adapter(
     return record.with_outputs(writer.sha256)
 
 
+def _read_renamed(path: str | os.PathLike[str], prefixes: Mapping[str, str]) -> Adapter:
+    """Open an adapter, and give its modules their names in the base model."""
+    adapter = read_adapter(path)
+    check_prefixes(prefixes, [adapter])
+    return adapter.rename(prefixes)
+
+
+def _settings(model: PatchedCheckpoint, path: Path, wanted: torch.dtype | None) -> Path | bytes:
+    """Return what says of the model which dtype and head it has: its file, if that says it already."""
+    settings = read_settings(model)
+    assert settings is not None
+    changed = take_dtype(settings, {wanted or model.dtypes[name] for name in model.modules})
+    if model.parts_head:
+        changed = untie_settings(changed)
+    if changed == settings:
+        return path
+    return write_settings(changed).encode()
+
+
 def _head_notes(model: PatchedCheckpoint) -> Iterator[str]:
     """Say by name which tensors the adapter saved whole."""
     rows = {saved for saved, _ in model.tokens.values()}
     saved = [name for name in model.adapter.saved if name not in rows]
-    added = [name for name in saved if name not in model.base.shapes]
+    heads = [name for name in model.names if model.parts_head and is_head(name)]
+    added = [name for name in saved if name not in model.base.shapes and name not in heads]
     if replaced := [name for name in saved if name in model.base.shapes]:
         yield f"{model.adapter.name}: stands whole in place of the base model's: {list_names(replaced)}"
     if added:
         yield (
             f"{model.adapter.name}: adds tensors that the base model has not: {list_names(added)}: its "
             "config.json says nothing of them: load the class that the adapter was trained in"
+        )
+    if heads:
+        yield (
+            f"{model.adapter.name}: {list_names(heads)}, the head of the model, is no longer its embedding: "
+            "config.json says so now (tie_word_embeddings false)"
         )
     if model.tokens:
         yield f"{model.adapter.name}: rows of trained tokens stand in {list_names(model.tokens)}"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.checkpoint import Checkpoint
 from riemerge.formats.checkpoint.embedded import embed, vocabulary_tensors
+from riemerge.formats.checkpoint.patched import PatchedCheckpoint
 from riemerge.formats.checkpoint.settings import (
     SETTINGS_FILE,
     read_settings,
     resize_vocabulary,
     take_special_tokens,
+    untie_settings,
     write_settings,
 )
 from riemerge.formats.files.text import list_names, show
@@ -22,6 +24,7 @@ from riemerge.formats.tokenizer import (
     TOKENIZER_FILE,
     Vocabulary,
     find_template,
+    find_tokens,
     is_tokenizer_file,
     join,
     read_vocabulary,
@@ -41,57 +44,67 @@ class Beside:
         checkpoints: The checkpoints, or views of them in the vocabulary of the tokenizer that is written.
         files: What is written beside the tensors, by name: a file to copy, or its content.
         notes: What a person should know of it.
+        settings: What `config.json` says of the result; None without one.
         read: The sha256 of each tokenizer that was read, by the folder of its model.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     files: Mapping[str, Path | bytes]
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
     read: Mapping[str, str] = field(default_factory=dict)
+
+    def with_settings(self, settings: Mapping[str, Any] | None) -> Beside:
+        """Return the files with other settings; the file as it is where they are the same."""
+        if settings is None or settings == self.settings:
+            return self
+        files = {**self.files, SETTINGS_FILE: write_settings(settings).encode()}
+        return replace(self, files=files, settings=settings)
 
 
 def put_beside(
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
     lead: Checkpoint,
-    settings: Mapping[str, Any] | None = None,
 ) -> Beside:
     """Say what lies beside a merged checkpoint, and put the models in one vocabulary where that is asked.
 
     Law: without a tokenizer in the recipe the files are those beside the base model, or the first model. With
     one, the embeddings and heads of all models have the rows of its tokens (see `embed`), and its files take
     the place of the others. A model without a tokenizer counts as one with that of the base model or the
-    first, which is said.
+    first, which is said; so are tokenizers that differ where none is asked for.
 
     Args:
         recipe: What asks for a tokenizer and a chat template.
         checkpoints: The open checkpoints, the base model among them.
         lead: The one of them whose files go with the result.
-        settings: The settings of the result, where they are others than those of the lead.
 
     Raises:
         RecipeError: No model and no folder has the tokenizer that is asked for.
-        AdapterError: A tokenizer cannot be read, or it is not known which tensors have rows of tokens.
+        AdapterError: A tokenizer or the settings cannot be read, or it is not known which tensors have
+            rows of tokens.
     """
     files: dict[str, Path | bytes] = {path.name: path for path in lead.other_files}
-    if settings is not None:
-        files[SETTINGS_FILE] = write_settings(settings).encode()
-    result = Beside(tuple(checkpoints), files)
+    result = Beside(tuple(checkpoints), files, settings=read_settings(lead))
+    if result.settings and any(isinstance(one, PatchedCheckpoint) and one.parts_head for one in checkpoints):
+        result = result.with_settings(untie_settings(result.settings))
     if recipe.tokenizer is not None:
-        result = _use_tokenizer(recipe, result, lead, settings or read_settings(lead))
+        result = _use_tokenizer(recipe, result, lead)
+    else:
+        result = replace(result, notes=tuple(_differing_tokens(checkpoints, lead)))
     if recipe.chat_template is None:
         return result
     ordered = [lead, *(one for one in checkpoints if one is not lead)]
     text = find_template(recipe.chat_template, map(_folder, ordered))
     if text is None:
         note = "chat_template: auto: no model has one, and none is written"
-        return Beside(result.checkpoints, result.files, (*result.notes, note), result.read)
+        return replace(result, notes=(*result.notes, note))
     config = result.files.get("tokenizer_config.json")
     assert not isinstance(config, bytes)
     texts = write_template(text, config)
     files = {**result.files, **{name: content.encode() for name, content in texts.items()}}
     files.pop("chat_template.json", None)
-    return Beside(result.checkpoints, files, result.notes, result.read)
+    return replace(result, files=files)
 
 
 def _folder(checkpoint: Checkpoint) -> Path:
@@ -99,11 +112,23 @@ def _folder(checkpoint: Checkpoint) -> Path:
     return next((path.parent for path in checkpoint.other_files), checkpoint.path)
 
 
-def _use_tokenizer(
-    recipe: Recipe, given: Beside, lead: Checkpoint, settings: Mapping[str, Any] | None
-) -> Beside:
+def _differing_tokens(checkpoints: Sequence[Checkpoint], lead: Checkpoint) -> Iterator[str]:
+    """Say which models have other tokens than the lead, as far as their tokenizers can be read."""
+    own = find_tokens(_folder(lead))
+    for one in checkpoints:
+        other = find_tokens(_folder(one))
+        if own is not None and other is not None and own != other:
+            apart = [token for token in {**own, **other} if own.get(token) != other.get(token)]
+            yield (
+                f"{one.name}: its tokenizer is not that of {lead.name}: {len(apart)} tokens have other ids "
+                f"or are in one alone ({list_names(apart)}), and rows of embeddings are merged by their "
+                "places: tokenizer: union merges them by their tokens"
+            )
+
+
+def _use_tokenizer(recipe: Recipe, given: Beside, lead: Checkpoint) -> Beside:
     """Put all models in the vocabulary of the tokenizer that a recipe asks for."""
-    checkpoints, files = given.checkpoints, dict(given.files)
+    checkpoints, files, settings = given.checkpoints, dict(given.files), given.settings
     found = {one: read_vocabulary(_folder(one)) for one in checkpoints}
     source = _find_source(recipe, checkpoints, lead)
     if isinstance(source, Checkpoint):
@@ -112,7 +137,7 @@ def _use_tokenizer(
         chosen, folder = read_vocabulary(source), source
     if not any(found.values()) and isinstance(source, Checkpoint):
         note = "tokenizer: no model has one: the rows of embeddings are merged by their places"
-        return Beside(checkpoints, files, (note,))
+        return replace(given, notes=(note,))
     own = found[lead]
     AdapterError.refuse(
         f"{place}: has no {TOKENIZER_FILE}: expected the tokenizer that the recipe asks for, and that of the "
@@ -136,19 +161,26 @@ def _use_tokenizer(
     elif source is not lead:
         files = _take_files(files, folder)
     ids = [vocabulary.ids for vocabulary in vocabularies]
+    for one, tokens in zip(ordered, ids, strict=True):
+        size = vocabulary_tensors(one)[0]
+        if lacking := [token for token, row in tokens.items() if row >= size]:
+            notes.append(
+                f"{one.name}: tokens without a row, since its embeddings have {size} rows: {len(lacking)} "
+                f"({list_names(lacking)}): they count as tokens that it lacks"
+            )
     views = embed(ordered, ids, chosen.ids, based=recipe.base_model is not None)
     if views[0] is not lead:
-        tokens = f"the rows of {len(chosen.ids)} tokens"
-        notes.append(f"tokenizer: {recipe.tokenizer}: embeddings and heads have {tokens}")
+        count = f"the rows of {len(chosen.ids)} tokens"
+        notes.append(f"tokenizer: {recipe.tokenizer}: embeddings and heads have {count}")
     if settings:
-        changed = resize_vocabulary(settings, vocabulary_tensors(lead)[0], vocabulary_tensors(views[0])[0])
+        settings = resize_vocabulary(settings, vocabulary_tensors(lead)[0], vocabulary_tensors(views[0])[0])
         if source is not lead and isinstance(source, Checkpoint):
-            changed = take_special_tokens(changed, read_settings(source) or {})
-        if changed != settings:
-            files[SETTINGS_FILE] = write_settings(changed).encode()
+            settings = take_special_tokens(settings, read_settings(source) or {})
     by_checkpoint = dict(zip(ordered, views, strict=True))
     read = {one.name: vocabulary.sha256 for one, vocabulary in found.items() if vocabulary}
-    return Beside(tuple(by_checkpoint[one] for one in checkpoints), files, tuple(notes), read)
+    views = [by_checkpoint[one] for one in checkpoints]
+    result = replace(given, checkpoints=tuple(views), files=files, notes=tuple(notes), read=read)
+    return result.with_settings(settings)
 
 
 def _with_tokenizer(

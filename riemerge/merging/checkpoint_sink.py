@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 from typing import final
 
 import torch
 
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import DenseWriter
+from riemerge.merging.inputs import written_dtype
 from riemerge.merging.plan import Plan
 from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
@@ -64,5 +64,4 @@ class CheckpointSink:
 
 def stored_dtype(plan: Plan, name: str) -> torch.dtype:
     """Return the dtype in which a module or tensor is written."""
-    own = (model.dtypes[name] for model in plan.inputs.checkpoints)
-    return plan.out_dtype or reduce(torch.promote_types, own)
+    return plan.out_dtype or written_dtype(None, plan.inputs.checkpoints, name)

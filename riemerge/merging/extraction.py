@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import reduce
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
+from riemerge.formats.checkpoint.tying import is_embedding, is_tied
 from riemerge.formats.dialects import read_adapter, write_adapter
 from riemerge.formats.files.rounding import rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
@@ -97,11 +99,12 @@ def extract_adapter(
         raise RecipeError(f"others: {others!r}: expected error or drop")
     paths = [locate(base), locate(tuned)]
     check_output(folder, paths)
+    _check_twice(*paths)
     before, after = try_each(read_checkpoint, paths)
     _check_vocabularies(before, after)
     check_checkpoints([before, after])
     names = _choose(before, modules)
-    warnings = []
+    warnings: list[str] = []
     if dropped := _measure_others(before, after, names):
         sizes = f"{len(dropped)} tensors that are not extracted differ from {before.name}: {_list(dropped)}"
         if others == "error":
@@ -129,6 +132,7 @@ def extract_adapter(
             f"{after.path}: equals {before.path} in all {len(names)} modules: nothing to extract"
         )
     rounded.check()
+    warnings += _tied_notes(before, rows)
     settings = {
         "rank": [str(rank)],
         "modules": [",".join(modules)],
@@ -173,6 +177,25 @@ def _read_rank(rank: int | str) -> int | float:
     if not re.fullmatch(r"[1-9]\d*", str(rank)):
         raise RecipeError(f"rank: {rank!r}: expected a whole number of 1 or more, or a share such as 95%")
     return int(rank)
+
+
+def _check_twice(base: Path, tuned: Path) -> None:
+    if base.resolve() == tuned.resolve():
+        raise AdapterError(
+            f"{base}: is given as the base model and as the fine-tuned model: nothing differs: give the "
+            "fine-tuned model second"
+        )
+
+
+def _tied_notes(before: Checkpoint, modules: Collection[str]) -> Iterator[str]:
+    """Say which of the modules are the output layer as well."""
+    shared = [module for module in modules if is_embedding(f"{module}{WEIGHT}")]
+    if shared and is_tied(before):
+        yield (
+            f"{list_names(shared)}: is the output layer of {before.name} as well (tie_word_embeddings), "
+            "which PEFT leaves as it was while the adapter is not merged: riemerge apply, and PEFT's "
+            "merge_and_unload, change both"
+        )
 
 
 def _check_vocabularies(before: Checkpoint, after: Checkpoint) -> None:

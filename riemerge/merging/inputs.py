@@ -8,8 +8,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import TypeAlias, TypeVar, cast, final
 
@@ -19,6 +19,9 @@ from riemerge.errors import AdapterError, RecipeError, try_each
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patched
+from riemerge.formats.checkpoint.embedded import find_head
+from riemerge.formats.checkpoint.settings import is_untied, take_dtype, untie_settings
+from riemerge.formats.checkpoint.stacked import untie
 from riemerge.formats.dialects import name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
@@ -27,6 +30,7 @@ from riemerge.formats.kinds import holds_model, is_checkpoint, models_below
 from riemerge.formats.layers import NEEDS_BASE, Dora, Expert
 from riemerge.merging.beside import Beside, put_beside
 from riemerge.merging.heads import copy_notes
+from riemerge.merging.machine import find_dtype
 from riemerge.merging.stacking import stack_models
 from riemerge.methods import Method
 from riemerge.recipes.recipe import Recipe
@@ -235,22 +239,45 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
     folders = [*used, *filter(None, [recipe.base_model])]
     checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)
     _check_for_checkpoints(recipe, method)
-    models, settings = list(checkpoints), None
+    models = list(checkpoints)
     if recipe.slices is not None:
-        models, settings = stack_models(recipe, method, models)
+        models = untie(models)
     lead = models[0]
     if recipe.base_model:
         lead = models[-1]
-    beside = put_beside(recipe, models, lead, settings)
-    check_checkpoints(beside.checkpoints)
-    base = next(iter(beside.checkpoints[len(used) :]), None)
-    views = _in_order(recipe, method, beside.checkpoints[: len(used)])
-    return Inputs(views, base, tuple(checkpoints), notes=beside.notes, beside=beside)
+    beside = put_beside(recipe, models, lead)
+    views = list(beside.checkpoints)
+    if recipe.slices is not None:
+        views, settings = stack_models(recipe, method, views, beside.settings)
+        beside = _untie_settings(beside.with_settings(settings), views)
+    check_checkpoints(views)
+    merged, base = views[: len(used)], next(iter(views[len(used) :]), None)
+    if beside.settings is not None:
+        dtypes = {written_dtype(recipe.out_dtype, merged, name) for name in merged[0].modules}
+        beside = beside.with_settings(take_dtype(beside.settings, dtypes))
+    ordered = _in_order(recipe, method, merged)
+    return Inputs(ordered, base, tuple(checkpoints), notes=beside.notes, beside=beside)
+
+
+def _untie_settings(beside: Beside, views: Sequence[Checkpoint]) -> Beside:
+    """Let the settings of a stack of several models say that its head is not its embedding, if it has one."""
+    pair, settings = find_head(views[0]), beside.settings
+    if len(views) == 1 or not pair or not pair[1] or settings is None or is_untied(settings):
+        return beside
+    note = f"config.json: tie_word_embeddings is false now: {pair[1]} is of the last slice, and no embedding"
+    return replace(beside.with_settings(untie_settings(settings)), notes=(*beside.notes, note))
+
+
+def written_dtype(asked: str | None, checkpoints: Sequence[Checkpoint], name: str) -> torch.dtype:
+    """Return the dtype in which a tensor of full checkpoints is written."""
+    if asked is not None:
+        return find_dtype(asked)
+    return reduce(torch.promote_types, (checkpoint.dtypes[name] for checkpoint in checkpoints))
 
 
 def _fit(recipe: Recipe, method: Method, given: Sequence[Adapter], opened: Models) -> Inputs:
     """Make adapters fit each other, as far as the recipe says how."""
-    _check_prefixes(recipe.rename, given)
+    check_prefixes(recipe.rename, given)
     adapters = list(given)
     if recipe.rename:
         adapters = try_each(lambda adapter: adapter.rename(recipe.rename), given)
@@ -323,8 +350,12 @@ def _open_weights(
     return _open(opened, partial(_read_checkpoint, {}), str(recipe.base_model))
 
 
-def _check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
-    """Refuse prefixes with which no module of any adapter begins."""
+def check_prefixes(prefixes: Iterable[str], adapters: Sequence[Adapter]) -> None:
+    """Refuse prefixes with which no module of any adapter begins.
+
+    Raises:
+        RecipeError: There are some: all are named.
+    """
     names = [name for adapter in adapters for name in adapter.modules]
     RecipeError.refuse(
         f"rename: {show(prefix)}: no module of any adapter begins so: they are {list_names(names)}"
@@ -426,7 +457,9 @@ def _check_for_checkpoints(recipe: Recipe, method: Method) -> None:
             for i, entry in enumerate(recipe.models)
             if Path(entry.model).resolve() == base
         ]
-    if "scale" in recipe.parameters and not recipe.base_model and recipe.slices is None:
+    several = recipe.slices is None and len(recipe.models) > 1
+    # The scale of one model is that of its weights, as in a slice.
+    if "scale" in recipe.parameters and not recipe.base_model and several:
         problems.append("parameters.scale: scales the merged update, which needs base_model: name it")
     if recipe.parameters.get("rank", "sum") != "sum":
         problems.append("parameters.rank: full checkpoints are not cut to a rank: leave it out")

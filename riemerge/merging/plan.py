@@ -42,6 +42,7 @@ from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
 from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
+from riemerge.recipes.specs import parts_of
 from riemerge.recipes.translations import TOKENIZERS
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
@@ -102,12 +103,13 @@ class Plan:
         """The completed recipe as it can be written down, with names in place of paths."""
         recipe, out_dtype = self.recipe, self.out_dtype
         names = display_names([entry.model for entry in recipe.models], with_commits=True)
+        known = dict(zip((entry.model for entry in recipe.models), names, strict=True))
         asked: dict[str, tuple[Any, Any]] = {
             "out_type": (self.out_type, "adapter"),
             "uniform_rank": (recipe.uniform_rank, None),
-            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer), None),
+            "tokenizer": (recipe.tokenizer and _name_tokenizer(recipe.tokenizer, known), None),
             "chat_template": (recipe.chat_template, None),
-            "slices": (self._slices(names), None),
+            "slices": (self._slices(known), None),
             "earlier": (dict(recipe.earlier), {}),
             "dialect": (self.dialect or PEFT, PEFT),
         }
@@ -120,7 +122,7 @@ class Plan:
             "models": [
                 {
                     "model": name,
-                    "parameters": {"weight": 1.0, **entry.parameters},
+                    "parameters": {"weight": recipe.parameters.get("weight", 1.0), **entry.parameters},
                     **_names_of(statistics=entry.statistics),
                 }
                 for name, entry in zip(names, recipe.models, strict=True)
@@ -133,11 +135,10 @@ class Plan:
             "out_dtype": out_dtype and str(out_dtype).removeprefix("torch."),
         }
 
-    def _slices(self, names: Sequence[str]) -> list[dict[str, Any]] | None:
+    def _slices(self, known: Mapping[str, str]) -> list[dict[str, Any]] | None:
         """Return the slices of the recipe as they can be written down; None where there are none."""
         if self.recipe.slices is None:
             return None
-        known = dict(zip((entry.model for entry in self.recipe.models), names, strict=True))
         return [
             {
                 "sources": [
@@ -171,16 +172,21 @@ class Plan:
         return sums | {key: dict(read_statistics(path).sha256) for key, path in folders.items() if path}
 
 
-def _name_tokenizer(source: str) -> str:
+def _name_tokenizer(source: str, known: Mapping[str, str]) -> str:
     """Return the word for a tokenizer, or the name of the model whose tokenizer it is."""
     if source in TOKENIZERS:
         return source
-    return name_model(source)
+    return known.get(source) or _name_sum(source)
 
 
 def _names_of(**paths: str | None) -> dict[str, str]:
     """Return the name of what lies at each path that is given, without the rest of its path."""
-    return {key: name_model(path) for key, path in paths.items() if path}
+    return {key: _name_sum(path) for key, path in paths.items() if path}
+
+
+def _name_sum(path: str) -> str:
+    """Return the name of a model, or those of a base model and of the adapter added to it, with a plus."""
+    return "+".join(map(name_model, parts_of(path)))
 
 
 def plan(

@@ -199,7 +199,7 @@ def _warnings(plan: Plan, evidence: Mapping[str, Evidence], rows: Sequence[Modul
     found = [
         f"{name}: its weight is 0: it was left out and not read"
         for name, weight in zip(names, recipe.weights, strict=True)
-        if weight == 0
+        if weight == 0 and recipe.slices is None
     ]
     if len(inputs) == 1:
         found.append(f"{inputs[0].name}: is the only adapter that counts: there is nothing to merge it with")

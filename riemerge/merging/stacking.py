@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from riemerge.errors import RecipeError
+from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.checkpoint import Checkpoint
-from riemerge.formats.checkpoint.settings import read_settings, restack
+from riemerge.formats.checkpoint.embedded import find_head
+from riemerge.formats.checkpoint.settings import restack
 from riemerge.formats.checkpoint.stacked import Run, depth_in, layers_of, run_of, stack
 from riemerge.merging.slices import recipe_of_slice
 from riemerge.methods import Method
@@ -16,7 +17,10 @@ from riemerge.recipes.resolve import Resolver
 
 
 def stack_models(
-    recipe: Recipe, method: Method, checkpoints: Sequence[Checkpoint]
+    recipe: Recipe,
+    method: Method,
+    checkpoints: Sequence[Checkpoint],
+    settings: Mapping[str, Any] | None,
 ) -> tuple[list[Checkpoint], dict[str, Any] | None]:
     """Return views of models whose layers are those that the slices of a recipe ask for.
 
@@ -26,7 +30,9 @@ def stack_models(
     Args:
         recipe: The recipe, with slices.
         method: The row of the table.
-        checkpoints: The open models of the recipe in its order, and behind them the base model if it has one.
+        checkpoints: The open models of the recipe in its order, and behind them the base model if it has one;
+            in one vocabulary, and all of them with a head or none (see `untie`).
+        settings: The settings of the model whose files go with the result: the base model, or the first.
 
     Returns:
         The views in this order, and the settings of the result; None where the models have none.
@@ -34,7 +40,8 @@ def stack_models(
     Raises:
         RecipeError: The base model would have several layers for one, or an ordered method's models stand in
             another order in a slice.
-        AdapterError: A model has no such layers, or its settings name layers by their places.
+        AdapterError: A model has no such layers, its settings name layers by their places, or the embedding
+            and the head of the result would be of different vocabularies.
     """
     assert recipe.slices is not None
     names = [entry.model for entry in recipe.models]
@@ -58,15 +65,33 @@ def stack_models(
         runs.append(runs_of(recipe.slices, None))
     views = stack(checkpoints, runs, base)
     lead = base or checkpoints[0]
-    settings = read_settings(lead)
+    _check_head(lead, views[0])
     if settings is not None:
         layers = [
             part.sources[0].layer_range[0] + i
             for part in recipe.slices
             for i in range(part.sources[0].layer_range[1] - part.sources[0].layer_range[0])
         ]
-        settings = restack(settings, layers_of(lead)[1], layers)
-    return [*views], settings
+        return [*views], restack(settings, layers_of(lead)[1], layers)
+    return [*views], None
+
+
+def _check_head(lead: Checkpoint, view: Checkpoint) -> None:
+    """Refuse a stack whose embedding and head have different numbers of rows.
+
+    Args:
+        lead: A model of the stack.
+        view: The view of a model whose layers are those of the stack.
+    """
+    pair = find_head(lead)
+    if pair is None:
+        return
+    embedding, head = pair
+    if head is not None and view.shapes[embedding] != view.shapes[head]:
+        raise AdapterError(
+            f"slices: {embedding} of the first slice is {view.shapes[embedding]}, and {head} of the last is "
+            f"{view.shapes[head]}: expected models of one vocabulary: put them in one with tokenizer: union"
+        )
 
 
 def runs_of(slices: Sequence[Slice], model: str | None) -> list[Run]:

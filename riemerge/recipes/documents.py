@@ -9,7 +9,12 @@ from typing import Any, NamedTuple, final
 from riemerge.errors import RecipeError
 from riemerge.formats.files.text import is_plain_name
 from riemerge.recipes.specs import locate_model
-from riemerge.recipes.translations import TOKENIZERS, levels, translate_words
+from riemerge.recipes.translations import (
+    TOKENIZERS,
+    levels,
+    translate_unlisted_base,
+    translate_words,
+)
 from riemerge.recipes.yaml12 import read_yaml
 
 
@@ -42,12 +47,14 @@ def read_documents(path: Path) -> tuple[Document, ...]:
     names: list[Any] = [None]
     if len(contents) > 1:
         names = [content.pop("name", None) for content in plain]
+    methods = [content.get("merge_method") for content in plain]
     translations = [translate_words(content, of_file=True) for content in plain]
     if len(plain) < len(contents):
         return tuple(Document(None, content, ()) for content in contents)
     RecipeError.refuse(_faults(path.name, names, plain))
     for i, content in enumerate(plain):
         _locate(content, path.parent, names[:i])
+        translations[i] += translate_unlisted_base(content, methods[i])
     return tuple(
         Document(name, content, tuple(texts))
         for name, content, texts in zip(names, plain, translations, strict=True)

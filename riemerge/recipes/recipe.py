@@ -144,7 +144,7 @@ class Recipe(BaseModel):
     tokenizer: str | None = Field(default=None, min_length=1)
     chat_template: str | None = Field(default=None, min_length=1)
     translations: tuple[str, ...] = Field(default=(), strict=False)
-    earlier: Mapping[str, Any] = Field(default_factory=dict)
+    earlier: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -160,10 +160,27 @@ class Recipe(BaseModel):
 
     @property
     def weights(self) -> tuple[float | None, ...]:
-        """The weights as given, one for each model; None where a weight is not the same in all modules."""
+        """The weights as given, one for each model; None where a weight is not the same in all modules.
+
+        Law: of a stack of slices, the weight that a model has in all the slices that it is a source of.
+        """
+        if self.slices is not None:
+            return tuple(self._weight_in_slices(entry.model, self.slices) for entry in self.models)
         every = self.parameters.get("weight", 1.0)
         given = (entry.parameters.get("weight", every) for entry in self.models)
         return tuple(None if isinstance(weight, list) else weight for weight in given)
+
+    def _weight_in_slices(self, model: str, slices: tuple[Slice, ...]) -> float | None:
+        given = [
+            source.parameters.get("weight", part.parameters.get("weight", 1.0))
+            for part in slices
+            for source in part.sources
+            if source.model == model
+        ]
+        first = given[0]
+        if isinstance(first, list) or any(weight != first for weight in given):
+            return None
+        return float(first)
 
 
 def make_recipe(raw: object, *, where: str = "", names: Collection[str] = ()) -> Recipe:
@@ -212,7 +229,7 @@ def _make_plain(data: dict[str, Any], translations: list[str]) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as fault:
-        raise RecipeError([*map(_explain, fault.errors()), *problems]) from None
+        raise RecipeError([*map(_explain, _own_faults(fault.errors())), *problems]) from None
     if method and not problems:
         problems = _contradictions(recipe, method)
     RecipeError.refuse(problems)
@@ -227,8 +244,8 @@ def _make_stack(data: dict[str, Any], translations: list[str]) -> Recipe:
     try:
         stack = TypeAdapter(tuple[Slice, ...]).validate_python(slices, strict=False)
     except ValidationError as fault:
-        faults = ({**error, "loc": ("slices", *error["loc"])} for error in fault.errors())
-        raise RecipeError(map(_explain, faults)) from None
+        faults = [{**error, "loc": ("slices", *error["loc"])} for error in fault.errors()]
+        raise RecipeError(map(_explain, _own_faults(faults))) from None
     RecipeError.refuse(_faults_of_slices(stack))
 
     def make(k: int) -> tuple[Recipe, Slice]:
@@ -585,6 +602,16 @@ _ADVICE = {
 }
 
 
+def _own_faults(errors: Sequence[Any]) -> Iterator[Any]:
+    """Yield the faults but those that lists are too short without the items that have faults."""
+    places = [error["loc"] for error in errors]
+    for error in errors:
+        place = error["loc"]
+        inside = (one[: len(place)] == place and len(one) > len(place) for one in places)
+        if error["type"] != "too_short" or not any(inside):
+            yield error
+
+
 def _explain(error: Any) -> str:
     """Say a fault that pydantic found."""
     *path, last = error["loc"]
@@ -607,7 +634,12 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "drop, average or from=NAME",  # of heads, the one field with a pattern
+    "too_short": "at least one item",
+    "too_long": "fewer items",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "string_pattern_mismatch": "drop, average or from=NAME",
 }
 
 

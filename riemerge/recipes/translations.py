@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 from riemerge.errors import RecipeError
+from riemerge.formats.hub import identify
+from riemerge.formats.kinds import is_checkpoint
 from riemerge.methods import METHODS, Method
 from riemerge.methods.parameters import EVERY_MODULE, scalars
+from riemerge.recipes.specs import parts_of
 
 Data = dict[str, Any]
 
@@ -91,7 +95,7 @@ NEEDLESS: Mapping[tuple[str, Any], tuple[str, str]] = {
 sum of the weights; else the others), and the sentence."""
 
 OTHER_ROWS: Mapping[tuple[str, str, bool], Word] = {
-    ("average", "normalize", False): Word("svd", "the weighted sum of updates, the weights as given"),
+    ("average", "normalize", False): Word("svd", "the weighted sum, the weights as given"),
     ("task_arithmetic", "normalize", True): Word("average", "the weights are divided by their sum"),
     ("nuslerp", "nuslerp_flatten", False): Word("nuslerp_rows", "each row counts as a vector"),
 }
@@ -212,10 +216,13 @@ def translate_for_method(data: Data) -> list[str]:
     Law: as that of `translate_words`, which comes first.
 
     Raises:
-        RecipeError: `passthrough` of several models.
+        RecipeError: `passthrough` of several models; vectors or filters that no row has; weights that cannot
+            be divided by their sum.
     """
     return [
         *_translate_passthrough(data),
+        *_translate_vectors(data),
+        *_divide_weights(data),
         *_translate_needless(data),
         *_translate_base(data),
         *_narrow_epsilon(data),
@@ -237,6 +244,60 @@ def _translate_passthrough(data: Data) -> Iterator[str]:
         own, every = entry.pop("parameters", None) or {}, data.get("parameters") or {}
         data["parameters"] = put_over(own, every)
     yield "merge_method: passthrough: read as merge_method average: of one model, that model"
+
+
+def _translate_vectors(data: Data) -> Iterator[str]:
+    """Read what mergekit counts as one vector, where that is no word for a row."""
+    parameters, method = data.get("parameters"), data.get("merge_method")
+    if not isinstance(parameters, dict):
+        return
+    if method == "model_stock" and parameters.get("filter_wise") is True:
+        raise RecipeError(
+            "parameters.filter_wise: true: mergekit's then finds a factor for each row of a tensor, and "
+            "model_stock has one for each tensor here: leave it out"
+        )
+    if method == "nuslerp" and parameters.get("nuslerp_row_wise") is True:
+        if parameters.get("nuslerp_flatten") is False:
+            raise RecipeError(
+                "parameters.nuslerp_row_wise: true: mergekit's then counts each column of a tensor as a "
+                "vector, which no row here does: leave it out, and with nuslerp_flatten: false each row is one"
+            )
+        del parameters["nuslerp_row_wise"]
+        yield (
+            "parameters.nuslerp_row_wise: nothing to do: without nuslerp_flatten: false each tensor counts "
+            "as one vector anyway"
+        )
+
+
+def _divide_weights(data: Data) -> Iterator[str]:
+    """Divide weights by their sum in task_arithmetic, where some are below zero, which no average takes."""
+    models, every = data.get("models"), data.get("parameters")
+    if data.get("merge_method") != "task_arithmetic" or not isinstance(every, dict):
+        return
+    entries = [entry for _, entry in _items(models, "models")]
+    weights = [{**every, **(entry.get("parameters") or {})}.get("weight", 1.0) for entry in entries]
+    parts = [part for weight in weights for _, part in scalars(weight, "")]
+    if every.get("normalize") is not True or not any(_is_number(part) and part < 0 for part in parts):
+        return
+    if not all(map(_is_number, weights)):
+        raise RecipeError(
+            "parameters.normalize: true: weights of which some are below zero are divided by their sum only "
+            "where each is one number: leave normalize out, and give weights that are divided already"
+        )
+    total = math.fsum(weights)
+    if abs(total) < 1e-8:  # mergekit does not divide by less
+        raise RecipeError(
+            f"parameters.normalize: true: the weights add up to {total:g}, by which nothing can be divided: "
+            "leave normalize out, and they are used as given"
+        )
+    del every["normalize"]
+    for entry, weight in zip(entries, weights, strict=True):
+        entry["parameters"] = {**(entry.get("parameters") or {}), "weight": weight / total}
+    yield f"parameters.normalize: read as weights that are divided by their sum {total:g}, some below zero"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _translate_needless(data: Data) -> Iterator[str]:
@@ -286,7 +347,57 @@ def _row(data: Data) -> Method | None:
 
 
 # Methods of mergekit for which the base model is a model among the others.
-_WITHOUT_ORIGIN = ("average", "karcher")
+_WITHOUT_ORIGIN = ("average", "svd", "karcher")
+
+
+def translate_unlisted_base(data: Data, method: Any) -> list[str]:
+    """Do with a base model that is none of a file's models what mergekit does with it.
+
+    Law: mergekit puts it behind the models, but not into slices; where its method has no origin, it is a
+    model like the others, and in slices none. Of adapters it stays the model that they were trained from.
+
+    Args:
+        data: The recipe in our words, its models located. It is changed.
+        method: The merge_method in the words of the file.
+
+    Returns:
+        A sentence for each change.
+    """
+    base, models = data.get("base_model"), data.get("models")
+    parameters = data.get("parameters")
+    said = {}
+    if isinstance(parameters, dict):
+        said = parameters
+    if not isinstance(base, str) or not base:
+        return []
+    summed = method == "linear" and said.get("normalize") is False
+    if isinstance(data.get("slices"), list) and (method in ("karcher", "passthrough") or summed):
+        del data["base_model"]
+        if data.get("tokenizer") == "base":
+            data["tokenizer"] = base
+        return [f"base_model: {_name(base)}: left out: {method} merges the sources of a slice as they are"]
+    names = [entry.get("model") for _, entry in _items(models, "models")]
+    if method not in ("karcher", "linear") or not names or any(_are_one(name, base) for name in names):
+        return []
+    if not is_checkpoint(base) or any(map(_is_adapter, names)):
+        return []
+    if method == "linear" and "weight" not in said:
+        return [
+            f"base_model: {_name(base)}: is none of the models, and has no weight: it is not merged with "
+            "them: their differences from it are, and are added to it"
+        ]
+    data["models"] = [*models, {"model": base}]
+    return [f"models: {_name(base)}: added: mergekit's {method} merges its base_model as one of the models"]
+
+
+def _is_adapter(model: Any) -> bool:
+    """Return whether a model is there and is an adapter; the result of an earlier document is not there."""
+    return (
+        isinstance(model, str)
+        and len(parts_of(model)) == 1
+        and os.path.lexists(model)
+        and not is_checkpoint(model)
+    )
 
 
 def _translate_base(data: Data) -> Iterator[str]:
@@ -320,6 +431,8 @@ def _translate_slerp(data: Data, base: str, models: list[Any], places: Sequence[
 
 
 def _name(path: str) -> str:
+    if model := identify(path):
+        return f"{model.repository}{model.folder}"
     return os.path.basename(os.path.normpath(path))  # noqa: PTH119 - records hold no paths
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
@@ -244,6 +244,11 @@ class RunRecord(BaseModel):
     warnings: tuple[str, ...]
     timing: Timing
 
+    @property
+    def documents(self) -> tuple[dict[str, Any], ...]:
+        """The recipe as a file has it: a document for each earlier result, by its name, and its own last."""
+        return tuple({document.get("name"): document for document in _documents(self.recipe)}.values())
+
     def with_warnings(self, texts: Iterable[str]) -> RunRecord:
         """Return the record with more warnings: of what only the writing of the result showed."""
         return self.model_copy(update={"warnings": (*self.warnings, *texts)})
@@ -255,3 +260,16 @@ class RunRecord(BaseModel):
     def to_json(self) -> str:
         """Return the record as indented JSON, with a final line break."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def _documents(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a recipe in the order in which they are merged.
+
+    Law: each slice has its models and all its parameters, which are those of the recipe in no other place.
+    """
+    for name, earlier in recipe.get("earlier", {}).items():
+        yield from _documents({"name": name, **earlier})
+    left = {"earlier"}
+    if "slices" in recipe:
+        left |= {"models", "parameters"}
+    yield {key: value for key, value in recipe.items() if key not in left}

@@ -21,6 +21,7 @@ class Verification(BaseModel):
         errors: By module that was merged again, how far the result is from what was written, relative to it.
         tolerance: The bound that every error is within.
         lacking: Names of the inputs that were not found, for want of which nothing was merged again.
+        earlier: Names of the earlier results that went in, which were not kept: nothing was merged again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,3 +32,4 @@ class Verification(BaseModel):
     errors: dict[str, float]
     tolerance: float
     lacking: tuple[str, ...]
+    earlier: tuple[str, ...] = ()

@@ -52,7 +52,7 @@ def model_card(record: RunRecord, scores: Mapping[str, float] | None = None) -> 
         _loading(record),
         _escape(serving_text(record)),
         "## How to reproduce",
-        _REPRODUCE.format(recipe=_yaml(record.recipe)),
+        _REPRODUCE.format(recipe="---\n".join(map(_yaml, record.documents))),
         "Versions: " + ", ".join(f"{name} {_escape(text)}" for name, text in record.versions.items()),
         "## What came out",
         _escape(matched_text(record)),

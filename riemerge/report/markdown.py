@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +20,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_yaml(data: Mapping[str, Any]) -> str:
-    """Return data as YAML, in the order given."""
-    text: str = yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=math.inf)
+    """Return data that JSON can hold as YAML, in the order given and without anchors."""
+    apart = json.loads(json.dumps(data))  # what stands in two places is two objects
+    text: str = yaml.safe_dump(apart, sort_keys=False, allow_unicode=True, width=math.inf)
     return text
 
 

@@ -14,6 +14,11 @@ def verification_lines(found: Verification) -> list[str]:
         f"merged again: {len(found.errors)} of {found.modules} modules, at most {most:.1g} from what was "
         f"written (tolerance {found.tolerance:.1g})"
     )
+    if found.earlier:
+        names = printable(list_names(found.earlier))
+        again = (
+            f"merged again: nothing, since results of earlier documents went in and were not kept: {names}"
+        )
     if found.lacking:
         names = printable(list_names(found.lacking))
         again = f"merged again: nothing, since inputs were not found: {names}: --inputs FOLDER names them"

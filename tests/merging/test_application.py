@@ -69,6 +69,18 @@ def test_what_is_written_is_the_view_and_what_the_model_needs(
     }
 
 
+@pytest.mark.parametrize("out", [None, "float32"])
+def test_the_settings_name_the_dtype_that_is_written(tmp_path: Path, out: str | None) -> None:
+    base = write_base(tmp_path / "base", torch.bfloat16)
+    given = b'{"dtype":"bfloat16"}'
+    (base / "config.json").write_bytes(given)
+    adapter = write_folder(tmp_path / "law", factors(), dtype=torch.float32)
+    apply_adapter(base, adapter, tmp_path / "out", out_dtype=out)
+    found = (tmp_path / "out" / "config.json").read_bytes()
+    assert json.loads(found) == {"dtype": out or "bfloat16"}
+    assert out or found == given
+
+
 @pytest.mark.parametrize("out", [None, "bfloat16", "float32"])
 def test_the_record_measures_what_the_rounding_leaves_out(tmp_path: Path, out: str | None) -> None:
     base = write_base(tmp_path / "base", torch.bfloat16)
@@ -117,6 +129,25 @@ def test_renamed_modules_and_progress(tmp_path: Path) -> None:
     assert {event.total for event in events} == {5}
 
 
+@pytest.mark.parametrize("saved", [["model.embed_tokens.weight"], ["lm_head.weight"]])
+def test_a_tied_head_that_the_adapter_parts_is_written_and_said(tmp_path: Path, saved: list[str]) -> None:
+    base, embedding = write_base(tmp_path / "base", torch.float32), torch.ones(5, 8)
+    file = base / "model.safetensors"
+    save_file({**load_file(file), "model.embed_tokens.weight": embedding}, file)
+    tied = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "dtype": "float32"}
+    (base / "config.json").write_text(json.dumps(tied))
+    adapter = write_folder(tmp_path / "law", factors()) / "adapter_model.safetensors"
+    whole = {f"base_model.model.{name}": 2 * embedding for name in saved}
+    save_file({**load_file(adapter), **whole}, adapter)
+    record = apply_adapter(base, adapter.parent, tmp_path / "out", out_dtype="bfloat16")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(written[name], (embedding * (1 + (name in saved))).bfloat16())
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings == {**tied, "tie_word_embeddings": False, "dtype": "bfloat16"}
+    assert "lm_head.weight, the head of the model, is no longer its embedding" in " ".join(record.warnings)
+
+
 def test_faults_leave_nothing_behind(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", torch.float32)
     adapter = write_folder(tmp_path / "law", factors())
@@ -127,6 +158,8 @@ def test_faults_leave_nothing_behind(tmp_path: Path) -> None:
         apply_adapter(base, adapter, adapter)
     with pytest.raises(RecipeError, match="out_dtype: 'int8'"):
         apply_adapter(base, adapter, tmp_path / "out", out_dtype="int8")
+    with pytest.raises(RecipeError, match="rename: nothing: no module of any adapter begins so"):
+        apply_adapter(base, adapter, tmp_path / "out", rename={"nothing": ""})
     with pytest.raises(AdapterError, match="it is an adapter, not a full checkpoint"):
         apply_adapter(adapter, base, tmp_path / "out")
     assert listing(tmp_path) == before

@@ -197,6 +197,19 @@ def test_output_layers_and_modules_are_named(tmp_path: Path, base: Path) -> None
         extract_adapter(base, model, tmp_path / "out", rank=2, modules=["proj"])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_is_the_output_layer_too_is_said(tmp_path: Path, tied: bool) -> None:
+    models = {"base": weights(), "tuned": tuned(2, *MODULES, "model.embed_tokens")}
+    for name, tensors in models.items():
+        del tensors["lm_head.weight"]
+        write(tmp_path / name, tensors, tie_word_embeddings=tied)
+    record = extract_adapter(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=2, modules=["all"])
+    said = "model.embed_tokens: is the output layer of base as well"
+    assert [text.startswith(said) for text in record.warnings] == [True] * tied
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("is the output layer of base as well" in card) == tied
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
@@ -235,7 +248,7 @@ def test_other_faults_leave_nothing_behind(tmp_path: Path, base: Path) -> None:
         extract_adapter(base, model, tmp_path / "out", rank=2, others="keep")
     with pytest.raises(OutputError, match="inside the input"):
         extract_adapter(base, model, model / "out", rank=2)
-    with pytest.raises(AdapterError, match="is listed 2 times"):
+    with pytest.raises(AdapterError, match="is given as the base model and as the fine-tuned model"):
         extract_adapter(base, base, tmp_path / "out", rank=2)
     assert listing(tmp_path) == before
 

@@ -28,6 +28,12 @@ def recipe(method: str = "ties", **changes: Any) -> dict[str, Any]:
     return {"merge_method": method, "models": MODELS, **changes}
 
 
+def signed(*weights: Any) -> list[dict[str, Any]]:
+    return [
+        {"model": name, "parameters": {"weight": weight}} for name, weight in zip("ab", weights, strict=True)
+    ]
+
+
 def plain(found: Recipe) -> dict[str, Any]:
     """What a recipe says, without the sentences about how it was said."""
     return found.model_dump(exclude={"translations"})
@@ -111,6 +117,16 @@ def plain(found: Recipe) -> dict[str, Any]:
             recipe("nuslerp", parameters={"nuslerp_flatten": False, "nuslerp_row_wise": False}),
             recipe("nuslerp_rows"),
             "parameters.nuslerp_flatten: read as merge_method nuslerp_rows",
+        ),
+        (
+            recipe("nuslerp", parameters={"nuslerp_row_wise": True}),
+            recipe("nuslerp"),
+            "parameters.nuslerp_row_wise: nothing to do: without nuslerp_flatten: false",
+        ),
+        (
+            recipe("task_arithmetic", models=signed(1, -0.5), parameters={"normalize": True}),
+            recipe("task_arithmetic", models=signed(2, -1), parameters={}),
+            "parameters.normalize: read as weights that are divided by their sum 0.5",
         ),
         (
             recipe("task_arithmetic", parameters={"normalize": True}),
@@ -210,7 +226,19 @@ def test_what_was_given_is_not_changed() -> None:
         (recipe(parameters={"rescale": "norm"}), "ties takes no rescale"),
         (recipe("slerp", parameters={"normalize": False}), "slerp takes no normalize"),
         (recipe("cat", parameters={"normalize": True}), "cat takes no normalize"),
-        (recipe("nuslerp", parameters={"nuslerp_row_wise": True}), "unknown key 'nuslerp_row_wise'"),
+        (
+            recipe("nuslerp", parameters={"nuslerp_row_wise": True, "nuslerp_flatten": False}),
+            "parameters.nuslerp_row_wise: true: mergekit's then counts each column",
+        ),
+        (recipe("model_stock", parameters={"filter_wise": True}), "parameters.filter_wise: true: mergekit's"),
+        (
+            recipe("task_arithmetic", models=signed(1, -1), parameters={"normalize": True}),
+            "parameters.normalize: true: the weights add up to 0",
+        ),
+        (
+            recipe("task_arithmetic", models=signed(1, [0, -1]), parameters={"normalize": True}),
+            "parameters.normalize: true: weights of which some are below zero",
+        ),
         (recipe("passthrough"), "merge_method: passthrough takes one model, and there are 2"),
         (recipe("slerp", models=[*MODELS, {"model": "c"}], base_model="c"), "exactly 2"),
         (
@@ -272,3 +300,60 @@ def test_one_level_over_another_holds_as_two_levels_do(own: Any, every: Any) -> 
     assert [weights[0].weights(module) for module in modules] == [
         weights[1].weights(module) for module in modules
     ]
+
+
+SLICES = (
+    "slices:\n  - sources: [{model: a, layer_range: [0, 1]}]\n  - sources: [{model: b, layer_range: [0, 1]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "models", "based", "told"),
+    [
+        ("merge_method: karcher", "a b base", False, "models: base: added: mergekit's karcher merges its"),
+        (
+            "merge_method: linear\nparameters: {weight: 1}",
+            "a b base",
+            False,
+            "models: base: added: mergekit's",
+        ),
+        ("merge_method: linear", "a b", True, "base_model: base: is none of the models, and has no weight"),
+        ("merge_method: average", "a b", True, ""),
+        ("merge_method: multislerp", "a b", True, ""),
+        ("merge_method: nuslerp", "a b", True, ""),
+        ("merge_method: slerp", "a b", True, ""),
+        ("merge_method: passthrough", "a b", False, "base_model: base: left out: passthrough merges the"),
+    ],
+)
+def test_a_base_that_is_none_of_the_models_is_what_it_is_to_mergekit(
+    tmp_path: Path, said: str, models: str, based: bool, told: str
+) -> None:
+    for name in ("a", "b", "base"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    what = "models: [{model: a}, {model: b}]"
+    if "passthrough" in said:
+        what = SLICES
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{said}\n{what}\nbase_model: base\n")
+    found = read_recipe([str(path)])
+    assert [Path(entry.model).name for entry in found.models] == models.split()
+    assert (found.base_model is not None) == based
+    assert told in "\n".join(found.translations)
+
+
+def test_a_base_of_adapters_is_no_model_to_merge(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.safetensors").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/adapter_config.json").touch()
+    path = tmp_path / "recipe.yaml"
+    path.write_text("merge_method: karcher\nmodels: [{model: a}]\nbase_model: base\n")
+    found = read_recipe([str(path)])
+    assert (len(found.models), found.base_model) == (1, str(tmp_path / "base"))
+
+
+def test_a_base_of_the_hub_is_told_by_its_id() -> None:
+    base = "/tmp/hub/models--org--name/snapshots/0a1b"
+    found = make_recipe(recipe(models=[*MODELS, {"model": base}], base_model=base))
+    assert found.translations == ("models: org/name: left out: it is the base_model, and its update is zero",)

@@ -19,3 +19,10 @@ def test_yaml_reads_back_in_order() -> None:
 
 def test_nothing_from_outside_is_markup() -> None:
     assert escape("a|b*c<d>\n`e`") == "a\\|b\\*c\\<d\\>\\\\n\\`e\\`"
+
+
+def test_what_stands_in_two_places_is_written_twice() -> None:
+    shared = [1.0, 2.0]
+    text = as_yaml({"a": {"t": shared}, "b": {"t": shared}, "c": (shared, shared)})
+    assert "&" not in text
+    assert yaml.safe_load(text)["b"] == {"t": shared}

@@ -26,3 +26,9 @@ def test_what_was_not_merged_again_is_said() -> None:
     lines = verification_lines(FOUND.model_copy(update={"errors": {}, "lacking": ("x\x1b",)}))
     assert lines[-1].startswith("merged again: nothing, since inputs were not found: ")
     assert "\x1b" not in "".join(lines)
+
+
+def test_results_that_were_not_kept_are_named_once() -> None:
+    lines = verification_lines(FOUND.model_copy(update={"errors": {}, "earlier": ("first\x1b",)}))
+    assert lines[-1].startswith("merged again: nothing, since results of earlier documents went in")
+    assert "\x1b" not in "".join(lines)

@@ -173,6 +173,20 @@ def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[int, frozenset[str]]:
     return size, frozenset(moved)
 
 
+def find_head(checkpoint: Checkpoint) -> tuple[str, str | None] | None:
+    """Return the embedding of a checkpoint and its head; None for the head where that is the embedding.
+
+    Law: by their names and shapes, and None where that leaves open which tensor is the embedding.
+    """
+    shapes = {name: shape for name, shape in checkpoint.shapes.items() if not _in_layer(name)}
+    found = [name for name, shape in shapes.items() if _EMBEDDING.fullmatch(name) and len(shape) == 2]
+    if len(found) != 1:
+        return None
+    (embedding,) = found
+    heads = (name for name, shape in shapes.items() if _HEAD.fullmatch(name) and shape == shapes[embedding])
+    return embedding, next(heads, None)
+
+
 def _in_layer(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))
 

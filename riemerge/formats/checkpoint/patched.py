@@ -18,6 +18,8 @@ from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint.checkpoint import read_checkpoint
 from riemerge.formats.checkpoint.placement import place_modules
+from riemerge.formats.checkpoint.settings import is_untied, read_settings
+from riemerge.formats.checkpoint.tying import is_embedding, is_head, part_head
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.files.rounding import why_too_large
@@ -48,12 +50,24 @@ class PatchedCheckpoint(Checkpoint):
         patches: The modules of the adapter that are added to each tensor, by its name.
         tokens: The rows that the adapter has of an embedding, by its name: the name of their tensor, and
             their numbers.
+        untied: The embeddings of the base model that heads are, by the name of the head, which the adapter
+            has parted from its embedding.
     """
 
     base: Checkpoint
     adapter: Adapter
     patches: Mapping[str, tuple[str, ...]] = field(repr=False)
     tokens: Mapping[str, tuple[str, list[int]]] = field(repr=False)
+    untied: Mapping[str, str] = field(repr=False)
+
+    @cached_property
+    def parts_head(self) -> bool:
+        """Whether its head is no longer the embedding, though the settings of the base model may say so."""
+        settings, saved = read_settings(self.base), self.adapter.saved
+        if not settings or is_untied(settings):
+            return False
+        trained = any(is_head(name) or is_embedding(name) for name in saved)
+        return trained and any(map(is_head, self.names)) and not self.adapter.config.ensure_weight_tying
 
     @property
     def name(self) -> str:
@@ -74,11 +88,11 @@ class PatchedCheckpoint(Checkpoint):
         """Return the file of a tensor that the adapter leaves alone, else the path of the view."""
         if name in self._changed:
             return self.path
-        return self.base.source(name)
+        return self.base.source(self.untied.get(name, name))
 
     def _read(self, name: str, rows: Sequence[range] | None) -> Tensor:
         if name not in self._changed:
-            return self.base.tensor(name, dtype=None, rows=rows)
+            return self.base.tensor(self.untied.get(name, name), dtype=None, rows=rows)
         merged = self._last(name)
         if rows is None:
             return merged.clone()
@@ -116,7 +130,7 @@ class PatchedCheckpoint(Checkpoint):
         """
         if name in self.adapter.saved:
             return self.adapter.tensor(name).to(self.dtypes[name])
-        weight = self.base.tensor(name, dtype=None)
+        weight = self.base.tensor(self.untied.get(name, name), dtype=None)
         if name in self.tokens:
             rows, numbers = self.tokens[name]
             weight[numbers] = self.adapter.tensor(rows).to(weight.dtype)
@@ -212,7 +226,8 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
         adapter: The adapter.
 
     Raises:
-        AdapterError: The adapter does not fit the checkpoint (see `place_modules`).
+        AdapterError: The adapter does not fit the checkpoint (see `place_modules`), or parts a head from its
+            embedding that has no name (see `part_head`).
     """
     adapter, placed = place_modules(base, adapter)
     # A head that the base model lacks comes to it in the dtype of its other weights.
@@ -225,6 +240,9 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
         shapes[name], dtypes[name] = entry.shape, DTYPES[entry.dtype]
         if len(floats) == 1 and dtypes[name].is_floating_point:
             (dtypes[name],) = floats
+    untied = part_head(base, adapter)
+    shapes |= {head: base.shapes[embedding] for head, embedding in untied.items()}
+    dtypes |= {head: base.dtypes[embedding] for head, embedding in untied.items()}
     return PatchedCheckpoint(
         path=Path(f"{base.path}+{adapter.path}"),
         shapes=MappingProxyType(dict(sorted(shapes.items()))),
@@ -234,6 +252,7 @@ def patch(base: Checkpoint, adapter: Adapter) -> PatchedCheckpoint:
         adapter=adapter,
         patches=MappingProxyType(placed),
         tokens=MappingProxyType(tokens),
+        untied=MappingProxyType(untied),
     )
 
 

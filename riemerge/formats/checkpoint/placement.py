@@ -33,12 +33,12 @@ def place_modules(base: Checkpoint, adapter: Adapter) -> tuple[Adapter, dict[str
             all such modules are named.
     """
     tensors = {module: _tensors(module, layer) for module, layer in adapter.layers.items()}
-    lacking = [names[0] for names in tensors.values() if not any(name in base.shapes for name in names)]
-    if lacking:
-        firsts = [names[0] for names in tensors.values()]
+    firsts = [*dict.fromkeys(names[0] for names in tensors.values())]  # experts share one
+    placed_at = {names[0] for names in tensors.values() if any(name in base.shapes for name in names)}
+    if lacking := [name for name in firsts if name not in placed_at]:
         raise AdapterError(
             f"{base.path}: lacks {len(lacking)} of {len(firsts)} tensors that {adapter.path} is added to: "
-            f"{list_names(lacking)}{_hint(base, firsts, lacking)}"
+            f"{list_names(lacking)}{_hint(base, adapter, firsts, lacking)}"
         )
     turned = _input_major(base, adapter)
     adapter = adapter.with_layers(
@@ -116,11 +116,12 @@ def _turn(layer: Layer, turned: bool) -> Layer:
     return layer
 
 
-def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) -> str:
+def _hint(base: Checkpoint, adapter: Adapter, names: Collection[str], lacking: Collection[str]) -> str:
     """Say what keeps modules from having a tensor, as the end of a message.
 
     Args:
         base: The checkpoint.
+        adapter: The adapter.
         names: The names of the tensors of all modules.
         lacking: The names that the checkpoint lacks.
     """
@@ -132,6 +133,13 @@ def _hint(base: Checkpoint, names: Collection[str], lacking: Collection[str]) ->
         return (
             "; its output layer is tied to the embeddings, and PEFT's merge would change both: save the base "
             "model with a weight of its own for it (tie_word_embeddings false)"
+        )
+    apart = [name for name in base.names if re.search(r"\.experts\.\d+\.", name)]
+    if apart and any(isinstance(layer, Expert) for layer in adapter.layers.values()):
+        return (
+            f"; its files hold each expert apart ({show(apart[0])}), and the adapter was trained on all in "
+            "one: load the base model with transformers, which joins them, and merge the adapter with PEFT's "
+            "merge_and_unload"
         )
     return "; is it the base model of this adapter?"
 

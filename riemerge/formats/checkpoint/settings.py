@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
+
+import torch
 
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint.view import Checkpoint
@@ -15,6 +17,9 @@ SETTINGS_FILE = "config.json"
 
 _VOCABULARY = ("vocab_size", "padded_vocab_size")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_DTYPES = ("dtype", "torch_dtype")
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_TIE = "tie_word_embeddings"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Lists with an item for each layer have a name that says so, but for these.
 _PER_LAYER = ("num_key_value_heads", "num_query_heads", "ffn_multipliers")
@@ -57,6 +62,44 @@ def resize_vocabulary(settings: Mapping[str, Any], old: int, new: int) -> dict[s
 def take_special_tokens(settings: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the ids of special tokens of others."""
     return {**settings, **{key: source[key] for key in _SPECIAL if key in source}}
+
+
+def take_dtype(settings: Mapping[str, Any], dtypes: Set[torch.dtype]) -> dict[str, Any]:
+    """Return settings that name the dtype of the tensors, wherever they name a float dtype.
+
+    Law: tensors of several dtypes change nothing, and settings that name none are given none: then the
+    tensors say it.
+
+    Args:
+        settings: The settings.
+        dtypes: The dtypes of the tensors that are floats.
+    """
+    if len(dtypes) != 1:
+        return dict(settings)
+    (dtype,) = dtypes
+
+    def change(key: str, value: Any) -> Any:
+        if key in _DTYPES and isinstance(value, str) and value.removeprefix("torch.") in _FLOATS:
+            return str(dtype).removeprefix("torch.")
+        return value
+
+    return _walk(settings, change)
+
+
+def is_untied(settings: Mapping[str, Any]) -> bool:
+    """Return whether settings say that the head is not the embedding."""
+    return settings.get(_TIE) is False
+
+
+def untie_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a model whose head is not its embedding."""
+
+    def change(key: str, value: Any) -> Any:
+        if key == _TIE:
+            return False
+        return value
+
+    return {**_walk(settings, change), _TIE: False}
 
 
 def restack(settings: Mapping[str, Any], old: int, layers: Sequence[int]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError
+from riemerge.formats.checkpoint.embedded import find_head
 from riemerge.formats.checkpoint.view import Checkpoint
 from riemerge.formats.files.text import list_names
 
@@ -135,6 +136,34 @@ def stack(
             fill=base and views.get(base),
         )
     return [views[checkpoint] for checkpoint in checkpoints]
+
+
+def untie(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return checkpoints that all have a head where one has: that of the others is their embedding."""
+    found = {checkpoint: find_head(checkpoint) for checkpoint in checkpoints}
+    heads = {pair[1] for pair in found.values() if pair and pair[1]}
+    if len(heads) != 1:
+        return list(checkpoints)
+    (head,) = heads
+    return [
+        _with_head(checkpoint, pair[0], head) if (pair := found[checkpoint]) and not pair[1] else checkpoint
+        for checkpoint in checkpoints
+    ]
+
+
+def _with_head(checkpoint: Checkpoint, embedding: str, head: str) -> Checkpoint:
+    """Return a checkpoint with its embedding as its head too."""
+    places = {**{name: name for name in checkpoint.names}, head: embedding}
+    names = sorted(places)
+    return StackedCheckpoint(
+        path=checkpoint.path,
+        shapes=MappingProxyType({name: checkpoint.shapes[places[name]] for name in names}),
+        dtypes=MappingProxyType({name: checkpoint.dtypes[places[name]] for name in names}),
+        other_files=checkpoint.other_files,
+        of=checkpoint,
+        places=MappingProxyType(places),
+        fill=None,
+    )
 
 
 def _places(checkpoint: Checkpoint, runs: Sequence[Run]) -> dict[str, str]:

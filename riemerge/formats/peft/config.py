@@ -59,7 +59,7 @@ _WITHOUT_EFFECT = frozenset(
         *("init_lora_weights", "peft_type"),  # refused below unless they have no effect
         *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
         *("megatron_core", "qalora_group_size"),
-        *("ensure_weight_tying", "inference_mode", "lora_dropout", "peft_version", "runtime_config"),
+        *("inference_mode", "lora_dropout", "peft_version", "runtime_config"),
     }
 )
 
@@ -96,6 +96,7 @@ class AdapterConfig(BaseModel):
     layers_pattern: list[str] | str | None = None
     bias: Literal["none", "lora_only", "all"] = "none"
     modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None

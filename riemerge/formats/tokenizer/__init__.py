@@ -6,6 +6,7 @@ from riemerge.formats.tokenizer.chat_template import find_template, write_templa
 from riemerge.formats.tokenizer.vocabulary import (
     TOKENIZER_FILE,
     Vocabulary,
+    find_tokens,
     is_tokenizer_file,
     join,
     read_vocabulary,
@@ -15,6 +16,7 @@ __all__ = [
     "TOKENIZER_FILE",
     "Vocabulary",
     "find_template",
+    "find_tokens",
     "is_tokenizer_file",
     "join",
     "read_vocabulary",

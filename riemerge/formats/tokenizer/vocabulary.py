@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -93,6 +94,29 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     except ValueError as error:
         raise AdapterError(f"{path}: {error}") from error
     return Vocabulary(ids, added, document, hashlib.sha256(content).hexdigest())
+
+
+def find_tokens(folder: Path) -> Mapping[str, int] | None:
+    """Return the ids of a tokenizer's tokens, if they can be read from its files; None if not.
+
+    Law: what `read_vocabulary` reads; else `vocab.json` or `vocab.txt`, with `added_tokens.json`.
+
+    Args:
+        folder: The folder of a model, or a single file, which has no tokenizer.
+    """
+    with suppress(AdapterError):
+        if (vocabulary := read_vocabulary(folder)) is not None:
+            return vocabulary.ids
+    with suppress(ValueError):
+        added = {}
+        if (folder / "added_tokens.json").exists():
+            added = strict_json(read_start(folder / "added_tokens.json"))
+        if (folder / "vocab.json").exists():
+            return {**strict_json(read_start(folder / "vocab.json")), **added}
+        if (folder / "vocab.txt").exists():
+            words = read_start(folder / "vocab.txt").decode().splitlines()
+            return {**{word: place for place, word in enumerate(words)}, **added}
+    return None
 
 
 def _ids(document: Any) -> tuple[Mapping[str, int], Mapping[str, Mapping[str, Any]]]:

@@ -56,7 +56,7 @@ ROWS: tuple[Method, ...] = (
         name="svd",
         summary="weighted sum Σ wᵢ dWᵢ as given, cut to the largest singular values (PEFT's `svd`)",
         source="PEFT, add_weighted_adapter, combination_type `svd`; Eckart & Young 1936",
-        checkpoints="no",
+        checkpoints="weights",
     ),
     _arc(
         name="slerp",

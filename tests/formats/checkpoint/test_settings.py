@@ -15,7 +15,9 @@ from riemerge.formats.checkpoint.settings import (
     read_settings,
     resize_vocabulary,
     restack,
+    take_dtype,
     take_special_tokens,
+    untie_settings,
     write_settings,
 )
 
@@ -63,3 +65,18 @@ def test_settings_are_read_and_written(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(AdapterError, match=r"config.json: is no JSON object"):
         read_settings(read_checkpoint(tmp_path))
+
+
+def test_a_dtype_is_named_anew_where_one_is_named() -> None:
+    said = {"torch_dtype": "float32", "text_config": {"dtype": "torch.float16"}, "head": {"dtype": "auto"}}
+    found = take_dtype(said, {torch.bfloat16})
+    expected = {"torch_dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}, "head": {"dtype": "auto"}}
+    assert found == expected
+    assert take_dtype(said, {torch.bfloat16, torch.float32}) == said
+    assert take_dtype(SETTINGS, {torch.bfloat16}) == SETTINGS
+
+
+def test_a_head_of_its_own_is_said_on_all_levels() -> None:
+    said = {"text_config": {"tie_word_embeddings": True}, "vocab_size": 7}
+    expected = {"text_config": {"tie_word_embeddings": False}, "vocab_size": 7, "tie_word_embeddings": False}
+    assert untie_settings(said) == expected

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError
 from riemerge.formats.checkpoint import Checkpoint, read_checkpoint
-from riemerge.formats.checkpoint.stacked import Run, depth_in, layers_of, run_of, stack
+from riemerge.formats.checkpoint.stacked import Run, depth_in, layers_of, run_of, stack, untie
 
 
 def tensors(seed: int, layers: int = 4, before: str = "model.layers.") -> dict[str, Tensor]:
@@ -86,3 +86,15 @@ def test_depth_counts_from_the_first_layer_of_a_run_to_its_last() -> None:
     assert [depth_in(f"h.{i}.w", runs[0]) for i in range(3)] == [0.0, 0.5, 1.0]
     assert depth_in("h.3.w", runs[1]) == 1.0
     assert depth_in("wte.weight", runs[0]) == 0.0
+
+
+def test_the_head_of_a_tied_model_is_its_embedding_where_others_have_one(tmp_path: Path) -> None:
+    tied = {name: x for name, x in tensors(0).items() if name != "lm_head.weight"}
+    one, other = opened(tmp_path / "tied", tied), opened(tmp_path / "untied", tensors(1))
+    found, same = untie([one, other])
+    assert same is other
+    assert found.names == other.names
+    for name in found.names:
+        expected = tied.get(name, tied["model.embed_tokens.weight"])
+        assert torch.equal(found.tensor(name, dtype=None), expected)
+    assert untie([one]) == [one]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from riemerge.errors import AdapterError
-from riemerge.formats.tokenizer import Vocabulary, is_tokenizer_file, join, read_vocabulary
+from riemerge.formats.tokenizer import Vocabulary, find_tokens, is_tokenizer_file, join, read_vocabulary
 from tests.oracles.small_models import tokenizer
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -109,3 +109,16 @@ def test_files_of_a_tokenizer_are_known_by_name() -> None:
         False,
         False,
     ]
+
+
+def test_tokens_are_found_in_whatever_file_can_be_read(tmp_path: Path) -> None:
+    assert find_tokens(tmp_path) is None
+    (tmp_path / "tokenizer.model").write_bytes(b"\x00")
+    assert find_tokens(tmp_path) is None
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    assert find_tokens(tmp_path) == {"a": 0, "b": 1}
+    (tmp_path / "added_tokens.json").write_text('{"<s>": 2}')
+    (tmp_path / "vocab.json").write_text('{"a": 1, "b": 0}')
+    assert find_tokens(tmp_path) == {"a": 1, "b": 0, "<s>": 2}
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"c": 0}}}')
+    assert find_tokens(tmp_path) == {"c": 0}
