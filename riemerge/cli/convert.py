@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from riemerge.cli.options import JSON, QUIET
-from riemerge.cli.terminal import answering, dump, say
+from riemerge.cli.terminal import answering, dump, say, tell
+from riemerge.report.words import printable
 
 _HELP = """Write an adapter in another dialect, with the same dW.
 
@@ -39,6 +40,8 @@ def convert(source: str, output: str, dialect: str, allow_pickle: bool, as_json:
     from riemerge.merging.conversion import convert as convert_adapter
 
     done = convert_adapter(source, output, dialect, allow_pickle=allow_pickle)
+    for text in done.warnings:
+        tell(printable(f"warning: {text}"))
     if as_json:
         dump({"output": output, **done._asdict()})
     elif quiet:

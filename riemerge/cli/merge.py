@@ -110,8 +110,8 @@ def _show_plan(
     (name, first), *later = documents
     if later:
         tell(
-            f"{1 + len(later)} documents: this is the plan of the first, {name}; those after it merge results "
-            "that are not there yet"
+            f"{1 + len(later)} documents: this is the plan of the first, {name}; those after it merge "
+            "results that are not there yet"
         )
     record = describe_plan(plan(first, folder=output, device=device, threads=threads))
     if as_json:

@@ -18,7 +18,7 @@ from riemerge.formats.kohya import Kohya
 from riemerge.formats.mlx import Mlx
 from riemerge.formats.peft.adapter_reader import read_peft
 from riemerge.formats.peft.adapter_writer import write_peft
-from riemerge.formats.unet_names import translate
+from riemerge.formats.unet_names import find_doubt, translate
 from riemerge.updates.low_rank import LowRankUpdate
 
 
@@ -90,13 +90,22 @@ def name_alike(adapters: Sequence[Adapter], dialect: str) -> list[Adapter]:
         if adapter.dialect == dialect and (not like or {*adapter.modules} <= {*like}):
             names = {module: module for module in adapter.modules}
         else:
-            names = translate(adapter.modules, adapter.dialect, dialect, like=like)
+            base = adapter.config.base_model_name_or_path
+            names = translate(adapter.modules, adapter.dialect, dialect, like=like, base=base)
         like = like or tuple(names.values())
         changed = any(new != old for old, new in names.items())
         named.append(adapter.under(names) if changed else adapter)
 
     try_each(add, adapters)
     return named
+
+
+def find_doubts(first: Adapter, dialect: str) -> list[str]:
+    """Say where the names of modules of an adapter, the first or only one, fit several in another dialect."""
+    if dialect != "kohya" or first.dialect == dialect:
+        return []
+    doubt = find_doubt(first.modules, first.dialect, first.config.base_model_name_or_path)
+    return [f"{first.name}: {doubt}" for doubt in (doubt,) if doubt]
 
 
 def write_adapter(

@@ -18,8 +18,10 @@ from riemerge.formats.files.tensor_file import Entry, TensorFile
 from riemerge.formats.files.text import list_names
 from riemerge.formats.kinds import find_factors
 from riemerge.formats.layers import Convolution, Foreign, Layer, Linear
+from riemerge.formats.lycoris import SPLIT
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.formats.peft.written_scales import find_alpha
+from riemerge.formats.unet_names import find_twins
 from riemerge.updates.low_rank import LowRankUpdate
 
 _KEY = re.compile(r"(?P<module>[^.]+)\.(?:(?P<part>lora_(?:down|up|mid))\.weight|alpha)")
@@ -28,7 +30,7 @@ _NAMES = {"A": "lora_down", "B": "lora_up"}
 
 _OTHER_TENSORS = (
     (r"dora_scale", "DoRA magnitudes: DoRA needs the base weight, and its dW is no product of two factors"),
-    (r"\.(hada|lokr)_", "LoHa or LoKr factors: riemerge convert FILE OUT --to peft makes a LoRA of them"),
+    (r"\.(hada|lokr)_", f"factors of LoHa or LoKr beside those of LoRA: {SPLIT}"),
     (r"\.(oft|a1|b1|on_input|w_norm|b_norm|diff|diff_b)\b", "not low-rank: another method than LoRA"),
     (r"(bias|\.b)$", "bias vectors, which this dialect does not define"),
     (r"emb_params|string_to_param", "embeddings of words, which are no factors"),
@@ -109,8 +111,9 @@ class Kohya(OneFile):
         return match["module"], _SIDES.get(match["part"] or "", ALPHA)
 
     def facts(self, path: Path, tensors: TensorFile, modules: Modules) -> Facts:
-        """Return what the header says: the base model."""
-        return Facts(AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY)))
+        """Return what the header says, the base model; no module may have two names."""
+        config = AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY))
+        return Facts(config, problems=find_twins(modules, self.name))
 
     def layer(self, module: str, sides: Mapping[str, Entry], scale: float) -> Layer:
         """Return the layer that tensors by side make.

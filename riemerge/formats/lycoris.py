@@ -19,10 +19,17 @@ from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, open_t
 from riemerge.formats.files.text import as_json, brief, strict_json
 from riemerge.formats.layers import Convolution, Foreign, Layer, Linear
 from riemerge.formats.peft.config import AdapterConfig, parse_config
+from riemerge.formats.unet_names import find_twins
 from riemerge.updates.low_rank import LowRankUpdate
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+
+SPLIT = (
+    "split the file in one of each, make a LoRA of the latter (riemerge convert FILE OUT --to kohya), and "
+    "add the two (riemerge merge LORA OUT -o SUM --method task_arithmetic --rank sum --missing zero)"
+)
+"""What to do with a file that holds factors both of LoRA and of LoHa or LoKr."""
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<side>(?:hada|lokr)_(?:w[12](?:_[ab])?|t[12])|alpha)"
@@ -185,6 +192,8 @@ class Lycoris(OneFileReader):
             ValueError: The key names none; the text says what it is instead.
         """
         if (match := _KEY.fullmatch(key)) is None:
+            if re.search(r"(^|[._])lora_(up|down|mid|[AB])\b", key):
+                raise ValueError(f"factors of LoRA beside those of LoHa or LoKr: {SPLIT}")
             raise ValueError("neither LoHa's hada_w1_a, hada_w1_b, ... nor LoKr's lokr_w1, lokr_w2_a, ...")
         return match["module"], match["side"]
 
@@ -197,7 +206,11 @@ class Lycoris(OneFileReader):
             scales = {
                 module: alphas.get(module, size) / size if size else 1.0 for module, size in inner.items()
             }
-            return Facts(AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY)), scales)
+            return Facts(
+                AdapterConfig(base_model_name_or_path=tensors.metadata.get(BASE_KEY)),
+                scales,
+                problems=find_twins(modules, self.name),
+            )
         try:
             content = read_start(settings)
             said = strict_json(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple, final
@@ -132,16 +133,21 @@ PIPELINES: Mapping[str, Pipeline] = {
 }
 """The pipelines whose modules are known by name."""
 
+# What names of base models have in them, as trainers and hubs write them; the first that is found decides.
+_OF_BASES = {"SDXL": r"xl", "SD 1.5": r"sd_?v?1|diffusion[-_]v?1|v1[-_.]5"}
 _OF_PIPELINES = re.compile(r"(unet|transformer(_\d)?|text_encoder(_\d)?|diffusion_model)\.")
 _OF_STABILITY = re.compile(r"lora_unet_(input_blocks|middle_block|output_blocks|time_embed_|label_emb|out_2)")
 _EXPECTED = {
-    "peft": "modules of the UNet of SD 1.5 or SDXL, since a PEFT folder is of one model; or of mlx-lm",
+    "peft": (
+        "modules of the UNet of SD 1.5 or SDXL, since a PEFT folder is of one model (kohya and diffusers "
+        "have files of all models of a pipeline: --to); or of mlx-lm"
+    ),
     "mlx": "modules of a language model in PEFT's folders",
 }
 
 
 def translate(
-    modules: Collection[str], source: str, target: str, *, like: Collection[str] = ()
+    modules: Collection[str], source: str, target: str, *, like: Collection[str] = (), base: str | None = None
 ) -> dict[str, str]:
     """Return the names of modules in another dialect.
 
@@ -156,15 +162,17 @@ def translate(
         target: The other dialect.
         like: Names in the other dialect, as some file has them: modules that it has are named as in it, and
             others by the same set of names.
+        base: The name of the base model, which decides where names fit several pipelines.
 
     Raises:
-        AdapterError: Modules have no name there; they are named.
+        AdapterError: Modules have no name there, or are one module by two names; they are named.
     """
     if source == target and not like:
         return {module: module for module in modules}
+    AdapterError.refuse([*find_twins(modules, source), *find_twins(like, target)])
     full = _in_full(modules, source)
     known = {name: module for module, name in _in_full(like, target).items()}
-    known = {**_in_dialect(full.values(), target, like), **known}
+    known = {**_in_dialect(full.values(), target, like, base), **known}
     names = {module: known[name] for module, name in full.items() if name in known}
     if source == target:
         return {module: names.get(module, module) for module in modules}
@@ -175,6 +183,24 @@ def translate(
             f"{target}: {list_names(lacking)}: expected {expected}"
         )
     return names
+
+
+def find_twins(modules: Collection[str], dialect: str) -> list[str]:
+    """Say which names of a dialect are names of one module, so that its update is not known.
+
+    Args:
+        modules: The names.
+        dialect: The dialect that they are of.
+    """
+    names: dict[str, list[str]] = defaultdict(list)
+    for module, name in _in_full(modules, dialect).items():
+        names[name].append(module)
+    return [
+        f"{' and '.join(sorted(twins))} are names of one module, {name}, "
+        "and which update it gets is not said: keep one of them"
+        for name, twins in sorted(names.items())
+        if len(twins) > 1
+    ]
 
 
 def _in_full(modules: Collection[str], dialect: str) -> dict[str, str]:
@@ -194,16 +220,50 @@ def _at_the_unet(module: str) -> str:
     return module
 
 
-def _in_dialect(full: Collection[str], dialect: str, like: Collection[str]) -> Mapping[str, str]:
+def find_doubt(modules: Collection[str], source: str, base: str | None) -> str | None:
+    """Say that names fit several pipelines, whose modules kohya names differently; None where they do not.
+
+    Args:
+        modules: The names.
+        source: The dialect that they are of.
+        base: The name of the base model, if it is said.
+    """
+    full = {*_in_full(modules, source).values()}
+    stems = [pipeline.stems(stability=pipeline.stability) for pipeline in PIPELINES.values()]
+    names = [{name: own[name] for name in own.keys() & full} for own in stems]
+    most = max(map(len, names))
+    fitting = [own for own in names if len(own) == most]
+    if _name_pipeline(base) is not None or all(own == fitting[0] for own in fitting):
+        return None
+    return (
+        f"the names of modules fit {' and '.join(PIPELINES)}, and no name of the base model says which it "
+        f"is: written as those of {next(iter(PIPELINES))}; a base model that the settings or the header "
+        "name decides"
+    )
+
+
+def _name_pipeline(base: str | None) -> str | None:
+    """Return the pipeline that the name of a base model tells; None where it tells none."""
+    return next(
+        (name for name, pattern in _OF_BASES.items() if re.search(pattern, base or "", re.IGNORECASE)), None
+    )
+
+
+def _in_dialect(
+    full: Collection[str], dialect: str, like: Collection[str], base: str | None
+) -> Mapping[str, str]:
     """Return the names of modules in a dialect by those in the pipeline, of those that have one."""
     if dialect == "kohya":
         theirs = any(map(_OF_STABILITY.match, like))
 
-        def fit(pipeline: Pipeline) -> tuple[int, bool]:
-            known = pipeline.stems(stability=False).keys() & {*full}
-            return len(known), bool(like) and pipeline.stability == theirs
+        def fit(name: str) -> tuple[int, int, bool, bool]:
+            pipeline = PIPELINES[name]
+            stems = pipeline.stems(stability=theirs)
+            same = {*stems.values()} & {*like}
+            own_set = bool(like) and pipeline.stability == theirs
+            return len(stems.keys() & {*full}), len(same), own_set, name == _name_pipeline(base)
 
-        pipeline = max(PIPELINES.values(), key=fit)
+        pipeline = PIPELINES[max(PIPELINES, key=fit)]
         return pipeline.stems(stability=theirs if like else pipeline.stability)
     if dialect == "diffusers":
         return {name: name for name in full if name in _of_pipelines()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ import torch
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import DenseWriter
-from riemerge.formats.dialects import name_alike, read_adapter, write_adapter
+from riemerge.formats.dialects import find_doubts, name_alike, read_adapter, write_adapter
 from riemerge.formats.files.pickles import SUFFIXES, unpickle
 from riemerge.formats.files.rounding import Rounding
 from riemerge.formats.files.staging import check_output
+from riemerge.formats.files.text import list_names
+from riemerge.formats.layers import Dora, Expert
 from riemerge.formats.lycoris import Lycoris
 from riemerge.formats.rounded_updates import RoundedUpdates
 
@@ -33,12 +36,14 @@ class Conversion(NamedTuple):
         target: The dialect that was written, or `delta`.
         modules: The number of modules.
         rounding: The largest relative error of rounding dW of a module to the dtype that was written.
+        warnings: What the names in the other dialect may be otherwise.
     """
 
     source: str
     target: str
     modules: int
     rounding: float
+    warnings: list[str]
 
 
 def convert(
@@ -72,11 +77,39 @@ def convert(
                 f"{source}: has {len(adapter.saved)} whole tensors beside factors (heads, biases, trained "
                 "tokens), which convert does not write: riemerge merge has --heads and --to"
             )
+        _check_base(source, adapter, dialect)
         if dialect == DELTA:
             rounding = _write_delta(adapter, target)
         else:
             rounding = _write_factors(adapter, target, dialect)
-        return Conversion(adapter.dialect, dialect, len(adapter.modules), rounding)
+        warnings = find_doubts(adapter, dialect)
+        return Conversion(adapter.dialect, dialect, len(adapter.modules), rounding, warnings)
+
+
+def _check_base(source: str | Path, adapter: Adapter, dialect: str) -> None:
+    """Refuse what cannot be written without the base model, which a conversion does not read.
+
+    Raises:
+        AdapterError: Modules are DoRA's, or experts whose whole dW is asked for.
+    """
+    has_dora = any(isinstance(layer, Dora) for layer in adapter.layers.values())
+    needing = [
+        module
+        for module, layer in adapter.layers.items()
+        if isinstance(layer, Dora) or (isinstance(layer, Expert) and dialect == DELTA)
+    ]
+    if not needing:
+        return
+    why = "the layout of experts depends on the base model"
+    if has_dora:
+        why = "dW of DoRA depends on the weights of the base model"
+    options = f"--rank 95% --to {dialect}"
+    if dialect == DELTA:
+        options = "--out-type delta"
+    raise AdapterError(
+        f"{source}: {list_names(needing)}: {why}, which convert does not read: riemerge merge "
+        f"{shlex.quote(str(source))} --base BASE -o OUT {options}"
+    )
 
 
 def _write_factors(adapter: Adapter, target: str | Path, dialect: str) -> float:

@@ -22,7 +22,7 @@ from riemerge.formats.checkpoint import Checkpoint, read_checkpoint, read_patche
 from riemerge.formats.checkpoint.embedded import find_head
 from riemerge.formats.checkpoint.settings import is_untied, take_dtype, untie_settings
 from riemerge.formats.checkpoint.stacked import untie
-from riemerge.formats.dialects import name_alike, read_adapter
+from riemerge.formats.dialects import find_doubts, name_alike, read_adapter
 from riemerge.formats.files.text import list_names, show
 from riemerge.formats.fit import Missing, check_checkpoints, check_collection
 from riemerge.formats.hub import identify, locate
@@ -312,7 +312,7 @@ def _translate(recipe: Recipe, adapters: Sequence[Adapter]) -> tuple[list[Adapte
         for old, new in zip(adapters, named, strict=True)
         if new is not old
     ]
-    return named, notes
+    return named, [*notes, *find_doubts(adapters[0], dialect)]
 
 
 def _open_weights(

@@ -29,9 +29,9 @@ _ANY_MODEL = "transformers.AutoModel"
 def model_class(inputs: Inputs) -> str:
     """Return `library.Class` of the model that a merge is for, or is; empty for tensors without settings.
 
-    Law: of adapters, what their `task_type` calls for, else the class that `auto_mapping` names; of
-    checkpoints, what the `config.json` that goes with the result names. Where they say neither, or several
-    things, it is that of any model of transformers.
+    Law: of adapters, what their `task_type` calls for, else the class that `auto_mapping` names; those
+    that say nothing contradict none. Of checkpoints, what the `config.json` that goes with the result names.
+    Where they say neither, or several things, it is that of any model of transformers.
     """
     if inputs.adapters:
         return _adapted_class(inputs.adapters)
@@ -57,9 +57,10 @@ def _adapted_class(adapters: Sequence[Adapter]) -> str:
         return _ANY_MODEL
     if tasks:
         return f"transformers.{_AUTO_CLASSES.get(tasks[0], 'AutoModel')}"
-    mapping, *others = (adapter.config.auto_mapping or {} for adapter in adapters)
-    if any(other != mapping for other in others):
+    mappings = [adapter.config.auto_mapping for adapter in adapters if adapter.config.auto_mapping]
+    if not mappings or any(other != mappings[0] for other in mappings):
         return _ANY_MODEL
+    mapping = mappings[0]
     return _class(str(mapping.get("parent_library", "")).partition(".")[0], mapping.get("base_model_class"))
 
 

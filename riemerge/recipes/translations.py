@@ -260,7 +260,7 @@ def _translate_vectors(data: Data) -> Iterator[str]:
         if parameters.get("nuslerp_flatten") is False:
             raise RecipeError(
                 "parameters.nuslerp_row_wise: true: mergekit's then counts each column of a tensor as a "
-                "vector, which no row here does: leave it out, and with nuslerp_flatten: false each row is one"
+                "vector, which no row here does: without it nuslerp_flatten: false makes each row one"
             )
         del parameters["nuslerp_row_wise"]
         yield (
@@ -382,11 +382,9 @@ def translate_unlisted_base(data: Data, method: Any) -> list[str]:
     if not is_checkpoint(base) or any(map(_is_adapter, names)):
         return []
     if method == "linear" and "weight" not in said:
-        return [
-            f"base_model: {_name(base)}: is none of the models, and has no weight: it is not merged with "
-            "them: their differences from it are, and are added to it"
-        ]
-    data["models"] = [*models, {"model": base}]
+        kept = "it is not merged with them: their differences from it are, and are added to it"
+        return [f"base_model: {_name(base)}: is none of the models, and has no weight: {kept}"]
+    data["models"] = [*(models or ()), {"model": base}]
     return [f"models: {_name(base)}: added: mergekit's {method} merges its base_model as one of the models"]
 
 

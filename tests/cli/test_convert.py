@@ -27,9 +27,11 @@ def test_a_conversion_says_what_was_done(tmp_path: Path) -> None:
         "target": "peft",
         "modules": 1,
         "rounding": 0.0,
+        "warnings": [],
     }
     ran = run("convert", tmp_path / "c", tmp_path / "d", "--to", "kohya", "-q")
     assert ran.stdout == f"{tmp_path / 'd'}\n"
+    assert "warning: c: the names of modules fit SD 1.5 and SDXL" in ran.stderr
 
 
 class Mischief:

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from riemerge.errors import AdapterError
-from riemerge.formats.unet_names import PIPELINES, translate
+from riemerge.formats.unet_names import PIPELINES, find_doubt, find_twins, translate
 
 # The number of linear layers and convolutions of diffusers' UNets, and the sha256 of their names, sorted, a
 # line each; and of what diffusers' own converter makes of kohya's keys, "key name" a line each: from
@@ -104,3 +104,57 @@ def test_models_of_words_have_one_name_in_peft_and_mlx() -> None:
 def test_modules_without_a_name_are_refused_by_name(module: str, source: str, target: str) -> None:
     with pytest.raises(AdapterError, match=rf"1 of 1 modules .* no name in that of {target}: {module}"):
         translate([module], source, target)
+
+
+ENCODER = "text_model_encoder_layers_0_self_attn_q_proj"
+IN_SDXL = "attentions_0_transformer_blocks_0_attn1_to_q"
+TWINS = [
+    ("kohya", (f"lora_te1_{ENCODER}", f"lora_te_{ENCODER}")),
+    (
+        "kohya",
+        (
+            f"lora_unet_down_blocks_1_{IN_SDXL}",
+            f"lora_unet_{IN_SDXL.replace('attentions_0', 'input_blocks_4_1')}",
+        ),
+    ),
+    ("peft", ("mid_block.attentions.0.proj_in", "unet.mid_block.attentions.0.proj_in")),
+]
+
+
+@pytest.mark.parametrize(("dialect", "twins"), TWINS)
+def test_two_names_of_one_module_are_refused(dialect: str, twins: tuple[str, str]) -> None:
+    (fault,) = find_twins(twins, dialect)
+    assert fault.startswith(f"{twins[0]} and {twins[1]} are names of one module")
+    with pytest.raises(AdapterError, match=f"{twins[0]} and {twins[1]}"):
+        translate(twins, dialect, "diffusers")
+    with pytest.raises(AdapterError, match=f"{twins[0]} and {twins[1]}"):
+        translate([], "diffusers", dialect, like=twins)
+    assert not find_twins(twins[:1], dialect)
+
+
+@pytest.mark.parametrize(
+    ("base", "pipeline"),
+    [
+        (None, None),
+        ("somebody/style", None),
+        ("sd_v1", "SD 1.5"),
+        ("CompVis/stable-diffusion-v1-4", "SD 1.5"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "SD 1.5"),
+        ("sdxl_base_v1-0", "SDXL"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "SDXL"),
+    ],
+)
+def test_the_base_decides_where_names_fit_both_pipelines(base: str | None, pipeline: str | None) -> None:
+    both = "unet.mid_block.attentions.0.proj_in"
+    stems = PIPELINES[pipeline or "SD 1.5"].stems(stability=pipeline == "SDXL")
+    assert translate([both], "diffusers", "kohya", base=base) == {both: stems[both]}
+    assert (find_doubt([both], "diffusers", base) is None) == (pipeline is not None)
+    only = "unet.add_embedding.linear_1"
+    assert translate([only, both], "diffusers", "kohya", base=base)[only] == "lora_unet_label_emb_0_0"
+    assert find_doubt([only, both], "diffusers", base) is None
+
+
+def test_text_encoders_are_named_as_in_the_other_file() -> None:
+    names = [f"text_encoder.text_model.encoder.layers.{layer}.mlp.fc1" for layer in (0, 1)]
+    like = ["lora_te1_text_model_encoder_layers_0_mlp_fc1"]
+    assert translate(names[1:], "diffusers", "kohya", like=like) == {names[1]: like[0].replace("s_0", "s_1")}

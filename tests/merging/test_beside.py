@@ -157,6 +157,7 @@ def test_a_stack_of_a_tied_and_an_untied_model_has_the_head_of_the_last(tmp_path
 def test_settings_name_the_dtype_that_is_written(
     tmp_path: Path, key: str, before: str, after: str | None
 ) -> None:
+    said: dict[str, object] = {}
     for seed, (name, dtype) in enumerate((("P", torch.float32), ("Q", torch.bfloat16))):
         write_model(tmp_path / name, {key: x.to(dtype) for key, x in tensors(7, seed).items()})
         path = tmp_path / name / "config.json"

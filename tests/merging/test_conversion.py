@@ -85,7 +85,7 @@ def test_a_product_becomes_a_lora_of_its_rank(tmp_path: Path, dtype: torch.dtype
 
 def test_what_a_dialect_cannot_say_is_refused_by_name(tmp_path: Path) -> None:
     write_kohya(tmp_path / "a.safetensors", {"lora_te_text_model_encoder_layers_0_mlp_fc1": (6, 5, 2)})
-    with pytest.raises(AdapterError, match="since a PEFT folder is of one model"):
+    with pytest.raises(AdapterError, match=r"since a PEFT folder is of one model \(kohya and diffusers"):
         convert(tmp_path / "a.safetensors", tmp_path / "out", "peft")
     assert not (tmp_path / "out").exists()
 
@@ -101,6 +101,56 @@ def test_a_pickle_is_opened_only_when_told(tmp_path: Path) -> None:
     convert(tmp_path / "p", tmp_path / "out", "diffusers", allow_pickle=True)
     written = read_adapter(tmp_path / "out")
     assert all(map(torch.equal, whole(written), whole(read_adapter(tmp_path / "a.safetensors"))))
+
+
+@pytest.mark.parametrize("target", ["diffusers", "kohya", "delta"])
+def test_one_module_under_two_names_is_refused(tmp_path: Path, target: str) -> None:
+    stems = [f"lora_{model}_text_model_encoder_layers_0_mlp_fc1" for model in ("te1", "te")]
+    write_kohya(tmp_path / "a.safetensors", dict.fromkeys(stems, (6, 5, 2)))
+    with pytest.raises(AdapterError, match=f"a.safetensors: {stems[0]} and {stems[1]} are names of one"):
+        convert(tmp_path / "a.safetensors", tmp_path / "out", target)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("base", "first"), [(None, "lora_te_"), ("sdxl_base_v1-0", "lora_te1_")])
+def test_the_base_in_the_header_says_how_modules_are_named(
+    tmp_path: Path, base: str | None, first: str
+) -> None:
+    write_kohya(tmp_path / "a.safetensors", {"lora_te1_text_model_encoder_layers_0_mlp_fc1": (6, 5, 2)})
+    if base is not None:
+        tensors = load_file(tmp_path / "a.safetensors")
+        save_file(tensors, tmp_path / "a.safetensors", {"ss_base_model_version": base})
+    assert convert(tmp_path / "a.safetensors", tmp_path / "b", "diffusers").warnings == []
+    done = convert(tmp_path / "b", tmp_path / "c", "kohya")
+    assert all(module.startswith(first) for module in read_adapter(tmp_path / "c").modules)
+    assert any("fit SD 1.5 and SDXL" in text for text in done.warnings) == (base is None)
+
+
+@pytest.mark.parametrize(
+    ("target", "options"), [("peft", "--rank 95% --to peft"), ("delta", "--out-type delta")]
+)
+def test_dora_is_merged_with_its_base(tmp_path: Path, target: str, options: str) -> None:
+    (modules,) = family("independent", 1)
+    source = write_folder(tmp_path / "a", modules, use_dora=True)
+    tensors = load_file(source / "adapter_model.safetensors")
+    lengths = {
+        key.replace("lora_B.weight", "lora_magnitude_vector"): torch.ones(len(tensor))
+        for key, tensor in tensors.items()
+        if "lora_B" in key
+    }
+    save_file({**tensors, **lengths}, source / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=f"riemerge merge {source} --base BASE -o OUT {options}"):
+        convert(source, tmp_path / "out", target)
+
+
+def test_a_file_of_two_methods_is_to_be_split(tmp_path: Path) -> None:
+    write_kohya(tmp_path / "a.safetensors", {NAMES["kohya"][0]: (6, 5, 2)})
+    own = {f"{NAMES['kohya'][1]}.hada_w{i}_{side}": torch.ones(2, 2) for i in (1, 2) for side in "ab"}
+    save_file({**load_file(tmp_path / "a.safetensors"), **own}, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="split the file"):
+        convert(tmp_path / "a.safetensors", tmp_path / "out", "kohya")
+    with pytest.raises(AdapterError, match="split the file"):
+        riemerge.merge([tmp_path / "a.safetensors"], method="average")
 
 
 # --- merging what speaks several dialects -------------------------------------------------------------------

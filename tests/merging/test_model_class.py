@@ -27,7 +27,9 @@ def class_of(models: list[Path]) -> str:
         (({"task_type": "CAUSAL_LM"}, {}), "transformers.AutoModelForCausalLM"),
         (({"task_type": "CAUSAL_LM"}, {"task_type": "SEQ_CLS"}), ANY),
         (({"auto_mapping": BERT}, {"auto_mapping": BERT}), "transformers.BertModel"),
-        (({"auto_mapping": BERT}, {}), ANY),
+        (({"auto_mapping": BERT}, {}), "transformers.BertModel"),
+        (({}, {"auto_mapping": BERT}), "transformers.BertModel"),
+        (({"auto_mapping": BERT}, {"auto_mapping": BERT | {"base_model_class": "BertLMHeadModel"}}), ANY),
         (
             ({"task_type": "SEQ_CLS", "auto_mapping": BERT}, {}),
             "transformers.AutoModelForSequenceClassification",

@@ -48,7 +48,7 @@ def part_head(base: Checkpoint, adapter: Adapter) -> dict[str, str]:
         adapter: The adapter, with the names of the base model.
 
     Raises:
-        AdapterError: It is not known what the head is called.
+        AdapterError: The name of the head is not known.
     """
     embeddings = [name for name in adapter.saved if name in base.shapes and is_embedding(name)]
     has_head = any(map(is_head, adapter.saved)) or adapter.config.ensure_weight_tying

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 from riemerge.errors import AdapterError, ResourceError
+from riemerge.formats.files.tensor_file import read_start
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SECONDS = 600
+_CUT_SHORT = ("PytorchStreamReader", "struct.error", "EOFError")
 _PROGRAM = Path(__file__).with_name("unpickle.py")
+# A zip archive, and what torch wrote before version 1.6.
+_STARTS = (b"PK\x03\x04", b"\x80")
 _SPARE = 256 * 2**20
 
 
@@ -27,11 +31,18 @@ def unpickle(source: Path, target: Path) -> None:
         target: The new file.
 
     Raises:
-        AdapterError: The pickle holds something else, or the process ran out of memory or time.
+        AdapterError: The file is no regular one, or no pickle of torch, or holds something else;
+            or the process ran out of memory or time.
         ResourceError: The system cannot limit the memory of a process.
     """
     if not Path("/proc/self/statm").exists():
         raise ResourceError(f"{source}: a pickle is opened on Linux only, where the memory can be limited")
+    try:
+        start = read_start(source, size=4)
+    except ValueError as error:
+        raise AdapterError(f"{source}: {error}") from error
+    if not start.startswith(_STARTS):
+        raise AdapterError(f"{source}: is no file that torch.save wrote")
     size = _SPARE + 4 * source.stat().st_size
     command = [sys.executable, "-P", str(_PROGRAM), str(source.absolute()), str(target), str(size)]
     try:
@@ -61,6 +72,8 @@ def _why(code: int, lines: list[str]) -> str:
     said = " ".join(lines)
     if "UnpicklingError" in said or "Weights only load failed" in said:
         return "it holds more than tensors in plain containers (torch.load with weights_only)"
+    if any(word in said for word in _CUT_SHORT):
+        return "it is no whole file that torch.save wrote"
     if code < 0 or "MemoryError" in said or "not enough memory" in said or "Cannot allocate" in said:
         return "it needs more memory than a pickle of its size may take"
     return lines[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from types import MappingProxyType
@@ -109,7 +110,10 @@ def _open_tensors(path: Path) -> TensorFile:
         if any(path.parent.glob("adapter_model*.safetensors*")):
             raise ValueError("is missing; sharded adapters are not supported: save it again as one file")
         if any(path.parent.glob("adapter_model*.bin")):
-            raise ValueError("is missing; a pickle (.bin) is never opened: convert it to safetensors")
+            raise ValueError(
+                "is missing; a pickle (.bin) is never opened to merge it: riemerge convert "
+                f"{shlex.quote(str(path.parent))} OUT --to peft --allow-pickle makes safetensors of it"
+            )
     return open_tensors(path)
 
 

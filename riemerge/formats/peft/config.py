@@ -181,8 +181,8 @@ class AdapterConfig(BaseModel):
                 lambda module: self.alpha(module) < 0
             ),
             "alpha is 0, and so is its update": lambda module: self.alpha(module) == 0,
-            "modules that target_modules, exclude_modules or layers_to_transform leave out are "
-            "merged, since they are in its file, but PEFT leaves them out: the result has more of this "
+            "modules that its settings (target_modules, exclude_modules, layers_to_transform) do not name "
+            "are merged, since they are in its file, but PEFT leaves them out: the result has more of this "
             "adapter than PEFT applies": lambda module: not self.loads(module),
         }
         for fact, applies in unusual.items():

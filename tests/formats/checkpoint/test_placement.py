@@ -147,13 +147,13 @@ def test_experts_that_shapes_leave_open_are_refused(
 
 
 def test_experts_that_the_base_stores_apart_are_refused_once(tmp_path: Path) -> None:
-    path = experts(tmp_path / "law", ["mlp.experts.up"], [(8, 5)])
+    path = experts(tmp_path / "law", ["mlp.up"], [(8, 5)])
     base = write_base(tmp_path / "base", {"q.weight": (4, 4), "moe.experts.0.w1.weight": (8, 5)})
     with pytest.raises(AdapterError) as caught:
         place_modules(base, read_adapter(path))
     assert "lacks 1 of 2 tensors" in str(caught.value)
     assert "hold each expert apart (moe.experts.0.w1.weight)" in str(caught.value)
-    assert str(caught.value).count("experts.up") == 1
+    assert str(caught.value).count("mlp.up") == 1
 
 
 # --- what the base lacks ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -44,14 +45,30 @@ def test_no_pickle_is_opened_where_memory_cannot_be_limited(
         (1, "_pickle.UnpicklingError: Weights only load failed", "more than tensors in plain containers"),
         (1, "RuntimeError: [enforce fail] DefaultCPUAllocator: not enough memory", "more memory"),
         (-9, "", "more memory"),
+        (1, "EOFError: Ran out of input", "no whole file that torch.save wrote"),
+        (1, "RuntimeError: PytorchStreamReader failed reading zip archive", "no whole file that torch.save"),
         (1, "holds something else than tensors by name", "something else than tensors by name"),
     ],
 )
 def test_what_the_process_says_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str, why: str
 ) -> None:
-    (tmp_path / "a.bin").write_bytes(b"x")
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02")
     ended = subprocess.CompletedProcess([], code, "", said)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(AdapterError, match=why):
+        unpickle(tmp_path / "a.bin", tmp_path / "a.safetensors")
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "SECONDS", 5)
+    os.mkfifo(tmp_path / "a.bin")
+    with pytest.raises(AdapterError, match=r"a\.bin: is not a regular file"):
+        unpickle(tmp_path / "a.bin", tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"junk", b""])
+def test_what_is_no_pickle_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"is no file that torch\.save wrote"):
         unpickle(tmp_path / "a.bin", tmp_path / "a.safetensors")

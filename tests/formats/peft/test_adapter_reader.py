@@ -169,7 +169,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     # files
     "no config": (remove(SETTINGS), f"{SETTINGS}: is missing"),
     "no tensors": (remove(TENSORS), f"{TENSORS}: is missing"),
-    "only a pickle": (renamed("adapter_model.bin"), "a pickle (.bin) is never opened"),
+    "only a pickle": (
+        renamed("adapter_model.bin"),
+        "a pickle (.bin) is never opened to merge it: riemerge convert",
+    ),
     "sharded": (renamed("adapter_model-00001-of-00002.safetensors"), "sharded adapters are not supported"),
     "sharded by index": (
         both(remove(TENSORS), text("{}", f"{TENSORS}.index.json")),
