@@ -18,6 +18,7 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.merging.heads import copy_notes
 from riemerge.merging.plan import plan
 from riemerge.recipes.recipe import make_recipe
+from riemerge.records.run_record import HeadsRow
 
 PREFIX = "base_model.model."
 
@@ -239,3 +240,8 @@ def test_rows_of_tokens_taken_over_keep_the_numbers_of_their_own_adapter(tmp_pat
     bare = make(tmp_path / "c", 2, head(1.0))
     _, config = written([bare, one], tmp_path / "mean", heads="average", missing="skip")
     assert config["trainable_token_indices"] == [3, 7]
+
+
+def test_a_record_says_whether_whole_tensors_are_written() -> None:
+    rows = [HeadsRow(done=done, tensors=names) for done in ("drop", "from") for names in ((), ("head",))]
+    assert [row.written for row in rows] == [False, False, False, True]
