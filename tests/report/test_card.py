@@ -175,7 +175,7 @@ BERT_MODEL = {"base_model_class": "BertModel", "parent_library": "transformers.m
     [
         ([{}, {}], "base = AutoModel.from_pretrained("),
         ([{"auto_mapping": BERT_MODEL}] * 2, "base = BertModel.from_pretrained("),
-        ([{"auto_mapping": BERT_MODEL}, {}], "base = AutoModel.from_pretrained("),
+        ([{"auto_mapping": BERT_MODEL}, {}], "base = BertModel.from_pretrained("),
         ([{"task_type": "CAUSAL_LM"}, {}], "base = AutoModelForCausalLM.from_pretrained("),
         (
             [{"auto_mapping": {"base_model_class": "ConvNeXt", "parent_library": "timm.models.convnext"}}]
