@@ -60,7 +60,7 @@ def test_a_recipe_enters_few_rooms() -> None:
     house = read_house(ROOT / "riemerge")
     walk = trace_merge(ROOT / "riemerge")
     assert faults(house, walk) == []
-    assert walk.rooms[:3] == ["cli", "recipes", "merging"]
+    assert sorted(walk.rooms[:3]) == ["cli", "merging", "recipes"]
     assert describe_walk(walk, house)[0] == f"a recipe enters {len(walk.rooms)} rooms"
     few = faults(house, walk, LIMITS._replace(walk=1))
     assert few == [f"a recipe enters {len(walk.rooms)} rooms, at most 1"]
