@@ -266,7 +266,7 @@ def _plan_heads(recipe: Recipe, inputs: Inputs, out_dtype: torch.dtype | None) -
     """Say what becomes of whole tensors, of adapters that fit each other."""
     adapters = {inputs.each[i].name: inputs.adapters[i] for i in inputs.order if inputs.adapters}
     weights = [recipe.weights[inputs.each[i].place] for i in inputs.order if inputs.adapters]
-    wanted = (recipe.heads or "").removeprefix("from=")
+    _, _, wanted = (recipe.heads or "").partition("from=")
     for name, entry in zip(display_names([one.model for one in recipe.models]), recipe.models, strict=True):
         # One that does not count here may be the one whose heads are wanted, as in the parts of a soup.
         if wanted and adapters and name not in adapters and is_called(entry.model, wanted):

@@ -245,3 +245,11 @@ def test_rows_of_tokens_taken_over_keep_the_numbers_of_their_own_adapter(tmp_pat
 def test_a_record_says_whether_whole_tensors_are_written() -> None:
     rows = [HeadsRow(done=done, tensors=names) for done in ("drop", "from") for names in ((), ("head",))]
     assert [row.written for row in rows] == [False, False, False, True]
+
+
+def test_an_adapter_that_does_not_count_is_no_source_by_the_name_of_a_word(
+    two: list[Path], tmp_path: Path
+) -> None:
+    other = make(tmp_path / "average", 3, head(1.0, labels=2))
+    whole, _ = written([*two, other], tmp_path / "out", heads="average", weights=[1.0, 1.0, 0.0])
+    assert float(whole["classifier.weight"][0, 0]) == 1.5
