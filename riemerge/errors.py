@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import ClassVar, TypeVar
 
@@ -85,3 +86,15 @@ class ResourceError(RiemergeError):
     """The machine lacks what was asked for: a device, memory, an optional package."""
 
     exit_code = 7
+
+
+def require_docstrings() -> None:
+    """Refuse a Python without docstrings: Pymanopt 2.2 adds to its own as it is imported.
+
+    Raises:
+        ResourceError: Python was started with -OO.
+    """
+    if sys.flags.optimize > 1:
+        raise ResourceError(
+            "python: -OO (PYTHONOPTIMIZE=2) takes away docstrings, which Pymanopt needs: use -O"
+        )
