@@ -24,7 +24,7 @@ def defer_imports(package: str) -> tuple[list[str], Callable[[str], Any], Callab
     for instruction in dis.get_instructions(loader.get_code(package)):
         if instruction.opname == "IMPORT_NAME":
             home = instruction.argval
-        elif instruction.opname == "IMPORT_FROM" and home.startswith(f"{package}."):
+        elif instruction.opname == "IMPORT_FROM" and home.startswith(f"{package}.") and home != __name__:
             homes[instruction.argval] = home
 
     def find(name: str) -> Any:
