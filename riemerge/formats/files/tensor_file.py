@@ -266,7 +266,7 @@ def _read_parts(
         OSError: The file ends before their end.
     """
     tensor, end = torch.empty(shape, dtype=DTYPES[entry.dtype], device="cpu"), 0
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    view = tensor.view(-1).view(torch.uint8).numpy().data
     for first, size in parts:
         file.seek(entry.start + first)
         if (count := file.readinto(view[end : end + size])) != size:
