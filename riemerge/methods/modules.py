@@ -29,6 +29,7 @@ from riemerge.updates import (
     nearest,
     sum_updates,
 )
+from riemerge.updates.reduction import Reduction
 
 
 def open_module(
@@ -103,8 +104,8 @@ def open_module(
         each[0].shape,
         norms=[update.norm() for update in small],
         ranks=tuple(each[i].rank for i in used),
-        rank=_rank(method, max(each[i].rank for i in used), options),
-        starts=_count_starts(span.updates, each[0].shape, stack, options),
+        rank=allowed_rank(method, max(each[i].rank for i in used), options),
+        starts=count_starts(options, partial(_overlap, span, stack, options)),
     )
     return _DOMAINS[domain](setting, domain, span, each, used, small, read)
 
@@ -119,7 +120,7 @@ def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
     return [update.to(torch.float64) for update in updates]
 
 
-def _rank(method: Method, largest: int, options: Options) -> int | None:
+def allowed_rank(method: Method, largest: int, options: Options) -> int | None:
     """Return the rank of the result, of inputs whose largest is given; None for all of it."""
     if isinstance(options.rank, str):
         return None
@@ -130,15 +131,19 @@ def _rank(method: Method, largest: int, options: Options) -> int | None:
     return options.rank or largest
 
 
-def _count_starts(
-    updates: Sequence[LowRankUpdate], shape: tuple[int, int], stack: Stack, options: Options
-) -> int:
+def count_starts(options: Options, overlap: Callable[[], Any]) -> int:
     """Return how many starts a module is solved from."""
     if options.starts != "auto":
         return int(options.starts or 1)
-    if options.doubtful is None or options.doubtful(updates, shape, stack.storage):
+    if options.doubtful is None or options.doubtful(overlap()):
         return SEVERAL
     return 1
+
+
+def _overlap(span: JointSpan, stack: Stack, options: Options) -> Any:
+    """Return what is known of the overlap of updates in common bases."""
+    assert options.overlaps is not None
+    return options.overlaps(Reduction.of(span.updates, span.shape), stack.storage)[0]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
+from riemerge.linalg import SVD
 from riemerge.updates import BlockMap
+from riemerge.updates.cores import Cores
 
 
 @final
@@ -163,6 +165,22 @@ class Mean(Protocol):
 
     def __call__(self, x: Tensor, at: Setting, /) -> Tensor | Answer:
         """Return the mean."""
+        ...
+
+
+class Together(Protocol):
+    """A flat mean of T updates for K modules of one shape side by side, whose updates have the same ranks.
+
+    Law: that of the row's `Mean` module by module, to round-off. Nothing of the modules is asked on the way
+    but whether all of them are well conditioned, or one has no answer: a few synchronisations for all.
+    """
+
+    def __call__(self, x: Cores, at: Sequence[Setting], /) -> Tensor | SVD:
+        """Return the means: (K, p, q), or an `SVD` of them.
+
+        Raises:
+            NumericalError: One of them has no answer; the mean of each module by itself says which.
+        """
         ...
 
 
