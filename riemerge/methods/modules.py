@@ -334,9 +334,9 @@ class _Factored(Module, ABC):
             share = float(energy[:rank].sum() / torch.where(energy.sum() > 0.0, energy.sum(), 1.0))
             svd, evidence = svd.truncate(rank), replace(evidence, energy_kept=share)
         roots = canonical_signs(svd.left) * svd.values.sqrt()
-        return self._lifted(LowRankUpdate(svd.left * roots, (svd.right * roots).mT), options, evidence)
+        return self._lift(LowRankUpdate(svd.left * roots, (svd.right * roots).mT), options, evidence)
 
-    def _lifted(self, small: LowRankUpdate, options: Options, evidence: Evidence) -> Merged:
+    def _lift(self, small: LowRankUpdate, options: Options, evidence: Evidence) -> Merged:
         """Merge to an update in the bases of the joint span."""
         light, again = self.span.without_bases(), self.again
 
@@ -462,7 +462,7 @@ class _Factors(_Factored):
         return value.singular_values()
 
     def _cut(self, value: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._lifted(value.balance(), options, evidence)
+        return self._lift(value.balance(), options, evidence)
 
 
 def lighten(module: Module) -> Module:
@@ -542,7 +542,7 @@ def _see(x: Tensor | Blocks, domain: Domain, count: int) -> Tensor | Blocks | Co
     if domain == "gram":
         flattened = x.flatten(start_dim=1)
         return flattened @ flattened.mT
-    return Cores.stacked(x) if domain == "cores" else x
+    return Cores.of_stack(x) if domain == "cores" else x
 
 
 def _dense_of(value: Any, updates: Tensor, domain: Domain) -> Tensor:

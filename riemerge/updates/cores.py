@@ -37,7 +37,7 @@ class Cores:
         self._find, self._stack = find, stack
 
     @classmethod
-    def factored(cls, left: Tensor, right: Tensor, ranks: Sequence[int]) -> Cores:
+    def of_factors(cls, left: Tensor, right: Tensor, ranks: Sequence[int]) -> Cores:
         """Return the updates xₜ = Lₜ Rₜᵀ of factors in any gauge.
 
         Args:
@@ -56,10 +56,10 @@ class Cores:
         """Return updates that are given in common bases."""
         left = torch.cat([update.scale * update.B.to(torch.float64) for update in updates], dim=1)
         right = torch.cat([update.A.to(torch.float64).mT for update in updates], dim=1)
-        return cls.factored(left, right, [update.rank for update in updates])
+        return cls.of_factors(left, right, [update.rank for update in updates])
 
     @classmethod
-    def stacked(cls, stack: Tensor) -> Cores:
+    def of_stack(cls, stack: Tensor) -> Cores:
         """Return dense updates (..., T, p, q), which are their own bases."""
         ranks = [min(stack.shape[-2:])] * stack.shape[-3]
         return cls(ranks, lambda: _side_by_side(thin_svd(stack)), stack)

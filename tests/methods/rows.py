@@ -27,7 +27,7 @@ class Alone:
         for edit in self.row.edits:
             x = edit(x, at)
         if isinstance(x, Tensor) and self.row.domain(at.values) == "cores":
-            x = Cores.stacked(x)
+            x = Cores.of_stack(x)
         return self.settle(self.row.mean(x, at), at)
 
     def settle(self, steps: Steps, at: Setting) -> Answer:

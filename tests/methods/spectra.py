@@ -38,7 +38,7 @@ def on_stack(mean: Mean) -> Callable[[Tensor, Setting], Tensor]:
     """A mean of cores as one of a stack of updates."""
 
     def merge(x: Tensor, at: Setting) -> Tensor:
-        found = mean(Cores.stacked(x), at)
+        found = mean(Cores.of_stack(x), at)
         if isinstance(found, SVD):
             return found.matrix()
         assert isinstance(found, Tensor)

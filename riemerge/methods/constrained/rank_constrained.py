@@ -161,9 +161,9 @@ def _targets(x: Tensor, setting: Setting) -> Tensor:
     """Return what is approximated for each model: its update, or one merge of all at the average's norm."""
     match setting.values["target"]:
         case "tsv":
-            merged = tsv(Cores.stacked(x), setting)
+            merged = tsv(Cores.of_stack(x), setting)
         case "ties":
-            left, cores, right = core(Cores.stacked(x))
+            left, cores, right = core(Cores.of_stack(x))
             # Without a majority: its sign would be that of arbitrary axes.
             plain = replace(setting, values={"merge_func": "mean"}, facts={"majority": 0})
             merged = left @ elect_globally(cores, plain) @ right.mT

@@ -169,7 +169,7 @@ def iso_cts(x: Cores, setting: Setting) -> Tensor:
     _expect_rank(leading(whole.values, common, float(largest)), common)
     shared = whole.truncate(common)
     columns = x.svds.left * (x.each(weights) * x.svds.values)
-    others = Cores.factored(columns - shared.left @ (shared.left.mT @ columns), x.svds.right, x.ranks)
+    others = Cores.of_factors(columns - shared.left @ (shared.left.mT @ columns), x.svds.right, x.ranks)
     if min(leading_each(others.spread(others.svds.values), private, largest)) < private:
         raise NumericalError(
             f"outside of the {common} common directions an update has fewer than {private} of its own, "

@@ -62,7 +62,7 @@ def spectra(x: Cores, settings: Sequence[Setting]) -> SVD:
     if bool(adapt.any()):
         share = torch.where(adapt.to(x.norms) > 0.0, disagreement(x, weights), 1.0)
         power = 1.0 - (1.0 - power) * share
-    first = thin_svd(_whitened(x, weights, values_of(settings, "whitening")))
+    first = thin_svd(_white_mean(x, weights, values_of(settings, "whitening")))
     kept = first.values > FLOOR * x.norms.amax(dim=-1, keepdim=True)
     raised = torch.where(kept, first.values ** power[:, None], 0.0)
     size, norm = (_norm(torch.where(kept, part, 0.0)) for part in (raised, first.values))
@@ -113,7 +113,7 @@ def spectra_matched(x: Cores, settings: Sequence[Setting]) -> SVD:
         NumericalError: What `spectrum_matched` raises for any of them.
     """
     weights, power = weights_of(x, settings), values_of(settings, "power").to(x.norms)[:, None]
-    first = thin_svd(_whitened(x, weights, values_of(settings, "whitening")))
+    first = thin_svd(_white_mean(x, weights, values_of(settings, "whitening")))
     floor = FLOOR * x.norms.amax(dim=-1, keepdim=True)
     kept = first.values > floor
     # A root of round-off would not be small.
@@ -167,7 +167,7 @@ def power_means(x: Cores, settings: Sequence[Setting]) -> SVD:
     order = values_of(settings, "order").to(x.norms)[:, None]
     largest = x.norms.amax(dim=-1, keepdim=True)
     sharp = (x.svds.values / largest.clamp_min(torch.finfo(torch.float64).tiny)) ** order
-    first = thin_svd(_whitened(x, weights_of(x, settings), values_of(settings, "whitening"), sharp))
+    first = thin_svd(_white_mean(x, weights_of(x, settings), values_of(settings, "whitening"), sharp))
     kept = first.values > (FLOOR**order).clamp_min(ROUND_OFF)
     return first._replace(values=largest * torch.where(kept, first.values ** (1.0 / order), 0.0))
 
@@ -192,7 +192,7 @@ def whitened_mean(x: Cores, weights: Tensor, exponent: float) -> Tensor:
     Source: Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081.
     """
     exponents = torch.tensor([exponent], dtype=torch.float64)
-    return _whitened(x.alone(), weights.to(x.norms)[None], exponents)[0]
+    return _white_mean(x.alone(), weights.to(x.norms)[None], exponents)[0]
 
 
 def disagreement(x: Cores, weights: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def disagreement(x: Cores, weights: Tensor) -> Tensor:
     return torch.where(whole > 0.0, 1.0 - mean / torch.where(whole > 0.0, whole, 1.0), 0.0).clamp(0.0, 1.0)
 
 
-def _whitened(x: Cores, weights: Tensor, exponents: Tensor, values: Tensor | None = None) -> Tensor:
+def _white_mean(x: Cores, weights: Tensor, exponents: Tensor, values: Tensor | None = None) -> Tensor:
     """Return `whitened_mean` of K modules, (K, p, q).
 
     Args:
@@ -261,9 +261,9 @@ def _expect_determined(values: Tensor, target: Tensor, kept: Tensor) -> None:
     """Refuse equal neighbours among singular values that are to be changed each in its own way.
 
     Args:
-        values: Of K means (K, k), descending.
-        target: Of their inputs (K, k).
-        kept: Which of them count, (K, k).
+        values: Singular values of K means (K, k), descending.
+        target: Those of their inputs (K, k).
+        kept: Whether each counts, (K, k).
     """
     equal = values.diff().neg() <= ROUND_OFF * values[:, :1]
     differ = target.diff().neg() > ROUND_OFF * target[:, :1]

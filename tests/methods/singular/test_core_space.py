@@ -26,11 +26,11 @@ iso_c, tsv = on_stack(singular_vectors.iso_c), on_stack(singular_vectors.tsv)
 
 
 def core(x: Tensor) -> Core:
-    return core_space.core(Cores.stacked(x))
+    return core_space.core(Cores.of_stack(x))
 
 
 def ties(x: Tensor, at: Setting) -> Tensor:
-    return core_ties(x, replace(at, facts=survey(lambda: iter([(Cores.stacked(x), at)]))))
+    return core_ties(x, replace(at, facts=survey(lambda: iter([(Cores.of_stack(x), at)]))))
 
 
 MEANS = {"ties": ties, "dare_ties": core_dare_ties}
@@ -151,7 +151,7 @@ def test_the_core_of_one_update_is_its_singular_values() -> None:
 
 def test_the_threshold_is_one_for_all_modules() -> None:
     seen = [(x, trimmed([1.0, 1.0], x, 0.4)) for x in (low_rank(2, 7, 8, 2), 1e3 * low_rank(2, 9, 6, 2))]
-    facts = survey(lambda: ((Cores.stacked(x), at) for x, at in seen))
+    facts = survey(lambda: ((Cores.of_stack(x), at) for x, at in seen))
     merged = [core_ties(x, replace(at, facts=facts)) for x, at in seen]
     assert not merged[0].any()
     assert merged[1].any()
