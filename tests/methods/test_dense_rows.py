@@ -80,8 +80,8 @@ CASES: dict[str, list[LowRankUpdate]] = {
     "beyond the width": draw([3] * 8, 12, 10),
     "rank of the width": draw([9, 2], 6, 5),
 }
-# Round-off times the condition, 1e5 of a sum whose spectrum is made flat.
-TOLERANCE = {"ill conditioned": 1e-9}
+# Round-off times the condition: of 1e7, where singular vectors of the least of a sum count as much as all.
+TOLERANCE = {("iso_cts", "ill conditioned"): 1e-7}
 
 
 def seen(updates: Sequence[LowRankUpdate]) -> tuple[Cores, Tensor, Setting]:
@@ -93,7 +93,7 @@ def seen(updates: Sequence[LowRankUpdate]) -> tuple[Cores, Tensor, Setting]:
 
 
 def value(row: Alone, x: Any, at: Setting) -> Tensor:
-    found = row(x, at).value
+    found: Any = row(x, at).value
     return found.matrix() if isinstance(found, SVD) else found
 
 
@@ -107,7 +107,7 @@ def test_from_decompositions_a_row_is_the_formula_of_a_stack(name: str, case: st
     row = Alone(METHODS[name])
     expected = ROWS[name](stack, at)
     for given in (x, Cores.of_stack(stack)):
-        assert_near(value(row, given, at), expected, TOLERANCE.get(case, 1e-10))
+        assert_near(value(row, given, at), expected, TOLERANCE.get((name, case), 1e-10))
 
 
 @pytest.mark.oracle

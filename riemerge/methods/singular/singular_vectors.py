@@ -224,7 +224,8 @@ def whitener(frame: Tensor, exponents: Tensor, largest: float | None = None) -> 
 
     Law: this times F is F (FᵀF)^(-a/2), the polar factor of F for a = 1; it commutes with isometries on the
     left, and does not change when F is turned on the right. Singular values of F below √eps count as zero.
-    By the eigenvectors of F Fᵀ, where that loses three digits at most; else by the singular vectors of F.
+    By the eigenvectors of F Fᵀ, where that loses three digits at most; of other frames by their singular
+    vectors.
 
     Args:
         frame: (K, p, c).
@@ -232,14 +233,21 @@ def whitener(frame: Tensor, exponents: Tensor, largest: float | None = None) -> 
         largest: Size that singular values are relative to; the largest of each frame if there is none.
     """
     powers = exponents.to(frame)[:, None]
-    if frame.shape[-1] >= frame.shape[-2]:
-        squares, vectors = torch.linalg.eigh(frame @ frame.mT)
-        if bool((squares[:, 0] > _WELL_CONDITIONED * squares[:, -1]).all()):
-            whole: Tensor = (vectors * squares.pow(-powers / 2.0).unsqueeze(-2)) @ vectors.mT
-            return whole
+    if frame.shape[-1] < frame.shape[-2]:
+        return _whitener_by_frame(frame, powers, largest)
+    squares, vectors = torch.linalg.eigh(frame @ frame.mT)
+    doubtful = squares[:, 0] <= _WELL_CONDITIONED * squares[:, -1]
+    raised = torch.where(doubtful[:, None], 1.0, squares).pow(-powers / 2.0)
+    found: Tensor = (vectors * raised.unsqueeze(-2)) @ vectors.mT
+    if bool(doubtful.any()):
+        found[doubtful] = _whitener_by_frame(frame[doubtful], powers[doubtful], largest)
+    return found
+
+
+def _whitener_by_frame(frame: Tensor, powers: Tensor, largest: float | None) -> Tensor:
+    """Return `whitener` by the singular vectors of frames, the exponents (K, 1) where the frames are."""
     vectors, sizes = left_singular(frame)
-    unit = sizes[:, :1] if largest is None else largest
-    kept = sizes > FLOOR * unit
+    kept = sizes > FLOOR * (sizes[:, :1] if largest is None else largest)
     raised = torch.where(kept, sizes, 1.0).pow(-powers) * kept
     found = (vectors * raised.unsqueeze(-2)) @ vectors.mT
     return torch.where(powers.unsqueeze(-1) == 0.0, eye_like(found), found)
