@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from riemerge.formats.files.staging import write_synced, writing
+from riemerge.formats.files.staging import write_atomically, writing
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.pair_tables import Measure, PairTables
-from riemerge.report.collection_figures import draw_collection
+from riemerge.report.collection_figures import PICTURES, draw_collection
 from riemerge.report.collection_page import collection_page
 from riemerge.report.collection_tables import (
     adapter_rows,
@@ -27,13 +27,14 @@ MEASURES: tuple[Measure, ...] = ("cosine", "distance", "left", "right")
 
 
 def write_atlas(record: CollectionRecord, tables: PairTables, folder: str | Path) -> list[str]:
-    """Write the page, the pictures and the tables of a collection.
+    """Write the page, the pictures and the tables of a collection, each file whole.
+
+    Law: the folder has no file of an earlier atlas afterwards that is not of this one.
 
     Args:
         record: The collection.
         tables: The tables of all pairs of the collection.
-        folder: A folder that is there, and is given its name when all is written; no file of these names is
-            in it.
+        folder: The folder of the collection, which is there.
 
     Returns:
         A line for each thing that is missing, and why.
@@ -58,6 +59,9 @@ def write_atlas(record: CollectionRecord, tables: PairTables, folder: str | Path
         except ImportError:
             files[f"{name}.jsonl"] = as_jsonl(table)
     for name, content in files.items():
-        with writing(Path(folder, name)):
-            write_synced(Path(folder, name), content)
+        write_atomically(Path(folder, name), content)
+    optional = {*PICTURES, *(f"{name}.{kind}" for name in rows for kind in ("parquet", "jsonl"))}
+    with writing(Path(folder)):
+        for name in optional - set(files):
+            Path(folder, name).unlink(missing_ok=True)
     return notes

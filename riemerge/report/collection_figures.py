@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ MARKERS = "osD^vP"
 
 GREY = "#8A8A8A"
 """Colour of adapters that are in no family."""
+
+PICTURES = ("pairs.png", "map.png", "spectra.png", "kept.png")
+"""Names of the files of the pictures."""
 
 MOST_NAMES = 80
 """Above so many adapters, pictures name clusters, medoids and outliers only."""
@@ -56,22 +60,18 @@ def draw_collection(record: CollectionRecord, cosine: Array) -> dict[str, bytes]
         cosine: (T, T), cosines of the dW of each pair.
 
     Returns:
-        `pairs.png`, `map.png`, `spectra.png`, and `kept.png`.
+        A picture for each name in PICTURES.
 
     Raises:
         ImportError: matplotlib is not there.
     """
     import matplotlib as mpl
 
-    drawings: dict[str, Callable[[], Any]] = {
-        "pairs.png": lambda: draw_pairs(record, cosine),
-        "map.png": lambda: draw_map(record),
-        "spectra.png": lambda: draw_spectra(record),
-        "kept.png": lambda: draw_kept(record),
-    }
+    alone = (partial(draw, record) for draw in (draw_map, draw_spectra, draw_kept))
+    drawings = (partial(draw_pairs, record, cosine), *alone)
     files = {}
     with mpl.rc_context({"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left"}):
-        for name, draw in drawings.items():
+        for name, draw in zip(PICTURES, drawings, strict=True):
             content = io.BytesIO()
             draw().savefig(content, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12)
             files[name] = content.getvalue()

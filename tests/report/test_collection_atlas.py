@@ -59,9 +59,20 @@ def test_tables_are_json_lines_where_pyarrow_is_not(folder: Path, monkeypatch: p
     assert not list(folder.glob("*.parquet"))
 
 
-def test_a_file_that_is_there_is_not_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_an_earlier_atlas_is_left_but_what_others_wrote(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "pyarrow"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in (PAGE, "map.png", "pairs.parquet", "mine.png"):
+        (folder / name).write_text("old", encoding="utf-8")
+    write_atlas(made_collection(), PairTables(folder), folder)
+    assert (folder / PAGE).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert not {"map.png", "pairs.parquet"} & {path.name for path in folder.iterdir()}
+    assert (folder / "mine.png").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    (folder / PAGE).write_text("mine", encoding="utf-8")
-    with pytest.raises(OutputError, match=PAGE):
-        write_atlas(made_collection(), PairTables(folder), folder)
-    assert (folder / PAGE).read_text(encoding="utf-8") == "mine"
+    with pytest.raises(OutputError, match="nowhere"):
+        write_atlas(made_collection(), PairTables(folder), folder / "nowhere")
