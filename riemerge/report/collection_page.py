@@ -153,12 +153,7 @@ def _distances(record: CollectionRecord) -> str:
 def _missing(record: CollectionRecord) -> str:
     """Return who was left out and why, what counts as zero, and what was taken to be the same."""
     reasons = [f"{row.name}: {reason}" for row in record.left_out for reason in row.reasons]
-    lacking = [
-        f"{row.name} lacks {count(len(row.missing), 'module')}: {names_of(row.missing, 6)}"
-        for row in record.adapters
-        if row.missing
-    ]
-    sections = {"Left out": reasons, "What counts as zero": lacking, "Notes": list(record.notes)}
+    sections = {"Left out": reasons, "Notes": record.notes}
     return "".join(f"<h2>{title}</h2>{_list(texts)}" for title, texts in sections.items() if texts)
 
 

@@ -49,7 +49,7 @@ def count(things: int, noun: str) -> str:
 def summary(record: CollectionRecord) -> list[str]:
     """Say what was compared and what was found, a line each; nothing of what was not found."""
     lines = [_contents(record), _repetitions(record), _near(record), _clusters(record), _outliers(record)]
-    return [line for line in (*lines, kept_energy(record), _missing(record), _left_out(record)) if line]
+    return [line for line in (*lines, kept_energy(record), _left_out(record)) if line]
 
 
 def advice_lines(record: CollectionRecord) -> list[tuple[str, str]]:
@@ -165,12 +165,6 @@ def kept_energy(record: CollectionRecord) -> str:
         texts += [f"{k} keep {kept:.0%}" for k, kept in enough[:1]]
     texts = texts or [f"{row.directions[-1]} keep {row.kept[-1]:.0%}"]
     return f"common directions a side: {', '.join(dict.fromkeys(texts))} of the energy of all adapters"
-
-
-def _missing(record: CollectionRecord) -> str:
-    names = [adapter.name for adapter in record.adapters if adapter.missing]
-    who = f"{count(len(names), 'adapter')} {('lack', 'lacks')[len(names) == 1]}"
-    return when(names, f"{who} modules that others have, which count as zero: {names_of(names)}")
 
 
 def _left_out(record: CollectionRecord) -> str:

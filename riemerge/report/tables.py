@@ -51,6 +51,8 @@ MAX_TASKS = 3
 SHOWN_SINGULAR_VALUES = 3
 # Above so many clusters or pieces of advice, a terminal shows the first ones.
 MAX_SHOWN = 12
+# A longer command is not shown in a terminal.
+MAX_COMMAND = 400
 
 Column = tuple[str, Sequence[str]]
 """A header and its cells, as literal text."""
@@ -334,12 +336,17 @@ def collection_report(record: CollectionRecord, page: str = "the page") -> Rende
     advice = advice_lines(record)
     parts += [Text("\nwhat to do", style="bold")] * bool(advice)
     for text, order in advice[:MAX_SHOWN]:
-        parts += [Text(printable(f"- {text}"))] + [Text(printable(f"  {order}"))] * bool(order)
+        shown = when(len(order) <= MAX_COMMAND, order) or f"(its command is on {page})"
+        # A command stands on one line, from which it can be copied.
+        parts += [Text(printable(f"- {text}"))]
+        parts += [Text(printable(f"  {shown}"), no_wrap=True, overflow="ignore")] * bool(order)
     more = len(advice) - MAX_SHOWN
     parts += [Text(f"and {more} more: see {printable(page)}")] * (more > 0)
-    reasons = [f"left out: {reason}" for row in record.left_out for reason in row.reasons]
-    notes = [*reasons, *(f"note: {note}" for note in record.notes)]
-    return Group(*parts, *(Text(f"\n{printable(note)}", style="yellow") for note in notes))
+    reasons = [f"left out: {row.name}: {reason}" for row in record.left_out for reason in row.reasons]
+    notes = [*reasons[:MAX_SHOWN], *(f"note: {note}" for note in record.notes)]
+    notes += [f"and {len(reasons) - MAX_SHOWN} more reasons: see {page}"] * (len(reasons) > MAX_SHOWN)
+    parts += [Text("")] * bool(notes)
+    return Group(*parts, *(Text(printable(note), style="yellow") for note in notes))
 
 
 # --- methods ------------------------------------------------------------------------------------------------

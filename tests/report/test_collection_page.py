@@ -60,7 +60,7 @@ def test_what_was_found_and_what_to_do_come_first_and_the_rest_in_order(page: st
     headings = Page(page).texts["h2"]
     assert headings == [
         *("What was found", "What to do", "Pairs", "Map", "Spectra", "Common directions", "Clusters"),
-        *("Adapters", "Nearest neighbours", "Geodesic distances", "Left out", "What counts as zero", "Notes"),
+        *("Adapters", "Nearest neighbours", "Geodesic distances", "Left out", "Notes"),
     ]
     assert "riemerge merge law med -o family-0 --method geomerge" in Page(page).texts["code"]
     assert "broken: broken: layers.0.q: lora_A holds 1 NaN or Inf" in Page(page).texts["li"]
