@@ -90,6 +90,18 @@ class ResourceError(RiemergeError):
     exit_code = 7
 
 
+def require_docstrings() -> None:
+    """Refuse a Python without docstrings: Pymanopt 2.2 adds to its own as it is imported.
+
+    Raises:
+        ResourceError: Python was started with -OO.
+    """
+    if sys.flags.optimize > 1:
+        raise ResourceError(
+            "python: -OO (PYTHONOPTIMIZE=2) takes away docstrings, which Pymanopt needs: use -O"
+        )
+
+
 # As torch's allocators say it, in a RuntimeError.
 _OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|(out of|not enough) memory", re.IGNORECASE)
 _MEMORY = "out of memory: use --threads 1, --dtype float32 (for adapters), or fewer models at a time"
@@ -97,7 +109,7 @@ _OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
-    """Return the kind of any fault, its exit code and what to say: a `Bug` where it is none of ours."""
+    """Return the kind of any fault, its exit code, and what there is to say: a `Bug` where it is none of ours."""
     if isinstance(fault, RiemergeError):
         return type(fault).__name__, fault.exit_code, fault.problems
     text, number = " ".join(str(fault).split()), getattr(fault, "errno", None)
@@ -117,15 +129,3 @@ def explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
         where = f"{fault.filename}: " if fault.filename else ""
         return kind.__name__, kind.exit_code, (f"{where}{fault.strerror or text}",)
     return "Bug", 1, (f"a bug: {type(fault).__name__}: {text}",)
-
-
-def require_docstrings() -> None:
-    """Refuse a Python without docstrings: Pymanopt 2.2 adds to its own as it is imported.
-
-    Raises:
-        ResourceError: Python was started with -OO.
-    """
-    if sys.flags.optimize > 1:
-        raise ResourceError(
-            "python: -OO (PYTHONOPTIMIZE=2) takes away docstrings, which Pymanopt needs: use -O"
-        )
