@@ -12,8 +12,6 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.kinds import is_checkpoint
 from riemerge.frechet.loss import LOSSES
-from riemerge.frechet.solvers.catalogue import SOLVERS
-from riemerge.frechet.solvers.solver import Solver
 from riemerge.merging.inputs import Models, counting
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import SHARD_BYTES, MergeResult, Written, collect, write
@@ -113,10 +111,8 @@ def merge(
             f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each"
         )
     optimizer = None
-    if isinstance(solver, Solver):
-        solver = SOLVERS.text_of(solver)
     if not isinstance(solver, str | None):
-        optimizer, solver = solver, type(solver).__name__
+        optimizer, solver = _name_solver(solver)
     columns = {
         "edits": edits,
         "geometry": geometry and GEOMETRIES.text_of(geometry),
@@ -214,3 +210,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value)
+
+
+def _name_solver(solver: Any) -> tuple[Any, str]:
+    """Return a solver that no text names, if it is one, and the text that a recipe has for a solver."""
+    from riemerge.frechet.solvers.catalogue import SOLVERS  # brings Pymanopt, which few rows need
+    from riemerge.frechet.solvers.solver import Solver
+
+    if isinstance(solver, Solver):
+        solver = SOLVERS.text_of(solver)
+    if isinstance(solver, str):
+        return None, solver
+    return solver, type(solver).__name__

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, Self, cast, final
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, final
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError, RiemergeError
-from riemerge.frechet import Problem
 from riemerge.frechet.status import Status
-from riemerge.methods.batches import Task, pose, solve
 from riemerge.methods.edits import Edit, parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
@@ -27,6 +25,10 @@ from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
 from riemerge.updates import Blocks, LowRankUpdate
+
+if TYPE_CHECKING:
+    from riemerge.frechet import Problem
+    from riemerge.methods.batches import Task
 
 # Numbers that modules may keep while they wait to be solved side by side: 128 MiB of float64.
 _WINDOW = 2**24
@@ -121,6 +123,8 @@ class Row:
 
     def task(self, placed: Placed, setting: Setting) -> Task:
         """Return the problem that a geometry placed, under the row's loss."""
+        from riemerge.methods.batches import Task  # brings the solvers, which no closed form needs
+
         weights = placed.weights
         if weights is None:
             weights = setting.weights
@@ -289,6 +293,8 @@ def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[t
     Raises:
         NumericalError: What `merge_modules` raises before it solves, and so does AdapterError.
     """
+    from riemerge.methods.batches import pose
+
     run = _Run(Row.of(method), stack, options, len(stack.modules))
     window = dict(run.begin_all())
     run.note(window)
@@ -361,12 +367,8 @@ class _Run:
     def finish(self, window: Mapping[str, _Begun]) -> Iterator[tuple[str, Merged]]:
         """Solve what the modules of a window placed, step by step, and yield them merged."""
         self.note(window)
-        while not self._faults and (waiting := [one for one in window.values() if one.placed]):
-            tasks = [one.task(self.row) for one in waiting]
-            done = self._done + len(window) - len(waiting)
-            solved = solve(tasks, self.row.solver, self._options, done=done, total=self._total)
-            deque(in_order(_advance, zip(waiting, solved, strict=True), self._options.threads), maxlen=0)
-            self.note(window)
+        if any(one.placed for one in window.values()):
+            self._solve(window)
         if self._faults:
             return
         count = len(self._stack.names)
@@ -376,6 +378,17 @@ class _Run:
             self._done += 1
             self.report("merge", self._done)
             yield name, one
+
+    def _solve(self, window: Mapping[str, _Begun]) -> None:
+        """Solve what the modules of a window placed, step by step."""
+        from riemerge.methods.batches import solve  # brings the solvers, which no closed form needs
+
+        while not self._faults and (waiting := [one for one in window.values() if one.placed]):
+            tasks = [one.task(self.row) for one in waiting]
+            done = self._done + len(window) - len(waiting)
+            solved = solve(tasks, self.row.solver, self._options, done=done, total=self._total)
+            deque(in_order(_advance, zip(waiting, solved, strict=True), self._options.threads), maxlen=0)
+            self.note(window)
 
     def report(self, stage: str, done: int) -> None:
         """Tell how many modules are through a stage."""

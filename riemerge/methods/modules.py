@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.batches import SEVERAL
 from riemerge.methods.method import Domain, Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.setting import Setting, make_setting
-from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant
+from riemerge.methods.stack import SEVERAL, Apart, Evidence, Merged, Options, Stack, constant
 from riemerge.updates import (
     Blocks,
     Dense,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from torch import Tensor
 
-from riemerge.manifolds import TorchManifold
 from riemerge.methods.method import Domain
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.stack import Evidence
+
+if TYPE_CHECKING:
+    from riemerge.manifolds import TorchManifold  # which brings Pymanopt, and no closed form needs it
 
 
 @final

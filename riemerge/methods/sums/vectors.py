@@ -11,8 +11,6 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError, RecipeError
 from riemerge.frechet.status import Status
-from riemerge.manifolds import Euclidean
-from riemerge.manifolds import Sphere as UnitSphere
 from riemerge.methods.elections.election import masked_mean
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
 from riemerge.methods.method import Domain
@@ -79,6 +77,8 @@ class Flat(Geometry):
 
     def mean(self, x: Tensor, setting: Setting) -> Steps:
         """Place the updates in their span: one problem."""
+        from riemerge.manifolds import Euclidean  # brings Pymanopt, which no closed form needs
+
         self._require("identity")
         products, total = x.cpu(), setting.weights.sum()
         weights = setting.weights / total
@@ -124,6 +124,8 @@ class Sphere(Geometry):
 
     def mean(self, x: Tensor, setting: Setting) -> Steps:
         """Place the directions in their span: one problem, unless no update has a direction."""
+        from riemerge.manifolds import Sphere as UnitSphere  # brings Pymanopt, which no closed form needs
+
         norms, cosines = directions(x.cpu())
         present = torch.nonzero(norms).squeeze(-1)
         if not len(present):
