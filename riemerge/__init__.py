@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from riemerge.recipes.recipe import read_recipe as read_recipe
     from riemerge.records.evaluation_record import Evaluation as Evaluation
     from riemerge.statistics import collect_statistics as collect_statistics
+    from riemerge.study.batch_merges import batch as batch
     from riemerge.study.evaluation import evaluate as evaluate
     from riemerge.study.inspection import inspect as inspect
     from riemerge.study.method_laws import check_method as check_method

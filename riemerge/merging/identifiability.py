@@ -136,7 +136,7 @@ def _compare(
     j: Tensor,
     shape: tuple[int, int],
 ) -> Tensor:
-    """Compare pairs (i, j) of updates of K modules: (8, K, P), what `Overlap` averages and whether they count."""
+    """Return what `Overlap` averages of P pairs (i, j) of K modules, and whether each counts: (8, K, P)."""
     crossed = torch.stack([side[:, i].mT @ side[:, j] for side in (left, right)])
     cosines = torch.linalg.svdvals(crossed)
     small, large = torch.minimum(ranks[:, i], ranks[:, j]), torch.maximum(ranks[:, i], ranks[:, j])

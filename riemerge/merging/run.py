@@ -21,7 +21,7 @@ from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 _Update: TypeAlias = LowRankUpdate | Dense | DenseBlocks
 Keep: TypeAlias = Callable[[str, _Update], None]
-"""What is done with each module and its merged update, scale λ included, in the order in which they are done."""
+"""What is done with each module and its merged update, scale λ included, as they are done."""
 
 
 def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError, RiemergeError
 from riemerge.frechet.status import Status
+from riemerge.linalg import SVD
 from riemerge.methods.edits import Edit, parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
-from riemerge.methods.method import Domain, Method
-from riemerge.methods.modules import Edited, Module, lighten, open_module
+from riemerge.methods.method import SUMS, Domain, Method
+from riemerge.methods.modules import Edited, Module, open_module
 from riemerge.methods.reduced import Group, Member, open_side_by_side
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, Together
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
-from riemerge.linalg import SVD
 from riemerge.updates import Blocks, LowRankUpdate
 from riemerge.updates.reduction import Kind
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from riemerge.frechet import Problem
     from riemerge.methods.batches import Task
 
-# Numbers of factors that are reduced together, and the most modules: on a GPU, which waits for each batch, more.
-# Neither depends on the threads: the bits of a batch may.
+# Numbers of factors that are reduced together, on a GPU more, which waits for each batch; and the most
+# modules. None of it depends on the threads: the bits of a batch may.
 _TOGETHER = {"cpu": 2**22}
 _ON_DEVICE = 2**27
 _MOST = 64
@@ -90,6 +90,8 @@ class Row:
         """Return what the row sees of a module."""
         if self.formula or self.method.geometry == FORMULA:
             return self.method.domain
+        if self.method.loss == "square":
+            return self.geometry(values).closed_domain
         return self.geometry(values).domain
 
     def read_domain(self, values: Mapping[str, Any]) -> Domain:
@@ -102,7 +104,7 @@ class Row:
         """Return whether the row can merge the dense updates of a module a run of rows at a time."""
         if self.survey or not self.edits_by_rows:
             return False
-        if self.domain(values) == "gram":
+        if self.domain(values) in SUMS:
             return not (self.formula and self.edits)
         if self.formula or self.method.geometry == FORMULA:
             return self.method.by_rows
@@ -110,7 +112,7 @@ class Row:
 
     def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve for the mean of edited updates: nothing where it has a closed form."""
-        found: Tensor | Blocks | Answer | None = None
+        found: Tensor | SVD | Blocks | Answer | None = None
         if isinstance(x, Blocks):
             found = x.each(partial(self._merge_block, setting))
         elif self.formula:
@@ -267,6 +269,8 @@ class _Begun:
             return  # seen with the others of its kind
         if isinstance(value, LowRankUpdate):
             tensors = (value.A, value.B)
+        elif isinstance(value, SVD):
+            tensors = value
         elif isinstance(value, Blocks):
             tensors = ()  # seen when it is measured
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
@@ -296,7 +300,7 @@ def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tu
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of the domains `gram`, `span`, `half` and `factors` never form a dense dW of factors; `entries` has
+    Rows of all domains but `entries` never form a dense dW of factors; `entries` has
     all T of one module on each thread. Dense updates are merged as they are, whatever the domain, and not
     cut; those that the row does not see (`Stack.plain`) get the weighted mean. Modules whose mean is to be
     solved wait for each other, as many as `_WINDOW` holds, and those of one kind are solved side by side.
@@ -339,8 +343,31 @@ def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[t
 
 def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor, Setting]:
     """Return what a survey sees of a module."""
-    there = open_module(row.method, row.read_domain(stack.values(name)), stack, options, name)
+    kind, domain = _kind(row, stack, name)
+    if kind is not None:
+        light = replace(options, overlaps=None, starts=None)
+        groups, faults = open_side_by_side(row.method, domain, stack, light, [name], {})
+        for fault in faults.values():
+            raise fault
+        there: Module = groups[0].members[0]
+    else:
+        there = open_module(row.method, domain, stack, options, name)
     return there.x, there.setting
+
+
+def _kind(row: Row, stack: Stack, name: str) -> tuple[Kind | None, Domain]:
+    """Return what a module has in common with those that it is reduced with, and what the row sees of it; no
+    kind where each is read by itself.
+    """
+    domain = row.read_domain(stack.values(name))
+    if name in stack.plain or domain not in _REDUCED:
+        return None, domain
+    if stack.kinds is not None:
+        return stack.kinds(name), domain
+    updates = stack.modules[name]
+    if not isinstance(updates, tuple):
+        return None, domain
+    return Kind.of(updates), domain
 
 
 @final
@@ -369,7 +396,7 @@ class _Run:
         """Yield names of modules that are reduced together, in the order of the first of each."""
         kinds: dict[tuple[Kind | None, Domain], list[str]] = defaultdict(list)
         for name in names:
-            kinds[self._kind(name)].append(name)
+            kinds[_kind(self.row, self._stack, name)].append(name)
         batches = []
         for (kind, _), several in kinds.items():
             count = 1
@@ -379,24 +406,9 @@ class _Run:
             batches += [several[i : i + count] for i in range(0, len(several), count)]
         yield from sorted(batches)
 
-    def _kind(self, name: str) -> tuple[Kind | None, Domain]:
-        """Return what a module has in common with those that it is reduced with, and what the row sees of it;
-        no kind where each is read by itself.
-        """
-        stack = self._stack
-        domain = self.row.read_domain(stack.values(name))
-        if name in stack.plain or domain not in _REDUCED:
-            return None, domain
-        if stack.kinds is not None:
-            return stack.kinds(name), domain
-        updates = stack.modules[name]
-        if not isinstance(updates, tuple):
-            return None, domain
-        return Kind.of(updates), domain
-
     def begin_batch(self, facts: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, _Begun]]:
         """Read the modules of a batch, and merge them where their means have closed forms."""
-        kind, domain = self._kind(names[0])
+        kind, domain = _kind(self.row, self._stack, names[0])
         if kind is None:
             return [(name, self.begin(facts, name)) for name in names]
         begun = {name: _Begun() for name in names}
@@ -414,7 +426,7 @@ class _Run:
             one.module = member
         values = self._merge_together(group)
         if values is None:
-            for member, one in zip(group.members, each, strict=True):
+            for one in each:
                 one.begin(self.row)
         closed = [one for one in each if one.placed is None and one.fault is None]
         self._give_back(closed, values)
@@ -441,10 +453,11 @@ class _Run:
             return
         members = [cast("Member", one.module) for one in each]
         count = len(self._stack.names)
-        if values is None:
-            values = [one.value for one in each]
+        answers: Sequence[Any] | Tensor = [one.value for one in each]
+        if values is not None:
+            answers = values
         merged = members[0].group.give_back(
-            [member.place for member in members], values, [one.know(count) for one in each]
+            [member.place for member in members], answers, [one.know(count) for one in each]
         )
         for one, found in zip(each, merged, strict=True):
             one.module = one.value = one.steps = None
@@ -473,7 +486,7 @@ class _Run:
             begun.seconds = perf_counter() - began
             begun.advance(None)
             if begun.placed:
-                begun.module = lighten(there)
+                begun.module = there
             elif begun.fault is None:
                 begun.merged = begun.give_back(options, len(stack.names))
                 if options.later and not there.light:
@@ -494,18 +507,18 @@ class _Run:
             return
         give_back = partial(_Begun.give_back, options=self._options, count=len(self._stack.names))
         together: dict[Any, list[_Begun]] = defaultdict(list)
-        for one in window.values():
-            if isinstance(one.module, Member):
-                together[one.module.group].append(one)
+        for waiting in window.values():
+            if isinstance(waiting.module, Member):
+                together[waiting.module.group].append(waiting)
         deque(in_order(self._give_back, together.values(), self._options.threads), maxlen=0)
         self.note(window)
         if self._faults:
             return
-        merged = in_order(give_back, window.values(), self._options.threads)
-        for name, one in zip(window, merged, strict=True):
+        each = in_order(give_back, window.values(), self._options.threads)
+        for name, merged in zip(window, each, strict=True):
             self._done += 1
             self.report("merge", self._done)
-            yield name, one
+            yield name, merged
 
     def _solve(self, window: Mapping[str, _Begun]) -> None:
         """Solve what the modules of a window placed, step by step."""

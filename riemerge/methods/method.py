@@ -36,7 +36,8 @@ class Method:
             `closed_form`.
         finish: What is done to the mean, in words.
         domain: What a formula sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner products,
-            `span` cores in the joint span, `half` cores on the left and full width on the right, `entries`
+            `weights` nothing but the weights, `span` a stack of cores in the joint span, `cores` the same as
+            their decompositions side by side, `half` cores on the left and full width on the right, `entries`
             the dense updates, `factors` the factors in the joint span. A geometry has its own.
         mean: `package.module:function` of a formula (see `riemerge.methods.setting.Mean`); empty where the
             mean is the geometry's.

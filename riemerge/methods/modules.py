@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.method import Domain, Method
+from riemerge.linalg import SVD
+from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.setting import Setting, make_setting
 from riemerge.methods.stack import SEVERAL, Apart, Evidence, Merged, Options, Stack, constant
 from riemerge.updates import (
     Blocks,
+    Cores,
     Dense,
     DenseBlocks,
     DenseRows,
@@ -27,7 +29,6 @@ from riemerge.updates import (
     JointSpan,
     LowRankUpdate,
     nearest,
-    sum_updates,
 )
 from riemerge.updates.reduction import Reduction
 
@@ -95,29 +96,18 @@ def open_module(
         x = updates.stacked
         norms = [float(torch.linalg.vector_norm(x[i])) for i in used]
         return _Whole(see(tuple(x.shape[1:]), norms), domain, x, used)
-    read = partial(_read, stack, name, exact=domain != "factors")
-    each = read()
+    # What decides by rank or position must not see a narrower round-off.
+    each = [update.to(torch.float64) for update in stack.low_rank(name)]
     span = JointSpan(each)
-    # Balanced: inner products of factors would lose digits to their gauge.
-    small = tuple(span.updates[i].balance() for i in used)
+    cores = Cores.of([span.updates[i] for i in used])
     setting = see(
         each[0].shape,
-        norms=[update.norm() for update in small],
+        norms=cores.norms.tolist(),
         ranks=tuple(each[i].rank for i in used),
         rank=allowed_rank(method, max(each[i].rank for i in used), options),
         starts=count_starts(options, partial(_overlap, span, stack, options)),
     )
-    return _DOMAINS[domain](setting, domain, span, each, used, small, read)
-
-
-def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
-    """Return the updates of a module, in float64 where they are wanted so: what decides by rank or position
-    must not see a narrower round-off.
-    """
-    updates = stack.low_rank(name)
-    if not exact:
-        return updates
-    return [update.to(torch.float64) for update in updates]
+    return _DOMAINS[domain](setting, domain, span, each, used)
 
 
 def allowed_rank(method: Method, largest: int, options: Options) -> int | None:
@@ -194,7 +184,7 @@ class _Whole(Module):
 
     @property
     def x(self) -> Any:
-        return _see(self._counting, self.domain)
+        return _see(self._counting, self.domain, len(self.used))
 
     @property
     def _counting(self) -> Tensor:
@@ -206,10 +196,8 @@ class _Whole(Module):
             kept = kept.unsqueeze(-1)
         return kept
 
-    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
-        if self.domain == "gram":
-            value = torch.tensordot(value.to(self.stacked), self._counting, dims=1)
-        merged = Dense(value.reshape(self.setting.shape))
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        merged = Dense(_dense_of(value, self._counting, self.domain).reshape(self.setting.shape))
         apart = Apart(
             merged.norm(),
             tuple(Dense(update).norm() for update in self.stacked),
@@ -240,7 +228,7 @@ class _ByRows(Module):
 
     @property
     def x(self) -> Any:
-        return _see(self._counting, self.domain)
+        return _see(self._counting, self.domain, len(self.used))
 
     @property
     def _counting(self) -> Blocks:
@@ -251,7 +239,7 @@ class _ByRows(Module):
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         content = value
-        if self.domain == "gram":
+        if self.domain in SUMS:
             content = self._counting.combine(value)
         measured = _Measured(content, self.norms)
         return Merged(
@@ -307,25 +295,21 @@ class _Factored(Module, ABC):
         span: The joint span of all updates of the module.
         read: All updates of the module.
         used: The places of the updates that count.
-        small: The updates that count, in the bases of `span`, balanced.
-        again: Reads all its updates once more.
     """
 
     span: JointSpan
     read: Sequence[LowRankUpdate]
     used: Sequence[int]
-    small: Sequence[LowRankUpdate]
-    again: Callable[[], Sequence[LowRankUpdate]]
 
     @abstractmethod
-    def _singular_values(self, value: Tensor) -> Tensor:
+    def _singular_values(self, value: Any) -> Tensor:
         """Return the singular values of the update that an answer means."""
 
     @abstractmethod
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
-    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         rank = self.setting.rank
         if isinstance(options.rank, str) and not options.dense:
             share = energy_of(options.rank)
@@ -333,63 +317,9 @@ class _Factored(Module, ABC):
                 rank = _least_rank(self._singular_values(value), share)
         return self._cut(value, rank, options, evidence)
 
-    def _in_span(
-        self, total: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence
-    ) -> Merged:
-        small, evidence = _truncate(total, rank, evidence)
-        light, again = self.span.without_bases(), self.again
-
-        def lift() -> LowRankUpdate:
-            return light.lift(small, again())
-
-        if options.later:
-            return Merged(lift, evidence, self.span.updates, small)
-        if not self.read:
-            return Merged(constant(lift()), evidence, self.span.updates, small)
-        return Merged(constant(self.span.lift(small)), evidence, self.span.updates, small)
-
     @property
     def width(self) -> int:
-        return sum(update.A.numel() + update.B.numel() for update in (*self.small, *self.read))
-
-
-@final
-class _Gram(_Factored):
-    """Inner products in, coefficients out."""
-
-    light = True
-
-    @property
-    def x(self) -> Tensor:
-        ranks = [update.rank for update in self.small]
-        left = torch.cat([update.B * update.scale for update in self.small], dim=1)
-        right = torch.cat([update.A.mT for update in self.small], dim=1)
-        products = (left.mT @ left) * (right.mT @ right)
-        rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
-        return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
-
-    def _singular_values(self, value: Tensor) -> Tensor:
-        return sum_updates(self.small, value.tolist()).singular_values()
-
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(sum_updates(self.small, value.tolist()), rank, options, evidence)
-
-
-@final
-class _Span(_Factored):
-    """Cores in bases of the joint span in, a core out."""
-
-    light = True
-
-    @property
-    def x(self) -> Tensor:
-        return torch.stack([update.dense() for update in self.small])
-
-    def _singular_values(self, value: Tensor) -> Tensor:
-        return _singular_values(value)
-
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(as_factors(value), rank, options, evidence)
+        return sum(update.A.numel() + update.B.numel() for update in self.read)
 
 
 @final
@@ -447,37 +377,9 @@ class _Entries(_Factored):
         return Apart(norm, tuple(norms), tuple(math.sqrt(max(square, 0.0)) for square in squares))
 
 
-@final
-class _Factors(_Factored):
-    """Factors in bases of the joint span in, such factors out."""
-
-    light = True
-
-    @property
-    def x(self) -> Sequence[LowRankUpdate]:
-        return self.small
-
-    def _singular_values(self, value: Any) -> Tensor:
-        sigma: Tensor = value.singular_values()
-        return sigma
-
-    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(value, None, options, evidence)
-
-
-def lighten(module: Module) -> Module:
-    """Return a module without what is tall of it and can be read again, to wait for a mean."""
-    if isinstance(module, _Factored) and module.light:
-        return replace(module, span=module.span.without_bases(), read=())
-    return module
-
-
 _DOMAINS: dict[str, type[_Factored]] = {
-    "gram": _Gram,
-    "span": _Span,
     "half": _Half,
     "entries": _Entries,
-    "factors": _Factors,
 }
 
 
@@ -515,7 +417,7 @@ class Edited(Module):
         """The edited updates, in the domain of the row."""
         if self.domain == "factors":
             return [update.balance() for update in self._span.updates]
-        return _see(self.edited, self.domain)
+        return _see(self.edited, self.domain, len(self.setting.weights))
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
@@ -524,21 +426,33 @@ class Edited(Module):
             update = self._span.lift(value)
             dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
             value = update.dense()
-        elif self.domain == "gram" and isinstance(self.edited, Blocks):
+        elif isinstance(self.edited, Tensor):
+            value = _dense_of(value, self.edited, self.domain)
+        elif self.domain in SUMS:
             value = self.edited.combine(value)
-        elif self.domain == "gram":
-            value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
         return dense.give_back(value, options, evidence)
 
 
-def _see(x: Tensor | Blocks, domain: Domain) -> Tensor | Blocks:
-    """Return dense updates as they are, or their inner products where no more is seen."""
-    if domain != "gram":
-        return x
+def _see(x: Tensor | Blocks, domain: Domain, count: int) -> Tensor | Blocks | Cores:
+    """Return T dense updates as they are, or what a domain sees of them."""
+    if domain == "weights":
+        return torch.zeros(count, 0, dtype=torch.float64)
     if isinstance(x, Blocks):
-        return x.gram()
-    flattened = x.flatten(start_dim=1)
-    return flattened @ flattened.mT
+        return x.gram() if domain == "gram" else x
+    if domain == "gram":
+        flattened = x.flatten(start_dim=1)
+        return flattened @ flattened.mT
+    return Cores.of_stack(x) if domain == "cores" else x
+
+
+def _dense_of(value: Any, updates: Tensor, domain: Domain) -> Tensor:
+    """Return the dense update that an answer about T dense updates means."""
+    dense: Tensor = value
+    if domain in SUMS:
+        dense = torch.tensordot(value.to(updates), updates, dims=1)
+    elif isinstance(value, SVD):
+        dense = value.matrix()
+    return dense
 
 
 def _singular_values(value: Tensor) -> Tensor:

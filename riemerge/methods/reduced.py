@@ -180,7 +180,7 @@ class Group:
         return one
 
     def give_back(
-        self, modules: Sequence[int], values: Sequence[Any], evidence: Sequence[Evidence]
+        self, modules: Sequence[int], values: Sequence[Any] | Tensor, evidence: Sequence[Evidence]
     ) -> list[Merged | NumericalError]:
         """Turn answers about some of the modules into merged updates.
 
@@ -226,28 +226,29 @@ class Group:
         return constant(lift(read or stack.low_rank(name)))
 
     def _decompose(
-        self, whole: Reduction, values: Sequence[Any] | Tensor | SVD
+        self, whole: Reduction, values: Sequence[Any] | Tensor
     ) -> tuple[SVD, Sequence[int], Sequence[bool]]:
-        """Return answers as decomposed updates, side by side, the rank that each may have at most, and whether
-        it is finite.
+        """Return answers as decomposed updates, side by side, the rank that each may have, and whether it is
+        finite.
         """
         count, full = len(whole.left), min(whole.left.shape[1], whole.right.shape[1])
         if isinstance(values, SVD):
             return values, [full] * count, [True] * count
         if isinstance(values, Tensor):
             svds, finite = _thin(values)
-        elif self.domain in SUMS:
+            return svds, [full] * count, finite.tolist()
+        each: list[Any] = list(values)
+        if isinstance(each[0], LowRankUpdate):
+            svds = _align([_factored(value, whole.left) for value in each])
+            return svds, [value.rank for value in each], [True] * count
+        if isinstance(each[0], SVD):
+            return _align(each), [full] * count, [True] * count
+        if self.domain in SUMS:
             coefficients = torch.zeros_like(whole.scales)
-            coefficients[:, list(self.used)] = torch.stack([value.to(whole.scales) for value in values])
+            coefficients[:, list(self.used)] = torch.stack([value.to(whole.scales) for value in each])
             svds, finite = _thin(whole.sum(coefficients))
-            full = sum(self.counting.kind.ranks)
-        elif isinstance(values[0], LowRankUpdate):
-            svds = _align([_factored(value, whole.left) for value in values])
-            return svds, [value.rank for value in values], [True] * count
-        elif isinstance(values[0], SVD):
-            return _align(values), [full] * count, [True] * count
-        else:
-            svds, finite = _thin(torch.stack([value.to(whole.left) for value in values]))
+            return svds, [sum(self.counting.kind.ranks)] * count, finite.tolist()
+        svds, finite = _thin(torch.stack([value.to(whole.left) for value in each]))
         return svds, [full] * count, finite.tolist()
 
     def _rank(self, setting: Setting, values: Tensor) -> int | None:
@@ -311,7 +312,7 @@ def _thin(matrices: Tensor) -> tuple[SVD, Tensor]:
 def _factored(value: LowRankUpdate, like: Tensor) -> SVD:
     """Return a small update, decomposed."""
     left, right = value.scale * value.B.to(like), value.A.mT.to(like)
-    return Cores.factored(left, right, [value.rank]).svds
+    return Cores.of_factors(left, right, [value.rank]).svds
 
 
 def _align(svds: Sequence[SVD]) -> SVD:
@@ -338,14 +339,17 @@ class Member(Module):
 
     @property
     def x(self) -> Any:
+        """The updates that count, in the domain of the row."""
         return self.group.see(self.place)
 
     @property
     def width(self) -> int:
+        """How many numbers it keeps while it waits for a mean."""
         small = self.group.whole
         return small.left[0].numel() + small.right[0].numel()
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        """Turn an answer into a merged update."""
         (merged,) = self.group.give_back([self.place], [value], [evidence])
         if isinstance(merged, NumericalError):
             raise merged

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from riemerge.frechet.status import Status
 from riemerge.linalg import SVD
-from riemerge.updates import BlockMap
-from riemerge.updates.cores import Cores
+from riemerge.updates import BlockMap, Cores
 
 
 @final
@@ -153,8 +152,12 @@ class Mean(Protocol):
 
     `gram`: (T, T) Frobenius inner products; the answer is (T,) coefficients cᵢ of Σ cᵢ dWᵢ. The result is
     exact in factors and works for tensors of any shape.
+    `weights`: (T, 0), nothing of the updates: for combinations whose coefficients the weights alone say. The
+    answer is that of `gram`.
     `span`: (T, p, q) updates in orthonormal bases of their joint column and row spaces; the answer is (p, q).
     Law: f(L x Rᵀ) = L f(x) Rᵀ for L, R of orthonormal columns (square or tall).
+    `cores`: the same as `riemerge.updates.Cores`, T decompositions side by side and no stack, whose size
+    grows with T³; the answer is (p, q), or an `SVD` of it, whose cut to a rank costs nothing.
     `half`: (T, p, n), reduced on the left alone; the answer is (p, n). Law: f(L x) = L f(x).
     `entries`: (T, ...) dense, of any shape; the answer has the shape of one.
     `factors`: T `LowRankUpdate` in bases of the joint span; the answer is one. No formula has it.
@@ -163,7 +166,7 @@ class Mean(Protocol):
     fact (no module's name) when there is no answer.
     """
 
-    def __call__(self, x: Tensor, at: Setting, /) -> Tensor | Answer:
+    def __call__(self, x: Any, at: Setting, /) -> Tensor | SVD | Answer:
         """Return the mean."""
         ...
 
@@ -207,7 +210,7 @@ class Look(Protocol):
         ...
 
 
-Stream: TypeAlias = Callable[[], Iterator[tuple[Tensor, Setting]]]
+Stream: TypeAlias = Callable[[], Iterator[tuple[Any, Setting]]]
 
 
 class Survey(Protocol):

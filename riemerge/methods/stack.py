@@ -95,8 +95,8 @@ class Options:
         seed: Random seed of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
         progress: Called now and then with the numbers of modules that are through a stage.
-        overlaps: Called as `overlaps(reduction, storage)` with K modules and T stored dtypes: what is known of
-            the overlap of the inputs of each, for the record. None measures nothing.
+        overlaps: Called as `overlaps(reduction, storage)` with K modules and T dtypes: what is known of the
+            overlap of the inputs of each, for the record. None measures nothing.
         doubtful: Called with what `overlaps` said of one module: whether only a measurement can tell that its
             inputs determine their mean.
     """

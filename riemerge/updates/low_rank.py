@@ -345,8 +345,8 @@ _AMPLIFIED = 100
 
 
 def factor(columns: Sequence[Tensor], dtype: torch.dtype) -> Factored:
-    """Return LAPACK's `geqrf` of matrices side by side, each given transposed: factored where they are put, since
-    fresh memory costs as much as the flops.
+    """Return LAPACK's `geqrf` of matrices side by side, each given transposed: factored where they are put,
+    since fresh memory costs as much as the flops.
     """
     widths = [part.shape[0] for part in columns]
     transposed = columns[0].new_empty(sum(widths), columns[0].shape[1], dtype=dtype)

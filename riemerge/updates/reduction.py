@@ -65,7 +65,7 @@ class Reduction:
     What was read of K modules, without what is as wide as they are: it may be kept, and given to another
     merge of the same inputs, with other weights or by another row (see `riemerge.methods.stack.Stack.kept`).
 
-    Law: with C = [B₁ … B_T] (m, w) of a module, C = L left and L of orthonormal columns; so for the rows. Norms,
+    Law: with C = [B₁ … B_T] (m, w) of a module, C = L left with L of orthonormal columns; so for rows. Norms,
     inner products, singular values and sums of the small updates are those of the updates, to round-off. A
     side that is no wider than w = Σ rᵢ is its own basis: then L is the identity, and the cost is linear in T.
 
@@ -141,7 +141,7 @@ class Reduction:
     @cached_property
     def cores(self) -> Cores:
         """The small updates, decomposed."""
-        return Cores.factored(self.left * self._columns(self.scales), self.right, self.kind.ranks)
+        return Cores.of_factors(self.left * self._columns(self.scales), self.right, self.kind.ranks)
 
     def sum(self, coefficients: Tensor) -> Tensor:
         """Return Σ cᵢ dWᵢ of each module, (K, p, q), of coefficients (K, T)."""
@@ -289,10 +289,11 @@ class _Side:
     def itself(self) -> tuple[Tensor, tuple[Way, ...]]:
         """Return the columns."""
         (columns,) = _blocks(self.parts, self.axis, self.length)
-        return columns.contiguous(), ("itself",) * len(self.parts)
+        ways: list[Way] = ["itself"] * len(self.parts)
+        return columns.contiguous(), tuple(ways)
 
     def first(self) -> tuple[Tensor, Tensor]:
-        """Return K triangles from a Gram matrix, and how far the inverse of each is from an orthogonal one."""
+        """Return K triangles from Gram matrices, and the Frobenius norms of their equilibrated inverses."""
         gram = _gram(self.parts, self.axis)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         # Powers of two change no digit.
@@ -318,7 +319,8 @@ class _Side:
         """Return the triangle of one module from a second Gram matrix, of nearly orthonormal columns."""
         inverse = torch.linalg.solve_triangular(triangle, eye_like(triangle), upper=True)
         gram = _gram([self.parts[module]], self.axis, inverse)
-        return torch.linalg.cholesky_ex(gram[0], upper=True).L @ triangle
+        again: Tensor = torch.linalg.cholesky_ex(gram[0], upper=True).L
+        return again @ triangle
 
 
 def _gram(parts: Sequence[Sequence[Tensor]], axis: int, turn: Tensor | None = None) -> Tensor:
