@@ -181,7 +181,7 @@ def test_ranks_targets_and_dtypes_may_differ_and_what_is_missing_counts_as_zero(
         zero = torch.zeros(SHAPES[min(SHAPES)], dtype=torch.float64)
         updates = {name: adapter.update(name).dense() for name in adapter.modules}
         flat.append(torch.cat([updates.get(name, zero).flatten() for name in SHAPES]))
-    cosine = torch.nn.functional.cosine_similarity(*flat, dim=0)
+    cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
     assert float(PairTables(tmp_path / "atlas").pairs("cosine")[0, 1]) == pytest.approx(float(cosine))
     assert [note.partition(":")[0] for note in record.notes] == [
         "1 adapters lack modules that others have, where their updates count as zero",
