@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
@@ -58,6 +59,20 @@ def advice_lines(record: CollectionRecord) -> list[tuple[str, str]]:
         (f"{advice.text.removesuffix('.')} ({advice.measure} {number(advice.value)}).", advice.command)
         for advice in record.advice
     ]
+
+
+def fold_command(command: str, width: int = 90, most: int = 6) -> list[str]:
+    """Return a command of a shell as lines that can be copied; none where it is empty, or needs too many.
+
+    Law: the lines together are the command: no word is broken, and a line that goes on ends with a backslash.
+    """
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines[-1] += "\\"
+            lines.append("  ")
+        lines[-1] += f"{word} "
+    return [line.rstrip(" ") for line in lines if command and len(lines) <= most]
 
 
 def cluster_columns(record: CollectionRecord) -> list[Column]:

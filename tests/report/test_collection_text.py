@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 from riemerge.records.collection_record import Outlier, Repetition
 from riemerge.report.collection_text import (
     advice_lines,
     cluster_columns,
     count,
+    fold_command,
     kept_energy,
     names_of,
     repetitions,
@@ -80,3 +83,14 @@ def test_where_no_directions_keep_half_the_most_are_named() -> None:
     assert kept_energy(record.model_copy(update={"kept": rows})) == (
         "common directions a side: 8 keep 40% of the energy of all adapters"
     )
+
+
+def test_a_folded_command_is_the_command() -> None:
+    names = [f"an adapter/{place}'s" for place in range(12)]
+    command = shlex.join(["riemerge", "merge", *names, "-o", "out"])
+    lines = fold_command(command)
+    assert 1 < len(lines) <= 6
+    assert all(len(line) <= 95 for line in lines)
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
+    assert fold_command("riemerge inspect a") == ["riemerge inspect a"]
+    assert fold_command("") == fold_command(command * 9) == []

@@ -257,7 +257,7 @@ def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out(
 
 def test_of_many_clusters_and_much_advice_the_first_are_shown() -> None:
     record = made_collection()
-    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 100})
+    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 200})
     many = record.model_copy(
         update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_SHOWN + 2)}
     )
