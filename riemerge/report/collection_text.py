@@ -59,7 +59,7 @@ def advice_lines(record: CollectionRecord) -> dict[str, list[tuple[str, str]]]:
     """Return, for each kind of advice, its lines with the number that decided, and their commands, if any."""
     lines: dict[str, list[tuple[str, str]]] = {}
     for advice in record.advice:
-        text = f"{advice.text} ({advice.measure} {number(advice.value)})"
+        text = f"{advice.text}; {advice.measure} {number(advice.value)}"
         lines.setdefault(ACTIONS[advice.action], []).append((text, advice.command))
     return lines
 
@@ -171,7 +171,8 @@ def _outliers(record: CollectionRecord) -> str:
         else f"{row.name} ({row.value:.0f}° from its nearest, usual {row.usual:.0f}°)"
         for row in record.outliers
     ]
-    return when(texts, f"{count(len(texts), 'outlier')}: {names_of(texts, 3)}")
+    outliers = count(len({row.name for row in record.outliers}), "outlier")
+    return when(texts, f"{outliers}: {names_of(texts, 3)}")
 
 
 def kept_energy(record: CollectionRecord) -> str:

@@ -54,6 +54,8 @@ def test_an_angle_has_degrees_and_a_multiple_its_factor() -> None:
     unusual = Outlier(name="odd", measure="direction", value=88.2, usual=51.0, score=9.0)
     lines = summary(record.model_copy(update={"outliers": (unusual,)}))
     assert "1 outlier: odd (88° from its nearest, usual 51°)" in lines
+    both = record.model_copy(update={"outliers": (unusual, *record.outliers)})
+    assert any(line.startswith("1 outlier: odd (88°") and "‖dW‖ 30.0" in line for line in summary(both))
     multiple = Repetition(name="law_again", likeness="scaled", factor=-2.0, distance=0.0, rounding=0.0)
     group = record.copies[0].model_copy(update={"repetitions": (multiple,)})
     found = repetitions(record.model_copy(update={"copies": (group,)}))
@@ -71,7 +73,7 @@ def test_advice_stands_by_its_kind_with_the_number_that_decided() -> None:
     assert list(lines) == ["drop copies", "merge by geomerge"]
     assert lines["drop copies"][0][1] == ""
     ((text, command),) = lines["merge by geomerge"]
-    assert text.endswith(" (mean cosine 0.600)")
+    assert text.endswith("; mean cosine 0.600")
     assert command.startswith("riemerge merge law med")
 
 
