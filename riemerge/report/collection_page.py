@@ -54,7 +54,7 @@ _PICTURES = {
 }
 """Title and caption of each picture."""
 
-SHOWN_NEIGHBOURS = 3
+SHOWN_NEIGHBOURS, SHOWN_ADVICE = 3, 10
 ORDINALS = ("nearest", "second", "third")
 
 
@@ -92,12 +92,17 @@ def collection_page(record: CollectionRecord, pictures: Mapping[str, bytes], not
 
 
 def _advice(record: CollectionRecord) -> str:
-    lines = [
-        f"<li>{_text(text)}{when(command, f'<pre><code>{_text(command)}</code></pre>')}</li>"
-        for text, command in advice_lines(record)
-    ]
-    where = '<p class="note">Commands run in the folder in which the adapters lie.</p>'
-    return when(lines, f"{where}<ol>{''.join(lines)}</ol>") or "<p>Nothing stands out.</p>"
+    """Return the advice, kind by kind; of a long kind all but the first pieces are folded away."""
+    parts = ['<p class="note">Commands run in the folder in which the adapters lie.</p>']
+    for title, lines in advice_lines(record).items():
+        items = [
+            f"<li>{_text(text)}{when(command, f'<pre><code>{_text(command)}</code></pre>')}</li>"
+            for text, command in lines
+        ]
+        first, others = items[:SHOWN_ADVICE], items[SHOWN_ADVICE:]
+        rest = f"<details><summary>and {len(others)} more</summary><ul>{''.join(others)}</ul></details>"
+        parts.append(f"<h3>{title}</h3><ul>{''.join(first)}</ul>{when(others, rest)}")
+    return when(record.advice, "".join(parts)) or "<p>Nothing stands out.</p>"
 
 
 def _clusters(record: CollectionRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from docs.build import PAGES
 from riemerge.cli.commands import main
@@ -25,9 +27,12 @@ from riemerge.report.verdict import MEASURE
 from tests.frechet.problems import ITERATIVE
 from tests.helpers import ROOT
 
-README, GUIDE, METHODS_PAGE, RESULTS_PAGE, LIMITS = (
+README, GUIDE, METHODS_PAGE, RESULTS_PAGE, LIMITS, COLLECTIONS = (
     (ROOT / page).read_text(encoding="utf-8")
-    for page in ("README.md", "docs/guide.md", "docs/methods.md", "docs/results.md", "docs/limits.md")
+    for page in (
+        *("README.md", "docs/guide.md", "docs/methods.md", "docs/results.md", "docs/limits.md"),
+        "docs/collections.md",
+    )
 )
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "examples" / "adapters"
@@ -107,6 +112,24 @@ def test_python_examples(workplace: Path, script: str) -> None:
     outputs = {"sphere": "CONVERGED", "qnli": "encoder.layer.0", "from_python": "(384, 384)"}
     outputs |= {"family": "lbfgs"}
     assert next(text for word, text in outputs.items() if word in script) in out
+
+
+@pytest.mark.slow
+def test_examples_of_a_collection(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run in this process: a process of its own would cost more than the map."""
+    monkeypatch.chdir(workplace)
+    (shell,), (python,) = blocks(COLLECTIONS, "shell"), blocks(COLLECTIONS, "python")
+    _, *words = shlex.split(shell)
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "4 adapters of 36 modules compared" in done.output
+    named = re.findall(r"`(\w+\.(?:html|png|csv|json|safetensors))`", COLLECTIONS)
+    assert {*named} <= {path.name for path in (workplace / "atlas").iterdir()}
+    assert len({*named}) == 10
+    exec(python, {})
+    assert "riemerge merge" in capsys.readouterr().out
 
 
 def test_the_readme_fits_its_limits() -> None:
