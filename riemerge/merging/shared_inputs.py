@@ -16,7 +16,7 @@ from riemerge.recipes.recipe import Recipe
 from riemerge.updates import LowRankUpdate
 
 BYTES = 2**30
-"""The most bytes of factors that are kept: those of two adapters of rank 16 for all 224 modules of Llama-3-8B are
+"""The most bytes of factors that are kept: two adapters of rank 16 of all 224 modules of Llama-3-8B are
 671 MB in float64."""
 
 
