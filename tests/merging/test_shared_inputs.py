@@ -1,4 +1,4 @@
-"""Merges of the same models share what was read: each is what it would be alone, and no change goes unnoticed."""
+"""Merges of the same models share what was read: each is what it would be alone, and changes are noticed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_what_has_no_room_is_read_again(
 
 def test_other_settings_share_nothing(folders: list[Path], tmp_path: Path) -> None:
     shared = SharedInputs()
-    for place, said in enumerate([{}, {"dtype": "float32"}, {"rename": {"layers": "blocks"}}, {}]):
+    each: list[dict[str, Any]] = [{}, {"dtype": "float32"}, {"rename": {"layers": "blocks"}}, {}]
+    for place, said in enumerate(each):
         recipe = recipe_of(folders, 1, 1, 1, merge_method="average", **said)
         write(shared.plan(recipe), tmp_path / f"shared{place}")
         merge_into(recipe, tmp_path / f"alone{place}")
