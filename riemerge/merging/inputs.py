@@ -37,6 +37,7 @@ from riemerge.methods.method import SUMS
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
+from riemerge.updates.reduction import Kind
 
 Model: TypeAlias = Adapter | Checkpoint
 Models: TypeAlias = Mapping[Path, Model]
@@ -150,6 +151,17 @@ class Inputs:
         lacking = self.lacking.get(module, ())
         first = next(i for i, _ in enumerate(self.each) if i not in lacking)
         return self.each[first].model.shape(module)
+
+    def kind(self, device: str, module: str) -> Kind | None:
+        """Return what a module of adapters has in common with those that are reduced together, where they go
+        to a type of device; None of full checkpoints, which have no factors.
+        """
+        if not self.adapters:
+            return None
+        lacking = self.lacking.get(module, ())
+        ranks = (1 if i in lacking else adapter.ranks[module] for i, adapter in enumerate(self.adapters))
+        m, n = self.shape(module)
+        return Kind((m, n), tuple(ranks), device)
 
     def read(
         self, module: str, dtype: torch.dtype, device: torch.device
