@@ -127,7 +127,9 @@ class Bench:
         inputs = merge_llama.write_inputs(run, size.model)
         ((self.modules, self.whole),) = inputs.whole.items()
         self.samples = inputs.samples
-        self.data = run.files("data", lambda root: write_data(root, size))
+        self.data = run.files(
+            f"statistics-{size.data[0]}x{size.data[1]}", lambda root: write_data(root, size)
+        )
         self._apart = size.model.apart
 
     def riemerge(self, name: str) -> dict[str, Any]:
