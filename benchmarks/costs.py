@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks import common
+from benchmarks.methods import FLAT
 from riemerge.methods import METHODS
 
 NAMES = {
@@ -87,7 +88,7 @@ def rows(result: Mapping[str, Any]) -> str:
     """What the rows of the table cost, by where they work."""
     ours, lines = result["riemerge"], []
     kinds = {
-        "inner products and joint cores": lambda row: row.domain in {"gram", "span"},
+        "inner products and joint cores": lambda row: row.domain in FLAT,
         "cores on one side": lambda row: row.domain == "half" and not row.statistics,
         "entries": lambda row: row.domain == "entries" and not row.statistics,
         "statistics": lambda row: bool(row.statistics),

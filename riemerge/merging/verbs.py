@@ -180,10 +180,10 @@ def merge_into(
     Law: the folder appears whole or not at all. Adapters merge to an adapter, or with `out_type: delta` to
     the whole dW of each module as `module.weight`, to be added to the base model; full checkpoints to a
     checkpoint of the same names, with the files that lie beside the base model, or the first. With a base
-    model a row merges the differences from it, which are added to it again; without one it merges the weights
-    as they are. Rows of the domains `span` and `half` see matrices only, and rows with statistics the tensors
-    that have them; all other tensors of checkpoints get the weighted mean, as published. The record has the
-    sha256 of every file that is written beside it and the card.
+    model a row merges the differences from it, which are added to it again; without one it merges the
+    weights as they are. Rows of the domains `span`, `cores` and `half` see matrices only, and rows with
+    statistics the tensors that have them; all other tensors of checkpoints get the weighted mean, as
+    published. The record has the sha256 of every file that is written beside it and the card.
     Cost: of checkpoints, some blocks of 4 MiB for each thread where the row merges tensors by rows;
         else memory of T + 2 copies of the largest tensor in float64 for each thread.
 

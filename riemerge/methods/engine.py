@@ -14,10 +14,11 @@ from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError, RiemergeError
 from riemerge.frechet.status import Status
+from riemerge.linalg import SVD
 from riemerge.methods.edits import Edit, parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
-from riemerge.methods.method import Domain, Method
+from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.modules import Edited, Module, lighten, open_module
 from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
@@ -73,6 +74,8 @@ class Row:
         """Return what the row sees of a module."""
         if self.formula or self.method.geometry == FORMULA:
             return self.method.domain
+        if self.method.loss == "square":
+            return self.geometry(values).closed_domain
         return self.geometry(values).domain
 
     def read_domain(self, values: Mapping[str, Any]) -> Domain:
@@ -85,7 +88,7 @@ class Row:
         """Return whether the row can merge the dense updates of a module a run of rows at a time."""
         if self.survey or not self.edits_by_rows:
             return False
-        if self.domain(values) == "gram":
+        if self.domain(values) in SUMS:
             return not (self.formula and self.edits)
         if self.formula or self.method.geometry == FORMULA:
             return self.method.by_rows
@@ -93,7 +96,7 @@ class Row:
 
     def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve for the mean of edited updates: nothing where it has a closed form."""
-        found: Tensor | Blocks | Answer | None = None
+        found: Tensor | SVD | Blocks | Answer | None = None
         if isinstance(x, Blocks):
             found = x.each(partial(self._merge_block, setting))
         elif self.formula:
@@ -239,6 +242,8 @@ class _Begun:
         tensors: tuple[Tensor, ...] = (value,)
         if isinstance(value, LowRankUpdate):
             tensors = (value.A, value.B)
+        elif isinstance(value, SVD):
+            tensors = value
         elif isinstance(value, Blocks):
             tensors = ()  # seen when it is measured
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
@@ -263,7 +268,7 @@ def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tu
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of the domains `gram`, `span`, `half` and `factors` never form a dense dW of factors; `entries` has
+    Rows of all domains but `entries` never form a dense dW of factors; `entries` has
     all T of one module on each thread. Dense updates are merged as they are, whatever the domain, and not
     cut; those that the row does not see (`Stack.plain`) get the weighted mean. Modules whose mean is to be
     solved wait for each other, as many as `_WINDOW` holds, and those of one kind are solved side by side.

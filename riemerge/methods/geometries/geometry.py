@@ -80,6 +80,13 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         return "span"
 
     @property
+    def closed_domain(self) -> Domain:
+        """What the geometry sees of a module under the square loss. Derived: `domain`; state it where the
+        closed mean sees less.
+        """
+        return self.domain
+
+    @property
     def by_rows(self) -> bool:
         """Whether `closed_mean` of dense updates may be taken of runs of rows apart. Derived: it may not."""
         return False
@@ -113,7 +120,7 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         """
         return point
 
-    def mean(self, x: Tensor, setting: Setting) -> Steps:
+    def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve, and what the solutions mean.
 
         Derived: one problem, that of `place`; state it where there are several, one after the other.

@@ -126,7 +126,7 @@ def dropped_ties(blocks: Tensor, setting: Setting) -> Tensor:
     return elect_globally(drop_rescaled(blocks, setting, "expected"), _signless(setting))
 
 
-def vote_in(coordinates: Callable[[Tensor], Tensor], stream: Stream) -> Mapping[str, Any]:
+def vote_in(coordinates: Callable[[Any], Tensor], stream: Stream) -> Mapping[str, Any]:
     """Return the facts of `riemerge.methods.elections.election.vote` about coordinates of the updates."""
 
     def restart() -> Iterator[tuple[Tensor, Setting]]:

@@ -53,12 +53,17 @@ class Flat(Geometry):
         return {"identity": "gram", "gram": "half"}.get(self.metric, "entries")  # type: ignore[return-value]
 
     @property
+    def closed_domain(self) -> Domain:
+        """The weights say the weighted average."""
+        return "weights" if self.metric == "identity" else self.domain
+
+    @property
     def by_rows(self) -> bool:
         """A mask is one of entries, each by itself."""
         return self.metric == "mask"
 
     def closed_mean(self, x: Tensor, setting: Setting) -> Tensor:
-        """Return the mean under the square loss: of inner products, its coefficients.
+        """Return the mean under the square loss: of the metric `identity`, its coefficients.
 
         Raises:
             NumericalError: `normalize`, and the weights cancel, or one is below 0 where a mask divides.
