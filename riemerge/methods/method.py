@@ -38,6 +38,8 @@ class Method:
         mean: `package.module:function` of a formula (see `riemerge.methods.setting.Mean`); empty where the
             mean is the geometry's.
         by_rows: Whether a formula of `entries` may be applied to runs of rows apart, each by itself.
+        look: `package.module:function` of what looks at all rows of a module before a formula of `entries` is
+            applied to runs of them (see `riemerge.methods.setting.Look`); empty where there is none.
         survey: `package.module:function` of what looks at all modules first; empty for none.
         own_parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside
             `weight`, `rank` and `scale`, or with a default of its own, each with that default; None where a
@@ -81,6 +83,7 @@ class Method:
     domain: Domain = "span"
     mean: str = ""
     by_rows: bool = False
+    look: str = ""
     survey: str = ""
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True
