@@ -8,6 +8,7 @@ import click
 
 from riemerge._version import __version__
 from riemerge.cli.apply import apply
+from riemerge.cli.batch import batch
 from riemerge.cli.check import check
 from riemerge.cli.compare import compare
 from riemerge.cli.convert import convert
@@ -47,6 +48,7 @@ for _command in (
     convert,
     soup,
     sweep,
+    batch,
     evaluate,
     compare,
     inspect,

@@ -33,6 +33,7 @@ from riemerge.merging.heads import copy_notes
 from riemerge.merging.machine import find_dtype
 from riemerge.merging.stacking import stack_models
 from riemerge.methods import Method
+from riemerge.methods.method import SUMS
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
@@ -197,7 +198,7 @@ class Inputs:
 
 def _sees(domain: str, shape: tuple[int, ...]) -> bool:
     """Return whether rows of a domain see tensors of a shape."""
-    if domain == "gram":
+    if domain in SUMS:
         return math.prod(shape) > 1  # a number has no direction, and its sign is no angle
     return domain == "entries" or (len(shape) == 2 and 0 not in shape)
 

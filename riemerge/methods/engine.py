@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, Self, cast, final
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, final
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError, RiemergeError
-from riemerge.frechet import Problem
 from riemerge.frechet.status import Status
-from riemerge.methods.batches import Task, pose, solve
+from riemerge.linalg import SVD
 from riemerge.methods.edits import Edit, parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
-from riemerge.methods.method import Domain, Method
+from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.modules import Edited, Module, lighten, open_module
 from riemerge.methods.setting import Answer, FlatEdit, Look, Mean, Setting, Stream, Survey
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
@@ -27,6 +26,10 @@ from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
 from riemerge.updates import Blocks, LowRankUpdate
+
+if TYPE_CHECKING:
+    from riemerge.frechet import Problem
+    from riemerge.methods.batches import Task
 
 # Numbers that modules may keep while they wait to be solved side by side: 128 MiB of float64.
 _WINDOW = 2**24
@@ -74,6 +77,8 @@ class Row:
         """Return what the row sees of a module."""
         if self.formula or self.method.geometry == FORMULA:
             return self.method.domain
+        if self.method.loss == "square":
+            return self.geometry(values).closed_domain
         return self.geometry(values).domain
 
     def read_domain(self, values: Mapping[str, Any]) -> Domain:
@@ -86,7 +91,7 @@ class Row:
         """Return whether the row can merge the dense updates of a module a run of rows at a time."""
         if not self.edits_by_rows:
             return False
-        if self.domain(values) == "gram":
+        if self.domain(values) in SUMS:
             return not (self.formula and self.edits)
         if self.formula or self.method.geometry == FORMULA:
             return self.domain(values) == "entries" and (self.method.by_rows or bool(self.look))
@@ -101,7 +106,7 @@ class Row:
 
     def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve for the mean of edited updates: nothing where it has a closed form."""
-        found: Tensor | Blocks | Answer | None = None
+        found: Tensor | SVD | Blocks | Answer | None = None
         if isinstance(x, Blocks) and self.look:
             found = x.change(self.look(x.stream, setting))
         elif isinstance(x, Blocks):
@@ -137,6 +142,8 @@ class Row:
 
     def task(self, placed: Placed, setting: Setting) -> Task:
         """Return the problem that a geometry placed, under the row's loss."""
+        from riemerge.methods.batches import Task  # brings the solvers, which no closed form needs
+
         weights = placed.weights
         if weights is None:
             weights = setting.weights
@@ -251,6 +258,8 @@ class _Begun:
         tensors: tuple[Tensor, ...] = (value,)
         if isinstance(value, LowRankUpdate):
             tensors = (value.A, value.B)
+        elif isinstance(value, SVD):
+            tensors = value
         elif isinstance(value, Blocks):
             tensors = ()  # seen when it is measured
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
@@ -275,7 +284,7 @@ def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tu
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of the domains `gram`, `span`, `half` and `factors` never form a dense dW of factors; `entries` has
+    Rows of all domains but `entries` never form a dense dW of factors; `entries` has
     all T of one module on each thread. Dense updates are merged as they are, whatever the domain, and not
     cut; those that the row does not see (`Stack.plain`) get the weighted mean. Modules whose mean is to be
     solved wait for each other, as many as `_WINDOW` holds, and those of one kind are solved side by side.
@@ -305,6 +314,8 @@ def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[t
     Raises:
         NumericalError: What `merge_modules` raises before it solves, and so does AdapterError.
     """
+    from riemerge.methods.batches import pose
+
     run = _Run(Row.of(method), stack, options, len(stack.modules))
     window = dict(run.begin_all())
     run.note(window)
@@ -380,12 +391,8 @@ class _Run:
     def finish(self, window: Mapping[str, _Begun]) -> Iterator[tuple[str, Merged]]:
         """Solve what the modules of a window placed, step by step, and yield them merged."""
         self.note(window)
-        while not self._faults and (waiting := [one for one in window.values() if one.placed]):
-            tasks = [one.task(self.row) for one in waiting]
-            done = self._done + len(window) - len(waiting)
-            solved = solve(tasks, self.row.solver, self._options, done=done, total=self._total)
-            deque(in_order(_advance, zip(waiting, solved, strict=True), self._options.threads), maxlen=0)
-            self.note(window)
+        if any(one.placed for one in window.values()):
+            self._solve(window)
         if self._faults:
             return
         count = len(self._stack.names)
@@ -395,6 +402,17 @@ class _Run:
             self._done += 1
             self.report("merge", self._done)
             yield name, one
+
+    def _solve(self, window: Mapping[str, _Begun]) -> None:
+        """Solve what the modules of a window placed, step by step."""
+        from riemerge.methods.batches import solve  # brings the solvers, which no closed form needs
+
+        while not self._faults and (waiting := [one for one in window.values() if one.placed]):
+            tasks = [one.task(self.row) for one in waiting]
+            done = self._done + len(window) - len(waiting)
+            solved = solve(tasks, self.row.solver, self._options, done=done, total=self._total)
+            deque(in_order(_advance, zip(waiting, solved, strict=True), self._options.threads), maxlen=0)
+            self.note(window)
 
     def report(self, stage: str, done: int) -> None:
         """Tell how many modules are through a stage."""

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.batches import SEVERAL
-from riemerge.methods.method import Domain, Method
+from riemerge.linalg import SVD, canonical_signs, thin_svd
+from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.setting import Setting, make_setting
-from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant
+from riemerge.methods.stack import SEVERAL, Apart, Evidence, Merged, Options, Stack, constant
 from riemerge.updates import (
     Blocks,
+    Cores,
     Dense,
     DenseBlocks,
     DenseRows,
@@ -29,7 +30,6 @@ from riemerge.updates import (
     LowRankUpdate,
     nearest,
     rows_of,
-    sum_updates,
 )
 
 
@@ -99,16 +99,15 @@ def open_module(
     read = partial(_read, stack, name, exact=domain != "factors")
     each = read()
     span = JointSpan(each)
-    # Balanced: inner products of factors would lose digits to their gauge.
-    small = tuple(span.updates[i].balance() for i in used)
+    cores = Cores.of([span.updates[i] for i in used])
     setting = see(
         each[0].shape,
-        norms=[update.norm() for update in small],
+        norms=cores.norms.tolist(),
         ranks=tuple(each[i].rank for i in used),
         rank=_rank(method, max(each[i].rank for i in used), options),
         starts=_count_starts(span.updates, each[0].shape, stack, options),
     )
-    module = _DOMAINS[domain](setting, domain, span, each, used, small, read)
+    module = _DOMAINS[domain](setting, domain, span, each, used, cores, read)
     if by_rows and isinstance(module, _Entries):
         return replace(module, by_rows=True)
     return module
@@ -194,7 +193,7 @@ class _Whole(Module):
 
     @property
     def x(self) -> Any:
-        return _see(self._counting, self.domain)
+        return _see(self._counting, self.domain, len(self.used))
 
     @property
     def _counting(self) -> Tensor:
@@ -206,10 +205,8 @@ class _Whole(Module):
             kept = kept.unsqueeze(-1)
         return kept
 
-    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
-        if self.domain == "gram":
-            value = torch.tensordot(value.to(self.stacked), self._counting, dims=1)
-        merged = Dense(value.reshape(self.setting.shape))
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        merged = Dense(_dense_of(value, self._counting, self.domain).reshape(self.setting.shape))
         apart = Apart(
             merged.norm(),
             tuple(Dense(update).norm() for update in self.stacked),
@@ -240,7 +237,7 @@ class _ByRows(Module):
 
     @property
     def x(self) -> Any:
-        return _see(self._counting, self.domain)
+        return _see(self._counting, self.domain, len(self.used))
 
     @property
     def _counting(self) -> Blocks:
@@ -251,7 +248,7 @@ class _ByRows(Module):
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         content = value
-        if self.domain == "gram":
+        if self.domain in SUMS:
             content = self._counting.combine(value)
         measured = _Measured(content, self.norms)
         return Merged(
@@ -307,25 +304,25 @@ class _Factored(Module, ABC):
         span: The joint span of all updates of the module.
         read: All updates of the module.
         used: The places of the updates that count.
-        small: The updates that count, in the bases of `span`, balanced.
+        cores: The updates that count, in the bases of `span`.
         again: Reads all its updates once more.
     """
 
     span: JointSpan
     read: Sequence[LowRankUpdate]
     used: Sequence[int]
-    small: Sequence[LowRankUpdate]
+    cores: Cores
     again: Callable[[], Sequence[LowRankUpdate]]
 
     @abstractmethod
-    def _singular_values(self, value: Tensor) -> Tensor:
+    def _singular_values(self, value: Any) -> Tensor:
         """Return the singular values of the update that an answer means."""
 
     @abstractmethod
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
-    def give_back(self, value: Tensor | Blocks, options: Options, evidence: Evidence) -> Merged:
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         if isinstance(value, Blocks):
             value = value.whole(self.setting.shape)
         rank = self.setting.rank
@@ -335,10 +332,18 @@ class _Factored(Module, ABC):
                 rank = _least_rank(self._singular_values(value), share)
         return self._cut(value, rank, options, evidence)
 
-    def _in_span(
-        self, total: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence
-    ) -> Merged:
-        small, evidence = _truncate(total, rank, evidence)
+    def _cut_core(self, core: Tensor | SVD, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        """Give a core in the joint span its factors, cut to a rank if there is one."""
+        svd = _decompose(core)
+        if rank is not None and rank < len(svd.values):
+            energy = svd.values.square()
+            share = float(energy[:rank].sum() / torch.where(energy.sum() > 0.0, energy.sum(), 1.0))
+            svd, evidence = svd.truncate(rank), replace(evidence, energy_kept=share)
+        roots = canonical_signs(svd.left) * svd.values.sqrt()
+        return self._lift(LowRankUpdate(svd.left * roots, (svd.right * roots).mT), options, evidence)
+
+    def _lift(self, small: LowRankUpdate, options: Options, evidence: Evidence) -> Merged:
+        """Merge to an update in the bases of the joint span."""
         light, again = self.span.without_bases(), self.again
 
         def lift() -> LowRankUpdate:
@@ -352,46 +357,46 @@ class _Factored(Module, ABC):
 
     @property
     def width(self) -> int:
-        return sum(update.A.numel() + update.B.numel() for update in (*self.small, *self.read))
+        read = sum(update.A.numel() + update.B.numel() for update in self.read)
+        return read + sum(self.cores.shape) * sum(self.cores.ranks)
 
 
 @final
-class _Gram(_Factored):
-    """Inner products in, coefficients out."""
+class _Sums(_Factored):
+    """Inner products in, or nothing of the updates; coefficients out."""
 
     light = True
 
     @property
     def x(self) -> Tensor:
-        ranks = [update.rank for update in self.small]
-        left = torch.cat([update.B * update.scale for update in self.small], dim=1)
-        right = torch.cat([update.A.mT for update in self.small], dim=1)
-        products = (left.mT @ left) * (right.mT @ right)
-        rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
-        return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
+        if self.domain == "weights":
+            return self.cores.norms.new_zeros(self.cores.count, 0)
+        return self.cores.inner()
 
     def _singular_values(self, value: Tensor) -> Tensor:
-        return sum_updates(self.small, value.tolist()).singular_values()
+        return _singular_values(self.cores.combine(value))
 
     def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(sum_updates(self.small, value.tolist()), rank, options, evidence)
+        return self._cut_core(self.cores.combine(value), rank, options, evidence)
 
 
 @final
-class _Span(_Factored):
-    """Cores in bases of the joint span in, a core out."""
+class _Cores(_Factored):
+    """Cores in bases of the joint span in, as decompositions or a stack; a core out, or its decomposition."""
 
     light = True
 
     @property
-    def x(self) -> Tensor:
-        return torch.stack([update.dense() for update in self.small])
+    def x(self) -> Any:
+        if self.domain == "span":
+            return self.cores.dense()
+        return self.cores
 
-    def _singular_values(self, value: Tensor) -> Tensor:
+    def _singular_values(self, value: Tensor | SVD) -> Tensor:
         return _singular_values(value)
 
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(as_factors(value), rank, options, evidence)
+    def _cut(self, value: Tensor | SVD, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        return self._cut_core(value, rank, options, evidence)
 
 
 @final
@@ -465,14 +470,13 @@ class _Factors(_Factored):
 
     @property
     def x(self) -> Sequence[LowRankUpdate]:
-        return self.small
+        return self.cores.balanced()
 
-    def _singular_values(self, value: Any) -> Tensor:
-        sigma: Tensor = value.singular_values()
-        return sigma
+    def _singular_values(self, value: LowRankUpdate) -> Tensor:
+        return value.singular_values()
 
-    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(value, None, options, evidence)
+    def _cut(self, value: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+        return self._lift(value.balance(), options, evidence)
 
 
 def lighten(module: Module) -> Module:
@@ -483,8 +487,10 @@ def lighten(module: Module) -> Module:
 
 
 _DOMAINS: dict[str, type[_Factored]] = {
-    "gram": _Gram,
-    "span": _Span,
+    "weights": _Sums,
+    "gram": _Sums,
+    "span": _Cores,
+    "cores": _Cores,
     "half": _Half,
     "entries": _Entries,
     "factors": _Factors,
@@ -525,7 +531,7 @@ class Edited(Module):
         """The edited updates, in the domain of the row."""
         if self.domain == "factors":
             return [update.balance() for update in self._span.updates]
-        return _see(self.edited, self.domain)
+        return _see(self.edited, self.domain, len(self.setting.weights))
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
@@ -534,24 +540,45 @@ class Edited(Module):
             update = self._span.lift(value)
             dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
             value = update.dense()
-        elif self.domain == "gram" and isinstance(self.edited, Blocks):
+        elif isinstance(self.edited, Tensor):
+            value = _dense_of(value, self.edited, self.domain)
+        elif self.domain in SUMS:
             value = self.edited.combine(value)
-        elif self.domain == "gram":
-            value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
         return dense.give_back(value, options, evidence)
 
 
-def _see(x: Tensor | Blocks, domain: Domain) -> Tensor | Blocks:
-    """Return dense updates as they are, or their inner products where no more is seen."""
-    if domain != "gram":
-        return x
+def _see(x: Tensor | Blocks, domain: Domain, count: int) -> Tensor | Blocks | Cores:
+    """Return T dense updates as they are, or what a domain sees of them."""
+    if domain == "weights":
+        return torch.zeros(count, 0, dtype=torch.float64)
     if isinstance(x, Blocks):
-        return x.gram()
-    flattened = x.flatten(start_dim=1)
-    return flattened @ flattened.mT
+        return x.gram() if domain == "gram" else x
+    if domain == "gram":
+        flattened = x.flatten(start_dim=1)
+        return flattened @ flattened.mT
+    return Cores.of_stack(x) if domain == "cores" else x
 
 
-def _singular_values(value: Tensor) -> Tensor:
+def _dense_of(value: Any, updates: Tensor, domain: Domain) -> Tensor:
+    """Return the dense update that an answer about T dense updates means."""
+    dense: Tensor = value
+    if domain in SUMS:
+        dense = torch.tensordot(value.to(updates), updates, dims=1)
+    elif isinstance(value, SVD):
+        dense = value.matrix()
+    return dense
+
+
+def _decompose(core: Tensor | SVD) -> SVD:
+    """Return the thin SVD of a matrix, or one that it is already."""
+    if isinstance(core, SVD):
+        return core
+    return thin_svd(core)
+
+
+def _singular_values(value: Tensor | SVD) -> Tensor:
+    if isinstance(value, SVD):
+        return value.values
     sigma: Tensor = torch.linalg.svdvals(value)
     return sigma
 

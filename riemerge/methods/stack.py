@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 
+SEVERAL = 10
+"""Starts that tell whether a module's inputs determine its mean (`benchmarks.verdict`)."""
+
+
 def _nothing(_: str) -> Mapping[str, Any]:
     """Return what a module has where nothing was given."""
     return {}

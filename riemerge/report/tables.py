@@ -13,10 +13,12 @@ from rich.text import Text
 
 from riemerge.laws import Finding
 from riemerge.methods import Method, find_recorded_row
+from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.comparison_record import Comparison
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
+from riemerge.report.collection_text import advice_lines, cluster_columns, show, summary
 from riemerge.report.comparison_text import columns, verdicts
 from riemerge.report.method_page import (
     cautions,
@@ -47,6 +49,10 @@ MAX_NAME = 26
 # Above so many tasks, their scores have a table of their own.
 MAX_TASKS = 3
 SHOWN_SINGULAR_VALUES = 3
+# Above so many clusters or pieces of advice, a terminal shows the first ones.
+MAX_SHOWN = 12
+# A longer command is not shown in a terminal.
+MAX_COMMAND = 400
 
 Column = tuple[str, Sequence[str]]
 """A header and its cells, as literal text."""
@@ -311,6 +317,38 @@ def comparison_report(comparison: Comparison) -> RenderableType:
     return Group(*parts[:-1], *(Text(f"\n{printable(note)}") for note in comparison.notes))
 
 
+# --- collections ------------------------------------------------------------------------------------------
+
+
+def collection_report(record: CollectionRecord, page: str = "the page") -> RenderableType:
+    """Show a collection: what was found, the clusters, what to do, and who was left out and why.
+
+    Args:
+        record: The collection.
+        page: Where all of it stands, if there is more than a terminal shows.
+    """
+    clusters = cluster_columns(record)[:7]
+    columns = [(header, [printable(show(cell)) for cell in cells[:MAX_SHOWN]]) for header, cells in clusters]
+    hidden = max(0, len(clusters[0][1]) - MAX_SHOWN)
+    parts: list[RenderableType] = [Text(printable(line)) for line in summary(record)]
+    parts += [Text(""), _table("", columns)] * bool(columns[0][1])
+    parts += [Text(f"and {hidden} more clusters: see {printable(page)}")] * bool(hidden)
+    advice = advice_lines(record)
+    parts += [Text("\nwhat to do", style="bold")] * bool(advice)
+    for text, order in advice[:MAX_SHOWN]:
+        shown = when(len(order) <= MAX_COMMAND, order) or f"(its command is on {page})"
+        # A command stands on one line, from which it can be copied.
+        parts += [Text(printable(f"- {text}"))]
+        parts += [Text(printable(f"  {shown}"), no_wrap=True, overflow="ignore")] * bool(order)
+    more = len(advice) - MAX_SHOWN
+    parts += [Text(f"and {more} more: see {printable(page)}")] * (more > 0)
+    reasons = [f"left out: {row.name}: {reason}" for row in record.left_out for reason in row.reasons]
+    notes = [*reasons[:MAX_SHOWN], *(f"note: {note}" for note in record.notes)]
+    notes += [f"and {len(reasons) - MAX_SHOWN} more reasons: see {page}"] * (len(reasons) > MAX_SHOWN)
+    parts += [Text("")] * bool(notes)
+    return Group(*parts, *(Text(printable(note), style="yellow") for note in notes))
+
+
 # --- methods ------------------------------------------------------------------------------------------------
 
 
@@ -379,7 +417,7 @@ _LEFT = {
         "verdict",
         "needed by",
     ),
-    *("default", "meaning", "singular values", "solver", "ended"),
+    *("default", "meaning", "singular values", "solver", "ended", "which are", "medoid"),
 }
 
 

@@ -128,7 +128,8 @@ def sweep(
     with study_folder(root, recipes, describe, "them"):
         for name, point in recipes.items():
             target, table = root / name, root / SWEEP_FILE
-            record = keep_merge(point, target, table, opened=opened, device=device, threads=threads)
+            planned = plan(point, opened=opened, device=device, threads=threads)
+            record, _ = keep_merge(planned, target, table)
             score = None
             if scorer is not None:
                 score = ask_score(scorer, target, name)

@@ -189,7 +189,7 @@ def test_what_rows_cost_is_the_benchmark_s() -> None:
         for tool in ("riemerge", "PEFT", "mergekit")
     }
     ours, mergekit = seconds["riemerge"], seconds["mergekit"]
-    factors = [name for name in ours if METHODS[name].domain in {"gram", "span"}]
+    factors = [name for name in ours if METHODS[name].domain in {"weights", "gram", "cores"}]
     entries = [name for name in ours if METHODS[name].domain == "entries"]
     assert {"average", "svd", "karcher", "tsv", "iso_c"} <= set(factors)
     assert {"ties", "dare_ties"} <= set(entries)

@@ -10,6 +10,8 @@ import torch
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.report.tables import (
+    MAX_SHOWN,
+    collection_report,
     evaluation_report,
     inspection_report,
     merge_report,
@@ -21,6 +23,7 @@ from riemerge.report.verdict import answer
 from riemerge.report.words import number
 from riemerge.study.inspection import inspect_adapters
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
+from tests.records.collections import made_collection
 from tests.report.samples import NOTHING, evaluation, interval, render
 
 
@@ -234,6 +237,35 @@ def test_many_tasks_have_a_table_of_their_own_and_nothing_from_outside_is_acted_
     assert "\x1b" not in text
     assert all(task in text for task in tasks)
     assert max(map(len, text.splitlines())) <= 100
+
+
+# --- collections --------------------------------------------------------------------------------------------
+
+
+def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out() -> None:
+    record = made_collection()
+    named = record.left_out[0].model_copy(update={"reasons": ("\x1b[31mbroken: 1 NaN",)})
+    text = render(collection_report(record.model_copy(update={"left_out": (named,)})))
+    lines = text.splitlines()
+    assert lines[0].startswith("4 adapters of 3 modules compared")
+    (_, row) = [line.split()[:3] for line in lines if " related " in line]
+    assert row == ["0", "related", "3"]
+    assert "  riemerge merge law med -o family-0 --method geomerge" in lines
+    assert "left out: broken: \\x1b[31mbroken: 1 NaN" in lines
+    assert max(map(len, lines)) <= 100
+
+
+def test_of_many_clusters_and_much_advice_the_first_are_shown() -> None:
+    record = made_collection()
+    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 100})
+    many = record.model_copy(
+        update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_SHOWN + 2)}
+    )
+    text = render(collection_report(many, "atlas/atlas.html"))
+    assert text.count(" related ") == MAX_SHOWN + 1  # one more in the line that counts them
+    assert f"and {20 - MAX_SHOWN} more clusters: see atlas/atlas.html" in text
+    assert "and 2 more: see atlas/atlas.html" in text
+    assert text.count("  (its command is on atlas/atlas.html)") == MAX_SHOWN
 
 
 # --- methods ------------------------------------------------------------------------------------------------

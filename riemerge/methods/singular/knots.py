@@ -127,11 +127,11 @@ def dropped_ties(blocks: Tensor, setting: Setting) -> Tensor:
     return elect_globally(drop(blocks, rescaled), _signless(setting))
 
 
-def vote_in(coordinates: Callable[[Tensor], Tensor], stream: Stream) -> Mapping[str, Any]:
+def vote_in(coordinates: Callable[[Any], Tensor], stream: Stream) -> Mapping[str, Any]:
     """Return the facts of `riemerge.methods.elections.election.vote` about coordinates of the updates."""
 
     def restart() -> Iterator[tuple[Tensor, Setting]]:
-        return ((coordinates(x), setting) for x, setting in stream() if isinstance(x, Tensor))
+        return ((coordinates(x), setting) for x, setting in stream())
 
     return vote(restart)
 
