@@ -1,6 +1,6 @@
 """What is merged: updates dW of modules, as factors or as dense tensors."""
 
-from riemerge.updates.blocks import BlockMap, Blocks, DenseBlocks, DenseRows
+from riemerge.updates.blocks import BlockMap, Blocks, DenseBlocks, DenseRows, rows_of
 from riemerge.updates.cores import Cores
 from riemerge.updates.dense import Dense, DenseSpan
 from riemerge.updates.low_rank import JointSpan, LowRankUpdate, sum_updates
@@ -19,5 +19,6 @@ __all__ = [
     "LowRankUpdate",
     "Update",
     "nearest",
+    "rows_of",
     "sum_updates",
 ]

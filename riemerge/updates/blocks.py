@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol, final
@@ -11,7 +11,13 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from riemerge.errors import NumericalError
 from riemerge.updates.dense import DenseSpan
+from riemerge.updates.low_rank import LowRankUpdate
+
+# Numbers of a block of products, of all updates together, and its rows: in cache, but enough for BLAS.
+_NUMBERS = 2**20
+_ROWS = (8, 64)
 
 
 class BlockMap(Protocol):
@@ -68,6 +74,26 @@ class Blocks:
         assert total is not None
         return total
 
+    def whole(self, shape: tuple[int, ...]) -> Tensor:
+        """Return one update of a shape as it is, all of it in memory.
+
+        Raises:
+            NumericalError: The update is not finite.
+        """
+        tensor: Tensor | None = None
+        start = 0
+        for block in self.stream():
+            if tensor is None:
+                tensor = block.new_empty(shape)
+            tensor[start : start + len(block)] = block
+            start += len(block)
+            if not bool(torch.isfinite(block.sum())):
+                raise NumericalError(
+                    "the merged update is not finite: the inputs are too large for this method"
+                )
+        assert tensor is not None
+        return tensor
+
     def combine(self, coefficients: Tensor) -> Blocks:
         """Return Σ cᵢ xᵢ."""
         return self.each(lambda block: torch.tensordot(coefficients.to(block), block, dims=1))
@@ -103,6 +129,38 @@ class DenseRows:
         starts = range(0, self.shape[0], self.rows)
         runs = [range(start, min(start + self.rows, self.shape[0])) for start in starts]
         return Blocks(lambda: map(self.read, runs))
+
+
+def rows_of(updates: Sequence[LowRankUpdate]) -> DenseRows:
+    """Return updates with factors as dense ones that are computed by rows whenever they are read.
+
+    Law: those of `LowRankUpdate.dense` to round-off. Rows are computed in panels of a height that follows
+    from the shapes alone, so that no bit depends on which rows are read at once.
+
+    Args:
+        updates: At least one, all of one shape and device.
+
+    Cost: 2 r operations an entry in each pass, 8 MiB of blocks (of many updates 8 rows each).
+    """
+    (m, n), count = updates[0].shape, len(updates)
+    least, most = _ROWS
+    height = min(max(_NUMBERS // max(count * n, 1), least), most)
+    factors = [(one.scale * one.B.to(torch.float64), one.A.to(torch.float64)) for one in updates]
+
+    def panel(start: int) -> Tensor:
+        rows = range(start, min(start + height, m))
+        block = factors[0][0].new_empty(count, len(rows), n)
+        for place, (left, right) in zip(block, factors, strict=True):
+            torch.mm(left[rows.start : rows.stop], right, out=place)
+        return block
+
+    def read(run: range) -> Tensor:
+        first = run.start // height * height
+        panels = [panel(start) for start in range(first, run.stop, height)]
+        block = panels[0] if len(panels) == 1 else torch.cat(panels, dim=1)
+        return block[:, run.start - first : run.stop - first]
+
+    return DenseRows(count, (m, n), read, height)
 
 
 @final
