@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"yaml": "pyyaml"}
-# Imported by name alone: pymanopt.function.autograd needs it. For batches, PEFT models and pictures, if there.
+# Imported by name alone: pymanopt.function.autograd needs it. Extras are imported where they are needed.
 UNSEEN, OPTIONAL = {"autograd"}, {"distributed", "huggingface_hub", "matplotlib", "peft", "transformers"}
 
 

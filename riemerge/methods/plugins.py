@@ -18,7 +18,6 @@ from riemerge.methods.parameters import Parameter
 from riemerge.methods.table import METHODS, PARAMETERS
 from riemerge.registry import Registry
 
-
 LOADED: dict[str, None] = {}
 """Names of the modules that were loaded, in that order: what another process has to load to do the same."""
 

@@ -14,8 +14,14 @@ Likeness: TypeAlias = Literal["copy", "refactored", "scaled"]
 ClusterKind: TypeAlias = Literal["family", "copies", "alone", "strangers"]
 """What a cluster is: related adapters, one adapter and its copies, a single one, or unrelated ones."""
 
-Action: TypeAlias = Literal["drop", "geomerge", "average", "default", "leave out", "share"]
-"""What to do with some adapters: drop copies, merge by a method, leave out, or keep in common directions."""
+Action: TypeAlias = Literal["drop", "geomerge", "average", "default", "leave out"]
+"""What to do with some adapters: drop copies, merge them by a method, or leave them out."""
+
+Unusual: TypeAlias = Literal["direction", "norm"]
+"""What is unusual of an outlier: the angle to its nearest neighbour, or ‖dW‖."""
+
+Metric: TypeAlias = Literal["quotient", "grassmann"]
+"""A geodesic distance: of updates of one rank as factors up to gauge, or of both spaces."""
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -178,7 +184,7 @@ class Outlier(BaseModel):
 
     Attributes:
         name: Name of the adapter.
-        measure: What is unusual: the angle to its nearest neighbour (`direction`), or ‖dW‖ (`norm`).
+        measure: What is unusual.
         value: The angle in degrees, or ‖dW‖.
         usual: The median of the collection, in that unit.
         score: Distance of the value (of log ‖dW‖) from the median in robust standard deviations.
@@ -186,7 +192,7 @@ class Outlier(BaseModel):
 
     model_config = _FROZEN
     name: str
-    measure: Literal["direction", "norm"]
+    measure: Unusual
     value: float
     usual: float
     score: float
@@ -275,7 +281,7 @@ class PairDistance(BaseModel):
     Attributes:
         first: Name of the first adapter.
         second: Name of the second adapter.
-        metric: `quotient`, of updates of one rank as factors up to gauge; or `grassmann`, of both spaces.
+        metric: What was measured.
         distance: Root of the sum of squares over the modules that both have; None where one has none.
         notes: Why a distance is missing.
     """
@@ -283,7 +289,7 @@ class PairDistance(BaseModel):
     model_config = _FROZEN
     first: str
     second: str
-    metric: Literal["quotient", "grassmann"]
+    metric: Metric
     distance: float | None
     notes: tuple[str, ...] = ()
 

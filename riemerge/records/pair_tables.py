@@ -17,7 +17,7 @@ PAIRS_FILE = "pairs.safetensors"
 Measure: TypeAlias = Literal["cosine", "distance", "left", "right"]
 """What is measured of a pair: cosine and distance of dW, RMS cosine of column spaces and of row spaces."""
 
-PerModule: TypeAlias = Literal["norms", "ranks", "numerical_ranks", "singular_values"]
+PerModule: TypeAlias = Literal["norms", "ranks", "numerical_ranks", "singular_values", "rounding"]
 """What is kept of each adapter and module."""
 
 

@@ -16,7 +16,7 @@ MOST_MODELS = 3
 
 
 def batch_report(record: BatchRecord) -> RenderableType:
-    """Show a batch: a row for each merge, the problems of those that failed, and how many there are of each."""
+    """Show a batch: a row for each merge, the problems of those that failed, and a count."""
     table = Table(box=None, pad_edge=False)
     for title in ("merge", "models", "method"):
         table.add_column(title, overflow="fold")

@@ -12,8 +12,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Queue
-from threading import Event, Lock, Thread
-from typing import Any, TypeAlias, final
+from threading import Lock, Thread
+from typing import IO, Any, TypeAlias, final
 
 from riemerge._version import __version__
 from riemerge.errors import ResourceError
@@ -80,8 +80,10 @@ def run_in_processes(tasks: Sequence[Task], count: int) -> Generator[Outcome]:
         shelf.close()
         for process in crew:
             process.end()
-        for thread in threads:
+        for thread, process in zip(threads, crew, strict=True):
+            process.wait()
             thread.join()
+            process.close()
 
 
 @final
@@ -123,7 +125,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._ended, self._lock = Event(), Lock()
+        self._ended, self._lock = False, Lock()
 
     def attempt(self, task: Task) -> Mapping[str, Any]:
         """Return what became of a merge; try it again where the process dies."""
@@ -131,27 +133,25 @@ class _Process:
             if answer := self._ask(json.dumps(task)):
                 outcome: dict[str, Any] = json.loads(answer)
                 return {**outcome, "attempts": outcome["attempts"] + deaths}
-        return _killed("its process ended without an answer", TRIES)
+        return _give_up("its process ended without an answer", TRIES)
 
     def _ask(self, task: str) -> str:
         """Return the answer to a task; nothing where the process ended before it."""
         process = self._start()
-        if process is None:
-            return ""
-        assert process.stdin is not None
-        assert process.stdout is not None
         answer = ""
-        with suppress(OSError):
-            process.stdin.write(task + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        if not answer:
-            process.wait()
+        if process is not None:
+            with suppress(OSError):
+                _stream(process.stdin).write(f"{task}\n")
+                _stream(process.stdin).flush()
+                answer = _stream(process.stdout).readline()
+            if not answer:
+                self.close()
         return answer
 
     def _start(self) -> subprocess.Popen[str] | None:
+        """Return the process, a new one where there is none; None after `end`."""
         with self._lock:
-            if self._ended.is_set():
+            if self._ended:
                 return None
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
@@ -165,21 +165,33 @@ class _Process:
             return self._process
 
     def end(self) -> None:
-        """End the process; it clears away what it staged, and is killed if that takes long."""
+        """Ask the process to end, which clears away what it staged."""
         with self._lock:
-            self._ended.set()
-            process = self._process
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._ended = True
+            if self._process is not None:
+                self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait until the process has ended, and kill it if that takes long."""
+        if self._process is not None:
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def close(self) -> None:
+        """Close the streams of the process, and wait until it has ended."""
+        if self._process is not None:
+            with suppress(OSError), self._process:  # what was not sent cannot be
+                pass
 
 
-def _killed(how: str, times: int) -> Mapping[str, Any]:
+def _stream(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def _give_up(how: str, times: int) -> Mapping[str, Any]:
     """Return the outcome of a merge that killed whoever made it."""
     text = f"{how}, {times} times: killed, perhaps for want of memory: give it more, or fewer workers"
     return {"status": "failed", "problems": (text,), "code": ResourceError.exit_code, "attempts": times}
@@ -204,31 +216,31 @@ def run_on_cluster(tasks: Sequence[Task], address: str, root: Path) -> Generator
             worker does not see the folder or has another version of riemerge.
     """
     try:
-        from distributed import Client, as_completed
+        import distributed
     except ImportError:
         raise ResourceError(
             "dask.distributed is not installed, which --scheduler needs: pip install riemerge[dask]"
         ) from None
+    cluster: Any = distributed
     try:
-        client = Client(address, timeout=_CLUSTER_SECONDS, set_as_default=False)
+        client = cluster.Client(address, timeout=_CLUSTER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as fault:
         raise ResourceError(
             f"scheduler: {address}: does not answer ({fault}): start one with `dask scheduler`"
         ) from None
-    futures: dict[Any, str] = {}
+    names: dict[Any, str] = {}
     try:
         _check_workers(client, address, root)
         for task in tasks:
             key = f"riemerge-{task['name']}-{uuid.uuid4().hex}"
-            futures[client.submit(attempt_on_worker, task, key=key, pure=False)] = task["name"]
-        for future in as_completed(list(futures)):
+            names[client.submit(attempt_on_worker, task, key=key, pure=False)] = task["name"]
+        for future in cluster.as_completed(list(names), loop=client.loop):
             if future.status == "finished":
-                yield futures[future], future.result()
+                yield names[future], future.result()
             else:
-                yield futures[future], _killed(f"the cluster gave it up ({future.exception()})", 1)
+                yield names[future], _give_up(f"the cluster gave it up ({future.exception()})", 1)
     finally:
-        with suppress(Exception):
-            client.cancel(list(futures), force=True)
+        client.cancel(list(names), force=True)
         client.close()
 
 
@@ -238,23 +250,12 @@ def _check_workers(client: Any, address: str, root: Path) -> None:
         client.wait_for_workers(1, timeout=_CLUSTER_SECONDS)
     except TimeoutError:
         raise ResourceError(f"scheduler: {address}: has no workers: start some with `dask worker`") from None
-    found: Mapping[str, tuple[str, bool]] = client.run(look_around, str(root), on_error="return")
-    for problem, workers in (
-        (
-            "have no riemerge of this version",
-            [
-                name
-                for name, answer in found.items()
-                if isinstance(answer, Exception) or answer[0] != __version__
-            ],
-        ),
-        (
-            "do not see it: the workers must see the same file system under the same paths",
-            [name for name, answer in found.items() if not isinstance(answer, Exception) and not answer[1]],
-        ),
-    ):
-        if workers:
-            raise ResourceError(f"{root}: workers {list_names(workers)} of {address} {problem}")
+    seen = client.run(look_around, str(root), on_error="return")
+    if unlike := [name for name, answer in seen.items() if answer != (__version__, True)]:
+        raise ResourceError(
+            f"scheduler: {address}: workers {list_names(unlike)}: {seen[unlike[0]]}: expected riemerge "
+            f"{__version__}, and a file system on which {root} is the folder of this batch"
+        )
 
 
 def look_around(root: str) -> tuple[str, bool]:
@@ -263,7 +264,7 @@ def look_around(root: str) -> tuple[str, bool]:
 
 
 def attempt_on_worker(task: Task) -> dict[str, Any]:
-    """Make one merge on a worker of a cluster, with the threads that the worker has where none are asked for."""
+    """Make one merge on a worker of a cluster, by default with all of its threads."""
     from distributed import get_worker
 
     threads = task["threads"] or get_worker().state.nthreads

@@ -15,11 +15,10 @@ from typing import Any, NoReturn
 
 from riemerge.errors import explain, may_pass
 from riemerge.formats.files.text import show
-from riemerge.merging.inputs import Model
-from riemerge.merging.plan import plan
+from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.methods.plugins import load_plugin
 from riemerge.recipes.recipe import Recipe
-from riemerge.study.kept_merges import keep_merge
+from riemerge.study.kept_merges import KeptMerge, keep_merge
 
 TRIES = 2
 """How often a merge is tried whose fault may pass: a full disk, memory, a worker that was killed."""
@@ -28,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 # Merges set the number of threads of torch, which is one for the process.
 _ALONE = Lock()
-_OPENED: dict[Path, Model] = {}
+_SHARED = SharedInputs()
 
 
 def attempt(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,43 +41,37 @@ def attempt(task: Mapping[str, Any]) -> dict[str, Any]:
         Plain data: what a `BatchEntry` says of the run, by field. Faults are told, never raised.
     """
     with _ALONE:
-        for attempts in range(1, TRIES + 1):
-            began = perf_counter()
-            try:
-                return {**_merge(task), "attempts": attempts}
-            except Exception as fault:  # noqa: BLE001 - one merge that fails must not end the others
-                _, code, problems = explain(fault)
-                problems = (*problems, *getattr(fault, "__notes__", ()))
-                _OPENED.clear()
-                failed = {
-                    "status": "failed",
-                    "seconds": perf_counter() - began,
-                    "problems": problems,
-                    "code": code,
-                    "attempts": attempts,
-                }
-                if not may_pass(fault):
-                    break
-                _log.warning("%s: try %d: %s", show(task["folder"]), attempts, show(problems[0]))
-    return failed
+        attempts, outcome = 1, _try(task)
+        while outcome.pop("may_pass") and attempts < TRIES:
+            _log.warning("%s: is tried again: %s", show(task["folder"]), show(outcome["problems"][0]))
+            attempts, outcome = attempts + 1, _try(task)
+    return {**outcome, "attempts": attempts}
 
 
-def _merge(task: Mapping[str, Any]) -> dict[str, Any]:
+def _try(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a merge, or say why it failed and whether that may pass."""
+    began = perf_counter()
+    try:
+        record, new = _merge(task)
+    except Exception as fault:  # noqa: BLE001 - one merge that fails must not end the others
+        _SHARED.clear()
+        _, code, problems = explain(fault)
+        outcome = {"status": "failed", "problems": problems, "code": code, "may_pass": may_pass(fault)}
+    else:
+        outcome = {"status": ("kept", "made")[new], "norm": record.totals.norm, "may_pass": False}
+    return {**outcome, "seconds": perf_counter() - began}
+
+
+def _merge(task: Mapping[str, Any]) -> KeptMerge:
     for module in task["plugins"]:
         load_plugin(module)
-    began = perf_counter()
     recipe = Recipe.model_validate(task["recipe"])
-    planned = plan(recipe, opened=_OPENED, device=task["device"], threads=task["threads"])
-    _OPENED.update(planned.models)
-    record, new = keep_merge(planned, Path(task["folder"]), Path(task["table"]))
-    seconds = perf_counter() - began
-    if not new:
-        seconds = record.timing.read + record.timing.solve
-    return {"status": ("kept", "made")[new], "seconds": seconds, "norm": record.totals.norm}
+    planned = _SHARED.plan(recipe, device=task["device"], threads=task["threads"])
+    return keep_merge(planned, Path(task["folder"]), Path(task["table"]))
 
 
 def serve() -> None:
-    """Answer tasks, a line of JSON each on stdin, by outcomes, a line of JSON each on stdout, until stdin ends.
+    """Answer tasks on stdin, a line of JSON each, by their outcomes on stdout, until stdin ends.
 
     Law: SIGTERM ends it as an interrupt does: what is staged is cleared away.
     """

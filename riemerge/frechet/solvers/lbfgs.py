@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self, final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Self, final
 
 import numpy as np
 import torch
@@ -26,19 +27,6 @@ _SUFFICIENT_DECREASE = 1e-4
 _SHORTEST = 1e-12
 
 
-class _Pair(NamedTuple):
-    """A step s, the change y of the gradient along it, both as functionals, 1 / ⟨s, y⟩, or 0 where that is no
-    curvature, and the size ⟨s, y⟩ / ⟨y, P y⟩ of the inverse Hessian that it shows.
-    """
-
-    step: Any
-    change: Any
-    of_step: Any
-    of_change: Any
-    inverse: Any
-    size: Any
-
-
 @final
 class InverseHessian:
     """The BFGS approximation H of an inverse Hessian, from the last few steps and changes of the gradient,
@@ -55,8 +43,8 @@ class InverseHessian:
         rescale: Multiply the preconditioner by the size of the inverse Hessian that the newest pair shows.
             Not for a preconditioner that is of the Hessian's size already.
 
-    Source: Nocedal, Wright 2006, alg. 7.4; on manifolds Huang, Gallivan, Absil 2015, with the update skipped
-    where ⟨s, y⟩ is not positive.
+    Source: Byrd, Nocedal, Schnabel 1994, eq. 2.6 with an initial matrix; on manifolds Huang, Gallivan, Absil
+    2015, with the update skipped where ⟨s, y⟩ is not positive.
     """
 
     def __init__(
@@ -70,69 +58,80 @@ class InverseHessian:
         rescale: bool,
     ) -> None:
         self._precondition = precondition
-        self._memory = memory
         self._rescale = rescale
         self._algebra = _algebra(manifold, point, memory)
-        self._gradient = self._algebra.pull(gradient)
-        self._pairs: list[_Pair] = []
+        self._gradient = self._lowered = self._algebra.pull(gradient)
+        self.forget()
 
     def narrow(self, modules: Tensor, manifold: TorchManifold) -> Self:
         """Go on with some of the modules of a stack, on the manifold that is theirs."""
-        self._pairs = [
-            _Pair(*(None if part is None else part[modules.to(part.device)] for part in pair))
-            for pair in self._pairs
-        ]
+        modules = modules.to(self._gradient.device)
         self._algebra.narrow(modules, manifold)
-        self._gradient = self._gradient[modules.to(self._gradient.device)]
+        self._gradient, self._lowered = self._gradient[modules], self._lowered[modules]
+        if self._curved is not None:
+            self._curved, self._upper, self._size = (
+                x[modules] for x in (self._curved, self._upper, self._size)
+            )
         return self
 
     def forget(self) -> None:
         """Forget all steps."""
-        self._pairs = []
+        self._algebra.forget()
+        # Of steps s and changes y: ⟨sᵢ, yᵢ⟩, or 0 where that is no curvature (K, m); ⟨sᵢ, yⱼ⟩ for i <= j, the
+        # identity where one of both is not used (K, m, m); and the size ⟨s, y⟩ / ⟨y, P y⟩ of the newest (K,).
+        self._curved: Any = None
+        self._upper: Any = None
+        self._size: Any = None
 
     def apply(self, point: Any) -> Any:
-        """Return H grad, a tangent vector at the current point, by the two-loop recursion."""
+        """Return H grad, a tangent vector at the current point.
+
+        With the steps S, the changes Y, R the upper triangle of SᵀY, D its diagonal and p = R⁻¹ Sᵀ grad, that
+        is v + S R⁻ᵀ (D p - Yᵀ v), v = P (grad - Y p): the two-loop recursion, all its inner products at once.
+        """
         algebra, vector = self._algebra, self._gradient
-        shares = []
-        for pair in reversed(self._pairs):
-            share = pair.inverse * algebra.apply(point, pair.of_step, vector)
-            vector = algebra.add(vector, -share, pair.change)
-            shares.append(share)
+        if self._curved is None:
+            return algebra.manifold.to_tangent_space(point, algebra.push(self._precondition(point, vector)))
+        used = self._curved > 0
+        seen = torch.where(used, algebra.products(point, 0, self._lowered), 0.0).unsqueeze(-1)
+        shares = torch.linalg.solve_triangular(self._upper, seen, upper=True).squeeze(-1)
         # Carried vectors too: it changes the turns alone, and those are kept as they are.
-        vector = self._precondition(point, vector)
-        if self._pairs and self._rescale:
-            vector = algebra.scale(self._pairs[-1].size, vector)
-        for pair, share in zip(self._pairs, reversed(shares), strict=True):
-            back = pair.inverse * algebra.apply(point, pair.of_change, vector)
-            vector = algebra.add(vector, share - back, pair.step)
-        return algebra.manifold.to_tangent_space(point, algebra.push(vector))
+        vector = self._precondition(point, algebra.combine(vector, -shares, 1))
+        if self._rescale:
+            vector = algebra.scale(self._size, vector)
+        (lowered,) = algebra.functionals(point, [vector])
+        seen = torch.where(used, self._curved * shares - algebra.products(point, 1, lowered), 0.0)
+        back = torch.linalg.solve_triangular(self._upper.mT, seen.unsqueeze(-1), upper=False).squeeze(-1)
+        return algebra.manifold.to_tangent_space(point, algebra.push(algebra.combine(vector, back, 0)))
 
     def advance(self, point: Any, step: Any, arrival: Any, gradient: Any) -> None:
         """Make another point the current one, and add the step to it, a tangent vector at the last, with the
         change of the gradient.
         """
         algebra = self._algebra
-        kept = self._pairs[max(len(self._pairs) - self._memory + 1, 0) :]
-        old = [part for pair in kept for part in (pair.step, pair.change)]
-        step, before, *old = algebra.advance(point, arrival, [algebra.pull(step), self._gradient, *old])
+        step, before = algebra.advance(point, arrival, algebra.pull(step), self._gradient)
         self._gradient = algebra.pull(gradient)
         change = self._gradient - before
-        known = [part for pair in kept for part in (pair.of_step, pair.of_change)]
-        known = algebra.renew(arrival, known, old)
-        of_step, of_change = algebra.functionals(arrival, [step, change])
-        curved = algebra.apply(arrival, of_change, step)
+        algebra.append(step, change)
+        of_step, of_change, self._lowered = algebra.functionals(arrival, [step, change, self._gradient])
+        column = algebra.products(arrival, 0, of_change)
+        curved = column[:, -1]
         lengths = algebra.apply(arrival, of_change, change) * algebra.apply(arrival, of_step, step)
-        inverse = algebra.invert(curved, curved > _LEAST_COSINE * lengths**0.5, 0.0)
-        size = None
+        used = curved > _LEAST_COSINE * lengths.sqrt()
+        if self._curved is None:
+            self._size = torch.ones_like(curved)
+            self._upper = column.new_zeros(column.shape[0], 0, 0)
+            self._curved = column[:, :0]
+        known = column.shape[1] - 1
+        self._curved = torch.nn.functional.pad(self._curved[:, self._curved.shape[1] - known :], (0, 1))
+        self._curved[:, -1] = torch.where(used, curved, 0.0)
+        over = self._upper.shape[1] - known
+        self._upper = torch.nn.functional.pad(self._upper[:, over:, over:], (0, 1, 0, 1))
+        self._upper[..., -1] = torch.where((self._curved > 0) & used.unsqueeze(-1), column, 0.0)
+        self._upper[:, -1, -1] = torch.where(used, curved, 1.0)
         if self._rescale:
-            conditioned = self._precondition(arrival, change)
-            shown = inverse * algebra.apply(arrival, of_change, conditioned)
-            size = algebra.invert(shown, inverse > 0, kept[-1].size if kept else 1.0)
-        self._pairs = [
-            _Pair(s, y, f, g, pair.inverse, pair.size)
-            for s, y, f, g, pair in zip(old[::2], old[1::2], known[::2], known[1::2], kept, strict=True)
-        ]
-        self._pairs.append(_Pair(step, change, of_step, of_change, inverse, size))
+            shown = algebra.apply(arrival, of_change, self._precondition(arrival, change))
+            self._size = torch.where(used, curved / shown, self._size)
 
 
 @final
@@ -203,14 +202,17 @@ class LBFGSOptimizer(Optimizer):  # type: ignore[misc]
 
 
 class _Algebra(ABC):
-    """Vectors, functionals and numbers of the recursion: of whole points, or module by module. Abstract.
+    """Vectors, functionals and numbers (K,): of whole points, where K is 1, or module by module; and the last
+    few pairs of a step and a change. Abstract.
 
     Args:
         manifold: The manifold of the points.
+        memory: How many pairs are kept.
     """
 
-    def __init__(self, manifold: Manifold) -> None:
+    def __init__(self, manifold: Manifold, memory: int) -> None:
         self.manifold = manifold
+        self._memory = memory
 
     @abstractmethod
     def pull(self, vector: Any) -> Any:
@@ -221,32 +223,38 @@ class _Algebra(ABC):
         """Return a kept vector as a tangent vector at the current point."""
 
     @abstractmethod
-    def advance(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
-        """Make another point the current one; return kept vectors as they are kept from now on."""
+    def advance(self, point: Any, arrival: Any, *vectors: Any) -> Sequence[Any]:
+        """Make another point the current one, for the pairs too; return kept vectors as they are kept from
+        now on.
+        """
 
     @abstractmethod
-    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
+    def append(self, step: Any, change: Any) -> None:
+        """Keep one more pair, and forget the oldest of too many."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Forget all pairs."""
+
+    @abstractmethod
+    def functionals(self, point: Any, vectors: list[Any]) -> Sequence[Any]:
         """Return ⟨v, .⟩ for kept vectors v."""
 
     @abstractmethod
-    def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
-        """Return the functionals of kept vectors at a new point, given those at the last."""
+    def apply(self, point: Any, functional: Any, vector: Any) -> Tensor:
+        """Return the numbers (K,) that a functional gives for a kept vector."""
 
     @abstractmethod
-    def apply(self, point: Any, functional: Any, vector: Any) -> Any:
-        """Return the number, or one for each module, that a functional gives for a kept vector."""
+    def products(self, point: Any, place: int, functional: Any) -> Tensor:
+        """Return the numbers (K, m) that a functional gives for the steps (place 0) or the changes (1)."""
 
     @abstractmethod
-    def scale(self, factor: Any, vector: Any) -> Any:
+    def combine(self, vector: Any, factors: Tensor, place: int) -> Any:
+        """Add multiples (K, m) of the steps (place 0) or the changes (1) to a kept vector."""
+
+    @abstractmethod
+    def scale(self, factor: Tensor, vector: Any) -> Any:
         """Multiply a kept vector."""
-
-    @abstractmethod
-    def add(self, vector: Any, factor: Any, other: Any) -> Any:
-        """Add a multiple of a kept vector to another one."""
-
-    @abstractmethod
-    def invert(self, number: Any, where: Any, other: Any) -> Any:
-        """Return 1 / number where a condition holds, and another number elsewhere."""
 
     @abstractmethod
     def narrow(self, modules: Tensor, manifold: Any) -> None:
@@ -257,78 +265,140 @@ def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
     find = getattr(manifold, "carrier", None)
     carrier = find and find(point, memory)
     if carrier is not None:
-        return _Carried(manifold, carrier)
-    return _Modulewise(manifold) if isinstance(manifold, TorchManifold) else _Whole(manifold)
-
-
-class _Transported(_Algebra, ABC):
-    """Keeps vectors at the current point. Abstract."""
-
-    @final
-    def pull(self, vector: Any) -> Any:
-        return vector
-
-    @final
-    def push(self, vector: Any) -> Any:
-        return vector
-
-    @final
-    def renew(self, point: Any, functionals: list[Any], vectors: list[Any]) -> list[Any]:
-        return self.functionals(point, vectors) if vectors else []
-
-    @final
-    def narrow(self, modules: Tensor, manifold: Any) -> None:
-        self.manifold = manifold
+        return _Carried(manifold, memory, carrier)
+    return (_Modulewise if isinstance(manifold, TorchManifold) else _Whole)(manifold, memory)
 
 
 @final
-class _Whole(_Transported):
-    def advance(self, point: Any, arrival: Any, vectors: list[Any]) -> list[Any]:
-        return [self.manifold.transport(point, arrival, vector) for vector in vectors]
+class _Whole(_Algebra):
+    def pull(self, vector: Any) -> Any:
+        return vector
 
-    def functionals(self, point: Any, vectors: list[Any]) -> list[Any]:
+    def push(self, vector: Any) -> Any:
+        return vector
+
+    def advance(self, point: Any, arrival: Any, *vectors: Any) -> Sequence[Any]:
+        move = partial(self.manifold.transport, point, arrival)
+        self._kept = [list(map(move, kept)) for kept in self._kept]
+        return list(map(move, vectors))
+
+    def append(self, step: Any, change: Any) -> None:
+        pair = zip(self._kept, (step, change), strict=True)
+        self._kept = [[*kept, vector][-self._memory :] for kept, vector in pair]
+
+    def forget(self) -> None:
+        self._kept: list[list[Any]] = [[], []]
+
+    def functionals(self, point: Any, vectors: list[Any]) -> Sequence[Any]:
         return vectors
 
-    def apply(self, point: Any, functional: Any, vector: Any) -> Any:
-        return self.manifold.inner_product(point, functional, vector)
+    def apply(self, point: Any, functional: Any, vector: Any) -> Tensor:
+        return torch.tensor([float(self.manifold.inner_product(point, functional, vector))]).double()
 
-    def scale(self, factor: Any, vector: Any) -> Any:
-        return factor * vector
+    def products(self, point: Any, place: int, functional: Any) -> Tensor:
+        return torch.stack([self.apply(point, functional, vector) for vector in self._kept[place]], dim=-1)
 
-    def add(self, vector: Any, factor: Any, other: Any) -> Any:
-        return vector + factor * other
+    def combine(self, vector: Any, factors: Tensor, place: int) -> Any:
+        for factor, other in zip(factors[0].numpy(), self._kept[place], strict=True):
+            vector = vector + factor * other
+        return vector
 
-    def invert(self, number: Any, where: Any, other: Any) -> Any:
-        return 1 / number if where else other
+    def scale(self, factor: Tensor, vector: Any) -> Any:
+        return factor.item() * vector
+
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
+        raise NotImplementedError("a guest's point is one problem")
 
 
 class _PerModule(_Algebra, ABC):
-    """Has a number for each module. Abstract."""
+    """Keeps the steps and the changes, (2, m, K, rows, columns), in a room for twice as many. Abstract."""
+
+    @property
+    @final
+    def _pairs(self) -> Tensor:
+        return self._room[:, max(self._end - self._memory, 0) : self._end]
+
+    @final
+    def append(self, step: Tensor, change: Tensor) -> None:
+        if self._end == 0:
+            self._room = step.new_empty(2, 2 * self._memory, *step.shape)
+        if self._end == self._room.shape[1]:
+            # One of them is forgotten.
+            self._room[:, : self._memory - 1] = self._pairs[:, 1:]
+            self._end = self._memory - 1
+        self._room[0, self._end], self._room[1, self._end] = step, change
+        self._end += 1
+
+    @final
+    def forget(self) -> None:
+        self._end = 0
 
     @final
     def apply(self, point: Tensor, functional: Tensor, vector: Tensor) -> Tensor:
         return frobenius(functional, vector)
 
     @final
+    def products(self, point: Tensor, place: int, functional: Tensor) -> Tensor:
+        kept = self._pairs[place].flatten(-2).permute(1, 2, 0)
+        return (functional.flatten(-2).unsqueeze(-2) @ kept).squeeze(-2).double()
+
+    @final
+    def combine(self, vector: Tensor, factors: Tensor, place: int) -> Tensor:
+        kept, flat = self._pairs[place].flatten(-2).movedim(0, 1), vector.flatten(-2).unsqueeze(-2)
+        return torch.baddbmm(flat, factors.to(flat.dtype).unsqueeze(-2), kept).reshape(vector.shape)
+
+    @final
     def scale(self, factor: Tensor, vector: Tensor) -> Tensor:
         return scale_modules(factor, vector)
 
     @final
-    def add(self, vector: Tensor, factor: Tensor, other: Tensor) -> Tensor:
-        return torch.addcmul(vector, factor.to(vector.dtype)[..., None, None], other)
+    def functionals(self, point: Tensor, vectors: list[Tensor]) -> Sequence[Tensor]:
+        return self.lower(point, torch.stack(vectors)).unbind()
+
+    @abstractmethod
+    def lower(self, point: Tensor, vectors: Tensor) -> Tensor:
+        """Return ⟨v, .⟩ for a stack of kept vectors v."""
 
     @final
-    def invert(self, number: Tensor, where: Tensor, other: Any) -> Tensor:
-        return torch.where(where, 1 / torch.where(where, number, 1.0), other)
+    def narrow(self, modules: Tensor, manifold: Any) -> None:
+        self.manifold = manifold
+        self.follow(modules, manifold)
+        if self._end:
+            pairs = self._pairs
+            self._end = pairs.shape[1]
+            self._room = pairs.new_empty(2, 2 * self._memory, modules.numel(), *pairs.shape[3:])
+            torch.index_select(pairs, 2, modules, out=self._room[:, : self._end])
+
+    @abstractmethod
+    def follow(self, modules: Tensor, manifold: Any) -> None:
+        """Take note that the batch is smaller."""
 
 
 @final
-class _Modulewise(_Transported, _PerModule):
-    def advance(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return list(self.manifold.transport(point, arrival, torch.stack(vectors)))
+class _Modulewise(_PerModule):
+    """Keeps vectors at the current point."""
 
-    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return list(self.manifold.riemannian_to_euclidean_gradient(point, torch.stack(vectors)))
+    def pull(self, vector: Any) -> Any:
+        return vector
+
+    def push(self, vector: Any) -> Any:
+        return vector
+
+    def advance(self, point: Tensor, arrival: Tensor, *vectors: Tensor) -> Sequence[Tensor]:
+        together = torch.stack(vectors)
+        if self._end:
+            together = torch.cat((self._pairs.flatten(0, 1), together))
+        moved = self.manifold.transport(point, arrival, together)
+        if self._end:
+            self._pairs.copy_(moved[: -len(vectors)].unflatten(0, (2, -1)))
+        return moved[-len(vectors) :].unbind()
+
+    def lower(self, point: Tensor, vectors: Tensor) -> Tensor:
+        lowered: Tensor = self.manifold.riemannian_to_euclidean_gradient(point, vectors)
+        return lowered
+
+    def follow(self, modules: Tensor, manifold: Any) -> None:
+        pass
 
 
 @final
@@ -337,8 +407,8 @@ class _Carried(_PerModule):
     only, and halves the memory that each of them is read from.
     """
 
-    def __init__(self, manifold: Manifold, carrier: Carrier) -> None:
-        super().__init__(manifold)
+    def __init__(self, manifold: Manifold, memory: int, carrier: Carrier) -> None:
+        super().__init__(manifold, memory)
         self._carrier = carrier
 
     def pull(self, vector: Tensor) -> Tensor:
@@ -347,18 +417,14 @@ class _Carried(_PerModule):
     def push(self, vector: Tensor) -> Tensor:
         return self._carrier.push(vector)
 
-    def advance(self, point: Tensor, arrival: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+    def advance(self, point: Tensor, arrival: Tensor, *vectors: Tensor) -> Sequence[Tensor]:
         self._carrier.advance(point, arrival)
         return vectors
 
-    def functionals(self, point: Tensor, vectors: list[Tensor]) -> list[Tensor]:
-        return [self._carrier.functional(vector) for vector in vectors]
+    def lower(self, point: Tensor, vectors: Tensor) -> Tensor:
+        return self._carrier.functional(vectors)
 
-    def renew(self, point: Tensor, functionals: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
-        return functionals
-
-    def narrow(self, modules: Tensor, manifold: Any) -> None:
-        self.manifold = manifold
+    def follow(self, modules: Tensor, manifold: Any) -> None:
         self._carrier.narrow(modules, manifold)
 
 
