@@ -28,8 +28,8 @@ from riemerge.updates import (
     DenseSpan,
     JointSpan,
     LowRankUpdate,
+    blocks_of,
     nearest,
-    rows_of,
 )
 from riemerge.updates.reduction import Reduction
 
@@ -364,8 +364,8 @@ class _Entries(_Factored):
 
     @property
     def x(self) -> Tensor | Blocks:
-        rows = rows_of([self.read[i] for i in self.used])
-        return rows.blocks() if self.by_rows else rows.whole().stacked
+        updates = [self.read[i] for i in self.used]
+        return blocks_of(updates) if self.by_rows else torch.stack([update.dense() for update in updates])
 
     def _singular_values(self, value: Tensor) -> Tensor:
         return _singular_values(value)

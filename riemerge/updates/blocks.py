@@ -15,9 +15,12 @@ from riemerge.errors import NumericalError
 from riemerge.updates.dense import DenseSpan
 from riemerge.updates.low_rank import LowRankUpdate
 
-# Numbers of a block of products, of all updates together, and its rows: in cache, but enough for BLAS.
-_NUMBERS = 2**20
-_ROWS = (8, 64)
+# Numbers of a block of products and of the panel that it is cut from, of all updates together: a block is
+# worked on in cache, and a panel is high enough for BLAS.
+_BLOCK = 3 * 2**16
+_PANEL = 2**20
+_LEAST_ROWS = 8
+_MOST_ROWS = 64
 
 
 class BlockMap(Protocol):
@@ -126,41 +129,47 @@ class DenseRows:
 
     def blocks(self) -> Blocks:
         """Return the updates, a block at a time."""
-        starts = range(0, self.shape[0], self.rows)
-        runs = [range(start, min(start + self.rows, self.shape[0])) for start in starts]
-        return Blocks(lambda: map(self.read, runs))
+        return Blocks(lambda: map(self.read, _runs(self.shape[0], self.rows)))
 
 
-def rows_of(updates: Sequence[LowRankUpdate]) -> DenseRows:
-    """Return updates with factors as dense ones that are computed by rows whenever they are read.
+def blocks_of(updates: Sequence[LowRankUpdate], rows: int | None = None) -> Blocks:
+    """Return updates with factors as dense ones that are computed anew in each pass, a block at a time.
 
-    Law: those of `LowRankUpdate.dense` to round-off. Rows are computed in panels of a height that follows
-    from the shapes alone, so that no bit depends on which rows are read at once.
+    Law: those of `LowRankUpdate.dense` to round-off. They are computed in panels whose height follows from
+    the shapes alone, so that no bit depends on how many rows a block has.
 
     Args:
         updates: At least one, all of one shape and device.
+        rows: The number of rows of a block; what stays in cache if there is none.
 
-    Cost: 2 r operations an entry in each pass, 8 MiB of blocks (of many updates 8 rows each).
+    Cost: 2 r operations an entry in each pass, and a panel of 8 MiB; of many updates 8 rows of all of them.
+        Panels are reused: a block is what it was until the next is asked for.
     """
     (m, n), count = updates[0].shape, len(updates)
-    least, most = _ROWS
-    height = min(max(_NUMBERS // max(count * n, 1), least), most)
+    high = min(max(_PANEL // max(count * n, 1), _LEAST_ROWS), _MOST_ROWS)
+    least = min(max(_BLOCK // max(count * n, 1), 1), high)
     factors = [(one.scale * one.B.to(torch.float64), one.A.to(torch.float64)) for one in updates]
+    runs = _runs(m, rows or -(-high // (high // least)))
 
-    def panel(start: int) -> Tensor:
-        rows = range(start, min(start + height, m))
-        block = factors[0][0].new_empty(count, len(rows), n)
-        for place, (left, right) in zip(block, factors, strict=True):
-            torch.mm(left[rows.start : rows.stop], right, out=place)
-        return block
+    def source() -> Iterator[Tensor]:
+        panel, held = factors[0][0].new_empty(count, high, n), -1
+        for run in runs:
+            parts = []
+            for start in range(run.start // high * high, run.stop, high):
+                here = slice(start, min(start + high, m))
+                if start != held:
+                    for place, (left, right) in zip(panel, factors, strict=True):
+                        torch.mm(left[here], right, out=place[: here.stop - start])
+                    held = start
+                part = panel[:, max(run.start - start, 0) : min(run.stop, here.stop) - start]
+                parts.append(part if run.stop <= here.stop else part.clone())
+            yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def read(run: range) -> Tensor:
-        first = run.start // height * height
-        panels = [panel(start) for start in range(first, run.stop, height)]
-        block = panels[0] if len(panels) == 1 else torch.cat(panels, dim=1)
-        return block[:, run.start - first : run.stop - first]
+    return Blocks(source)
 
-    return DenseRows(count, (m, n), read, height)
+
+def _runs(length: int, rows: int) -> list[range]:
+    return [range(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from riemerge.methods.elections import ROWS
 from riemerge.methods.engine import merge_modules
 from riemerge.methods.modules import open_module
 from riemerge.methods.setting import Setting
-from riemerge.updates import Dense, DenseRows, LowRankUpdate, nearest, rows_of
+from riemerge.updates import Dense, LowRankUpdate, blocks_of, nearest
 from tests.helpers import seeded
 from tests.methods.edited import PER_MODEL
 from tests.methods.elections.dense import ASKED, DENSE
@@ -78,9 +78,8 @@ def test_choices_are_those_of_whole_updates_whatever_the_blocks(
     assert bool(expected.any())
     found = []
     for rows in (1, 7, 128):
-        cut = lambda updates, rows=rows: replace(rows_of(updates), rows=rows)  # noqa: E731
-        monkeypatch.setattr(opening, "rows_of", cut)
-        monkeypatch.setattr(DenseRows, "whole", None)
+        monkeypatch.setattr(opening, "blocks_of", partial(blocks_of, rows=rows))
+        monkeypatch.setattr(LowRankUpdate, "dense", None)
         update = merged(name, given, options)
         assert isinstance(update, Dense)
         found.append(update.tensor)
