@@ -228,11 +228,13 @@ def _both(pair: InspectedPair) -> str:
 
 
 def _pairs(pairs: Sequence[InspectedPair]) -> Table:
+    distances = [number(pair.distance) for pair in pairs]
     return _table(
-        "pairs (cosines of principal angles; in brackets the level of random subspaces)",
+        "pairs (left, right: cosines of principal angles; in brackets the level of random subspaces)",
         [
             ("adapters", [_both(pair) for pair in pairs]),
-            ("distance", [number(pair.distance) for pair in pairs]),
+            ("cosine", [text_of(pair.overlap and pair.overlap.cosine, "{:.3f}") for pair in pairs]),
+            *[("distance", distances)] * any(pair.distance is not None for pair in pairs),
             ("left", [_side(pair.overlap, "left") for pair in pairs]),
             ("right", [_side(pair.overlap, "right") for pair in pairs]),
             ("determined", [pair.determined or "-" for pair in pairs]),

@@ -119,7 +119,7 @@ def test_left_out_updates_have_no_distance_in_the_report(tmp_path: Path) -> None
     assert shown[1] == "-"
     assert " ".join(shown) in " ".join(line.split())
     assert "warning: b: its update is all zero in 2 of 3 modules" in " ".join(text.split())
-    inspected = inspect_adapters(folders)
+    inspected = inspect_adapters(folders, distances=True)
     assert [row.numerical_rank for row in inspected.adapters[1].modules] == [0, 0, 3]
     assert inspected.pairs[0].notes == (
         "layers.0.q: numerical rank 0 of 3: no quotient distance",
@@ -155,7 +155,7 @@ def test_warnings_are_shown(tmp_path: Path) -> None:
 def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
     adapters = family("close", 2, rank=6)
     adapters[1]["layers.0.v"][0][:, 5] = 0
-    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12))
+    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12), distances=True)
     text = render(inspection_report(inspection))
     for adapter, factors in zip(inspection.adapters, adapters, strict=True):
         for row in adapter.modules:
@@ -175,7 +175,7 @@ def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
 
 def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
-    (pair,) = inspect_adapters(folders).pairs
+    (pair,) = inspect_adapters(folders, distances=True).pairs
     totals = merge_adapters(folders, cost_tol=0).record.totals
     assert totals.distances is not None
     both = [distance for distance in totals.distances if distance is not None]
@@ -189,7 +189,7 @@ def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Pa
 
 def test_adapters_of_different_rank_have_an_overlap_but_no_distance(tmp_path: Path) -> None:
     (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2)
-    (pair,) = inspect_adapters(write_family(tmp_path, [a, b])).pairs
+    (pair,) = inspect_adapters(write_family(tmp_path, [a, b]), distances=True).pairs
     assert pair.distance is None
     assert pair.overlap is not None
     assert len(pair.notes) == len(SHAPES)

@@ -68,7 +68,7 @@ def decompose(updates: Sequence[LowRankUpdate], storage: Sequence[torch.dtype]) 
         right[:rank, places] = (p @ vt.mT).permute(2, 0, 1)
         values[:rank, places] = sigma.mT
     rounding = torch.tensor([torch.finfo(dtype).eps for dtype in storage], dtype=torch.float64)
-    columns = torch.tensor([update.rank for update in updates])
+    columns = torch.tensor([update.rank for update in updates], dtype=torch.float64)
     arithmetic = 10.0 * torch.finfo(torch.float64).eps * math.sqrt(max(m, n))
     bounds = columns.sqrt() * rounding + arithmetic
     return Frames(left, values, right, numerical_rank(values.mT, 1.0, (bounds * values[:1]).mT))
@@ -97,7 +97,7 @@ def overlap_pairs(frames: Frames, pairs: Sequence[tuple[int, int]]) -> list[Over
         terms *= block
         cosines = torch.linalg.svdvals(block * inside)
         smallest = cosines.gather(1, (small.unsqueeze(1) - 1).clamp_min(0)).squeeze(1)
-        square, level = cosines.square().sum(dim=1) / small.clamp_min(1), large / frame.shape[2]
+        square, level = cosines.square().sum(dim=1) / small.clamp_min(1), large.double() / frame.shape[2]
         sides.append((square.sqrt(), level.sqrt(), _share(square, level), _share(smallest.square(), level)))
     means, levels, shares, least = zip(*sides, strict=True)
     lengths = (norms[first] * norms[second]).clamp_min(torch.finfo(torch.float64).tiny)
