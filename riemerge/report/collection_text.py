@@ -5,18 +5,15 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
-from riemerge.records.collection_record import CollectionRecord, Repetition
+from riemerge.records.collection_record import ClusterKind, CollectionRecord, Repetition
 from riemerge.report.words import number, text_of, when
 
 Cell: TypeAlias = str | int | float | None
 
 Column: TypeAlias = tuple[str, Sequence[Cell]]
 """A header, and a value for each row."""
-
-KINDS = {"family": "related", "copies": "copies", "alone": "alone", "strangers": "unrelated"}
-"""What a cluster is, in a word."""
 
 ACTIONS = {
     "drop": "drop copies",
@@ -79,22 +76,16 @@ def fold_command(command: str, width: int = 90, most: int = 6) -> list[str]:
 
 
 def cluster_columns(record: CollectionRecord) -> list[Column]:
-    """Return the table of clusters, a row for each that is not one adapter alone.
-
-    The first seven columns fit a terminal.
-    """
+    """Return the columns of clusters that fit a terminal, a row for each that is not one adapter alone."""
     rows = [row for row in record.clusters if row.kind != "alone"]
     return [
         ("cluster", [row.label for row in rows]),
-        ("which are", [KINDS[row.kind] for row in rows]),
+        ("kind", [row.kind for row in rows]),
         ("adapters", [len(row.members) for row in rows]),
         ("cosine inside", [row.cosine for row in rows]),
         ("outside", [row.cosine_outside for row in rows]),
         ("determined", [row.determined or "" for row in rows]),
         ("medoid", [row.medoid for row in rows]),
-        ("silhouette", [row.silhouette for row in rows]),
-        ("column spaces", [row.overlap_left for row in rows]),
-        ("row spaces", [row.overlap_right for row in rows]),
     ]
 
 
@@ -146,7 +137,10 @@ def _near(record: CollectionRecord) -> str:
 
 
 def _clusters(record: CollectionRecord) -> str:
-    sizes = {kind: [len(row.members) for row in record.clusters if row.kind == kind] for kind in KINDS}
+    sizes = {
+        kind: [len(row.members) for row in record.clusters if row.kind == kind]
+        for kind in get_args(ClusterKind)
+    }
     families = sizes["family"]
     texts = [
         when(families, f"{count(len(families), 'family')} of related adapters ({_span(families)} adapters)"),

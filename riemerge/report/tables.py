@@ -327,7 +327,7 @@ def collection_report(record: CollectionRecord, page: str = "the page") -> Rende
         record: The collection.
         page: Where all of it stands, if there is more than a terminal shows.
     """
-    clusters = cluster_columns(record)[:7]
+    clusters = cluster_columns(record)
     columns = [(header, [printable(show(cell)) for cell in cells[:MAX_SHOWN]]) for header, cells in clusters]
     hidden = max(0, len(clusters[0][1]) - MAX_SHOWN)
     parts: list[RenderableType] = [Text(printable(line)) for line in summary(record)]
@@ -415,7 +415,7 @@ _LEFT = {
         "verdict",
         "needed by",
     ),
-    *("default", "meaning", "singular values", "solver", "ended", "which are", "medoid"),
+    *("default", "meaning", "singular values", "solver", "ended", "kind", "medoid"),
 }
 
 

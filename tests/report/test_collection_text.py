@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import get_args
 
-from riemerge.records.collection_record import Action, ClusterKind, Outlier, Repetition
+from riemerge.records.collection_record import Action, Outlier, Repetition
 from riemerge.report.collection_text import (
     ACTIONS,
-    KINDS,
     advice_lines,
     cluster_columns,
     count,
@@ -79,7 +78,6 @@ def test_advice_stands_by_its_kind_with_the_number_that_decided() -> None:
 
 def test_every_action_has_its_words() -> None:
     assert set(ACTIONS) == set(get_args(Action))
-    assert set(KINDS) == set(get_args(ClusterKind))
 
 
 def test_the_table_of_clusters_leaves_out_single_adapters() -> None:

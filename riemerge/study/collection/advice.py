@@ -69,7 +69,7 @@ def _merge_family(cluster: Cluster, names: Sequence[str], facts: Mapping[str, Co
     reason = "they may not determine a Fréchet mean of one rank, and always have an average"
     if cluster.determined == "yes":
         action, reason = "geomerge", "they determine their Fréchet mean of one rank"
-    who = f"the {len(names)} relatives of cluster {cluster.label}, around {cluster.medoid}"
+    who = f"{len(names)} adapters of cluster {cluster.label}, around {cluster.medoid}"
     text = f"merge {who}, by {action}: {reason}"
     command = _command(names, facts, action, f"family-{cluster.label}")
     return _advise(action, names, text, "mean cosine", cluster.cosine or 0.0, command)
