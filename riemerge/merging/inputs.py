@@ -181,7 +181,7 @@ class Inputs:
             AdapterError: A tensor cannot be read.
         """
         if self.adapters:
-            return tuple(self._update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
+            return tuple(self.update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
         shape, count = self.shape(module), len(self.checkpoints)
         numbers = count * math.prod(shape)
         if len(shape) < 2 or numbers <= LARGE:
@@ -196,7 +196,8 @@ class Inputs:
             x -= self.base.tensor(name, device=device, rows=rows)
         return x
 
-    def _update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
+    def update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
+        """Read the update of the adapter at a place of the stack; zero where it lacks the module."""
         if place in self.lacking.get(module, ()):
             m, n = self.shape(module)
             zeros = partial(torch.zeros, dtype=dtype, device=device)

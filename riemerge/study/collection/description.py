@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemerge.formats.files.text import list_names
+from riemerge.formats.files.text import list_names, show
 from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap
 from riemerge.records.collection_record import (
     Cluster,
@@ -118,7 +119,7 @@ def judge(members: Members, places: Sequence[int]) -> Determined | None:
             storage = [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters]
             frames = decompose([adapter.update(module) for adapter in adapters], storage)
             overlaps = overlap_pairs(frames, list(combinations(range(len(adapters)), 2)))
-            answers.append(judge_overlap(mean_overlap(overlaps.records())))
+            answers.append(judge_overlap(mean_overlap(overlaps)))
     return judge_modules(answers)
 
 
@@ -174,18 +175,17 @@ def describe_clusters(
 
 def note_differences(adapters: Sequence[CollectedAdapter]) -> tuple[str, ...]:
     """Say in what the adapters differ, and what counts as zero."""
-    notes = []
-    if lacking := [adapter.name for adapter in adapters if adapter.missing]:
-        notes.append(
-            f"{len(lacking)} adapters lack modules that others have, where their updates count as zero: "
-            f"{list_names(lacking)}"
-        )
-    ranks = Counter(rank for adapter in adapters for rank in adapter.ranks)
-    dtypes = Counter(adapter.dtype for adapter in adapters)
-    for what, counts in (("ranks", ranks), ("dtypes", dtypes)):
-        if len(counts) > 1:
-            each = ", ".join(f"{value} in {count} adapters" for value, count in sorted(counts.items()))
-            notes.append(f"{what} differ: {each}: the updates are compared as they are")
+    lacking = [adapter.name for adapter in adapters if adapter.missing]
+    text = "adapters lack modules that others have, where their updates count as zero"
+    notes = [f"{len(lacking)} {text}: {list_names(lacking)}"] * bool(lacking)
+    differing: dict[str, Counter[Any]] = {
+        "ranks": Counter(rank for adapter in adapters for rank in adapter.ranks),
+        "dtypes": Counter(adapter.dtype for adapter in adapters),
+        "names of base models": Counter(adapter.base_model or "none" for adapter in adapters),
+    }
+    for what, counts in differing.items():
+        each = ", ".join(f"{show(str(value))} in {count}" for value, count in sorted(counts.items()))
+        notes += [f"{what} differ: {each}: the updates are compared as they are"] * (len(counts) > 1)
     return tuple(notes)
 
 

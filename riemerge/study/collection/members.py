@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, final
+from typing import TypeAlias, TypeVar, final
 
 from riemerge.errors import AdapterError, RiemergeError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
-from riemerge.formats.dialects import name_alike, read_adapter
-from riemerge.formats.files.text import list_names, show
+from riemerge.formats.dialects import read_adapter
+from riemerge.formats.files.text import show
 from riemerge.formats.hub import locate, name_model
 from riemerge.merging.inputs import display_names
 from riemerge.recipes.resolve import layer_of
 from riemerge.records.collection_record import LeftOut, ModuleGroup
 
 _Value = TypeVar("_Value", bound=Hashable)
+_Why: TypeAlias = Callable[[Path, Adapter], Iterable[str]]
 
 
 @final
@@ -34,14 +36,12 @@ class Members:
         adapters: The open adapters.
         digests: What each adapter is of: equal for equal files alone.
         left_out: Adapters that cannot be compared, sorted by name.
-        notes: What was taken to be the same, and what counts as zero.
     """
 
     names: tuple[str, ...]
     adapters: tuple[Adapter, ...]
     digests: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
-    notes: tuple[str, ...]
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -54,8 +54,8 @@ class Members:
 
     def having(self, module: str) -> dict[str, Adapter]:
         """Return the adapters that have a module by their digests, sorted: equal files once."""
-        each = zip(self.digests, self.adapters, strict=True)
-        return dict(sorted((digest, adapter) for digest, adapter in each if module in adapter.ranks))
+        every = dict(zip(self.digests, self.adapters, strict=True))
+        return {digest: every[digest] for digest in sorted(every) if module in every[digest].ranks}
 
     def check(self) -> None:
         """Raise an AdapterError, with all reasons, if fewer than two members are there."""
@@ -78,7 +78,7 @@ class Members:
         out = [
             LeftOut(name=name, reasons=tuple(faults[digest])) for name, _, digest in rows if digest in faults
         ]
-        return _members(kept, [*self.left_out, *out], self.notes)
+        return _members(kept, [*self.left_out, *out])
 
 
 def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Members:
@@ -109,28 +109,25 @@ def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Mem
         except RiemergeError as fault:
             opened.pop(place, None)
             faults[path] = fault.problems
-    _name_alike(opened, faults)
-    _fit_shapes(opened, faults)
-    notes = _fit_bases(opened, faults, same_base)
+    _leave_out(opened, faults, _other_dialect(opened.values()))
+    _leave_out(opened, faults, _other_shapes(opened.values()))
+    if not same_base:
+        _leave_out(opened, faults, _other_base(opened))
     left_out = [LeftOut(name=name_model(path), reasons=reasons) for path, reasons in faults.items()]
     each = zip(display_names(list(opened)), opened.values(), strict=True)
-    members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out, notes)
+    members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out)
     members.check()
     return members
 
 
-def _members(
-    rows: Iterable[tuple[str, Adapter, str]], left_out: Iterable[LeftOut], notes: tuple[str, ...]
-) -> Members:
+def _members(rows: Iterable[tuple[str, Adapter, str]], left_out: Iterable[LeftOut]) -> Members:
     """Sort members, each with its name and digest, and those that are left out, by name."""
-    kept = sorted(rows, key=lambda row: row[0])
-    return Members(
-        names=tuple(name for name, _, _ in kept),
-        adapters=tuple(adapter for _, adapter, _ in kept),
-        digests=tuple(digest for _, _, digest in kept),
-        left_out=tuple(sorted(left_out, key=lambda one: one.name)),
-        notes=notes,
+    kept = {name: (adapter, digest) for name, adapter, digest in sorted(rows, key=lambda row: row[0])}
+    adapters, digests = (
+        tuple(adapter for adapter, _ in kept.values()),
+        tuple(digest for _, digest in kept.values()),
     )
+    return Members(tuple(kept), adapters, digests, tuple(sorted(left_out, key=lambda one: one.name)))
 
 
 def group_modules(modules: Sequence[str]) -> tuple[ModuleGroup, ...]:
@@ -169,83 +166,65 @@ def _most(values: Iterable[_Value]) -> _Value:
     return min(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))[0]
 
 
-def _leave_out(
-    opened: dict[Path, Adapter],
-    faults: dict[str, tuple[str, ...]],
-    why: Callable[[Path, Adapter], Iterable[str]],
-) -> None:
-    """Move the adapters for which there are reasons from those that are open to the faults."""
+def _leave_out(opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]], why: _Why) -> None:
+    """Move the adapters for which there is a reason from those that are open to the faults."""
     for path, adapter in list(opened.items()):
         if reasons := tuple(why(path, adapter)):
             del opened[path]
             faults[str(path)] = reasons
 
 
-def _name_alike(opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]]) -> None:
-    """Name the modules of all adapters as in the dialect of most of them."""
-    if len({adapter.dialect for adapter in opened.values()}) < 2:
-        return
-    dialect = _most(adapter.dialect for adapter in opened.values())
-    lead = next(adapter for adapter in opened.values() if adapter.dialect == dialect)
+def _other_dialect(adapters: Iterable[Adapter]) -> _Why:
+    """Return what says why an adapter is of another dialect than most: names of modules are then others."""
+    most = _most(adapter.dialect for adapter in adapters)
 
-    def why(path: Path, adapter: Adapter) -> Iterable[str]:
-        if adapter.dialect == dialect:
-            return ()
-        try:
-            opened[path] = name_alike([lead, adapter], dialect)[1]
-        except AdapterError as fault:
-            return fault.problems
-        return ()
+    def why(path: Path, adapter: Adapter) -> Iterator[str]:
+        if adapter.dialect != most:
+            yield (
+                f"{path}: is in the dialect {adapter.dialect}, and most adapters in {most}: riemerge convert "
+                f"{shlex.quote(str(path))} NEW --to {most} writes it so"
+            )
 
-    _leave_out(opened, faults, why)
+    return why
 
 
-def _fit_shapes(opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]]) -> None:
-    """Leave out adapters with modules of another shape, or kind of layer, than most have."""
+def _other_shapes(adapters: Iterable[Adapter]) -> _Why:
+    """Return what says why modules of an adapter are not what they are in most."""
     facts: dict[str, list[tuple[tuple[int, int], str]]] = defaultdict(list)
-    for adapter in opened.values():
+    for adapter in adapters:
         for module, layer in adapter.layers.items():
             facts[module].append((layer.shape, layer.layout))
     usual = {module: _most(values) for module, values in facts.items()}
 
-    def why(path: Path, adapter: Adapter) -> Iterable[str]:
-        other = [
-            module for module, layer in adapter.layers.items() if (layer.shape, layer.layout) != usual[module]
-        ]
+    def why(path: Path, adapter: Adapter) -> Iterator[str]:
+        own = {module: (layer.shape, layer.layout) for module, layer in adapter.layers.items()}
+        other = [module for module, fact in own.items() if fact != usual[module]]
         for module in other[:1]:
-            layer, (shape, layout) = adapter.layers[module], usual[module]
+            (shape, layout), (found, kind) = usual[module], own[module]
             yield (
-                f"{path}: {len(other)} of {len(adapter.layers)} modules are not as in most adapters: "
-                f"{show(module)} is {layer.layout} of {layer.shape}, expected {layout} of {shape}: is it for "
-                "another base model?"
+                f"{path}: {len(other)} of {len(own)} modules are not as in most adapters: {show(module)} is "
+                f"{kind} of {found}, expected {layout} of {shape}: is it for another base model?"
             )
 
-    _leave_out(opened, faults, why)
+    return why
 
 
-def _fit_bases(
-    opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]], same: bool
-) -> tuple[str, ...]:
-    """Leave out adapters of another base model than most name; return what was taken to be the same."""
-    named = {path: adapter.config.base_model_name_or_path for path, adapter in opened.items()}
-    names = {name for name in named.values() if name}
-    if len(names) < 2:
-        return ()
-    most = _most(name for name in named.values() if name)
-    users = {name: path for path, name in reversed(named.items()) if name}
+def _other_base(opened: Mapping[Path, Adapter]) -> _Why:
+    """Return what says why an adapter is for another base model than most."""
+    users = {adapter.config.base_model_name_or_path: path for path, adapter in opened.items()}
+    named = [adapter.config.base_model_name_or_path for adapter in opened.values()]
+    most = _most([name for name in named if name] or [""])
     other = {
         name
-        for name in names - {most}
-        if not same and agree_on_base({users[most]: most, users[name]: name}).problems
+        for name in {*named} - {most, None, ""}
+        if agree_on_base({users[most]: most, users[name]: name}).problems
     }
 
-    def why(path: Path, _: Adapter) -> Iterable[str]:
-        if (name := named[path]) in other:
+    def why(path: Path, adapter: Adapter) -> Iterator[str]:
+        if (name := adapter.config.base_model_name_or_path) in other:
             yield (
-                f"{path}: names {show(name or '')} as its base model, and most adapters {show(most)}: "
+                f"{path}: names {show(str(name))} as its base model, and most adapters {show(most)}: "
                 "--same-base takes these as one"
             )
 
-    _leave_out(opened, faults, why)
-    one = sorted(show(name.rpartition("/")[2]) for name in names - other)
-    return (f"base models taken as one: {list_names(one, 5)}",) * (len(one) > 1)
+    return why
