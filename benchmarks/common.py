@@ -204,7 +204,7 @@ class Run:
 
     Args:
         quick: Whether to measure a tiny size.
-        folder: Folder of the pieces, and of the files that they are measured on.
+        folder: Folder of the pieces.
         parts: What the names of pieces start with that are measured; the others are taken as they are kept,
             and left out where they are not. Empty stands for all.
         minutes: Begin no piece later than so many minutes after the start.
@@ -239,9 +239,10 @@ class Run:
         return kept["found"]
 
     def files(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Return a folder of files to measure on, which is written unless it is there."""
-        path = self.folder / name
+        """Return a folder of files to measure on, written unless it is there; benchmarks share them."""
+        path = self.folder.parent / "files" / name
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             begun = path.with_name(f"{path.name}.part")
             shutil.rmtree(begun, ignore_errors=True)
             write(begun)
@@ -391,6 +392,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables_of(*tables: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
+    """Those of some tables, each a head and its rows, that have rows, in Markdown."""
+    return "\n\n".join(markdown(head, rows) for head, rows in tables if rows)
 
 
 def number(value: float | None) -> str:

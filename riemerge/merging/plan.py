@@ -24,7 +24,7 @@ from riemerge.formats.layers import Linear
 from riemerge.frechet.loss import as_loss
 from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.heads import Heads, is_called, plan_heads
-from riemerge.merging.identifiability import doubtful
+from riemerge.merging.identifiability import doubtful, overlaps
 from riemerge.merging.inputs import (
     Input,
     Inputs,
@@ -236,6 +236,7 @@ def plan(
         threads=find_threads(threads, where),
         dense=recipe.out_type == "delta",
         doubtful=doubtful,
+        overlaps=overlaps,
         later=bool(resolver.matched),
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
@@ -372,6 +373,8 @@ def _stack(
         statistics=tuple(own),
         base_statistics=base,
         plain=plain,
+        stored=inputs.stored,
+        kinds=partial(inputs.kind, device.type),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.report.tables import (
+    MAX_EACH,
     MAX_SHOWN,
     collection_report,
     evaluation_report,
@@ -248,8 +249,8 @@ def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out(
     text = render(collection_report(record.model_copy(update={"left_out": (named,)})))
     lines = text.splitlines()
     assert lines[0].startswith("4 adapters of 3 modules compared")
-    (_, row) = [line.split()[:3] for line in lines if " related " in line]
-    assert row == ["0", "related", "3"]
+    (_, row) = [line.split()[:3] for line in lines if " family " in line]
+    assert row == ["0", "family", "3"]
     assert "  riemerge merge law med -o family-0 --method geomerge" in lines
     assert "left out: broken: \\x1b[31mbroken: 1 NaN" in lines
     assert max(map(len, lines)) <= 100
@@ -257,15 +258,15 @@ def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out(
 
 def test_of_many_clusters_and_much_advice_the_first_are_shown() -> None:
     record = made_collection()
-    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 100})
+    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 200})
     many = record.model_copy(
-        update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_SHOWN + 2)}
+        update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_EACH + 2)}
     )
     text = render(collection_report(many, "atlas/atlas.html"))
-    assert text.count(" related ") == MAX_SHOWN + 1  # one more in the line that counts them
+    assert text.count(" family ") == MAX_SHOWN
     assert f"and {20 - MAX_SHOWN} more clusters: see atlas/atlas.html" in text
-    assert "and 2 more: see atlas/atlas.html" in text
-    assert text.count("  (its command is on atlas/atlas.html)") == MAX_SHOWN
+    assert "- and 2 more: see atlas/atlas.html" in text
+    assert text.count("  (its command is on atlas/atlas.html)") == MAX_EACH
 
 
 # --- methods ------------------------------------------------------------------------------------------------

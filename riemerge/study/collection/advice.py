@@ -9,6 +9,7 @@ from itertools import groupby
 from riemerge.formats.files.text import list_names
 from riemerge.methods import DEFAULT_METHOD
 from riemerge.records.collection_record import Action, Advice, Cluster, CollectedAdapter, CopyGroup, Outlier
+from riemerge.report.collection_text import likeness
 
 RELATED = 0.1
 """Mean cosine from which on the adapters of a cluster are a family; unrelated ones are near 0."""
@@ -57,31 +58,29 @@ def _advise(
 
 def _drop(group: CopyGroup) -> Advice:
     names = [repetition.name for repetition in group.repetitions]
-    kinds = ", ".join(sorted({repetition.likeness for repetition in group.repetitions}))
-    factors = "".join(
-        f"; {one.name} is {one.factor:.4g} times it" for one in group.repetitions if one.likeness == "scaled"
-    )
-    text = f"keep {group.kept}, drop {list_names(names, 10)}, whose dW is a multiple of its dW ({kinds})"
+    each = [f"{repetition.name} ({likeness(repetition)})" for repetition in group.repetitions]
+    text = f"keep {group.kept}, drop {list_names(each, 10)}"
     worst = max(repetition.distance for repetition in group.repetitions)
-    return _advise("drop", names, text + factors, "largest relative distance", worst)
+    return _advise("drop", names, text, "largest relative distance", worst)
 
 
 def _merge_family(cluster: Cluster, names: Sequence[str], facts: Mapping[str, CollectedAdapter]) -> Advice:
     action: Action = "average"
-    reason = "they may not determine a mean of one rank, and any updates have an average"
+    reason = "they may not determine a Fréchet mean of one rank, and always have an average"
     if cluster.determined == "yes":
-        action, reason = "geomerge", "they determine their mean of one rank"
-    text = f"{len(names)} relatives of {cluster.medoid}: {reason}"
+        action, reason = "geomerge", "they determine their Fréchet mean of one rank"
+    who = f"{len(names)} adapters of cluster {cluster.label}, around {cluster.medoid}"
+    text = f"merge {who}, by {action}: {reason}"
     command = _command(names, facts, action, f"family-{cluster.label}")
     return _advise(action, names, text, "mean cosine", cluster.cosine or 0.0, command)
 
 
 def _merge_strangers(names: Sequence[str], facts: Mapping[str, CollectedAdapter]) -> Advice:
     cosines = [facts[name].mean_cosine or 0.0 for name in names]
-    text = f"{len(names)} unrelated adapters, of which a merge keeps a part each: keep them apart"
+    text = f"keep {len(names)} unrelated adapters apart: a merge keeps a part of each"
     command = ""
     if len(names) <= MOST_STRANGERS:
-        text += f", or merge them by the default ({DEFAULT_METHOD}) and evaluate it"
+        text += f"; if one is wanted, try the default ({DEFAULT_METHOD}) and evaluate it"
         command = _command(names, facts, DEFAULT_METHOD, "strangers")
     return _advise("default", names, text, "mean cosine", sum(cosines) / len(cosines), command)
 
