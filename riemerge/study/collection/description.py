@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -101,10 +101,11 @@ def describe_spectra(
 
 def choose_judged(pairs: Pairs, stands: Sequence[int], clustering: Clustering) -> list[list[int]]:
     """Return the members of each cluster that are judged: the medoid, first, and those nearest to it."""
-    distances = chords(pairs.cosine)
+    distances, clusters = chords(pairs.cosine), defaultdict[int, list[int]](list)
+    for i in sorted(set(stands)):
+        clusters[int(clustering.labels[i])].append(i)
     chosen = []
-    for label in range(int(clustering.labels.max()) + 1):
-        some = [i for i, stand in enumerate(stands) if stand == i and clustering.labels[i] == label]
+    for _, some in sorted(clusters.items()):
         medoid = find_medoid(distances, some)
         chosen.append(sorted(some, key=lambda i: (i != medoid, float(distances[medoid, i]), i))[:JUDGED])
     return chosen
