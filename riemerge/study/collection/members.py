@@ -62,7 +62,7 @@ class Members:
             raise AdapterError(
                 [
                     f"{len(self.names)} adapters can be compared: expected at least 2",
-                    *(reason for one in self.left_out for reason in one.reasons),
+                    *(f"{one.name}: {reason}" for one in self.left_out for reason in one.reasons),
                 ]
             )
 
@@ -75,7 +75,7 @@ class Members:
         rows = list(zip(self.names, self.adapters, self.digests, strict=True))
         kept = [row for row in rows if row[2] not in faults]
         out = [
-            LeftOut(name=name, reasons=tuple(faults[digest])) for name, _, digest in rows if digest in faults
+            _leave(name, adapter.path, faults[digest]) for name, adapter, digest in rows if digest in faults
         ]
         return _members(kept, [*self.left_out, *out])
 
@@ -110,11 +110,17 @@ def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Mem
     for place, reasons in _find_unfit(opened, same_base).items():
         del opened[place]
         faults[str(place)] = tuple(reasons)
-    left_out = [LeftOut(name=name_model(path), reasons=reasons) for path, reasons in faults.items()]
+    left_out = [_leave(name_model(path), path, reasons) for path, reasons in faults.items()]
     each = zip(display_names(list(opened)), opened.values(), strict=True)
     members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out)
     members.check()
     return members
+
+
+def _leave(name: str, path: str | Path, reasons: Iterable[str]) -> LeftOut:
+    """Return an adapter that is left out; reasons name it, and no path of the machine."""
+    named = (reason.replace(str(path), name).removeprefix(f"{name}: ") for reason in reasons)
+    return LeftOut(name=name, reasons=tuple(named))
 
 
 def _members(rows: Iterable[tuple[str, Adapter, str]], left_out: Iterable[LeftOut]) -> Members:
