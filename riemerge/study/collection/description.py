@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemerge.formats.files.text import list_names, show
-from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap
+from riemerge.merging.identifiability import judge_modules, judge_overlap, overlaps
 from riemerge.records.collection_record import (
     Cluster,
     ClusterKind,
@@ -23,9 +22,9 @@ from riemerge.records.collection_record import (
 from riemerge.records.run_record import Determined
 from riemerge.study.collection.advice import RELATED
 from riemerge.study.collection.clusters import Clustering, chords, find_medoid
-from riemerge.study.collection.frames import decompose, overlap_pairs
 from riemerge.study.collection.members import Members
 from riemerge.study.collection.totals import Pairs, PerModule
+from riemerge.updates.reduction import reduce
 
 JUDGED = 6
 """Members of a cluster of which it is judged whether they determine their mean."""
@@ -113,14 +112,13 @@ def choose_judged(pairs: Pairs, stands: Sequence[int], clustering: Clustering) -
 
 def judge(members: Members, places: Sequence[int]) -> Determined | None:
     """Say whether some adapters determine their Fréchet mean, from the overlap of each two in each module."""
-    answers = []
+    answers: list[Determined | None] = []
     for module in members.modules:
         adapters = [members.adapters[i] for i in places if module in members.adapters[i].ranks]
         if len(adapters) > 1:
             storage = [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters]
-            frames = decompose([adapter.update(module) for adapter in adapters], storage)
-            overlaps = overlap_pairs(frames, list(combinations(range(len(adapters)), 2)))
-            answers.append(judge_overlap(mean_overlap(overlaps)))
+            reduction = reduce([[adapter.update(module) for adapter in adapters]])
+            answers += map(judge_overlap, overlaps(reduction, storage))
     return judge_modules(answers)
 
 
