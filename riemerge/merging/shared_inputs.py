@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import torch
 
+from riemerge.merging.identifiability import overlaps
 from riemerge.merging.inputs import Inputs, Model
 from riemerge.merging.plan import Plan, plan
 from riemerge.recipes.recipe import Recipe
 from riemerge.updates import LowRankUpdate
+from riemerge.updates.reduction import Reduction
 
 BYTES = 2**30
 """The most bytes of factors that are kept: two adapters of rank 16 of all 224 modules of Llama-3-8B are
 671 MB in float64."""
+
+_COPIES = 4  # of the numbers of a reduction: itself and its decompositions
 
 
 @final
@@ -41,6 +46,9 @@ class SharedInputs:
         self._updates: dict[tuple[Path, str], LowRankUpdate] = {}
         self._settings: Any = None
         self._bytes, self._full = 0, False
+        self._together: list[Path] = []
+        self._kept: dict[tuple[str, ...], Reduction] = {}
+        self._known = WeakKeyDictionary[Reduction, Sequence[Any]]()
 
     def plan(self, recipe: Recipe, *, device: str = "cpu", threads: int | None = None) -> Plan:
         """Plan a merge that takes from here what an earlier one has read.
@@ -64,19 +72,40 @@ class SharedInputs:
         settings = (recipe.dtype, planned.device, inputs.adapters[0].dialect, dict(recipe.rename))
         used = {adapter.path for adapter in inputs.adapters}
         if settings != self._settings:
-            used = set()
+            used, self._together = set(), []
         if settings != self._settings or self._full:
             self._updates = {key: update for key, update in self._updates.items() if key[0] in used}
             self._bytes = sum(map(_count_bytes, self._updates.values()))
         self._settings, self._full = settings, False
-        modules = _Modules(self, inputs, getattr(torch, recipe.dtype), planned.device)
-        return replace(planned, stack=replace(planned.stack, modules=modules))
+        stack = replace(
+            planned.stack,
+            modules=_Modules(self, inputs, getattr(torch, recipe.dtype), planned.device),
+            kept=self._reductions(inputs),
+        )
+        return replace(planned, stack=stack, options=replace(planned.options, overlaps=self._measure))
+
+    def _reductions(self, inputs: Inputs) -> dict[tuple[str, ...], Reduction] | None:
+        """Return what was reduced of these adapters together; None where there is no room to keep it."""
+        numbers = 0
+        for module in inputs.modules:
+            width = sum(adapter.ranks.get(module, 1) for adapter in inputs.adapters)
+            numbers += width * sum(min(size, width) for size in inputs.shape(module))
+        paths = [adapter.path for adapter in inputs.adapters]
+        if paths != self._together:
+            self._together, self._kept = paths, {}
+        return self._kept if 8 * _COPIES * numbers <= self._most else None
+
+    def _measure(self, reduction: Reduction, storage: Sequence[torch.dtype]) -> Sequence[Any]:
+        """Return the overlaps of the inputs of some modules, measured once for each reduction."""
+        if reduction not in self._known:
+            self._known[reduction] = overlaps(reduction, storage)
+        return self._known[reduction]
 
     def clear(self) -> None:
         """Forget all models."""
         self.opened.clear()
         self._updates.clear()
-        self._bytes = 0
+        self._bytes, self._together = 0, []
 
     def read(
         self, inputs: Inputs, place: int, module: str, dtype: torch.dtype, device: torch.device

@@ -23,7 +23,7 @@ from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps
 from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.modules import Edited, Module, open_module
 from riemerge.methods.reduced import Group, Member, open_side_by_side
-from riemerge.methods.setting import Answer, FlatEdit, Mean, Setting, Stream, Survey, Together
+from riemerge.methods.setting import Answer, FlatEdit, Look, Mean, Setting, Stream, Survey, Together
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
@@ -58,6 +58,7 @@ class Row:
         edits: The edits, in order.
         formula: The formula of the mean; empty where it is that of the geometry.
         survey: What looks at all modules first; empty where nothing does.
+        look: What looks at all rows of a module before the formula merges runs of them; empty for nothing.
         edits_by_rows: Whether runs of rows may be edited apart.
         together: The formula for modules side by side; empty where it sees one at a time.
     """
@@ -66,6 +67,7 @@ class Row:
     edits: tuple[FlatEdit, ...] = ()
     formula: Mean | Literal[""] = ""
     survey: Survey | Literal[""] = ""
+    look: Look | Literal[""] = ""
     edits_by_rows: bool = True
     together: Together | Literal[""] = ""
 
@@ -78,6 +80,7 @@ class Row:
             tuple(partial(_edit, edit, given) for edit, given in named),
             method.mean and resolve(method.mean),
             method.survey and resolve(method.survey),
+            method.look and resolve(method.look),
             all(edit.by_rows or edit.look for edit, _ in named),
             method.together and resolve(method.together),
         )
@@ -102,18 +105,27 @@ class Row:
 
     def by_rows(self, values: Mapping[str, Any]) -> bool:
         """Return whether the row can merge the dense updates of a module a run of rows at a time."""
-        if self.survey or not self.edits_by_rows:
+        if not self.edits_by_rows:
             return False
         if self.domain(values) in SUMS:
             return not (self.formula and self.edits)
         if self.formula or self.method.geometry == FORMULA:
-            return self.method.by_rows
-        return self.method.loss == "square" and self.geometry(values).by_rows
+            return self.domain(values) == "entries" and (self.method.by_rows or bool(self.look))
+        return self._merges_blocks(values)
+
+    def edited_domain(self, values: Mapping[str, Any]) -> Domain:
+        """Return what the mean sees of edited updates: themselves where runs of rows are merged apart."""
+        return "entries" if self._merges_blocks(values) else self.domain(values)
+
+    def _merges_blocks(self, values: Mapping[str, Any]) -> bool:
+        return not self.formula and self.method.loss == "square" and self.geometry(values).by_rows
 
     def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve for the mean of edited updates: nothing where it has a closed form."""
         found: Tensor | SVD | Blocks | Answer | None = None
-        if isinstance(x, Blocks):
+        if isinstance(x, Blocks) and self.look:
+            found = x.change(self.look(x.stream, setting))
+        elif isinstance(x, Blocks):
             found = x.each(partial(self._merge_block, setting))
         elif self.formula:
             found = self.formula(x, setting)
@@ -132,7 +144,11 @@ class Row:
         """Return the mean of a run of rows."""
         if self.formula:
             return cast("Tensor", self.formula(block, setting))
-        return cast("Tensor", self.geometry(setting.values).closed_mean(block, setting))
+        geometry = self.geometry(setting.values)
+        found = cast("Tensor", geometry.closed_mean(block, setting))
+        if geometry.domain == "gram":
+            found = torch.tensordot(found, block, dims=1)
+        return found
 
     @property
     def solver(self) -> str:
@@ -154,7 +170,7 @@ class Row:
         assert self.survey
         module = ""
 
-        def watch() -> Iterator[tuple[Tensor, Setting]]:
+        def watch() -> Iterator[tuple[Tensor | Blocks, Setting]]:
             nonlocal module
             for x, setting in stream():
                 module = setting.module
@@ -341,7 +357,7 @@ def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[t
     return [(tuple(names[i] for i in places), problem) for places, problem in pose([*tasks.values()])]
 
 
-def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor, Setting]:
+def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor | Blocks, Setting]:
     """Return what a survey sees of a module."""
     kind, domain = _kind(row, stack, name)
     if kind is not None:
@@ -351,7 +367,8 @@ def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor, S
             raise fault
         there: Module = groups[0].members[0]
     else:
-        there = open_module(row.method, domain, stack, options, name)
+        by_rows = row.by_rows(stack.values(name))
+        there = open_module(row.method, domain, stack, options, name, by_rows=by_rows)
     return there.x, there.setting
 
 
@@ -480,7 +497,8 @@ class _Run:
             for edit in row.edits:
                 x = edit(x, there.setting)
             if row.edits and not row.formula:
-                there = Edited(there.setting, row.domain(values), there, x)
+                domain = row.edited_domain(values) if isinstance(x, Blocks) else row.domain(values)
+                there = Edited(there.setting, domain, there, x)
                 x = there.x
             begun.module, begun.steps = there, row.mean(x, there.setting)
             begun.seconds = perf_counter() - began

@@ -44,6 +44,8 @@ class Method:
         together: `package.module:function` of a formula of the domain `cores` for K modules side by side,
             whose updates have the same ranks (see `riemerge.methods.setting.Together`); empty for none.
         by_rows: Whether a formula of `entries` may be applied to runs of rows apart, each by itself.
+        look: `package.module:function` of what looks at all rows of a module before a formula of `entries` is
+            applied to runs of them (see `riemerge.methods.setting.Look`); empty where there is none.
         survey: `package.module:function` of what looks at all modules first; empty for none.
         own_parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside
             `weight`, `rank` and `scale`, or with a default of its own, each with that default; None where a
@@ -88,6 +90,7 @@ class Method:
     mean: str = ""
     together: str = ""
     by_rows: bool = False
+    look: str = ""
     survey: str = ""
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True

@@ -28,6 +28,7 @@ from riemerge.updates import (
     DenseSpan,
     JointSpan,
     LowRankUpdate,
+    blocks_of,
     nearest,
 )
 from riemerge.updates.reduction import Reduction
@@ -51,7 +52,7 @@ def open_module(
         stack: What there is to merge.
         options: What the recipe asks for.
         name: The module.
-        by_rows: Whether the row can merge dense updates a run of rows at a time.
+        by_rows: Whether the row can merge dense updates a run of rows at a time, and those of factors so.
         facts: Other fields of its `Setting`.
 
     Raises:
@@ -107,7 +108,10 @@ def open_module(
         rank=allowed_rank(method, max(each[i].rank for i in used), options),
         starts=count_starts(options, partial(_overlap, span, stack, options)),
     )
-    return _DOMAINS[domain](setting, domain, span, each, used)
+    module = _DOMAINS[domain](setting, domain, span, each, used)
+    if by_rows and isinstance(module, _Entries):
+        return replace(module, by_rows=True)
+    return module
 
 
 def allowed_rank(method: Method, largest: int, options: Options) -> int | None:
@@ -310,6 +314,8 @@ class _Factored(Module, ABC):
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        if isinstance(value, Blocks):
+            value = value.whole(self.setting.shape)
         rank = self.setting.rank
         if isinstance(options.rank, str) and not options.dense:
             share = energy_of(options.rank)
@@ -346,12 +352,20 @@ class _Half(_Factored):
 
 
 @final
+@dataclass(frozen=True)
 class _Entries(_Factored):
-    """Dense updates in, a dense update out."""
+    """Dense updates in, a dense update out.
+
+    Attributes:
+        by_rows: Whether the row sees blocks of them.
+    """
+
+    by_rows: bool = False
 
     @property
-    def x(self) -> Tensor:
-        return torch.stack([self.read[i].dense() for i in self.used])
+    def x(self) -> Tensor | Blocks:
+        updates = [self.read[i] for i in self.used]
+        return blocks_of(updates) if self.by_rows else torch.stack([update.dense() for update in updates])
 
     def _singular_values(self, value: Tensor) -> Tensor:
         return _singular_values(value)

@@ -196,16 +196,17 @@ class FlatEdit(Protocol):
 
 
 class Look(Protocol):
-    """Looks at all rows of one module, for an edit that needs more of it than the rows that it edits.
+    """Looks at all rows of one module, for an edit or a mean that needs more of it than a run of rows.
 
     Called with a function that starts a pass over blocks (T, rows, ...), runs of the module's rows in order,
     as often as it is called; nothing of them should be kept but numbers.
     """
 
     def __call__(self, stream: Callable[[], Iterator[Tensor]], at: Setting, /) -> Callable[[], BlockMap]:
-        """Return what starts the edit on the blocks of a pass.
+        """Return what starts the edit, or the mean, on the blocks of a pass.
 
-        Law: the edited blocks, one after the other, are the edit of the whole updates, bit for bit.
+        Law: the blocks that it makes, one after the other, are the edit or mean of the whole updates, and how
+            rows were cut into blocks changes no bit.
         """
         ...
 
@@ -217,7 +218,8 @@ class Survey(Protocol):
     """Looks at all modules before the first is merged, for rows whose decisions are global.
 
     Called with a function that starts a stream of (x, setting) over all modules, in the order of their names,
-    as often as it is called; nothing of it should be kept but numbers.
+    as often as it is called; nothing of it should be kept but numbers. A row that merges runs of rows apart
+    is surveyed in runs of rows.
     """
 
     def __call__(self, stream: Stream, /) -> Mapping[str, Any]:

@@ -169,6 +169,15 @@ class Cores:
         left, sigma, right = (self.spread(part) for part in self.svds)
         return (left * sigma.unsqueeze(-3)).movedim(-2, -3) @ right.movedim(-2, -3).mT
 
+    def one_by_one(self) -> Iterator[Tensor]:
+        """Yield the updates of one module, (p, q) each."""
+        if self._stack is not None:
+            yield from self._stack
+            return
+        left, sigma, right = (part.split(self.ranks, dim=-1) for part in self.svds)
+        for columns, values, rows in zip(left, sigma, right, strict=True):
+            yield (columns * values) @ rows.mT
+
     def narrow(self, ranks: Sequence[int]) -> Cores:
         """Return the nearest updates of at most T ranks: so many leading columns of each."""
         kept = tuple(min(pair) for pair in zip(ranks, self.ranks, strict=True))

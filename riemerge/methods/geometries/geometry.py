@@ -88,7 +88,11 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
 
     @property
     def by_rows(self) -> bool:
-        """Whether `closed_mean` of dense updates may be taken of runs of rows apart. Derived: it may not."""
+        """Whether `closed_mean` may be taken of runs of the rows of dense updates apart. Derived: it may not.
+
+        Where the geometry sees inner products, whether the coefficients that it answers are the same whatever
+        they are.
+        """
         return False
 
     def manifold(self, rows: int, columns: int) -> TorchManifold:

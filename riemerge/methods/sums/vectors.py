@@ -59,8 +59,8 @@ class Flat(Geometry):
 
     @property
     def by_rows(self) -> bool:
-        """A mask is one of entries, each by itself."""
-        return self.metric == "mask"
+        """A mask is one of entries, each by itself, and the weights of a sum are what they are."""
+        return self.metric in {"mask", "identity"}
 
     def closed_mean(self, x: Tensor, setting: Setting) -> Tensor:
         """Return the mean under the square loss: of the metric `identity`, its coefficients.

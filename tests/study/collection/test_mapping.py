@@ -83,10 +83,7 @@ def test_tables_are_those_of_dense_matrices(planted: Planted, atlas: tuple[Path,
 
 
 def test_neither_order_nor_threads_nor_a_break_changes_a_bit(
-    planted: Planted,
-    atlas: tuple[Path, CollectionRecord],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    planted: Planted, atlas: tuple[Path, CollectionRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: list[str] = []
     store = work.Work.store
