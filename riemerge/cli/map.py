@@ -60,12 +60,7 @@ adapter that cannot be read, or does not fit most others, is left out."""
 @QUIET
 @answering
 def map_collection(
-    adapters: tuple[str, ...],
-    output: str,
-    pairs: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    **asked: Any,
+    adapters: tuple[str, ...], output: str, pairs: tuple[str, ...], as_json: bool, quiet: bool, **asked: Any
 ) -> None:
     """Do what `riemerge map` is asked."""
     from riemerge.records.pair_tables import PairTables

@@ -340,16 +340,24 @@ def _gram(parts: Sequence[Sequence[Tensor]], axis: int, turn: Tensor | None = No
 
 
 def _blocks(parts: Sequence[Sequence[Tensor]], axis: int, rows: int) -> Iterator[Tensor]:
-    """Yield runs of the rows of K modules' columns (K, rows, w), float64; on another device all at once."""
-    length = parts[0][0].shape[1 - axis]
-    if parts[0][0].device.type != "cpu":
+    """Yield runs of the rows of K modules' columns (K, rows, w), float64; on another device all at once.
+
+    A block is valid until the next: fresh memory for each costs as much as the product that it is for.
+    """
+    first = parts[0][0]
+    length, width = first.shape[1 - axis], sum(part.shape[axis] for part in parts[0])
+    if first.device.type != "cpu":
         rows = length
+    rows = min(rows, length)
+    shape = (len(parts), rows, width) if axis == 1 else (len(parts), width, rows)
+    buffer = first.new_empty(shape, dtype=torch.float64)
     for start in range(0, length, rows):
         there = min(rows, length - start)
-        each = [
-            torch.cat([part.narrow(1 - axis, start, there) for part in module], dim=axis) for module in parts
-        ]
-        block = torch.stack(each).to(torch.float64)
+        block = buffer.narrow(2 - axis, 0, there)
+        for module, target in zip(parts, block, strict=True):
+            places = target.split([part.shape[axis] for part in module], dim=axis)
+            for place, part in zip(places, module, strict=True):
+                place.copy_(part.narrow(1 - axis, start, there))
         yield block.mT if axis == 0 else block
 
 
@@ -372,8 +380,13 @@ def _times(parts: Sequence[Tensor], axis: int, way: Way, small: Tensor) -> Tenso
     if way == "reflectors":
         return times_basis(factor([_transposed(part, axis) for part in parts], torch.float64), small)
     width = sum(part.shape[axis] for part in parts)
-    products = [block[0] @ small for block in _blocks([parts], axis, max(1, _BLOCK // width))]
-    return torch.cat(products)
+    products = small.new_empty(parts[0].shape[1 - axis], small.shape[1])
+    start = 0
+    for block in _blocks([parts], axis, max(1, _BLOCK // width)):
+        end = start + block.shape[1]
+        torch.mm(block[0], small, out=products[start:end])
+        start = end
+    return products
 
 
 def _reflect(parts: Sequence[Tensor], axis: int) -> Tensor:

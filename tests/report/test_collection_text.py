@@ -101,6 +101,8 @@ def test_a_folded_command_is_the_command() -> None:
     lines = fold_command(command)
     assert 1 < len(lines) <= 6
     assert all(len(line) <= 95 for line in lines)
-    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
+    joined = "\n".join(lines).replace("\\\n", "")
+    assert "\n" not in joined
+    assert shlex.split(joined) == shlex.split(command)
     assert fold_command("riemerge inspect a") == ["riemerge inspect a"]
     assert fold_command("") == fold_command(command * 9) == []

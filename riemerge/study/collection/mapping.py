@@ -18,18 +18,11 @@ import torch
 from riemerge.errors import AdapterError, OutputError, RecipeError
 from riemerge.formats.files.staging import overlaps, write_atomically, writing
 from riemerge.formats.files.text import list_names
-from riemerge.formats.hub import locate
 from riemerge.linalg import single_threaded
 from riemerge.merging.machine import find_threads
 from riemerge.methods.threads import in_order
 from riemerge.progress import Listener, Progress
-from riemerge.records.collection_record import (
-    CollectionRecord,
-    KeptEnergy,
-    Metric,
-    ModuleGroup,
-    PairDistance,
-)
+from riemerge.records.collection_record import CollectionRecord, KeptEnergy, Metric, ModuleGroup, PairDistance
 from riemerge.study.collection.advice import advise_on
 from riemerge.study.collection.clusters import find_clusters, scale_classically
 from riemerge.study.collection.common import Kept, keep_common
@@ -103,7 +96,7 @@ def map_adapters(
     root, count = Path(folder), find_threads(threads, torch.device("cpu"))
     if unknown := sorted({*distances} - {*METRICS}):
         raise RecipeError(f"distances: {', '.join(unknown)}: expected {' or '.join(METRICS)}")
-    OutputError.refuse(overlaps(root, map(locate, paths)))
+    OutputError.refuse(overlaps(root, paths))
     members = open_members(paths, same_base=same_base)
     with writing(root):
         root.mkdir(exist_ok=True)

@@ -7,10 +7,10 @@ import json
 import os
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar, final
+from typing import TypeVar, final
 
 from riemerge.errors import AdapterError, RiemergeError
 from riemerge.formats.adapter import Adapter
@@ -23,7 +23,6 @@ from riemerge.recipes.resolve import layer_of
 from riemerge.records.collection_record import LeftOut, ModuleGroup
 
 _Value = TypeVar("_Value", bound=Hashable)
-_Why: TypeAlias = Callable[[Path, Adapter], Iterable[str]]
 
 
 @final
@@ -63,7 +62,7 @@ class Members:
             raise AdapterError(
                 [
                     f"{len(self.names)} adapters can be compared: expected at least 2",
-                    *(reason for one in self.left_out for reason in one.reasons),
+                    *(f"{one.name}: {reason}" for one in self.left_out for reason in one.reasons),
                 ]
             )
 
@@ -76,7 +75,7 @@ class Members:
         rows = list(zip(self.names, self.adapters, self.digests, strict=True))
         kept = [row for row in rows if row[2] not in faults]
         out = [
-            LeftOut(name=name, reasons=tuple(faults[digest])) for name, _, digest in rows if digest in faults
+            _leave(name, adapter.path, faults[digest]) for name, adapter, digest in rows if digest in faults
         ]
         return _members(kept, [*self.left_out, *out])
 
@@ -98,26 +97,30 @@ def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Mem
     faults: dict[str, tuple[str, ...]] = {}
     given: set[str] = set()
     for path in sorted(map(str, paths)):
-        place = locate(path)
-        if (real := os.path.realpath(place)) in given:
-            faults[path] = (f"{path}: is given twice: it counts once",)
-            continue
-        given.add(real)
         try:
-            opened[place] = read_adapter(place)
-            _ = opened[place].sha256
+            adapter = read_adapter(locate(path))
+            _ = adapter.sha256
+            if (real := os.path.realpath(adapter.path)) in given:
+                raise AdapterError(f"{path}: is given twice: it counts once")
         except RiemergeError as fault:
-            opened.pop(place, None)
             faults[path] = fault.problems
-    _leave_out(opened, faults, _other_dialect(opened.values()))
-    _leave_out(opened, faults, _other_shapes(opened.values()))
-    if not same_base:
-        _leave_out(opened, faults, _other_base(opened))
-    left_out = [LeftOut(name=name_model(path), reasons=reasons) for path, reasons in faults.items()]
+        else:
+            given.add(real)
+            opened[adapter.path] = adapter
+    for place, reasons in _find_unfit(opened, same_base).items():
+        del opened[place]
+        faults[str(place)] = tuple(reasons)
+    left_out = [_leave(name_model(path), path, reasons) for path, reasons in faults.items()]
     each = zip(display_names(list(opened)), opened.values(), strict=True)
     members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out)
     members.check()
     return members
+
+
+def _leave(name: str, path: str | Path, reasons: Iterable[str]) -> LeftOut:
+    """Return an adapter that is left out; reasons name it, and no path of the machine."""
+    named = (reason.replace(str(path), name).removeprefix(f"{name}: ") for reason in reasons)
+    return LeftOut(name=name, reasons=tuple(named))
 
 
 def _members(rows: Iterable[tuple[str, Adapter, str]], left_out: Iterable[LeftOut]) -> Members:
@@ -166,65 +169,43 @@ def _most(values: Iterable[_Value]) -> _Value:
     return min(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))[0]
 
 
-def _leave_out(opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]], why: _Why) -> None:
-    """Move the adapters for which there is a reason from those that are open to the faults."""
-    for path, adapter in list(opened.items()):
-        if reasons := tuple(why(path, adapter)):
-            del opened[path]
-            faults[str(path)] = reasons
-
-
-def _other_dialect(adapters: Iterable[Adapter]) -> _Why:
-    """Return what says why an adapter is of another dialect than most: names of modules are then others."""
-    most = _most(adapter.dialect for adapter in adapters)
-
-    def why(path: Path, adapter: Adapter) -> Iterator[str]:
-        if adapter.dialect != most:
-            yield (
-                f"{path}: is in the dialect {adapter.dialect}, and most adapters in {most}: riemerge convert "
-                f"{shlex.quote(str(path))} NEW --to {most} writes it so"
-            )
-
-    return why
-
-
-def _other_shapes(adapters: Iterable[Adapter]) -> _Why:
-    """Return what says why modules of an adapter are not what they are in most."""
-    facts: dict[str, list[tuple[tuple[int, int], str]]] = defaultdict(list)
+def _find_unfit(opened: Mapping[Path, Adapter], same_base: bool) -> dict[Path, list[str]]:
+    """Say why adapters do not fit most of the others, by their paths."""
+    adapters = opened.values()
+    if not adapters:
+        return {}
+    dialect = _most(adapter.dialect for adapter in adapters)
+    facts: dict[str, list[tuple[str, tuple[int, int]]]] = defaultdict(list)
     for adapter in adapters:
         for module, layer in adapter.layers.items():
-            facts[module].append((layer.shape, layer.layout))
+            facts[module].append((layer.layout, layer.shape))
     usual = {module: _most(values) for module, values in facts.items()}
-
-    def why(path: Path, adapter: Adapter) -> Iterator[str]:
-        own = {module: (layer.shape, layer.layout) for module, layer in adapter.layers.items()}
-        other = [module for module, fact in own.items() if fact != usual[module]]
-        for module in other[:1]:
-            (shape, layout), (found, kind) = usual[module], own[module]
-            yield (
-                f"{path}: {len(other)} of {len(own)} modules are not as in most adapters: {show(module)} is "
-                f"{kind} of {found}, expected {layout} of {shape}: is it for another base model?"
-            )
-
-    return why
-
-
-def _other_base(opened: Mapping[Path, Adapter]) -> _Why:
-    """Return what says why an adapter is for another base model than most."""
-    users = {adapter.config.base_model_name_or_path: path for path, adapter in opened.items()}
-    named = [adapter.config.base_model_name_or_path for adapter in opened.values()]
-    most = _most([name for name in named if name] or [""])
-    other = {
-        name
-        for name in {*named} - {most, None, ""}
-        if agree_on_base({users[most]: most, users[name]: name}).problems
+    users = {adapter.config.base_model_name_or_path or "": path for path, adapter in opened.items()}
+    named = [adapter.config.base_model_name_or_path for adapter in adapters]
+    base = _most([name for name in named if name] or [""])
+    others = {
+        name: agree_on_base({users[base]: base, path: name}).problems
+        for name, path in users.items()
+        if name and name != base and not same_base
     }
-
-    def why(path: Path, adapter: Adapter) -> Iterator[str]:
-        if (name := adapter.config.base_model_name_or_path) in other:
-            yield (
-                f"{path}: names {show(str(name))} as its base model, and most adapters {show(most)}: "
-                "--same-base takes these as one"
+    unfit: dict[Path, list[str]] = defaultdict(list)
+    for path, adapter in opened.items():
+        if adapter.dialect != dialect:
+            unfit[path].append(
+                f"{path}: is in the dialect {adapter.dialect}, and most adapters in {dialect}: riemerge "
+                f"convert {shlex.quote(str(path))} NEW --to {dialect} writes it so"
             )
-
-    return why
+        own = {module: (layer.layout, layer.shape) for module, layer in adapter.layers.items()}
+        if differing := [module for module, fact in own.items() if fact != usual[module]]:
+            (kind, shape), (layout, expected) = own[differing[0]], usual[differing[0]]
+            unfit[path].append(
+                f"{path}: {len(differing)} of {len(own)} modules are not as in most adapters: "
+                f"{show(differing[0])} is {kind} of {shape}, expected {layout} of {expected}: is it for "
+                "another base model?"
+            )
+        if others.get(name := adapter.config.base_model_name_or_path or ""):
+            unfit[path].append(
+                f"{path}: names {show(name)} as its base model, and most adapters {show(base)}: --same-base "
+                "takes these as one"
+            )
+    return unfit

@@ -83,10 +83,7 @@ def test_tables_are_those_of_dense_matrices(planted: Planted, atlas: tuple[Path,
 
 
 def test_neither_order_nor_threads_nor_a_break_changes_a_bit(
-    planted: Planted,
-    atlas: tuple[Path, CollectionRecord],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    planted: Planted, atlas: tuple[Path, CollectionRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: list[str] = []
     store = work.Work.store
@@ -159,6 +156,7 @@ def test_bad_adapters_are_left_out_and_said(tmp_path: Path) -> None:
     }.items():
         assert reason in reasons.pop(name)
     assert not reasons
+    assert str(tmp_path) not in record.to_json()
     assert record.names == expected.names
     again = map_adapters([*paths, zero, other, paths[0], tmp_path / "nothing"], tmp_path / "atlas")
     assert again == record

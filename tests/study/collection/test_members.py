@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from riemerge.merging.conversion import convert
 from riemerge.study.collection.members import group_modules, open_members
 from tests.folders import family, write_family, write_folder
 
@@ -24,13 +25,15 @@ def test_most_decide_which_base_and_shape_is_right(tmp_path: Path) -> None:
     assert open_members(paths, same_base=True).names == ("a", "b", "c", "d", "e")
 
 
-def test_a_folder_in_another_dialect_is_left_out_with_the_command(tmp_path: Path) -> None:
+def test_an_adapter_in_another_dialect_is_left_out_with_the_command(tmp_path: Path) -> None:
     paths = write_family(tmp_path, family("close", 3))
-    bad = tmp_path / "x.safetensors"
+    (other,) = (write_folder(tmp_path / name, one) for name, one in zip("x", family("mix", 1), strict=True))
+    convert(other, tmp_path / "mlx", "mlx")
+    bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"<html>")
-    (left,) = open_members([*paths, bad]).left_out
-    assert left.name == "x.safetensors"
-    assert left.reasons
+    left = {one.name: one.reasons for one in open_members([*paths, bad, tmp_path / "mlx"]).left_out}
+    assert set(left) == {"bad.safetensors", "mlx"}
+    assert f"riemerge convert {tmp_path / 'mlx'} NEW --to peft" in left["mlx"][0]
 
 
 def test_modules_are_grouped_by_projection_and_layer() -> None:
