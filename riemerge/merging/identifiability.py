@@ -125,7 +125,7 @@ def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overl
     first, second = torch.triu_indices(len(eps), len(eps), 1, device=sigma.device)
     step = max(1, _NUMBERS // left[:, 0].numel())
     pairs = zip(first.split(step), second.split(step), strict=True)
-    blocks = [_compare(left, right, sigma, ranks, i, j, reduction.kind.shape) for i, j in pairs]
+    blocks = [compare_pairs(left, right, sigma, ranks, i, j, reduction.kind.shape) for i, j in pairs]
     if not blocks:
         return [None] * len(left)
     known = torch.cat(blocks, dim=-1)
@@ -137,7 +137,7 @@ def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overl
     ]
 
 
-def _compare(
+def compare_pairs(
     left: Tensor,
     right: Tensor,
     sigma: Tensor,
@@ -146,7 +146,17 @@ def _compare(
     j: Tensor,
     shape: tuple[int, int],
 ) -> Tensor:
-    """Return what `Overlap` averages of P pairs (i, j) of K modules, and whether each counts: (8, K, P)."""
+    """Return what `Overlap` averages of P pairs (i, j) of K modules, and whether each counts: (8, K, P).
+
+    Args:
+        left: Column frames (K, T, m, r), 0 where a direction is round-off.
+        right: Row frames (K, T, n, r), 0 where a direction is round-off.
+        sigma: Singular values (K, T, r).
+        ranks: Numbers of directions (K, T) that are no round-off.
+        i: Places of the first updates (P,).
+        j: Places of the second updates (P,).
+        shape: (m, n) of the modules.
+    """
     crossed = torch.stack([side[:, i].mT @ side[:, j] for side in (left, right)])
     cosines = torch.linalg.svdvals(crossed)
     small, large = torch.minimum(ranks[:, i], ranks[:, j]), torch.maximum(ranks[:, i], ranks[:, j])

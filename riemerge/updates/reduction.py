@@ -152,18 +152,6 @@ class Reduction:
         ranks = torch.tensor(self.kind.ranks, device=numbers.device)
         return numbers.repeat_interleave(ranks, dim=1, output_size=sum(self.kind.ranks)).unsqueeze(1)
 
-    def distances(self, merged: Tensor) -> Tensor:
-        """Return the (K, T) distances ‖X − dWᵢ‖ of merged updates X (K, p, q) in the same bases."""
-        svds, spread = self.cores.svds, self.cores.spread
-        left = spread(svds.left * svds.values.unsqueeze(-2)).movedim(-2, -3)
-        right = spread(svds.right).movedim(-2, -3)
-        step = max(1, _BLOCK // merged.numel())
-        sizes = [
-            torch.linalg.matrix_norm(merged.unsqueeze(1) - b @ a.mT)
-            for b, a in zip(left.split(step, dim=1), right.split(step, dim=1), strict=True)
-        ]
-        return torch.cat(sizes, dim=1)
-
     def rounding(self, stored: Sequence[torch.dtype]) -> Tensor:
         """Return the (K, T) norms of what rounding to T dtypes adds: see `LowRankUpdate.rounding`."""
         squares = self.left.square().sum(dim=1) * self.right.square().sum(dim=1)
