@@ -29,6 +29,9 @@ from riemerge.manifolds.stiefel_log import (
 # Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
 # St(96, 16)); beyond 100 the remaining ones creep.
 _MAX_TURNS = 100
+# Newton's steps that make a frame of the columns of one in another basis: it is off by the round-off of
+# single precision at most.
+_ROUND_OFF_STEPS = 3
 
 
 @final
@@ -107,19 +110,27 @@ class Stiefel(GeodesicManifold):
 
         Source: Edelman et al. 1998, eq. 2.42; Zimmermann, Hüper 2022, eq. 11.
         """
-        span, share = _Span(point, tangent_vector), 2 * self.beta
-        rotated = linalg.exp_skew(generator(share * span.upper, span.lower)) @ torch.cat(
-            (
-                torch.cat((linalg.eye_like(span.upper).expand_as(span.upper), span.upper), dim=-1),
-                torch.cat((torch.zeros_like(span.lower), span.lower), dim=-1),
-            ),
-            dim=-2,
-        )
-        if share != 1:
-            inner = linalg.exp_skew((1 - share) * linalg.skew(span.upper))
-            rotated = torch.cat([half @ inner for half in rotated.split(self.p, dim=-1)], dim=-1)
+        span = _Span(point, tangent_vector)
+        rotation, inner = self._turns(span)
+        ends = rotation[..., : self.p], rotation @ torch.cat((span.upper, span.lower), dim=-2)
+        rotated = torch.cat([end if inner is None else end @ inner for end in ends], dim=-1)
         arrival, velocity = span.lift(rotated).to(point.dtype).split(self.p, dim=-1)
         return arrival, velocity
+
+    def arrive(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Return where `geodesic` arrives, for less than its velocity takes."""
+        span = _Span(point, tangent_vector)
+        rotation, inner = self._turns(span)
+        end = rotation[..., : self.p]
+        return span.lift(end if inner is None else end @ inner).to(point.dtype)
+
+    def _turns(self, span: _Span) -> tuple[Tensor, Tensor | None]:
+        """Return the rotations of the ambient space and, unless β = 1/2, of the columns along a geodesic."""
+        share = 2 * self.beta
+        rotation = linalg.exp_skew(generator(share * span.upper, span.lower))
+        if share == 1:
+            return rotation, None
+        return rotation, linalg.exp_skew((1 - share) * linalg.skew(span.upper))
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Find a geodesic from a to b.
@@ -133,7 +144,7 @@ class Stiefel(GeodesicManifold):
         leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         span = _Span(u, y)
-        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2), _ROUND_OFF_STEPS)
         goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
         path = metric_log(target, complete_rotation(target), self.beta, goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
@@ -156,7 +167,7 @@ class Stiefel(GeodesicManifold):
         by a torsion term.
         """
         span = _Span(point_a, point_b)
-        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2), _ROUND_OFF_STEPS)
         turned = torch.cat((target, complete_rotation(target)), dim=-1) - linalg.eye_like(target @ target.mT)
         # Stacks of vectors at one point lie side by side as columns: two products, whatever their number.
         vectors = linalg.widen(tangent_vector_a)

@@ -224,17 +224,23 @@ def continue_rotation(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Ten
     # In blocks, L = [[A, -Bᵀ], [B, C]] and D = [[E, -Fᵀ], [F, G]], C and G next to nothing.
     upper, lower, corner = log[..., :p, :p], log[..., p:, :p], log[..., p:, p:]
     along, across = (rotation.mT @ frame).split((p, rest.shape[-1]), dim=-2)
-    once = lower @ across.mT
-    twice = lower @ (linalg.skew(along) @ lower.mT - upper @ across.mT)
-    corner = corner + linalg.skew(rotation[..., p:].mT @ rest - once + twice / 6)
+    once = torch.baddbmm(lower @ across.mT, rotation[..., p:].mT, rest, beta=-1)
+    twice = torch.baddbmm(linalg.skew(along) @ lower.mT, upper, across.mT, alpha=-1)
+    corner = corner + linalg.skew(torch.baddbmm(once, lower, twice, alpha=1 / 6))
     return rest @ linalg.cayley(-_newton_step(lower, corner)), near
 
 
-def orthonormalize(frame: Tensor) -> Tensor:
-    """Return the nearest frame by Newton's iteration, for frames whose singular values are near one."""
-    for _ in range(_SCHULZ):
-        gram = frame.mT @ frame
-        frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
+def orthonormalize(frame: Tensor, steps: int = _SCHULZ) -> Tensor:
+    """Return the nearest frame by Newton's iteration, for frames whose singular values are near one.
+
+    Args:
+        frame: (..., n, p).
+        steps: How many; each squares the distance of the singular values from one.
+    """
+    for _ in range(steps):
+        small = (frame.mT @ frame).mul_(-0.5)
+        torch.diagonal(small, dim1=-2, dim2=-1).add_(1.5)
+        frame = frame @ small
     return frame
 
 
@@ -278,12 +284,14 @@ def _newton_step(lower: Tensor, corner: Tensor) -> Tensor:
     squared = lower @ lower.mT
 
     def curve(step: Tensor) -> Tensor:
-        half = squared @ step
-        half = (half + (squared @ half + 3 * half @ squared) / 60) / 12
+        """Return 12 D X."""
+        once = squared @ step
+        half = torch.baddbmm(torch.baddbmm(once, squared, once, alpha=1 / 60), once, squared, alpha=1 / 20)
         return half - half.mT
 
     once = curve(corner)
-    return (100 * corner + 64 * once + 256 * curve(once)) / 99
+    step = curve(once).mul_(256 / 144).add_(once, alpha=64 / 12).add_(corner, alpha=100)
+    return step.div_(99)
 
 
 def _turn_columns(frame: Tensor, rest: Tensor, upper: Tensor, beta: float) -> FibreLog:
