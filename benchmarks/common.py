@@ -5,21 +5,27 @@ disk.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
 import platform
+import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
+from unittest import mock
 
 import torch
 
@@ -27,6 +33,8 @@ import riemerge
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+RIEMERGE = "riemerge.cli"
+"""Module whose `main` is the command line."""
 
 # What the thread pools of torch, of numpy's BLAS and of MKL read when they are loaded.
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -137,6 +145,41 @@ def watch(command: Sequence[str], threads: int | None = None) -> Watched:
         return Watched(seconds, _cpu() - before, highest / 1024, out.read())
 
 
+def launch(module: str, *arguments: object, apart: bool = True, threads: int | None = None) -> Watched:
+    """Call `main` of a module as its command does, with these arguments, and measure it.
+
+    Args:
+        module: The module's name, such as `riemerge.cli`.
+        arguments: Words of its command line.
+        apart: Whether to use a process of its own, which is watched from outside. What a quick run measures
+            means nothing: it calls `main` in this process, and saves the import of torch.
+        threads: See `watch`.
+    """
+    words = [*map(str, arguments)]
+    if apart:
+        return watch([sys.executable, "-c", f"from {module} import main; main()", *words], threads)
+    main = import_module(module).main
+    wall, cpu = time.perf_counter(), time.process_time()
+    with (
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as said,
+        mock.patch.object(sys, "argv", [module, *words]),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise RuntimeError(
+                    f"{module} {' '.join(words)} ended with {end.code}: {said.getvalue()}"
+                ) from None
+    return Watched(
+        time.perf_counter() - wall,
+        time.process_time() - cpu,
+        peak(str(os.getpid())) / 1024,
+        out.getvalue(),
+    )
+
+
 def peak(pid: str) -> int:
     """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
     try:
@@ -155,8 +198,65 @@ def _cpu() -> float:
 # --- the command and its result -----------------------------------------------------------------------------
 
 
-def options(name: str, text: str, results: Path = RESULTS) -> argparse.Namespace:
-    """The options that every benchmark has; the result goes into `results` if nothing else is asked for."""
+@final
+class Run:
+    """One run of a benchmark, in pieces that are kept: a run that was broken off goes on where it was.
+
+    Args:
+        quick: Whether to measure a tiny size.
+        folder: Folder of the pieces.
+        parts: What the names of pieces start with that are measured; the others are taken as they are kept,
+            and left out where they are not. Empty stands for all.
+        minutes: Begin no piece later than so many minutes after the start.
+        device: Where a benchmark computes that can do so elsewhere than on the CPU.
+    """
+
+    def __init__(
+        self,
+        quick: bool,
+        folder: Path,
+        parts: Sequence[str] = (),
+        minutes: float = math.inf,
+        device: str = "cpu",
+    ) -> None:
+        self.quick, self.folder, self.device = quick, folder, device
+        self._parts, self._end = tuple(parts), time.monotonic() + 60 * minutes
+        self.loads: list[float] = []
+        (folder / "pieces").mkdir(parents=True, exist_ok=True)
+
+    def piece(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a piece found, measured unless it is kept; None where it is left out."""
+        path = self.folder / "pieces" / f"{name.replace('/', '-')}.json"
+        if not path.exists():
+            if time.monotonic() > self._end or (self._parts and not name.startswith(self._parts)):
+                return None
+            tell(name)
+            found = {"found": make(*arguments), "load": os.getloadavg()[0]}
+            path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
+            path.with_suffix(".part").replace(path)
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        self.loads.append(kept["load"])
+        return kept["found"]
+
+    def files(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Return a folder of files to measure on, written unless it is there; benchmarks share them."""
+        path = self.folder.parent / "files" / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            begun = path.with_name(f"{path.name}.part")
+            shutil.rmtree(begun, ignore_errors=True)
+            write(begun)
+            begun.rename(path)
+        return path
+
+
+def options(
+    name: str, text: str, results: Path = RESULTS, *, in_pieces: bool = False, on_device: bool = False
+) -> argparse.Namespace:
+    """The options that every benchmark has; the result goes into `results` if nothing else is asked for.
+
+    Benchmarks that are measured in pieces have those of `Run`, too.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=text)
     parser.add_argument(
         "--quick", action="store_true", help="Run a tiny size, in seconds: shows that the benchmark works."
@@ -169,6 +269,16 @@ def options(name: str, text: str, results: Path = RESULTS) -> argparse.Namespace
     parser.add_argument(
         "--table", action="store_true", help="Measure nothing; print the tables of the result."
     )
+    if in_pieces:
+        add = parser.add_argument
+        add("--work", type=Path, help="Folder that keeps finished pieces: a run that was broken off goes on.")
+        add(
+            "--parts", default="", help="Comma-separated starts of names of pieces to measure [default: all]."
+        )
+        add("--minutes", type=float, default=math.inf, help="Begin no piece later than that [default: none].")
+    parser.set_defaults(device="cpu")
+    if on_device:
+        parser.add_argument("--device", default="cuda", help="Where to compute [default: %(default)s].")
     asked = parser.parse_args()
     if asked.out is None:
         asked.out = Path(tempfile.mkdtemp(prefix=f"{name}-")) if asked.quick and not asked.table else results
@@ -178,31 +288,52 @@ def options(name: str, text: str, results: Path = RESULTS) -> argparse.Namespace
 def execute(
     name: str,
     text: str,
-    measure: Callable[[bool], dict[str, Any]],
+    measure: Callable[[Run], dict[str, Any]],
     picture: Callable[[Mapping[str, Any]], Any],
     tables: Callable[[Mapping[str, Any]], str],
+    *,
+    on_device: bool = False,
 ) -> None:
     """The body of a benchmark: measure, write NAME.json and NAME.png, and print the tables for the README.
+
+    The tables of a full run are put between their marks in the README, where its result is put among the
+    committed ones.
 
     Args:
         name: Name of the benchmark and its files.
         text: What the benchmark asks, for --help.
-        measure: Takes whether to be quick, returns the result; its key `machine` is `machine(...)`. Keys that
-            begin with _ are for the picture alone.
+        measure: Takes the run, returns the result; its key `machine` is `machine(...)`. Keys that begin with
+            _ are for the picture alone.
         picture: Makes a figure of matplotlib from a result.
         tables: Makes Markdown from a result.
+        on_device: Whether it computes on a GPU, unless it is told otherwise.
     """
-    asked = options(name, text)
+    asked = options(name, text, in_pieces=True, on_device=on_device)
     path = asked.out / f"{name}.json"
     if not asked.table:
-        result = measure(asked.quick)
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+            parts = [part for part in asked.parts.split(",") if part]
+            run = Run(asked.quick, (asked.work or Path(folder)) / name, parts, asked.minutes, asked.device)
+            result = measure(run)
         result["machine"]["load"]["after"] = os.getloadavg()[0]
+        if run.loads:
+            result["machine"]["load"]["of pieces"] = noise(run.loads)
         result = {"date": datetime.now(UTC).date().isoformat(), "quick": asked.quick, **result}
         asked.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         picture(result).savefig(path.with_suffix(".png"), dpi=110)
         tell(f"wrote {path} and {path.with_suffix('.png').name}")
-    print(tables(json.loads(path.read_text(encoding="utf-8"))))
+    shown = tables(json.loads(path.read_text(encoding="utf-8")))
+    print(shown)
+    if path == RESULTS / f"{name}.json":
+        page = ROOT / "benchmarks" / "README.md"
+        page.write_text(paste(page.read_text(encoding="utf-8"), name, shown), encoding="utf-8")
+
+
+def paste(page: str, name: str, text: str) -> str:
+    """Return a page with this text between the marks of this name."""
+    marks = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    return re.sub(rf"{marks[0]}.*?{marks[1]}", lambda _: text.join(marks), page, flags=re.DOTALL)
 
 
 def tell(text: str) -> None:
@@ -230,6 +361,23 @@ def goals_table(goals: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["asked", "bound", "found", "met"], rows)
 
 
+def dig(value: Any, *path: str) -> Any:
+    """What stands at the end of a path of keys; None where it ends early."""
+    for key in path:
+        value = (value or {}).get(key)
+    return value
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """A quotient; None where a part of it is missing."""
+    return None if one is None or other is None else one / other
+
+
+def span(one: Mapping[str, float]) -> str:
+    """Median, lowest and highest of a figure that was repeated."""
+    return "{} ({}–{})".format(*(number(one[key]) for key in ("median", "lowest", "highest")))
+
+
 def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
     """A figure and its axes (an array of rows x columns), drawn without a screen."""
     import matplotlib as mpl
@@ -244,6 +392,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables_of(*tables: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
+    """Those of some tables, each a head and its rows, that have rows, in Markdown."""
+    return "\n\n".join(markdown(head, rows) for head, rows in tables if rows)
 
 
 def number(value: float | None) -> str:

@@ -171,10 +171,10 @@ def measure_defaults(problem: Problem, size: Size) -> dict[str, Any]:
 # --- all ----------------------------------------------------------------------------------------------------
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(run: common.Run) -> dict[str, Any]:
     """Every solver on every problem, then the table of defaults."""
     torch.set_num_threads(1)
-    size = QUICK if quick else FULL
+    size = QUICK if run.quick else FULL
     machine = common.machine(1, "pymanopt", "numpy")
     made = {name: problems.family(name, size.adapters, *size.shape, size.modules) for name in size.families}
     agreeing = {name: made[name] for name in AGREEING if name in made}
@@ -296,6 +296,11 @@ def picture(result: Mapping[str, Any]) -> Any:
     return figure
 
 
+def main() -> None:
+    """The command."""
+    common.execute("convergence", "How many passes and seconds each solver needs.", measure, picture, tables)
+
+
 if __name__ == "__main__":
     common.one_thread()
-    common.execute("convergence", "How many passes and seconds each solver needs.", measure, picture, tables)
+    main()

@@ -175,10 +175,10 @@ def changes(tool: str, seeds: int, families: Sequence[str] = FAMILIES) -> dict[s
     return found
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(run: common.Run) -> dict[str, Any]:
     """Every method of every tool that is there."""
     warnings.simplefilter("ignore")  # what third parties deprecate
-    seeds = QUICK_SEEDS if quick else SEEDS
+    seeds = QUICK_SEEDS if run.quick else SEEDS
     tools = [tool for tool in TOOLS if tool != "mergekit" or "MERGEKIT_BIN" in os.environ]
     found: dict[str, Any] = {
         "machine": common.machine(torch.get_num_threads(), "peft"),

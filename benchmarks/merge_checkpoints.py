@@ -106,9 +106,9 @@ def write_adapter(folder: Path, size: Size) -> None:
     write_folder(folder, factors, dtype=torch.bfloat16)
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(run: common.Run) -> dict[str, Any]:
     """Make the models, merge them in a process of its own, and say what it took."""
-    size = QUICK if quick else FULL
+    size = QUICK if run.quick else FULL
     state = common.machine(1, "safetensors")
     tokens = [f"t{i}" for i in range(size.tokens)]
     # In half of the second vocabulary the tokens have other ids, a few are new, and a few are missing.

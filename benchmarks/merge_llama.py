@@ -1,22 +1,22 @@
-"""Six adapters of Llama-3-8B's shapes, merged file to file, against PEFT, the KnOTS recipe, a dense truncated
-SVD, and against the floor of reading, multiplying and writing.
+"""Six adapters of Llama-3-8B's shapes, merged file to file, against PEFT, mergekit, the KnOTS recipe, a script of
+twenty lines, a dense truncated SVD, and against the floor of reading, multiplying and writing.
 
 Run from the root of the repository: python -m benchmarks.merge_llama [--quick]
-Writes benchmarks/results/merge_llama.json and .png; benchmarks/README.md says how to read them.
-"""
+Writes benchmarks/results/merge_llama.json and .png; benchmarks/README.md says how to read them. mergekit is
+measured if MERGEKIT_BIN names the `bin` folder of an environment that has it.
+"""  # noqa: E501
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import common
+from benchmarks.common import RIEMERGE
+from benchmarks.gauge import mergekit_python
+from benchmarks.peers import SHIPPED
 from riemerge.problems import Factors, adapter_family
 from riemerge.updates.low_rank import LowRankUpdate, sum_updates
 from tests.folders import write_folder
@@ -46,22 +49,27 @@ LLAMA: dict[str, Shape] = {
 FAMILIES = ("close", "shared_subspace", "lora_like", "independent")
 SAMPLED_LAYER = FAMILIES.index("independent")
 TENSORS = "adapter_model.safetensors"
-OURS = ("default", "geomerge")  # what `riemerge merge` does without a method, and the Fréchet mean
-MEASURED = (*OURS, "floor")
-RIEMERGE = [sys.executable, "-c", "from riemerge.cli.commands import main; main()"]
+# What `riemerge merge` does without a method, the Fréchet mean, and the exact average.
+OURS = {"default": (), "geomerge": ("--method", "geomerge"), "average": ("--method", "average")}
+SCRIPTS = ("script float32", "script float64")
+MEASURED = (*OURS, *SCRIPTS, "floor", "import torch")
+DENSITY = 0.5
+ENTRYWISE = ("ties", "dare_ties")
 
 
 class Size(NamedTuple):
-    """What is merged, and of which shapes the slow rivals are measured; the others follow by flop count."""
+    """What is merged, and of which shapes the slow rivals are measured; the others follow by their size."""
 
     shapes: Mapping[str, Shape]
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # the first layers alone, and all
     rank: int
     adapters: int
-    truncated: tuple[Shape, ...]
+    dense: tuple[Shape, ...]  # where a rival decomposes dense dW's, or merges them
     knots: tuple[Shape, ...]
-    knots_float64: tuple[Shape, ...]
-    apart: bool  # one process for each sample, so that its memory is its own
+    rounds: int  # interleaved runs of everything that is measured whole
+    imports: int  # interleaved runs of a small merge and of the import of torch
+    entrywise: int  # repeats of entrywise rows
+    apart: bool  # in processes of their own
 
     @property
     def counts(self) -> dict[Shape, int]:
@@ -74,9 +82,11 @@ FULL = Size(
     layers=(4, 16, 32),
     rank=16,
     adapters=6,
-    truncated=((WIDE, WIDE), (NARROW, WIDE), (INNER, WIDE)),  # of a transpose: the same problem
-    knots=((NARROW, WIDE), (WIDE, WIDE)),
-    knots_float64=((NARROW, WIDE),),
+    dense=((NARROW, WIDE), (WIDE, WIDE)),
+    knots=((NARROW, WIDE),),
+    rounds=3,
+    imports=5,
+    entrywise=2,
     apart=True,
 )
 QUICK = Size(
@@ -84,9 +94,11 @@ QUICK = Size(
     layers=(1, 4),
     rank=2,
     adapters=2,
-    truncated=((24, 24),),
+    dense=((24, 24),),
     knots=((24, 24),),
-    knots_float64=((24, 24),),
+    rounds=1,
+    imports=1,
+    entrywise=1,
     apart=False,
 )
 
@@ -110,14 +122,16 @@ def make_modules(size: Size) -> dict[str, list[Factors]]:
     return modules
 
 
-def write_folders(root: Path, modules: Mapping[str, Sequence[Factors]]) -> list[Path]:
-    """Write modules as one PEFT folder per adapter, bfloat16."""
+def write_folders(
+    root: Path, modules: Mapping[str, Sequence[Factors]], dtype: torch.dtype = torch.bfloat16
+) -> list[Path]:
+    """Write modules as one PEFT folder per adapter."""
     count = len(next(iter(modules.values())))
     return [
         write_folder(
             root / f"adapter{i}",
             {name: factors[i] for name, factors in modules.items()},
-            dtype=torch.bfloat16,
+            dtype=dtype,
             base_model_name_or_path=None,  # PEFT asks no hub for it
             target_modules=list(modules),
         )
@@ -125,19 +139,51 @@ def write_folders(root: Path, modules: Mapping[str, Sequence[Factors]]) -> list[
     ]
 
 
-def write_all(root: Path, size: Size) -> tuple[dict[int, list[Path]], dict[Shape, list[Path]]]:
-    """Write the whole model, its first layers alone, and one module of each shape alone."""
-    modules = make_modules(size)
-    whole = {}
-    for layers in size.layers:
-        part = {name: one for name, one in modules.items() if int(name.split(".")[2]) < layers}
-        whole[len(part)] = write_folders(root / f"{layers}-layers", part)
-    samples = {}
-    for suffix, shape in size.shapes.items():
-        if shape not in samples:
-            module = f"model.layers.{SAMPLED_LAYER}.{suffix}"
-            samples[shape] = write_folders(root / f"sample-{shape[0]}x{shape[1]}", {module: modules[module]})
-    return whole, samples
+class Inputs(NamedTuple):
+    """Folders of what is merged.
+
+    Attributes:
+        whole: Number of modules to the folders of its adapters: of the first layers, and of all.
+        samples: Shape to the folders of one such module.
+        exact: Folders of the first layers, in float32.
+    """
+
+    whole: dict[int, list[Path]]
+    samples: dict[Shape, list[Path]]
+    exact: list[Path]
+
+
+def adapters_of(root: Path) -> list[Path]:
+    """The folders of adapters in a folder."""
+    return sorted(root.glob("adapter*"))
+
+
+def write_inputs(run: common.Run, size: Size) -> Inputs:
+    """Write the whole model, its first layers alone, and one module of each shape, unless they are there."""
+
+    def write(root: Path) -> None:
+        modules = make_modules(size)
+        for layers in size.layers:
+            part = {name: one for name, one in modules.items() if int(name.split(".")[2]) < layers}
+            write_folders(root / f"{len(part)}", part)
+            if layers == size.layers[0]:
+                write_folders(root / "exact", part, torch.float32)
+        for suffix, shape in size.shapes.items():
+            if not (root / sample_name(shape)).exists():
+                module = f"model.layers.{SAMPLED_LAYER}.{suffix}"
+                write_folders(root / sample_name(shape), {module: modules[module]})
+
+    root = run.files(f"llama-{size.layers[-1]}-layers-of-rank-{size.rank}", write)
+    return Inputs(
+        {len(size.shapes) * n: adapters_of(root / f"{len(size.shapes) * n}") for n in size.layers},
+        {shape: adapters_of(root / sample_name(shape)) for shape in size.shapes.values()},
+        adapters_of(root / "exact"),
+    )
+
+
+def sample_name(shape: Shape) -> str:
+    """The name of the folder of one module of a shape."""
+    return f"sample-{shape[0]}x{shape[1]}"
 
 
 def read_factors(folder: Path) -> Factors:
@@ -147,26 +193,7 @@ def read_factors(folder: Path) -> Factors:
         return file.get_tensor(b).float(), file.get_tensor(a).float()
 
 
-# --- what is measured in processes of their own -------------------------------------------------------------
-
-
-def floor(folders: Sequence[Path], out: Path) -> None:
-    """The least that a merge can do: read all factors, one Gram matrix a side, one product a side, write."""
-    files = [safe_open(folder / TENSORS, "pt") for folder in folders]
-    merged = {}
-    for key in files[0].keys():  # noqa: SIM118
-        factors = [file.get_tensor(key).float() for file in files]
-        rank = min(factors[0].shape)
-        if "lora_B" in key:
-            tall = torch.cat(factors, dim=1)
-            gram = tall.mT @ tall
-            product = tall @ (gram[:, :rank] / gram.norm())
-        else:
-            tall = torch.cat(factors, dim=0)
-            gram = tall @ tall.mT
-            product = (gram[:rank] / gram.norm()) @ tall
-        merged[key] = product.bfloat16()
-    save_file(merged, out)
+# --- the rivals ---------------------------------------------------------------------------------------------
 
 
 def average(factors: Sequence[Factors]) -> LowRankUpdate:
@@ -262,40 +289,6 @@ def rival(name: str, folders: Sequence[Path]) -> dict[str, float]:
     return {"seconds": seconds, "error": float(error)}
 
 
-def child(task: str, paths: Sequence[str]) -> None:
-    """What a process of its own does: the floor, or a rival on some samples; prints JSON."""
-    if task == "floor":
-        *folders, out = map(Path, paths)
-        floor(folders, out)
-        return
-    rows = [rival(task, sorted(Path(sample).iterdir())) for sample in paths]
-    print(json.dumps(rows))
-
-
-def start(task: str, *paths: Path, threads: int | None = None) -> common.Watched:
-    """Run `child` in a process of its own, with the machine's own number of threads unless one is given."""
-    command = [sys.executable, "-m", "benchmarks.merge_llama", "--child", task, *map(str, paths)]
-    return common.watch(command, threads)
-
-
-def measure_floor(folders: Sequence[Path], out: Path) -> dict[str, float]:
-    """The floor with one thread and with all: the faster of the two, and the seconds of the other.
-
-    Threads that wait for each other at small products may cost more than they bring, on a busy machine by
-    far.
-    """
-    cores = os.cpu_count() or 1
-    runs = [
-        {
-            "threads": threads,
-            **start("floor", *folders, out / f"{threads}.safetensors", threads=threads).row(),
-        }
-        for threads in (1, cores)
-    ]
-    faster, slower = sorted(runs, key=lambda run: run["seconds"])
-    return faster | {"seconds_otherwise": slower["seconds"]}
-
-
 # --- the measurement ----------------------------------------------------------------------------------------
 
 
@@ -304,58 +297,273 @@ def flops(shape: Shape) -> float:
     return float(min(shape) ** 2 * max(shape))
 
 
+def entries(shape: Shape) -> float:
+    """How many numbers a matrix of this shape has."""
+    return float(shape[0] * shape[1])
+
+
 def extrapolate(
-    measured: Mapping[Shape, Mapping[str, float]], counts: Mapping[Shape, int], copies: int = 1
+    measured: Mapping[Shape, Mapping[str, float]],
+    counts: Mapping[Shape, int],
+    cost: Callable[[Shape], float] = flops,
+    start: float = 0.0,
 ) -> dict[str, Any]:
-    """The seconds of a whole model from those of one module of some of its shapes.
+    """The figures of a whole model from those of one module of some of its shapes.
 
     Args:
         measured: Shape to what was measured of one such module.
         counts: Shape to the number of modules. A shape that was not measured takes the seconds of the
-            measured one nearest in flops, times the ratio of their flops.
-        copies: How many updates stand side by side in the matrix that is decomposed.
+            measured one of the nearest cost, times the ratio of their costs.
+        cost: What a module of a shape costs, up to a constant.
+        start: Seconds of each measured run that do not come with each module.
     """
-    cost = {(m, n): flops((m, copies * n)) for m, n in counts}
-    rows, total = [], 0.0
+    rows, total = [], start
     for shape, count in counts.items():
-        source = min(measured, key=lambda one: (one != shape, abs(math.log(cost[one] / cost[shape]))))
-        factor = cost[shape] / cost[source]
-        seconds = measured[source]["seconds"] * factor
+        source = min(measured, key=lambda one: (one != shape, abs(math.log(cost(one) / cost(shape)))))
+        factor = cost(shape) / cost(source)
+        seconds = max(measured[source]["seconds"] - start, 0.0) * factor
         total += count * seconds
         taken = measured[shape] if source == shape else {"from": list(source), "factor": factor}
         rows.append({"shape": list(shape), "modules": count, **taken, "seconds": seconds})
-    sampled = [list(shape) for shape in counts if shape in measured]
-    return {"seconds": total, "extrapolated": True, "sampled": sampled, "rows": rows}
+    most = max(one["mib"] for one in measured.values())
+    return {"seconds": total, "mib": most, "extrapolated": True, "rows": rows}
 
 
-def measure_rival(name: str, samples: Mapping[Shape, Sequence[Path]], size: Size) -> dict[str, Any]:
-    """Measure one rival on its sample of shapes."""
-    wanted = {
-        "KnOTS": size.knots,
-        "KnOTS float64": size.knots_float64,
-        "truncated SVD": size.truncated,
-    }.get(name, tuple(samples))
-    measured: dict[Shape, dict[str, float]] = {}
-    for group in [[shape] for shape in wanted] if size.apart else [list(wanted)]:
-        common.tell(f"{name}: {', '.join(f'{m} x {n}' for m, n in group)}")
-        ran = start(name, *(samples[shape][0].parent for shape in group))
-        for shape, row in zip(group, json.loads(ran.printed), strict=True):
-            measured[shape] = {**row, "mib": ran.mib}
-    return extrapolate(measured, size.counts, size.adapters if name.startswith("KnOTS") else 1)
+def sampled(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of an extrapolation that were measured."""
+    return [row for row in one["rows"] if "from" not in row]
 
 
-def merge(folders: Sequence[Path], out: Path, *options: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """One merge by the command line, its defaults but for `options`: figures, and how the modules ended."""
-    ran = common.watch([*RIEMERGE, "merge", *map(str, folders), "--output", str(out), "--json", *options])
-    record = json.loads(ran.printed)["record"]
+class Bench:
+    """The commands of this benchmark on one set of files.
+
+    Args:
+        run: The run.
+        size: What is merged.
+    """
+
+    def __init__(self, run: common.Run, size: Size) -> None:
+        self.run, self.size, self.inputs = run, size, write_inputs(run, size)
+        self._out = run.folder / "out"
+
+    def launch(self, module: str, *words: object, threads: int | None = None) -> common.Watched:
+        """Run `main` of a module, whose last word is a new folder; the folder is left for the caller."""
+        shutil.rmtree(self._out, ignore_errors=True)
+        return common.launch(module, *words, self._out, apart=self.size.apart, threads=threads)
+
+    def merge(self, folders: Sequence[Path], *options: object) -> dict[str, Any]:
+        """One merge by the command line, its defaults but for `options`."""
+        ran = self.launch(RIEMERGE, "merge", *folders, "--json", *options, "--output")
+        record = json.loads(ran.printed)["record"]
+        timing = {"read": record["timing"]["read"], "solve": record["timing"]["solve"]}
+        rows = [[row["module"], row["status"], row["passes"]] for row in record["modules"]]
+        return ran.row() | timing | {"modules": rows}
+
+    def fastest(self, module: str, *words: object) -> dict[str, Any]:
+        """Run a module with one thread and with all: the faster of the two, and the seconds of the other.
+
+        Threads that wait for each other at small products may cost more than they bring.
+        """
+        runs = [
+            {"threads": threads, **self.launch(module, *words, threads=threads).row()}
+            for threads in dict.fromkeys((1, os.cpu_count() or 1))
+        ]
+        faster, slower = (pick(runs, key=lambda one: one["seconds"]) for pick in (min, max))
+        return faster | {"seconds_otherwise": slower["seconds"]}
+
+    def import_torch(self) -> dict[str, float]:
+        """The import of torch alone."""
+        words = [sys.executable, "-c", "import torch"]
+        return common.watch(words if self.size.apart else [sys.executable, "-c", ""]).row()
+
+    def round(self, count: int) -> dict[str, Any]:
+        """Everything that is measured whole, in turn, on so many modules."""
+        folders = self.inputs.whole[count]
+        found: dict[str, Any] = {}
+        for name, options in OURS.items():
+            found[name] = self.merge(folders, *options)
+            if name == "geomerge":
+                found["output_bytes"] = (self._out / TENSORS).stat().st_size
+        for name in SCRIPTS:
+            found[name] = self.fastest("benchmarks.short_script", name.split()[1], *folders)
+        found["floor"] = self.fastest("benchmarks.floor", *folders)
+        found["import torch"] = self.import_torch()
+        return found
+
+    def accuracy(self) -> dict[str, dict[str, float]]:
+        """How far the average of float32 files is from the exact one in float64: ours, and the scripts'."""
+        folders, found = self.inputs.exact, {}
+        meant = {
+            name: average(factors).truncate(self.size.rank) for name, factors in read_all(folders).items()
+        }
+        for name in ("average", *SCRIPTS):
+            if name == "average":
+                self.merge(folders, *OURS[name])
+            else:
+                self.launch("benchmarks.short_script", name.split()[1], *folders)
+            apart = [
+                meant[module].distance(LowRankUpdate(*factors[0])) / meant[module].norm()
+                for module, factors in read_all([self._out]).items()
+            ]
+            found[name] = {"median": statistics.median(apart), "most": max(apart)}
+        return found
+
+    def imports(self) -> dict[str, list[float]]:
+        """Seconds of a merge of the four shipped adapters, and of the import of torch, in turn."""
+        found: dict[str, list[float]] = {"merge": [], "import torch": []}
+        for _ in range(self.size.imports):
+            found["merge"].append(self.launch(RIEMERGE, "merge", *SHIPPED, "--quiet", "--output").seconds)
+            found["import torch"].append(self.import_torch()["seconds"])
+        return found
+
+    def entrywise(self, name: str) -> dict[str, Any]:
+        """An entrywise row on one module of each shape, and the start of a process that merges one."""
+        words = ("--method", name, "-p", f"density={DENSITY}")
+        found: dict[str, Any] = {"modules": {}}
+        for _ in range(self.size.entrywise):
+            for shape, folders in self.inputs.samples.items():
+                runs = found["modules"].setdefault("{} {}".format(*shape), {"row": [], "average": []})
+                runs["row"].append(self.merge(folders, *words))
+                runs["average"].append(self.merge(folders, *OURS["average"]))
+        return found
+
+    def mergekit(self, name: str) -> dict[str, dict[str, float]]:
+        """mergekit's method on dense dW's that are in memory, by shape."""
+        found = {}
+        for shape in self.size.dense:
+            path = self.run.folder / f"dense-{shape[0]}x{shape[1]}.safetensors"
+            if not path.exists():
+                write_dense(path, self.inputs.samples[shape])
+            found["{} {}".format(*shape)] = by_mergekit(name, path)
+        return found
+
+    def rival(self, name: str) -> dict[str, Any]:
+        """A rival on one module of each shape that it is measured on."""
+        shapes = {"PEFT cat": tuple(self.inputs.samples), "PEFT svd": self.size.dense}.get(name)
+        if shapes is None:
+            shapes = self.size.knots if name.startswith("KnOTS") else self.size.dense
+        roots = [self.inputs.samples[shape][0].parent for shape in shapes]
+        ran = common.launch("benchmarks.merge_llama", "--child", name, *roots, apart=self.size.apart)
+        rows = {
+            shape: {**row, "mib": ran.mib} for shape, row in zip(shapes, json.loads(ran.printed), strict=True)
+        }
+        copies = self.size.adapters if name.startswith("KnOTS") else 1
+        return extrapolate(rows, self.size.counts, lambda shape: flops((shape[0], copies * shape[1])))
+
+
+def read_all(folders: Sequence[Path]) -> dict[str, list[Factors]]:
+    """The factors (B, A) of every module of some adapters, float64."""
+    found: dict[str, list[Factors]] = {}
+    for folder in folders:
+        with safe_open(folder / TENSORS, "pt") as file:
+            for key in (key for key in file.keys() if "lora_A" in key):  # noqa: SIM118
+                b, a = (file.get_tensor(name).double() for name in (key.replace("lora_A", "lora_B"), key))
+                found.setdefault(key, []).append((b, a))
+    return found
+
+
+def write_dense(path: Path, folders: Sequence[Path]) -> None:
+    """Write the dense dW's of adapters of one module, float32, for mergekit."""
+    factors = [read_factors(folder) for folder in folders]
+    save_file({f"all/{i}": b @ a for i, (b, a) in enumerate(factors)}, path)
+
+
+def by_mergekit(name: str, tensors: Path) -> dict[str, float]:
+    """A method of mergekit on dense dW's in memory, without reading, forming and writing them."""
+    script = common.ROOT / "benchmarks" / "in_mergekit.py"
+    ran = common.watch([str(mergekit_python()), str(script), str(tensors), "-", name])
+    (seconds,) = json.loads(ran.printed).values()
+    return {"seconds": seconds, "mib": ran.mib}
+
+
+def measure(run: common.Run) -> dict[str, Any]:
+    """Everything, in pieces, the most important first."""
+    size = QUICK if run.quick else FULL
+    machine = common.machine(os.cpu_count() or 1, "peft", "safetensors")
+    bench = Bench(run, size)
+    counts = sorted(bench.inputs.whole)
+    most = counts[-1]
+    rounds = [run.piece("round 0", bench.round, most)]
+    entrywise = {name: run.piece(f"entrywise {name}", bench.entrywise, name) for name in ENTRYWISE}
+    accuracy = run.piece("accuracy", bench.accuracy)
+    imports = run.piece("imports", bench.imports)
+    rounds += [run.piece(f"round {i}", bench.round, most) for i in range(1, size.rounds)]
+    grown = {count: run.piece(f"growth {count}", bench.round, count) for count in counts[:-1]}
+    rivals = {name: run.piece(f"rival {name}", bench.rival, name) for name in RIVALS}
+    with_mergekit = ENTRYWISE if "MERGEKIT_BIN" in os.environ else ()
+    mergekit = {name: run.piece(f"mergekit {name}", bench.mergekit, name) for name in with_mergekit}
+    rounds = [one for one in rounds if one]
+    runs = {most: rounds} | {count: [one] for count, one in grown.items() if one}
+    found: dict[str, Any] = {
+        "machine": machine,
+        "setting": {
+            "shapes": {name: list(shape) for name, shape in size.shapes.items()},
+            "layers": size.layers[-1],
+            "modules": most,
+            "adapters": size.adapters,
+            "rank": size.rank,
+            "dtype": "bfloat16",
+            "families": list(FAMILIES),
+            "sampled_family": FAMILIES[SAMPLED_LAYER],
+            "density": DENSITY,
+            "input_bytes": sum((one / TENSORS).stat().st_size for one in bench.inputs.whole[most]),
+            "output_bytes": rounds[0]["output_bytes"] if rounds else None,
+        },
+        **{
+            name: {str(n): [figures(one[name]) for one in runs[n]] for n in sorted(runs)} for name in MEASURED
+        },
+        "ended": how_it_ended(rounds[0]["geomerge"]["modules"]) if rounds else {},
+        "accuracy": accuracy,
+        "imports": imports and {name: common.noise(values) for name, values in imports.items()},
+        "entrywise": {name: whole_model(one, size) for name, one in entrywise.items() if one},
+        "rivals": {name: one for name, one in rivals.items() if one},
+    }
+    for name, one in mergekit.items():
+        if one:
+            by_shape = {shape_of(text): row for text, row in one.items()}
+            found["rivals"][f"mergekit {name}"] = extrapolate(by_shape, size.counts, entries)
+    return found | summary(found)
+
+
+def shape_of(text: str) -> Shape:
+    """A shape from its two numbers."""
+    m, n = map(int, text.split())
+    return m, n
+
+
+def figures(one: Mapping[str, Any]) -> dict[str, float]:
+    """What was measured of a run, without how its modules ended."""
+    return {key: value for key, value in one.items() if key != "modules"}
+
+
+def how_it_ended(rows: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    """How the modules of each family ended, and in how many passes."""
     ended: dict[str, Any] = {}
-    for row in record["modules"]:
-        one = ended.setdefault(family_of(row["module"]), {"statuses": Counter(), "passes": []})
-        one["statuses"][row["status"]] += 1
-        one["passes"].append(row["passes"])
+    for module, status, passes in rows:
+        one = ended.setdefault(family_of(module), {"statuses": Counter(), "passes": []})
+        one["statuses"][status] += 1
+        one["passes"].append(passes)
     for one in ended.values():
         one["passes"] = {"median": statistics.median(one["passes"]), "most": max(one["passes"])}
-    return ran.row() | {"read": record["timing"]["read"], "solve": record["timing"]["solve"]}, ended
+    return ended
+
+
+def whole_model(one: Mapping[str, Any], size: Size) -> dict[str, Any]:
+    """Seconds of an entrywise row on the whole model, and its memory above that of `average` on the same
+    module, which reads the same inputs and holds next to nothing beside them.
+    """
+    rows, start = {}, []
+    for text, runs in one["modules"].items():
+        start += [run["seconds"] for run in runs["average"]]
+        seconds = common.noise([run["seconds"] for run in runs["row"]])
+        mib, above = (max(run["mib"] for run in runs[name]) for name in ("row", "average"))
+        rows[shape_of(text)] = {
+            "seconds": seconds["median"],
+            "noise": seconds,
+            "mib": mib,
+            "above": mib - above,
+        }
+    return extrapolate(rows, size.counts, entries, min(start))
 
 
 def growth(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
@@ -366,59 +574,6 @@ def growth(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float
         low, high = (statistics.median(run[key] for run in runs[str(count)]) for count in (few, many))
         found[f"{key}_per_module"] = (high - low) / (many - few)
     return found
-
-
-def measure(quick: bool) -> dict[str, Any]:
-    """Everything, in one run: our merges and the floor in turn, before, between and after the rivals."""
-    size = QUICK if quick else FULL
-    machine = common.machine(os.cpu_count() or 1, "peft", "safetensors")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        scratch = root / "floor"
-        scratch.mkdir()
-        common.tell("writing the adapters")
-        began = time.perf_counter()
-        whole, samples = write_all(root, size)
-        gc.collect()
-        most = max(whole)
-        found: dict[str, Any] = {
-            "machine": machine,
-            "setting": {
-                "shapes": {name: list(shape) for name, shape in size.shapes.items()},
-                "layers": size.layers[-1],
-                "modules": most,
-                "adapters": size.adapters,
-                "rank": size.rank,
-                "dtype": "bfloat16",
-                "families": list(FAMILIES),
-                "sampled_family": FAMILIES[SAMPLED_LAYER],
-                "input_bytes": sum((one / TENSORS).stat().st_size for one in whole[most]),
-                "seconds_to_write_the_inputs": time.perf_counter() - began,
-            },
-            "default": {str(count): [] for count in whole},
-            "geomerge": {str(count): [] for count in whole},
-            "floor": {str(count): [] for count in whole},
-            "rivals": {},
-        }
-
-        def in_turn(counts: Sequence[int]) -> None:
-            for count in counts:
-                run = sum(map(len, found["geomerge"].values()))
-                common.tell(f"ours and the floor: {count} modules")
-                row, ended = merge(whole[count], root / f"merged{run}", "--method", "geomerge")
-                found["geomerge"][str(count)].append(row)
-                found["ended"] = ended if count == most else found.get("ended")
-                found["default"][str(count)].append(merge(whole[count], root / f"default{run}")[0])
-                found["floor"][str(count)].append(measure_floor(whole[count], scratch))
-
-        in_turn(sorted(whole, reverse=True))
-        for name in RIVALS:
-            found["rivals"][name] = measure_rival(name, samples, size)
-        if not quick:
-            in_turn([most, min(whole)])
-            found["floor"][str(most)].append(measure_floor(whole[most], scratch))
-        found["setting"]["output_bytes"] = (root / "merged0" / TENSORS).stat().st_size
-    return found | summary(found)
 
 
 # --- what follows from it -----------------------------------------------------------------------------------
@@ -432,52 +587,128 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
             key: common.noise([run[key] for run in found[name][most]]) for key in ("seconds", "cpu", "mib")
         }
         for name in MEASURED
+        if found[name][most]
     }
-    ratios: dict[str, dict[str, float]] = {}
-    goals = []
+    # In one round they were interleaved, so a ratio is of the runs of one round; its median over the rounds.
+    times: dict[str, Any] = {name: {} for name in OURS}
     for name in OURS:
-        ours = spread[name]["seconds"]["median"]
-        ratio = {rival: one["seconds"] / ours for rival, one in found["rivals"].items()}
-        ratio["floor"] = spread["floor"]["seconds"]["median"] / ours
-        ratios[name] = ratio
-        gigabytes = spread[name]["mib"]["highest"] * 2**20 / 1e9
-        goals += [
-            common.goal(f"{name}: times faster than PEFT svd", ratio["PEFT svd"], at_least=100),
-            common.goal(f"{name}: times faster than KnOTS", ratio["KnOTS"], at_least=20),
-            common.goal(f"{name}: times the floor", 1 / ratio["floor"], at_most=10),
-            common.goal(f"{name}: seconds", ours, at_most=90),
-            common.goal(f"{name}: peak memory, GB", gigabytes, at_most=2.5),
-        ]
+        for other in (*SCRIPTS, "floor"):
+            pairs = zip(found[name][most], found[other][most], strict=False)
+            ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
+            times[name][other] = common.noise(ratios) if ratios else None
+    rivals = {
+        ours: {
+            name: one["seconds"] / spread[ours]["seconds"]["median"] for name, one in found["rivals"].items()
+        }
+        for ours in OURS
+        if ours in spread
+    }
     return {
         "noise": spread,
-        "ratios": ratios,
-        "growth": {name: growth(found[name]) for name in MEASURED},
-        "goals": goals,
+        "times": times,
+        "rivals_over_ours": rivals,
+        "growth": {
+            name: growth(found[name])
+            for name in MEASURED
+            if len(found[name]) > 1 and all(found[name].values())
+        },
+        "goals": goals(found, times, rivals, spread),
     }
+
+
+def goals(
+    found: Mapping[str, Any], times: Mapping[str, Any], rivals: Mapping[str, Any], spread: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What is asked; a figure that is missing is not met."""
+    get, widest = common.dig, "{} {}".format(*max(FULL.counts, key=entries))
+    of_ties = get(found, "rivals", "mergekit ties", "seconds")
+    above = [
+        row["above"]
+        for one in found["entrywise"].values()
+        for row in sampled(one)
+        if "{} {}".format(*row["shape"]) == widest
+    ]
+    errors = (get(found, "accuracy", name, "most") for name in ("average", SCRIPTS[1]))
+    small = (get(found, "imports", name, "median") for name in ("merge", "import torch"))
+    asked = [
+        common.goal("default: times the floor", get(times, "default", "floor", "median"), at_most=1.8),
+        common.goal("geomerge: times the floor", get(times, "geomerge", "floor", "median"), at_most=5),
+        common.goal(
+            "average: times the script in float32", get(times, "average", SCRIPTS[0], "median"), at_most=1
+        ),
+        common.goal(
+            "average of float32 files: times the error of the script in float64",
+            common.ratio(*errors),
+            at_most=1.1,
+        ),
+        common.goal("four MiniLM adapters: times `import torch`", common.ratio(*small), at_most=1.3),
+        common.goal("entrywise at 14336 × 4096: MiB above the inputs", max(above, default=None), at_most=600),
+    ]
+    for name in ENTRYWISE:
+        seconds, own = (
+            get(found, "entrywise", name, "seconds"),
+            get(found, "rivals", f"mergekit {name}", "seconds"),
+        )
+        asked += [
+            common.goal(
+                f"{name}: times faster than mergekit's ties", common.ratio(of_ties, seconds), at_least=5
+            ),
+            common.goal(f"{name}: times faster than mergekit's", common.ratio(own, seconds), at_least=1),
+        ]
+    for name in ("default", "geomerge"):
+        mib = get(spread, name, "mib", "highest")
+        asked += [
+            common.goal(f"{name}: times faster than PEFT svd", get(rivals, name, "PEFT svd"), at_least=100),
+            common.goal(f"{name}: times faster than KnOTS", get(rivals, name, "KnOTS"), at_least=20),
+            common.goal(f"{name}: peak memory, GB", mib and mib * 2**20 / 1e9, at_most=2.5),
+        ]
+    return asked
 
 
 def tables(result: Mapping[str, Any]) -> str:
     """The README's tables."""
-    most, show, names = str(result["setting"]["modules"]), common.number, MEASURED
+    most, show = str(result["setting"]["modules"]), common.number
     rows = []
-    for name in names:
-        one = result["noise"][name]
-        seconds = [show(one["seconds"][key]) for key in ("median", "lowest", "highest")]
-        rows.append([name, "{} ({}–{})".format(*seconds), show(one["mib"]["median"]), "measured", "", "", ""])
-    for name, one in result["rivals"].items():
-        measured = [row for row in one["rows"] if "from" not in row]
-        shapes = ", ".join("{} × {}".format(*row["shape"]) for row in measured)
-        memory, error = (show(max(row[key] for row in measured)) for key in ("mib", "error"))
-        how = f"extrapolated from one module each of {shapes}"
-        times = [show(result["ratios"][ours][name]) for ours in OURS]
-        rows.append([name, show(one["seconds"]), memory, how, *times, error])
-    keys = {"s": "seconds", "CPU s": "cpu", "MiB": "mib"}
+    for name, one in result["noise"].items():
+        of_floor, of_script = (
+            common.dig(result, "times", name, other, "median") for other in ("floor", SCRIPTS[0])
+        )
+        mib = show(one["mib"]["median"])
+        ratios = [show(of_floor), show(of_script)]
+        rows.append([name, common.span(one["seconds"]), show(one["cpu"]["median"]), mib, *ratios, "measured"])
+    for name, one in {**result["entrywise"], **result["rivals"]}.items():
+        how = ", ".join("{} × {}".format(*row["shape"]) for row in sampled(one))
+        rows.append([name, show(one["seconds"]), "", show(one["mib"]), "", "", f"one module each of {how}"])
+    compared = result["rivals_over_ours"]
+    rivals = [
+        [
+            name,
+            *(show(compared[ours][name]) for ours in compared),
+            show(max((row["error"] for row in sampled(one) if "error" in row), default=None)),
+        ]
+        for name, one in result["rivals"].items()
+    ]
+    wide = [
+        [
+            f"{name}, " + "{} × {}".format(*row["shape"]),
+            common.span(row["noise"]),
+            show(row["mib"]),
+            show(row["above"]),
+        ]
+        for name, one in result["entrywise"].items()
+        for row in sampled(one)
+    ]
+    exact = [
+        [name, show(one["median"]), show(one["most"])] for name, one in (result["accuracy"] or {}).items()
+    ]
+    small = [[name, common.span(one)] for name, one in (result["imports"] or {}).items()]
+    names = [name for name in (*OURS, *SCRIPTS, "floor") if all(result[name].values())]
     sizes = [
         [count]
         + [
             show(statistics.median(x[key] for x in result[name][count]))
             for name in names
-            for key in keys.values()
+            for key in ("seconds", "mib")
         ]
         for count in sorted(result["floor"], key=int)
     ]
@@ -486,51 +717,54 @@ def tables(result: Mapping[str, Any]) -> str:
         + [show(one["passes"][key]) for key in ("median", "most")]
         for family, one in result["ended"].items()
     ]
-    ratios = (f"times {name}" for name in OURS)
-    head = ["", f"seconds for {most} modules", "peak MiB", "how", *ratios, "error"]
+    head = ["", f"seconds for {most} modules", "CPU s", "peak MiB", "× floor", "× script float32", "how"]
     return "\n\n".join(
         [
-            common.markdown(head, rows),
-            common.markdown(["modules", *(f"{name}, {key}" for name in names for key in keys)], sizes),
-            common.markdown(["family", "ended", "passes, median", "most"], ended),
+            common.tables_of(
+                (head, rows),
+                (["", *(f"times {name}" for name in compared), "error"], rivals),
+                (["one module", "seconds, with the start", "MiB", "above the inputs"], wide),
+                (["average of float32 files", "relative error, median", "most"], exact),
+                (["four MiniLM adapters", "seconds"], small),
+                (["modules", *(f"{name}, {key}" for name in names for key in ("s", "MiB"))], sizes),
+                (["family", "ended", "passes, median", "most"], ended),
+            ),
             common.goals_table(result["goals"]),
         ]
     )
 
 
 def picture(result: Mapping[str, Any]) -> Any:
-    """Seconds of all (left), memory and seconds over the number of modules (right)."""
-    figure, ((left, middle, right),) = common.canvas(1, 3, 13, 4)
+    """Seconds of all (left), seconds and memory over the number of modules (right)."""
+    figure, ((left, middle, right),) = common.canvas(1, 3, 13, 5)
     most = str(result["setting"]["modules"])
-    ours = MEASURED[::-1]
-    names = [*ours, *result["rivals"]]
-    seconds = [result["noise"][name]["seconds"]["median"] for name in ours]
-    seconds += [one["seconds"] for one in result["rivals"].values()]
-    bars = left.barh(names, seconds, color=["C7", "C0", "C2"] + ["C1"] * len(result["rivals"]))
-    for bar in list(bars)[len(ours) :]:
-        bar.set_hatch("//")
-    left.bar_label(bars, [f"{one:.3g} s" for one in seconds], padding=3)
+    seconds = {name: one["seconds"]["median"] for name, one in result["noise"].items()}
+    guessed = {name: one["seconds"] for name, one in {**result["entrywise"], **result["rivals"]}.items()}
+    bars = left.barh([*seconds, *guessed], [*seconds.values(), *guessed.values()], color="C0")
+    for bar in list(bars)[len(seconds) :]:
+        bar.set(hatch="//", facecolor="C1")
+    left.bar_label(bars, [f"{one:.3g} s" for one in (*seconds.values(), *guessed.values())], padding=3)
     left.set(xscale="log", title=f"seconds for {most} modules (hatched: extrapolated)")
     left.margins(x=0.3)
     for axes, key, title in ((middle, "seconds", "seconds"), (right, "mib", "peak MiB")):
-        for name in MEASURED:
-            runs = result[name]
-            counts = sorted(map(int, runs))
-            medians = [statistics.median(run[key] for run in runs[str(count)]) for count in counts]
-            axes.plot(counts, medians, "o-", label=name)
+        for name in (*OURS, *SCRIPTS, "floor"):
+            runs = {int(count): one for count, one in result[name].items() if one}
+            medians = [statistics.median(run[key] for run in runs[count]) for count in sorted(runs)]
+            axes.plot(sorted(runs), medians, "o-", label=name)
         axes.set(xlabel="modules", title=title, ylim=(0, None))
         axes.legend()
     return figure
 
 
+def main() -> None:
+    """The command, and its rivals' own processes: `--child RIVAL SAMPLE...` prints a row for each sample."""
+    if sys.argv[1:2] != ["--child"]:
+        text = "Six adapters of Llama-3-8B's shapes, merged file to file."
+        common.execute("merge_llama", text, measure, picture, tables)
+        return
+    _, _, name, *roots = sys.argv
+    print(json.dumps([rival(name, adapters_of(Path(root))) for root in roots]))
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], sys.argv[3:])
-    else:
-        common.execute(
-            "merge_llama",
-            "Six adapters of Llama-3-8B's shapes, merged file to file.",
-            measure,
-            picture,
-            tables,
-        )
+    main()

@@ -1,13 +1,11 @@
 """Merge LoRA adapters, and full checkpoints, as weighted Fréchet means.
 
-The public names are stated once, as the imports under `TYPE_CHECKING`: type checkers follow them as they
-stand, and at run time their bytecode is read as a table of what to import when a name is first used. So
-`import riemerge` costs nothing: torch comes with the first name that needs it.
+The public names are the imports under `TYPE_CHECKING`; each is imported when it is first used. So `import
+riemerge` costs nothing: torch comes with the first name that needs it.
 """
 
 from __future__ import annotations
 
-import dis
 from typing import TYPE_CHECKING
 
 from riemerge._version import __version__ as __version__
@@ -38,6 +36,8 @@ if TYPE_CHECKING:
     from riemerge.recipes.recipe import read_recipe as read_recipe
     from riemerge.records.evaluation_record import Evaluation as Evaluation
     from riemerge.statistics import collect_statistics as collect_statistics
+    from riemerge.study.batch_merges import batch as batch
+    from riemerge.study.collection.mapping import map_adapters as map_adapters
     from riemerge.study.evaluation import evaluate as evaluate
     from riemerge.study.inspection import inspect as inspect
     from riemerge.study.method_laws import check_method as check_method
@@ -46,18 +46,6 @@ if TYPE_CHECKING:
     from riemerge.study.sweeps import sweep as sweep
     from riemerge.updates.low_rank import LowRankUpdate as LowRankUpdate
 else:
-    _IMPORTS = {}
-    for _instruction in dis.get_instructions(__spec__.loader.get_code(__name__)):
-        if _instruction.opname == "IMPORT_NAME":
-            _home = _instruction.argval
-        elif _instruction.opname == "IMPORT_FROM" and _home.startswith("riemerge."):
-            _IMPORTS[_instruction.argval] = _home
-    __all__ = list(_IMPORTS)
+    from riemerge.deferred import defer_imports
 
-    def __getattr__(name):
-        if name not in _IMPORTS:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return globals().setdefault(name, getattr(__import__(_IMPORTS[name], fromlist=[name]), name))
-
-    def __dir__():
-        return sorted(_IMPORTS)
+    __all__, __getattr__, __dir__ = defer_imports(__name__)

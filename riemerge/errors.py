@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import ClassVar, TypeVar
 
@@ -85,3 +88,44 @@ class ResourceError(RiemergeError):
     """The machine lacks what was asked for: a device, memory, an optional package."""
 
     exit_code = 7
+
+
+def require_docstrings() -> None:
+    """Refuse a Python without docstrings: Pymanopt 2.2 adds to its own as it is imported.
+
+    Raises:
+        ResourceError: Python was started with -OO.
+    """
+    if sys.flags.optimize > 1:
+        raise ResourceError(
+            "python: -OO (PYTHONOPTIMIZE=2) takes away docstrings, which Pymanopt needs: use -O"
+        )
+
+
+# As torch's allocators say it, in a RuntimeError.
+_OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|(out of|not enough) memory", re.IGNORECASE)
+_MEMORY = "out of memory: use --threads 1, --dtype float32 (for adapters), or fewer models at a time"
+_OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+def explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
+    """Return the kind of any fault, its exit code and what to say: a `Bug` where it is none of ours."""
+    if isinstance(fault, RiemergeError):
+        return type(fault).__name__, fault.exit_code, fault.problems
+    text, number = " ".join(str(fault).split()), getattr(fault, "errno", None)
+    of_torch = isinstance(fault, RuntimeError) and _OUT_OF_MEMORY.search(text)
+    if of_torch or isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
+        lacking = _MEMORY
+    elif isinstance(fault, RuntimeError) and "can't start new thread" in text:
+        lacking = "no more threads can be started: use --threads 1, or raise the limit (ulimit -u)"
+    elif number in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+        lacking = f"{text}: free some, or raise the limit (ulimit)"
+    else:
+        lacking = ""
+    if lacking:
+        return ResourceError.__name__, ResourceError.exit_code, (lacking,)
+    if isinstance(fault, OSError):
+        kind = OutputError if number in _OF_OUTPUTS else AdapterError
+        where = f"{fault.filename}: " if fault.filename else ""
+        return kind.__name__, kind.exit_code, (f"{where}{fault.strerror or text}",)
+    return "Bug", 1, (f"a bug: {type(fault).__name__}: {text}",)

@@ -220,6 +220,19 @@ def thin_svd(matrix: Tensor) -> SVD:
     return SVD(left, values, right.mT)
 
 
+def left_singular(frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the left singular vectors (..., m, k) and the singular values (..., k) of (..., m, n).
+
+    Law: those of `thin_svd`, k = min(m, n). Of wide matrices the triangle of a QR is decomposed, which is
+    linear in n.
+    """
+    m, n = frame.shape[-2:]
+    if n > m:
+        frame = torch.linalg.qr(frame.mT, mode="r").R.mT
+    svd = thin_svd(frame)
+    return svd.left, svd.values
+
+
 def numerical_rank(values: Tensor, tolerance: float, largest: Tensor | float | None = None) -> Tensor:
     """Count the singular values that stand above round-off: int64 of shape (...).
 

@@ -8,6 +8,7 @@ import click
 
 from riemerge._version import __version__
 from riemerge.cli.apply import apply
+from riemerge.cli.batch import batch
 from riemerge.cli.check import check
 from riemerge.cli.compare import compare
 from riemerge.cli.convert import convert
@@ -15,6 +16,7 @@ from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
 from riemerge.cli.extract import extract
 from riemerge.cli.inspect import inspect
+from riemerge.cli.map import map_collection
 from riemerge.cli.merge import merge
 from riemerge.cli.methods import methods
 from riemerge.cli.soup import soup
@@ -47,9 +49,11 @@ for _command in (
     convert,
     soup,
     sweep,
+    batch,
     evaluate,
     compare,
     inspect,
+    map_collection,
     methods,
     check,
     demo,

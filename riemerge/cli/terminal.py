@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import math
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from riemerge.errors import AdapterError, OutputError, ResourceError, RiemergeError
+from riemerge.errors import OutputError, explain
 from riemerge.methods.plugins import load_plugin
 from riemerge.report.words import number, printable, when
 
@@ -68,39 +67,17 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 
 _HOW_TO_REPORT = "please report it with what the same command prints under RIEMERGE_TRACEBACK=1"
 
-# As torch's allocators say it, in a RuntimeError.
-_OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|(out of|not enough) memory", re.IGNORECASE)
-
 
 def _explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
     """Return the kind of a fault, its exit code, and what there is to say."""
-    if isinstance(fault, RiemergeError):
-        return type(fault).__name__, fault.exit_code, fault.problems
     if isinstance(fault, _TerminatedError):
         return "Terminated", TERMINATED, ("terminated; nothing is half-written",)
     if isinstance(fault, KeyboardInterrupt):
         return "Interrupted", INTERRUPTED, ("interrupted; nothing is half-written",)
-    text, number = " ".join(str(fault).split()), getattr(fault, "errno", None)
-    of_torch = isinstance(fault, RuntimeError) and _OUT_OF_MEMORY.search(text)
-    if of_torch or isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
-        lacking = _MEMORY
-    elif isinstance(fault, RuntimeError) and "can't start new thread" in text:
-        lacking = "no more threads can be started: use --threads 1, or raise the limit (ulimit -u)"
-    elif number in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
-        lacking = f"{text}: free some, or raise the limit (ulimit)"
-    else:
-        lacking = ""
-    if lacking:
-        return ResourceError.__name__, ResourceError.exit_code, (lacking,)
-    if isinstance(fault, OSError):
-        kind = OutputError if number in _OF_OUTPUTS else AdapterError
-        where = when(fault.filename, f"{fault.filename}: ")
-        return kind.__name__, kind.exit_code, (f"{where}{fault.strerror or text}",)
-    return "Bug", 1, (f"a bug: {type(fault).__name__}: {text}; {_HOW_TO_REPORT}",)
-
-
-_MEMORY = "out of memory: use --threads 1, --dtype float32 (for adapters), or fewer models at a time"
-_OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+    kind, code, problems = explain(fault)
+    if kind == "Bug":
+        problems = tuple(f"{problem}; {_HOW_TO_REPORT}" for problem in problems)
+    return kind, code, problems
 
 
 @contextmanager

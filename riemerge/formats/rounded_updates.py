@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
+from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.formats.files.rounding import Rounding, check_rounding, why_too_large
 from riemerge.formats.files.text import show
 from riemerge.updates.low_rank import LowRankUpdate
+
+# Numbers above this, and below its inverse, have fourth powers in float64.
+_SQUARED = 1e-60
 
 
 def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpdate, Rounding]:
@@ -32,22 +36,37 @@ def round_update(update: LowRankUpdate, dtype: torch.dtype) -> tuple[LowRankUpda
     exact = update.absorb_scale().to(torch.float64)
     if update.shape[1] == 1:
         exact = LowRankUpdate(exact.dense(), exact.A.new_ones(1, 1))
-    largest = float(torch.maximum(exact.B.abs().max(), exact.A.abs().max()))
-    unit = largest or 1.0  # factors of size 1 have squares that do not underflow
-    left, right = exact.B / unit, exact.A.mT / unit
-    square = max(float(((left.mT @ left) * (right.mT @ right)).sum()), 0.0)
-    norm = largest * largest * math.sqrt(square)
+    largest = max(_largest(exact.B), _largest(exact.A))
+    unit = 1.0
+    if not _SQUARED < largest < 1.0 / _SQUARED:
+        unit = largest or 1.0
+    (left, right), rounded = _in_units(exact, unit), exact.to(dtype)
+    rights = right @ right.mT
+    square = max(float(((left.mT @ left) * rights).sum()), 0.0)
+    norm = unit * unit * math.sqrt(square)
     if not math.isfinite(norm):
         raise NumericalError("the update holds NaN or Inf, or its norm overflows")
-    rounded = exact.to(dtype)
-    if not (torch.isfinite(rounded.B).all() and torch.isfinite(rounded.A).all()):
+    near_left, near_right = _in_units(rounded.to(torch.float64), unit)
+    lost_left, lost_right = near_left - left, near_right - right
+    gram = (lost_left.mT @ lost_left) * rights + (near_left.mT @ near_left) * (lost_right @ lost_right.mT)
+    gram += 2.0 * (lost_left.mT @ near_left) * (right @ lost_right.mT)
+    error = float(gram.sum())
+    if not math.isfinite(error):
         raise NumericalError(f"the factors reach {why_too_large(largest, dtype)}")
-    near_left, near_right = rounded.B.to(torch.float64) / unit, rounded.A.to(torch.float64).mT / unit
-    lefts = torch.cat([near_left - left, near_left], dim=1)
-    rights = torch.cat([right, near_right - right], dim=1)
-    error = float(((lefts.mT @ lefts) * (rights.mT @ rights)).sum())
     relative = math.sqrt(max(error, 0.0) / (square or math.inf))  # 0 for a zero update
     return rounded.to(device="cpu"), Rounding(dtype, norm, relative)
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest magnitude of a tensor, NaN where it holds one, by one pass without a copy."""
+    return float(torch.stack(torch.aminmax(tensor)).abs().max())
+
+
+def _in_units(update: LowRankUpdate, unit: float) -> tuple[Tensor, Tensor]:
+    """Return B and A in multiples of a unit: factors of size 1 have squares that do not underflow."""
+    if unit == 1.0:
+        return update.B, update.A
+    return update.B / unit, update.A / unit
 
 
 @final
@@ -78,7 +97,7 @@ class RoundedUpdates:
         Raises:
             NumericalError: An update was refused, or is rounded to nearly nothing; all of them are named.
         """
-        NumericalError.refuse(self._problems)
+        NumericalError.refuse(sorted(self._problems))
         check_rounding(self.roundings)
 
 

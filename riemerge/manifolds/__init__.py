@@ -1,12 +1,9 @@
 """Manifolds, metrics and symmetries on torch tensors, in Pymanopt's protocol."""
 
-import sys
+from riemerge.errors import require_docstrings
 
-from riemerge.errors import ResourceError
-
-if sys.flags.optimize > 1:
-    # Pymanopt 2.2 adds to its docstrings as it is imported: without them that ends in a TypeError.
-    raise ResourceError("python: -OO (PYTHONOPTIMIZE=2) takes away docstrings, which Pymanopt needs: use -O")
+if not __debug__:  # -O, or -OO
+    require_docstrings()
 
 from riemerge.manifolds.backend import torch_function
 from riemerge.manifolds.base import GeodesicManifold, Logarithm, Reduction, TorchManifold

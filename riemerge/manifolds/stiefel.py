@@ -29,9 +29,6 @@ from riemerge.manifolds.stiefel_log import (
 # Turns of the completion. Independent subspaces need 5 to 7, pairs near the cut locus about 40 (measured at
 # St(96, 16)); beyond 100 the remaining ones creep.
 _MAX_TURNS = 100
-# Newton's steps that make a frame of the columns of one in another basis: it is off by the round-off of
-# single precision at most.
-_ROUND_OFF_STEPS = 3
 
 
 @final
@@ -144,7 +141,7 @@ class Stiefel(GeodesicManifold):
         leading = np.broadcast_shapes(point_a.shape[:-2], point_b.shape[:-2])
         u, y = (x.expand(*leading, self.n, self.p).reshape(-1, self.n, self.p) for x in (point_a, point_b))
         span = _Span(u, y)
-        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2), _ROUND_OFF_STEPS)
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
         goal = 100 * torch.finfo(torch.float64).eps * self.p**0.5
         path = metric_log(target, complete_rotation(target), self.beta, goal, _MAX_TURNS)
         # Both are absolute errors of matrices with p columns of length one; quadratic convergence leaves them
@@ -167,7 +164,7 @@ class Stiefel(GeodesicManifold):
         by a torsion term.
         """
         span = _Span(point_a, point_b)
-        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2), _ROUND_OFF_STEPS)
+        target = orthonormalize(torch.cat((span.upper, span.lower), dim=-2))
         turned = torch.cat((target, complete_rotation(target)), dim=-1) - linalg.eye_like(target @ target.mT)
         # Stacks of vectors at one point lie side by side as columns: two products, whatever their number.
         vectors = linalg.widen(tangent_vector_a)

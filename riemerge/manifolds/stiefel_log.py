@@ -25,8 +25,8 @@ _NEAR = 0.1
 _CLOSE = 0.5
 # Share of a Newton step below which a pair has no geodesic that can be found.
 _LEAST_DAMPING = 1e-3
-# Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
-_SCHULZ = 7
+# Newton-Schulz iterations; each squares the error, which is the round-off of single precision at most.
+_SCHULZ = 3
 
 
 class FibreLog(NamedTuple):
@@ -182,8 +182,12 @@ def complete_rotation(frame: Tensor) -> Tensor:
     size, p = frame.shape[-2:]
     identity = torch.eye(size, dtype=frame.dtype, device=frame.device)
     if bool((linalg.frobenius(frame - identity[:, :p], frame - identity[:, :p]) <= _CLOSE).all()):
-        # Near the identity, that is the polar factor of what is left of its other columns.
-        return orthonormalize(identity[:, p:] - frame @ frame[..., p:, :].mT)
+        # Near the identity, that is the polar factor of what is left of its other columns: X with XᵀX = I -
+        # NNᵀ, N the lower block of the frame.
+        lower = frame[..., p:, :]
+        squared, vectors = torch.linalg.eigh(lower @ lower.mT)
+        small = (vectors * (1 - squared).rsqrt().unsqueeze(-2)) @ vectors.mT
+        return (identity[:, p:] - frame @ lower.mT) @ small
     complete, _ = torch.linalg.qr(frame, mode="complete")
     rest = complete[..., p:]
     if rest.shape[-1] == 0:
@@ -230,14 +234,9 @@ def continue_rotation(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Ten
     return rest @ linalg.cayley(-_newton_step(lower, corner)), near
 
 
-def orthonormalize(frame: Tensor, steps: int = _SCHULZ) -> Tensor:
-    """Return the nearest frame by Newton's iteration, for frames whose singular values are near one.
-
-    Args:
-        frame: (..., n, p).
-        steps: How many; each squares the distance of the singular values from one.
-    """
-    for _ in range(steps):
+def orthonormalize(frame: Tensor) -> Tensor:
+    """Return the nearest frame by Newton's iteration, for frames that single precision has left."""
+    for _ in range(_SCHULZ):
         small = (frame.mT @ frame).mul_(-0.5)
         torch.diagonal(small, dim1=-2, dim2=-1).add_(1.5)
         frame = frame @ small

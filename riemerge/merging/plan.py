@@ -22,10 +22,9 @@ from riemerge.formats.files.text import list_names
 from riemerge.formats.hub import name_model
 from riemerge.formats.layers import Linear
 from riemerge.frechet.loss import as_loss
-from riemerge.frechet.solvers.catalogue import as_solver
 from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.heads import Heads, is_called, plan_heads
-from riemerge.merging.identifiability import doubtful
+from riemerge.merging.identifiability import doubtful, overlaps
 from riemerge.merging.inputs import (
     Input,
     Inputs,
@@ -39,7 +38,6 @@ from riemerge.merging.machine import find_device, find_threads
 from riemerge.merging.slices import flatten_slices
 from riemerge.merging.stacking import StackResolver
 from riemerge.methods import COLUMNS, GEOMETRIES, Method, Options, Stack
-from riemerge.methods.geodesic.quotient_mean import refuse_mixed
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.resolve import Resolver
 from riemerge.recipes.specs import parts_of
@@ -238,6 +236,7 @@ def plan(
         threads=find_threads(threads, where),
         dense=recipe.out_type == "delta",
         doubtful=doubtful,
+        overlaps=overlaps,
         later=bool(resolver.matched),
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
@@ -319,6 +318,8 @@ def _check_solver_and_rank(asked: Mapping[str, Any], method: Method, optimizer: 
     """Refuse a solver that is not known, and words for a rank where the method has one rank."""
     named, rank = asked.get("solver"), asked.get("rank")
     if optimizer is None and named is not None:
+        from riemerge.frechet.solvers.catalogue import as_solver  # brings Pymanopt, which few rows need
+
         try:
             as_solver(named)
         except RecipeError as fault:
@@ -372,6 +373,8 @@ def _stack(
         statistics=tuple(own),
         base_statistics=base,
         plain=plain,
+        stored=inputs.stored,
+        kinds=partial(inputs.kind, device.type),
     )
 
 
@@ -457,6 +460,8 @@ def _rank_problems(module: str, inputs: Inputs, weights: Sequence[float]) -> lis
     ranks = {name: adapter.ranks[module] for name, adapter in counting.items()}
     if len(set(ranks.values())) < 2:
         return []
+    from riemerge.methods.geodesic.quotient_mean import refuse_mixed  # brings Pymanopt, which few rows need
+
     # An update that is all zero is left out of its module.
     return refuse_mixed(
         module, [(name, r) for name, r in ranks.items() if counting[name].update(module).norm() > 0]

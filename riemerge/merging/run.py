@@ -21,7 +21,7 @@ from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 _Update: TypeAlias = LowRankUpdate | Dense | DenseBlocks
 Keep: TypeAlias = Callable[[str, _Update], None]
-"""What is done with each module and its merged update, scale λ included, in the order of the names."""
+"""What is done with each module and its merged update, scale λ included, as they are done."""
 
 
 def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
@@ -79,5 +79,7 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
                 keep(row.module, update)
             if progress is not None:
                 progress(Progress("measure", len(rows), len(stack.modules), ""))
+    rows.sort(key=lambda row: row.module)
+    evidence = {row.module: evidence[row.module] for row in rows}
     check_directions(plan.method, rows)
     return run_record(plan, rows, evidence, matched_scale=factor, solve=perf_counter() - began)

@@ -169,9 +169,14 @@ def collect(plan: Plan, *, round_at_once: bool = False, progress: Listener | Non
     record = record.with_warnings(rounding_warnings(rounded.roundings))
     if round_at_once:
         return MergeResult(
-            rounded.updates, record, adapters, dialect, out_dtype, rounded.roundings, saved, saved_from
+            _sort(rounded.updates), record, adapters, dialect, out_dtype, rounded.roundings, saved, saved_from
         )
-    return MergeResult(updates, record, adapters, dialect, out_dtype, None, saved, saved_from)
+    return MergeResult(_sort(updates), record, adapters, dialect, out_dtype, None, saved, saved_from)
+
+
+def _sort(updates: Mapping[str, LowRankUpdate]) -> dict[str, LowRankUpdate]:
+    """Return updates in the order of the names of their modules."""
+    return dict(sorted(updates.items()))
 
 
 def write(

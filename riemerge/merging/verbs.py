@@ -12,8 +12,6 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialects import read_adapter
 from riemerge.formats.kinds import is_checkpoint
 from riemerge.frechet.loss import LOSSES
-from riemerge.frechet.solvers.catalogue import SOLVERS
-from riemerge.frechet.solvers.solver import Solver
 from riemerge.merging.inputs import Models, counting
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import SHARD_BYTES, MergeResult, Written, collect, write
@@ -113,10 +111,8 @@ def merge(
             f"statistics: {len(folders)} for {len(adapters)} adapters: give one folder for each"
         )
     optimizer = None
-    if isinstance(solver, Solver):
-        solver = SOLVERS.text_of(solver)
     if not isinstance(solver, str | None):
-        optimizer, solver = solver, type(solver).__name__
+        optimizer, solver = _name_solver(solver)
     columns = {
         "edits": edits,
         "geometry": geometry and GEOMETRIES.text_of(geometry),
@@ -184,10 +180,10 @@ def merge_into(
     Law: the folder appears whole or not at all. Adapters merge to an adapter, or with `out_type: delta` to
     the whole dW of each module as `module.weight`, to be added to the base model; full checkpoints to a
     checkpoint of the same names, with the files that lie beside the base model, or the first. With a base
-    model a row merges the differences from it, which are added to it again; without one it merges the weights
-    as they are. Rows of the domains `span` and `half` see matrices only, and rows with statistics the tensors
-    that have them; all other tensors of checkpoints get the weighted mean, as published. The record has the
-    sha256 of every file that is written beside it and the card.
+    model a row merges the differences from it, which are added to it again; without one it merges the
+    weights as they are. Rows of the domains `span`, `cores` and `half` see matrices only, and rows with
+    statistics the tensors that have them; all other tensors of checkpoints get the weighted mean, as
+    published. The record has the sha256 of every file that is written beside it and the card.
     Cost: of checkpoints, some blocks of 4 MiB for each thread where the row merges tensors by rows;
         else memory of T + 2 copies of the largest tensor in float64 for each thread.
 
@@ -214,3 +210,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value)
+
+
+def _name_solver(solver: Any) -> tuple[Any, str]:
+    """Return a solver that no text names, if it is one, and the text that a recipe has for a solver."""
+    from riemerge.frechet.solvers.catalogue import SOLVERS  # brings Pymanopt, which few rows need
+    from riemerge.frechet.solvers.solver import Solver
+
+    if isinstance(solver, Solver):
+        solver = SOLVERS.text_of(solver)
+    if isinstance(solver, str):
+        return None, solver
+    return solver, type(solver).__name__

@@ -34,8 +34,6 @@ from riemerge.progress import Progress
 # over two threads. Whatever the threads are: the bits of a solve depend on who is solved beside it, and must
 # not depend on them. Larger blocks spread the cost of Python over more modules, which also holds threads up.
 _BLOCK, _FEW = 128, 16
-SEVERAL = 10
-"""Starts that tell whether a module's inputs determine its mean (`benchmarks.verdict`)."""
 # The bound on the relative decrease of the cost at which those that go to one place are there.
 _SETTLED = 1e-6
 # Options that `frechet_mean` has a default for where a recipe has no value.

@@ -41,6 +41,7 @@ _OF_GEOMETRY = (
     "directions",
     "output_rank",
 )
+_OF_FORMULA = ("mean", "look", "survey")
 
 
 def compose(
@@ -107,12 +108,12 @@ def _facts(row: Method, geometry: str, loss: str) -> dict[str, Any]:
     name, _ = GEOMETRIES.split(geometry)
     alike = [other for other in METHODS.own if _name(other.geometry) == name]
     alike.sort(key=lambda other: (_name(other.loss) != _name(loss), other.geometry != geometry))
-    facts: dict[str, Any] = {"mean": "", "survey": "", "own_parameters": _SOLVING}
+    facts: dict[str, Any] = {**dict.fromkeys(_OF_FORMULA, ""), "by_rows": False, "own_parameters": _SOLVING}
     for other in alike[:1]:
         facts |= {fact: getattr(other, fact) for fact in _OF_GEOMETRY}
         facts["own_parameters"] = {**_SOLVING, **other.own_parameters}
         if other.loss == loss and other.geometry == geometry:
-            facts |= {"mean": other.mean, "survey": other.survey}
+            facts |= {fact: getattr(other, fact) for fact in (*_OF_FORMULA, "by_rows")}
     return facts
 
 

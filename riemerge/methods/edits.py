@@ -49,9 +49,16 @@ EDITS: Registry[Edit] = Registry(
     {
         "trim": Edit(_ENTRYWISE + "trim", {"density": 1.0}, look=_ENTRYWISE + "look_for_trim"),
         "trim_globally": Edit(
-            _ENTRYWISE + "trim_globally", {"density": 1.0}, survey="riemerge.methods.elections.election:vote"
+            _ENTRYWISE + "trim_globally",
+            {"density": 1.0},
+            survey="riemerge.methods.elections.election:vote",
+            look=_ENTRYWISE + "look_for_trim_globally",
         ),
-        "trim_both_ends": Edit(_ENTRYWISE + "trim_both_ends", {"density": 1.0, "gamma": 0.01}),
+        "trim_both_ends": Edit(
+            _ENTRYWISE + "trim_both_ends",
+            {"density": 1.0, "gamma": 0.01},
+            look=_ENTRYWISE + "look_for_both_ends",
+        ),
         "drop": Edit(_ENTRYWISE + "drop", _DROP, look=_ENTRYWISE + "look_for_drop"),
         "drop_by_rank": Edit(
             _ENTRYWISE + "drop_by_rank",
@@ -60,7 +67,9 @@ EDITS: Registry[Edit] = Registry(
         ),
         "clip": Edit(_ENTRYWISE + "clip", {"t": 1e-4}, by_rows=True),
         "ignore_small": Edit(_ENTRYWISE + "ignore_small", {"epsilon": 1e-5}, by_rows=True),
-        "reward_unique": Edit(_ENTRYWISE + "reward_unique", {"r": 0.1, "alpha": 0.2}),
+        "reward_unique": Edit(
+            _ENTRYWISE + "reward_unique", {"r": 0.1, "alpha": 0.2}, look=_ENTRYWISE + "look_for_unique"
+        ),
         "elect": Edit("riemerge.methods.elections.election:keep_elected", by_rows=True),
         "truncate": Edit(_ENTRYWISE + "truncate", {"rank": None}),
     },

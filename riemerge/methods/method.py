@@ -8,8 +8,11 @@ from typing import Any, Literal, TypeAlias, final
 
 from riemerge.methods.geometries import FORMULA
 
-Domain: TypeAlias = Literal["gram", "span", "half", "entries", "factors"]
+Domain: TypeAlias = Literal["weights", "gram", "span", "cores", "half", "entries", "factors"]
 """What a mean sees of a module: see `riemerge.methods.setting.Mean`."""
+
+SUMS: frozenset[Domain] = frozenset({"weights", "gram"})
+"""Domains whose means are linear combinations of the updates, of tensors of any shape."""
 
 
 @final
@@ -33,11 +36,16 @@ class Method:
             `closed_form`.
         finish: What is done to the mean, in words.
         domain: What a formula sees of a module (see `riemerge.methods.setting.Mean`): `gram` inner products,
-            `span` cores in the joint span, `half` cores on the left and full width on the right, `entries`
+            `weights` nothing but the weights, `span` a stack of cores in the joint span, `cores` the same as
+            their decompositions side by side, `half` cores on the left and full width on the right, `entries`
             the dense updates, `factors` the factors in the joint span. A geometry has its own.
         mean: `package.module:function` of a formula (see `riemerge.methods.setting.Mean`); empty where the
             mean is the geometry's.
+        together: `package.module:function` of a formula of the domain `cores` for K modules side by side,
+            whose updates have the same ranks (see `riemerge.methods.setting.Together`); empty for none.
         by_rows: Whether a formula of `entries` may be applied to runs of rows apart, each by itself.
+        look: `package.module:function` of what looks at all rows of a module before a formula of `entries` is
+            applied to runs of them (see `riemerge.methods.setting.Look`); empty where there is none.
         survey: `package.module:function` of what looks at all modules first; empty for none.
         own_parameters: Names in `riemerge.methods.parameters.PARAMETERS` that the method takes beside
             `weight`, `rank` and `scale`, or with a default of its own, each with that default; None where a
@@ -80,7 +88,9 @@ class Method:
     finish: tuple[str, ...] = ()
     domain: Domain = "span"
     mean: str = ""
+    together: str = ""
     by_rows: bool = False
+    look: str = ""
     survey: str = ""
     own_parameters: Mapping[str, Any] = field(default_factory=dict)
     normalised: bool = True

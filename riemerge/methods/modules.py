@@ -14,22 +14,24 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.batches import SEVERAL
-from riemerge.methods.method import Domain, Method
+from riemerge.linalg import SVD
+from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.setting import Setting, make_setting
-from riemerge.methods.stack import Apart, Evidence, Merged, Options, Stack, constant
+from riemerge.methods.stack import SEVERAL, Apart, Evidence, Merged, Options, Stack, constant
 from riemerge.updates import (
     Blocks,
+    Cores,
     Dense,
     DenseBlocks,
     DenseRows,
     DenseSpan,
     JointSpan,
     LowRankUpdate,
+    blocks_of,
     nearest,
-    sum_updates,
 )
+from riemerge.updates.reduction import Reduction
 
 
 def open_module(
@@ -50,7 +52,7 @@ def open_module(
         stack: What there is to merge.
         options: What the recipe asks for.
         name: The module.
-        by_rows: Whether the row can merge dense updates a run of rows at a time.
+        by_rows: Whether the row can merge dense updates a run of rows at a time, and those of factors so.
         facts: Other fields of its `Setting`.
 
     Raises:
@@ -95,32 +97,24 @@ def open_module(
         x = updates.stacked
         norms = [float(torch.linalg.vector_norm(x[i])) for i in used]
         return _Whole(see(tuple(x.shape[1:]), norms), domain, x, used)
-    read = partial(_read, stack, name, exact=domain != "factors")
-    each = read()
+    # What decides by rank or position must not see a narrower round-off.
+    each = [update.to(torch.float64) for update in stack.low_rank(name)]
     span = JointSpan(each)
-    # Balanced: inner products of factors would lose digits to their gauge.
-    small = tuple(span.updates[i].balance() for i in used)
+    cores = Cores.of([span.updates[i] for i in used])
     setting = see(
         each[0].shape,
-        norms=[update.norm() for update in small],
+        norms=cores.norms.tolist(),
         ranks=tuple(each[i].rank for i in used),
-        rank=_rank(method, max(each[i].rank for i in used), options),
-        starts=_count_starts(span.updates, each[0].shape, stack, options),
+        rank=allowed_rank(method, max(each[i].rank for i in used), options),
+        starts=count_starts(options, partial(_overlap, span, stack, options)),
     )
-    return _DOMAINS[domain](setting, domain, span, each, used, small, read)
+    module = _DOMAINS[domain](setting, domain, span, each, used)
+    if by_rows and isinstance(module, _Entries):
+        return replace(module, by_rows=True)
+    return module
 
 
-def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
-    """Return the updates of a module, in float64 where they are wanted so: what decides by rank or position
-    must not see a narrower round-off.
-    """
-    updates = stack.low_rank(name)
-    if not exact:
-        return updates
-    return [update.to(torch.float64) for update in updates]
-
-
-def _rank(method: Method, largest: int, options: Options) -> int | None:
+def allowed_rank(method: Method, largest: int, options: Options) -> int | None:
     """Return the rank of the result, of inputs whose largest is given; None for all of it."""
     if isinstance(options.rank, str):
         return None
@@ -131,15 +125,19 @@ def _rank(method: Method, largest: int, options: Options) -> int | None:
     return options.rank or largest
 
 
-def _count_starts(
-    updates: Sequence[LowRankUpdate], shape: tuple[int, int], stack: Stack, options: Options
-) -> int:
+def count_starts(options: Options, overlap: Callable[[], Any]) -> int:
     """Return how many starts a module is solved from."""
     if options.starts != "auto":
         return int(options.starts or 1)
-    if options.doubtful is None or options.doubtful(updates, shape, stack.storage):
+    if options.doubtful is None or options.doubtful(overlap()):
         return SEVERAL
     return 1
+
+
+def _overlap(span: JointSpan, stack: Stack, options: Options) -> Any:
+    """Return what is known of the overlap of updates in common bases."""
+    assert options.overlaps is not None
+    return options.overlaps(Reduction.of(span.updates, span.shape), stack.storage)[0]
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ class _Whole(Module):
 
     @property
     def x(self) -> Any:
-        return _see(self._counting, self.domain)
+        return _see(self._counting, self.domain, len(self.used))
 
     @property
     def _counting(self) -> Tensor:
@@ -202,10 +200,8 @@ class _Whole(Module):
             kept = kept.unsqueeze(-1)
         return kept
 
-    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
-        if self.domain == "gram":
-            value = torch.tensordot(value.to(self.stacked), self._counting, dims=1)
-        merged = Dense(value.reshape(self.setting.shape))
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        merged = Dense(_dense_of(value, self._counting, self.domain).reshape(self.setting.shape))
         apart = Apart(
             merged.norm(),
             tuple(Dense(update).norm() for update in self.stacked),
@@ -236,7 +232,7 @@ class _ByRows(Module):
 
     @property
     def x(self) -> Any:
-        return _see(self._counting, self.domain)
+        return _see(self._counting, self.domain, len(self.used))
 
     @property
     def _counting(self) -> Blocks:
@@ -247,7 +243,7 @@ class _ByRows(Module):
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         content = value
-        if self.domain == "gram":
+        if self.domain in SUMS:
             content = self._counting.combine(value)
         measured = _Measured(content, self.norms)
         return Merged(
@@ -303,25 +299,23 @@ class _Factored(Module, ABC):
         span: The joint span of all updates of the module.
         read: All updates of the module.
         used: The places of the updates that count.
-        small: The updates that count, in the bases of `span`, balanced.
-        again: Reads all its updates once more.
     """
 
     span: JointSpan
     read: Sequence[LowRankUpdate]
     used: Sequence[int]
-    small: Sequence[LowRankUpdate]
-    again: Callable[[], Sequence[LowRankUpdate]]
 
     @abstractmethod
-    def _singular_values(self, value: Tensor) -> Tensor:
+    def _singular_values(self, value: Any) -> Tensor:
         """Return the singular values of the update that an answer means."""
 
     @abstractmethod
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
+    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
         """Give an answer its factors, cut to a rank if there is one; or leave it dense where it has none."""
 
-    def give_back(self, value: Tensor, options: Options, evidence: Evidence) -> Merged:
+    def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
+        if isinstance(value, Blocks):
+            value = value.whole(self.setting.shape)
         rank = self.setting.rank
         if isinstance(options.rank, str) and not options.dense:
             share = energy_of(options.rank)
@@ -329,63 +323,9 @@ class _Factored(Module, ABC):
                 rank = _least_rank(self._singular_values(value), share)
         return self._cut(value, rank, options, evidence)
 
-    def _in_span(
-        self, total: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence
-    ) -> Merged:
-        small, evidence = _truncate(total, rank, evidence)
-        light, again = self.span.without_bases(), self.again
-
-        def lift() -> LowRankUpdate:
-            return light.lift(small, again())
-
-        if options.later:
-            return Merged(lift, evidence, self.span.updates, small)
-        if not self.read:
-            return Merged(constant(lift()), evidence, self.span.updates, small)
-        return Merged(constant(self.span.lift(small)), evidence, self.span.updates, small)
-
     @property
     def width(self) -> int:
-        return sum(update.A.numel() + update.B.numel() for update in (*self.small, *self.read))
-
-
-@final
-class _Gram(_Factored):
-    """Inner products in, coefficients out."""
-
-    light = True
-
-    @property
-    def x(self) -> Tensor:
-        ranks = [update.rank for update in self.small]
-        left = torch.cat([update.B * update.scale for update in self.small], dim=1)
-        right = torch.cat([update.A.mT for update in self.small], dim=1)
-        products = (left.mT @ left) * (right.mT @ right)
-        rows = torch.stack([block.sum(dim=0) for block in products.split(ranks)])
-        return torch.stack([block.sum(dim=1) for block in rows.split(ranks, dim=1)], dim=1)
-
-    def _singular_values(self, value: Tensor) -> Tensor:
-        return sum_updates(self.small, value.tolist()).singular_values()
-
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(sum_updates(self.small, value.tolist()), rank, options, evidence)
-
-
-@final
-class _Span(_Factored):
-    """Cores in bases of the joint span in, a core out."""
-
-    light = True
-
-    @property
-    def x(self) -> Tensor:
-        return torch.stack([update.dense() for update in self.small])
-
-    def _singular_values(self, value: Tensor) -> Tensor:
-        return _singular_values(value)
-
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(as_factors(value), rank, options, evidence)
+        return sum(update.A.numel() + update.B.numel() for update in self.read)
 
 
 @final
@@ -412,12 +352,20 @@ class _Half(_Factored):
 
 
 @final
+@dataclass(frozen=True)
 class _Entries(_Factored):
-    """Dense updates in, a dense update out."""
+    """Dense updates in, a dense update out.
+
+    Attributes:
+        by_rows: Whether the row sees blocks of them.
+    """
+
+    by_rows: bool = False
 
     @property
-    def x(self) -> Tensor:
-        return torch.stack([self.read[i].dense() for i in self.used])
+    def x(self) -> Tensor | Blocks:
+        updates = [self.read[i] for i in self.used]
+        return blocks_of(updates) if self.by_rows else torch.stack([update.dense() for update in updates])
 
     def _singular_values(self, value: Tensor) -> Tensor:
         return _singular_values(value)
@@ -443,37 +391,9 @@ class _Entries(_Factored):
         return Apart(norm, tuple(norms), tuple(math.sqrt(max(square, 0.0)) for square in squares))
 
 
-@final
-class _Factors(_Factored):
-    """Factors in bases of the joint span in, such factors out."""
-
-    light = True
-
-    @property
-    def x(self) -> Sequence[LowRankUpdate]:
-        return self.small
-
-    def _singular_values(self, value: Any) -> Tensor:
-        sigma: Tensor = value.singular_values()
-        return sigma
-
-    def _cut(self, value: Any, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._in_span(value, None, options, evidence)
-
-
-def lighten(module: Module) -> Module:
-    """Return a module without what is tall of it and can be read again, to wait for a mean."""
-    if isinstance(module, _Factored) and module.light:
-        return replace(module, span=module.span.without_bases(), read=())
-    return module
-
-
 _DOMAINS: dict[str, type[_Factored]] = {
-    "gram": _Gram,
-    "span": _Span,
     "half": _Half,
     "entries": _Entries,
-    "factors": _Factors,
 }
 
 
@@ -511,7 +431,7 @@ class Edited(Module):
         """The edited updates, in the domain of the row."""
         if self.domain == "factors":
             return [update.balance() for update in self._span.updates]
-        return _see(self.edited, self.domain)
+        return _see(self.edited, self.domain, len(self.setting.weights))
 
     def give_back(self, value: Any, options: Options, evidence: Evidence) -> Merged:
         """Turn an answer into a merged update."""
@@ -520,21 +440,33 @@ class Edited(Module):
             update = self._span.lift(value)
             dense = replace(dense, setting=replace(dense.setting, rank=update.rank))
             value = update.dense()
-        elif self.domain == "gram" and isinstance(self.edited, Blocks):
+        elif isinstance(self.edited, Tensor):
+            value = _dense_of(value, self.edited, self.domain)
+        elif self.domain in SUMS:
             value = self.edited.combine(value)
-        elif self.domain == "gram":
-            value = torch.tensordot(value.to(self.edited), self.edited, dims=1)
         return dense.give_back(value, options, evidence)
 
 
-def _see(x: Tensor | Blocks, domain: Domain) -> Tensor | Blocks:
-    """Return dense updates as they are, or their inner products where no more is seen."""
-    if domain != "gram":
-        return x
+def _see(x: Tensor | Blocks, domain: Domain, count: int) -> Tensor | Blocks | Cores:
+    """Return T dense updates as they are, or what a domain sees of them."""
+    if domain == "weights":
+        return torch.zeros(count, 0, dtype=torch.float64)
     if isinstance(x, Blocks):
-        return x.gram()
-    flattened = x.flatten(start_dim=1)
-    return flattened @ flattened.mT
+        return x.gram() if domain == "gram" else x
+    if domain == "gram":
+        flattened = x.flatten(start_dim=1)
+        return flattened @ flattened.mT
+    return Cores.of_stack(x) if domain == "cores" else x
+
+
+def _dense_of(value: Any, updates: Tensor, domain: Domain) -> Tensor:
+    """Return the dense update that an answer about T dense updates means."""
+    dense: Tensor = value
+    if domain in SUMS:
+        dense = torch.tensordot(value.to(updates), updates, dims=1)
+    elif isinstance(value, SVD):
+        dense = value.matrix()
+    return dense
 
 
 def _singular_values(value: Tensor) -> Tensor:

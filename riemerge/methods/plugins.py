@@ -18,6 +18,9 @@ from riemerge.methods.parameters import Parameter
 from riemerge.methods.table import METHODS, PARAMETERS
 from riemerge.registry import Registry
 
+LOADED: dict[str, None] = {}
+"""Names of the modules that were loaded, in that order: what another process has to load to do the same."""
+
 
 def load_plugin(module: str) -> None:
     """Import a module and add what it offers to the tables.
@@ -54,6 +57,7 @@ def load_plugin(module: str) -> None:
     for name, share in shares.items():
         for word, entry in share.items():
             tables[name].register(word, entry)
+    LOADED[module] = None
 
 
 def import_named(module: str) -> ModuleType:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
-from riemerge.updates import BlockMap
+from riemerge.linalg import SVD
+from riemerge.updates import BlockMap, Cores
 
 
 @final
@@ -151,8 +152,12 @@ class Mean(Protocol):
 
     `gram`: (T, T) Frobenius inner products; the answer is (T,) coefficients cᵢ of Σ cᵢ dWᵢ. The result is
     exact in factors and works for tensors of any shape.
+    `weights`: (T, 0), nothing of the updates: for combinations whose coefficients the weights alone say. The
+    answer is that of `gram`.
     `span`: (T, p, q) updates in orthonormal bases of their joint column and row spaces; the answer is (p, q).
     Law: f(L x Rᵀ) = L f(x) Rᵀ for L, R of orthonormal columns (square or tall).
+    `cores`: the same as `riemerge.updates.Cores`, T decompositions side by side and no stack, whose size
+    grows with T³; the answer is (p, q), or an `SVD` of it, whose cut to a rank costs nothing.
     `half`: (T, p, n), reduced on the left alone; the answer is (p, n). Law: f(L x) = L f(x).
     `entries`: (T, ...) dense, of any shape; the answer has the shape of one.
     `factors`: T `LowRankUpdate` in bases of the joint span; the answer is one. No formula has it.
@@ -161,8 +166,24 @@ class Mean(Protocol):
     fact (no module's name) when there is no answer.
     """
 
-    def __call__(self, x: Tensor, at: Setting, /) -> Tensor | Answer:
+    def __call__(self, x: Any, at: Setting, /) -> Tensor | SVD | Answer:
         """Return the mean."""
+        ...
+
+
+class Together(Protocol):
+    """A flat mean of T updates for K modules of one shape side by side, whose updates have the same ranks.
+
+    Law: that of the row's `Mean` module by module, to round-off. Nothing of the modules is asked on the way
+    but whether all of them are well conditioned, or one has no answer: a few synchronisations for all.
+    """
+
+    def __call__(self, x: Cores, at: Sequence[Setting], /) -> Tensor | SVD:
+        """Return the means: (K, p, q), or an `SVD` of them.
+
+        Raises:
+            NumericalError: One of them has no answer; the mean of each module by itself says which.
+        """
         ...
 
 
@@ -175,28 +196,30 @@ class FlatEdit(Protocol):
 
 
 class Look(Protocol):
-    """Looks at all rows of one module, for an edit that needs more of it than the rows that it edits.
+    """Looks at all rows of one module, for an edit or a mean that needs more of it than a run of rows.
 
     Called with a function that starts a pass over blocks (T, rows, ...), runs of the module's rows in order,
     as often as it is called; nothing of them should be kept but numbers.
     """
 
     def __call__(self, stream: Callable[[], Iterator[Tensor]], at: Setting, /) -> Callable[[], BlockMap]:
-        """Return what starts the edit on the blocks of a pass.
+        """Return what starts the edit, or the mean, on the blocks of a pass.
 
-        Law: the edited blocks, one after the other, are the edit of the whole updates, bit for bit.
+        Law: the blocks that it makes, one after the other, are the edit or mean of the whole updates, and how
+            rows were cut into blocks changes no bit.
         """
         ...
 
 
-Stream: TypeAlias = Callable[[], Iterator[tuple[Tensor, Setting]]]
+Stream: TypeAlias = Callable[[], Iterator[tuple[Any, Setting]]]
 
 
 class Survey(Protocol):
     """Looks at all modules before the first is merged, for rows whose decisions are global.
 
     Called with a function that starts a stream of (x, setting) over all modules, in the order of their names,
-    as often as it is called; nothing of it should be kept but numbers.
+    as often as it is called; nothing of it should be kept but numbers. A row that merges runs of rows apart
+    is surveyed in runs of rows.
     """
 
     def __call__(self, stream: Stream, /) -> Mapping[str, Any]:

@@ -53,7 +53,7 @@ def read_documents(path: Path) -> tuple[Document, ...]:
         return tuple(Document(None, content, ()) for content in contents)
     RecipeError.refuse(_faults(path.name, names, plain))
     for i, content in enumerate(plain):
-        _locate(content, path.parent, names[:i])
+        locate_models(content, path.parent, names[:i])
         translations[i] += translate_unlisted_base(content, methods[i], names[:i])
     return tuple(
         Document(name, content, tuple(texts))
@@ -90,7 +90,7 @@ def places_of_models(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str
                 yield level, key, text
 
 
-def _locate(data: dict[str, Any], beside: Path, earlier: Sequence[str]) -> None:
+def locate_models(data: dict[str, Any], beside: Path, earlier: Sequence[str]) -> None:
     """Put paths in the place of the names of models and folders; names of earlier documents stay."""
     for level, key, text in places_of_models(data):
         level[key] = locate_model(text, beside, earlier)

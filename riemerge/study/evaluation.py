@@ -13,6 +13,7 @@ from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically, writing
 from riemerge.formats.fit import check_collection
 from riemerge.merging.inputs import display_names, read_all
+from riemerge.merging.plan import plan as plan_merge
 from riemerge.merging.recording import versions
 from riemerge.merging.sinks import CARD_FILE, RECORD_FILE
 from riemerge.merging.written_before import read_record
@@ -130,15 +131,13 @@ def evaluate(
         if not os.path.lexists(root / BEST):
             # Where evaluation.json is, `best` is what it names: so it goes before another best comes.
             (root / EVALUATION_FILE).unlink(missing_ok=True)
-        record = keep_merge(
+        planned = plan_merge(
             plan.recipe(candidates[best.name], best.scale),
-            root / BEST,
-            root / EVALUATION_FILE,
-            replace=True,
             opened={adapter.path: adapter for adapter in adapters.values()},
             device=device,
             threads=threads,
         )
+        record, _ = keep_merge(planned, root / BEST, root / EVALUATION_FILE, replace=True)
         write_atomically(root / BEST / CARD_FILE, model_card(record, best.test).encode())
         write_atomically(root / EVALUATION_FILE, evaluation.to_json().encode())
     return evaluation

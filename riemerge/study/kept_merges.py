@@ -8,15 +8,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple, final
 
 from riemerge.errors import may_pass
-from riemerge.formats.files.staging import exchange, writing
+from riemerge.formats.files.staging import check_output, exchange, writing
 from riemerge.formats.files.text import show
-from riemerge.merging.inputs import Models
-from riemerge.merging.plan import plan
-from riemerge.merging.verbs import merge_into
+from riemerge.merging.inputs import folders_of
+from riemerge.merging.plan import Plan
+from riemerge.merging.sinks import write
 from riemerge.merging.written_before import is_record_of, read_record, why_not_as_written
-from riemerge.recipes.recipe import Recipe
 from riemerge.records.run_record import RunRecord
 
 _log = logging.getLogger(__name__)
@@ -60,16 +60,15 @@ def workplace(root: Path) -> Iterator[Path]:
         yield Path(work)
 
 
-def keep_merge(
-    recipe: Recipe,
-    target: Path,
-    table: Path,
-    *,
-    opened: Models,
-    device: str,
-    threads: int | None,
-    replace: bool = False,
-) -> RunRecord:
+@final
+class KeptMerge(NamedTuple):
+    """The record of a merge that is there now, and whether it was made just now."""
+
+    record: RunRecord
+    new: bool
+
+
+def keep_merge(planned: Plan, target: Path, table: Path, *, replace: bool = False) -> KeptMerge:
     """Return the record of a merge that is there as this version wrote it; merge it where it is not.
 
     Law: a merge of this recipe that is not as it was written stays until the new one is whole; the log says
@@ -77,30 +76,28 @@ def keep_merge(
     there is no merge of this study, and is never touched.
 
     Args:
-        recipe: What to merge, and how.
+        planned: What to merge, and how.
         target: The folder of the merge.
         table: The file of the study that speaks of its merges.
-        opened: The models of the recipe, and its base model.
-        device: `cpu`, `cuda`, `cuda:N` or `auto`.
-        threads: Number of threads that work at once; all CPUs if not given.
         replace: Whether a merge of another recipe gives way to this one.
 
     Raises:
         OutputError: Something else is there.
     """
     record = read_record(target)
-    same = record is not None and is_record_of(plan(recipe, opened=opened), record)
+    same = record is not None and is_record_of(planned, record)
     if record is None or not (same or replace):
-        return merge_into(recipe, target, device=device, threads=threads, opened=opened).record
+        check_output(target, folders_of(planned.recipe))
+        return KeptMerge(write(planned, target).record, True)
     if same:
         why = why_not_as_written(target, record)
         if why is None:
-            return record
+            return KeptMerge(record, False)
         _log.warning("%s: is made again: %s", show(str(target)), show(why))
     with workplace(target.parent) as work:
         new = work / "new"
-        record = merge_into(recipe, new, device=device, threads=threads, opened=opened).record
+        record = write(planned, new).record
         with writing(target):
             table.unlink(missing_ok=True)
         exchange(new, target, work / "old")
-    return record
+    return KeptMerge(record, True)

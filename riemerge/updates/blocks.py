@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol, final
@@ -11,7 +11,16 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from riemerge.errors import NumericalError
 from riemerge.updates.dense import DenseSpan
+from riemerge.updates.low_rank import LowRankUpdate
+
+# Numbers of a block of products and of the panel that it is cut from, of all updates together: a block is
+# worked on in cache, and a panel is high enough for BLAS.
+_BLOCK = 3 * 2**16
+_PANEL = 2**20
+_LEAST_ROWS = 8
+_MOST_ROWS = 64
 
 
 class BlockMap(Protocol):
@@ -68,6 +77,26 @@ class Blocks:
         assert total is not None
         return total
 
+    def whole(self, shape: tuple[int, ...]) -> Tensor:
+        """Return one update of a shape as it is, all of it in memory.
+
+        Raises:
+            NumericalError: The update is not finite.
+        """
+        tensor: Tensor | None = None
+        start = 0
+        for block in self.stream():
+            if tensor is None:
+                tensor = block.new_empty(shape)
+            tensor[start : start + len(block)] = block
+            start += len(block)
+            if not bool(torch.isfinite(block.sum())):
+                raise NumericalError(
+                    "the merged update is not finite: the inputs are too large for this method"
+                )
+        assert tensor is not None
+        return tensor
+
     def combine(self, coefficients: Tensor) -> Blocks:
         """Return Σ cᵢ xᵢ."""
         return self.each(lambda block: torch.tensordot(coefficients.to(block), block, dims=1))
@@ -100,9 +129,47 @@ class DenseRows:
 
     def blocks(self) -> Blocks:
         """Return the updates, a block at a time."""
-        starts = range(0, self.shape[0], self.rows)
-        runs = [range(start, min(start + self.rows, self.shape[0])) for start in starts]
-        return Blocks(lambda: map(self.read, runs))
+        return Blocks(lambda: map(self.read, _runs(self.shape[0], self.rows)))
+
+
+def blocks_of(updates: Sequence[LowRankUpdate], rows: int | None = None) -> Blocks:
+    """Return updates with factors as dense ones that are computed anew in each pass, a block at a time.
+
+    Law: those of `LowRankUpdate.dense` to round-off. They are computed in panels whose height follows from
+    the shapes alone, so that no bit depends on how many rows a block has.
+
+    Args:
+        updates: At least one, all of one shape and device.
+        rows: The number of rows of a block; what stays in cache if there is none.
+
+    Cost: 2 r operations an entry in each pass, and a panel of 8 MiB; of many updates 8 rows of all of them.
+        Panels are reused: a block is what it was until the next is asked for.
+    """
+    (m, n), count = updates[0].shape, len(updates)
+    high = min(max(_PANEL // max(count * n, 1), _LEAST_ROWS), _MOST_ROWS)
+    least = min(max(_BLOCK // max(count * n, 1), 1), high)
+    factors = [(one.scale * one.B.to(torch.float64), one.A.to(torch.float64)) for one in updates]
+    runs = _runs(m, rows or -(-high // (high // least)))
+
+    def source() -> Iterator[Tensor]:
+        panel, held = factors[0][0].new_empty(count, high, n), -1
+        for run in runs:
+            parts = []
+            for start in range(run.start // high * high, run.stop, high):
+                here = slice(start, min(start + high, m))
+                if start != held:
+                    for place, (left, right) in zip(panel, factors, strict=True):
+                        torch.mm(left[here], right, out=place[: here.stop - start])
+                    held = start
+                part = panel[:, max(run.start - start, 0) : min(run.stop, here.stop) - start]
+                parts.append(part if run.stop <= here.stop else part.clone())
+            yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    return Blocks(source)
+
+
+def _runs(length: int, rows: int) -> list[range]:
+    return [range(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
 @final

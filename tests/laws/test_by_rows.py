@@ -33,14 +33,16 @@ BY_ROWS = {
     ),
     *("huber", "model_stock", "ema", "swa", "lawa", "magnitude_prune", "ties", "ties_peft", "dare_linear"),
     *("dare_ties", "dare_ties_peft", "della", "della_linear", "magmax", "consensus"),
-    *("knots_ta", "fedavg", "fedavgm", "fedadam", "diloco", "nearswap", "ram"),
+    *("knots_ta", "fedavg", "fedavgm", "fedadam", "diloco", "nearswap", "ram", "ramplus_tl"),
+    *("breadcrumbs", "breadcrumbs_ties", "ties_original", "sce", "consensus_ties"),
 }
 CHECKED = [name for name, row in METHODS.items() if row.checkpoints != "no" and not row.statistics]
 EVERY = pytest.mark.parametrize("name", CHECKED)
 
 # Formulas of entries see the same numbers; inner products and sums of magnitudes are added in another order.
 EXACT = {"nuslerp_rows", "magnitude_prune", "ties", "ties_peft", "dare_linear", "dare_ties", "dare_ties_peft"}
-EXACT |= {"della", "della_linear", "magmax", "consensus", "fedadam"}
+EXACT |= {"della", "della_linear", "magmax", "consensus", "fedadam", "breadcrumbs", "breadcrumbs_ties"}
+EXACT |= {"ties_original", "consensus_ties", "ram", "ramplus_tl", "nearswap"}
 
 
 def by_rows(name: str) -> bool:

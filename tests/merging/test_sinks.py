@@ -20,6 +20,7 @@ from riemerge.errors import NumericalError, OutputError
 from riemerge.merging.plan import plan
 from riemerge.merging.sinks import collect
 from riemerge.methods import METHODS
+from riemerge.methods.method import SUMS
 from riemerge.recipes.recipe import read_recipe
 from riemerge.records.run_record import RunRecord
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
@@ -236,7 +237,7 @@ def test_the_widest_dtype_is_written_or_the_one_asked_for(world: World, tmp_path
     assert 0 < moved <= torch.finfo(torch.float16).eps
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.domain == "gram"])
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.domain in SUMS])
 def test_a_combination_is_the_sum_of_whole_updates(tmp_path: Path, name: str) -> None:
     folders, weights = (
         write_family(tmp_path, family("mix", count_of(name))),

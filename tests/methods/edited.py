@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemerge.methods.elections import PARAMETERS, ROWS
+from riemerge.methods.method import SUMS
 from riemerge.methods.setting import Setting
 from tests.helpers import seeded
 from tests.methods.rows import Alone
@@ -73,7 +74,7 @@ def seen(alone: Alone, x: Tensor, at: Setting) -> Tensor:
     row = alone.row
     for edit in row.edits:
         x = edit(x, at)
-    if row.domain(at.values) != "gram":
+    if row.domain(at.values) not in SUMS:
         return alone.settle(row.mean(x, at), at).value
     flat = x.flatten(1)
     return torch.tensordot(alone.settle(row.mean(flat @ flat.mT, at), at).value, x, dims=1)

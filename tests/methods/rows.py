@@ -12,6 +12,7 @@ from riemerge.methods.batches import solve
 from riemerge.methods.engine import Row
 from riemerge.methods.geometries.geometry import Solved, Steps
 from riemerge.methods.setting import Answer, Setting
+from riemerge.updates import Cores
 
 _SOLVER = {"tol", "cost_tol", "max_passes"}
 
@@ -25,6 +26,8 @@ class Alone:
     def __call__(self, x: Any, at: Setting) -> Answer:
         for edit in self.row.edits:
             x = edit(x, at)
+        if isinstance(x, Tensor) and self.row.domain(at.values) == "cores":
+            x = Cores.of_stack(x)
         return self.settle(self.row.mean(x, at), at)
 
     def settle(self, steps: Steps, at: Setting) -> Answer:

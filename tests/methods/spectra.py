@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemerge.methods.setting import Setting
+from riemerge.linalg import SVD
+from riemerge.methods.setting import Mean, Setting
+from riemerge.updates import Cores
 from tests.helpers import seeded
 
 # The inputs' condition is at most a few hundred, and polar factors of random frames lose no more.
@@ -30,6 +32,19 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = CLOSE) -> No
     """Within a tolerance relative to the norm of what is expected."""
     assert found.shape == expected.shape
     assert float((found - expected).norm()) <= tolerance * max(float(expected.norm()), 1e-300)
+
+
+def on_stack(mean: Mean) -> Callable[[Tensor, Setting], Tensor]:
+    """A mean of cores as one of a stack of updates."""
+
+    def merge(x: Tensor, at: Setting) -> Tensor:
+        found = mean(Cores.of_stack(x), at)
+        if isinstance(found, SVD):
+            return found.matrix()
+        assert isinstance(found, Tensor)
+        return found
+
+    return merge
 
 
 def trimmed(weights: list[float], x: Tensor, density: float = 1.0, **values: Any) -> Setting:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from examples.merging_is_a_gradient_step import Merge
+from riemerge.linalg import SVD
+from riemerge.methods.method import SUMS
 from riemerge.methods.setting import Answer, Mean, Setting
 
 
@@ -14,7 +16,7 @@ def merge_of(mean: Mean, setting: Setting, domain: str) -> Merge:
 
     def merge(first: Tensor, second: Tensor) -> Tensor:
         x = torch.stack([first, second])
-        if domain != "gram":
+        if domain not in SUMS:
             return _value(mean(x, setting))
         flat = x.flatten(1)
         return torch.tensordot(_value(mean(flat @ flat.T, setting)), x, dims=1)
@@ -22,5 +24,6 @@ def merge_of(mean: Mean, setting: Setting, domain: str) -> Merge:
     return merge
 
 
-def _value(answer: Tensor | Answer) -> Tensor:
-    return answer.value if isinstance(answer, Answer) else answer
+def _value(answer: Tensor | SVD | Answer) -> Tensor:
+    value = answer.value if isinstance(answer, Answer) else answer
+    return value.matrix() if isinstance(value, SVD) else value

@@ -151,7 +151,13 @@ def test_a_threshold_over_all_modules_needs_the_same_models_in_all(tmp_path: Pat
 
 # --- dense updates ------------------------------------------------------------------------------------------
 
-DOMAINS = {"gram": "average", "span": "tsv", "half": "knots_ties", "entries": "ties"}
+DOMAINS = {
+    "weights": "average",
+    "gram": "karcher",
+    "cores": "tsv",
+    "half": "knots_ties",
+    "entries": "ties",
+}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from riemerge.errors import NumericalError
+from riemerge.methods.elections import entrywise
 from tests.helpers import ROOT
 from tests.methods.edited import ROW, SHAPES, close, random_updates, random_weights, run, setting
 
@@ -131,17 +132,20 @@ def test_random_rows_of_mergekit_with_its_masks(
     name: str, key: str, values: dict[str, Any], case: str
 ) -> None:
     x = frozen()[f"x/{case}"]
-    masks = [frozen().get(f"mergekit/{key}.{case}.mask.{place}") for place in range(len(x))]
-    drawn = iter([mask.double().view(x[0].shape) for mask in masks if mask is not None])
     # mergekit draws nothing for a density of 1.
-    dare = name.startswith("dare")
+    drawn = [seed for seed, p in zip(setting(x).seeds, DENSITIES[case], strict=True) if p < 1.0]
+    masks = {seed: theirs(f"{key}.{case}.mask.{place}").double() for place, seed in enumerate(drawn)}
+    used: set[int] = set()
 
-    def fed(chances: Tensor, **_: object) -> Tensor:
-        return torch.ones_like(chances) if dare and bool((chances == 1.0).all()) else next(drawn)
+    def fed(update: Tensor, chances: float | Tensor, generator: torch.Generator) -> Tensor | float:
+        if isinstance(chances, float) and chances == 1.0:
+            return 1.0
+        used.add(seed := generator.initial_seed())
+        return masks[seed].view(update.shape)
 
-    with mock.patch.object(torch, "bernoulli", fed):
+    with mock.patch.object(entrywise, "draw", fed):
         merged = ours(name, case, rescale="norm", **values)
-    assert next(drawn, None) is None
+    assert used == {*drawn}
     assert close(merged, theirs(f"{key}.{case}"), eps=2.0**-23)  # mergekit rescales in float32
 
 

@@ -10,6 +10,9 @@ import torch
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.report.tables import (
+    MAX_EACH,
+    MAX_SHOWN,
+    collection_report,
     evaluation_report,
     inspection_report,
     merge_report,
@@ -21,6 +24,7 @@ from riemerge.report.verdict import answer
 from riemerge.report.words import number
 from riemerge.study.inspection import inspect_adapters
 from tests.folders import SHAPES, family, merge_adapters, write_family, write_folder
+from tests.records.collections import made_collection
 from tests.report.samples import NOTHING, evaluation, interval, render
 
 
@@ -115,7 +119,7 @@ def test_left_out_updates_have_no_distance_in_the_report(tmp_path: Path) -> None
     assert shown[1] == "-"
     assert " ".join(shown) in " ".join(line.split())
     assert "warning: b: its update is all zero in 2 of 3 modules" in " ".join(text.split())
-    inspected = inspect_adapters(folders)
+    inspected = inspect_adapters(folders, distances=True)
     assert [row.numerical_rank for row in inspected.adapters[1].modules] == [0, 0, 3]
     assert inspected.pairs[0].notes == (
         "layers.0.q: numerical rank 0 of 3: no quotient distance",
@@ -151,7 +155,7 @@ def test_warnings_are_shown(tmp_path: Path) -> None:
 def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
     adapters = family("close", 2, rank=6)
     adapters[1]["layers.0.v"][0][:, 5] = 0
-    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12))
+    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12), distances=True)
     text = render(inspection_report(inspection))
     for adapter, factors in zip(inspection.adapters, adapters, strict=True):
         for row in adapter.modules:
@@ -171,7 +175,7 @@ def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
 
 def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
-    (pair,) = inspect_adapters(folders).pairs
+    (pair,) = inspect_adapters(folders, distances=True).pairs
     totals = merge_adapters(folders, cost_tol=0).record.totals
     assert totals.distances is not None
     both = [distance for distance in totals.distances if distance is not None]
@@ -185,7 +189,7 @@ def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Pa
 
 def test_adapters_of_different_rank_have_an_overlap_but_no_distance(tmp_path: Path) -> None:
     (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2)
-    (pair,) = inspect_adapters(write_family(tmp_path, [a, b])).pairs
+    (pair,) = inspect_adapters(write_family(tmp_path, [a, b]), distances=True).pairs
     assert pair.distance is None
     assert pair.overlap is not None
     assert len(pair.notes) == len(SHAPES)
@@ -234,6 +238,35 @@ def test_many_tasks_have_a_table_of_their_own_and_nothing_from_outside_is_acted_
     assert "\x1b" not in text
     assert all(task in text for task in tasks)
     assert max(map(len, text.splitlines())) <= 100
+
+
+# --- collections --------------------------------------------------------------------------------------------
+
+
+def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out() -> None:
+    record = made_collection()
+    named = record.left_out[0].model_copy(update={"reasons": ("\x1b[31mbroken: 1 NaN",)})
+    text = render(collection_report(record.model_copy(update={"left_out": (named,)})))
+    lines = text.splitlines()
+    assert lines[0].startswith("4 adapters of 3 modules compared")
+    (_, row) = [line.split()[:3] for line in lines if " family " in line]
+    assert row == ["0", "family", "3"]
+    assert "  riemerge merge law med -o family-0 --method geomerge" in lines
+    assert "left out: broken: \\x1b[31mbroken: 1 NaN" in lines
+    assert max(map(len, lines)) <= 100
+
+
+def test_of_many_clusters_and_much_advice_the_first_are_shown() -> None:
+    record = made_collection()
+    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 200})
+    many = record.model_copy(
+        update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_EACH + 2)}
+    )
+    text = render(collection_report(many, "atlas/atlas.html"))
+    assert text.count(" family ") == MAX_SHOWN
+    assert f"and {20 - MAX_SHOWN} more clusters: see atlas/atlas.html" in text
+    assert "- and 2 more: see atlas/atlas.html" in text
+    assert text.count("  (its command is on atlas/atlas.html)") == MAX_EACH
 
 
 # --- methods ------------------------------------------------------------------------------------------------

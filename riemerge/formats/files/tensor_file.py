@@ -135,6 +135,11 @@ class TensorFile:
         with self._reading() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def check(self) -> None:
+        """Raise an AdapterError if the file is no longer the one that was checked."""
+        with self._reading():
+            pass
+
     @contextmanager
     def _reading(self) -> Iterator[BufferedReader]:
         """Open the file, and see before and after its use that it is the one that was checked."""
@@ -265,17 +270,14 @@ def _read_parts(
     Raises:
         OSError: The file ends before their end.
     """
-    dtype = DTYPES[entry.dtype]
-    content = bytearray(sum(size for _, size in parts))
-    if not content:
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    view, end = memoryview(content), 0
+    tensor, end = torch.empty(shape, dtype=DTYPES[entry.dtype], device="cpu"), 0
+    view = tensor.view(-1).view(torch.uint8).numpy().data
     for first, size in parts:
         file.seek(entry.start + first)
         if (count := file.readinto(view[end : end + size])) != size:
             raise OSError(f"it ends {size - count} bytes before the end of a tensor")
         end += size
-    return torch.frombuffer(content, dtype=dtype).reshape(shape)
+    return tensor
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ ROWS: tuple[Method, ...] = (
         name="lowrank",
         summary="the matrix of the result's rank that is nearest to all updates: the average, cut",
         source="Eckart & Young 1936",
-        domain="span",
+        domain="cores",
         mean=_HERE + "lowrank",
     ),
     _row(

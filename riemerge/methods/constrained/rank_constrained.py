@@ -23,35 +23,38 @@ from riemerge.errors import NumericalError
 from riemerge.frechet.quadratic.quadratic_cost import LowRankQuadratic
 from riemerge.frechet.quadratic.quadratic_descent import minimise
 from riemerge.frechet.status import Status
-from riemerge.linalg import numerical_rank, thin_svd
+from riemerge.linalg import SVD, numerical_rank, thin_svd
 from riemerge.methods.data.quadratic import Root, average, conjugate_gradients, per_token, regress, shrink
 from riemerge.methods.elections.election import elect_globally
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.singular.core_space import core
 from riemerge.methods.singular.singular_vectors import FLOOR, tsv
+from riemerge.updates.cores import Cores
 from riemerge.updates.low_rank import LowRankUpdate
 from riemerge.updates.truncation import nearest
 
 
-def lowrank(x: Tensor, setting: Setting) -> Tensor:
+def lowrank(x: Cores, setting: Setting) -> SVD:
     """Return the matrix of rank R nearest to all updates: with identities for forms, the cut average.
 
     Law: Σ wₜ ‖X − xₜ‖² is ‖X − Σ wₜ xₜ‖² and a constant, so X is the weighted average cut to its R
     largest singular values.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the rank R.
 
     Returns:
-        The merged update (p, q).
+        The merged update (p, q), decomposed.
 
     Source: Eckart and Young 1936.
     """
-    mean = average(x, setting)
-    if setting.rank is None or setting.rank >= min(mean.shape):
+    mean = thin_svd(x.combine(setting.weights / setting.weights.sum()))
+    if setting.rank is None:
         return mean
-    return thin_svd(mean).truncate(setting.rank).matrix()
+    # Of its size: what is cut here is no loss of the answer.
+    kept = torch.arange(len(mean.values), device=mean.values.device) < setting.rank
+    return mean._replace(values=mean.values * kept)
 
 
 def lowrank_regmean(x: Tensor, setting: Setting) -> Tensor:
@@ -158,9 +161,9 @@ def _targets(x: Tensor, setting: Setting) -> Tensor:
     """Return what is approximated for each model: its update, or one merge of all at the average's norm."""
     match setting.values["target"]:
         case "tsv":
-            merged = tsv(x, setting)
+            merged = tsv(Cores.of_stack(x), setting)
         case "ties":
-            left, cores, right = core(x)
+            left, cores, right = core(Cores.of_stack(x))
             # Without a majority: its sign would be that of arbitrary axes.
             plain = replace(setting, values={"merge_func": "mean"}, facts={"majority": 0})
             merged = left @ elect_globally(cores, plain) @ right.mT

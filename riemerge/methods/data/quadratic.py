@@ -65,11 +65,11 @@ def fisher_norms(stream: Stream) -> Mapping[str, Any]:
         asked for.
     """
     squares: dict[int, Tensor] = {}
-    for x, setting in stream():
+    for _, setting in stream():
         if not setting.values["normalize_fisher"]:
             return {}
         for t, place in enumerate(setting.places):
-            square = _statistic(setting, t, "fisher", x).square().sum().cpu()
+            square = setting.statistics[t]["fisher"].to(torch.float64).square().sum().cpu()
             squares[place] = squares.get(place, 0.0) + square
     return {"fisher_norms": {place: square.sqrt() for place, square in squares.items()}}
 

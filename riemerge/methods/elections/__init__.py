@@ -120,6 +120,7 @@ ROWS: tuple[Method, ...] = (
         source=_TIES,
         edits=("trim_globally",),
         mean=_MEANS + "elect_globally",
+        by_rows=True,
         survey=_MEANS + "vote",
         own_parameters={"density": 0.2, "merge_func": "mean"},
         idempotent=False,
@@ -182,6 +183,7 @@ ROWS: tuple[Method, ...] = (
         source="Wan et al. 2024, FuseChat (SCE), arXiv 2408.07990; mergekit's `sce`",
         domain="entries",
         mean=_MEANS + "select_and_erase",
+        look=_MEANS + "look_for_most_varied",
         own_parameters={"select_topk": 1.0},
         differs={
             "always": "mergekit's clamps at 1e-6 in the unit of the updates, this one nowhere",
@@ -230,6 +232,7 @@ ROWS: tuple[Method, ...] = (
         name="consensus_ties",
         summary="`ties` at the entries that at least `agreeing` models need, zero elsewhere (Consensus TIES)",
         mean=_MEANS + "consensus_elected",
+        look=_MEANS + "look_for_consensus",
         own_parameters={"density": 0.2, "normalize": False, "mask_threshold": 0.6, "agreeing": 2},
         idempotent=False,
     ),

@@ -8,15 +8,19 @@ Cost: they need the dense dW, m n numbers for each model of one module at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.elections.selection import above, kth_largest, top_mask
-from riemerge.methods.setting import Setting
+from riemerge.methods.elections.selection import Cut, Restart, keep_largest, kth_largest
+from riemerge.methods.setting import Look, Setting
 from riemerge.updates import BlockMap, nearest
+
+Chances: TypeAlias = Sequence[float | Tensor]
+"""The probability to keep the entries of each update: a number for all, or one for each; 1 is no draw."""
 
 
 def trim(x: Tensor, setting: Setting) -> Tensor:
@@ -27,30 +31,26 @@ def trim(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Yadav et al. 2023 (TIES), §3.1, for each tensor as in PEFT and mergekit.
     """
-    densities = _numbers(setting, "density")
-    return _keep(x, [top_mask(update, _count(p, update)) for update, p in zip(x, densities, strict=True)])
+    return at_once(look_for_trim, x, setting)
 
 
-def look_for_trim(stream: Callable[[], Iterator[Tensor]], setting: Setting) -> Callable[[], BlockMap]:
+def look_for_trim(stream: Restart, setting: Setting) -> Callable[[], BlockMap]:
     """Find the thresholds of `trim` over all rows of a module, and return what starts it on runs of rows.
 
-    Cost: three passes over the rows; none where every density is 1.
+    Cost: two passes over the rows; none where every density is 1.
     """
     densities = _numbers(setting, "density")
     if min(densities) >= 1.0:
         return lambda: lambda block: block
-    thresholds, ties = kth_largest(stream, densities)
+    return start_keeping(kth_largest(stream, lambda size: counts(densities, size)))
+
+
+def start_keeping(cuts: Sequence[Cut]) -> Callable[[], BlockMap]:
+    """Return what starts keeping the largest entries of each update, in runs of its rows."""
 
     def start() -> BlockMap:
-        left = list(ties)
-
-        def trim_block(block: Tensor) -> Tensor:
-            kept = keep_above(block, thresholds, tuple(left))
-            for t, (update, limit) in enumerate(zip(block, thresholds, strict=True)):
-                left[t] = max(0, left[t] - int((update.abs() == limit).sum()))
-            return kept
-
-        return trim_block
+        ties = [cut.ties for cut in cuts]
+        return lambda block: keep_largest(block, cuts, ties)
 
     return start
 
@@ -59,27 +59,17 @@ def trim_globally(x: Tensor, setting: Setting) -> Tensor:
     """Keep the `density` of entries of largest magnitude of each whole model, zero elsewhere.
 
     Law: over all modules together exactly k = max(1, ⌊density · size⌋) entries of each model are kept, as the
-    survey found (`election.vote`: facts `thresholds` and `ties`); of equal magnitudes at the boundary those
-    of the first modules and of lower flat index.
+    survey found (`election.vote`: the fact `cuts`); of equal magnitudes at the boundary those of the first
+    modules and of lower flat index.
 
     Source: Yadav et al. 2023 (TIES), §3.1. Their code keeps one entry more than ⌊density · size⌋.
     """
-    return keep_above(x, setting.facts["thresholds"], setting.facts["ties"][setting.module])
+    return at_once(look_for_trim_globally, x, setting)
 
 
-def keep_above(x: Tensor, thresholds: Tensor, ties: tuple[int, ...]) -> Tensor:
-    """Keep the entries of each update above its threshold, and its first `ties` entries that equal it.
-
-    Args:
-        x: (T, ...) updates.
-        thresholds: (T,) magnitudes.
-        ties: T numbers of entries.
-
-    Returns:
-        The updates, zero elsewhere.
-    """
-    limits = thresholds.to(x.device)
-    return _keep(x, [above(update, limit, n) for update, limit, n in zip(x, limits, ties, strict=True)])
+def look_for_trim_globally(_: Restart, setting: Setting) -> Callable[[], BlockMap]:
+    """Return what starts `trim_globally` on runs of rows, from the facts of the survey alone."""
+    return start_keeping(setting.facts["cuts"][setting.module])
 
 
 def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
@@ -92,13 +82,29 @@ def trim_both_ends(x: Tensor, setting: Setting) -> Tensor:
     Source: Davari & Belilovsky 2023 (Model Breadcrumbs), for each tensor and with the two shares as in
     mergekit 0.1.5.
     """
-    masks = []
-    parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "gamma"), strict=True)
-    for update, density, gamma in parameters:
-        kept = _count(density, update)
-        outliers = min(int(gamma * update.numel()), update.numel() - kept)
-        masks.append(top_mask(update, outliers + kept) & ~top_mask(update, outliers))
-    return _keep(x, masks)
+    return at_once(look_for_both_ends, x, setting)
+
+
+def look_for_both_ends(stream: Restart, setting: Setting) -> Callable[[], BlockMap]:
+    """Find both thresholds of `trim_both_ends` over all rows, and return what starts it on runs of rows.
+
+    Cost: two passes over the rows.
+    """
+    densities, gammas = _numbers(setting, "density"), _numbers(setting, "gamma")
+
+    def ranks(size: int) -> list[int]:
+        kept = counts(densities, size)
+        outliers = [min(int(gamma * size), size - k) for gamma, k in zip(gammas, kept, strict=True)]
+        return [*map(sum, zip(outliers, kept, strict=True)), *outliers]
+
+    cuts = kth_largest(lambda: (torch.cat([x, x]) for x in stream()), ranks)
+    both = [start_keeping(ends) for ends in (cuts[: len(densities)], cuts[len(densities) :])]
+
+    def start() -> BlockMap:
+        keep, outlie = (begin() for begin in both)
+        return lambda block: keep(block) - outlie(block)
+
+    return start
 
 
 def drop(x: Tensor, setting: Setting) -> Tensor:
@@ -111,17 +117,13 @@ def drop(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Yu et al. 2024 (DARE), Algorithm 1.
     """
-    return drop_rescaled(x, setting, setting.values["rescale"])
+    return at_once(look_for_drop, x, setting)
 
 
-def drop_rescaled(x: Tensor, setting: Setting, rescale: str) -> Tensor:
-    """Keep each entry with probability `density`, and rescale what is left (see `drop`)."""
-    return _drop_each(x, _even_chances(x, setting), _generators(setting), rescale)
-
-
-def look_for_drop(stream: Callable[[], Iterator[Tensor]], setting: Setting) -> Callable[[], BlockMap]:
+def look_for_drop(stream: Restart, setting: Setting) -> Callable[[], BlockMap]:
     """Return what starts `drop` on runs of rows (see `_look_for_draws`)."""
-    return _look_for_draws(stream, setting, _even_chances)
+    densities = _numbers(setting, "density")
+    return _look_for_draws(stream, setting, lambda _: densities)
 
 
 def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
@@ -138,13 +140,12 @@ def drop_by_rank(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Deep et al. 2024 (DELLA-Merging), §3.1 (MAGPRUNE).
     """
-    chances = _chances_by_rank(x, setting)
-    return _drop_each(x, chances, _generators(setting), setting.values["rescale"])
+    return at_once(look_for_drop_by_rank, x, setting)
 
 
-def look_for_drop_by_rank(stream: Callable[[], Iterator[Tensor]], setting: Setting) -> Callable[[], BlockMap]:
+def look_for_drop_by_rank(stream: Restart, setting: Setting) -> Callable[[], BlockMap]:
     """Return what starts `drop_by_rank` on runs of rows (see `_look_for_draws`)."""
-    return _look_for_draws(stream, setting, _chances_by_rank)
+    return _look_for_draws(stream, setting, lambda block: chances_by_rank(block, setting))
 
 
 def clip(x: Tensor, setting: Setting) -> Tensor:
@@ -165,7 +166,8 @@ def ignore_small(x: Tensor, setting: Setting) -> Tensor:
     Source: Yuan et al. 2026 (Reinforced Agent Merging), the active parameters of a task vector.
     """
     limits = _numbers(setting, "epsilon")
-    return _keep(x, [update.abs() > limit for update, limit in zip(x, limits, strict=True)])
+    each = zip(x, limits, strict=True)
+    return torch.stack([torch.hardshrink(update, limit) for update, limit in each])
 
 
 def reward_unique(x: Tensor, setting: Setting) -> Tensor:
@@ -176,13 +178,32 @@ def reward_unique(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Yuan et al. 2026 (Reinforced Agent Merging, RAM+), for each tensor as in mergekit's `ramplus_tl`.
     """
-    has = x != 0.0
-    alone = has & (has.sum(dim=0) == 1)
-    rest = tuple(range(1, x.ndim))
-    unique, every = alone.sum(dim=rest), has.sum(dim=rest)
-    overlap = (every - unique).to(x) / unique.clamp(min=1)
+    return at_once(look_for_unique, x, setting)
+
+
+def look_for_unique(stream: Restart, setting: Setting) -> Callable[[], BlockMap]:
+    """Count the entries of each update, and those that it alone has, and return what starts `reward_unique`.
+
+    Cost: one pass over the rows.
+    """
+    unique = every = torch.zeros(len(setting.weights), dtype=torch.int64)
+    for x in stream():
+        has, alone = _having(x)
+        every = every.to(x.device) + has.flatten(1).count_nonzero(dim=1)
+        unique = unique.to(x.device) + alone.flatten(1).count_nonzero(dim=1)
+    overlap = (every - unique).double() / unique.clamp(min=1)
     gains = 1.0 + setting.values["r"] * overlap.clamp(max=setting.values["alpha"])
-    return torch.where(alone, x * gains.view(-1, *[1] * len(rest)), x)
+
+    def reward(block: Tensor) -> Tensor:
+        return block * torch.where(_having(block)[1], gains.view(-1, *[1] * (block.ndim - 1)), 1.0)
+
+    return lambda: reward
+
+
+def _having(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each update has an entry, and where it alone has one."""
+    has = x != 0.0
+    return has, has & (has.sum(dim=0) == 1)
 
 
 def truncate(x: Tensor, setting: Setting) -> Tensor:
@@ -201,13 +222,25 @@ def _numbers(setting: Setting, name: str) -> list[float]:
     return numbers
 
 
-def _count(density: float, update: Tensor) -> int:
-    """Return how many entries a density keeps: mergekit's and PEFT's rounding, but at least one."""
-    return max(1, int(density * update.numel()))
+def counts(densities: Sequence[float], size: int) -> list[int]:
+    """Return how many of so many entries a density keeps: mergekit's and PEFT's rounding, but at least one.
+
+    >>> counts([0.5, 0.01], 9)
+    [4, 1]
+    """
+    return [max(1, int(density * size)) for density in densities]
 
 
-def _keep(x: Tensor, masks: list[Tensor]) -> Tensor:
-    return torch.where(torch.stack(masks), x, 0.0)
+def at_once(look: Look, x: Tensor, setting: Setting) -> Tensor:
+    """Edit whole updates as one run of rows."""
+    return look(lambda: iter([x]), setting)()(x)
+
+
+def row_sums(x: Tensor) -> Tensor:
+    """Return the sums over each row of each update, (T, rows): to be added up where all rows are there, so
+    that no sum depends on how rows were cut into runs.
+    """
+    return x.reshape(*x.shape[:2], -1).sum(dim=2)
 
 
 def _rank_in_row(update: Tensor) -> Tensor:
@@ -221,28 +254,17 @@ def _rank_in_row(update: Tensor) -> Tensor:
     return torch.empty_like(rows).scatter_(1, order, falling.expand_as(rows)).view(update.shape)
 
 
-def _generators(setting: Setting) -> list[torch.Generator]:
-    """Return a fresh generator for the draws of each update."""
-    return [setting.generator(t) for t in range(len(setting.weights))]
-
-
-def _even_chances(x: Tensor, setting: Setting) -> list[Tensor | None]:
-    """Return the probability to keep each entry of each update: its density."""
-    densities = _numbers(setting, "density")
-    return [torch.full_like(update, density) for update, density in zip(x, densities, strict=True)]
-
-
-def _chances_by_rank(x: Tensor, setting: Setting) -> list[Tensor | None]:
-    """Return the probability to keep each entry of each update, by its rank in its row; None for all of them.
+def chances_by_rank(x: Tensor, setting: Setting) -> list[float | Tensor]:
+    """Return the probability to keep each entry of each update, by its rank in its row.
 
     Raises:
         NumericalError: What `drop_by_rank` raises.
     """
-    chances: list[Tensor | None] = []
+    chances: list[float | Tensor] = []
     parameters = zip(x, _numbers(setting, "density"), _numbers(setting, "epsilon"), strict=True)
     for update, density, epsilon in parameters:
         if density == 1.0:
-            chances.append(None)
+            chances.append(1.0)
             continue
         if not epsilon < density < 1.0 - epsilon:
             raise NumericalError(
@@ -254,54 +276,51 @@ def _chances_by_rank(x: Tensor, setting: Setting) -> list[Tensor | None]:
 
 
 def _look_for_draws(
-    stream: Callable[[], Iterator[Tensor]],
-    setting: Setting,
-    chances: Callable[[Tensor, Setting], list[Tensor | None]],
+    stream: Restart, setting: Setting, chances: Callable[[Tensor], Chances]
 ) -> Callable[[], BlockMap]:
     """Return what starts a random drop on runs of rows: the draws go on from one to the next.
 
-    Law: with `rescale` `norm` it is the drop of the whole to the round-off of Σ|x|, else bit for bit.
-    Cost: one pass over the rows for `norm`, else none.
+    Cost: one pass over the rows for the `rescale` `norm`, else none.
     """
 
-    def start(rescale: str) -> BlockMap:
-        generators = _generators(setting)
-        return lambda block: _drop_each(block, chances(block, setting), generators, rescale)
+    def start(*, expected: bool) -> BlockMap:
+        generators = [setting.generator(t) for t in range(len(setting.weights))]
+
+        def drop_each(block: Tensor) -> Tensor:
+            kept = torch.empty_like(block)
+            for t, p in enumerate(chances(block)):
+                draws = draw(block[t], p, generators[t])
+                torch.mul(block[t], draws, out=kept[t])
+                if expected:
+                    kept[t] /= p
+            return kept
+
+        return drop_each
 
     if setting.values["rescale"] != "norm":
-        return lambda: start(setting.values["rescale"])
-    sums, drop = [], start("none")
-    for block in stream():
-        both = torch.stack([block, drop(block)]).abs()
-        sums.append(both.flatten(start_dim=2).sum(dim=2))
-    before, after = torch.stack(sums).sum(dim=0)
+        return lambda: start(expected=setting.values["rescale"] == "expected")
+    drop = start(expected=False)
+    before, after = (
+        torch.cat(sums, dim=1).sum(dim=1)
+        for sums in zip(
+            *((row_sums(block.abs()), row_sums(drop(block).abs())) for block in stream()), strict=True
+        )
+    )
     factors = torch.where(after > 0.0, before / after, 1.0)
 
     def start_scaled() -> BlockMap:
-        drop = start("none")
+        drop = start(expected=False)
         return lambda block: factors.view(-1, *[1] * (block.ndim - 1)) * drop(block)
 
     return start_scaled
 
 
-def _drop_each(
-    x: Tensor, chances: list[Tensor | None], generators: list[torch.Generator], rescale: str
-) -> Tensor:
-    """Keep each entry of each update by its own chance, and rescale; all of those without chances."""
-    each = zip(x, chances, generators, strict=True)
-    return torch.stack([u if p is None else _drop(u, p, generator, rescale) for u, p, generator in each])
-
-
-def _drop(update: Tensor, chances: Tensor, generator: torch.Generator, rescale: str) -> Tensor:
-    """Keep each entry of an update by its own chance, and rescale."""
-    # Drawn on the CPU, so that the device changes no bit.
-    mask = torch.bernoulli(chances.cpu(), generator=generator).to(update.device)
-    kept = update * mask
-    match rescale:
-        case "expected":
-            return kept / chances
-        case "norm":
-            before, after = update.abs().sum(), kept.abs().sum()
-            return kept * torch.where(after > 0.0, before / after, 1.0)
-        case _:
-            return kept
+def draw(update: Tensor, chances: float | Tensor, generator: torch.Generator) -> float | Tensor:
+    """Return 1 where an entry is kept and 0 elsewhere, by its own chance."""
+    if isinstance(chances, float) and chances >= 1.0:
+        return 1.0
+    # Drawn on the CPU, so that the device changes no bit: the numbers of torch.bernoulli, faster.
+    draws = torch.empty(update.shape, dtype=torch.float64, device="cpu").uniform_(generator=generator)
+    if isinstance(chances, Tensor):
+        chances = chances.cpu()
+    return draws.lt_(chances).to(update.device)

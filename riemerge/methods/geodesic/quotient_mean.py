@@ -55,7 +55,7 @@ class FactoredGeometry(Geometry, ABC):
         """Return the columns (..., m, r) and (..., n, r) of the updates left rightᵀ that points stand for."""
 
     @final
-    def mean(self, x: Sequence[LowRankUpdate], setting: Setting) -> Steps:  # type: ignore[override]
+    def mean(self, x: Sequence[LowRankUpdate], setting: Setting) -> Steps:
         """Say what to solve: one problem, unless at most one update counts."""
         x, count = truncate(x, setting), len(x)
         each = zip(x, setting.storage, strict=True)

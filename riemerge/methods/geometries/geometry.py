@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from torch import Tensor
 
-from riemerge.manifolds import TorchManifold
 from riemerge.methods.method import Domain
 from riemerge.methods.setting import Answer, Setting
 from riemerge.methods.stack import Evidence
+
+if TYPE_CHECKING:
+    from riemerge.manifolds import TorchManifold  # which brings Pymanopt, and no closed form needs it
 
 
 @final
@@ -78,8 +80,19 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         return "span"
 
     @property
+    def closed_domain(self) -> Domain:
+        """What the geometry sees of a module under the square loss. Derived: `domain`; state it where the
+        closed mean sees less.
+        """
+        return self.domain
+
+    @property
     def by_rows(self) -> bool:
-        """Whether `closed_mean` of dense updates may be taken of runs of rows apart. Derived: it may not."""
+        """Whether `closed_mean` may be taken of runs of the rows of dense updates apart. Derived: it may not.
+
+        Where the geometry sees inner products, whether the coefficients that it answers are the same whatever
+        they are.
+        """
         return False
 
     def manifold(self, rows: int, columns: int) -> TorchManifold:
@@ -111,7 +124,7 @@ class Geometry(ABC):  # noqa: B024 (one states its `manifold`, `place` or `mean`
         """
         return point
 
-    def mean(self, x: Tensor, setting: Setting) -> Steps:
+    def mean(self, x: Any, setting: Setting) -> Steps:
         """Say what to solve, and what the solutions mean.
 
         Derived: one problem, that of `place`; state it where there are several, one after the other.

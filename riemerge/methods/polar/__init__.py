@@ -20,7 +20,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
 )
 
-_row = partial(Method, domain="span", geometric=True)
+_row = partial(Method, domain="cores", geometric=True)
 
 ROWS: tuple[Method, ...] = (
     _row(

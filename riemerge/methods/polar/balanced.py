@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from riemerge.frechet.status import Status
-from riemerge.linalg import numerical_rank, skew, thin_svd
+from riemerge.linalg import left_singular, skew, thin_svd
 from riemerge.manifolds import Euclidean, GeodesicManifold, GroupAction, QuotientManifold
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps
+from riemerge.methods.method import Domain
 from riemerge.methods.setting import Setting
 from riemerge.methods.singular.singular_vectors import FLOOR, leading, mean_rank
 from riemerge.methods.stack import Evidence
+from riemerge.updates.cores import Cores
 
 
 @final
@@ -41,24 +43,27 @@ class BuresWasserstein(Geometry):
     Source: Bhatia, Jain, Lim 2019, On the Bures–Wasserstein distance; Massart, Absil 2020, Quotient geometry
         with simple geodesics for the manifold of fixed-rank PSD matrices.
 
-    Cost: T SVDs (p, q), one (p + q, Σ rₜ), and T SVDs (R, R) a pass.
+    Cost: one decomposition of the side (p + q), and T SVDs (R, R) a pass.
     """
 
-    def mean(self, x: Tensor, setting: Setting) -> Steps:
+    @property
+    def domain(self) -> Domain:
+        """Cores: the factors are those of their decompositions."""
+        return "cores"
+
+    def mean(self, x: Cores, setting: Setting) -> Steps:
         """Place the factors: one problem."""
-        svd = thin_svd(x)
-        largest = svd.values[:, 0].amax()
-        roots = torch.where(svd.values > FLOOR * largest, svd.values, 0.0).sqrt()[:, None]
-        factors = torch.cat([svd.left * roots, svd.right * roots], dim=1)
-        ranks = numerical_rank(svd.values, FLOOR, largest).tolist()
+        largest, weights = x.svds.values.max(), setting.weights.to(x.norms)
+        ranks = (x.spread(x.svds.values) > FLOOR * largest).sum(dim=-1).tolist()
         if not any(ranks):
-            return Solved(x[0], Evidence(Status.EXACT))
-        factors = factors[..., : max(ranks)]
-        together = thin_svd(torch.cat(list(setting.weights.to(x).sqrt()[:, None, None] * factors), dim=1))
-        rank = max(mean_rank(setting, ranks), *ranks)
-        kept = leading(together.values, rank, float(together.values[0]))
-        solved = yield place_factors(factors, together.left[:, :kept] * together.values[:kept])
-        left, right = solved.value.split(list(x.shape[1:]))
+            return Solved(x.combine(0.0 * weights), Evidence(Status.EXACT))
+        x = x.narrow(ranks)
+        factors = torch.cat([x.svds.left, x.svds.right]) * x.svds.values.sqrt()
+        vectors, values = left_singular(factors * x.each(weights).sqrt())
+        kept = leading(values, max(mean_rank(setting, ranks), *ranks), float(values[0]))
+        points = x.spread(factors).movedim(-2, -3)
+        solved = yield place_factors(points, vectors[:, :kept] * values[:kept])
+        left, right = solved.value.split(x.shape)
         return solved._replace(value=left @ right.mT)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-import torch
 from torch import Tensor
 
-from riemerge.linalg import numerical_rank, thin_svd, weighted_mean
+from riemerge.linalg import left_singular, weighted_mean
 from riemerge.methods.geometries.geometry import Geometry, Solved, Steps
+from riemerge.methods.method import Domain
 from riemerge.methods.polar.positive import exact, polar_mean
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, narrow_each
+from riemerge.methods.singular.singular_vectors import FLOOR, leading_each
+from riemerge.updates.cores import Cores
 
 
 @final
@@ -40,17 +40,22 @@ class Spd(Geometry):
         core: Mean of positive parts: `bures_wasserstein`, `affine_invariant` or `log_euclidean`; `average` of
             the cores themselves.
 
-    Cost: 3 T SVDs (p, q) and the solve in the shared directions.
+    Cost: one decomposition of each side, (p, p) and (q, q), and the solve in the shared directions.
     """
 
     core: str = "bures_wasserstein"
 
-    def mean(self, x: Tensor, setting: Setting) -> Steps:
+    @property
+    def domain(self) -> Domain:
+        """Cores: the frames are those of their decompositions."""
+        return "cores"
+
+    def mean(self, x: Cores, setting: Setting) -> Steps:
         """Place the positive parts: one problem, where anything is shared."""
-        weights = setting.weights.to(x)
-        mean = weighted_mean(weights, x)
+        weights = setting.weights.to(x.norms)
+        mean = x.combine(weights)
         left, right = shares(x, weights, setting.shape)
-        cores = (left.mT @ x) @ right
+        cores = x.within(left, right)
         if not cores.numel():
             return exact(mean)
         core = yield from polar_mean(cores, weights, self.core)
@@ -62,26 +67,25 @@ class Spd(Geometry):
         return Solved(mean + columns @ moved @ rows.mT, evidence)
 
 
-def shares(x: Tensor, weights: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def shares(x: Cores, weights: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return the shared directions of both sides, (p, a) and (q, b): orthogonal, each as long as its share.
 
     Args:
-        x: (T, p, q).
+        x: Updates (T, p, q).
         weights: (T,), of sum 1.
         shape: (m, n) of the module, whose widths say what is random.
     """
-    svd = thin_svd(x)
-    ranks = numerical_rank(svd.values, FLOOR).tolist()
+    x = x.narrow(leading_each(x.spread(x.svds.values), max(x.ranks)))
     m, n = shape
-    return _share(svd.left, ranks, weights, m), _share(svd.right, ranks, weights, n)
+    return _share(x, x.svds.left, weights, m), _share(x, x.svds.right, weights, n)
 
 
-def _share(frames: Tensor, ranks: Sequence[int], weights: Tensor, width: int) -> Tensor:
-    """Return the shared directions of one side, each as long as its share, from frames (T, p, r)."""
-    together = thin_svd(torch.cat(narrow_each(weights.sqrt()[:, None, None] * frames, ranks), dim=1))
-    level = float(weights.max()) * (1.0 + math.sqrt((sum(ranks) - max(ranks)) / width)) ** 2
+def _share(x: Cores, frames: Tensor, weights: Tensor, width: int) -> Tensor:
+    """Return the shared directions of one side, each as long as its share, from its frames (p, R)."""
+    vectors, values = left_singular(frames * x.each(weights).sqrt())
+    level = float(weights.max()) * (1.0 + math.sqrt((sum(x.ranks) - max(x.ranks)) / width)) ** 2
     room = max(1.0 - level, FLOOR)
-    share = ((together.values.square() - (1.0 - room)) / room).clamp(0.0, 1.0)
+    share = ((values.square() - (1.0 - room)) / room).clamp(0.0, 1.0)
     kept = share > FLOOR
-    directions: Tensor = together.left[:, kept] * share[kept]
+    directions: Tensor = vectors[:, kept] * share[kept]
     return directions

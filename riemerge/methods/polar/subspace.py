@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
-from riemerge.linalg import numerical_rank, thin_svd, weighted_mean
+from riemerge.linalg import left_singular
 from riemerge.manifolds import Grassmann as Subspaces
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps
+from riemerge.methods.method import Domain
 from riemerge.methods.polar.positive import exact, polar_mean
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, leading, mean_rank, narrow_each
+from riemerge.methods.singular.singular_vectors import leading, leading_each, mean_rank
 from riemerge.methods.stack import Evidence
+from riemerge.updates.cores import Cores
 
 _FRAMES: dict[str, Any] = {"tol": 1e-8, "max_passes": 1000}
 
@@ -45,22 +45,28 @@ class Grassmann(Geometry):
 
     Source: Edelman, Arias, Smith 1998 (distances and logarithm); Karcher 1977.
 
-    Cost: T + 2 SVDs (p, q), and for `grassmann` 2 T SVDs (p, r) a pass.
+    Cost: one decomposition of each side, (p, p) and (q, q), and for `grassmann` 2 T SVDs (p, r) a pass.
     """
 
     frames: Literal["chordal", "grassmann"] = "chordal"
     core: str = "average"
 
-    def mean(self, x: Tensor, setting: Setting) -> Steps:
+    @property
+    def domain(self) -> Domain:
+        """Cores: the frames are those of their decompositions."""
+        return "cores"
+
+    def mean(self, x: Cores, setting: Setting) -> Steps:
         """Place the frames of both sides, then the cores: up to three problems."""
-        weights = setting.weights.to(x)
-        svd = thin_svd(x)
-        sides = (svd.left, svd.right)
-        ranks = numerical_rank(svd.values, FLOOR).tolist()
+        weights = setting.weights.to(x.norms)
+        ranks = leading_each(x.spread(x.svds.values), max(x.ranks))
         size = mean_rank(setting, ranks)
         if not size:
-            return exact(weighted_mean(weights, x))
-        means = [chordal(narrow_each(frames, ranks), weights, size) for frames in sides]
+            return exact(x.combine(weights))
+        x = x.narrow(ranks)
+        roots = x.each(weights).sqrt()
+        sides = (x.svds.left, x.svds.right)
+        means = [chordal(frames * roots, size) for frames in sides]
         passes = 0
         if self.frames == "grassmann":
             if set(ranks) != {size}:
@@ -69,33 +75,31 @@ class Grassmann(Geometry):
                     "geodesic mean of their own dimension only: use frames chordal"
                 )
             for side, frames in enumerate(sides):
-                points = frames[:, :, :size]
-                space = Subspaces(*points.shape[1:], device=x.device)
+                points = x.spread(frames).movedim(-2, -3)
+                space = Subspaces(*points.shape[1:], device=points.device)
                 solved = yield Placed(space, points, start=means[side], options=_FRAMES)
                 means[side], passes = solved.value, passes + solved.evidence.passes
                 if not solved.evidence.ok:
                     advice = (
                         "The mean subspace is not found: the subspaces are too far apart. Use frames chordal."
                     )
-                    return Solved(weighted_mean(weights, x), Evidence(Status.BUDGET, advice, passes=passes))
+                    return Solved(x.combine(weights), Evidence(Status.BUDGET, advice, passes=passes))
         left, right = means
-        core = yield from polar_mean((left.mT @ x) @ right, weights, self.core)
+        core = yield from polar_mean(x.within(left, right), weights, self.core)
         # Distances are those of the cores' parts.
         evidence = replace(core.evidence, distances=None, passes=0)
         return Solved(left @ core.value @ right.mT, evidence)
 
 
-def chordal(frames: Sequence[Tensor], weights: Tensor, size: int) -> Tensor:
+def chordal(frames: Tensor, size: int) -> Tensor:
     """Return the leading eigenvectors (p, size) of Σ wₜ Uₜ Uₜᵀ, from the singular vectors of all √wₜ Uₜ.
 
     Args:
-        frames: T frames Uₜ (p, rₜ).
-        weights: T weights (T,).
+        frames: T frames √wₜ Uₜ side by side (p, Σ rₜ).
         size: Dimension of the mean subspace.
 
     Raises:
         NumericalError: The eigenvalues on both sides of the cut are equal.
     """
-    roots = zip(weights.sqrt(), frames, strict=True)
-    together = thin_svd(torch.cat([root * frame for root, frame in roots], dim=1))
-    return together.left[:, : leading(together.values, size, float(together.values[0]))]
+    vectors, values = left_singular(frames)
+    return vectors[:, : leading(values, size, float(values[0]))]

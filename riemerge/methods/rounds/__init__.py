@@ -19,7 +19,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     positive("tau", "number added to the root of the second moment"),
 )
 
-_step = partial(Method, domain="gram", server_step=True)
+_step = partial(Method, domain="weights", server_step=True)
 
 ROWS: tuple[Method, ...] = (
     _step(

@@ -27,7 +27,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
 )
 
-_vectors = partial(Method, domain="span", normalised=False, negative_weights=True, idempotent=False)
+_vectors = partial(Method, domain="cores", normalised=False, negative_weights=True, idempotent=False)
 _isotropic = partial(
     _vectors,
     source="Marczak et al. 2025, No task left behind, arXiv 2502.04959",
@@ -44,12 +44,14 @@ ROWS: tuple[Method, ...] = (
         summary="Σ wᵢ Ûᵢ Σᵢ V̂ᵢᵀ: leading singular vectors of each dWᵢ, made orthogonal across models (TSV-M)",
         source="Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081",
         mean=_SPECTRAL + "tsv",
+        together=_SPECTRAL + "task_vectors",
         differs={"always": "the authors' code fills up low ranks with arbitrary singular vectors of zero"},
     ),
     _isotropic(
         name="iso_c",
         summary="Σ wᵢ dWᵢ with all of its singular values replaced by their mean (Iso-C)",
         mean=_SPECTRAL + "iso_c",
+        together=_SPECTRAL + "flat_spectra",
         own_parameters={"rank": "sum"},
     ),
     _isotropic(
@@ -62,7 +64,7 @@ ROWS: tuple[Method, ...] = (
         name="cart",
         summary="weighted mean plus λ times the leading singular triples of each model's difference from it",
         source="Choi et al. 2024, Revisiting weight averaging for model merging, arXiv 2412.12153",
-        domain="span",
+        domain="cores",
         mean=_SPECTRAL + "cart",
         own_parameters={"rank_fraction": 0.04, "deviation_scale": 0.1},
     ),
@@ -71,7 +73,7 @@ ROWS: tuple[Method, ...] = (
         summary="task arithmetic in the common axes of KnOTS: exactly task_arithmetic",
         source=_KNOTS_SOURCE,
         geometry="flat:normalize=false",
-        domain="gram",
+        domain="weights",
         negative_weights=True,
     ),
     _entries(
@@ -97,7 +99,7 @@ ROWS: tuple[Method, ...] = (
         name="core_ties",
         summary="TIES in reference bases of both joint spaces of the dWᵢ, trimmed over all modules together",
         source=_CORE_SOURCE,
-        domain="span",
+        domain="cores",
         mean=_CORE + "core_ties",
         survey=_CORE + "survey",
         own_parameters=_TIES,
@@ -107,7 +109,7 @@ ROWS: tuple[Method, ...] = (
         name="core_dare_ties",
         summary="DARE-TIES in reference bases of both joint spaces of the dWᵢ",
         source=_CORE_SOURCE,
-        domain="span",
+        domain="cores",
         mean=_CORE + "core_dare_ties",
         own_parameters=_DARE_TIES,
         differs={"always": _CORE_BASES},

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from riemerge.linalg import thin_svd
+from riemerge.linalg import left_singular
 from riemerge.methods.setting import Setting, Stream
 from riemerge.methods.singular.knots import dropped_ties, trimmed_ties, vote_in
 from riemerge.methods.singular.singular_vectors import FLOOR, count_axes
+from riemerge.updates.cores import Cores
 
 
 class Core(NamedTuple):
@@ -28,7 +29,7 @@ class Core(NamedTuple):
     right: Tensor
 
 
-def core(x: Tensor) -> Core:
+def core(x: Cores) -> Core:
     """Return the updates in the singular vectors of all their balanced factors together.
 
     With the thin SVDs xₜ = Uₜ Sₜ Vₜᵀ, the left basis is that of the left singular vectors of
@@ -46,7 +47,7 @@ def core(x: Tensor) -> Core:
     count as zero, and so do those of the factors together; at least one basis vector is kept.
 
     Args:
-        x: Updates (T, p, q), in float64.
+        x: Updates (T, p, q).
 
     Raises:
         NumericalError: Two singular values of a side are equal, so that their basis vectors are arbitrary.
@@ -54,16 +55,16 @@ def core(x: Tensor) -> Core:
     Source: Panariello et al. 2025, Accurate and efficient low-rank model merging in core space, arXiv
         2509.17786.
 
-    Cost: T SVDs (p, q), one (p, T min(p, q)) and one (q, T min(p, q)).
+    Cost: one decomposition of each side, (p, p) and (q, q), and the stack of T cores.
     """
-    svd = thin_svd(x)
+    svds = x.svds
     # Singular vectors of zero are arbitrary, and the root of their round-off would not be small.
-    root = torch.where(svd.values > FLOOR * svd.values.amax(), svd.values, 0.0).sqrt()[:, None]
-    left, right = _basis(svd.left * root), _basis(svd.right * root)
-    return Core(left, left.mT @ x @ right, right)
+    root = torch.where(svds.values > FLOOR * svds.values.max(), svds.values, 0.0).sqrt()
+    left, right = _basis(svds.left * root), _basis(svds.right * root)
+    return Core(left, x.within(left, right), right)
 
 
-def core_ties(x: Tensor, setting: Setting) -> Tensor:
+def core_ties(x: Cores, setting: Setting) -> Tensor:
     """Return the TIES merge of the cores, trimmed over all modules together.
 
     As `riemerge.methods.singular.knots.knots_ties`, with the cores for the aligned blocks.
@@ -71,7 +72,7 @@ def core_ties(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ; copies give themselves at density 1 and merge_func `mean`.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights, the values `density` and `merge_func`, and the facts of `survey`.
 
     Returns:
@@ -86,7 +87,7 @@ def core_ties(x: Tensor, setting: Setting) -> Tensor:
     return left @ trimmed_ties(cores, setting) @ right.mT
 
 
-def core_dare_ties(x: Tensor, setting: Setting) -> Tensor:
+def core_dare_ties(x: Cores, setting: Setting) -> Tensor:
     """Return the DARE-TIES merge of the cores: entries dropped at random, then signs elected.
 
     As `riemerge.methods.singular.knots.knots_dare_ties`, with the cores for the aligned blocks.
@@ -94,7 +95,7 @@ def core_dare_ties(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ for the same seeds.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights, seeds, and the values `density` and `merge_func`.
 
     Returns:
@@ -111,10 +112,15 @@ def core_dare_ties(x: Tensor, setting: Setting) -> Tensor:
 
 def survey(stream: Stream) -> Mapping[str, Any]:
     """Find each model's threshold over the cores of all modules, for `core_ties`."""
-    return vote_in(lambda x: core(x).cores, stream)
+    return vote_in(_cores, stream)
+
+
+def _cores(x: Cores) -> Tensor:
+    """Return the cores alone."""
+    return core(x).cores
 
 
 def _basis(factors: Tensor) -> Tensor:
-    """Return the left singular vectors (p, a) of T factors (T, p, r) side by side."""
-    svd = thin_svd(torch.cat(list(factors), dim=1))
-    return svd.left[:, : count_axes(svd.values)]
+    """Return the left singular vectors (p, a) of T factors side by side (p, R)."""
+    vectors, values = left_singular(factors)
+    return vectors[:, : count_axes(values)]

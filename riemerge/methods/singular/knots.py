@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riemerge.linalg import thin_svd
 from riemerge.methods.elections.election import elect_globally, vote
-from riemerge.methods.elections.entrywise import drop_rescaled, trim_globally
+from riemerge.methods.elections.entrywise import drop, trim_globally
 from riemerge.methods.setting import Setting, Stream
 from riemerge.methods.singular.singular_vectors import count_axes
 
@@ -123,10 +123,11 @@ def trimmed_ties(blocks: Tensor, setting: Setting) -> Tensor:
 
 def dropped_ties(blocks: Tensor, setting: Setting) -> Tensor:
     """Return the DARE-TIES merge of (T, ...) coordinates whose axes have arbitrary signs."""
-    return elect_globally(drop_rescaled(blocks, setting, "expected"), _signless(setting))
+    rescaled = replace(setting, values={**setting.values, "rescale": "expected"})
+    return elect_globally(drop(blocks, rescaled), _signless(setting))
 
 
-def vote_in(coordinates: Callable[[Tensor], Tensor], stream: Stream) -> Mapping[str, Any]:
+def vote_in(coordinates: Callable[[Any], Tensor], stream: Stream) -> Mapping[str, Any]:
     """Return the facts of `riemerge.methods.elections.election.vote` about coordinates of the updates."""
 
     def restart() -> Iterator[tuple[Tensor, Setting]]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.linalg import numerical_rank, thin_svd
+from riemerge.linalg import SVD, eye_like, left_singular, numerical_rank, thin_svd
 from riemerge.methods.setting import Setting
+from riemerge.updates.cores import Cores
+
+_EPS = torch.finfo(torch.float64).eps
 
 # Below √eps a direction has lost half of its digits: it counts as none.
-FLOOR = torch.finfo(torch.float64).eps ** 0.5
+FLOOR = _EPS**0.5
+
+# LAPACK's singular values are right to a few eps of the largest: nearer ones cannot be told apart.
+ROUND_OFF = 100.0 * _EPS
+
+# Eigenvalues of a Gram matrix above this share of the largest have lost three digits at most.
+_WELL_CONDITIONED = 1e-3
 
 
-def tsv(x: Tensor, setting: Setting) -> Tensor:
+def tsv(x: Cores, setting: Setting) -> Tensor:
     """Return Σₜ wₜ Ûₜ Σₜ V̂ₜᵀ: the leading singular vectors of each update, made orthogonal across updates.
 
     Each update keeps k = ⌊min(m, n)/T⌋ singular triples, and fewer where its numerical rank is lower (the
@@ -29,7 +38,7 @@ def tsv(x: Tensor, setting: Setting) -> Tensor:
     that agree to many digits, but not to eight, make a result of their small differences.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the shape of the module.
 
     Returns:
@@ -40,24 +49,40 @@ def tsv(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M).
 
-    Cost: T SVDs (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
+    Cost: one decomposition of each side, (p, p) and (q, q); linear in T.
     """
-    shape = setting.shape
-    most = min(shape) // len(x)
+    return task_vectors(x.alone(), [setting])[0]
+
+
+def task_vectors(x: Cores, settings: Sequence[Setting]) -> Tensor:
+    """Return `tsv` of K modules of one shape side by side.
+
+    Args:
+        x: T updates of each of K modules.
+        settings: K of them.
+
+    Returns:
+        The merged updates (K, p, q).
+
+    Raises:
+        NumericalError: What `tsv` raises for any of them.
+    """
+    shape = settings[0].shape
+    most = min(shape) // x.count
     if not most:
         raise NumericalError(
-            f"{len(x)} models share the {min(shape)} singular vectors of the module's shape {shape}: "
+            f"{x.count} models share the {min(shape)} singular vectors of the module's shape {shape}: "
             "expected at least one for each: merge fewer models, or use another method"
         )
-    svd = thin_svd(x)
-    kept = [leading(values, most, float(values[0])) for values in svd.values]
-    left, right = (polar(torch.cat(narrow_each(side, kept), dim=1)) for side in (svd.left, svd.right))
-    scaled = setting.weights.to(x)[:, None] * svd.values
-    spectrum = torch.cat([values[:k] for values, k in zip(scaled, kept, strict=True)])
-    return (left * spectrum) @ right.mT
+    leading_each(x.spread(x.svds.values).flatten(end_dim=1), most)
+    first = x.spread(x.svds.values)[..., 0]
+    kept = (x.places < most) & (x.svds.values > FLOOR * x.each(first))
+    mean = x.combine(weights_of(x, settings), x.svds.values * kept)
+    left, right = (polar_whitener(side * kept.unsqueeze(-2)) for side in (x.svds.left, x.svds.right))
+    return left @ mean @ right
 
 
-def iso_c(x: Tensor, setting: Setting) -> Tensor:
+def iso_c(x: Cores, setting: Setting) -> SVD:
     """Return the weighted sum with all of its singular values replaced by their mean.
 
     The mean is over the D directions of the joint span; the published code divides by min(m, n) in full
@@ -68,11 +93,11 @@ def iso_c(x: Tensor, setting: Setting) -> Tensor:
     that ones are the published sum.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights.
 
     Returns:
-        The merged update (p, q).
+        The merged update (p, q), decomposed.
 
     Raises:
         NumericalError: The sum has a lower rank than the joint span: directions cancel, and the singular
@@ -82,16 +107,35 @@ def iso_c(x: Tensor, setting: Setting) -> Tensor:
 
     Cost: one SVD (p, q).
     """
-    moved = _weigh(x, setting)
-    largest = largest_norm(moved)
-    svd = thin_svd(moved.sum(dim=0))
-    rank = _rank(svd.values, largest)
-    _expect_rank(rank, _directions(moved, largest, rank))
-    kept = svd.truncate(rank)
-    return (kept.values.sum() / max(rank, 1)) * (kept.left @ kept.right.mT)
+    return SVD(*(part[0] for part in flat_spectra(x.alone(), [setting])))
 
 
-def iso_cts(x: Tensor, setting: Setting) -> Tensor:
+def flat_spectra(x: Cores, settings: Sequence[Setting]) -> SVD:
+    """Return `iso_c` of K modules side by side.
+
+    Args:
+        x: T updates of each of K modules.
+        settings: K of them.
+
+    Returns:
+        The merged updates: left (K, p, k), values (K, k), right (K, q, k).
+
+    Raises:
+        NumericalError: What `iso_c` raises for any of them.
+    """
+    weights = weights_of(x, settings)
+    largest = (weights.abs() * x.norms).amax(dim=-1, keepdim=True)
+    svd = thin_svd(x.combine(weights))
+    kept = svd.values > FLOOR * largest
+    ranks = kept.sum(dim=-1)
+    if bool((ranks < min(x.shape)).any()):
+        for rank, expected in zip(ranks.tolist(), _directions(x, weights, largest).tolist(), strict=True):
+            _expect_rank(rank, expected)
+    mean = (svd.values * kept).sum(dim=-1) / ranks.clamp_min(1)
+    return svd._replace(values=kept * mean.unsqueeze(-1))
+
+
+def iso_cts(x: Cores, setting: Setting) -> Tensor:
     """Return a flat spectrum over the leading directions of the sum and the leading others of each update.
 
     Of the D directions of the joint span, s ≈ `common_space_fraction` · D go to the leading singular vectors
@@ -103,7 +147,7 @@ def iso_cts(x: Tensor, setting: Setting) -> Tensor:
     updates are treated as in `tsv`.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the value `common_space_fraction`.
 
     Returns:
@@ -115,29 +159,30 @@ def iso_cts(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-CTS).
 
-    Cost: T + 1 SVDs (p, q), one (p, D) and one (q, D).
+    Cost: an SVD (p, q) and one decomposition of each side, (p, p) and (q, q); linear in T.
     """
-    moved = _weigh(x, setting)
-    largest = largest_norm(moved)
-    whole = thin_svd(moved.sum(dim=0))
-    size = _directions(moved, largest, _rank(whole.values, largest))
-    common, private = _shares(size, len(x), setting.values["common_space_fraction"])
-    _expect_rank(leading(whole.values, common, largest), common)
+    weights = setting.weights.to(x.norms)
+    largest = (weights.abs() * x.norms).max()
+    whole = thin_svd(x.combine(weights))
+    size = int(_directions(x, weights, largest))
+    common, private = _shares(size, x.count, setting.values["common_space_fraction"])
+    _expect_rank(leading(whole.values, common, float(largest)), common)
     shared = whole.truncate(common)
-    others = thin_svd(moved - shared.left @ (shared.left.mT @ moved)).truncate(private)
-    for values in others.values:
-        if leading(values, private, largest) < private:
-            raise NumericalError(
-                f"outside of the {common} common directions an update has fewer than {private} of its own, "
-                "which it should give: raise common_space_fraction, or use iso_c"
-            )
-    left = torch.cat([shared.left, *others.left], dim=1)
-    right = torch.cat([shared.right, *others.right], dim=1)
-    total = shared.values.sum() + others.values.sum()
-    return (total / max(size, 1)) * (polar(left) @ polar(right).mT)
+    columns = x.svds.left * (x.each(weights) * x.svds.values)
+    others = Cores.of_factors(columns - shared.left @ (shared.left.mT @ columns), x.svds.right, x.ranks)
+    if min(leading_each(others.spread(others.svds.values), private, largest)) < private:
+        raise NumericalError(
+            f"outside of the {common} common directions an update has fewer than {private} of its own, "
+            "which it should give: raise common_space_fraction, or use iso_c"
+        )
+    own = others.narrow([private] * x.count).svds
+    left, right = torch.cat([shared.left, own.left], dim=1), torch.cat([shared.right, own.right], dim=1)
+    total = shared.values.sum() + own.values.sum()
+    columns, rows = (polar_whitener(side.unsqueeze(0))[0] for side in (left, right))
+    return (total / max(size, 1)) * (columns @ (left @ right.mT) @ rows)
 
 
-def cart(x: Tensor, setting: Setting) -> Tensor:
+def cart(x: Cores, setting: Setting) -> Tensor:
     """Return the mean plus the low-rank parts of what each update differs from it: x̄ + λ Σₜ SVD_k(xₜ - x̄).
 
     k is `rank_fraction` of the D directions of the joint span, rounded down but at least 1 (for full
@@ -147,7 +192,7 @@ def cart(x: Tensor, setting: Setting) -> Tensor:
     Law: f(L x Rᵀ) = L f(x) Rᵀ; copies give themselves; with λ = 0 it is the mean.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the values `rank_fraction` and `deviation_scale`.
 
     Returns:
@@ -158,35 +203,85 @@ def cart(x: Tensor, setting: Setting) -> Tensor:
 
     Source: Choi et al. 2024, Revisiting weight averaging for model merging, arXiv 2412.12153 (CART).
 
-    Cost: T SVDs (p, q).
+    Cost: T eigendecompositions (p, p), or SVDs (p, q), one after the other.
     """
-    mean = _weigh(x, setting).sum(dim=0)
-    largest = largest_norm(x)
-    svd = thin_svd(x - mean)
-    size = _directions(x, largest, int(numerical_rank(svd.values, FLOOR, largest).max()))
+    weights = setting.weights.to(x.norms)
+    mean, largest = x.combine(weights), float(x.norms.max())
+    size = int(_directions(x, torch.ones_like(weights), largest))
     k = max(1, int(size * setting.values["rank_fraction"]))
-    for values in svd.values:
-        leading(values, k, largest)
-    shares = setting.values["deviation_scale"] * len(x) * setting.weights.to(x)
-    kept = svd.truncate(k)
-    return mean + kept._replace(values=shares[:, None] * kept.values).matrix().sum(dim=0)
+    total = mean.clone()
+    for update, weight in zip(x.one_by_one(), weights, strict=True):
+        moved = update - mean
+        frame = _leading_frame(moved, k, largest)
+        total += setting.values["deviation_scale"] * x.count * weight * (frame @ (frame.mT @ moved))
+    return total
 
 
-def polar(frame: Tensor) -> Tensor:
-    """Return the orthogonal factor of unit columns (p, c): the partial isometry nearest to their span.
-
-    Law: U Vᵀ over the singular values above √eps. It has the range of the columns, is (frame · frameᵀ)^(-1/2)
-    frame with the pseudo-inverse root, and commutes with isometries on the left and orthogonal maps on the
-    right.
+def _leading_frame(matrix: Tensor, k: int, largest: float) -> Tensor:
+    """Return the k leading left singular vectors of a matrix (p, q), whose singular values differ from the
+    next: by the eigenvectors of its Gram matrix, where k of them lose a digit at most.
     """
-    svd = thin_svd(frame)
-    kept = svd.truncate(_rank(svd.values, 1.0))
-    return kept.left @ kept.right.mT
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    values, vectors = squares.clamp_min(0.0).sqrt().flip(0), vectors.flip(1)
+    if k > len(values) or values[k - 1] <= 0.05 * values[0]:
+        vectors, values = left_singular(matrix)
+    leading(values, k, largest)
+    frame: Tensor = vectors[:, :k]
+    return frame
 
 
-def narrow_each(frames: Iterable[Tensor], ranks: Sequence[int]) -> list[Tensor]:
-    """Return the leading columns of T frames (p, r), so many of each as its rank says."""
-    return [frame[:, :rank] for frame, rank in zip(frames, ranks, strict=True)]
+def whitener(frame: Tensor, exponents: Tensor, largest: float | None = None) -> Tensor:
+    """Return (F Fᵀ)^(-a/2) (K, p, p) of columns F (K, p, c): the pseudo-inverse power; 1 for a = 0.
+
+    Law: this times F is F (FᵀF)^(-a/2), the polar factor of F for a = 1; it commutes with isometries on the
+    left, and does not change when F is turned on the right. Singular values of F below √eps count as zero.
+    By the eigenvectors of F Fᵀ, where that loses three digits at most; of other frames by their singular
+    vectors.
+
+    Args:
+        frame: (K, p, c).
+        exponents: K of them, on the CPU.
+        largest: Size that singular values are relative to; the largest of each frame if there is none.
+    """
+    powers = exponents.to(frame)[:, None]
+    if frame.shape[-1] < frame.shape[-2]:
+        return _whitener_by_frame(frame, powers, largest)
+    squares, vectors = torch.linalg.eigh(frame @ frame.mT)
+    doubtful = squares[:, 0] <= _WELL_CONDITIONED * squares[:, -1]
+    raised = torch.where(doubtful[:, None], 1.0, squares).pow(-powers / 2.0)
+    found: Tensor = (vectors * raised.unsqueeze(-2)) @ vectors.mT
+    if bool(doubtful.any()):
+        found[doubtful] = _whitener_by_frame(frame[doubtful], powers[doubtful], largest)
+    return found
+
+
+def _whitener_by_frame(frame: Tensor, powers: Tensor, largest: float | None) -> Tensor:
+    """Return `whitener` by the singular vectors of frames, the exponents (K, 1) where the frames are."""
+    vectors, sizes = left_singular(frame)
+    kept = sizes > FLOOR * (sizes[:, :1] if largest is None else largest)
+    raised = torch.where(kept, sizes, 1.0).pow(-powers) * kept
+    found = (vectors * raised.unsqueeze(-2)) @ vectors.mT
+    return torch.where(powers.unsqueeze(-1) == 0.0, eye_like(found), found)
+
+
+def polar_whitener(frame: Tensor) -> Tensor:
+    """Return what makes the orthogonal factor of unit columns (K, p, c), times them: (K, p, p).
+
+    Law: that factor is the partial isometry nearest to the span of the columns, U Vᵀ over the singular values
+    above √eps. It has the range of the columns, is (F Fᵀ)^(-1/2) F with the pseudo-inverse root, and commutes
+    with isometries on the left and orthogonal maps on the right.
+    """
+    return whitener(frame, torch.ones(len(frame), dtype=torch.float64), 1.0)
+
+
+def weights_of(x: Cores, settings: Sequence[Setting]) -> Tensor:
+    """Return the weights of K modules, (K, T), where the updates are."""
+    return torch.stack([setting.weights for setting in settings]).to(x.norms)
+
+
+def values_of(settings: Sequence[Setting], name: str) -> Tensor:
+    """Return a parameter of K modules, (K,), on the CPU."""
+    return torch.tensor([float(setting.values[name]) for setting in settings], dtype=torch.float64)
 
 
 def leading(sigma: Tensor, k: int, largest: float) -> int:
@@ -199,6 +294,23 @@ def leading(sigma: Tensor, k: int, largest: float) -> int:
     if 0 < k < rank:
         _expect_distinct(sigma[k - 1 : k + 1], k, largest)
     return min(k, rank)
+
+
+def leading_each(sigma: Tensor, k: int, largest: Tensor | None = None) -> list[int]:
+    """Return `leading` of T spectra (T, r), relative to one size or to the largest value of each.
+
+    Raises:
+        NumericalError: What `leading` raises for any of them.
+    """
+    unit = sigma[:, :1] if largest is None else largest.expand(len(sigma), 1)
+    ranks = (sigma > FLOOR * unit).sum(dim=-1)
+    if 0 < k < sigma.shape[-1]:
+        equal = (ranks > k) & (sigma[:, k - 1] - sigma[:, k] <= ROUND_OFF * unit.squeeze(-1))
+        if bool(equal.any()):
+            place = int(equal.nonzero()[0])
+            _expect_distinct(sigma[place, k - 1 : k + 1], k, float(unit[place]))
+    kept: list[int] = ranks.clamp_max(k).tolist()
+    return kept
 
 
 def mean_rank(setting: Setting, ranks: Sequence[int]) -> int:
@@ -221,11 +333,6 @@ def count_axes(sigma: Tensor) -> int:
     return max(rank, 1)
 
 
-def largest_norm(x: Tensor) -> float:
-    """Return the largest Frobenius norm of T matrices: what round-off and cancellation are judged against."""
-    return float(torch.linalg.matrix_norm(x).max())
-
-
 def _rank(sigma: Tensor, largest: float) -> int:
     """Return how many singular values stand above √eps of the size of what they come from."""
     return int(numerical_rank(sigma, FLOOR, largest))
@@ -233,8 +340,7 @@ def _rank(sigma: Tensor, largest: float) -> int:
 
 def _expect_distinct(sigma: Tensor, first: int, largest: float) -> None:
     """Refuse equal neighbours among singular values, the first of which has the number `first`."""
-    # LAPACK's singular values are right to a few eps of the largest: nearer ones cannot be told apart.
-    equal = sigma.diff().neg() <= 100.0 * torch.finfo(sigma.dtype).eps * largest
+    equal = sigma.diff().neg() <= ROUND_OFF * largest
     if bool(equal.any()):
         index = int(equal.nonzero()[0])
         raise NumericalError(
@@ -244,17 +350,18 @@ def _expect_distinct(sigma: Tensor, first: int, largest: float) -> None:
         )
 
 
-def _weigh(x: Tensor, setting: Setting) -> Tensor:
-    return setting.weights.to(x)[:, None, None] * x
+def _directions(x: Cores, weights: Tensor, largest: Tensor | float) -> Tensor:
+    """Return the lesser dimension of the joint column and row spaces of the wₜ xₜ, (...).
 
-
-def _directions(x: Tensor, largest: float, seen: int) -> int:
-    """Return the lesser dimension of the joint column and row spaces; some matrix in them has rank `seen`."""
-    if seen == min(x.shape[1:]):
-        return seen
-    columns = torch.linalg.svdvals(torch.cat(list(x), dim=1))
-    rows = torch.linalg.svdvals(torch.cat(list(x), dim=0))
-    return min(_rank(columns, largest), _rank(rows, largest))
+    Args:
+        x: Updates (..., T, p, q).
+        weights: (..., T).
+        largest: Size (..., 1) that singular values are relative to.
+    """
+    sizes = (x.each(weights) * x.svds.values).unsqueeze(-2)
+    sides = (left_singular(side * sizes)[1] for side in (x.svds.left, x.svds.right))
+    columns, rows = ((sigma > FLOOR * largest).sum(dim=-1) for sigma in sides)
+    return torch.minimum(columns, rows)
 
 
 def _shares(size: int, models: int, fraction: float) -> tuple[int, int]:

@@ -19,7 +19,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     positive("order", "order s of a power mean", high=8, per_module=True),
 )
 
-_row = partial(Method, domain="span", geometric=True)
+_row = partial(Method, domain="cores", geometric=True)
 
 ROWS: tuple[Method, ...] = (
     _row(
@@ -28,6 +28,7 @@ ROWS: tuple[Method, ...] = (
         "geodesic from it to a flat spectrum",
         source="between the average, TSV-M (arXiv 2412.00081) and Iso-C (arXiv 2502.04959)",
         mean=_HERE + "spectrum",
+        together=_HERE + "spectra",
         own_parameters={"scale": MATCHED, "whitening": 0.5, "power": 0.25, "adapt": True},
     ),
     _row(
@@ -36,6 +37,7 @@ ROWS: tuple[Method, ...] = (
         "t of the dWᵢ (the spectrum is matched, whatever --scale)",
         source="von Neumann 1937, the nearest matrix of a given spectrum",
         mean=_HERE + "spectrum_matched",
+        together=_HERE + "spectra_matched",
         own_parameters={"scale": MATCHED, "whitening": 0.5, "power": 0.5},
     ),
     _row(
@@ -43,6 +45,7 @@ ROWS: tuple[Method, ...] = (
         summary="power mean of order s: singular values of each dWᵢ raised to s, whitened mean, then to 1/s",
         source="Bhagwat & Subramanian 1978, Inequalities between means of positive operators",
         mean=_HERE + "power_mean",
+        together=_HERE + "power_means",
         own_parameters={"scale": MATCHED, "whitening": 0.5, "order": 2.0},
     ),
 )

@@ -1,20 +1,23 @@
-"""Means by the spectrum: whitened singular frames, and powers of the singular values, in the joint span."""
+"""Means by the spectrum: whitened singular frames, and powers of the singular values, in the joint span.
+
+Each is written for K modules side by side, whose updates have the same ranks; a single module is K = 1.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.linalg import SVD, numerical_rank, thin_svd, weighted_mean
+from riemerge.linalg import SVD, thin_svd
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, largest_norm
-
-# LAPACK's singular values are right to a few eps of the largest.
-_ROUND_OFF = 100.0 * torch.finfo(torch.float64).eps
+from riemerge.methods.singular.singular_vectors import FLOOR, ROUND_OFF, values_of, weights_of, whitener
+from riemerge.updates.cores import Cores
 
 
-def spectrum(x: Tensor, setting: Setting) -> Tensor:
+def spectrum(x: Cores, setting: Setting) -> SVD:
     """Return the mean of whitened singular frames, on the way to a flat spectrum.
 
     X₁ is `whitened_mean` with the exponent a = `whitening`: the weighted average for 0. The singular values
@@ -30,28 +33,43 @@ def spectrum(x: Tensor, setting: Setting) -> Tensor:
     with the power, but for the scale. Singular values of X₁ below √eps of the largest update count as zero.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the values `whitening`, `power` and `adapt`.
 
     Returns:
-        The merged update (p, q).
+        The merged update (p, q), decomposed.
 
     Source: Marczak et al. 2025, arXiv 2502.04959 (the flat end); Gargiulo et al. 2025, arXiv 2412.00081
         (whitening 1).
 
-    Cost: T + 1 SVDs (p, q), one (p, c) and one (q, c) with c <= Σ rₜ columns.
+    Cost: one decomposition of each side, (p, p) and (q, q), and one SVD (p, q); linear in T.
     """
-    power = setting.values["power"]
-    if setting.values["adapt"]:
-        power = 1.0 - (1.0 - power) * disagreement(x, setting.weights)
-    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), largest_norm(x))
-    raised = first.values**power
-    size = torch.linalg.vector_norm(raised)
-    kept = torch.where(size > 0.0, torch.linalg.vector_norm(first.values) / size, 1.0)
-    return first._replace(values=kept * raised).matrix()
+    return _alone(spectra(x.alone(), [setting]))
 
 
-def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
+def spectra(x: Cores, settings: Sequence[Setting]) -> SVD:
+    """Return `spectrum` of K modules side by side.
+
+    Args:
+        x: T updates of each of K modules.
+        settings: K of them.
+
+    Returns:
+        The merged updates: left (K, p, k), values (K, k), right (K, q, k).
+    """
+    weights, power = weights_of(x, settings), values_of(settings, "power").to(x.norms)
+    adapt = values_of(settings, "adapt")
+    if bool(adapt.any()):
+        share = torch.where(adapt.to(x.norms) > 0.0, disagreement(x, weights), 1.0)
+        power = 1.0 - (1.0 - power) * share
+    first = thin_svd(_white_mean(x, weights, values_of(settings, "whitening")))
+    kept = first.values > FLOOR * x.norms.amax(dim=-1, keepdim=True)
+    raised = torch.where(kept, first.values ** power[:, None], 0.0)
+    size, norm = (_norm(torch.where(kept, part, 0.0)) for part in (raised, first.values))
+    return first._replace(values=torch.where(size > 0.0, norm / size, 1.0) * raised)
+
+
+def spectrum_matched(x: Cores, setting: Setting) -> SVD:
     """Return the mean of whitened singular frames, on the way to the mean spectrum of the updates.
 
     As `spectrum`, but the geodesic leads from the singular values of X₁ to those of the inputs: the k-th one
@@ -64,11 +82,11 @@ def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
     `whitening` 0 and `power` 1 it is the weighted average.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the values `whitening` and `power`.
 
     Returns:
-        The merged update (p, q).
+        The merged update (p, q), decomposed.
 
     Raises:
         NumericalError: Two singular values of X₁ are equal where those of the inputs are not, so that their
@@ -78,24 +96,38 @@ def spectrum_matched(x: Tensor, setting: Setting) -> Tensor:
 
     Cost: that of `spectrum`.
     """
-    power = setting.values["power"]
-    first = triples(whitened_mean(x, setting.weights, setting.values["whitening"]), largest_norm(x))
-    sigma = torch.linalg.svdvals(x)
+    return _alone(spectra_matched(x.alone(), [setting]))
+
+
+def spectra_matched(x: Cores, settings: Sequence[Setting]) -> SVD:
+    """Return `spectrum_matched` of K modules side by side.
+
+    Args:
+        x: T updates of each of K modules.
+        settings: K of them.
+
+    Returns:
+        The merged updates: left (K, p, k), values (K, k), right (K, q, k).
+
+    Raises:
+        NumericalError: What `spectrum_matched` raises for any of them.
+    """
+    weights, power = weights_of(x, settings), values_of(settings, "power").to(x.norms)[:, None]
+    first = thin_svd(_white_mean(x, weights, values_of(settings, "whitening")))
+    floor = FLOOR * x.norms.amax(dim=-1, keepdim=True)
+    kept = first.values > floor
     # A root of round-off would not be small.
-    sigma = torch.where(sigma > FLOOR * largest_norm(x), sigma, 0.0)
-    squares = setting.weights.to(x)[:, None] * sigma.square()
-    target = squares.sum(dim=0).sqrt()[: len(first.values)]
-    if power < 1.0:
-        _expect_determined(first.values, target)
-    if power == 0.0 and len(first.values) < int((sigma > 0.0).sum(dim=1).max()):
-        raise NumericalError(
-            f"the updates cancel: their mean has {len(first.values)} directions left, and at power 0 each "
-            "one of theirs has its full size there: use power above 0, or average"
-        )
-    return first._replace(values=first.values**power * target ** (1.0 - power)).matrix()
+    squares = x.spread(torch.where(x.svds.values > floor, x.svds.values, 0.0)).square()
+    target = (weights[..., None] * squares).sum(dim=-2).sqrt()
+    target = torch.nn.functional.pad(target, (0, kept.shape[-1] - target.shape[-1]))
+    _expect_determined(first.values, target, kept & (power < 1.0))
+    if 0.0 in values_of(settings, "power"):
+        directions, there = kept.sum(dim=-1), (squares > 0.0).sum(dim=-1).amax(dim=-1)
+        _expect_directions(directions[(power.squeeze(-1) == 0.0) & (directions < there)])
+    return first._replace(values=torch.where(kept, first.values**power * target ** (1.0 - power), 0.0))
 
 
-def power_mean(x: Tensor, setting: Setting) -> Tensor:
+def power_mean(x: Cores, setting: Setting) -> SVD:
     """Return the power mean of order s: sharpen every spectrum, take the mean, and undo the sharpening.
 
     With f_s(U S Vᵀ) = U Sˢ Vᵀ the result is f_(1/s) of the whitened mean (`whitened_mean`) of the f_s(xₜ).
@@ -109,94 +141,137 @@ def power_mean(x: Tensor, setting: Setting) -> Tensor:
     A large order loses digits of small singular values: σ is right to eps^(1/s) of the largest.
 
     Args:
-        x: Updates (T, p, q), in bases of the joint span, in float64.
+        x: Updates (T, p, q), in bases of the joint span.
         setting: Weights and the values `whitening` and `order`.
 
     Returns:
-        The merged update (p, q).
+        The merged update (p, q), decomposed.
 
     Source: Hölder's mean, for matrices Bhagwat & Subramanian 1978; here of the singular values of any matrix.
 
     Cost: that of `spectrum`.
     """
-    order = setting.values["order"]
-    largest = largest_norm(x)
-    mean = whitened_mean(
-        x / max(largest, torch.finfo(x.dtype).tiny), setting.weights, setting.values["whitening"], order
-    )
-    floor = max(FLOOR**order, _ROUND_OFF)
-    return largest * triples(mean, 1.0, floor).matrix(1.0 / order)
+    return _alone(power_means(x.alone(), [setting]))
 
 
-def whitened_mean(x: Tensor, weights: Tensor, exponent: float, power: float = 1.0) -> Tensor:
+def power_means(x: Cores, settings: Sequence[Setting]) -> SVD:
+    """Return `power_mean` of K modules side by side.
+
+    Args:
+        x: T updates of each of K modules.
+        settings: K of them.
+
+    Returns:
+        The merged updates: left (K, p, k), values (K, k), right (K, q, k).
+    """
+    order = values_of(settings, "order").to(x.norms)[:, None]
+    largest = x.norms.amax(dim=-1, keepdim=True)
+    sharp = (x.svds.values / largest.clamp_min(torch.finfo(torch.float64).tiny)) ** order
+    first = thin_svd(_white_mean(x, weights_of(x, settings), values_of(settings, "whitening"), sharp))
+    kept = first.values > (FLOOR**order).clamp_min(ROUND_OFF)
+    return first._replace(values=largest * torch.where(kept, first.values ** (1.0 / order), 0.0))
+
+
+def whitened_mean(x: Cores, weights: Tensor, exponent: float) -> Tensor:
     """Return the weighted mean of updates whose singular frames are made orthogonal in part.
 
     With the thin SVDs xₜ = Uₜ Sₜ Vₜᵀ up to their numerical ranks, U = [√w₁ U₁ … √w_T U_T], V likewise and S
-    the diagonal of all Sₜ: U (UᵀU)^(-a/2) S (VᵀV)^(-a/2) Vᵀ, a the exponent. It depends on the weighted set
-    of the updates alone: two copies of weights v and w count as one of weight v + w.
+    the diagonal of all Sₜ: U (UᵀU)^(-a/2) S (VᵀV)^(-a/2) Vᵀ, a the exponent. That is A x̄ B with
+    A = (U Uᵀ)^(-a/2) and B = (V Vᵀ)^(-a/2), matrices of the size of one update, however many there are. It
+    depends on the weighted set of the updates alone: two copies of weights v and w count as one of v + w.
 
     Law: the weighted mean for a = 0; for a = 1 and equal weights what TSV-M makes of weights 1, where none of
     its ranks is cut; for any a, copies give themselves, and orthogonal updates give Σ wₜ^(1 − a) xₜ. Where
     singular values of a frame are below √eps of its largest, their directions are left out, if a > 0.
 
     Args:
-        x: (T, p, q).
+        x: Updates (T, p, q).
         weights: (T,), above zero, of sum 1.
         exponent: a, in [0, 1].
-        power: To which each singular value of every update is raised first.
 
     Source: Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081.
     """
-    shares = weights.to(x)
-    if exponent == 0.0 and power == 1.0:
-        return weighted_mean(shares, x)
-    each = [triples(update, largest_norm(update)) for update in x]
-    roots = shares.sqrt()
-    left = torch.cat([root * svd.left for root, svd in zip(roots, each, strict=True)], dim=1)
-    right = torch.cat([root * svd.right for root, svd in zip(roots, each, strict=True)], dim=1)
-    values = torch.cat([svd.values**power for svd in each])
-    return (whiten(left, exponent) * values) @ whiten(right, exponent).mT
+    exponents = torch.tensor([exponent], dtype=torch.float64)
+    return _white_mean(x.alone(), weights.to(x.norms)[None], exponents)[0]
 
 
-def whiten(frame: Tensor, exponent: float) -> Tensor:
-    """Return F (FᵀF)^(-a/2) of columns F (p, c), with the pseudo-inverse power; F itself for a = 0.
-
-    Law: commutes with isometries on the left and orthogonal maps on the right; the polar factor for a = 1.
-    """
-    if exponent == 0.0 or not frame.shape[1]:
-        return frame
-    svd = thin_svd(frame)
-    return svd.truncate(int(numerical_rank(svd.values, FLOOR))).matrix(1.0 - exponent)
-
-
-def disagreement(x: Tensor, weights: Tensor) -> float:
+def disagreement(x: Cores, weights: Tensor) -> Tensor:
     """Return Σ wₜ ‖xₜ − x̄‖² / Σ wₜ ‖xₜ‖²: the share of what the updates hold that their mean does not.
 
-    Law: in [0, 1] for weights of sum 1; 0 for copies, 1 − Σ wₜ² for orthogonal ones of equal norms.
+    Law: in [0, 1] for weights of sum 1, right to round-off of 1; 0 for copies and for updates of zero,
+    1 − Σ wₜ² for orthogonal ones of equal norms.
+
+    Args:
+        x: Updates (..., T, p, q).
+        weights: (..., T), of sum 1.
+
+    Returns:
+        Numbers (...).
     """
-    shares = weights.to(x)[:, None, None]
-    whole = float((shares * x.square()).sum())
-    if whole == 0.0:
-        return 0.0
-    return float((shares * (x - (shares * x).sum(dim=0)).square()).sum()) / whole
+    shares = weights.to(x.norms)
+    whole = (shares * x.norms.square()).sum(dim=-1)
+    mean = x.combine(shares).square().sum(dim=(-2, -1))
+    # Of weights of sum 1 the squares of the differences are the difference of the squares.
+    return torch.where(whole > 0.0, 1.0 - mean / torch.where(whole > 0.0, whole, 1.0), 0.0).clamp(0.0, 1.0)
 
 
-def triples(matrix: Tensor, largest: float, floor: float = FLOOR) -> SVD:
-    """Return the SVD of a matrix, of singular values above `floor` times the size of what it comes from."""
-    svd = thin_svd(matrix)
-    return svd.truncate(int(numerical_rank(svd.values, floor, largest)))
+def _white_mean(x: Cores, weights: Tensor, exponents: Tensor, values: Tensor | None = None) -> Tensor:
+    """Return `whitened_mean` of K modules, (K, p, q).
+
+    Args:
+        x: T updates of each of K modules.
+        weights: (K, T).
+        exponents: (K,), on the CPU.
+        values: What stands for the singular values, (K, R).
+    """
+    sigma = x.svds.values
+    counted = sigma > FLOOR * x.each(x.norms)
+    if values is None:
+        # Without whitening it is the mean of the updates as they are.
+        counted, values = counted | (exponents == 0.0).to(sigma.device)[:, None], sigma
+    mean = x.combine(weights, torch.where(counted, values, 0.0))
+    if not bool(exponents.any()):
+        return mean
+    roots = torch.where(counted, x.each(weights), 0.0).sqrt().unsqueeze(-2)
+    left, right = (whitener(side * roots, exponents) for side in (x.svds.left, x.svds.right))
+    return left @ mean @ right
 
 
-def _expect_determined(values: Tensor, target: Tensor) -> None:
-    """Refuse equal neighbours among singular values that are to be changed each in its own way."""
-    if not len(values):
-        return
-    equal = values.diff().neg() <= _ROUND_OFF * values[0]
-    differ = target.diff().neg() > _ROUND_OFF * target[0]
-    if bool((equal & differ).any()):
-        index = int((equal & differ).nonzero()[0])
+def _alone(svds: SVD) -> SVD:
+    """Return the decomposition of one module from that of K = 1."""
+    return SVD(*(part[0] for part in svds))
+
+
+def _norm(values: Tensor) -> Tensor:
+    """Return the norms (K, 1) of singular values (K, k)."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return norms
+
+
+def _expect_directions(left: Tensor) -> None:
+    """Refuse means that have fewer directions than the updates; their numbers are given."""
+    if len(left):
+        raise NumericalError(
+            f"the updates cancel: their mean has {int(left[0])} directions left, and at power 0 each "
+            "one of theirs has its full size there: use power above 0, or average"
+        )
+
+
+def _expect_determined(values: Tensor, target: Tensor, kept: Tensor) -> None:
+    """Refuse equal neighbours among singular values that are to be changed each in its own way.
+
+    Args:
+        values: Singular values of K means (K, k), descending.
+        target: Singular values of the inputs (K, k).
+        kept: Whether each counts, (K, k).
+    """
+    equal = values.diff().neg() <= ROUND_OFF * values[:, :1]
+    differ = target.diff().neg() > ROUND_OFF * target[:, :1]
+    arbitrary = equal & differ & kept[:, 1:]
+    if bool(arbitrary.any()):
+        module, index = arbitrary.nonzero()[0].tolist()
         raise NumericalError(
             f"singular values {index + 1} and {index + 2} of the mean are equal "
-            f"({float(values[index]):.6g}), those of the inputs are not: expected distinct ones, their "
-            "singular vectors are arbitrary: use spectrum, or power 1"
+            f"({float(values[module, index]):.6g}), those of the inputs are not: expected distinct ones, "
+            "their singular vectors are arbitrary: use spectrum, or power 1"
         )

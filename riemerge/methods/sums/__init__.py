@@ -20,20 +20,21 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
 )
 
+_weighted = partial(Method, domain="weights", checkpoints="weights")
 _mean = partial(Method, domain="gram", checkpoints="weights")
 _sum = partial(
     Method,
     geometry="flat:normalize=false",
-    domain="gram",
+    domain="weights",
     normalised=False,
     negative_weights=True,
 )
 _direction = partial(_mean, directions=True)
 _arc = partial(_direction, models=(2, 2))
-_run = partial(_mean, ordered=True)
+_run = partial(_weighted, ordered=True)
 
 ROWS: tuple[Method, ...] = (
-    _mean(
+    _weighted(
         name="average",
         geometry="flat",
         summary="weighted mean Σ wᵢ dWᵢ, the weights divided by their sum (mergekit's `linear`)",

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from riemerge.errors import NumericalError, RecipeError
 from riemerge.frechet.status import Status
-from riemerge.manifolds import Euclidean
-from riemerge.manifolds import Sphere as UnitSphere
 from riemerge.methods.elections.election import masked_mean
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
 from riemerge.methods.method import Domain
@@ -55,12 +53,17 @@ class Flat(Geometry):
         return {"identity": "gram", "gram": "half"}.get(self.metric, "entries")  # type: ignore[return-value]
 
     @property
+    def closed_domain(self) -> Domain:
+        """The weights say the weighted average."""
+        return "weights" if self.metric == "identity" else self.domain
+
+    @property
     def by_rows(self) -> bool:
-        """A mask is one of entries, each by itself."""
-        return self.metric == "mask"
+        """A mask is one of entries, each by itself, and the weights of a sum are what they are."""
+        return self.metric in {"mask", "identity"}
 
     def closed_mean(self, x: Tensor, setting: Setting) -> Tensor:
-        """Return the mean under the square loss: of inner products, its coefficients.
+        """Return the mean under the square loss: of the metric `identity`, its coefficients.
 
         Raises:
             NumericalError: `normalize`, and the weights cancel, or one is below 0 where a mask divides.
@@ -79,6 +82,8 @@ class Flat(Geometry):
 
     def mean(self, x: Tensor, setting: Setting) -> Steps:
         """Place the updates in their span: one problem."""
+        from riemerge.manifolds import Euclidean  # brings Pymanopt, which no closed form needs
+
         self._require("identity")
         products, total = x.cpu(), setting.weights.sum()
         weights = setting.weights / total
@@ -124,6 +129,8 @@ class Sphere(Geometry):
 
     def mean(self, x: Tensor, setting: Setting) -> Steps:
         """Place the directions in their span: one problem, unless no update has a direction."""
+        from riemerge.manifolds import Sphere as UnitSphere  # brings Pymanopt, which no closed form needs
+
         norms, cosines = directions(x.cpu())
         present = torch.nonzero(norms).squeeze(-1)
         if not len(present):

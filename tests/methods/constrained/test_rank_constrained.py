@@ -15,9 +15,9 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
 from riemerge.methods import METHODS, Options, run_method
+from riemerge.methods.constrained import rank_constrained
 from riemerge.methods.constrained.rank_constrained import (
     kronecker,
-    lowrank,
     lowrank_mats,
     lowrank_regmean,
     lowrank_updates,
@@ -25,8 +25,10 @@ from riemerge.methods.constrained.rank_constrained import (
 from riemerge.methods.setting import Answer, Setting
 from tests.frechet.quadratic.forms import WEIGHTS, apart, cut, normal
 from tests.helpers import adapter_family, random_gauge, random_orthonormal, seeded
+from tests.methods.spectra import on_stack
 from tests.methods.stacks import SHAPE, merged, spd, stacked, statistics
 
+lowrank = on_stack(rank_constrained.lowrank)
 VALUES: dict[str, Any] = {
     "ridge": 0.1,
     "off_diagonal": 0.9,

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.methods.elections.entrywise import drop, trim_globally
-from tests.helpers import ROOT
+from riemerge.methods.elections.entrywise import chances_by_rank, draw, drop, trim_globally
+from riemerge.methods.elections.selection import Cut
+from tests.helpers import ROOT, seeded
 from tests.methods.edited import SHAPES, find, random_updates, setting
 
 FROZEN = ROOT / "tests" / "oracles" / "edited.safetensors"
@@ -89,8 +89,8 @@ def test_both_ends(density: float, gamma: float, expected: list[int]) -> None:
 
 def test_trim_globally_follows_its_facts() -> None:
     x = torch.tensor([[1.0, -2.0, 2.0], [3.0, 3.0, 3.0]], dtype=torch.float64)
-    facts = {"thresholds": x.new_tensor([2.0, 3.0]), "ties": {"a": (0, 0), "b": (1, 2)}}
-    at = replace(setting(x, module="b"), facts=facts)
+    cuts = {"b": (Cut(2.0, 1, every=False), Cut(3.0, 2, every=False))}
+    at = replace(setting(x, module="b"), facts={"cuts": cuts})
     assert trim_globally(x, at).tolist() == [[0.0, -2.0, 0.0], [3.0, 3.0, 0.0]]
 
 
@@ -198,18 +198,23 @@ def drawn(key: str) -> Iterator[tuple[Tensor, Tensor]]:
         yield frozen[f"mergekit/{key}.chances.{place}"], frozen[f"mergekit/{key}.mask.{place}"]
 
 
-def probabilities(name: str, x: Tensor, densities: object, epsilon: float) -> list[Tensor]:
-    """What an edit asks `torch.bernoulli` to draw."""
-    asked = []
-    draw = torch.bernoulli
+def probabilities(x: Tensor, densities: object, epsilon: float) -> list[Tensor]:
+    """What `drop_by_rank` draws with."""
+    chances = chances_by_rank(x, setting(x, density=densities, epsilon=epsilon))
+    return [one for one in chances if isinstance(one, Tensor)]
 
-    def spy(chances: Tensor, **keywords: Any) -> Tensor:
-        asked.append(chances)
-        return draw(chances, **keywords)
 
-    with mock.patch.object(torch, "bernoulli", spy):
-        edit(name, x, density=densities, epsilon=epsilon)
-    return asked
+def test_draws_are_those_of_bernoulli() -> None:
+    """Also in runs of rows of any number: one generator goes on."""
+    chances = torch.rand(9, 31, generator=seeded(1), dtype=torch.float64)
+    expected = torch.bernoulli(chances, generator=seeded(2))
+    for rows in (1, 2, 9):
+        generator = seeded(2)
+        runs = [draw(run, run, generator) for run in chances.split(rows)]
+        assert torch.equal(torch.cat([run for run in runs if isinstance(run, Tensor)]), expected)
+    even = draw(chances, 0.3, seeded(2))
+    assert isinstance(even, Tensor)
+    assert torch.equal(even, torch.bernoulli(torch.full_like(chances, 0.3), generator=seeded(2)))
 
 
 @pytest.mark.oracle
@@ -219,7 +224,7 @@ def probabilities(name: str, x: Tensor, densities: object, epsilon: float) -> li
 )
 def test_the_probabilities_of_ranks_are_mergekits(case: str, densities: tuple[float, ...]) -> None:
     x = load_file(FROZEN)[f"x/{case}"]
-    asked = probabilities("drop_by_rank", x, densities, 0.12)
+    asked = probabilities(x, densities, 0.12)
     edited = x[[density < 1.0 for density in densities]]
     for one, ours, (theirs, _) in zip(edited, asked, drawn(f"della.{case}"), strict=True):
         # Zeros are equal in rank, and mergekit's sort may order them otherwise. It works in float32.
@@ -231,7 +236,7 @@ def test_the_probabilities_of_ranks_are_mergekits(case: str, densities: tuple[fl
 def test_rows_of_a_kernel_are_ours_not_mergekits() -> None:
     """Of a kernel (out, in, h, w) a row is one output here; mergekit ranks along the inputs alone."""
     x = load_file(FROZEN)["x/kernel"]
-    asked = probabilities("drop_by_rank", x, (0.3, 0.6, 0.45), 0.12)
+    asked = probabilities(x, (0.3, 0.6, 0.45), 0.12)
     for density, ours, (theirs, _) in zip((0.3, 0.6, 0.45), asked, drawn("della.kernel"), strict=True):
         assert len(theirs.unique()) == 3
         assert len(ours.unique()) == 12

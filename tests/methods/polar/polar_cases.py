@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from riemerge.linalg import SVD
 from riemerge.methods import METHODS
 from riemerge.methods.polar import positive as polar
 from riemerge.methods.setting import Answer, Setting
@@ -50,7 +51,7 @@ def setting(weights: list[float], shape: tuple[int, int] = (400, 300), **values:
     return Setting("layer", torch.tensor(weights, dtype=torch.float64), DEFAULTS | values, shape)
 
 
-def value(found: Tensor | Answer) -> Tensor:
+def value(found: Tensor | SVD | Answer) -> Tensor:
     assert isinstance(found, Answer)
     assert found.ok
     return found.value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from riemerge.methods.polar.shared_private import shares
+from riemerge.updates import Cores
 from tests.helpers import random_orthonormal, seeded
 from tests.methods.polar.polar_cases import (
     EACH_CASE,
@@ -69,10 +70,10 @@ def test_independent_subspaces_share_next_to_nothing_and_copies_all() -> None:
     weights = torch.full((4,), 0.25, dtype=torch.float64)
     frames = [random_orthonormal(256, 8, seeded(i)) for i in range(8)]
     x = torch.stack([left @ right.mT for left, right in zip(frames[:4], frames[4:], strict=True)])
-    left, right = shares(x, weights, (256, 256))
+    left, right = shares(Cores.of_stack(x), weights, (256, 256))
     for found in (left, right):
         assert found.shape[1] == 0 or float(found.norm(dim=0).max()) <= 0.1
-    left, right = shares(x[:1].expand(4, 256, 256), weights, (256, 256))
+    left, right = shares(Cores.of_stack(x[:1].expand(4, 256, 256)), weights, (256, 256))
     for found in (left, right):
         assert_near(found.mT @ found, torch.eye(8, dtype=torch.float64))
 

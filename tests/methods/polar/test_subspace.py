@@ -26,7 +26,7 @@ from tests.methods.spectra import assert_near, low_rank, normal
 def test_the_chordal_mean_leads_the_mean_projection() -> None:
     frames = [random_orthonormal(9, 3, seeded(i)) for i in range(3)]
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
-    found = chordal(frames, weights, 3)
+    found = chordal(torch.cat([w.sqrt() * one for w, one in zip(weights, frames, strict=True)], dim=1), 3)
     mean = sum(w * one @ one.mT for w, one in zip(WEIGHTS, frames, strict=True))
     assert float((found.mT @ mean @ found).trace()) == pytest.approx(
         float(torch.linalg.eigvalsh(mean)[-3:].sum())

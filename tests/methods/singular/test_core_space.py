@@ -13,16 +13,24 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.methods import METHODS
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.core_space import core, core_dare_ties, core_ties, survey
-from riemerge.methods.singular.singular_vectors import iso_c, tsv
+from riemerge.methods.singular import core_space, singular_vectors
+from riemerge.methods.singular.core_space import Core, survey
+from riemerge.updates import Cores
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import random_orthonormal, seeded
 from tests.methods.rows import Alone
-from tests.methods.spectra import CASES, assert_near, in_both_orders, low_rank, trimmed
+from tests.methods.spectra import CASES, assert_near, in_both_orders, low_rank, on_stack, trimmed
+
+core_ties, core_dare_ties = on_stack(core_space.core_ties), on_stack(core_space.core_dare_ties)
+iso_c, tsv = on_stack(singular_vectors.iso_c), on_stack(singular_vectors.tsv)
+
+
+def core(x: Tensor) -> Core:
+    return core_space.core(Cores.of_stack(x))
 
 
 def ties(x: Tensor, at: Setting) -> Tensor:
-    return core_ties(x, replace(at, facts=survey(lambda: iter([(x, at)]))))
+    return core_ties(x, replace(at, facts=survey(lambda: iter([(Cores.of_stack(x), at)]))))
 
 
 MEANS = {"ties": ties, "dare_ties": core_dare_ties}
@@ -143,7 +151,7 @@ def test_the_core_of_one_update_is_its_singular_values() -> None:
 
 def test_the_threshold_is_one_for_all_modules() -> None:
     seen = [(x, trimmed([1.0, 1.0], x, 0.4)) for x in (low_rank(2, 7, 8, 2), 1e3 * low_rank(2, 9, 6, 2))]
-    facts = survey(lambda: iter(seen))
+    facts = survey(lambda: ((Cores.of_stack(x), at) for x, at in seen))
     merged = [core_ties(x, replace(at, facts=facts)) for x, at in seen]
     assert not merged[0].any()
     assert merged[1].any()

@@ -78,7 +78,7 @@ def test_task_arithmetic_of_the_blocks_is_task_arithmetic(weights: list[float]) 
     frame, blocks = align(x)
     assert_near(frame @ torch.einsum("t,tkn", shares, blocks), torch.einsum("t,tmn", shares, x))
     row = next(row for row in ROWS if row.name == "knots_ta")
-    assert (row.domain, row.geometry, row.mean) == ("gram", "flat:normalize=false", "")
+    assert (row.domain, row.geometry, row.mean) == ("weights", "flat:normalize=false", "")
     assert not row.normalised
 
 

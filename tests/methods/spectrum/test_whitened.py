@@ -14,18 +14,18 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.manifolds import SymmetricPositiveDefinite
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.singular_vectors import iso_c, tsv
-from riemerge.methods.spectrum import ROWS
-from riemerge.methods.spectrum.whitened import (
-    disagreement,
-    power_mean,
-    spectrum,
-    spectrum_matched,
-    whitened_mean,
-)
+from riemerge.methods.singular import singular_vectors
+from riemerge.methods.spectrum import ROWS, whitened
+from riemerge.methods.spectrum.whitened import disagreement, whitened_mean
+from riemerge.updates import Cores
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
 from tests.helpers import random_orthonormal, seeded
-from tests.methods.spectra import assert_near, low_rank, normal
+from tests.methods.spectra import assert_near, low_rank, normal, on_stack
+
+spectrum, spectrum_matched, power_mean = map(
+    on_stack, (whitened.spectrum, whitened.spectrum_matched, whitened.power_mean)
+)
+iso_c, tsv = on_stack(singular_vectors.iso_c), on_stack(singular_vectors.tsv)
 
 METHODS: dict[str, Callable[[Tensor, Setting], Tensor]] = {
     "spectrum": spectrum,
@@ -159,7 +159,7 @@ def test_the_device_changes_nothing_and_numpy_is_not_asked(name: str) -> None:
 def test_wholly_whitened_it_is_tsv_with_weights_of_one(name: str) -> None:
     x, _ = CASES[name]
     equal = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    assert_near(whitened_mean(x, equal, 1.0), tsv(x, setting([1.0] * len(x))))
+    assert_near(whitened_mean(Cores.of_stack(x), equal, 1.0), tsv(x, setting([1.0] * len(x))))
     found = spectrum(x, setting(equal.tolist(), whitening=1.0, power=1.0))
     assert_near(found, tsv(x, setting([1.0] * len(x))))
 
@@ -174,7 +174,7 @@ def test_whitening_is_scipys_fractional_power_of_the_gram_matrices(exponent: flo
     values = np.diag(np.concatenate([s[:2] for _, s, _ in each]))
     roots = [scipy.linalg.fractional_matrix_power(one.T @ one, -exponent / 2) for one in (left, right)]
     expected = left @ roots[0] @ values @ roots[1] @ right.T
-    found = whitened_mean(x, torch.tensor(weights, dtype=torch.float64), exponent)
+    found = whitened_mean(Cores.of_stack(x), torch.tensor(weights, dtype=torch.float64), exponent)
     # The Gram matrices have the square of the condition.
     assert_near(found, torch.from_numpy(expected), 1e-8)
 
@@ -183,7 +183,7 @@ def test_whitening_is_scipys_fractional_power_of_the_gram_matrices(exponent: flo
 def test_orthogonal_updates_are_between_their_average_and_their_sum(exponent: float) -> None:
     x, weights = orthogonal_updates(), [0.5, 0.3, 0.2]
     scaled = [w ** (1.0 - exponent) for w in weights]
-    found = whitened_mean(x, torch.tensor(weights, dtype=torch.float64), exponent)
+    found = whitened_mean(Cores.of_stack(x), torch.tensor(weights, dtype=torch.float64), exponent)
     assert_near(found, average(x, scaled))
     mean = power_mean(x, setting(weights, whitening=exponent, order=2.0))
     assert_near(mean, average(x, [w ** ((1.0 - exponent) / 2) for w in weights]), 1e-9)
@@ -219,13 +219,13 @@ def test_without_adapting_copies_are_not_themselves() -> None:
 
 def test_adapting_goes_as_far_as_the_updates_disagree() -> None:
     x, weights = low_rank(3, 9, 14, 2), [0.5, 0.3, 0.2]
-    share = disagreement(x, torch.tensor(weights, dtype=torch.float64))
+    share = float(disagreement(Cores.of_stack(x), torch.tensor(weights, dtype=torch.float64)))
     plain = spectrum(x, setting(weights, power=1.0 - 0.5 * share, adapt=False))
     assert_near(spectrum(x, setting(weights)), plain)
     one = orthogonal_updates()
     one = one / torch.linalg.matrix_norm(one)[:, None, None]
-    found = disagreement(one, torch.tensor(weights, dtype=torch.float64))
-    assert found == pytest.approx(1.0 - sum(w**2 for w in weights))
+    found = disagreement(Cores.of_stack(one), torch.tensor(weights, dtype=torch.float64))
+    assert float(found) == pytest.approx(1.0 - sum(w**2 for w in weights))
 
 
 def test_a_cut_after_the_mean_commutes_with_the_power() -> None:
@@ -233,7 +233,7 @@ def test_a_cut_after_the_mean_commutes_with_the_power() -> None:
     at = setting(weights, adapt=False)
     u, s, vh = torch.linalg.svd(spectrum(x, at), full_matrices=False)
     after = (u[:, :3] * s[:3]) @ vh[:3]
-    u, s, vh = torch.linalg.svd(whitened_mean(x, at.weights, 0.5), full_matrices=False)
+    u, s, vh = torch.linalg.svd(whitened_mean(Cores.of_stack(x), at.weights, 0.5), full_matrices=False)
     cut = (u[:, :3] * s[:3]) @ vh[:3]
     before = spectrum(cut[None], setting([1.0], whitening=0.0, adapt=False))
     assert_near(after / after.norm(), before / before.norm())
@@ -297,6 +297,6 @@ def test_rows_are_true_to_their_functions() -> None:
     assert [row.name for row in ROWS] == list(METHODS)
     for row in ROWS:
         assert row.mean == f"riemerge.methods.spectrum.whitened:{row.name}"
-        assert row.domain == "span"
+        assert row.domain == "cores"
         usual = DEFAULTS | ({"power": 0.25} if row.name == "spectrum" else {})
         assert all(usual[key] == value for key, value in row.defaults.items() if key != "scale")

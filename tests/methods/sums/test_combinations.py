@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_a
 from examples.merging_is_a_gradient_step import jacobian_at_the_diagonal, remainder_slope
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
-from riemerge.methods.method import Method
+from riemerge.methods.method import SUMS, Method
 from riemerge.methods.setting import Setting
 from riemerge.methods.sums import PARAMETERS, ROWS
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
@@ -46,7 +46,7 @@ def coefficients(name: str, x: Tensor, weights: Sequence[float], **values: Any) 
 
 
 def merged(name: str, x: Tensor, weights: Sequence[float], **values: Any) -> Tensor:
-    if BY_NAME[name].domain == "gram":
+    if BY_NAME[name].domain in SUMS:
         return torch.tensordot(coefficients(name, x, weights, **values), x, dims=1)
     return answer_of(name, x, list(weights), **values).value
 
@@ -124,7 +124,7 @@ def test_zero_models_merge_to_zero(row: Method) -> None:
 def test_the_mean_stays_on_the_device_and_gives_the_same_bits(row: Method) -> None:
     count = count_of(row)
     x, weights = models((4, 6), count, 5), weights_of(row, count)
-    seen = x.flatten(1) @ x.flatten(1).T if row.domain == "gram" else x
+    seen = x.flatten(1) @ x.flatten(1).T if row.domain in SUMS else x
     expected = answer_of(row.name, seen, weights).value
     with fake_cuda(), forbid_numpy():
         value = answer_of(row.name, seen.to("cuda"), weights).value

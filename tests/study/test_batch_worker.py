@@ -1,0 +1,79 @@
+"""One merge of a batch: a fault that may pass is tried once more, one that may not is told at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from riemerge.errors import NumericalError
+from riemerge.recipes.recipe import Recipe, read_recipe
+from riemerge.study import batch_worker
+from riemerge.study.batch_worker import attempt
+from riemerge.study.kept_merges import keep_merge
+
+
+def task_of(folders: list[Path], tmp_path: Path) -> dict[str, Any]:
+    recipe = read_recipe([(str(folder), 1.0) for folder in folders])
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "folder": str(tmp_path / "out"),
+        "table": str(tmp_path / "batch.json"),
+        "device": "cpu",
+        "threads": 1,
+        "plugins": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "attempts", "code"),
+    [
+        ([], "made", 1, 0),
+        ([OSError(errno.ENOSPC, "no space left", "x")], "made", 2, 0),
+        ([MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], "failed", 2, 7),
+        ([KeyError("what"), OSError(errno.ENOSPC, "no space left", "x")], "failed", 2, 6),
+        ([KeyError("what"), KeyError("what")], "failed", 2, 1),
+        ([NumericalError("no mean")], "failed", 1, 5),
+    ],
+)
+def test_what_becomes_of_a_merge(
+    folders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: list[Exception],
+    status: str,
+    attempts: int,
+    code: int,
+) -> None:
+    left = list(faults)
+
+    def keep(*args: Any) -> Any:
+        if left:
+            raise left.pop(0)
+        return keep_merge(*args)
+
+    monkeypatch.setattr(batch_worker, "keep_merge", keep)
+    outcome = attempt(task_of(folders, tmp_path))
+    assert (outcome["status"], outcome["attempts"], outcome.get("code", 0)) == (status, attempts, code)
+    assert (tmp_path / "out").exists() == (status == "made")
+    assert bool(outcome.get("problems")) == (status == "failed")
+
+
+def test_an_interrupt_is_no_outcome(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_worker, "keep_merge", keep)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(task_of(folders, tmp_path))
+
+
+def test_a_recipe_passes_as_plain_data(folders: list[Path]) -> None:
+    said = {"merge_method": "ties", "density": [0.1, 1 / 3], "rename": {"x": "y"}, "edits": ["trim"]}
+    recipe = read_recipe([(str(folder), 0.1) for folder in folders[:2]], said)
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json")))) == recipe
