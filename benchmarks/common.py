@@ -180,6 +180,11 @@ def launch(module: str, *arguments: object, apart: bool = True, threads: int | N
     )
 
 
+def import_torch(*, apart: bool) -> Watched:
+    """Measure the import of torch in a process of its own; of nothing in a quick run."""
+    return watch([sys.executable, "-c", "import torch" if apart else ""])
+
+
 def peak(pid: str) -> int:
     """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
     try:
@@ -204,7 +209,7 @@ class Run:
 
     Args:
         quick: Whether to measure a tiny size.
-        folder: Folder of the pieces, and of the files that they are measured on.
+        folder: Folder of the pieces.
         parts: What the names of pieces start with that are measured; the others are taken as they are kept,
             and left out where they are not. Empty stands for all.
         minutes: Begin no piece later than so many minutes after the start.
@@ -239,9 +244,10 @@ class Run:
         return kept["found"]
 
     def files(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Return a folder of files to measure on, which is written unless it is there."""
-        path = self.folder / name
+        """Return a folder of files to measure on, written unless it is there; benchmarks share them."""
+        path = self.folder.parent / "files" / name
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             begun = path.with_name(f"{path.name}.part")
             shutil.rmtree(begun, ignore_errors=True)
             write(begun)
@@ -391,6 +397,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables_of(*tables: tuple[Sequence[str], Sequence[Sequence[str]]]) -> str:
+    """Those of some tables, each a head and its rows, that have rows, in Markdown."""
+    return "\n\n".join(markdown(head, rows) for head, rows in tables if rows)
 
 
 def number(value: float | None) -> str:

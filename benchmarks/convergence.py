@@ -296,6 +296,11 @@ def picture(result: Mapping[str, Any]) -> Any:
     return figure
 
 
+def main() -> None:
+    """The command."""
+    common.execute("convergence", "How many passes and seconds each solver needs.", measure, picture, tables)
+
+
 if __name__ == "__main__":
     common.one_thread()
-    common.execute("convergence", "How many passes and seconds each solver needs.", measure, picture, tables)
+    main()

@@ -35,7 +35,6 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 PARAMETERS: dict[str, dict[str, Any]] = {"spectrum": {}, "ties": {"density": DENSITY}, "geomerge": {}}
 # What the CPU waits for the device with, by the names that CUDA gives it.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-PROFILED_PASSES = 3  # a solve has hundreds of thousands of operations
 SOLVER = ("solver", "tol", "cost_tol", "max_passes", "starts", "seed")
 
 
@@ -47,11 +46,12 @@ class Size(NamedTuple):
     rank: int
     adapters: int
     few: Mapping[str, int]  # layers that the CPU merges, too, by row
+    passes: int  # of a solve that is profiled: a whole one has hundreds of thousands of operations
     seconds: float  # of all parts together
 
 
-SIZE = Size(FULL.shapes, 32, 16, 6, {"spectrum": 4, "ties": 1, "geomerge": 4}, seconds=420.0)
-SMALL = Size(QUICK.shapes, 2, 2, 3, {"spectrum": 1, "ties": 1, "geomerge": 1}, seconds=60.0)
+SIZE = Size(FULL.shapes, 32, 16, 6, {"spectrum": 4, "ties": 1, "geomerge": 4}, passes=3, seconds=420.0)
+SMALL = Size(QUICK.shapes, 1, 2, 3, dict.fromkeys(PARAMETERS, 1), passes=1, seconds=60.0)
 
 
 def make_modules(size: Size, device: torch.device) -> Modules:
@@ -136,11 +136,11 @@ def timed(method: str, modules: Modules, end: float) -> tuple[dict[str, Any], di
     }
 
 
-def counted(method: str, modules: Modules) -> dict[str, Any]:
+def counted(method: str, modules: Modules, passes: int) -> dict[str, Any]:
     """Operations, kernels, synchronisations and downloads of a merge, as torch's profiler sees them."""
     device = next(iter(modules.values()))[0].B.device
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
-    few = {"max_passes": PROFILED_PASSES} if method == "geomerge" else {}
+    few = {"max_passes": passes} if method == "geomerge" else {}
     few["threads"] = 1  # it sees no other
     wait(device)
     with profile(activities=activities) as profiler:
@@ -185,7 +185,7 @@ def measure_part(
         pass  # first calls load kernels, and allocate
     row, theirs = timed(method, few, end)
     note({"device": row})
-    note({"counted": counted(method, few)})
+    note({"counted": counted(method, few, size.passes)})
     if row["seconds"] / row["modules"] * len(every) < end - time.monotonic() or layers == size.layers:
         whole, _ = timed(method, moved(every, device, DTYPES[dtype], size.layers), end)
         note({"whole": whole})

@@ -173,7 +173,7 @@ def write_inputs(run: common.Run, size: Size) -> Inputs:
                 module = f"model.layers.{SAMPLED_LAYER}.{suffix}"
                 write_folders(root / sample_name(shape), {module: modules[module]})
 
-    root = run.files("adapters", write)
+    root = run.files(f"llama-{size.layers[-1]}-layers-of-rank-{size.rank}", write)
     return Inputs(
         {len(size.shapes) * n: adapters_of(root / f"{len(size.shapes) * n}") for n in size.layers},
         {shape: adapters_of(root / sample_name(shape)) for shape in size.shapes.values()},
@@ -371,11 +371,6 @@ class Bench:
         faster, slower = (pick(runs, key=lambda one: one["seconds"]) for pick in (min, max))
         return faster | {"seconds_otherwise": slower["seconds"]}
 
-    def import_torch(self) -> dict[str, float]:
-        """The import of torch alone."""
-        words = [sys.executable, "-c", "import torch"]
-        return common.watch(words if self.size.apart else [sys.executable, "-c", ""]).row()
-
     def round(self, count: int) -> dict[str, Any]:
         """Everything that is measured whole, in turn, on so many modules."""
         folders = self.inputs.whole[count]
@@ -387,7 +382,7 @@ class Bench:
         for name in SCRIPTS:
             found[name] = self.fastest("benchmarks.short_script", name.split()[1], *folders)
         found["floor"] = self.fastest("benchmarks.floor", *folders)
-        found["import torch"] = self.import_torch()
+        found["import torch"] = common.import_torch(apart=self.size.apart).row()
         return found
 
     def accuracy(self) -> dict[str, dict[str, float]]:
@@ -413,7 +408,7 @@ class Bench:
         found: dict[str, list[float]] = {"merge": [], "import torch": []}
         for _ in range(self.size.imports):
             found["merge"].append(self.launch(RIEMERGE, "merge", *SHIPPED, "--quiet", "--output").seconds)
-            found["import torch"].append(self.import_torch()["seconds"])
+            found["import torch"].append(common.import_torch(apart=self.size.apart).seconds)
         return found
 
     def entrywise(self, name: str) -> dict[str, Any]:
@@ -593,7 +588,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     times: dict[str, Any] = {name: {} for name in OURS}
     for name in OURS:
         for other in (*SCRIPTS, "floor"):
-            pairs = zip(found[name][most], found[other][most], strict=True)
+            pairs = zip(found[name][most], found[other][most], strict=False)
             ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
             times[name][other] = common.noise(ratios) if ratios else None
     rivals = {
@@ -607,7 +602,11 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "noise": spread,
         "times": times,
         "rivals_over_ours": rivals,
-        "growth": {name: growth(found[name]) for name in MEASURED if len(found[name]) > 1},
+        "growth": {
+            name: growth(found[name])
+            for name in MEASURED
+            if len(found[name]) > 1 and all(found[name].values())
+        },
         "goals": goals(found, times, rivals, spread),
     }
 
@@ -698,7 +697,7 @@ def tables(result: Mapping[str, Any]) -> str:
         [name, show(one["median"]), show(one["most"])] for name, one in (result["accuracy"] or {}).items()
     ]
     small = [[name, common.span(one)] for name, one in (result["imports"] or {}).items()]
-    names = [name for name in MEASURED if len(result[name]) > 1 and name != "import torch"]
+    names = [name for name in (*OURS, *SCRIPTS, "floor") if all(result[name].values())]
     sizes = [
         [count]
         + [
@@ -707,7 +706,6 @@ def tables(result: Mapping[str, Any]) -> str:
             for key in ("seconds", "mib")
         ]
         for count in sorted(result["floor"], key=int)
-        if result["floor"][count]
     ]
     ended = [
         [family, ", ".join(f"{count} {status}" for status, count in one["statuses"].items())]
@@ -717,15 +715,15 @@ def tables(result: Mapping[str, Any]) -> str:
     head = ["", f"seconds for {most} modules", "CPU s", "peak MiB", "× floor", "× script float32", "how"]
     return "\n\n".join(
         [
-            common.markdown(head, rows),
-            common.markdown(["", *(f"times {name}" for name in compared), "error"], rivals),
-            common.markdown(["one module", "seconds, with the start", "MiB", "above the inputs"], wide),
-            common.markdown(["average of float32 files", "relative error, median", "most"], exact),
-            common.markdown(["four MiniLM adapters", "seconds"], small),
-            common.markdown(
-                ["modules", *(f"{name}, {key}" for name in names for key in ("s", "MiB"))], sizes
+            common.tables_of(
+                (head, rows),
+                (["", *(f"times {name}" for name in compared), "error"], rivals),
+                (["one module", "seconds, with the start", "MiB", "above the inputs"], wide),
+                (["average of float32 files", "relative error, median", "most"], exact),
+                (["four MiniLM adapters", "seconds"], small),
+                (["modules", *(f"{name}, {key}" for name in names for key in ("s", "MiB"))], sizes),
+                (["family", "ended", "passes, median", "most"], ended),
             ),
-            common.markdown(["family", "ended", "passes, median", "most"], ended),
             common.goals_table(result["goals"]),
         ]
     )

@@ -42,6 +42,7 @@ PEERS = {
 }
 # What PEFT does to the factors by themselves, without a dense dW.
 OF_FACTORS = tuple(kind for kind in PEFT if "svd" not in kind)
+FLAT = {"weights", "gram", "span", "cores"}  # domains that see nothing of a module's width
 TOKENS = 512  # of the random inputs and gradients that statistics are made from
 
 
@@ -127,7 +128,9 @@ class Bench:
         inputs = merge_llama.write_inputs(run, size.model)
         ((self.modules, self.whole),) = inputs.whole.items()
         self.samples = inputs.samples
-        self.data = run.files("data", lambda root: write_data(root, size))
+        self.data = run.files(
+            f"statistics-{size.data[0]}x{size.data[1]}", lambda root: write_data(root, size)
+        )
         self._apart = size.model.apart
 
     def riemerge(self, name: str) -> dict[str, Any]:
@@ -227,7 +230,7 @@ def measure(run: common.Run) -> dict[str, Any]:
 def goals(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What is asked of the rows, by where they work."""
     ours, rivals = found["riemerge"], found["mergekit"]
-    flat = [one for name, one in ours.items() if METHODS[name].domain in {"gram", "span"}]
+    flat = [one for name, one in ours.items() if METHODS[name].domain in FLAT]
     plain = [name for name in ours if METHODS[name].domain == "entries" and not METHODS[name].statistics]
     peers = {name: rivals.get(PEERS.get(name, (None, None))[1]) for name in plain}
     slower = [ours[name]["seconds"] / peer["seconds"] for name, peer in peers.items() if peer]
@@ -239,8 +242,8 @@ def goals(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     most = [max((one[key] for one in flat), default=None) for key in ("seconds", "mib")]
     mib = max((ours[name]["mib"] for name in plain), default=None)
     return [
-        common.goal("gram and span: seconds of the slowest", most[0], at_most=15),
-        common.goal("gram and span: MiB of the largest", most[1], at_most=1000),
+        common.goal("inner products and cores: seconds of the slowest", most[0], at_most=15),
+        common.goal("inner products and cores: MiB of the largest", most[1], at_most=1000),
         common.goal("entries, without statistics: MiB of the largest", mib, at_most=1000),
         common.goal("entries: times mergekit's own, the slowest", max(slower, default=None), at_most=1),
         common.goal(

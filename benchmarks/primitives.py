@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -321,25 +322,25 @@ def measure_width(size: Size, count: int, r: int, k: int) -> dict[str, Any]:
     return {"count": count, "r": r, "modules": k, **found, "unevenness": max(medians) / min(medians) - 1}
 
 
-def measure_growth(size: Size) -> dict[str, Any]:
-    """One pass over the number of adapters, the rank, and the number of modules."""
-    few = min(size.repeats, 3)
+def mix(count: int, r: int, k: int) -> Problem:
+    """Adapters of the family mix; a few modules, repeated: a pass costs by how far apart the points are."""
+    distinct = min(k, 8)
+    few = family("mix", count, count * r, count * r, r, distinct)
+    many = QuotientManifold(few.manifold.total.with_modules(k), Orthogonal(r))
+    return Problem(many, [point.repeat(-(-k // distinct), 1, 1)[:k] for point in few.points])
 
-    def mix(count: int, r: int, k: int) -> Problem:
-        # A few modules, repeated: the cost of a pass depends on how far apart the points are.
-        distinct = min(k, 8)
-        few = family("mix", count, count * r, count * r, r, distinct)
-        many = QuotientManifold(few.manifold.total.with_modules(k), Orthogonal(r))
-        return Problem(many, [point.repeat(-(-k // distinct), 1, 1)[:k] for point in few.points])
 
-    counts = {t: lambda t=t: mix(t, 8, 1) for t in size.counts}
-    ranks = {r: lambda r=r: mix(4, r, 1) for r in size.pass_ranks}
-    modules = {k: lambda k=k: mix(4, 4, k) for k in size.modules}
-    return {
-        "adapters": {"r": 8, "modules": 1, **measure_passes(counts, few, size.passes)},
-        "rank": {"count": 4, "modules": 1, **measure_passes(ranks, few, size.passes)},
-        "modules": {"count": 4, "r": 4, **measure_passes(modules, few, size.passes)},
-    }
+def measure_growth(values: tuple[int, ...], size: Size, make: Callable[[int], Problem]) -> dict[str, Any]:
+    """One pass over problems of growing size."""
+    cases = {value: partial(make, value) for value in values}
+    return measure_passes(cases, min(size.repeats, 3), size.passes)
+
+
+GROWTH: dict[str, Callable[[Size], dict[str, Any]]] = {
+    "adapters": lambda size: measure_growth(size.counts, size, lambda t: mix(t, 8, 1)),
+    "rank": lambda size: measure_growth(size.pass_ranks, size, lambda r: mix(4, r, 1)),
+    "modules": lambda size: measure_growth(size.modules, size, lambda k: mix(4, 4, k)),
+}
 
 
 # --- what a solve decomposes --------------------------------------------------------------------------------
@@ -431,27 +432,38 @@ def count_decompositions(name: str, size: Size) -> dict[str, Any]:
 # --- all ----------------------------------------------------------------------------------------------------
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Everything, on one thread."""
+def measure(run: common.Run) -> dict[str, Any]:
+    """Everything, on one thread, in pieces."""
     torch.set_num_threads(1)
-    size = QUICK if quick else FULL
+    size = QUICK if run.quick else FULL
     machine = common.machine(1, "geomstats", "numpy", "scipy")
-    found: dict[str, Any] = {"machine": machine, "setting": size._asdict(), "logs": []}
+    wide = (3, 3, 2) if run.quick else (6, 16, 2)
     with torch.no_grad():
-        for n, r in size.logs:
-            for kind in ("near", "independent"):
-                common.tell(f"log and exp at St({n}, {r}), {kind}")
-                found["logs"].append(measure_log(n, r, kind, size))
-        common.tell("alignment")
-        found["alignment"] = [
-            measure_alignment(name, r, size) for name in ("close", "independent") for r in size.ranks
+        logs = [
+            run.piece(f"log {n} {r} {kind}", measure_log, n, r, kind, size)
+            for n, r in size.logs
+            for kind in ("near", "independent")
         ]
-        common.tell("one pass over width")
-        found["width"] = measure_width(size, 3 if quick else 6, 3 if quick else 16, 2)
-        common.tell("one pass over adapters, rank, modules")
-        found["growth"] = measure_growth(size)
-        common.tell("decompositions of a solve")
-        found["decompositions"] = [count_decompositions(name, size) for name in size.solved]
+        aligned = [
+            run.piece(f"alignment {name} {r}", measure_alignment, name, r, size)
+            for name in ("close", "independent")
+            for r in size.ranks
+        ]
+        grown = {
+            "width": run.piece("pass width", measure_width, size, *wide),
+            **{name: run.piece(f"pass {name}", grow, size) for name, grow in GROWTH.items()},
+        }
+        counted = [
+            run.piece(f"decompositions {name}", count_decompositions, name, size) for name in size.solved
+        ]
+    found = {
+        "machine": machine,
+        "setting": size._asdict(),
+        "logs": [one for one in logs if one],
+        "alignment": [one for one in aligned if one],
+        "growth": {name: one for name, one in grown.items() if one},
+        "decompositions": [one for one in counted if one],
+    }
     return found | {"goals": goals(found)}
 
 
@@ -462,11 +474,14 @@ def goals(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         min((one[key] for one in at), default=None) for key in ("times_faster", "times_faster_in_batch")
     )
     eighs = {
-        key: max(one["eigh_per_log"][key] for one in found["decompositions"]) for key in ("size 2r", "both")
+        key: max((one["eigh_per_log"][key] for one in found["decompositions"]), default=None)
+        for key in ("size 2r", "both")
     }
     worse = max((one["error"] / one["geomstats_error"] for one in at), default=None)
     return [
-        common.goal("pass: unevenness over width", found["width"]["unevenness"], at_most=0.15),
+        common.goal(
+            "pass: unevenness over width", common.dig(found, "growth", "width", "unevenness"), at_most=0.15
+        ),
         common.goal("eigh(2r) per log in the loop, the worst family", eighs["size 2r"], at_most=3),
         common.goal("eigh(2r) and eigh(r), those of the cores included", eighs["both"], at_most=3),
         common.goal("a log at 1024 × 16 alone: times faster than geomstats", alone, at_least=20),
@@ -496,7 +511,7 @@ def tables(result: Mapping[str, Any]) -> str:
         [x["family"], str(x["r"]), show(1e3 * x["seconds"]), show(x["in_eighs"])] for x in result["alignment"]
     ]
     grown = []
-    for name, one in {"width": result["width"], **result["growth"]}.items():
+    for name, one in result["growth"].items():
         points = ", ".join(f"{row['size']}: {show(1e3 * row['pass']['median'])}" for row in one["rows"])
         noise = max(row["pass"]["spread"] for row in one["rows"])
         grown.append([name, points, f"{noise:.0%}", show(one["exponent"]), show(one["start_exponent"])])
@@ -544,7 +559,7 @@ def picture(result: Mapping[str, Any]) -> Any:
     for one in (log_axes, error_axes):
         one.set_xticks(places, names, fontsize=7)
         one.legend(fontsize=8)
-    for one, (name, grown) in zip(rest, {"width": result["width"], **result["growth"]}.items(), strict=True):
+    for one, (name, grown) in zip(rest, result["growth"].items(), strict=False):
         sizes = [row["size"] for row in grown["rows"]]
         medians = [row["pass"]["median"] for row in grown["rows"]]
         low, high = (
@@ -558,6 +573,11 @@ def picture(result: Mapping[str, Any]) -> Any:
     return figure
 
 
+def main() -> None:
+    """The command."""
+    common.execute("primitives", "What log, exp, alignment and one pass cost.", measure, picture, tables)
+
+
 if __name__ == "__main__":
     common.one_thread()
-    common.execute("primitives", "What log, exp, alignment and one pass cost.", measure, picture, tables)
+    main()

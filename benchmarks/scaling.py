@@ -100,7 +100,7 @@ def child(root: str, method: str, repeats: str) -> None:
 
 def measure_case(run: common.Run, method: str, case: Case, repeats: int) -> dict[str, Any]:
     """Merge a case in a process of its own: its seconds without the imports, and its memory with them."""
-    root = run.files("case-" + "-".join(map(str, case)), lambda folder: write_case(folder, case))
+    root = run.files("growth-" + "-".join(map(str, case)), lambda folder: write_case(folder, case))
     words = ("--child", root, method, repeats)
     ran = common.launch("benchmarks.scaling", *words, apart=not run.quick, threads=1)
     return {"seconds": common.noise(json.loads(ran.printed)), "mib": ran.mib}

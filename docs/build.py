@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import conformance, gauge, peers
+from benchmarks.costs import costs
 from benchmarks.nli import subsets
 from benchmarks.nli.report import advice, overview
 from riemerge.methods import DEFAULT_METHOD, METHODS, PARAMETERS
@@ -101,6 +102,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "methods": methods_table,
     "parameters": parameters_table,
+    "costs": costs,
     "gauge": lambda: gauge.summary(read_result(gauge.COMMITTED)),
     "peers": lambda: peers.table(read_result(peers.RESULTS)),
     "conformance": lambda: conformance.table(read_result(conformance.COMMITTED)),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from riemerge.records.evaluation_record import Evaluation as Evaluation
     from riemerge.statistics import collect_statistics as collect_statistics
     from riemerge.study.batch_merges import batch as batch
+    from riemerge.study.collection.mapping import map_adapters as map_adapters
     from riemerge.study.evaluation import evaluate as evaluate
     from riemerge.study.inspection import inspect as inspect
     from riemerge.study.method_laws import check_method as check_method

@@ -109,7 +109,7 @@ _OF_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def explain(fault: BaseException) -> tuple[str, int, tuple[str, ...]]:
-    """Return the kind of any fault, its exit code, and what there is to say: a `Bug` where it is none of ours."""
+    """Return the kind of any fault, its exit code and what to say: a `Bug` where it is none of ours."""
     if isinstance(fault, RiemergeError):
         return type(fault).__name__, fault.exit_code, fault.problems
     text, number = " ".join(str(fault).split()), getattr(fault, "errno", None)

@@ -1,10 +1,11 @@
-"""Compare what two trees of riemerge merge, bit for bit: python tools/compare_trees.py OLD NEW
+"""Compare what two trees of riemerge merge, bit for bit or up to a tolerance: tools/compare_trees.py OLD NEW
 
 Every method merges the four adapters of examples/adapters, in a process of each tree; and four of their
 modules by unequal weights, at a matched scale, at three kinds of rank, to a delta, and as full checkpoints
 with and without their base. Statistics, where a method needs them, are random ones of a fixed seed. What is
-compared is the sha256 of the files of tensors, or the text of the error. A tree is a folder, or the JSON
-file in which --save kept its results. The exit code is 1 where the trees differ.
+compared is the sha256 of the files of tensors, or the text of the error; with a tolerance the relative
+distance of the updates, all modules together, estimated from random probes uᵀ dW v of a fixed seed. A tree is
+a folder, or the JSON file in which --save kept its results. The exit code is 1 where the trees differ.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -28,7 +30,24 @@ MODULES = 4
 ADAPTERS = ("snli", "mnli", "qnli", "scitail")
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
-Results = dict[str, str]
+PROBES = 8  # of each module
+
+Results = dict[str, "Outcome"]
+
+
+class Outcome(NamedTuple):
+    """What one merge gave: the hash of its tensors or the text of its error, and probes of its updates."""
+
+    text: str
+    probes: list[float]
+
+    def apart(self, other: Outcome) -> float:
+        """Return the relative distance to what another tree gave; infinite where it cannot be compared."""
+        if self.text == other.text:
+            return 0.0
+        if len(self.probes) != len(other.probes) or not self.probes:
+            return math.inf
+        return math.dist(self.probes, other.probes) / (math.hypot(*self.probes) or math.inf)
 
 
 class Case(NamedTuple):
@@ -46,6 +65,7 @@ def main() -> None:
     parser.add_argument("trees", nargs="*", type=Path, metavar="TREE")
     parser.add_argument("--save", type=Path, help="JSON file for the results of the only tree.")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="Methods to compare [all].")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="Relative distance that is none [0].")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
@@ -59,25 +79,28 @@ def main() -> None:
         options.save.write_text(json.dumps(outcomes[0], indent=1))
         return
     old, new = outcomes
-    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    nothing = Outcome("not there", [])
+    both = {name: (old.get(name, nothing), new.get(name, nothing)) for name in sorted({*old, *new})}
+    apart = {name: one.apart(other) for name, (one, other) in both.items()}
+    differing = [name for name, distance in apart.items() if distance > options.tolerance]
     for name in differing:
-        print(f"{name}:\n  {old.get(name)}\n  {new.get(name)}")
-    refused = sum(value.startswith("refused") for value in old.values())
+        print(f"{name}: {apart[name]:.2g} apart\n  {both[name][0].text}\n  {both[name][1].text}")
+    refused = sum(value.text.startswith("refused") for value in old.values())
     print(f"{len(old)} merges in the old tree, {len(new)} in the new; {refused} refused")
-    print(f"{len(differing)} differ")
+    alike = max((distance for distance in apart.values() if distance <= options.tolerance), default=0.0)
+    print(f"{len(differing)} differ; the others by at most {alike:.2g}")
     sys.exit(bool(differing))
 
 
 def outcome(tree: Path, work: Path, only: list[str]) -> Results:
     """Merge in a process of its own with the package of one tree, or read what it merged before."""
     if tree.is_file():
-        saved: Results = json.loads(tree.read_text())
-        return {name: value for name, value in saved.items() if not only or name.split()[0] in only}
+        saved = json.loads(tree.read_text())
+        return {name: Outcome(*one) for name, one in saved.items() if not only or name.split()[0] in only}
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     command = [sys.executable, __file__, "--inside", str(work), *(["--only", *only] if only else [])]
     ran = subprocess.run(command, env=environment, cwd=tree, stdout=subprocess.PIPE, text=True, check=True)
-    results: Results = json.loads(ran.stdout.splitlines()[-1])
-    return results
+    return {name: Outcome(*one) for name, one in json.loads(ran.stdout.splitlines()[-1]).items()}
 
 
 # --- inside the process of one tree -------------------------------------------------------------------------
@@ -139,8 +162,8 @@ def cases(method: Method, work: Path, folders: list[Path]) -> Iterator[Case]:
     yield Case(f"{method.name} based", full, {**settings, "base_model": str(work / "full" / "base")}, few)
 
 
-def merge(case: Case, folders: tuple[Path, ...]) -> str:
-    """Merge one case; return the hash of its tensors, or the error without the folders' paths."""
+def merge(case: Case, folders: tuple[Path, ...]) -> Outcome:
+    """Merge one case; return the hash of its tensors and probes, or the error without the folders' paths."""
     from riemerge import merge_into, read_recipe
     from riemerge.errors import RiemergeError
 
@@ -152,11 +175,32 @@ def merge(case: Case, folders: tuple[Path, ...]) -> str:
             text = "; ".join(fault.problems)
             for path in folders:
                 text = text.replace(str(path), "…")
-            return f"refused: {text}"
+            return Outcome(f"refused: {text}", [])
         total = hashlib.sha256()
         for path in sorted(out.glob("*.safetensors")):
             total.update(path.read_bytes())
-        return total.hexdigest()
+        return Outcome(total.hexdigest(), [*probe(out)])
+
+
+def probe(folder: Path) -> Iterator[float]:
+    """Yield random products uᵀ dW v of every update of an adapter, or of every tensor of other files."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = {
+        name: one.double() for path in folder.glob("*.safetensors") for name, one in load_file(path).items()
+    }
+    if (folder / "adapter_config.json").exists():
+        from riemerge import read_adapter
+
+        adapter = read_adapter(str(folder))
+        tensors = {name: adapter.update(name).dense() for name in adapter.modules}
+    for name, tensor in sorted(tensors.items()):
+        draws = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+        matrix = torch.atleast_2d(tensor).flatten(1)
+        for _ in range(PROBES):
+            left, right = (torch.randn(size, generator=draws, dtype=torch.float64) for size in matrix.shape)
+            yield float(left @ matrix @ right)
 
 
 # --- inputs -------------------------------------------------------------------------------------------------

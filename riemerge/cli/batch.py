@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -27,13 +28,7 @@ that failed. The table is in batch.json, in the output."""
 
 @click.command(help=_HELP)
 @click.argument("plan", metavar="PLAN.yaml")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(),
-    metavar="FOLDER",
-    help="Folder around all merges, new or to go on in.",
-)
+@click.option("-o", "--output", type=click.Path(), metavar="FOLDER", help="Folder around all merges.")
 @click.option("--dry-run", is_flag=True, help="List the merges of the plan, and write nothing.")
 @click.option(
     "--workers",
@@ -43,28 +38,14 @@ that failed. The table is in batch.json, in the output."""
     show_default=True,
     help="Processes that merge at once on this machine; they share its CPUs.",
 )
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Scheduler of a dask cluster that merges; its workers must see the same files.",
-)
+@click.option("--scheduler", metavar="ADDRESS", help="Scheduler of a dask cluster whose workers merge.")
 @DEVICE
 @THREADS
 @PLUGIN
 @JSON
 @QUIET
 @answering
-def batch(
-    plan: str,
-    output: str | None,
-    dry_run: bool,
-    workers: int,
-    scheduler: str | None,
-    device: str,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def batch(plan: str, output: str | None, dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Do what `riemerge batch` is asked."""
     from riemerge.report.batch_text import batch_report
     from riemerge.report.words import printable
@@ -80,15 +61,7 @@ def batch(
             show(batch_report(listed))
         return
     with progress_on_stderr(quiet) as listener:
-        made = batch(
-            plan,
-            output,
-            workers=workers,
-            scheduler=scheduler,
-            device=device,
-            threads=threads,
-            progress=listener,
-        )
+        made = batch(plan, output, progress=listener, **asked)
     with reporting(output):
         if as_json:
             dump({"output": output, "record": made.model_dump(mode="json")})

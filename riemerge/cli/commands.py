@@ -16,6 +16,7 @@ from riemerge.cli.demo import demo
 from riemerge.cli.evaluate import evaluate
 from riemerge.cli.extract import extract
 from riemerge.cli.inspect import inspect
+from riemerge.cli.map import map_collection
 from riemerge.cli.merge import merge
 from riemerge.cli.methods import methods
 from riemerge.cli.soup import soup
@@ -52,6 +53,7 @@ for _command in (
     evaluate,
     compare,
     inspect,
+    map_collection,
     methods,
     check,
     demo,

@@ -180,6 +180,10 @@ class Adapter:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
 
+    def check(self) -> None:
+        """Raise an AdapterError if the file of the tensors is no longer the one that was checked."""
+        self._tensors.check()
+
     def sides(self, module: str) -> dict[str, Tensor]:
         """Read the stored tensors of one module, by side.
 

@@ -97,7 +97,7 @@ class RoundedUpdates:
         Raises:
             NumericalError: An update was refused, or is rounded to nearly nothing; all of them are named.
         """
-        NumericalError.refuse(self._problems)
+        NumericalError.refuse(sorted(self._problems))
         check_rounding(self.roundings)
 
 

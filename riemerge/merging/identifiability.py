@@ -14,6 +14,7 @@ from torch import Tensor
 from riemerge.linalg import SVD
 from riemerge.records.run_record import SPREAD_PARTLY, SPREAD_YES, Determined, Overlap
 from riemerge.updates import LowRankUpdate
+from riemerge.updates.reduction import Reduction
 
 # What the overlap of inputs says of their mean: fitted to how far ten starts ended apart. Synthetic families
 # are of three and six adapters of rank 8 and 16; the real ones are of rank 16: six trained on tasks of one
@@ -40,6 +41,12 @@ from riemerge.updates import LowRankUpdate
 YES = (0.4, 0.5)  # least `weakest`, least `paired`
 UNSHARED = 0.05  # up to this `weakest` there are directions that nobody shares
 UNPAIRED = (0.8, 0.2)  # from this `weakest` on, up to this `paired`: equal subspaces of independent cores
+
+FEW = 16
+"""Up to so many adapters all pairs are compared unasked."""
+
+# Numbers of frames that are compared at once.
+_NUMBERS = 2**21
 
 
 def frames(update: LowRankUpdate, storage: torch.dtype | None = None) -> SVD:
@@ -98,6 +105,85 @@ def overlap_of(
     return overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
 
 
+def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overlap | None]:
+    """Return the overlap of the inputs of each of K modules, stored in T dtypes.
+
+    Law: `overlap` of the `frames` of each module, to round-off; all pairs and modules in one batch.
+    """
+    cores = reduction.cores
+    left, right = (cores.spread(side).movedim(-2, -3) for side in (cores.svds.left, cores.svds.right))
+    sigma = cores.spread(cores.svds.values)
+    eps = [
+        math.sqrt(rank) * torch.finfo(dtype).eps
+        for rank, dtype in zip(reduction.kind.ranks, storage, strict=True)
+    ]
+    arithmetic = 10.0 * torch.finfo(torch.float64).eps * math.sqrt(max(left.shape[2], right.shape[2]))
+    tolerance = (torch.tensor(eps, dtype=torch.float64) + arithmetic).to(sigma.device)
+    counts = sigma > tolerance[:, None] * sigma[..., :1]
+    ranks, sigma = counts.sum(dim=-1), torch.where(counts, sigma, 0.0)
+    left, right = (torch.where(counts.unsqueeze(-2), side, 0.0) for side in (left, right))
+    first, second = torch.triu_indices(len(eps), len(eps), 1, device=sigma.device)
+    step = max(1, _NUMBERS // left[:, 0].numel())
+    pairs = zip(first.split(step), second.split(step), strict=True)
+    blocks = [compare_pairs(left, right, sigma, ranks, i, j, reduction.kind.shape) for i, j in pairs]
+    if not blocks:
+        return [None] * len(left)
+    known = torch.cat(blocks, dim=-1)
+    sums = known.sum(dim=-1).T.tolist()
+    names = ("left", "right", "left_random", "right_random", "share", "weakest", "cosine")
+    return [
+        Overlap(**{name: value / count for name, value in zip(names, values, strict=True)}) if count else None
+        for *values, count in sums
+    ]
+
+
+def compare_pairs(
+    left: Tensor,
+    right: Tensor,
+    sigma: Tensor,
+    ranks: Tensor,
+    i: Tensor,
+    j: Tensor,
+    shape: tuple[int, int],
+) -> Tensor:
+    """Return what `Overlap` averages of P pairs (i, j) of K modules, and whether each counts: (8, K, P).
+
+    Args:
+        left: Column frames (K, T, m, r), 0 where a direction is round-off.
+        right: Row frames (K, T, n, r), 0 where a direction is round-off.
+        sigma: Singular values (K, T, r).
+        ranks: Numbers of directions (K, T) that are no round-off.
+        i: Places of the first updates (P,).
+        j: Places of the second updates (P,).
+        shape: (m, n) of the modules.
+    """
+    crossed = torch.stack([side[:, i].mT @ side[:, j] for side in (left, right)])
+    cosines = torch.linalg.svdvals(crossed)
+    small, large = torch.minimum(ranks[:, i], ranks[:, j]), torch.maximum(ranks[:, i], ranks[:, j])
+    counts = small > 0
+    small = small.clamp_min(1)
+    size = small.to(sigma).sqrt()
+    widths = torch.tensor(shape, dtype=torch.float64, device=sigma.device)[:, None, None]
+    level = (large / widths).sqrt()
+    mean = torch.linalg.vector_norm(cosines, dim=-1) / size
+    least = cosines.gather(-1, (small - 1).expand(2, -1, -1).unsqueeze(-1)).squeeze(-1)
+    shares, weakest = (_shares(side, level) for side in (mean, least))
+    inner = (sigma[:, i].unsqueeze(-1) * crossed[0] * crossed[1] * sigma[:, j].unsqueeze(-2)).sum(
+        dim=(-2, -1)
+    )
+    norms = torch.linalg.vector_norm(sigma, dim=-1)
+    cosine = inner / torch.where(counts, norms[:, i] * norms[:, j], 1.0)
+    known = (*mean, *level, shares.amin(dim=0), weakest.amax(dim=0), cosine)
+    return torch.stack([*(torch.where(counts, numbers, 0.0) for numbers in known), counts.to(sigma)])
+
+
+def _shares(cosine: Tensor, level: Tensor) -> Tensor:
+    """Return 0 at the random level, 1 for equal subspaces, also where a subspace fills everything."""
+    room = 1.0 - level.square()
+    fills = room <= 1e-12
+    return torch.where(fills, 1.0, (cosine.square() - level.square()) / torch.where(fills, 1.0, room))
+
+
 def mean_overlap(overlaps: Iterable[Overlap | None]) -> Overlap | None:
     """Return the mean over those modules that have an overlap; None where none has."""
     known = [overlap for overlap in overlaps if overlap is not None]
@@ -127,15 +213,9 @@ def judge_overlap(overlap: Overlap | None, spread: float | None = None) -> Deter
     return "open"
 
 
-def doubtful(inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]) -> bool:
-    """Say whether the overlap of a module's inputs leaves open whether they determine their mean.
-
-    Args:
-        inputs: In any common orthonormal bases.
-        shape: (m, n) of the module.
-        storage: T dtypes in which they were stored.
-    """
-    return judge_overlap(overlap_of(inputs, shape, storage)) == "open"
+def doubtful(overlap: Overlap | None) -> bool:
+    """Say whether the overlap of a module's inputs leaves open whether they determine their mean."""
+    return judge_overlap(overlap) == "open"
 
 
 def judge_modules(answers: Iterable[Determined | None]) -> Determined | None:

@@ -37,6 +37,7 @@ from riemerge.methods.method import SUMS
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
+from riemerge.updates.reduction import Kind
 
 Model: TypeAlias = Adapter | Checkpoint
 Models: TypeAlias = Mapping[Path, Model]
@@ -151,6 +152,17 @@ class Inputs:
         first = next(i for i, _ in enumerate(self.each) if i not in lacking)
         return self.each[first].model.shape(module)
 
+    def kind(self, device: str, module: str) -> Kind | None:
+        """Return what a module of adapters has in common with those that are reduced together, where they go
+        to a type of device; None of full checkpoints, which have no factors.
+        """
+        if not self.adapters:
+            return None
+        lacking = self.lacking.get(module, ())
+        ranks = (1 if i in lacking else adapter.ranks[module] for i, adapter in enumerate(self.adapters))
+        m, n = self.shape(module)
+        return Kind((m, n), tuple(ranks), device)
+
     def read(
         self, module: str, dtype: torch.dtype, device: torch.device
     ) -> tuple[LowRankUpdate, ...] | DenseSpan | DenseRows:
@@ -169,7 +181,7 @@ class Inputs:
             AdapterError: A tensor cannot be read.
         """
         if self.adapters:
-            return tuple(self._update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
+            return tuple(self.update(i, module, dtype, device) for i, _ in enumerate(self.adapters))
         shape, count = self.shape(module), len(self.checkpoints)
         numbers = count * math.prod(shape)
         if len(shape) < 2 or numbers <= LARGE:
@@ -184,7 +196,8 @@ class Inputs:
             x -= self.base.tensor(name, device=device, rows=rows)
         return x
 
-    def _update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
+    def update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
+        """Read the update of the adapter at a place of the stack; zero where it lacks the module."""
         if place in self.lacking.get(module, ()):
             m, n = self.shape(module)
             zeros = partial(torch.zeros, dtype=dtype, device=device)

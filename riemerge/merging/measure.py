@@ -9,10 +9,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap, overlap_of
+from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap, overlaps
 from riemerge.methods import Merged, Method, Stack
 from riemerge.methods.cancelling import remainder
 from riemerge.records.run_record import ModuleRow, Totals
+from riemerge.updates.reduction import Reduction
 
 _Value = TypeVar("_Value")
 _Result = TypeVar("_Result")
@@ -33,6 +34,8 @@ def module_row(
     stored: Sequence[torch.dtype],
     order: Sequence[int],
     method: Method,
+    *,
+    full: bool = True,
 ) -> ModuleRow:
     """Measure one merged module.
 
@@ -45,13 +48,23 @@ def module_row(
         stored: T dtypes in which the factors of the inputs were stored.
         order: Places in the stack, in the order in which the record names the inputs.
         method: The row of the table that merged them.
+        full: Whether the overlap of the inputs is measured.
     """
     inputs, evidence = merged.inputs, merged.evidence
     measured, numerical = merged.measure(scale), evidence.numerical_ranks
     norms = measured.inputs
     facts: dict[str, Any] = {name: getattr(evidence, name) for name in _EVIDENCE}
-    if inputs:
-        overlap = overlap_of(inputs, cast("tuple[int, int]", shape), stack.storage)
+    if (known := merged.measured) is not None:
+        facts |= {
+            "input_ranks": tuple(known.input_ranks[i] for i in order),
+            "overlap": known.overlap,
+            "determined": judge_overlap(known.overlap, evidence.update_spread),
+            "cancelled": known.cancelled,
+        }
+    elif inputs:
+        overlap = None
+        if full:
+            (overlap,) = overlaps(Reduction.of(inputs, cast("tuple[int, int]", shape)), stack.storage)
         left = remainder(inputs, norms, stack.weights(module), stored, directions=method.directions)
         facts |= {
             "input_ranks": tuple(inputs[i].rank for i in order),
@@ -63,7 +76,7 @@ def module_row(
         module=module,
         shape=tuple(shape),
         numerical_ranks=numerical and tuple(numerical[i] for i in order),
-        rank=merged.small and merged.small.rank,
+        rank=known.rank if known else merged.small and merged.small.rank,
         status=evidence.status.name,
         distances=evidence.distances and tuple(evidence.distances[i] for i in order),
         norm=measured.norm,

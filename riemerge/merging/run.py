@@ -21,7 +21,7 @@ from riemerge.updates import Dense, DenseBlocks, LowRankUpdate
 
 _Update: TypeAlias = LowRankUpdate | Dense | DenseBlocks
 Keep: TypeAlias = Callable[[str, _Update], None]
-"""What is done with each module and its merged update, scale λ included, in the order of the names."""
+"""What is done with each module and its merged update, scale λ included, as they are done."""
 
 
 def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
@@ -56,7 +56,8 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
         scale, update = plan.resolver.scale(module, factor), result.update
         if isinstance(update, DenseBlocks):  # measured in the pass in which it is written
             keep(module, update.times(scale))
-        row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)
+        full = plan.options.overlaps is not None
+        row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method, full=full)
         return row, result.evidence, update.times(scale).absorb_scale()
 
     with single_threaded():
@@ -79,5 +80,7 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
                 keep(row.module, update)
             if progress is not None:
                 progress(Progress("measure", len(rows), len(stack.modules), ""))
+    rows.sort(key=lambda row: row.module)
+    evidence = {row.module: evidence[row.module] for row in rows}
     check_directions(plan.method, rows)
     return run_record(plan, rows, evidence, matched_scale=factor, solve=perf_counter() - began)

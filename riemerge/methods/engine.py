@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
@@ -19,17 +21,28 @@ from riemerge.methods.edits import Edit, parse_edit
 from riemerge.methods.geometries import FORMULA, GEOMETRIES
 from riemerge.methods.geometries.geometry import Geometry, Placed, Solved, Steps, spread
 from riemerge.methods.method import SUMS, Domain, Method
-from riemerge.methods.modules import Edited, Module, lighten, open_module
-from riemerge.methods.setting import Answer, FlatEdit, Look, Mean, Setting, Stream, Survey
+from riemerge.methods.modules import Edited, Module, open_module
+from riemerge.methods.reduced import Group, Member, open_side_by_side
+from riemerge.methods.setting import Answer, FlatEdit, Look, Mean, Setting, Stream, Survey, Together
 from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
 from riemerge.updates import BlockMap, Blocks, LowRankUpdate
+from riemerge.updates.reduction import Kind
 
 if TYPE_CHECKING:
     from riemerge.frechet import Problem
     from riemerge.methods.batches import Task
+
+# Numbers of factors that are reduced together, on a GPU more, which waits for each batch; and the most
+# modules. None of it depends on the threads: the bits of a batch may.
+_TOGETHER = {"cpu": 2**22}
+_ON_DEVICE = 2**27
+_MOST = 64
+
+# Domains whose rows see what modules of one kind are reduced to together.
+_REDUCED = frozenset({"weights", "gram", "span", "cores", "factors"})
 
 # Numbers that modules may keep while they wait to be solved side by side: 128 MiB of float64.
 _WINDOW = 2**24
@@ -47,6 +60,7 @@ class Row:
         survey: What looks at all modules first; empty where nothing does.
         look: What looks at all rows of a module before the formula merges runs of them; empty for nothing.
         edits_by_rows: Whether runs of rows may be edited apart.
+        together: The formula for modules side by side; empty where it sees one at a time.
     """
 
     method: Method
@@ -55,6 +69,7 @@ class Row:
     survey: Survey | Literal[""] = ""
     look: Look | Literal[""] = ""
     edits_by_rows: bool = True
+    together: Together | Literal[""] = ""
 
     @classmethod
     def of(cls, method: Method) -> Self:
@@ -67,6 +82,7 @@ class Row:
             method.survey and resolve(method.survey),
             method.look and resolve(method.look),
             all(edit.by_rows or edit.look for edit, _ in named),
+            method.together and resolve(method.together),
         )
 
     def geometry(self, values: Mapping[str, Any]) -> Geometry:
@@ -233,6 +249,15 @@ class _Begun:
             return 0
         return 3 * self.placed.points.numel() + self.module.width
 
+    def begin(self, row: Row) -> None:
+        """Take the first step of the mean of a module that was read."""
+        assert self.module is not None
+        try:
+            self.steps = row.mean(self.module.x, self.module.setting)
+            self.advance(None)
+        except (NumericalError, AdapterError) as fault:
+            self.fault = fault
+
     def advance(self, solved: Solved | None) -> Self:
         """Take the next step, from the solution of the last."""
         assert self.steps is not None
@@ -261,6 +286,8 @@ class _Begun:
         self.value = value
         self.evidence = replace(evidence, passes=evidence.passes or self.passes)
         tensors: tuple[Tensor, ...] = (value,)
+        if isinstance(self.module, Member) and not isinstance(value, LowRankUpdate):
+            return  # seen with the others of its kind
         if isinstance(value, LowRankUpdate):
             tensors = (value.A, value.B)
         elif isinstance(value, SVD):
@@ -276,12 +303,17 @@ class _Begun:
         if self.merged is not None:
             return self.merged
         assert self.module is not None
+        return self.module.give_back(self.value, options, self.know(count))
+
+    def know(self, count: int) -> Evidence:
+        """Return what is known of the mean, about all of T inputs."""
+        assert self.module is not None
         places = self.module.setting.places
         evidence = replace(spread(self.evidence, places, count), seconds=self.seconds)
         if evidence.numerical_ranks is not None:
             ranks = dict(zip(places, evidence.numerical_ranks, strict=True))
             evidence = replace(evidence, numerical_ranks=tuple(ranks.get(i, 0) for i in range(count)))
-        return self.module.give_back(self.value, options, evidence)
+        return evidence
 
 
 def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tuple[str, Merged]]:
@@ -332,10 +364,32 @@ def pose_modules(method: Method, stack: Stack, options: Options) -> list[tuple[t
 
 def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor | Blocks, Setting]:
     """Return what a survey sees of a module."""
-    values = stack.values(name)
-    by_rows = row.by_rows(values)
-    there = open_module(row.method, row.read_domain(values), stack, options, name, by_rows=by_rows)
+    kind, domain = _kind(row, stack, name)
+    if kind is not None:
+        light = replace(options, overlaps=None, starts=None)
+        groups, faults = open_side_by_side(row.method, domain, stack, light, [name], {})
+        for fault in faults.values():
+            raise fault
+        there: Module = groups[0].members[0]
+    else:
+        by_rows = row.by_rows(stack.values(name))
+        there = open_module(row.method, domain, stack, options, name, by_rows=by_rows)
     return there.x, there.setting
+
+
+def _kind(row: Row, stack: Stack, name: str) -> tuple[Kind | None, Domain]:
+    """Return what a module has in common with those that it is reduced with, and what the row sees of it; no
+    kind where each is read by itself.
+    """
+    domain = row.read_domain(stack.values(name))
+    if name in stack.plain or domain not in _REDUCED:
+        return None, domain
+    if stack.kinds is not None:
+        return stack.kinds(name), domain
+    updates = stack.modules[name]
+    if not isinstance(updates, tuple):
+        return None, domain
+    return Kind.of(updates), domain
 
 
 @final
@@ -348,17 +402,91 @@ class _Run:
         self._options = options
         self._total = total
         self._done = 0
-        self._faults: dict[type[RiemergeError], list[str]] = defaultdict(list)
+        self._faults: dict[type[RiemergeError], list[tuple[str, str]]] = defaultdict(list)
 
     def begin_all(self) -> Iterator[tuple[str, _Begun]]:
-        """Begin all modules, after the row's survey, in the order of their names."""
+        """Begin all modules, after the row's survey: those of one kind after each other."""
         row, stack, options, names = self.row, self._stack, self._options, sorted(self._stack.modules)
         facts: Mapping[str, Any] = {}
         if row.survey:
             seen = [name for name in names if name not in stack.plain]
             facts = row.run_survey(lambda: (_see(row, stack, options, name) for name in seen))
-        begun = in_order(partial(self.begin, facts), names, options.threads)
-        return zip(names, begun, strict=True)
+        begun = in_order(partial(self.begin_batch, facts), self._batches(names), options.threads)
+        return itertools.chain.from_iterable(begun)
+
+    def _batches(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Yield names of modules that are reduced together, in the order of the first of each."""
+        kinds: dict[tuple[Kind | None, Domain], list[str]] = defaultdict(list)
+        for name in names:
+            kinds[_kind(self.row, self._stack, name)].append(name)
+        batches = []
+        for (kind, _), several in kinds.items():
+            count = 1
+            if kind is not None:
+                numbers = _TOGETHER.get(kind.device, _ON_DEVICE) // kind.numbers
+                count = min(max(1, numbers), _MOST)
+            batches += [several[i : i + count] for i in range(0, len(several), count)]
+        yield from sorted(batches)
+
+    def begin_batch(self, facts: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, _Begun]]:
+        """Read the modules of a batch, and merge them where their means have closed forms."""
+        kind, domain = _kind(self.row, self._stack, names[0])
+        if kind is None:
+            return [(name, self.begin(facts, name)) for name in names]
+        begun = {name: _Begun() for name in names}
+        groups, faults = open_side_by_side(self.row.method, domain, self._stack, self._options, names, facts)
+        for name, fault in faults.items():
+            begun[name].fault = fault
+        for group in groups:
+            self._begin_group(group, [begun[name] for name in group.names])
+        return list(begun.items())
+
+    def _begin_group(self, group: Group, each: Sequence[_Begun]) -> None:
+        """Merge the modules of a group where their means have closed forms."""
+        began = perf_counter()
+        for member, one in zip(group.members, each, strict=True):
+            one.module = member
+        values = self._merge_together(group)
+        if values is None:
+            for one in each:
+                one.begin(self.row)
+        closed = [one for one in each if one.placed is None and one.fault is None]
+        self._give_back(closed, values)
+        group.lighten()
+        for one in each:
+            one.seconds = (perf_counter() - began) / len(each)
+
+    def _merge_together(self, group: Group) -> Tensor | SVD | None:
+        """Return the means of all modules of a group, where the row has a formula for that."""
+        if self.row.together:
+            # A module without an answer says nothing of the others: each is asked by itself.
+            with suppress(NumericalError):
+                return self.row.together(group.cores, group.settings)
+        return None
+
+    def _give_back(self, each: Sequence[_Begun], values: Tensor | SVD | None = None) -> None:
+        """Give the merged updates of some modules of one group their width.
+
+        Args:
+            each: Modules whose means are known.
+            values: The means, side by side, where they are not with the modules.
+        """
+        if not each:
+            return
+        members = [cast("Member", one.module) for one in each]
+        count = len(self._stack.names)
+        answers: Sequence[Any] | Tensor = [one.value for one in each]
+        if values is not None:
+            answers = values
+        merged = members[0].group.give_back(
+            [member.place for member in members], answers, [one.know(count) for one in each]
+        )
+        for one, found in zip(each, merged, strict=True):
+            one.module = one.value = one.steps = None
+            if isinstance(found, NumericalError):
+                one.fault = found
+            else:
+                one.merged = found
 
     def begin(self, facts: Mapping[str, Any], name: str) -> _Begun:
         """Read and edit a module, and merge it where its mean has a closed form."""
@@ -381,7 +509,7 @@ class _Run:
             begun.seconds = perf_counter() - began
             begun.advance(None)
             if begun.placed:
-                begun.module = lighten(there)
+                begun.module = there
             elif begun.fault is None:
                 begun.merged = begun.give_back(options, len(stack.names))
                 if options.later and not there.light:
@@ -400,13 +528,20 @@ class _Run:
             self._solve(window)
         if self._faults:
             return
-        count = len(self._stack.names)
-        give_back = partial(_Begun.give_back, options=self._options, count=count)
-        merged = in_order(give_back, window.values(), self._options.threads)
-        for name, one in zip(window, merged, strict=True):
+        give_back = partial(_Begun.give_back, options=self._options, count=len(self._stack.names))
+        together: dict[Any, list[_Begun]] = defaultdict(list)
+        for waiting in window.values():
+            if isinstance(waiting.module, Member):
+                together[waiting.module.group].append(waiting)
+        deque(in_order(self._give_back, together.values(), self._options.threads), maxlen=0)
+        self.note(window)
+        if self._faults:
+            return
+        each = in_order(give_back, window.values(), self._options.threads)
+        for name, merged in zip(window, each, strict=True):
             self._done += 1
             self.report("merge", self._done)
-            yield name, one
+            yield name, merged
 
     def _solve(self, window: Mapping[str, _Begun]) -> None:
         """Solve what the modules of a window placed, step by step."""
@@ -427,7 +562,7 @@ class _Run:
     def refuse(self) -> None:
         """Refuse what cannot be merged, all of it at once."""
         for kind in (NumericalError, AdapterError):
-            kind.refuse(self._faults[kind])
+            kind.refuse(problem for _, problem in sorted(self._faults[kind], key=lambda one: one[0]))
 
     def note(self, window: Mapping[str, _Begun]) -> None:
         """Take note of the modules that are refused."""
@@ -435,7 +570,7 @@ class _Run:
             if one.fault is not None:
                 # What a file lacks is told with the file and the module already.
                 self._faults[type(one.fault)] += [
-                    problem if f"{name}: " in problem else f"{name}: {problem}"
+                    (name, problem if f"{name}: " in problem else f"{name}: {problem}")
                     for problem in one.fault.problems
                 ]
                 one.fault = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from riemerge.errors import NumericalError
-from riemerge.linalg import SVD, canonical_signs, thin_svd
+from riemerge.linalg import SVD
 from riemerge.methods.method import SUMS, Domain, Method
 from riemerge.methods.parameters import energy_of
 from riemerge.methods.setting import Setting, make_setting
@@ -31,6 +31,7 @@ from riemerge.updates import (
     blocks_of,
     nearest,
 )
+from riemerge.updates.reduction import Reduction
 
 
 def open_module(
@@ -96,34 +97,24 @@ def open_module(
         x = updates.stacked
         norms = [float(torch.linalg.vector_norm(x[i])) for i in used]
         return _Whole(see(tuple(x.shape[1:]), norms), domain, x, used)
-    read = partial(_read, stack, name, exact=domain != "factors")
-    each = read()
+    # What decides by rank or position must not see a narrower round-off.
+    each = [update.to(torch.float64) for update in stack.low_rank(name)]
     span = JointSpan(each)
     cores = Cores.of([span.updates[i] for i in used])
     setting = see(
         each[0].shape,
         norms=cores.norms.tolist(),
         ranks=tuple(each[i].rank for i in used),
-        rank=_rank(method, max(each[i].rank for i in used), options),
-        starts=_count_starts(span.updates, each[0].shape, stack, options),
+        rank=allowed_rank(method, max(each[i].rank for i in used), options),
+        starts=count_starts(options, partial(_overlap, span, stack, options)),
     )
-    module = _DOMAINS[domain](setting, domain, span, each, used, cores, read)
+    module = _DOMAINS[domain](setting, domain, span, each, used)
     if by_rows and isinstance(module, _Entries):
         return replace(module, by_rows=True)
     return module
 
 
-def _read(stack: Stack, name: str, *, exact: bool) -> Sequence[LowRankUpdate]:
-    """Return the updates of a module, in float64 where they are wanted so: what decides by rank or position
-    must not see a narrower round-off.
-    """
-    updates = stack.low_rank(name)
-    if not exact:
-        return updates
-    return [update.to(torch.float64) for update in updates]
-
-
-def _rank(method: Method, largest: int, options: Options) -> int | None:
+def allowed_rank(method: Method, largest: int, options: Options) -> int | None:
     """Return the rank of the result, of inputs whose largest is given; None for all of it."""
     if isinstance(options.rank, str):
         return None
@@ -134,15 +125,19 @@ def _rank(method: Method, largest: int, options: Options) -> int | None:
     return options.rank or largest
 
 
-def _count_starts(
-    updates: Sequence[LowRankUpdate], shape: tuple[int, int], stack: Stack, options: Options
-) -> int:
+def count_starts(options: Options, overlap: Callable[[], Any]) -> int:
     """Return how many starts a module is solved from."""
     if options.starts != "auto":
         return int(options.starts or 1)
-    if options.doubtful is None or options.doubtful(updates, shape, stack.storage):
+    if options.doubtful is None or options.doubtful(overlap()):
         return SEVERAL
     return 1
+
+
+def _overlap(span: JointSpan, stack: Stack, options: Options) -> Any:
+    """Return what is known of the overlap of updates in common bases."""
+    assert options.overlaps is not None
+    return options.overlaps(Reduction.of(span.updates, span.shape), stack.storage)[0]
 
 
 @dataclass(frozen=True)
@@ -304,15 +299,11 @@ class _Factored(Module, ABC):
         span: The joint span of all updates of the module.
         read: All updates of the module.
         used: The places of the updates that count.
-        cores: The updates that count, in the bases of `span`.
-        again: Reads all its updates once more.
     """
 
     span: JointSpan
     read: Sequence[LowRankUpdate]
     used: Sequence[int]
-    cores: Cores
-    again: Callable[[], Sequence[LowRankUpdate]]
 
     @abstractmethod
     def _singular_values(self, value: Any) -> Tensor:
@@ -332,71 +323,9 @@ class _Factored(Module, ABC):
                 rank = _least_rank(self._singular_values(value), share)
         return self._cut(value, rank, options, evidence)
 
-    def _cut_core(self, core: Tensor | SVD, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        """Give a core in the joint span its factors, cut to a rank if there is one."""
-        svd = _decompose(core)
-        if rank is not None and rank < len(svd.values):
-            energy = svd.values.square()
-            share = float(energy[:rank].sum() / torch.where(energy.sum() > 0.0, energy.sum(), 1.0))
-            svd, evidence = svd.truncate(rank), replace(evidence, energy_kept=share)
-        roots = canonical_signs(svd.left) * svd.values.sqrt()
-        return self._lift(LowRankUpdate(svd.left * roots, (svd.right * roots).mT), options, evidence)
-
-    def _lift(self, small: LowRankUpdate, options: Options, evidence: Evidence) -> Merged:
-        """Merge to an update in the bases of the joint span."""
-        light, again = self.span.without_bases(), self.again
-
-        def lift() -> LowRankUpdate:
-            return light.lift(small, again())
-
-        if options.later:
-            return Merged(lift, evidence, self.span.updates, small)
-        if not self.read:
-            return Merged(constant(lift()), evidence, self.span.updates, small)
-        return Merged(constant(self.span.lift(small)), evidence, self.span.updates, small)
-
     @property
     def width(self) -> int:
-        read = sum(update.A.numel() + update.B.numel() for update in self.read)
-        return read + sum(self.cores.shape) * sum(self.cores.ranks)
-
-
-@final
-class _Sums(_Factored):
-    """Inner products in, or nothing of the updates; coefficients out."""
-
-    light = True
-
-    @property
-    def x(self) -> Tensor:
-        if self.domain == "weights":
-            return self.cores.norms.new_zeros(self.cores.count, 0)
-        return self.cores.inner()
-
-    def _singular_values(self, value: Tensor) -> Tensor:
-        return _singular_values(self.cores.combine(value))
-
-    def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._cut_core(self.cores.combine(value), rank, options, evidence)
-
-
-@final
-class _Cores(_Factored):
-    """Cores in bases of the joint span in, as decompositions or a stack; a core out, or its decomposition."""
-
-    light = True
-
-    @property
-    def x(self) -> Any:
-        if self.domain == "span":
-            return self.cores.dense()
-        return self.cores
-
-    def _singular_values(self, value: Tensor | SVD) -> Tensor:
-        return _singular_values(value)
-
-    def _cut(self, value: Tensor | SVD, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._cut_core(value, rank, options, evidence)
+        return sum(update.A.numel() + update.B.numel() for update in self.read)
 
 
 @final
@@ -463,38 +392,9 @@ class _Entries(_Factored):
         return Apart(norm, tuple(norms), tuple(math.sqrt(max(square, 0.0)) for square in squares))
 
 
-@final
-class _Factors(_Factored):
-    """Factors in bases of the joint span in, such factors out."""
-
-    light = True
-
-    @property
-    def x(self) -> Sequence[LowRankUpdate]:
-        return self.cores.balanced()
-
-    def _singular_values(self, value: LowRankUpdate) -> Tensor:
-        return value.singular_values()
-
-    def _cut(self, value: LowRankUpdate, rank: int | None, options: Options, evidence: Evidence) -> Merged:
-        return self._lift(value.balance(), options, evidence)
-
-
-def lighten(module: Module) -> Module:
-    """Return a module without what is tall of it and can be read again, to wait for a mean."""
-    if isinstance(module, _Factored) and module.light:
-        return replace(module, span=module.span.without_bases(), read=())
-    return module
-
-
 _DOMAINS: dict[str, type[_Factored]] = {
-    "weights": _Sums,
-    "gram": _Sums,
-    "span": _Cores,
-    "cores": _Cores,
     "half": _Half,
     "entries": _Entries,
-    "factors": _Factors,
 }
 
 
@@ -570,16 +470,7 @@ def _dense_of(value: Any, updates: Tensor, domain: Domain) -> Tensor:
     return dense
 
 
-def _decompose(core: Tensor | SVD) -> SVD:
-    """Return the thin SVD of a matrix, or one that it is already."""
-    if isinstance(core, SVD):
-        return core
-    return thin_svd(core)
-
-
-def _singular_values(value: Tensor | SVD) -> Tensor:
-    if isinstance(value, SVD):
-        return value.values
+def _singular_values(value: Tensor) -> Tensor:
     sigma: Tensor = torch.linalg.svdvals(value)
     return sigma
 

@@ -34,6 +34,8 @@ class Norms(NamedTuple):
     def of(cls, merged: Merged, weights: Sequence[float], stored: Sequence[torch.dtype]) -> Norms:
         """Return the norms of a merged module, of inputs that were stored in T dtypes."""
         norm, norms = merged.norms
+        if merged.measured is not None:
+            return cls(norm, norms, weights, merged.measured.left)
         if not merged.inputs:
             return cls(norm, norms, weights)
         return cls(norm, norms, weights, remainder(merged.inputs, norms, weights, stored))

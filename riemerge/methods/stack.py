@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, final
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     import torch
 
     from riemerge.frechet.status import Status
+    from riemerge.methods.cancelling import Remainder
     from riemerge.progress import Listener
     from riemerge.updates import Dense, DenseBlocks, DenseRows, DenseSpan, LowRankUpdate
+    from riemerge.updates.reduction import Kind, Reduction
 
 
 _Value = TypeVar("_Value")
@@ -44,6 +46,12 @@ class Stack:
         statistics: T times module name to the statistics of that model there, by kind.
         base_statistics: Module name to those of the base model.
         plain: Names of modules that the row does not see, which get the weighted mean; of dense updates only.
+        stored: T dtypes in which the factors were stored; those of `storage` where there are none.
+        kinds: Module name to its kind, which says what is reduced together; None where it has no factors. By
+            default it is asked of the updates.
+        kept: Reductions by the names of their modules. What a merge reduces is put there, and what is there
+            is not read again but to lift a result: for several merges of the same inputs. The default keeps
+            nothing.
     """
 
     names: tuple[str, ...]
@@ -54,6 +62,9 @@ class Stack:
     statistics: tuple[Callable[[str], Mapping[str, torch.Tensor]], ...] = ()
     base_statistics: Callable[[str], Mapping[str, torch.Tensor]] = _nothing
     plain: frozenset[str] = frozenset()
+    stored: tuple[torch.dtype, ...] = ()
+    kinds: Callable[[str], Kind | None] | None = None
+    kept: MutableMapping[tuple[str, ...], Reduction] | None = None
 
     def low_rank(self, module: str) -> tuple[LowRankUpdate, ...]:
         """Return the T updates of a module as factors, for a method that takes no others."""
@@ -84,9 +95,10 @@ class Options:
         seed: Random seed of the starts and of every draw.
         threads: How many threads may work at once; they change no bit.
         progress: Called now and then with the numbers of modules that are through a stage.
-        doubtful: Called as `doubtful(updates, shape, storage)` with a module's inputs in common bases, the
-            shape that they have outside of them and their stored dtypes: whether only a measurement can tell
-            that they determine their mean.
+        overlaps: Called as `overlaps(reduction, storage)` with K modules and T dtypes: what is known of the
+            overlap of the inputs of each, for the record. None measures nothing.
+        doubtful: Called with what `overlaps` said of one module: whether only a measurement can tell that its
+            inputs determine their mean.
     """
 
     rank: int | str | None = None
@@ -102,7 +114,8 @@ class Options:
     seed: int | None = None
     threads: int = 1
     progress: Listener | None = None
-    doubtful: Callable[[Sequence[LowRankUpdate], tuple[int, int], Sequence[torch.dtype]], bool] | None = None
+    overlaps: Callable[[Reduction, Sequence[torch.dtype]], Sequence[Any]] | None = None
+    doubtful: Callable[[Any], bool] | None = None
 
 
 @final
@@ -165,18 +178,36 @@ class Apart(NamedTuple):
     distances: tuple[float, ...]
 
     def times(self, scale: float) -> Apart:
-        """Return what is true of λ dW: ‖λ dW − dWᵢ‖² = λ ‖dW − dWᵢ‖² + (λ² − λ) ‖dW‖² + (1 − λ) ‖dWᵢ‖²."""
+        """Return what is true of λ dW: ‖λ dW − dWᵢ‖² = λ ‖dW − dWᵢ‖² + (λ − 1) (λ ‖dW‖² − ‖dWᵢ‖²)."""
         unit = max(self.norm, *self.inputs)
         if scale == 1.0 or unit == 0.0:
             return self
         # In units of the largest: the square of a float may be none.
-        own = (scale * scale - scale) * (self.norm / unit) ** 2
+        own = scale * (self.norm / unit) ** 2
         squares = [
-            scale * (apart / unit) ** 2 + own + (1.0 - scale) * (size / unit) ** 2
+            scale * (apart / unit) ** 2 + (scale - 1.0) * (own - (size / unit) ** 2)
             for apart, size in zip(self.distances, self.inputs, strict=True)
         ]
         distances = tuple(unit * math.sqrt(max(0.0, square)) for square in squares)
         return Apart(abs(scale) * self.norm, self.inputs, distances)
+
+
+class Measured(NamedTuple):
+    """What is known of a module that was merged with others of its kind.
+
+    Attributes:
+        rank: Rank of the merged update.
+        input_ranks: Ranks of the T updates.
+        left: What is left of the updates in their weighted sum.
+        cancelled: Whether that is nothing; of their directions, where the row compares those.
+        overlap: What `Options.overlaps` said.
+    """
+
+    rank: int
+    input_ranks: tuple[int, ...]
+    left: Remainder
+    cancelled: bool
+    overlap: Any = None
 
 
 @final
@@ -195,6 +226,7 @@ class Merged:
         small: The merged update in the same bases; None where it is dense.
         apart: Norms and distances of a dense one, or what returns them: of an update in blocks, after a pass
             over them. None where `small` and `inputs` say them.
+        measured: What was measured of modules of one kind together; None of others.
     """
 
     lift: Callable[[], LowRankUpdate | Dense | DenseBlocks]
@@ -202,6 +234,7 @@ class Merged:
     inputs: tuple[LowRankUpdate, ...]
     small: LowRankUpdate | None
     apart: Apart | Callable[[], Apart] | None = None
+    measured: Measured | None = None
 
     @property
     def update(self) -> LowRankUpdate | Dense | DenseBlocks:

@@ -22,8 +22,7 @@ class BatchEntry(BaseModel):
         parameters: The parameters that its recipe gives.
         status: `made` by this run, `kept` as an earlier run wrote it, `failed`, or `waiting` where the run
             ended before.
-        seconds: Wall seconds of the merge: of a kept one, those that its record has. None where there is no
-            merge.
+        seconds: Wall seconds that this run spent on it; None where it waits.
         norm: ‖dW‖ of the merge, all modules together; None where there is no merge.
         problems: Why it failed; empty where it did not.
         code: Exit code of the kind of its fault; 0 where it did not fail.
@@ -49,13 +48,13 @@ class BatchRecord(BaseModel):
 
     Attributes:
         plan: Name of the file of the plan.
-        versions: Version of riemerge.
+        version: Version of riemerge.
         merges: The merges, in the order of the plan.
     """
 
     model_config = _FROZEN
     plan: str
-    versions: dict[str, str]
+    version: str
     merges: tuple[BatchEntry, ...]
 
     def count(self, status: MergeStatus) -> int:

@@ -14,8 +14,8 @@ Likeness: TypeAlias = Literal["copy", "refactored", "scaled"]
 ClusterKind: TypeAlias = Literal["family", "copies", "alone", "strangers"]
 """What a cluster is: related adapters, one adapter and its copies, a single one, or unrelated ones."""
 
-Action: TypeAlias = Literal["drop", "geomerge", "average", "default", "leave out", "share"]
-"""What to do with some adapters: drop copies, merge by a method, leave out, or keep in common directions."""
+Action: TypeAlias = Literal["drop", "geomerge", "average", "default", "leave out"]
+"""What to do with some adapters: drop copies, merge them by a method, or leave them out."""
 
 Unusual: TypeAlias = Literal["direction", "norm"]
 """What is unusual of an outlier: the angle to its nearest neighbour, or ‖dW‖."""

@@ -64,7 +64,8 @@ class InspectedPair(BaseModel):
     Attributes:
         first: Name of the first adapter.
         second: Name of the second adapter.
-        distance: Quotient distance, root of the sum of squares over modules; None where some module has none.
+        distance: Quotient distance, root of the sum of squares over modules; None where some module has none,
+            or it was not asked for.
         distances: Quotient distance by module, for modules that have one.
         overlap: Mean overlap over modules; None where no module has one.
         determined: Whether the two determine their Fréchet mean, judged by the overlap of each module.

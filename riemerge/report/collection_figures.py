@@ -32,6 +32,9 @@ PICTURES = ("pairs.png", "map.png", "spectra.png", "kept.png")
 MOST_NAMES = 80
 """Above so many adapters, pictures name clusters, medoids and outliers only."""
 
+MOST_OUTLIERS = 10
+"""Most outliers, those of the largest score, that the map of so many adapters names."""
+
 MAX_NAME = 30
 MOST_KEYS = 16
 """Most clusters, or groups of modules, that a legend names."""
@@ -147,7 +150,7 @@ def draw_pairs(record: CollectionRecord, cosine: Array) -> Any:
     sizes = np.array([size for *_, size in record.linkage])
     widths = np.clip(6 * sizes / count, min(90 / count, 0.8), 0.8)
     branches.add_collection(LineCollection(list(corners), colors="#333333", linewidths=widths))
-    top = 1.04 * corners[:, :, 0].max(initial=1e-9)
+    top = 1.04 * corners[:, :, 0].max(initial=0.01)
     branches.set(xlim=(top, 0), ylim=(count - 0.5, -0.5), yticks=[], xlabel="distance √(2 - 2 cosine)")
     branches.spines[["top", "left", "right"]].set_visible(False)
     stripe = panel(left, 0.14)
@@ -223,7 +226,7 @@ def draw_map(record: CollectionRecord) -> Any:
     return figure
 
 
-_RINGS = (0.9, 2.5, 4.5, 8.0, 14.0, 24.0)  # distances of a name from its point, in diameters
+_RINGS = (0.9, 2.5, 4.5, 8.0, 14.0)  # distances of a name from its point, in diameters
 _SEATS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))  # to the right, upwards
 _ACROSS, _UP = {1: "left", 0: "center", -1: "right"}, {1: "bottom", 0: "center", -1: "top"}
 _LEADER = {"arrowstyle": "-", "lw": 0.4, "color": "#555555", "shrinkA": 0, "shrinkB": 0}
@@ -234,9 +237,12 @@ def _name_points(panel: Any, record: CollectionRecord, points: Array, diameter: 
 
     Outliers, medoids and copies may stand farther off, with a line to their point.
     """
-    marks = _marks(record)
-    marked = [*dict.fromkeys([*marks.outliers, *marks.medoids, *marks.copies])][:MOST_NAMES]
-    others = [place for place in range(len(points)) if place not in marked and len(points) <= MOST_NAMES]
+    marks, few = _marks(record), len(points) <= MOST_NAMES
+    marked = [*marks.outliers, *marks.medoids, *marks.copies]
+    if not few:
+        marked = [*marks.outliers[:MOST_OUTLIERS], *marks.medoids[:MOST_NAMES]]
+    marked = list(dict.fromkeys(marked))
+    others = [place for place in range(len(points)) if few and place not in marked]
     panel.figure.draw_without_rendering()
     spots, bounds = panel.transData.transform(points), panel.get_window_extent()
     boxes = np.zeros((0, 4))
@@ -371,5 +377,5 @@ def _marks(record: CollectionRecord) -> _Marks:
         families=[labels.get(name, -1) for name in record.names],
         medoids=sorted(places[row.medoid] for row in families),
         copies=sorted(places[name] for name in copies),
-        outliers=sorted({places[row.name] for row in record.outliers}),
+        outliers=list(dict.fromkeys(places[row.name] for row in record.outliers)),
     )

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 
 from riemerge.records.collection_record import CollectionRecord
-from riemerge.report.collection_text import (
-    KINDS,
-    Cell,
-    Column,
-    advice_lines,
-    cluster_columns,
-    count,
-    kept_energy,
-    names_of,
-    repetitions,
-    show,
-    summary,
-)
+from riemerge.report.collection_tables import Rows, adapter_rows, cluster_rows
+from riemerge.report.collection_text import Cell, advice_lines, count, kept_energy, names_of, show, summary
 from riemerge.report.words import printable, when
 
 _PAIRS = """
@@ -54,8 +43,8 @@ _PICTURES = {
 }
 """Title and caption of each picture."""
 
-SHOWN_NEIGHBOURS = 3
-ORDINALS = ("nearest", "second", "third")
+SHOWN_ADVICE = 10
+"""Pieces of advice of a kind that are not folded away."""
 
 
 def collection_page(record: CollectionRecord, pictures: Mapping[str, bytes], note: str = "") -> str:
@@ -72,7 +61,7 @@ def collection_page(record: CollectionRecord, pictures: Mapping[str, bytes], not
     parts += [
         "<h2>What was found</h2>",
         _list(summary(record)),
-        *(f'<p class="note">{_text(text)}</p>' for text in (note,) if text),
+        when(note, f'<p class="note">{_text(note)}</p>'),
     ]
     parts += ["<h2>What to do</h2>", _advice(record)]
     for name, (title, caption) in _PICTURES.items():
@@ -81,8 +70,7 @@ def collection_page(record: CollectionRecord, pictures: Mapping[str, bytes], not
             image = f'<img alt="{_text(_alternative(record, name))}" src="data:image/png;base64,{data}">'
             explained = f"<figcaption>{_text(' '.join(caption.split()))}</figcaption>"
             parts.append(f"<h2>{title}</h2><figure>{image}{explained}</figure>")
-    parts += ["<h2>Clusters</h2>", _clusters(record), "<h2>Adapters</h2>", _adapters(record)]
-    parts += ["<h2>Nearest neighbours</h2>", _neighbours(record), _distances(record), _missing(record)]
+    parts += [_tables(record), _missing(record)]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     parts.append(f'<p class="note">Computed with {_text(versions)}.</p>')
     style, script = (_read(f"collection_page.{kind}") for kind in ("css", "js"))
@@ -92,62 +80,42 @@ def collection_page(record: CollectionRecord, pictures: Mapping[str, bytes], not
 
 
 def _advice(record: CollectionRecord) -> str:
-    lines = [
-        f"<li>{_text(text)}{when(command, f'<pre><code>{_text(command)}</code></pre>')}</li>"
-        for text, command in advice_lines(record)
-    ]
-    where = '<p class="note">Commands run in the folder in which the adapters lie.</p>'
-    return when(lines, f"{where}<ol>{''.join(lines)}</ol>") or "<p>Nothing stands out.</p>"
+    """Return the advice, kind by kind; of a long kind all but the first pieces are folded away."""
+    where = "Commands name adapters as the tables do: run them where these lie, or put paths for names."
+    parts = [f'<p class="note">{where}</p>']
+    for title, lines in advice_lines(record).items():
+        items = [
+            f"<li>{_text(text)}{when(command, f'<pre><code>{_text(command)}</code></pre>')}</li>"
+            for text, command in lines
+        ]
+        first, others = items[:SHOWN_ADVICE], items[SHOWN_ADVICE:]
+        rest = f"<details><summary>and {len(others)} more</summary><ul>{''.join(others)}</ul></details>"
+        parts.append(f"<h3>{title}</h3><ul>{''.join(first)}</ul>{when(others, rest)}")
+    return when(record.advice, "".join(parts)) or "<p>Nothing stands out.</p>"
 
 
-def _clusters(record: CollectionRecord) -> str:
-    members = [names_of(row.members, 12) for row in record.clusters if row.kind != "alone"]
-    return _table("clusters", [*cluster_columns(record), ("members", members)])
-
-
-def _adapters(record: CollectionRecord) -> str:
-    rows, copies = record.adapters, repetitions(record)
-    kinds = {row.label: KINDS[row.kind] for row in record.clusters}
-    unusual = {row.name: row.score for row in reversed(record.outliers)}
+def _tables(record: CollectionRecord) -> str:
+    """Return the tables, each with its heading, but for those without a row."""
     search = '<input class="filter" data-table="adapters" type="search">'
-    return f"<p><label>Show adapters whose row holds {search}</label></p>" + _table(
-        "adapters",
-        [
-            ("adapter", [row.name for row in rows]),
-            ("cluster", [row.cluster for row in rows]),
-            ("which are", [kinds[row.cluster] for row in rows]),
-            ("repeats", [copies.get(row.name, ("", ""))[0] for row in rows]),
-            ("outlier (score)", [unusual.get(row.name) for row in rows]),
-            ("‖dW‖", [row.norm for row in rows]),
-            ("stored ranks", [" ".join(map(str, row.ranks)) for row in rows]),
-            ("numerical rank", [row.numerical_rank for row in rows]),
-            ("stable rank", [row.stable_rank for row in rows]),
-            ("mean cosine to others", [row.mean_cosine for row in rows]),
-            ("modules missing", [len(row.missing) for row in rows]),
-            ("dtype", [row.dtype for row in rows]),
-            ("base model", [row.base_model or "" for row in rows]),
-        ],
-    )
-
-
-def _neighbours(record: CollectionRecord) -> str:
-    columns: list[Column] = [("adapter", list(record.names))]
-    for place in range(min(SHOWN_NEIGHBOURS, *map(len, record.neighbours))):
-        near = [rows[place] for rows in record.neighbours]
-        columns += [(ORDINALS[place], [row.name for row in near]), ("cosine", [row.cosine for row in near])]
-    return _table("neighbours", columns)
-
-
-def _distances(record: CollectionRecord) -> str:
-    rows = record.distances
-    columns: list[Column] = [
-        ("adapter", [row.first for row in rows]),
-        ("and adapter", [row.second for row in rows]),
-        ("metric", [row.metric for row in rows]),
-        ("distance", [row.distance for row in rows]),
-        ("why none", ["; ".join(row.notes) for row in rows]),
+    filter_by = f"<p><label>Show adapters whose row holds {search}</label></p>"
+    clusters = [
+        row | {"members": names_of(cluster.members, 12)}
+        for row, cluster in zip(cluster_rows(record), record.clusters, strict=True)
+        if cluster.kind != "alone"
     ]
-    return when(rows, f"<h2>Geodesic distances</h2>{_table('distances', columns)}")
+    neighbours: Rows = [{"adapter": name} for name in record.names]
+    for row, near in zip(neighbours, record.neighbours, strict=True):
+        for title, other in zip(("nearest", "second", "third"), near, strict=False):
+            row |= {title: other.name, f"{title} cosine": other.cosine}
+    distances = [row.model_dump() | {"notes": "; ".join(row.notes)} for row in record.distances]
+    return "".join(
+        [
+            when(clusters, f"<h2>Clusters</h2>{_table('clusters', clusters)}"),
+            f"<h2>Adapters</h2>{filter_by}{_table('adapters', adapter_rows(record))}",
+            f"<h2>Nearest neighbours</h2>{_table('neighbours', neighbours)}",
+            when(distances, f"<h2>Geodesic distances</h2>{_table('distances', distances)}"),
+        ]
+    )
 
 
 def _missing(record: CollectionRecord) -> str:
@@ -157,19 +125,22 @@ def _missing(record: CollectionRecord) -> str:
     return "".join(f"<h2>{title}</h2>{_list(texts)}" for title, texts in sections.items() if texts)
 
 
-def _table(name: str, columns: Sequence[Column]) -> str:
+def _table(name: str, rows: Rows) -> str:
     """Return a table that sorts by each column, but for columns in which no row has anything."""
-    columns = [(header, cells) for header, cells in columns if {*cells} - {"", None}]
-    heads, styles = [], []
-    for header, cells in columns:
-        styles.append(when(any(isinstance(cell, str) for cell in cells), ' class="words"'))
-        heads.append(f'<th scope="col"{styles[-1]}><button type="button">{_text(header)}</button></th>')
-    rows = zip(*(cells for _, cells in columns), strict=True)
-    body = "".join(
-        f"<tr>{''.join(_cell(cell, style) for cell, style in zip(row, styles, strict=True))}</tr>\n"
-        for row in rows
+    cells = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row}
+    words = {
+        key: when(any(isinstance(cell, str) for cell in column), ' class="words"')
+        for key, column in cells.items()
+        if {*column} - {"", None}
+    }
+    heads = "".join(
+        f'<th scope="col"{style}><button type="button">{key.replace("_", " ")}</button></th>'
+        for key, style in words.items()
     )
-    inside = f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody>"
+    body = "".join(
+        f"<tr>{''.join(_cell(row.get(key), style) for key, style in words.items())}</tr>\n" for row in rows
+    )
+    inside = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="wide"><table class="sorts" id="{name}">{inside}</table></div>'
 
 

@@ -23,37 +23,22 @@ ALL_PAIRS = 200
 def adapter_rows(record: CollectionRecord) -> Rows:
     """Return a row for each adapter, in the order of the record.
 
-    Columns are the fields of `CollectedAdapter`, `missing` as a number; `copy_of` and `likeness` of a copy;
-    `outlier`, what is unusual, and its score; the name, the cosine and the distance of the nearest adapter.
+    Columns are the fields of `CollectedAdapter`, `missing` as a number; the kind of the cluster; for a copy
+    `copy_of` and `likeness`; `outlier`, what is unusual, and its score; the nearest with cosine and distance.
     """
-    copies = repetitions(record)
-    rows: Rows = []
+    copies, rows = repetitions(record), []
+    kinds = {row.label: row.kind for row in record.clusters}
     unusual = {row.name: (row.measure, row.score) for row in reversed(record.outliers)}
     for adapter, neighbours in zip(record.adapters, record.neighbours, strict=True):
-        copy_of, likeness = copies.get(adapter.name, (None, None))
+        copy_of, how = copies.get(adapter.name, (None, None))
         measure, score = unusual.get(adapter.name, (None, None))
-        near = next(iter(neighbours), None)
-        rows.append(
-            {
-                "name": adapter.name,
-                "cluster": adapter.cluster,
-                "base_model": adapter.base_model,
-                "dtype": adapter.dtype,
-                "norm": adapter.norm,
-                "ranks": " ".join(map(str, adapter.ranks)),
-                "numerical_rank": adapter.numerical_rank,
-                "stable_rank": adapter.stable_rank,
-                "missing": len(adapter.missing),
-                "mean_cosine": adapter.mean_cosine,
-                "copy_of": copy_of,
-                "likeness": likeness,
-                "outlier": measure,
-                "outlier_score": score,
-                "nearest": near and near.name,
-                "nearest_cosine": near and near.cosine,
-                "nearest_distance": near and near.distance,
-            }
-        )
+        row: dict[str, Cell] = adapter.model_dump(exclude={"sha256"})
+        row |= {"ranks": " ".join(map(str, adapter.ranks)), "missing": len(adapter.missing)}
+        row |= {"kind": kinds[adapter.cluster], "copy_of": copy_of, "likeness": how}
+        row |= {"outlier": measure, "outlier_score": score}
+        for near in neighbours[:1]:
+            row |= {"nearest": near.name, "nearest_cosine": near.cosine, "nearest_distance": near.distance}
+        rows.append(row)
     return rows
 
 

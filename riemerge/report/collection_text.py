@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
-from riemerge.records.collection_record import CollectionRecord
+from riemerge.records.collection_record import ClusterKind, CollectionRecord, Repetition
 from riemerge.report.words import number, text_of, when
 
 Cell: TypeAlias = str | int | float | None
@@ -14,15 +15,14 @@ Cell: TypeAlias = str | int | float | None
 Column: TypeAlias = tuple[str, Sequence[Cell]]
 """A header, and a value for each row."""
 
-LIKENESS = {
-    "copy": "the same files",
-    "refactored": "the same dW in other factors",
-    "scaled": "a multiple of its dW",
+ACTIONS = {
+    "drop": "drop copies",
+    "geomerge": "merge by geomerge",
+    "average": "merge by average",
+    "default": "keep apart",
+    "leave out": "look at outliers",
 }
-"""How an adapter repeats another, in words."""
-
-KINDS = {"family": "related", "copies": "copies", "alone": "alone", "strangers": "unrelated"}
-"""What a cluster is, in a word."""
+"""What advice is for, in words."""
 
 ENOUGH = (0.5, 0.9)
 """Shares of the energy for which a summary says how many common directions keep them."""
@@ -52,44 +52,52 @@ def summary(record: CollectionRecord) -> list[str]:
     return [line for line in (*lines, kept_energy(record), _left_out(record)) if line]
 
 
-def advice_lines(record: CollectionRecord) -> list[tuple[str, str]]:
-    """Return each advice with the number that decided, and its command; empty where it has none."""
-    return [
-        (f"{advice.text.removesuffix('.')} ({advice.measure} {number(advice.value)}).", advice.command)
-        for advice in record.advice
-    ]
+def advice_lines(record: CollectionRecord) -> dict[str, list[tuple[str, str]]]:
+    """Return, for each kind of advice, its lines with the number that decided, and their commands, if any."""
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for advice in record.advice:
+        text = f"{advice.text}; {advice.measure} {number(advice.value)}"
+        lines.setdefault(ACTIONS[advice.action], []).append((text, advice.command))
+    return lines
+
+
+def fold_command(command: str, width: int = 90, most: int = 6) -> list[str]:
+    """Return a command of a shell as lines that can be copied; none where it is empty, or needs too many.
+
+    Law: the lines together are the command: no word is broken, and a line that goes on ends with a backslash.
+    """
+    lines = [""]
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines[-1] += "\\"
+            lines.append("  ")
+        lines[-1] += f"{word} "
+    return [line.rstrip(" ") for line in lines if command and len(lines) <= most]
 
 
 def cluster_columns(record: CollectionRecord) -> list[Column]:
-    """Return the table of clusters, a row for each that is not one adapter alone.
-
-    The first seven columns fit a terminal.
-    """
+    """Return the columns of clusters that fit a terminal, a row for each that is not one adapter alone."""
     rows = [row for row in record.clusters if row.kind != "alone"]
     return [
         ("cluster", [row.label for row in rows]),
-        ("which are", [KINDS[row.kind] for row in rows]),
+        ("kind", [row.kind for row in rows]),
         ("adapters", [len(row.members) for row in rows]),
         ("cosine inside", [row.cosine for row in rows]),
         ("outside", [row.cosine_outside for row in rows]),
         ("determined", [row.determined or "" for row in rows]),
         ("medoid", [row.medoid for row in rows]),
-        ("silhouette", [row.silhouette for row in rows]),
-        ("column spaces", [row.overlap_left for row in rows]),
-        ("row spaces", [row.overlap_right for row in rows]),
     ]
+
+
+def likeness(repetition: Repetition) -> str:
+    """Say how an adapter repeats the one that is kept."""
+    texts = {"copy": "the same files", "refactored": "the same dW in other factors"}
+    return texts.get(repetition.likeness, f"{number(repetition.factor)} times its dW")
 
 
 def repetitions(record: CollectionRecord) -> dict[str, tuple[str, str]]:
     """Return, for each adapter that repeats another, the name of that and how it does, in words."""
-    return {
-        row.name: (
-            group.kept,
-            LIKENESS[row.likeness] + when(row.likeness == "scaled", f", times {number(row.factor)}"),
-        )
-        for group in record.copies
-        for row in group.repetitions
-    }
+    return {row.name: (group.kept, likeness(row)) for group in record.copies for row in group.repetitions}
 
 
 def names_of(names: Collection[str], most: int = 4) -> str:
@@ -129,7 +137,10 @@ def _near(record: CollectionRecord) -> str:
 
 
 def _clusters(record: CollectionRecord) -> str:
-    sizes = {kind: [len(row.members) for row in record.clusters if row.kind == kind] for kind in KINDS}
+    sizes = {
+        kind: [len(row.members) for row in record.clusters if row.kind == kind]
+        for kind in get_args(ClusterKind)
+    }
     families = sizes["family"]
     texts = [
         when(families, f"{count(len(families), 'family')} of related adapters ({_span(families)} adapters)"),
@@ -154,7 +165,8 @@ def _outliers(record: CollectionRecord) -> str:
         else f"{row.name} ({row.value:.0f}° from its nearest, usual {row.usual:.0f}°)"
         for row in record.outliers
     ]
-    return when(texts, f"{count(len(texts), 'outlier')}: {names_of(texts, 3)}")
+    outliers = count(len({row.name for row in record.outliers}), "outlier")
+    return when(texts, f"{outliers}: {names_of(texts, 3)}")
 
 
 def kept_energy(record: CollectionRecord) -> str:

@@ -18,7 +18,7 @@ from riemerge.records.comparison_record import Comparison
 from riemerge.records.evaluation_record import Evaluation, PairedDifference
 from riemerge.records.inspection_record import InspectedAdapter, InspectedPair, Inspection
 from riemerge.records.run_record import ModuleRow, Overlap, RunRecord, Totals
-from riemerge.report.collection_text import advice_lines, cluster_columns, show, summary
+from riemerge.report.collection_text import advice_lines, cluster_columns, fold_command, show, summary
 from riemerge.report.comparison_text import columns, verdicts
 from riemerge.report.method_page import (
     cautions,
@@ -49,10 +49,8 @@ MAX_NAME = 26
 # Above so many tasks, their scores have a table of their own.
 MAX_TASKS = 3
 SHOWN_SINGULAR_VALUES = 3
-# Above so many clusters or pieces of advice, a terminal shows the first ones.
-MAX_SHOWN = 12
-# A longer command is not shown in a terminal.
-MAX_COMMAND = 400
+# Above so many clusters, and pieces of advice of a kind, a terminal shows the first ones.
+MAX_SHOWN, MAX_EACH = 12, 4
 
 Column = tuple[str, Sequence[str]]
 """A header and its cells, as literal text."""
@@ -230,11 +228,13 @@ def _both(pair: InspectedPair) -> str:
 
 
 def _pairs(pairs: Sequence[InspectedPair]) -> Table:
+    distances = [number(pair.distance) for pair in pairs]
     return _table(
-        "pairs (cosines of principal angles; in brackets the level of random subspaces)",
+        "pairs (left, right: cosines of principal angles; in brackets the level of random subspaces)",
         [
             ("adapters", [_both(pair) for pair in pairs]),
-            ("distance", [number(pair.distance) for pair in pairs]),
+            ("cosine", [text_of(pair.overlap and pair.overlap.cosine, "{:.3f}") for pair in pairs]),
+            *[("distance", distances)] * any(pair.distance is not None for pair in pairs),
             ("left", [_side(pair.overlap, "left") for pair in pairs]),
             ("right", [_side(pair.overlap, "right") for pair in pairs]),
             ("determined", [pair.determined or "-" for pair in pairs]),
@@ -327,21 +327,19 @@ def collection_report(record: CollectionRecord, page: str = "the page") -> Rende
         record: The collection.
         page: Where all of it stands, if there is more than a terminal shows.
     """
-    clusters = cluster_columns(record)[:7]
+    clusters = cluster_columns(record)
     columns = [(header, [printable(show(cell)) for cell in cells[:MAX_SHOWN]]) for header, cells in clusters]
     hidden = max(0, len(clusters[0][1]) - MAX_SHOWN)
     parts: list[RenderableType] = [Text(printable(line)) for line in summary(record)]
     parts += [Text(""), _table("", columns)] * bool(columns[0][1])
     parts += [Text(f"and {hidden} more clusters: see {printable(page)}")] * bool(hidden)
-    advice = advice_lines(record)
-    parts += [Text("\nwhat to do", style="bold")] * bool(advice)
-    for text, order in advice[:MAX_SHOWN]:
-        shown = when(len(order) <= MAX_COMMAND, order) or f"(its command is on {page})"
-        # A command stands on one line, from which it can be copied.
-        parts += [Text(printable(f"- {text}"))]
-        parts += [Text(printable(f"  {shown}"), no_wrap=True, overflow="ignore")] * bool(order)
-    more = len(advice) - MAX_SHOWN
-    parts += [Text(f"and {more} more: see {printable(page)}")] * (more > 0)
+    for title, lines in advice_lines(record).items():
+        parts.append(Text(f"\n{title}", style="bold"))
+        for text, order in lines[:MAX_EACH]:
+            folded = fold_command(order) or [f"(its command is on {page})"] * bool(order)
+            parts += [Text(printable(f"- {text}")), *(Text(printable(f"  {line}")) for line in folded)]
+        more = len(lines) - MAX_EACH
+        parts += [Text(f"- and {more} more: see {printable(page)}")] * (more > 0)
     reasons = [f"left out: {row.name}: {reason}" for row in record.left_out for reason in row.reasons]
     notes = [*reasons[:MAX_SHOWN], *(f"note: {note}" for note in record.notes)]
     notes += [f"and {len(reasons) - MAX_SHOWN} more reasons: see {page}"] * (len(reasons) > MAX_SHOWN)
@@ -417,7 +415,7 @@ _LEFT = {
         "verdict",
         "needed by",
     ),
-    *("default", "meaning", "singular values", "solver", "ended", "which are", "medoid"),
+    *("default", "meaning", "singular values", "solver", "ended", "kind", "medoid"),
 }
 
 

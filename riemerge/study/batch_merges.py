@@ -9,16 +9,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, final
 
+from riemerge._version import __version__
 from riemerge.errors import OutputError, RecipeError
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically
 from riemerge.formats.files.text import list_names
 from riemerge.merging.inputs import counting, display_names, folders_of
 from riemerge.merging.machine import find_device, find_threads
-from riemerge.merging.recording import versions
 from riemerge.merging.sinks import RECORD_FILE
 from riemerge.methods.plugins import LOADED
 from riemerge.progress import Listener, Progress
-from riemerge.recipes.recipe import Recipe
 from riemerge.records.batch_record import BatchEntry, BatchRecord
 from riemerge.study.batch_plan import NamedRecipe, read_batch_plan
 from riemerge.study.batch_schedulers import Outcome, Task, run_here, run_in_processes, run_on_cluster
@@ -149,13 +148,20 @@ class _Table:
 
     def __init__(self, path: Path, plan: str, merges: Sequence[NamedRecipe]) -> None:
         self._path, self._plan, self._since = path, plan, monotonic()
-        self._entries = {name: _entry(name, recipe) for name, recipe in merges}
+        self._entries: dict[str, BatchEntry] = {}
+        for name, recipe in merges:
+            models = display_names([entry.model for entry in recipe.models])
+            self._entries[name] = BatchEntry(
+                name=name,
+                method=recipe.merge_method,
+                models=tuple(models[place] for place in counting(recipe)),
+                parameters=dict(recipe.parameters),
+            )
 
     @property
     def record(self) -> BatchRecord:
         """The table as it stands."""
-        own = {"riemerge": versions()["riemerge"]}
-        return BatchRecord(plan=self._plan, versions=own, merges=tuple(self._entries.values()))
+        return BatchRecord(plan=self._plan, version=__version__, merges=tuple(self._entries.values()))
 
     def put(self, name: str, outcome: Mapping[str, Any]) -> str:
         """Note what became of a merge, and return it in words."""
@@ -169,14 +175,3 @@ class _Table:
         if told and monotonic() - self._since >= seconds:
             self._since = monotonic()
             write_atomically(self._path, self.record.to_json().encode())
-
-
-def _entry(name: str, recipe: Recipe) -> BatchEntry:
-    """Return a merge that waits."""
-    names = display_names([entry.model for entry in recipe.models])
-    return BatchEntry(
-        name=name,
-        method=recipe.merge_method,
-        models=tuple(names[place] for place in counting(recipe)),
-        parameters=dict(recipe.parameters),
-    )

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 from riemerge.errors import explain, may_pass
 from riemerge.formats.files.text import show
-from riemerge.merging.inputs import Model
-from riemerge.merging.plan import plan
+from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.methods.plugins import load_plugin
 from riemerge.recipes.recipe import Recipe
 from riemerge.study.kept_merges import KeptMerge, keep_merge
@@ -28,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 # Merges set the number of threads of torch, which is one for the process.
 _ALONE = Lock()
-_OPENED: dict[Path, Model] = {}
+_SHARED = SharedInputs()
 
 
 def attempt(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def _try(task: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record, new = _merge(task)
     except Exception as fault:  # noqa: BLE001 - one merge that fails must not end the others
-        _OPENED.clear()
+        _SHARED.clear()
         _, code, problems = explain(fault)
         outcome = {"status": "failed", "problems": problems, "code": code, "may_pass": may_pass(fault)}
     else:
@@ -67,8 +66,7 @@ def _merge(task: Mapping[str, Any]) -> KeptMerge:
     for module in task["plugins"]:
         load_plugin(module)
     recipe = Recipe.model_validate(task["recipe"])
-    planned = plan(recipe, opened=_OPENED, device=task["device"], threads=task["threads"])
-    _OPENED.update(planned.models)
+    planned = _SHARED.plan(recipe, device=task["device"], threads=task["threads"])
     return keep_merge(planned, Path(task["folder"]), Path(task["table"]))
 
 

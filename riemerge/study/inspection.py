@@ -5,41 +5,41 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.fit import check_collection
-from riemerge.linalg import SVD, single_threaded
-from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, mean_overlap, overlap
+from riemerge.linalg import single_threaded
+from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap
 from riemerge.merging.inputs import display_names, read_all
-from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Listener, Progress
 from riemerge.records.inspection_record import InspectedAdapter, InspectedModule, InspectedPair, Inspection
-from riemerge.updates.low_rank import JointSpan, LowRankUpdate
+from riemerge.records.run_record import Overlap
+from riemerge.study.collection.frames import decompose, overlap_pairs
+from riemerge.study.collection.geodesics import Answer, measure_frames
+
+MANY = 8
+"""Adapters from which on a map of them tells more than an inspection."""
+
+_Pairs = Sequence[tuple[int, int]]
 
 
-class _Module(NamedTuple):
-    """One module of all T adapters: updates and frames in bases of their joint span, and its own shape."""
-
-    shape: tuple[int, int]
-    updates: tuple[LowRankUpdate, ...]
-    frames: list[SVD]
-    rows: list[InspectedModule]
-
-
-def inspect_adapters(paths: Sequence[str | Path], *, progress: Listener | None = None) -> Inspection:
+def inspect_adapters(
+    paths: Sequence[str | Path], *, distances: bool = False, progress: Listener | None = None
+) -> Inspection:
     """Read adapters and say what is in them, and how far apart each two of them are.
 
-    Law: every number but `rank` and `scale` is a function of the updates dW alone. A module is read, reduced
-    to the joint span of its updates, and dropped.
+    Law: every number but `rank` and `scale` is a function of the updates dW alone. A module is read,
+    decomposed, compared in all pairs at once, and dropped.
 
     Args:
         paths: T folders of adapters.
-        progress: Called after each module that was read, and after each pair that was compared.
+        distances: Whether to compute quotient distances too, which takes long: an alignment is solved for
+            each pair and module.
+        progress: Called after each module that was read and compared.
 
     Raises:
         AdapterError: Folders that cannot be read exactly, all of them; or adapters that do not fit each
@@ -49,28 +49,32 @@ def inspect_adapters(paths: Sequence[str | Path], *, progress: Listener | None =
     check_collection(adapters)
     names = display_names([adapter.path for adapter in adapters])
     pairs = list(itertools.combinations(range(len(names)), 2))
-    total = sum(len(adapter.modules) for adapter in adapters[:1]) + len(pairs)
-    modules: dict[str, _Module] = {}
-    compared: list[InspectedPair] = []
-
-    def tell(text: str) -> None:
-        if progress is not None:
-            progress(Progress("inspect", len(modules) + len(compared), total, text))
-
+    modules = [module for adapter in adapters[:1] for module in adapter.modules]
+    rows: list[list[InspectedModule]] = []
+    overlaps: list[list[Overlap | None]] = []
+    known: dict[str, list[Answer]] = {}
     with single_threaded():
-        for adapter in adapters[:1]:
-            for module in adapter.modules:
-                modules[module] = _module(module, adapters)
-                tell(module)
-        for first, second in pairs:
-            compared.append(_pair(names, first, second, modules))
-            tell(f"{names[first]} and {names[second]}")
+        for module in modules:
+            own, shared = _inspect_module(module, adapters, pairs)
+            rows.append(own)
+            overlaps.append(shared)
+            if progress is not None:
+                progress(Progress("inspect", len(rows), len(modules), module))
+        if distances and pairs:
+            known = _measure(modules, adapters, pairs)
     return Inspection(
         adapters=tuple(
-            _adapter(name, adapter, [module.rows[place] for module in modules.values()])
+            _adapter(name, adapter, [module[place] for module in rows])
             for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
         ),
-        pairs=tuple(compared),
+        pairs=tuple(
+            _pair(
+                (names[i], names[j]),
+                [shared[place] for shared in overlaps],
+                {module: known[module][place] for module in modules if module in known},
+            )
+            for place, (i, j) in enumerate(pairs)
+        ),
     )
 
 
@@ -78,25 +82,43 @@ inspect = inspect_adapters
 """`inspect_adapters` under its public name, `riemerge.inspect`."""
 
 
-def _module(name: str, adapters: Sequence[Adapter]) -> _Module:
-    updates = JointSpan([adapter.update(name, dtype=torch.float64) for adapter in adapters]).updates
-    shape = adapters[0].shape(name)
-    module = _Module(shape, updates, [], [])
-    for adapter, update in zip(adapters, updates, strict=True):
-        stored = torch.promote_types(adapter.dtype, torch.float32)
-        module.frames.append(frames(update, stored))
-        module.rows.append(
-            InspectedModule(
-                module=name,
-                shape=shape,
-                rank=update.rank,
-                numerical_rank=update.numerical_rank(stored),
-                scale=update.scale,
-                norm=update.norm(),
-                singular_values=tuple(update.singular_values().tolist()[: min(shape)]),
-            )
+def _inspect_module(
+    name: str, adapters: Sequence[Adapter], pairs: _Pairs
+) -> tuple[list[InspectedModule], list[Overlap | None]]:
+    updates = [adapter.update(name) for adapter in adapters]
+    frames = decompose(updates, [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters])
+    rows = [
+        InspectedModule(
+            module=name,
+            shape=update.shape,
+            rank=update.rank,
+            numerical_rank=int(frames.ranks[place]),
+            scale=update.scale,
+            norm=float(torch.linalg.vector_norm(frames.values[:, place])),
+            singular_values=tuple(frames.values[: min(update.rank, *update.shape), place].tolist()),
         )
-    return module
+        for place, update in enumerate(updates)
+    ]
+    if not pairs:
+        return rows, []
+    return rows, overlap_pairs(frames, pairs)
+
+
+def _measure(modules: Sequence[str], adapters: Sequence[Adapter], pairs: _Pairs) -> dict[str, list[Answer]]:
+    """Return the quotient distances of all pairs in each module: modules of one shape in one batch."""
+    alike: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for module in modules:
+        alike[adapters[0].shape(module)].append(module)
+    storage = [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters]
+    known: dict[str, list[Answer]] = {}
+    for some in alike.values():
+        updates = [adapter.update(module) for module in some for adapter in adapters]
+        places = [(start + i, start + j) for start in range(0, len(updates), len(adapters)) for i, j in pairs]
+        frames = decompose(updates, storage * len(some))
+        answers = measure_frames("quotient", frames, [update.rank for update in updates], places)
+        for index, module in enumerate(some):
+            known[module] = answers[index * len(pairs) : (index + 1) * len(pairs)]
+    return known
 
 
 def _adapter(name: str, adapter: Adapter, rows: Sequence[InspectedModule]) -> InspectedAdapter:
@@ -110,32 +132,23 @@ def _adapter(name: str, adapter: Adapter, rows: Sequence[InspectedModule]) -> In
     )
 
 
-def _pair(names: Sequence[str], i: int, j: int, modules: Mapping[str, _Module]) -> InspectedPair:
-    notes: list[str] = []
-    alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for name, module in modules.items():
-        ranks = module.rows[i].rank, module.rows[j].rank
-        short = min(module.rows[i].numerical_rank, module.rows[j].numerical_rank)
-        if ranks[0] != ranks[1]:
-            notes.append(f"{name}: ranks {ranks[0]} and {ranks[1]} differ: no quotient distance")
-        elif short < ranks[0]:
-            notes.append(f"{name}: numerical rank {short} of {ranks[0]}: no quotient distance")
-        else:
-            alike[*module.updates[i].shape, ranks[0]].append(name)
-    known: dict[str, float] = {}
-    for group in alike.values():
-        apart = distances(*([modules[name].updates[place] for name in group] for place in (i, j))).tolist()
-        known |= {name: d for name, d in zip(group, apart, strict=True) if not math.isnan(d)}
-        notes += [
-            f"{name}: no geodesic was found: no quotient distance" for name in group if name not in known
-        ]
-    overlaps = [overlap([module.frames[i], module.frames[j]], module.shape) for module in modules.values()]
+def _pair(
+    names: tuple[str, str], overlaps: Sequence[Overlap | None], answers: dict[str, Answer]
+) -> InspectedPair:
+    distances = {module: answer for module, answer in answers.items() if isinstance(answer, float)}
+    distance = None
+    if answers and len(distances) == len(answers):
+        distance = math.hypot(*distances.values())
     return InspectedPair(
-        first=names[i],
-        second=names[j],
-        distance=None if notes else math.hypot(*known.values()),
-        distances={name: known[name] for name in modules if name in known},
+        first=names[0],
+        second=names[1],
+        distance=distance,
+        distances=distances,
         overlap=mean_overlap(overlaps),
         determined=judge_modules([judge_overlap(shared) for shared in overlaps]),
-        notes=tuple(notes),
+        notes=tuple(
+            f"{module}: {answer}: no quotient distance"
+            for module, answer in answers.items()
+            if isinstance(answer, str)
+        ),
     )

@@ -14,7 +14,8 @@ from riemerge.errors import RecipeError
 from riemerge.formats.files.staging import check_output, hidden_prefix, publish, write_atomically, writing
 from riemerge.merging.inputs import folders_of
 from riemerge.merging.plan import plan_together
-from riemerge.merging.verbs import merge_into
+from riemerge.merging.shared_inputs import SharedInputs
+from riemerge.merging.sinks import write
 from riemerge.progress import Listener, Progress
 from riemerge.study.reweighting import equal_weights, model_names, reweight, to_json
 from riemerge.study.scorer import Scorer, ask_score
@@ -112,7 +113,7 @@ def greedy_soup(
 
     alone = [reweight(recipe, weights_of([place])) for place in range(len(names))]
     opened = plan_together(recipe, alone, device=device, threads=threads)
-    trials: list[Trial] = []
+    shared, trials = SharedInputs(opened), list[Trial]()
     with writing(target):
         made = TemporaryDirectory(prefix=hidden_prefix(target), dir=target.parent, ignore_cleanup_errors=True)
     with made as work:
@@ -120,7 +121,7 @@ def greedy_soup(
 
         def merge(places: Sequence[int]) -> None:
             recipe_of_some = reweight(recipe, weights_of(places))
-            merge_into(recipe_of_some, stage, device=device, threads=threads, opened=opened)
+            write(shared.plan(recipe_of_some, device=device, threads=threads), stage)
 
         def try_soup(places: Sequence[int]) -> float:
             merge(places)

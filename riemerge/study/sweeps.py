@@ -15,6 +15,7 @@ from riemerge.formats.files.staging import check_output, overlaps, write_atomica
 from riemerge.formats.files.text import list_names
 from riemerge.merging.inputs import Models, counting, folders_of
 from riemerge.merging.plan import plan, plan_together
+from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.merging.sinks import RECORD_FILE
 from riemerge.merging.written_before import is_record_of, read_record
 from riemerge.progress import Listener, Progress
@@ -120,7 +121,7 @@ def sweep(
         check_output(root, folders_of(recipe))
     opened = plan_together(recipe, recipes.values(), device=device, threads=threads)
     _check_folders(root, recipes, opened)
-    points: list[SweepPoint] = []
+    shared, points = SharedInputs(opened), list[SweepPoint]()
 
     def describe(names: list[str]) -> str:
         return f"holds {len(names)} of {len(recipes)} merges ({list_names(names)})"
@@ -128,7 +129,7 @@ def sweep(
     with study_folder(root, recipes, describe, "them"):
         for name, point in recipes.items():
             target, table = root / name, root / SWEEP_FILE
-            planned = plan(point, opened=opened, device=device, threads=threads)
+            planned = shared.plan(point, device=device, threads=threads)
             record, _ = keep_merge(planned, target, table)
             score = None
             if scorer is not None:

@@ -155,7 +155,7 @@ class LowRankUpdate:
         left, core, right = self._reduce()
         u, sigma, vt = torch.linalg.svd(core, full_matrices=False)
         u, sigma, vt = left @ u[:, :rank], sigma[:rank], vt[:rank] @ right
-        root = _signs(u) * sigma.sqrt()
+        root = signs_of(u) * sigma.sqrt()
         return LowRankUpdate((u * root).to(self.dtype), (root.mT * vt).to(self.dtype))
 
     def energy_kept(self, rank: int) -> float:
@@ -192,6 +192,8 @@ class LowRankUpdate:
 
         Law: a scale times canonical factors (see `balance`) becomes canonical factors.
         """
+        if self.scale == 1.0:
+            return self
         root = math.sqrt(abs(self.scale))
         return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
 
@@ -269,8 +271,8 @@ class JointSpan:
         # The bases stay in LAPACK's product form: lifting needs no more, and it costs half of forming them.
         self.shape = shapes[0]
         self._dtype = dtype
-        self._left: Factored | None = _householder([update.B.mT for update in updates], dtype)
-        self._right: Factored | None = _householder([update.A for update in updates], dtype)
+        self._left: Factored | None = factor([update.B.mT for update in updates], dtype)
+        self._right: Factored | None = factor([update.A for update in updates], dtype)
         widths = [update.rank for update in updates]
         small = zip(
             updates,
@@ -303,22 +305,22 @@ class JointSpan:
         else:
             left = self._combine([one.B.mT for one in updates], [one.B for one in self.updates], small.B)
             right = self._combine([one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT)
-        signs = _signs(left)
+        signs = signs_of(left)
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
     def lift_left(self, half: LowRankUpdate) -> LowRankUpdate:
         """Return the update L s, (m, n), of one (p, n) that is reduced on the left alone (see `lift`)."""
         left = self._times_left(half.B)
-        signs = _signs(left)
+        signs = signs_of(left)
         return LowRankUpdate(left * signs, (half.A * signs.mT).to(left.dtype), half.scale)
 
     def _times_left(self, small: Tensor) -> Tensor:
         assert self._left is not None
-        return _times_basis(self._left, small)
+        return times_basis(self._left, small)
 
     def _times_right(self, small: Tensor) -> Tensor:
         assert self._right is not None
-        return _times_basis(self._right, small)
+        return times_basis(self._right, small)
 
     def _combine(self, columns: Sequence[Tensor], triangle: Sequence[Tensor], small: Tensor) -> Tensor:
         """Return the product (rows, k) of the basis behind columns with a (p, k): of the columns C = Q R
@@ -336,7 +338,7 @@ class JointSpan:
                 for part, share in zip(columns, parts, strict=True):
                     product.addmm_(part.to(self._dtype).mT, share)
                 return product
-        return _times_basis(_householder(columns, self._dtype), small)
+        return times_basis(factor(columns, self._dtype), small)
 
 
 # How far combining columns may amplify round-off, by a bound that is about the root of their number for
@@ -344,9 +346,9 @@ class JointSpan:
 _AMPLIFIED = 100
 
 
-def _householder(columns: Sequence[Tensor], dtype: torch.dtype) -> Factored:
-    """LAPACK's `geqrf` of matrices side by side, each given transposed: factored where they are put, since
-    fresh memory costs as much as the flops.
+def factor(columns: Sequence[Tensor], dtype: torch.dtype) -> Factored:
+    """Return LAPACK's `geqrf` of matrices side by side, each given transposed: factored where they are put,
+    since fresh memory costs as much as the flops.
     """
     widths = [part.shape[0] for part in columns]
     transposed = columns[0].new_empty(sum(widths), columns[0].shape[1], dtype=dtype)
@@ -361,7 +363,7 @@ def _triangle(factored: Tensor) -> Tensor:
     return factored[: min(factored.shape)].triu().to(torch.float64)
 
 
-def _times_basis(factored: Factored, small: Tensor) -> Tensor:
+def times_basis(factored: Factored, small: Tensor) -> Tensor:
     """Return the product (rows, k) of the orthonormal (rows, p) behind a `geqrf` with a (p, k)."""
     reflectors, tau = factored
     padded = reflectors.new_zeros(reflectors.shape[0], small.shape[1])
@@ -370,7 +372,7 @@ def _times_basis(factored: Factored, small: Tensor) -> Tensor:
     return product
 
 
-def _signs(frame: Tensor) -> Tensor:
-    """Signs (1, r) that make the entry of largest magnitude in each column of (m, r) positive."""
+def signs_of(frame: Tensor) -> Tensor:
+    """Return the signs (1, r) that make the entry of largest magnitude in each column of (m, r) positive."""
     largest = frame.gather(0, frame.abs().argmax(dim=0, keepdim=True))
     return torch.where(largest < 0, -1.0, 1.0).to(frame.dtype)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from docs.build import PAGES
 from riemerge.cli.commands import main
@@ -21,20 +22,26 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.parameters import MATCHED
 from riemerge.records.evaluation_record import Evaluation
+from riemerge.report.collection_tables import ALL_PAIRS
 from riemerge.report.verdict import MEASURE
+from riemerge.study.collection.advice import RELATED
+from riemerge.study.collection.relations import NEAR, OUTLYING
 from tests.frechet.problems import ITERATIVE
 from tests.helpers import ROOT
 
-README, GUIDE, METHODS_PAGE, RESULTS_PAGE, LIMITS = (
+README, GUIDE, METHODS_PAGE, RESULTS_PAGE, LIMITS, COLLECTIONS = (
     (ROOT / page).read_text(encoding="utf-8")
-    for page in ("README.md", "docs/guide.md", "docs/methods.md", "docs/results.md", "docs/limits.md")
+    for page in (
+        *("README.md", "docs/guide.md", "docs/methods.md", "docs/results.md", "docs/limits.md"),
+        "docs/collections.md",
+    )
 )
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = ROOT / "examples" / "adapters"
 NLI = ROOT / "benchmarks" / "nli" / "results" / "nli.json"
 SUBSETS = NLI.with_name("subsets.json")
 RESULTS = ROOT / "benchmarks" / "results"
-MERGE_LLAMA = RESULTS / "merge_llama.json"
+
 IDENTIFIABILITY = RESULTS / "identifiability.json"
 
 
@@ -109,6 +116,35 @@ def test_python_examples(workplace: Path, script: str) -> None:
     assert next(text for word, text in outputs.items() if word in script) in out
 
 
+@pytest.mark.slow
+def test_examples_of_a_collection(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run in this process: a process of its own would cost more than the map."""
+    monkeypatch.chdir(workplace)
+    (shell,), (python,) = blocks(COLLECTIONS, "shell"), blocks(COLLECTIONS, "python")
+    _, *words = shlex.split(shell)
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "4 adapters of 36 modules compared" in done.output
+    named = re.findall(r"`(\w+\.(?:html|png|csv|json|safetensors))`", COLLECTIONS)
+    assert {*named} <= {path.name for path in (workplace / "atlas").iterdir()}
+    assert len({*named}) == 10
+    exec(python, {})
+    assert "riemerge merge" in capsys.readouterr().out
+
+
+def test_figures_of_the_page_on_collections_are_the_code_s() -> None:
+    words = " ".join(COLLECTIONS.split())
+    for claim in (
+        f"mean cosine of at least {RELATED:g}",
+        f"differ by at most {NEAR:g} of the larger norm",
+        f"more than {OUTLYING:g} robust standard deviations",
+        f"above {ALL_PAIRS} adapters the nearest of each",
+    ):
+        assert claim in words
+
+
 def test_the_readme_fits_its_limits() -> None:
     assert len(README.splitlines()) <= 120
     shell, python = blocks(README, "shell")[0], blocks(README, "python")[0]
@@ -162,54 +198,6 @@ def test_figures_of_identifiability_are_the_benchmark_s() -> None:
         assert families[name]["cost_apart"] < 0.005
     # The verdict's thresholds lie between what was measured to be determined and what was not.
     assert families["close"]["update_apart"] < 1e-6
-
-
-def test_how_it_scales_is_the_benchmark_s() -> None:
-    found = json.loads(MERGE_LLAMA.read_text(encoding="utf-8"))
-    words = " ".join(RESULTS_PAGE.split())
-    for name in ("default", "geomerge"):
-        seconds, memory = (found["noise"][name][key] for key in ("seconds", "mib"))
-        shown = "{median:.0f} s ({lowest:.0f}–{highest:.0f})".format(**seconds)
-        assert f"{shown} with a peak of {memory['median']:.0f} MiB" in words
-        assert f"{1 / found['ratios'][name]['floor']:.1f} times" in words
-        assert f"{found['ratios'][name]['PEFT svd']:.0f} times as long" in words
-    assert f"take {found['noise']['floor']['seconds']['median']:.1f} s" in words
-    hours = {name: one["seconds"] / 3600 for name, one in found["rivals"].items()}
-    assert f"PEFT's `svd` would take {hours['PEFT svd']:.1f} hours" in words
-    assert f"the KnOTS recipe {hours['KnOTS']:.0f} hours" in words
-    assert f"which is exact and keeps all ranks, {3600 * hours['PEFT cat']:.0f} seconds" in words
-    first = [run["mib"] for run in found["geomerge"]["28"]]
-    assert f"({np.median(first):.0f} MiB for the first 28 modules)" in words
-
-
-def test_what_rows_cost_is_the_benchmark_s() -> None:
-    found, words = measured("methods"), " ".join(RESULTS_PAGE.split())
-    seconds = {
-        tool: {name: one["seconds"] for name, one in found[tool].items()}
-        for tool in ("riemerge", "PEFT", "mergekit")
-    }
-    ours, mergekit = seconds["riemerge"], seconds["mergekit"]
-    factors = [name for name in ours if METHODS[name].domain in {"weights", "gram", "cores"}]
-    entries = [name for name in ours if METHODS[name].domain == "entries"]
-    assert {"average", "svd", "karcher", "tsv", "iso_c"} <= set(factors)
-    assert {"ties", "dare_ties"} <= set(entries)
-    low, high = (extreme(ours[name] for name in factors) for extreme in (min, max))
-    assert f"take {low:.0f} to {high:.0f} s for the first 28 of these modules" in words
-    assert f"at most {max(found['riemerge'][name]['mib'] for name in factors):.0f} MiB" in words
-    geomerge = [run["seconds"] for run in measured("merge_llama")["geomerge"]["28"]]
-    assert f"`geomerge` {np.median(geomerge):.0f} s, `knots_ties` {ours['knots_ties']:.0f} s" in words
-    times = seconds["PEFT"]["svd"] / ours["svd"]
-    assert f"PEFT's `svd` would take {times:.0f} times as long as ours" in words
-    assert f"mergekit's `karcher` {mergekit['karcher'] / ours['karcher']:.0f} times" in words
-    low, high = (extreme(ours[name] for name in entries) / 60 for extreme in (min, max))
-    assert f"take {low:.0f} to {high:.0f} minutes by extrapolation" in words
-    assert all(found["riemerge"][name]["extrapolated"] for name in entries)
-    assert ours["ties"] / mergekit["ties"] == pytest.approx(1, abs=0.05)
-    times = ours["dare_linear"] / mergekit["dare_linear"]
-    assert f"`dare_linear` {times:.1f} times as long" in words
-    assert times == max(ours[name] / mergekit[name] for name in entries if name in mergekit)
-    low, high = (extreme(found["riemerge"][name]["mib"] for name in entries) / 1024 for extreme in (min, max))
-    assert f"{low:.0f} to {high:.1f} GiB at 4096 × 4096" in words
 
 
 def test_what_is_said_of_solvers_is_the_benchmark_s() -> None:

@@ -16,7 +16,7 @@ from riemerge.errors import AdapterError, NumericalError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.dialects import read_adapter
 from riemerge.merging.verbs import merge_into
-from riemerge.methods import METHODS
+from riemerge.methods import METHODS, engine
 from riemerge.progress import Progress
 from riemerge.recipes.recipe import make_recipe
 from riemerge.statistics import read_statistics
@@ -247,7 +247,8 @@ def test_a_fault_in_a_thread_ends_the_merge(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_module_is_kept_while_others_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tall of a module is dropped before the next but a few is read."""
+    """What is tall of a batch is dropped before the next but a few is read."""
+    monkeypatch.setattr(engine, "_MOST", 1)
     shapes = {f"m{i:02}": (40, 30) for i in range(12)}
     folders = write_family(tmp_path, family("close", 2, shapes=shapes))
     alive: set[int] = set()

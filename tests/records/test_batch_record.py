@@ -9,8 +9,8 @@ def test_a_record_is_read_back_as_it_was() -> None:
     entry = BatchEntry(name="one", method="ties", models=("a", "b"), parameters={"density": [0.5, 1]})
     failed = entry.model_copy(update={"name": "two", "status": "failed", "code": 5, "problems": ("no mean",)})
     later = failed.model_copy(update={"name": "three", "code": 4})
-    record = BatchRecord(plan="plan.yaml", versions={"riemerge": "0"}, merges=(entry, failed, later))
+    record = BatchRecord(plan="plan.yaml", version="0", merges=(entry, failed, later))
     assert BatchRecord.model_validate_json(record.to_json()) == record
     assert record.exit_code == 5
     assert (record.count("failed"), record.count("waiting"), record.count("made")) == (2, 1, 0)
-    assert BatchRecord(plan="plan.yaml", versions={}, merges=(entry,)).exit_code == 0
+    assert BatchRecord(plan="plan.yaml", version="0", merges=(entry,)).exit_code == 0

@@ -21,7 +21,7 @@ def test_what_a_table_says() -> None:
     made = entry.model_copy(update={"status": "made", "seconds": 1.234, "norm": 12.3})
     console = Console(width=100, force_terminal=False)
     with console.capture() as shown:
-        console.print(batch_report(BatchRecord(plan="plan.yaml", versions={}, merges=(made, failed))))
+        console.print(batch_report(BatchRecord(plan="plan.yaml", version="0", merges=(made, failed))))
     _, one, other, problem, count = shown.get().splitlines()
     assert one.split() == ["one", "4", "models", "ties", "density=0.5", "made", "1.23", "12.3"]
     assert other.startswith("[red]\\x1b[31m")

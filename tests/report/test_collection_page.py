@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from riemerge.records.collection_record import CollectionRecord
-from riemerge.report.collection_page import collection_page
+from riemerge.report.collection_page import SHOWN_ADVICE, collection_page
 from tests.records.collections import made_collection
 
 EMPTY = {"meta", "img", "input"}
@@ -88,6 +88,15 @@ def test_numbers_sort_by_all_their_digits(page: str) -> None:
     assert "1.2" in parser.keys
     assert {float(key) for key in parser.keys} >= {0.6, 30.0}
     assert len(parser.texts["button"]) == page.count('<th scope="col"')
+
+
+def test_long_advice_is_folded_away() -> None:
+    record = made_collection()
+    many = record.model_copy(update={"advice": record.advice[:1] * (SHOWN_ADVICE + 3)})
+    page = collection_page(many, {})
+    assert Page(page).texts["summary"] == ["and 3 more"]
+    assert "<details>" not in collection_page(record, {})
+    assert "Nothing stands out" in collection_page(record.model_copy(update={"advice": ()}), {})
 
 
 def test_without_pictures_the_page_says_what_to_install() -> None:

@@ -41,10 +41,11 @@ def test_pairs_are_all_or_the_nearest_and_those_that_were_asked_for(
     assert {(row["first"], row["second"]): row["cosine"] for row in rows}["law_again", "med"] == COSINES[1, 2]
     assert [row["quotient"] for row in rows if row["quotient"] is not None] == [1.7]
     monkeypatch.setattr(collection_tables, "ALL_PAIRS", 3)
-    nearest = record.model_copy(update={"neighbours": tuple(near[:1] for near in record.neighbours)})
-    pairs = [(row["first"], row["second"]) for row in pair_rows(nearest, tables)]
-    # each once; law and odd, since their quotient distance was asked for
-    assert pairs == [("law", "law_again"), ("law", "med"), ("law", "odd")]
+    asked = record.distances[0].model_copy(update={"first": "med", "second": "odd"})
+    nearest = {"neighbours": tuple(near[:1] for near in record.neighbours), "distances": (asked,)}
+    rows = pair_rows(record.model_copy(update=nearest), tables)
+    pairs = [("law", "law_again"), ("law", "med"), ("law", "odd"), ("med", "odd")]  # each once
+    assert [(row["first"], row["second"]) for row in rows] == pairs
 
 
 def test_csv_and_json_lines_read_back_with_all_digits() -> None:

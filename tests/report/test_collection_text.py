@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from riemerge.records.collection_record import Outlier, Repetition
+import shlex
+from typing import get_args
+
+from riemerge.records.collection_record import Action, Outlier, Repetition
 from riemerge.report.collection_text import (
+    ACTIONS,
     advice_lines,
     cluster_columns,
     count,
+    fold_command,
     kept_energy,
     names_of,
     repetitions,
@@ -48,10 +53,12 @@ def test_an_angle_has_degrees_and_a_multiple_its_factor() -> None:
     unusual = Outlier(name="odd", measure="direction", value=88.2, usual=51.0, score=9.0)
     lines = summary(record.model_copy(update={"outliers": (unusual,)}))
     assert "1 outlier: odd (88° from its nearest, usual 51°)" in lines
+    both = record.model_copy(update={"outliers": (unusual, *record.outliers)})
+    assert any(line.startswith("1 outlier: odd (88°") and "‖dW‖ 30.0" in line for line in summary(both))
     multiple = Repetition(name="law_again", likeness="scaled", factor=-2.0, distance=0.0, rounding=0.0)
     group = record.copies[0].model_copy(update={"repetitions": (multiple,)})
     found = repetitions(record.model_copy(update={"copies": (group,)}))
-    assert found == {"law_again": ("law", "a multiple of its dW, times -2.00")}
+    assert found == {"law_again": ("law", "-2.00 times its dW")}
 
 
 def test_many_names_are_shortened_and_counts_have_their_plural() -> None:
@@ -60,11 +67,17 @@ def test_many_names_are_shortened_and_counts_have_their_plural() -> None:
     assert [count(number, "copy") for number in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]
 
 
-def test_advice_ends_with_the_number_that_decided() -> None:
-    (_, nothing), (text, command) = advice_lines(made_collection())
-    assert nothing == ""
-    assert text == "These are one family, and they determine their Fréchet mean (mean cosine 0.600)."
+def test_advice_stands_by_its_kind_with_the_number_that_decided() -> None:
+    lines = advice_lines(made_collection())
+    assert list(lines) == ["drop copies", "merge by geomerge"]
+    assert lines["drop copies"][0][1] == ""
+    ((text, command),) = lines["merge by geomerge"]
+    assert text.endswith("; mean cosine 0.600")
     assert command.startswith("riemerge merge law med")
+
+
+def test_every_action_has_its_words() -> None:
+    assert set(ACTIONS) == set(get_args(Action))
 
 
 def test_the_table_of_clusters_leaves_out_single_adapters() -> None:
@@ -80,3 +93,16 @@ def test_where_no_directions_keep_half_the_most_are_named() -> None:
     assert kept_energy(record.model_copy(update={"kept": rows})) == (
         "common directions a side: 8 keep 40% of the energy of all adapters"
     )
+
+
+def test_a_folded_command_is_the_command() -> None:
+    names = [f"an adapter/{place}'s" for place in range(12)]
+    command = shlex.join(["riemerge", "merge", *names, "-o", "out"])
+    lines = fold_command(command)
+    assert 1 < len(lines) <= 6
+    assert all(len(line) <= 95 for line in lines)
+    joined = "\n".join(lines).replace("\\\n", "")
+    assert "\n" not in joined
+    assert shlex.split(joined) == shlex.split(command)
+    assert fold_command("riemerge inspect a") == ["riemerge inspect a"]
+    assert fold_command("") == fold_command(command * 9) == []

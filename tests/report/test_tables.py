@@ -10,6 +10,7 @@ import torch
 from riemerge.merging.sinks import MergeResult
 from riemerge.methods import METHODS, PARAMETERS
 from riemerge.report.tables import (
+    MAX_EACH,
     MAX_SHOWN,
     collection_report,
     evaluation_report,
@@ -118,7 +119,7 @@ def test_left_out_updates_have_no_distance_in_the_report(tmp_path: Path) -> None
     assert shown[1] == "-"
     assert " ".join(shown) in " ".join(line.split())
     assert "warning: b: its update is all zero in 2 of 3 modules" in " ".join(text.split())
-    inspected = inspect_adapters(folders)
+    inspected = inspect_adapters(folders, distances=True)
     assert [row.numerical_rank for row in inspected.adapters[1].modules] == [0, 0, 3]
     assert inspected.pairs[0].notes == (
         "layers.0.q: numerical rank 0 of 3: no quotient distance",
@@ -154,7 +155,7 @@ def test_warnings_are_shown(tmp_path: Path) -> None:
 def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
     adapters = family("close", 2, rank=6)
     adapters[1]["layers.0.v"][0][:, 5] = 0
-    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12))
+    inspection = inspect_adapters(write_family(tmp_path, adapters, lora_alpha=12), distances=True)
     text = render(inspection_report(inspection))
     for adapter, factors in zip(inspection.adapters, adapters, strict=True):
         for row in adapter.modules:
@@ -174,7 +175,7 @@ def test_an_inspection_shows_singular_values_and_pairs(tmp_path: Path) -> None:
 
 def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Path) -> None:
     folders = write_family(tmp_path, family("close", 2))
-    (pair,) = inspect_adapters(folders).pairs
+    (pair,) = inspect_adapters(folders, distances=True).pairs
     totals = merge_adapters(folders, cost_tol=0).record.totals
     assert totals.distances is not None
     both = [distance for distance in totals.distances if distance is not None]
@@ -188,7 +189,7 @@ def test_pairs_are_at_the_distances_that_a_merge_of_the_two_divides(tmp_path: Pa
 
 def test_adapters_of_different_rank_have_an_overlap_but_no_distance(tmp_path: Path) -> None:
     (a,), (b,) = family("close", 1, rank=4), family("close", 1, rank=2)
-    (pair,) = inspect_adapters(write_family(tmp_path, [a, b])).pairs
+    (pair,) = inspect_adapters(write_family(tmp_path, [a, b]), distances=True).pairs
     assert pair.distance is None
     assert pair.overlap is not None
     assert len(pair.notes) == len(SHAPES)
@@ -248,8 +249,8 @@ def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out(
     text = render(collection_report(record.model_copy(update={"left_out": (named,)})))
     lines = text.splitlines()
     assert lines[0].startswith("4 adapters of 3 modules compared")
-    (_, row) = [line.split()[:3] for line in lines if " related " in line]
-    assert row == ["0", "related", "3"]
+    (_, row) = [line.split()[:3] for line in lines if " family " in line]
+    assert row == ["0", "family", "3"]
     assert "  riemerge merge law med -o family-0 --method geomerge" in lines
     assert "left out: broken: \\x1b[31mbroken: 1 NaN" in lines
     assert max(map(len, lines)) <= 100
@@ -257,15 +258,15 @@ def test_a_collection_is_shown_with_its_clusters_its_advice_and_who_is_left_out(
 
 def test_of_many_clusters_and_much_advice_the_first_are_shown() -> None:
     record = made_collection()
-    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 100})
+    long = record.advice[0].model_copy(update={"command": "riemerge merge " + "name " * 200})
     many = record.model_copy(
-        update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_SHOWN + 2)}
+        update={"clusters": record.clusters[:1] * 20, "advice": (long,) * (MAX_EACH + 2)}
     )
     text = render(collection_report(many, "atlas/atlas.html"))
-    assert text.count(" related ") == MAX_SHOWN + 1  # one more in the line that counts them
+    assert text.count(" family ") == MAX_SHOWN
     assert f"and {20 - MAX_SHOWN} more clusters: see atlas/atlas.html" in text
-    assert "and 2 more: see atlas/atlas.html" in text
-    assert text.count("  (its command is on atlas/atlas.html)") == MAX_SHOWN
+    assert "- and 2 more: see atlas/atlas.html" in text
+    assert text.count("  (its command is on atlas/atlas.html)") == MAX_EACH
 
 
 # --- methods ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from riemerge.errors import OutputError, RecipeError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.peft.adapter_reader import read_peft
+from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.merging.verbs import merge_into
 from riemerge.progress import Progress
 from riemerge.records.batch_record import BatchRecord
@@ -65,7 +66,7 @@ def test_models_are_opened_once_for_all_merges(
         return read_peft(path)
 
     monkeypatch.setattr("riemerge.formats.dialects.read_peft", watch)
-    monkeypatch.setattr("riemerge.study.batch_worker._OPENED", {})
+    monkeypatch.setattr("riemerge.study.batch_worker._SHARED", SharedInputs())
     batch(plan_of(tmp_path, PLAN), tmp_path / "out")
     assert [name for name in read if name in "abc"] == ["a", "b", "c"]
 

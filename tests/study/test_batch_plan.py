@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from riemerge.errors import AdapterError, RecipeError
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.study.batch_plan import read_batch_plan
 from tests.folders import family, write_family
+from tests.helpers import ROOT
 from tests.records.collections import made_collection
 from tests.study.inputs import SHAPES
 
@@ -89,6 +91,15 @@ merges:
     # As a single recipe of the same words: a dtype below float64 in a file is that of the output.
     assert two.dtype == "float64"
     assert all(Path(entry.model).is_absolute() for entry in (*one.models, *two.models))
+
+
+def test_the_plan_of_the_page_is_read(tmp_path: Path) -> None:
+    (text,) = re.findall("```yaml\n(.*?)```", (ROOT / "docs" / "batch.md").read_text(), re.DOTALL)
+    (tmp_path / "adapters").symlink_to(ROOT / "examples" / "adapters")
+    recipes = read(tmp_path, text)
+    assert len(recipes) == 3 * 4 + 1
+    assert "law-mnli--ties--density=0.3" in recipes
+    assert recipes["mine"].weights == (0.4, 1.0, 1.0)
 
 
 def test_a_generated_recipe_is_that_of_the_command_line(beside: Path) -> None:

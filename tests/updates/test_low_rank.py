@@ -251,8 +251,8 @@ def test_bases_are_made_again_where_a_product_would_lose_digits(
     shared = LowRankUpdate(other.B, first.A + 10.0**-decades * other.A)
     span = JointSpan([first, shared])
     lifted = span.lift(small := random_update(3, 8, 8, 4).balance())
-    householder = mock.Mock(wraps=updates._householder)
-    monkeypatch.setattr(updates, "_householder", householder)
+    householder = mock.Mock(wraps=updates.factor)
+    monkeypatch.setattr(updates, "factor", householder)
     found = span.without_bases().lift(small, [first, shared])
     assert householder.call_count == (decades > 0)
     eps = torch.finfo(dtype).eps

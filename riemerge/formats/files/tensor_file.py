@@ -135,6 +135,11 @@ class TensorFile:
         with self._reading() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def check(self) -> None:
+        """Raise an AdapterError if the file is no longer the one that was checked."""
+        with self._reading():
+            pass
+
     @contextmanager
     def _reading(self) -> Iterator[BufferedReader]:
         """Open the file, and see before and after its use that it is the one that was checked."""

@@ -203,20 +203,31 @@ def cart(x: Cores, setting: Setting) -> Tensor:
 
     Source: Choi et al. 2024, Revisiting weight averaging for model merging, arXiv 2412.12153 (CART).
 
-    Cost: T SVDs (p, q), one after the other.
+    Cost: T eigendecompositions (p, p), or SVDs (p, q), one after the other.
     """
     weights = setting.weights.to(x.norms)
     mean, largest = x.combine(weights), float(x.norms.max())
     size = int(_directions(x, torch.ones_like(weights), largest))
     k = max(1, int(size * setting.values["rank_fraction"]))
     total = mean.clone()
-    for place, weight in enumerate(weights):
-        only = torch.zeros_like(weights)
-        only[place] = 1.0
-        svd = thin_svd(x.combine(only) - mean)
-        leading(svd.values, k, largest)
-        total += setting.values["deviation_scale"] * x.count * weight * svd.truncate(k).matrix()
+    for update, weight in zip(x.one_by_one(), weights, strict=True):
+        moved = update - mean
+        frame = _leading_frame(moved, k, largest)
+        total += setting.values["deviation_scale"] * x.count * weight * (frame @ (frame.mT @ moved))
     return total
+
+
+def _leading_frame(matrix: Tensor, k: int, largest: float) -> Tensor:
+    """Return the k leading left singular vectors of a matrix (p, q), whose singular values differ from the
+    next: by the eigenvectors of its Gram matrix, where k of them lose a digit at most.
+    """
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    values, vectors = squares.clamp_min(0.0).sqrt().flip(0), vectors.flip(1)
+    if k > len(values) or values[k - 1] <= 0.05 * values[0]:
+        vectors, values = left_singular(matrix)
+    leading(values, k, largest)
+    frame: Tensor = vectors[:, :k]
+    return frame
 
 
 def whitener(frame: Tensor, exponents: Tensor, largest: float | None = None) -> Tensor:

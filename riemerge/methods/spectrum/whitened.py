@@ -262,7 +262,7 @@ def _expect_determined(values: Tensor, target: Tensor, kept: Tensor) -> None:
 
     Args:
         values: Singular values of K means (K, k), descending.
-        target: Those of their inputs (K, k).
+        target: Singular values of the inputs (K, k).
         kept: Whether each counts, (K, k).
     """
     equal = values.diff().neg() <= ROUND_OFF * values[:, :1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemerge.linalg import numerical_rank
+from riemerge.merging.identifiability import compare_pairs
 from riemerge.records.run_record import Overlap
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -36,11 +37,6 @@ class Frames(NamedTuple):
     def mask(self) -> Tensor:
         """1 for the directions that stand above rounding, 0 for others: (R, T) float64."""
         return (torch.arange(len(self.values)).unsqueeze(1) < self.ranks).to(self.values)
-
-    @property
-    def squares(self) -> Tensor:
-        """‖dW‖² of each update (T,)."""
-        return self.values.square().sum(dim=0)
 
 
 def decompose(updates: Sequence[LowRankUpdate], storage: Sequence[torch.dtype]) -> Frames:
@@ -72,94 +68,28 @@ def decompose(updates: Sequence[LowRankUpdate], storage: Sequence[torch.dtype]) 
         left[:rank, places] = (q @ u).permute(2, 0, 1)
         right[:rank, places] = (p @ vt.mT).permute(2, 0, 1)
         values[:rank, places] = sigma.mT
-    rounding = [
-        math.sqrt(update.rank) * torch.finfo(dtype).eps
-        for update, dtype in zip(updates, storage, strict=True)
-    ]
+    rounding = torch.tensor([torch.finfo(dtype).eps for dtype in storage], dtype=torch.float64)
+    columns = torch.tensor([update.rank for update in updates], dtype=torch.float64)
     arithmetic = 10.0 * torch.finfo(torch.float64).eps * math.sqrt(max(m, n))
-    bounds = torch.tensor(rounding, dtype=torch.float64) + arithmetic
+    bounds = columns.sqrt() * rounding + arithmetic
     return Frames(left, values, right, numerical_rank(values.mT, 1.0, (bounds * values[:1]).mT))
 
 
-class PairOverlaps(NamedTuple):
-    """The fields of `Overlap` for P pairs of updates of one module, each (P,), and which pairs have them.
-
-    Attributes:
-        left: RMS cosines of the column spaces.
-        right: RMS cosines of the row spaces.
-        left_random: RMS cosines of random column spaces.
-        right_random: RMS cosines of random row spaces.
-        share: Shares of the RMS cosines above the random ones, on the side that shares less.
-        weakest: Shares of the smallest cosines, on the side where they are larger.
-        cosine: Cosines of the updates as vectors.
-        known: Whether both updates are not zero, boolean.
-    """
-
-    left: Tensor
-    right: Tensor
-    left_random: Tensor
-    right_random: Tensor
-    share: Tensor
-    weakest: Tensor
-    cosine: Tensor
-    known: Tensor
-
-    def records(self) -> list[Overlap | None]:
-        """Return the overlap of each pair; None where an update is zero."""
-        *fields, known = (field.tolist() for field in self)
-        rows = zip(*fields, strict=True)
-        names = Overlap.model_fields
-        return [
-            Overlap(**dict(zip(names, row, strict=True))) if there else None
-            for row, there in zip(rows, known, strict=True)
-        ]
-
-
-def overlap_pairs(frames: Frames, pairs: Sequence[tuple[int, int]]) -> PairOverlaps:
+def overlap_pairs(frames: Frames, pairs: Sequence[tuple[int, int]]) -> list[Overlap | None]:
     """Compare pairs of updates of one module, as `riemerge.merging.identifiability.overlap` does one by one.
 
     Args:
         frames: The T updates.
         pairs: Places of two updates, for each of P >= 1 pairs.
+
+    Returns:
+        The overlap of each pair; None where an update is zero.
     """
     first, second = torch.tensor(pairs).unbind(dim=1)
-    width, count, m = frames.left.shape
-    n = frames.right.shape[2]
-    blocks = [
-        (flat @ flat.mT).view(width, count, width, count)[:, first, :, second]
-        for flat in (frames.left.reshape(-1, m), frames.right.reshape(-1, n))
-    ]
-    mask, ranks = frames.mask.mT, frames.ranks
-    small, large = torch.minimum(ranks[first], ranks[second]), torch.maximum(ranks[first], ranks[second])
-    known = small > 0
-    inside = mask[first].unsqueeze(2) * mask[second].unsqueeze(1)
-    values = frames.values.mT
-    terms = values[first].unsqueeze(2) * blocks[0] * blocks[1] * values[second].unsqueeze(1)
-    norms = frames.squares.sqrt()
-    lengths = (norms[first] * norms[second]).clamp_min(torch.finfo(torch.float64).tiny)
-    means, levels, shares, least = [], [], [], []
-    for block, size in zip(blocks, (m, n), strict=True):
-        cosines = torch.linalg.svdvals(block * inside)
-        smallest = cosines.gather(1, (small.unsqueeze(1) - 1).clamp_min(0)).squeeze(1)
-        square = cosines.square().sum(dim=1) / small.clamp_min(1)
-        level = large.double() / size
-        means.append(square.sqrt())
-        levels.append(level.sqrt())
-        shares.append(_share(square, level))
-        least.append(_share(smallest.square(), level))
-    return PairOverlaps(
-        left=means[0],
-        right=means[1],
-        left_random=levels[0],
-        right_random=levels[1],
-        share=torch.minimum(*shares),
-        weakest=torch.maximum(*least),
-        cosine=terms.sum(dim=(1, 2)) / lengths,
-        known=known,
-    )
-
-
-def _share(square: Tensor, level: Tensor) -> Tensor:
-    """0 at the random level, 1 for equal subspaces, also where a subspace fills everything."""
-    room = 1.0 - level
-    return torch.where(room <= 1e-12, 1.0, (square - level) / room.clamp_min(1e-12))
+    mask, shape = frames.mask.unsqueeze(-1), (frames.left.shape[2], frames.right.shape[2])
+    left, right = ((side * mask).permute(1, 2, 0)[None] for side in (frames.left, frames.right))
+    sigma, ranks = frames.values.mT[None], frames.ranks[None]
+    *fields, known = compare_pairs(left, right, sigma, ranks, first, second, shape)[:, 0].tolist()
+    rows = zip(*fields, strict=True)
+    overlaps = [Overlap(**dict(zip(Overlap.model_fields, row, strict=True))) for row in rows]
+    return [overlap if counts else None for overlap, counts in zip(overlaps, known, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -13,7 +14,6 @@ from torch import Tensor
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.staging import write_atomically
 from riemerge.formats.files.tensor_file import read_start
-from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.records.collection_record import Metric
 from riemerge.study.collection.frames import Frames, decompose
 from riemerge.study.collection.work import Work
@@ -69,38 +69,54 @@ def _measure_batch(
     places = {key: place for place, key in enumerate(sorted({*sides[0], *sides[1]}))}
     updates = [adapters[name].update(module) for module, name in places]
     storage = [torch.promote_types(adapters[name].dtype, torch.float32) for _, name in places]
-    frames = decompose(updates, storage)
-    answers: list[Answer] = [""] * len(batch)
+    pairs = [(places[first], places[second]) for first, second in zip(*sides, strict=True)]
+    return measure_frames(metric, decompose(updates, storage), [update.rank for update in updates], pairs)
+
+
+def measure_frames(
+    metric: Metric, frames: Frames, stored: Sequence[int], pairs: Sequence[tuple[int, int]]
+) -> list[Answer]:
+    """Return the distance of each pair of updates of one shape, or why there is none.
+
+    Args:
+        metric: What to measure.
+        frames: T updates, also of several modules.
+        stored: Ranks of the T updates as stored.
+        pairs: Places of two updates, for each pair.
+    """
+    answers: list[Answer] = [""] * len(pairs)
     alike: dict[int, list[int]] = defaultdict(list)
-    for index, both in enumerate(zip(*sides, strict=True)):
-        ranks = [int(frames.ranks[places[key]]) for key in both]
-        stored = [updates[places[key]].rank for key in both]
-        if metric == "quotient" and stored[0] != stored[1]:
-            answers[index] = f"ranks {stored[0]} and {stored[1]} differ"
-        elif metric == "quotient" and min(ranks) < stored[0]:
-            answers[index] = f"numerical rank {min(ranks)} of {stored[0]}"
+    for index, pair in enumerate(pairs):
+        ranks, own = frames.ranks[list(pair)].tolist(), [stored[place] for place in pair]
+        if metric == "quotient" and own[0] != own[1]:
+            answers[index] = f"ranks {own[0]} and {own[1]} differ"
+        elif metric == "quotient" and min(ranks) < own[0]:
+            answers[index] = f"numerical rank {min(ranks)} of {own[0]}"
         elif ranks[0] != ranks[1] or not ranks[0]:
             answers[index] = f"numerical ranks {ranks[0]} and {ranks[1]}"
         else:
             alike[ranks[0]].append(index)
     for rank, some in alike.items():
-        first, second = ([places[side[index]] for index in some] for side in sides)
+        first, second = torch.tensor([pairs[index] for index in some]).unbind(dim=1)
         apart = _MEASURES[metric](frames, rank, first, second)
         for index, distance in zip(some, apart.tolist(), strict=True):
-            answers[index] = "no geodesic was found" if distance != distance else distance  # noqa: PLR0124
+            answers[index] = "no geodesic was found" if math.isnan(distance) else distance
     return answers
 
 
-def _quotient(frames: Frames, rank: int, first: Sequence[int], second: Sequence[int]) -> Tensor:
+def _quotient(frames: Frames, rank: int, first: Tensor, second: Tensor) -> Tensor:
+    from riemerge.methods.geodesic.quotient_mean import distances
+
     balanced = frames.values[:rank].sqrt().unsqueeze(-1)
-    left, right = frames.left[:rank] * balanced, frames.right[:rank] * balanced
-    sides = (
-        [LowRankUpdate(left[:, place].mT, right[:, place]) for place in places] for places in (first, second)
+    left, right = (
+        (frames.left[:rank] * balanced).transpose(0, 1),
+        (frames.right[:rank] * balanced).transpose(0, 1),
     )
+    sides = ([LowRankUpdate(left[k].mT, right[k]) for k in places.tolist()] for places in (first, second))
     return distances(*sides)
 
 
-def _grassmann(frames: Frames, rank: int, first: Sequence[int], second: Sequence[int]) -> Tensor:
+def _grassmann(frames: Frames, rank: int, first: Tensor, second: Tensor) -> Tensor:
     squares = torch.zeros(len(first), dtype=torch.float64)
     for side in (frames.left, frames.right):
         u, v = (side[:rank, places].permute(1, 2, 0) for places in (first, second))
@@ -112,7 +128,7 @@ def _grassmann(frames: Frames, rank: int, first: Sequence[int], second: Sequence
     return squares.sqrt()
 
 
-_MEASURES: dict[Metric, Callable[[Frames, int, Sequence[int], Sequence[int]], Tensor]] = {
+_MEASURES: dict[Metric, Callable[[Frames, int, Tensor, Tensor], Tensor]] = {
     "quotient": _quotient,
     "grassmann": _grassmann,
 }

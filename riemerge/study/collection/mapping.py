@@ -17,20 +17,12 @@ import torch
 
 from riemerge.errors import AdapterError, OutputError, RecipeError
 from riemerge.formats.files.staging import overlaps, write_atomically, writing
-from riemerge.formats.files.tensor_file import read_start
 from riemerge.formats.files.text import list_names
-from riemerge.formats.hub import locate
 from riemerge.linalg import single_threaded
 from riemerge.merging.machine import find_threads
 from riemerge.methods.threads import in_order
 from riemerge.progress import Listener, Progress
-from riemerge.records.collection_record import (
-    CollectionRecord,
-    KeptEnergy,
-    Metric,
-    ModuleGroup,
-    PairDistance,
-)
+from riemerge.records.collection_record import CollectionRecord, KeptEnergy, Metric, ModuleGroup, PairDistance
 from riemerge.study.collection.advice import advise_on
 from riemerge.study.collection.clusters import find_clusters, scale_classically
 from riemerge.study.collection.common import Kept, keep_common
@@ -104,7 +96,7 @@ def map_adapters(
     root, count = Path(folder), find_threads(threads, torch.device("cpu"))
     if unknown := sorted({*distances} - {*METRICS}):
         raise RecipeError(f"distances: {', '.join(unknown)}: expected {' or '.join(METRICS)}")
-    OutputError.refuse(overlaps(root, map(locate, paths)))
+    OutputError.refuse(overlaps(root, paths))
     members = open_members(paths, same_base=same_base)
     with writing(root):
         root.mkdir(exist_ok=True)
@@ -175,18 +167,16 @@ def _keep(
 
     def keep(module: str) -> Kept:
         adapters = members.having(module)
-        of = [[digest, weights[digest]] for digest in adapters]
-        path = work.path(module, ".kept.json")
-        key = hashlib.sha256(json.dumps(of).encode()).hexdigest()
-        if path.exists():
-            found, *kept = json.loads(read_start(path))
-            if found == key:
-                return Kept(*kept)
-        tiles = Tiles(list(adapters.values()), module, range(len(adapters)))
-        kept = keep_common(tiles, torch.tensor([weight for _, weight in of], dtype=torch.float64))
-        AdapterError.refuse(problem for problems in tiles.faults.values() for problem in problems)
-        write_atomically(path, json.dumps([key, *kept]).encode())
-        return kept
+        shares = [weights[digest] for digest in adapters]
+        key = hashlib.sha256(json.dumps([*adapters, *shares]).encode()).hexdigest()
+
+        def compute() -> Kept:
+            tiles = Tiles(list(adapters.values()), module, range(len(adapters)))
+            found = keep_common(tiles, torch.tensor(shares, dtype=torch.float64))
+            AdapterError.refuse(problem for problems in tiles.faults.values() for problem in problems)
+            return found
+
+        return Kept(*work.remember(module, ".kept.json", key, compute))
 
     kept = dict(stages.each("directions", keep, members.modules))
     energies = []
@@ -224,11 +214,11 @@ def _relate(
     chosen = choose_judged(pairs, stands, clustering)
     judged = [answer for _, answer in stages.each("clusters", partial(judge, members), chosen, "")]
     clusters = describe_clusters(names, pairs, stands, clustering, chosen, judged)
-    outliers, modules = find_outliers(names, stands, norms, pairs), describe_modules(members, per_module)
+    outliers = find_outliers(names, stands, norms, pairs)
     record = CollectionRecord(
         adapters=adapters,
         left_out=members.left_out,
-        modules=modules,
+        modules=describe_modules(members, per_module),
         groups=tuple(groups),
         copies=copies,
         near=find_near(names, stands, pairs, relative),
@@ -241,8 +231,8 @@ def _relate(
         coordinates_share=shares,
         spectra=describe_spectra(groups, members.modules, per_module),
         kept=kept,
-        advice=advise_on(adapters, copies, clusters, outliers, kept, modules),
-        notes=(*members.notes, *note_differences(adapters)),
+        advice=advise_on(adapters, copies, clusters, outliers),
+        notes=note_differences(adapters),
         versions={name: version(name) for name in ("riemerge", "torch", "scipy")},
     )
     return record, stands
@@ -288,7 +278,7 @@ def _measure(
 
     squares: dict[Pair, list[float]] = defaultdict(list)
     notes: dict[Pair, list[str]] = defaultdict(list)
-    for _, measured in stages.each(metric, measure, parts):
+    for _, measured in stages.each(metric, measure, parts, ""):
         for module, answers in measured.items():
             for pair, answer in answers.items():
                 if isinstance(answer, str):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, final
@@ -14,8 +15,8 @@ from typing import TypeVar, final
 from riemerge.errors import AdapterError, RiemergeError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
-from riemerge.formats.dialects import name_alike, read_adapter
-from riemerge.formats.files.text import list_names, show
+from riemerge.formats.dialects import read_adapter
+from riemerge.formats.files.text import show
 from riemerge.formats.hub import locate, name_model
 from riemerge.merging.inputs import display_names
 from riemerge.recipes.resolve import layer_of
@@ -34,14 +35,12 @@ class Members:
         adapters: The open adapters.
         digests: What each adapter is of: equal for equal files alone.
         left_out: Adapters that cannot be compared, sorted by name.
-        notes: What was taken to be the same, and what counts as zero.
     """
 
     names: tuple[str, ...]
     adapters: tuple[Adapter, ...]
     digests: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
-    notes: tuple[str, ...]
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -54,8 +53,8 @@ class Members:
 
     def having(self, module: str) -> dict[str, Adapter]:
         """Return the adapters that have a module by their digests, sorted: equal files once."""
-        each = zip(self.digests, self.adapters, strict=True)
-        return dict(sorted((digest, adapter) for digest, adapter in each if module in adapter.ranks))
+        every = dict(zip(self.digests, self.adapters, strict=True))
+        return {digest: every[digest] for digest in sorted(every) if module in every[digest].ranks}
 
     def check(self) -> None:
         """Raise an AdapterError, with all reasons, if fewer than two members are there."""
@@ -63,7 +62,7 @@ class Members:
             raise AdapterError(
                 [
                     f"{len(self.names)} adapters can be compared: expected at least 2",
-                    *(reason for one in self.left_out for reason in one.reasons),
+                    *(f"{one.name}: {reason}" for one in self.left_out for reason in one.reasons),
                 ]
             )
 
@@ -76,9 +75,9 @@ class Members:
         rows = list(zip(self.names, self.adapters, self.digests, strict=True))
         kept = [row for row in rows if row[2] not in faults]
         out = [
-            LeftOut(name=name, reasons=tuple(faults[digest])) for name, _, digest in rows if digest in faults
+            _leave(name, adapter.path, faults[digest]) for name, adapter, digest in rows if digest in faults
         ]
-        return _members(kept, [*self.left_out, *out], self.notes)
+        return _members(kept, [*self.left_out, *out])
 
 
 def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Members:
@@ -98,39 +97,40 @@ def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Mem
     faults: dict[str, tuple[str, ...]] = {}
     given: set[str] = set()
     for path in sorted(map(str, paths)):
-        place = locate(path)
-        if (real := os.path.realpath(place)) in given:
-            faults[path] = (f"{path}: is given twice: it counts once",)
-            continue
-        given.add(real)
         try:
-            opened[place] = read_adapter(place)
-            _ = opened[place].sha256
+            adapter = read_adapter(locate(path))
+            _ = adapter.sha256
+            if (real := os.path.realpath(adapter.path)) in given:
+                raise AdapterError(f"{path}: is given twice: it counts once")
         except RiemergeError as fault:
-            opened.pop(place, None)
             faults[path] = fault.problems
-    _name_alike(opened, faults)
-    _fit_shapes(opened, faults)
-    notes = _fit_bases(opened, faults, same_base)
-    left_out = [LeftOut(name=name_model(path), reasons=reasons) for path, reasons in faults.items()]
+        else:
+            given.add(real)
+            opened[adapter.path] = adapter
+    for place, reasons in _find_unfit(opened, same_base).items():
+        del opened[place]
+        faults[str(place)] = tuple(reasons)
+    left_out = [_leave(name_model(path), path, reasons) for path, reasons in faults.items()]
     each = zip(display_names(list(opened)), opened.values(), strict=True)
-    members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out, notes)
+    members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out)
     members.check()
     return members
 
 
-def _members(
-    rows: Iterable[tuple[str, Adapter, str]], left_out: Iterable[LeftOut], notes: tuple[str, ...]
-) -> Members:
+def _leave(name: str, path: str | Path, reasons: Iterable[str]) -> LeftOut:
+    """Return an adapter that is left out; reasons name it, and no path of the machine."""
+    named = (reason.replace(str(path), name).removeprefix(f"{name}: ") for reason in reasons)
+    return LeftOut(name=name, reasons=tuple(named))
+
+
+def _members(rows: Iterable[tuple[str, Adapter, str]], left_out: Iterable[LeftOut]) -> Members:
     """Sort members, each with its name and digest, and those that are left out, by name."""
-    kept = sorted(rows, key=lambda row: row[0])
-    return Members(
-        names=tuple(name for name, _, _ in kept),
-        adapters=tuple(adapter for _, adapter, _ in kept),
-        digests=tuple(digest for _, _, digest in kept),
-        left_out=tuple(sorted(left_out, key=lambda one: one.name)),
-        notes=notes,
+    kept = {name: (adapter, digest) for name, adapter, digest in sorted(rows, key=lambda row: row[0])}
+    adapters, digests = (
+        tuple(adapter for adapter, _ in kept.values()),
+        tuple(digest for _, digest in kept.values()),
     )
+    return Members(tuple(kept), adapters, digests, tuple(sorted(left_out, key=lambda one: one.name)))
 
 
 def group_modules(modules: Sequence[str]) -> tuple[ModuleGroup, ...]:
@@ -169,83 +169,43 @@ def _most(values: Iterable[_Value]) -> _Value:
     return min(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))[0]
 
 
-def _leave_out(
-    opened: dict[Path, Adapter],
-    faults: dict[str, tuple[str, ...]],
-    why: Callable[[Path, Adapter], Iterable[str]],
-) -> None:
-    """Move the adapters for which there are reasons from those that are open to the faults."""
-    for path, adapter in list(opened.items()):
-        if reasons := tuple(why(path, adapter)):
-            del opened[path]
-            faults[str(path)] = reasons
-
-
-def _name_alike(opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]]) -> None:
-    """Name the modules of all adapters as in the dialect of most of them."""
-    if len({adapter.dialect for adapter in opened.values()}) < 2:
-        return
-    dialect = _most(adapter.dialect for adapter in opened.values())
-    lead = next(adapter for adapter in opened.values() if adapter.dialect == dialect)
-
-    def why(path: Path, adapter: Adapter) -> Iterable[str]:
-        if adapter.dialect == dialect:
-            return ()
-        try:
-            opened[path] = name_alike([lead, adapter], dialect)[1]
-        except AdapterError as fault:
-            return fault.problems
-        return ()
-
-    _leave_out(opened, faults, why)
-
-
-def _fit_shapes(opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]]) -> None:
-    """Leave out adapters with modules of another shape, or kind of layer, than most have."""
-    facts: dict[str, list[tuple[tuple[int, int], str]]] = defaultdict(list)
-    for adapter in opened.values():
+def _find_unfit(opened: Mapping[Path, Adapter], same_base: bool) -> dict[Path, list[str]]:
+    """Say why adapters do not fit most of the others, by their paths."""
+    adapters = opened.values()
+    if not adapters:
+        return {}
+    dialect = _most(adapter.dialect for adapter in adapters)
+    facts: dict[str, list[tuple[str, tuple[int, int]]]] = defaultdict(list)
+    for adapter in adapters:
         for module, layer in adapter.layers.items():
-            facts[module].append((layer.shape, layer.layout))
+            facts[module].append((layer.layout, layer.shape))
     usual = {module: _most(values) for module, values in facts.items()}
-
-    def why(path: Path, adapter: Adapter) -> Iterable[str]:
-        other = [
-            module for module, layer in adapter.layers.items() if (layer.shape, layer.layout) != usual[module]
-        ]
-        for module in other[:1]:
-            layer, (shape, layout) = adapter.layers[module], usual[module]
-            yield (
-                f"{path}: {len(other)} of {len(adapter.layers)} modules are not as in most adapters: "
-                f"{show(module)} is {layer.layout} of {layer.shape}, expected {layout} of {shape}: is it for "
+    users = {adapter.config.base_model_name_or_path or "": path for path, adapter in opened.items()}
+    named = [adapter.config.base_model_name_or_path for adapter in adapters]
+    base = _most([name for name in named if name] or [""])
+    others = {
+        name: agree_on_base({users[base]: base, path: name}).problems
+        for name, path in users.items()
+        if name and name != base and not same_base
+    }
+    unfit: dict[Path, list[str]] = defaultdict(list)
+    for path, adapter in opened.items():
+        if adapter.dialect != dialect:
+            unfit[path].append(
+                f"{path}: is in the dialect {adapter.dialect}, and most adapters in {dialect}: riemerge "
+                f"convert {shlex.quote(str(path))} NEW --to {dialect} writes it so"
+            )
+        own = {module: (layer.layout, layer.shape) for module, layer in adapter.layers.items()}
+        if differing := [module for module, fact in own.items() if fact != usual[module]]:
+            (kind, shape), (layout, expected) = own[differing[0]], usual[differing[0]]
+            unfit[path].append(
+                f"{path}: {len(differing)} of {len(own)} modules are not as in most adapters: "
+                f"{show(differing[0])} is {kind} of {shape}, expected {layout} of {expected}: is it for "
                 "another base model?"
             )
-
-    _leave_out(opened, faults, why)
-
-
-def _fit_bases(
-    opened: dict[Path, Adapter], faults: dict[str, tuple[str, ...]], same: bool
-) -> tuple[str, ...]:
-    """Leave out adapters of another base model than most name; return what was taken to be the same."""
-    named = {path: adapter.config.base_model_name_or_path for path, adapter in opened.items()}
-    names = {name for name in named.values() if name}
-    if len(names) < 2:
-        return ()
-    most = _most(name for name in named.values() if name)
-    users = {name: path for path, name in reversed(named.items()) if name}
-    other = {
-        name
-        for name in names - {most}
-        if not same and agree_on_base({users[most]: most, users[name]: name}).problems
-    }
-
-    def why(path: Path, _: Adapter) -> Iterable[str]:
-        if (name := named[path]) in other:
-            yield (
-                f"{path}: names {show(name or '')} as its base model, and most adapters {show(most)}: "
-                "--same-base takes these as one"
+        if others.get(name := adapter.config.base_model_name_or_path or ""):
+            unfit[path].append(
+                f"{path}: names {show(name)} as its base model, and most adapters {show(base)}: --same-base "
+                "takes these as one"
             )
-
-    _leave_out(opened, faults, why)
-    one = sorted(show(name.rpartition("/")[2]) for name in names - other)
-    return (f"base models taken as one: {list_names(one, 5)}",) * (len(one) > 1)
+    return unfit

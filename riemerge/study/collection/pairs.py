@@ -76,7 +76,7 @@ def compare_fresh(tiles: Tiles) -> Facts:
 
 
 def _compare(first: Frames, second: Frames) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the inner products and the squared cosines of both spaces, (T, T') each, of two tiles."""
+    """Return the inner products and the squared cosines of both spaces, (T, S) each, of two tiles."""
     axes = (*first.values.shape, *second.values.shape)
     u, v = (
         (one.flatten(end_dim=1) @ other.flatten(end_dim=1).mT).view(axes)
@@ -91,7 +91,7 @@ def _compare(first: Frames, second: Frames) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _contract(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Sum products (R, T, R', T') with weights (R, T) and (R', T') over both axes of directions."""
+    """Sum products (R, T, Q, S) with weights (R, T) and (Q, S) over both axes of directions, R and Q."""
     # Contiguous sums one axis after the other: a third of the time of one sum over both.
     products *= rows[..., None, None]
     half = products.sum(dim=0)

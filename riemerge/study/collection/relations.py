@@ -108,10 +108,7 @@ def find_near(
     }
     return tuple(
         NearPair(
-            first=names[i],
-            second=names[j],
-            cosine=float(pairs.cosine[i, j]),
-            distance=float(relative[i, j]),
+            first=names[i], second=names[j], cosine=float(pairs.cosine[i, j]), distance=float(relative[i, j])
         )
         for i, j in sorted(found, key=lambda pair: (float(relative[pair]), pair))
     )

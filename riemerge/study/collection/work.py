@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.files.staging import write_atomically, writing
-from riemerge.formats.files.tensor_file import as_safetensors, open_tensors
+from riemerge.formats.files.tensor_file import as_safetensors, open_tensors, read_start
 from riemerge.study.collection.pairs import Facts, compare_fresh
 from riemerge.study.collection.tiles import Tiles
 
@@ -77,6 +77,17 @@ class Work:
         }
         metadata = {"format": _FORMAT, "module": module, "adapters": json.dumps(list(names))}
         write_atomically(self.path(module, ".safetensors"), as_safetensors(tensors, metadata))
+
+    def remember(self, module: str, suffix: str, key: str, compute: Callable[[], Sequence[Any]]) -> list[Any]:
+        """Return what was computed for a key, as JSON has it; compute it where there is none for that key."""
+        path = self.path(module, suffix)
+        if path.exists():
+            found: list[Any] = json.loads(read_start(path, -1))
+            if found[0] == key:
+                return found[1:]
+        value = list(compute())
+        write_atomically(path, json.dumps([key, *value]).encode())
+        return value
 
     def complete(self, module: str, adapters: Mapping[str, Adapter]) -> dict[str, tuple[str, ...]]:
         """Compute what is not kept of a module.
