@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import common, convergence, gauge, gpu, merge_llama, methods, primitives, scaling
+from benchmarks import collection, common, convergence, gauge, gpu, merge_llama, methods, primitives, scaling
 from riemerge import frechet_mean, problems
 from riemerge.frechet import Search, Solution, Status, TracePoint
 from riemerge.manifolds import Stiefel
@@ -31,6 +31,7 @@ from tests.study.comparisons import made_run
 BENCHMARKS: dict[str, ModuleType] = {
     "merge_llama": merge_llama,
     "scaling": scaling,
+    "collection": collection,
     "gpu": gpu,
     "primitives": primitives,
     "convergence": convergence,
@@ -49,6 +50,7 @@ KEYS = {
         *("rivals_over_ours", "growth", *merge_llama.MEASURED),
     },
     "scaling": {"axes"},
+    "collection": {"setting", "maps", "many"},
     "gpu": {"device", "setting", "parts"},
     "primitives": {"setting", "logs", "alignment", "growth", "decompositions"},
     "convergence": {"setting", "runs", "ends", "defaults"},
@@ -140,6 +142,14 @@ def test_scaling_covers_its_axes(quick: Quick) -> None:
             assert [row[name] for row in result["axes"][name]["rows"][method]] == list(points)
     below, above = result["axes"]["adapters"]["exponents"]["average"]
     assert (below, above) == ("T r up to the width", "T r from the width on")
+
+
+def test_collection_finds_what_was_planted(quick: Quick) -> None:
+    result = quick("collection")
+    (one,) = result["maps"].values()
+    assert {kind: row["planted"] for kind, row in one["found"].items()}.keys() == set(collection.KINDS)
+    assert all(row["found"] == row["planted"] > 0 for row in one["found"].values())
+    assert result["many"]["batch"]["merges"] == 12  # six pairs by two rows
 
 
 def test_gpu_runs_where_there_is_none(quick: Quick) -> None:

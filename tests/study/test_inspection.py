@@ -6,11 +6,10 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 
 from riemerge.formats.dialects import read_adapter
 from riemerge.linalg import single_threaded
-from riemerge.merging.identifiability import mean_overlap, overlap_of
+from riemerge.merging.identifiability import frames, mean_overlap, overlap
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Progress
 from riemerge.study.inspection import inspect_adapters
@@ -45,7 +44,7 @@ def test_numbers_are_those_of_each_update_and_pair(folders: list[Path]) -> None:
         overlaps = []
         for module, (m, n) in SHAPES.items():
             both = [first.update(module), second.update(module)]
-            overlaps.append(overlap_of(both, (m, n), [torch.float64] * 2))
+            overlaps.append(overlap([frames(update) for update in both], (m, n)))
             with single_threaded():
                 apart = float(distances(both[:1], both[1:]))
             assert pair.distances[module] == pytest.approx(apart, rel=1e-8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from riemerge.formats.dialects import read_adapter
-from riemerge.merging.identifiability import judge_modules, judge_overlap, overlap_of
+from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, overlap
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.pair_tables import PairTables
 from tests.planted_collection import Planted
@@ -41,10 +41,9 @@ def test_families_are_judged_as_the_slow_path_judges_them(
     assert cluster.judged[0] == cluster.medoid
     answers = [
         judge_overlap(
-            overlap_of(
-                [adapter.update(module) for adapter in adapters],
+            overlap(
+                [frames(adapter.update(module), torch.float32) for adapter in adapters],
                 adapters[0].shape(module),
-                [torch.float32] * len(adapters),
             )
         )
         for module in adapters[0].modules
