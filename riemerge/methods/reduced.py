@@ -196,7 +196,7 @@ class Group:
         svds, full, finite = self._decompose(whole, values)
         ranks = [self._rank(self.settings[k], svds.values[i]) for i, k in enumerate(modules)]
         size = svds.values.shape[-1]
-        columns = [min(rank or size, size) for rank in ranks]
+        columns = [min(rank or most, most, size) for rank, most in zip(ranks, full, strict=True)]
         cut = svds.truncate(max(columns))
         if min(columns) < max(columns):
             within = torch.arange(max(columns)) < torch.tensor(columns)[:, None]
@@ -242,7 +242,7 @@ class Group:
             svds = _align([_decompose(value, whole.left) for value in each])
             return svds, [value.rank for value in each], [True] * count
         if isinstance(each[0], SVD):
-            return _align(each), [full] * count, [True] * count
+            return _align(each), [len(svd.values) for svd in each], [True] * count
         if self.domain in SUMS:
             coefficients = torch.zeros_like(whole.scales)
             coefficients[:, list(self.used)] = torch.stack([value.to(whole.scales) for value in each])
