@@ -180,6 +180,11 @@ def launch(module: str, *arguments: object, apart: bool = True, threads: int | N
     )
 
 
+def import_torch(*, apart: bool) -> Watched:
+    """Measure the import of torch in a process of its own; of nothing in a quick run."""
+    return watch([sys.executable, "-c", "import torch" if apart else ""])
+
+
 def peak(pid: str) -> int:
     """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
     try:

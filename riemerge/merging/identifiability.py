@@ -42,6 +42,9 @@ YES = (0.4, 0.5)  # least `weakest`, least `paired`
 UNSHARED = 0.05  # up to this `weakest` there are directions that nobody shares
 UNPAIRED = (0.8, 0.2)  # from this `weakest` on, up to this `paired`: equal subspaces of independent cores
 
+FEW = 16
+"""Up to so many adapters all pairs are compared unasked."""
+
 # Numbers of frames that are compared at once.
 _NUMBERS = 2**21
 
@@ -93,6 +96,13 @@ def overlap(inputs: Sequence[SVD], shape: tuple[int, int] | None = None) -> Over
         weakest=_mean([max(_share(x.least, x.level), _share(y.least, y.level)) for x, y in sides]),
         cosine=_mean([_cosine(first, second) for first, second in pairs]),
     )
+
+
+def overlap_of(
+    inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]
+) -> Overlap | None:
+    """Return the overlap of a module's inputs, stored in T dtypes (see `overlap`)."""
+    return overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
 
 
 def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overlap | None]:

@@ -145,7 +145,7 @@ class Group:
         self.members = [Member(self.settings[k], domain, self, k) for k, _ in enumerate(names)]
         self._dtype = torch.float64
         if domain == "factors":
-            self._dtype = whole.dtype
+            self._dtype = stack.dtype or whole.dtype
 
     def lighten(self) -> None:
         """Drop what is tall and can be read again, to wait for means."""
@@ -267,7 +267,6 @@ class Group:
         """Return norms and distances of merged updates, the share of the energy that a cut kept, what is left
         of the inputs in their weighted sum, and whether that is nothing.
         """
-        matrix = cut.matrix()
         norms = whole.cores.norms
         energy = all_values.square().sum(dim=1)
         kept = torch.where(energy > 0.0, cut.values.square().sum(dim=1) / energy, 1.0)
@@ -282,7 +281,7 @@ class Group:
             left.append(_left(whole, shares, norms, self._stack.stored or self._stack.storage))
         size = torch.linalg.vector_norm(cut.values, dim=1)
         numbers = torch.cat(
-            [size[:, None], kept[:, None], *left, norms, whole.distances(matrix)], dim=1
+            [size[:, None], kept[:, None], *left, norms, whole.cores.distances(cut)], dim=1
         ).tolist()
         count = norms.shape[1]
         return [

@@ -192,6 +192,8 @@ class LowRankUpdate:
 
         Law: a scale times canonical factors (see `balance`) becomes canonical factors.
         """
+        if self.scale == 1.0:
+            return self
         root = math.sqrt(abs(self.scale))
         return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
 

@@ -152,18 +152,6 @@ class Reduction:
         ranks = torch.tensor(self.kind.ranks, device=numbers.device)
         return numbers.repeat_interleave(ranks, dim=1, output_size=sum(self.kind.ranks)).unsqueeze(1)
 
-    def distances(self, merged: Tensor) -> Tensor:
-        """Return the (K, T) distances ‖X − dWᵢ‖ of merged updates X (K, p, q) in the same bases."""
-        svds, spread = self.cores.svds, self.cores.spread
-        left = spread(svds.left * svds.values.unsqueeze(-2)).movedim(-2, -3)
-        right = spread(svds.right).movedim(-2, -3)
-        step = max(1, _BLOCK // merged.numel())
-        sizes = [
-            torch.linalg.matrix_norm(merged.unsqueeze(1) - b @ a.mT)
-            for b, a in zip(left.split(step, dim=1), right.split(step, dim=1), strict=True)
-        ]
-        return torch.cat(sizes, dim=1)
-
     def rounding(self, stored: Sequence[torch.dtype]) -> Tensor:
         """Return the (K, T) norms of what rounding to T dtypes adds: see `LowRankUpdate.rounding`."""
         squares = self.left.square().sum(dim=1) * self.right.square().sum(dim=1)
@@ -226,7 +214,7 @@ def reduce(modules: Sequence[Sequence[LowRankUpdate]]) -> Reduction:
     this is exact to about 1e-11 (‖R⁻¹‖ ≤ 300 for columns of length 1); where it is less exact, a second one
     of the columns times R⁻¹ (Yamamoto et al. 2015); and a Householder QR for what is left: copies, zeros,
     dependent columns. The same bits whatever the threads. The device is waited for once, and once more for
-    each module that needs Householder.
+    each side on which some modules need more than one Gram matrix.
 
     Args:
         modules: K times T updates, all of one `Kind` and on one device, of any dtype.
@@ -308,15 +296,18 @@ class _Side:
     def finish(self, triangle: Tensor, sizes: Sequence[float]) -> tuple[Tensor, tuple[Way, ...]]:
         """Return the triangles made exact where one Gram matrix is not."""
         ways: list[Way] = ["product" if size <= _TWO_GRAMS else "reflectors" for size in sizes]
-        for k, size in enumerate(sizes):
-            if ways[k] == "reflectors":
-                triangle[k] = _reflect(self.parts[k], self.axis).to(triangle)
-            elif size > _ONE_GRAM:
-                triangle[k] = self._again(k, triangle[k].to(self.device)).to(triangle)
+        again = [k for k, size in enumerate(sizes) if not size <= _ONE_GRAM]
+        if again:
+            exact = [
+                _reflect(self.parts[k], self.axis) if ways[k] == "reflectors" else self._again(k, triangle[k])
+                for k in again
+            ]
+            triangle[again] = torch.stack(exact).to(triangle)
         return triangle, tuple(ways)
 
     def _again(self, module: int, triangle: Tensor) -> Tensor:
         """Return the triangle of one module from a second Gram matrix, of nearly orthonormal columns."""
+        triangle = triangle.to(self.device)
         inverse = torch.linalg.solve_triangular(triangle, eye_like(triangle), upper=True)
         gram = _gram([self.parts[module]], self.axis, inverse)
         again: Tensor = torch.linalg.cholesky_ex(gram[0], upper=True).L
