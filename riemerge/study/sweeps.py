@@ -111,8 +111,8 @@ def sweep(
             else. Its notes say which merges are there.
 
     Cost:
-        Each module of each model is read once, up to `shared_inputs.BYTES` of factors, and reduced once for all
-        points that have the same models; each point is lifted, rounded and written by itself.
+        Each module of each model is read once, up to `shared_inputs.BYTES` of factors, and reduced once for
+        all points that have the same models; each point is lifted, rounded and written by itself.
 
     Source:
         Rame et al. 2023, Rewarded soups.
