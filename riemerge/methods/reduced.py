@@ -145,7 +145,7 @@ class Group:
         self.members = [Member(self.settings[k], domain, self, k) for k, _ in enumerate(names)]
         self._dtype = torch.float64
         if domain == "factors":
-            self._dtype = whole.dtype
+            self._dtype = stack.dtype or whole.dtype
 
     def lighten(self) -> None:
         """Drop what is tall and can be read again, to wait for means."""
