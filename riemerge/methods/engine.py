@@ -28,7 +28,7 @@ from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
-from riemerge.updates import Blocks, LowRankUpdate
+from riemerge.updates import BlockMap, Blocks, LowRankUpdate
 from riemerge.updates.reduction import Kind
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Row:
         if isinstance(x, Blocks) and self.look:
             found = x.change(self.look(x.stream, setting))
         elif isinstance(x, Blocks):
-            found = x.each(partial(self._merge_block, setting))
+            found = x.each(self._merge_block(setting))
         elif self.formula:
             found = self.formula(x, setting)
         else:
@@ -140,15 +140,20 @@ class Row:
         known = found.status, found.advice, found.cost, found.gradient_norm
         return Solved(found.value, Evidence(*known, passes=found.passes))
 
-    def _merge_block(self, setting: Setting, block: Tensor) -> Tensor:
-        """Return the mean of a run of rows."""
+    def _merge_block(self, setting: Setting) -> BlockMap:
+        """Return what takes the mean of a run of rows."""
         if self.formula:
-            return cast("Tensor", self.formula(block, setting))
+            formula = self.formula
+            return lambda block: cast("Tensor", formula(block, setting))
         geometry = self.geometry(setting.values)
-        found = cast("Tensor", geometry.closed_mean(block, setting))
-        if geometry.domain == "gram":
-            found = torch.tensordot(found, block, dims=1)
-        return found
+
+        def merge(block: Tensor) -> Tensor:
+            found = cast("Tensor", geometry.closed_mean(block, setting))
+            if geometry.domain == "gram":
+                found = torch.tensordot(found, block, dims=1)
+            return found
+
+        return merge
 
     @property
     def solver(self) -> str:
