@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.common import RIEMERGE
-from benchmarks.gauge import mergekit_python
+from benchmarks.gauge import mergekit_python, mergekit_version
 from benchmarks.peers import SHIPPED
 from riemerge.problems import Factors, adapter_family
 from riemerge.updates.low_rank import LowRankUpdate, sum_updates
@@ -475,6 +475,7 @@ def measure(run: common.Run) -> dict[str, Any]:
     """Everything, in pieces, the most important first."""
     size = QUICK if run.quick else FULL
     machine = common.machine(os.cpu_count() or 1, "peft", "safetensors")
+    machine["versions"] |= mergekit_version()
     bench = Bench(run, size)
     counts = sorted(bench.inputs.whole)
     most = counts[-1]

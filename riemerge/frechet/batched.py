@@ -244,16 +244,14 @@ def screen(
 ) -> Evaluation:
     """Screen one pass: a module that failed costs +inf and has no gradient; the others are untouched."""
     counts = form.objective.weights > 0
-    defined = feasible & (logs.valid | ~counts).all(dim=0)
-    cost = torch.where(defined, form.objective.cost(logs.squared), torch.inf)
-    defined = defined & torch.isfinite(cost)
-    gradient = form.choose(defined, gradient, torch.zeros_like(gradient))
-    norms = form.manifold.norms(x, gradient)
-    broken = ~torch.isfinite(norms)
-    gradient = form.choose(broken, torch.zeros_like(gradient), gradient)
-    cost, norms = cost.masked_fill(broken, torch.inf), norms.masked_fill(broken, 0)
+    cost, norms = form.objective.cost(logs.squared), form.manifold.norms(x, gradient)
+    defined = feasible & (logs.valid | ~counts).all(dim=0) & torch.isfinite(cost) & torch.isfinite(norms)
     return Evaluation(
-        cost, gradient, norms, logs.squared, torch.where(counts, vertical, torch.zeros_like(vertical))
+        torch.where(defined, cost, torch.inf),
+        torch.where(defined[:, None, None], gradient, 0.0),
+        torch.where(defined, norms, 0.0),
+        logs.squared,
+        torch.where(counts, vertical, 0.0),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ _HESSIAN_STEP = 3e-5
 # Seeded steps off an average without a cost: one in forty fails, by itself (of shared subspaces and cores of
 # condition 10).
 _STEPS_OFF = 6
+Verb: TypeAlias = Literal["evaluate_quickly", "evaluate"]
+_VERBS: tuple[Verb, ...] = "evaluate_quickly", "evaluate"
 # Least unit of a loss that is relative, as a share of the largest distance to the median.
 _LEAST_UNIT = 1e-12
 
@@ -164,8 +166,8 @@ class Search:
         """Return the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; where it has no finite cost (the average of subspaces that are shared
-        exactly may be at the cut locus of all of them) the best of that average moved off by a seeded step,
-        the longer the more of them fail, and of the data themselves.
+        exactly may be at the cut locus of all of them) that average moved off by a seeded step, the longer
+        the more of them fail; and where all fail the best of the data themselves.
         """
         form = self.form
         point = form.start(self.initial_point)
@@ -203,14 +205,14 @@ class Search:
     def _leave_cut_locus(self, form: Geodesic, point: Tensor) -> Tensor:
         """Return the start, moved in the modules that have no finite cost there."""
         begun = point, self.evaluate(point)
-        left = stuck = _find_without_cost(begun[1])
+        left = _find_without_cost(begun[1])
         for attempt in range(_STEPS_OFF):
             begun = self._improve(form, begun, left, "evaluate", attempt)
             left = _find_without_cost(begun[1])
         # Data at each other's cut locus are told from good starts by a quick pass; a whole one is for modules
         # that nothing else helps.
-        begun = self._improve(form, begun, stuck, "evaluate_quickly")
-        begun = self._improve(form, begun, _find_without_cost(begun[1]), "evaluate")
+        for verb in _VERBS:
+            begun = self._improve(form, begun, _find_without_cost(begun[1]), verb)
         self.remember(*begun)
         return begun[0]
 
@@ -242,7 +244,7 @@ class Search:
         form: Geodesic,
         begun: tuple[Tensor, Evaluation],
         modules: Tensor,
-        verb: Literal["evaluate", "evaluate_quickly"],
+        verb: Verb,
         attempt: int | None = None,
     ) -> tuple[Tensor, Evaluation]:
         """Return a start and what is known of it, in some modules moved off it in one more attempt, or else

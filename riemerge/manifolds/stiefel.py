@@ -107,19 +107,27 @@ class Stiefel(GeodesicManifold):
 
         Source: Edelman et al. 1998, eq. 2.42; Zimmermann, Hüper 2022, eq. 11.
         """
-        span, share = _Span(point, tangent_vector), 2 * self.beta
-        rotated = linalg.exp_skew(generator(share * span.upper, span.lower)) @ torch.cat(
-            (
-                torch.cat((linalg.eye_like(span.upper).expand_as(span.upper), span.upper), dim=-1),
-                torch.cat((torch.zeros_like(span.lower), span.lower), dim=-1),
-            ),
-            dim=-2,
-        )
-        if share != 1:
-            inner = linalg.exp_skew((1 - share) * linalg.skew(span.upper))
-            rotated = torch.cat([half @ inner for half in rotated.split(self.p, dim=-1)], dim=-1)
+        span = _Span(point, tangent_vector)
+        rotation, inner = self._turns(span)
+        ends = rotation[..., : self.p], rotation @ torch.cat((span.upper, span.lower), dim=-2)
+        rotated = torch.cat([end if inner is None else end @ inner for end in ends], dim=-1)
         arrival, velocity = span.lift(rotated).to(point.dtype).split(self.p, dim=-1)
         return arrival, velocity
+
+    def arrive(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Return where `geodesic` arrives, for less than its velocity takes."""
+        span = _Span(point, tangent_vector)
+        rotation, inner = self._turns(span)
+        end = rotation[..., : self.p]
+        return span.lift(end if inner is None else end @ inner).to(point.dtype)
+
+    def _turns(self, span: _Span) -> tuple[Tensor, Tensor | None]:
+        """Return the rotations of the ambient space and, unless β = 1/2, of the columns along a geodesic."""
+        share = 2 * self.beta
+        rotation = linalg.exp_skew(generator(share * span.upper, span.lower))
+        if share == 1:
+            return rotation, None
+        return rotation, linalg.exp_skew((1 - share) * linalg.skew(span.upper))
 
     def logarithm(self, point_a: Tensor, point_b: Tensor) -> Logarithm:
         """Find a geodesic from a to b.

@@ -25,8 +25,8 @@ _NEAR = 0.1
 _CLOSE = 0.5
 # Share of a Newton step below which a pair has no geodesic that can be found.
 _LEAST_DAMPING = 1e-3
-# Newton-Schulz iterations; each squares the error, and from singular values of 0.5 on seven reach round-off.
-_SCHULZ = 7
+# Newton-Schulz iterations; each squares the error, which is the round-off of single precision at most.
+_SCHULZ = 3
 
 
 class FibreLog(NamedTuple):
@@ -182,8 +182,12 @@ def complete_rotation(frame: Tensor) -> Tensor:
     size, p = frame.shape[-2:]
     identity = torch.eye(size, dtype=frame.dtype, device=frame.device)
     if bool((linalg.frobenius(frame - identity[:, :p], frame - identity[:, :p]) <= _CLOSE).all()):
-        # Near the identity, that is the polar factor of what is left of its other columns.
-        return orthonormalize(identity[:, p:] - frame @ frame[..., p:, :].mT)
+        # Near the identity, that is the polar factor of what is left of its other columns: X with XᵀX = I -
+        # NNᵀ, N the lower block of the frame.
+        lower = frame[..., p:, :]
+        squared, vectors = torch.linalg.eigh(lower @ lower.mT)
+        small = (vectors * (1 - squared).rsqrt().unsqueeze(-2)) @ vectors.mT
+        return (identity[:, p:] - frame @ lower.mT) @ small
     complete, _ = torch.linalg.qr(frame, mode="complete")
     rest = complete[..., p:]
     if rest.shape[-1] == 0:
@@ -224,17 +228,18 @@ def continue_rotation(frame: Tensor, rotation: Tensor, log: Tensor) -> tuple[Ten
     # In blocks, L = [[A, -Bᵀ], [B, C]] and D = [[E, -Fᵀ], [F, G]], C and G next to nothing.
     upper, lower, corner = log[..., :p, :p], log[..., p:, :p], log[..., p:, p:]
     along, across = (rotation.mT @ frame).split((p, rest.shape[-1]), dim=-2)
-    once = lower @ across.mT
-    twice = lower @ (linalg.skew(along) @ lower.mT - upper @ across.mT)
-    corner = corner + linalg.skew(rotation[..., p:].mT @ rest - once + twice / 6)
+    once = torch.baddbmm(lower @ across.mT, rotation[..., p:].mT, rest, beta=-1)
+    twice = torch.baddbmm(linalg.skew(along) @ lower.mT, upper, across.mT, alpha=-1)
+    corner = corner + linalg.skew(torch.baddbmm(once, lower, twice, alpha=1 / 6))
     return rest @ linalg.cayley(-_newton_step(lower, corner)), near
 
 
 def orthonormalize(frame: Tensor) -> Tensor:
-    """Return the nearest frame by Newton's iteration, for frames whose singular values are near one."""
+    """Return the nearest frame by Newton's iteration, for frames that single precision has left."""
     for _ in range(_SCHULZ):
-        gram = frame.mT @ frame
-        frame = frame @ (1.5 * linalg.eye_like(gram) - 0.5 * gram)
+        small = (frame.mT @ frame).mul_(-0.5)
+        torch.diagonal(small, dim1=-2, dim2=-1).add_(1.5)
+        frame = frame @ small
     return frame
 
 
@@ -278,12 +283,14 @@ def _newton_step(lower: Tensor, corner: Tensor) -> Tensor:
     squared = lower @ lower.mT
 
     def curve(step: Tensor) -> Tensor:
-        half = squared @ step
-        half = (half + (squared @ half + 3 * half @ squared) / 60) / 12
+        """Return 12 D X."""
+        once = squared @ step
+        half = torch.baddbmm(torch.baddbmm(once, squared, once, alpha=1 / 60), once, squared, alpha=1 / 20)
         return half - half.mT
 
     once = curve(corner)
-    return (100 * corner + 64 * once + 256 * curve(once)) / 99
+    step = curve(once).mul_(256 / 144).add_(once, alpha=64 / 12).add_(corner, alpha=100)
+    return step.div_(99)
 
 
 def _turn_columns(frame: Tensor, rest: Tensor, upper: Tensor, beta: float) -> FibreLog:

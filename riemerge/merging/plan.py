@@ -392,6 +392,7 @@ def _stack(
         base_statistics=base,
         plain=plain,
         stored=inputs.stored,
+        dtype=dtype,
         kinds=partial(inputs.kind, device.type),
     )
 

@@ -37,13 +37,17 @@ class Carrier:
         frames = _identities(first, total.m), _identities(first, total.n)
         # (sides, K, rows, rows): both in one batch where they are equal.
         self._frames = [torch.stack(frames)] if total.m == total.n else [x.unsqueeze(0) for x in frames]
+        # B⁻¹, to lower many vectors at one point.
+        self._inverse = torch.linalg.inv_ex(total.split(manifold.split(point)[0])[1].double()).inverse.to(
+            first
+        )
         self._core = self._back = _identities(point, total.r)
 
     def narrow(self, modules: Tensor, manifold: JointManifold) -> None:
         """Go on with some of the modules, on the manifold that is theirs."""
         modules = modules.to(self._first.device)
         self.manifold = manifold
-        self._first = self._first[modules]
+        self._first, self._inverse = self._first[modules], self._inverse[modules]
         self._frames = [sides[:, modules] for sides in self._frames]
         self._core, self._back = self._core[modules], self._back[modules]
 
@@ -78,8 +82,14 @@ class Carrier:
         return self._move(vector.to(self._first), left, core, right).to(self._dtype)
 
     def functional(self, vector: Tensor) -> Tensor:
-        """Return ⟨v, .⟩ as a functional, of a vector at the first point."""
-        return self.manifold.riemannian_to_euclidean_gradient(self._first, vector)
+        """Return ⟨v, .⟩ as a functional, of vectors (..., K, ., .) at the first point, in the default metric
+        of its factors.
+        """
+        split = self.manifold.total.split
+        (u, _, v), (at_x, turns) = split(self.manifold.split(self._first)[0]), self.manifold.split(vector)
+        a, d, c = split(at_x)
+        lowered = a - u @ (u.mT @ a / 2), self._inverse @ d @ self._inverse, c - v @ (v.mT @ c / 2)
+        return self.manifold.join(self.manifold.total.join(*lowered), self.manifold.lower_turns(turns))
 
     def _move(self, vector: Tensor, left: Tensor, core: Tensor, right: Tensor) -> Tensor:
         at_x, turns = self.manifold.split(vector)

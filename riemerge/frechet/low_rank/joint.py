@@ -115,7 +115,7 @@ class Joint(Geodesic):
         if self._logarithms is None:
             return self._evaluate_from_scratch(point)[0]
         coarse = self.coarse is not None and bool(self.coarse.all())
-        return self._evaluate_pass(point, coarse, turns=_FEW_TURNS)
+        return self._evaluate_pass(point, coarse, tolerance=self._first_tolerance(coarse), turns=_FEW_TURNS)
 
     def _evaluate_from_anchor(
         self, point: Tensor, *, coarse: bool = False, tight: bool = False
@@ -126,9 +126,11 @@ class Joint(Geodesic):
             if not tight:
                 tolerance = _LOOSE * anchor.norms / self.objective.stiffness(anchor.state.pull)
             return self._evaluate_pass(point, coarse, earlier=anchor.state, tolerance=tolerance)
-        if coarse:
-            tolerance = self.objective.weights.new_full((self.k,), _FIRST)
-        return self._evaluate_pass(point, coarse, tolerance=tolerance)
+        return self._evaluate_pass(point, coarse, tolerance=self._first_tolerance(coarse))
+
+    def _first_tolerance(self, coarse: bool) -> Tensor | None:
+        """Return what may be left of the block C where nothing is known yet, (K,)."""
+        return self.objective.weights.new_full((self.k,), _FIRST) if coarse else None
 
     def _evaluate_pass(self, point: Tensor, coarse: bool, **options: Any) -> Evaluation:
         """Compute one pass of `AlignedLogarithms`."""

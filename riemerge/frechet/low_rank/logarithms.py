@@ -171,14 +171,14 @@ class AlignedLogarithms:
 
         values, basis = torch.linalg.eigh(b)
         cores, cross, core_squares = self._core_logarithms(values, basis, alignments)
-        turning = basis.mT @ linalg.skew(upper[0] + upper[1]).double() @ basis / 2
+        turning = basis.mT @ (upper[0] + upper[1]).double().div_(2) @ basis
         squared = squares[0] + squares[1] + core_squares
         pull = self._objective.pull(squared)
         means = []
         for point, data, a, w, m in zip(points, frames, upper, inside, products, strict=True):
             along = linalg.scale_modules(pull, a - m @ w).sum(dim=0)
             across = linalg.scale_modules(pull, turned @ w).movedim(0, -3).flatten(-3, -2)
-            means.append((point @ along + data.mT @ across).double())
+            means.append(torch.baddbmm(point @ along, data.mT, across).double())
         root = values.sqrt()
         core = linalg.scale_modules(pull, cores).sum(dim=0) * (root.unsqueeze(-1) * root.unsqueeze(-2))
         core = linalg.sym(basis @ core @ basis.mT)
@@ -205,7 +205,6 @@ class AlignedLogarithms:
             return path, (path.residual <= goal) & path.regular
         rotation, log = (x.flatten(0, 2).to(frame.dtype) for x in (earlier.rotations, earlier.generators))
         rest, near = continue_rotation(frame, rotation, log)
-        rest = torch.where(near[:, None, None], rest, torch.zeros_like(rest))
         path = fibre_log(frame, rest, torch.where(near, goal, torch.inf), _WARM_TURNS)
         valid = near & (path.residual <= goal) & path.regular
         cold = torch.nonzero(~valid).squeeze(-1)

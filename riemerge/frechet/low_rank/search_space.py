@@ -147,14 +147,18 @@ class JointManifold(TorchManifold):
     def riemannian_to_euclidean_gradient(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Lower the part at x in the total space, and the turns by their own metric."""
         (x, _), (at_x, turns) = self.split(point), self.split(tangent_vector)
+        return self.join(self.total.riemannian_to_euclidean_gradient(x, at_x), self.lower_turns(turns))
+
+    def lower_turns(self, turns: Tensor) -> Tensor:
+        """Lower the alignments' parts (T, ..., K, r, r) by their own metric."""
         metric = self._weighted_metric
         metric = metric.reshape(self.count, *(1,) * (turns.ndim - metric.ndim), *metric.shape[1:])
-        return self.join(self.total.riemannian_to_euclidean_gradient(x, at_x), metric * turns)
+        return metric * turns
 
     def retraction(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
         """Follow the geodesic of x and turn each alignment by Cayley's map."""
         (x, alignments), (at_x, turns) = self.split(point), self.split(tangent_vector)
-        return self.join(self.total.exp(x, at_x), linalg.cayley(linalg.skew(turns)) @ alignments)
+        return self.join(self.total.arrive(x, at_x), linalg.cayley(linalg.skew(turns)) @ alignments)
 
     def transport(self, point_a: Tensor, point_b: Tensor, tangent_vector_a: Tensor) -> Tensor:
         """Carry the part at x as the total space does, and keep the turns: an isometry, horizontal up to

@@ -47,6 +47,13 @@ class InverseHessian:
     2015, with the update skipped where ⟨s, y⟩ is not positive.
     """
 
+    # Of the steps s and the changes y: ⟨sᵢ, yᵢ⟩, or 0 where that is no curvature (K, m), None where there are
+    # none; ⟨sᵢ, yⱼ⟩ for i <= j, the identity where one of both is not used (K, m, m); and the size ⟨s, y⟩ /
+    # ⟨y, P y⟩ of the newest that is (K,).
+    _curved: Tensor | None
+    _upper: Tensor
+    _size: Tensor
+
     def __init__(
         self,
         manifold: Manifold,
@@ -69,19 +76,14 @@ class InverseHessian:
         self._algebra.narrow(modules, manifold)
         self._gradient, self._lowered = self._gradient[modules], self._lowered[modules]
         if self._curved is not None:
-            self._curved, self._upper, self._size = (
-                x[modules] for x in (self._curved, self._upper, self._size)
-            )
+            self._curved = self._curved[modules]
+            self._upper, self._size = self._upper[modules], self._size[modules]
         return self
 
     def forget(self) -> None:
         """Forget all steps."""
         self._algebra.forget()
-        # Of steps s and changes y: ⟨sᵢ, yᵢ⟩, or 0 where that is no curvature (K, m); ⟨sᵢ, yⱼ⟩ for i <= j, the
-        # identity where one of both is not used (K, m, m); and the size ⟨s, y⟩ / ⟨y, P y⟩ of the newest (K,).
-        self._curved: Any = None
-        self._upper: Any = None
-        self._size: Any = None
+        self._curved = None
 
     def apply(self, point: Any) -> Any:
         """Return H grad, a tangent vector at the current point.
@@ -122,12 +124,12 @@ class InverseHessian:
             self._size = torch.ones_like(curved)
             self._upper = column.new_zeros(column.shape[0], 0, 0)
             self._curved = column[:, :0]
-        known = column.shape[1] - 1
-        self._curved = torch.nn.functional.pad(self._curved[:, self._curved.shape[1] - known :], (0, 1))
+        # The oldest may have been forgotten.
+        over = self._curved.shape[1] + 1 - column.shape[1]
+        self._curved = torch.nn.functional.pad(self._curved[:, over:], (0, 1))
         self._curved[:, -1] = torch.where(used, curved, 0.0)
-        over = self._upper.shape[1] - known
         self._upper = torch.nn.functional.pad(self._upper[:, over:, over:], (0, 1, 0, 1))
-        self._upper[..., -1] = torch.where((self._curved > 0) & used.unsqueeze(-1), column, 0.0)
+        self._upper[..., -1] = torch.where(self._curved > 0, column, 0.0) * used.unsqueeze(-1)
         self._upper[:, -1, -1] = torch.where(used, curved, 1.0)
         if self._rescale:
             shown = algebra.apply(arrival, of_change, self._precondition(arrival, change))
@@ -271,6 +273,8 @@ def _algebra(manifold: Manifold, point: Any, memory: int) -> _Algebra:
 
 @final
 class _Whole(_Algebra):
+    _kept: tuple[list[Any], list[Any]]
+
     def pull(self, vector: Any) -> Any:
         return vector
 
@@ -279,15 +283,16 @@ class _Whole(_Algebra):
 
     def advance(self, point: Any, arrival: Any, *vectors: Any) -> Sequence[Any]:
         move = partial(self.manifold.transport, point, arrival)
-        self._kept = [list(map(move, kept)) for kept in self._kept]
+        steps, changes = self._kept
+        self._kept = [*map(move, steps)], [*map(move, changes)]
         return list(map(move, vectors))
 
     def append(self, step: Any, change: Any) -> None:
-        pair = zip(self._kept, (step, change), strict=True)
-        self._kept = [[*kept, vector][-self._memory :] for kept, vector in pair]
+        steps, changes = self._kept
+        self._kept = [*steps, step][-self._memory :], [*changes, change][-self._memory :]
 
     def forget(self) -> None:
-        self._kept: list[list[Any]] = [[], []]
+        self._kept = [], []
 
     def functionals(self, point: Any, vectors: list[Any]) -> Sequence[Any]:
         return vectors
@@ -312,6 +317,9 @@ class _Whole(_Algebra):
 
 class _PerModule(_Algebra, ABC):
     """Keeps the steps and the changes, (2, m, K, rows, columns), in a room for twice as many. Abstract."""
+
+    _room: Tensor
+    _end: int
 
     @property
     @final
@@ -364,10 +372,11 @@ class _PerModule(_Algebra, ABC):
         self.manifold = manifold
         self.follow(modules, manifold)
         if self._end:
-            pairs = self._pairs
-            self._end = pairs.shape[1]
-            self._room = pairs.new_empty(2, 2 * self._memory, modules.numel(), *pairs.shape[3:])
-            torch.index_select(pairs, 2, modules, out=self._room[:, : self._end])
+            # In place: fresh memory of this size takes longer to get than to fill.
+            pairs, count = self._pairs, modules.numel()
+            for place, module in enumerate(modules.tolist()):
+                pairs[:, :, place] = pairs[:, :, module]
+            self._room = self._room[:, :, :count]
 
     @abstractmethod
     def follow(self, modules: Tensor, manifold: Any) -> None:
@@ -385,13 +394,11 @@ class _Modulewise(_PerModule):
         return vector
 
     def advance(self, point: Tensor, arrival: Tensor, *vectors: Tensor) -> Sequence[Tensor]:
-        together = torch.stack(vectors)
-        if self._end:
-            together = torch.cat((self._pairs.flatten(0, 1), together))
-        moved = self.manifold.transport(point, arrival, together)
-        if self._end:
-            self._pairs.copy_(moved[: -len(vectors)].unflatten(0, (2, -1)))
-        return moved[-len(vectors) :].unbind()
+        kept = [*self._pairs.flatten(0, 1)] if self._end else []
+        moved: Tensor = self.manifold.transport(point, arrival, torch.stack([*vectors, *kept]))
+        if kept:
+            self._pairs.copy_(moved[len(vectors) :].unflatten(0, (2, -1)))
+        return moved[: len(vectors)].unbind()
 
     def lower(self, point: Tensor, vectors: Tensor) -> Tensor:
         lowered: Tensor = self.manifold.riemannian_to_euclidean_gradient(point, vectors)

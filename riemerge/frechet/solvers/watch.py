@@ -26,7 +26,7 @@ WINDOW = 5
 _COARSE, _COARSE_NORM = 1e-6, 1e-3
 
 # Finished modules leave the batch when no more than this share of it goes on.
-_GOING_ON = 0.75
+_GOING_ON = 0.85
 
 
 @final

@@ -166,6 +166,15 @@ class FixedRank(FactoredManifold):
         arrival, velocity = zip(left, core, right, strict=True)
         return self.join(*arrival), self.join(*velocity)
 
+    def arrive(self, point: Tensor, tangent_vector: Tensor) -> Tensor:
+        """Return where `geodesic` arrives, for less than its velocity takes."""
+        (u, b, v), (a, c, w) = self.split(point), self.split(tangent_vector)
+        if self.m == self.n:
+            left, right = self.left.arrive(torch.stack((u, v)), torch.stack((a, w))).unbind()
+        else:
+            left, right = self.left.arrive(u, a), self.right.arrive(v, w)
+        return self.join(left, self.core.exp(b, c), right)
+
     def reduce(self, points: Tensor) -> Reduction:
         """Reduce both sides to the joint span of the frames: FixedRank(min(m, T r), min(n, T r), r),
         exactly.

@@ -131,20 +131,30 @@ class _Pair(NamedTuple):
         """
         coupling = 4 * self.coupling
         gaps = 4 * (self.fixed.unsqueeze(-1) - self.fixed.unsqueeze(-2))
-        value = self.values(element, linear)
+
+        def look(element: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Return the parts of the surrogate, column by column (..., r), and the surrogate."""
+            along = (element * linear).sum(dim=-2)
+            core = (self.moving.unsqueeze(-2) @ element.square()).squeeze(-2)
+            return along, core, (along + 2 * self.fixed * core).sum(dim=-1)
+
+        along, core, value = look(element)
         damping = torch.ones_like(value)
         for _ in range(steps):
-            slope = element.mT @ (linear + coupling * element)
-            along = (element * linear).sum(dim=-2)
-            core = (self.moving.unsqueeze(-1) * element.square()).sum(dim=-2)
-            curvature = along.unsqueeze(-1) + along.unsqueeze(-2)
-            curvature = curvature + gaps * (core.unsqueeze(-1) - core.unsqueeze(-2))
-            step = 2 * linalg.skew(slope) / curvature.abs().clamp_min(_LEAST_CURVATURE)
-            trial = element @ linalg.cayley(step * damping[..., None, None])
-            reached = self.values(trial, linear)
-            better = reached >= value - _ROUND_OFF * (1 + value.abs())
+            slope = element.mT @ torch.addcmul(linear, coupling, element)
+            curvature = torch.addcmul(
+                along.unsqueeze(-1) + along.unsqueeze(-2), gaps, core.unsqueeze(-1) - core.unsqueeze(-2)
+            )
+            step = (slope - slope.mT).div_(curvature.abs_().clamp_min_(_LEAST_CURVATURE))
+            trial = element @ linalg.cayley(step.mul_(damping[..., None, None]))
+            reached = look(trial)
+            better = reached[2] >= value - _ROUND_OFF * (1 + value.abs())
             element = torch.where(better[..., None, None], trial, element)
-            value = torch.where(better, reached, value)
+            along, core = (
+                torch.where(better.unsqueeze(-1), new, old)
+                for new, old in zip(reached, (along, core), strict=False)
+            )
+            value = torch.where(better, reached[2], value)
             damping = torch.where(better, (2 * damping).clamp_max(1), damping / 4)
         return element
 
