@@ -232,21 +232,17 @@ def reduce(modules: Sequence[Sequence[LowRankUpdate]]) -> Reduction:
     (kind,) = kinds
     left = _Side([[update.B for update in updates] for updates in modules], 1)
     right = _Side([[update.A for update in updates] for updates in modules], 0)
-    firsts = [side.first() for side in (left, right) if not side.whole]
+    firsts = [left.first(), right.first()]
     if kind.device != "cpu" and sum(kind.ranks) <= _SMALL:
         firsts = _download(firsts)
-    sizes = iter(torch.stack([size for _, size in firsts]).tolist() if firsts else [])
-    triangles = iter(triangle for triangle, _ in firsts)
-    (left_small, left_ways), (right_small, right_ways) = (
-        side.itself() if side.whole else side.finish(next(triangles), next(sizes)) for side in (left, right)
-    )
+    sizes = torch.stack([size for _, size in firsts]).tolist()
+    left_small, left_ways = left.finish(firsts[0][0], sizes[0])
+    right_small, right_ways = right.finish(firsts[1][0], sizes[1])
     scales = torch.tensor([[update.scale for update in updates] for updates in modules], dtype=torch.float64)
     where, dtype = left_small.device, torch.float32
     for update in modules[0]:
         dtype = torch.promote_types(dtype, update.dtype)
-    return Reduction(
-        kind, left_small, right_small.to(where), scales.to(where), (left_ways, right_ways), dtype
-    )
+    return Reduction(kind, left_small, right_small, scales.to(where), (left_ways, right_ways), dtype)
 
 
 def _download(firsts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -274,14 +270,13 @@ class _Side:
         self.width = sum(part.shape[axis] for part in parts[0])
         self.whole = self.width >= self.length
 
-    def itself(self) -> tuple[Tensor, tuple[Way, ...]]:
-        """Return the columns."""
-        (columns,) = _blocks(self.parts, self.axis, self.length)
-        ways: list[Way] = ["itself"] * len(self.parts)
-        return columns.contiguous(), tuple(ways)
-
     def first(self) -> tuple[Tensor, Tensor]:
-        """Return K triangles from Gram matrices, and the Frobenius norms of their equilibrated inverses."""
+        """Return K triangles from Gram matrices, and the Frobenius norms of their equilibrated inverses; the
+        columns themselves, and 0, where they need no basis.
+        """
+        if self.whole:
+            (columns,) = _blocks(self.parts, self.axis, self.length)
+            return columns, columns.new_zeros(len(self.parts))
         gram = _gram(self.parts, self.axis)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         # Powers of two change no digit.
@@ -294,15 +289,16 @@ class _Side:
         return triangle / units.unsqueeze(-2), torch.where(failed == 0, size, torch.inf)
 
     def finish(self, triangle: Tensor, sizes: Sequence[float]) -> tuple[Tensor, tuple[Way, ...]]:
-        """Return the triangles made exact where one Gram matrix is not."""
-        ways: list[Way] = ["product" if size <= _TWO_GRAMS else "reflectors" for size in sizes]
-        again = [k for k, size in enumerate(sizes) if not size <= _ONE_GRAM]
-        if again:
-            exact = [
-                _reflect(self.parts[k], self.axis) if ways[k] == "reflectors" else self._again(k, triangle[k])
-                for k in again
-            ]
-            triangle[again] = torch.stack(exact).to(triangle)
+        """Return the triangles made exact where one Gram matrix is not, and the way of each."""
+        ways: list[Way] = ["itself" if self.whole else "product"] * len(sizes)
+        exact: dict[int, Tensor] = {}
+        for k, size in enumerate(sizes):
+            if not size <= _TWO_GRAMS:
+                ways[k], exact[k] = "reflectors", _reflect(self.parts[k], self.axis)
+            elif size > _ONE_GRAM:
+                exact[k] = self._again(k, triangle[k])
+        if exact:
+            triangle[list(exact)] = torch.stack([*exact.values()]).to(triangle)
         return triangle, tuple(ways)
 
     def _again(self, module: int, triangle: Tensor) -> Tensor:
@@ -340,8 +336,7 @@ def _blocks(parts: Sequence[Sequence[Tensor]], axis: int, rows: int) -> Iterator
     if first.device.type != "cpu":
         rows = length
     rows = min(rows, length)
-    shape = (len(parts), rows, width) if axis == 1 else (len(parts), width, rows)
-    buffer = first.new_empty(shape, dtype=torch.float64)
+    buffer = first.new_empty(len(parts), *((width, rows), (rows, width))[axis], dtype=torch.float64)
     for start in range(0, length, rows):
         there = min(rows, length - start)
         block = buffer.narrow(2 - axis, 0, there)
@@ -369,7 +364,7 @@ def _times(parts: Sequence[Tensor], axis: int, way: Way, small: Tensor) -> Tenso
     if way == "itself":
         return small
     if way == "reflectors":
-        return times_basis(factor([_transposed(part, axis) for part in parts], torch.float64), small)
+        return times_basis(factor([_transpose(part, axis) for part in parts], torch.float64), small)
     width = sum(part.shape[axis] for part in parts)
     products = small.new_empty(parts[0].shape[1 - axis], small.shape[1])
     start = 0
@@ -382,9 +377,9 @@ def _times(parts: Sequence[Tensor], axis: int, way: Way, small: Tensor) -> Tenso
 
 def _reflect(parts: Sequence[Tensor], axis: int) -> Tensor:
     """Return the triangle of Householder's QR."""
-    reflectors, _ = factor([_transposed(part, axis) for part in parts], torch.float64)
+    reflectors, _ = factor([_transpose(part, axis) for part in parts], torch.float64)
     return reflectors[: reflectors.shape[1]].triu()
 
 
-def _transposed(part: Tensor, axis: int) -> Tensor:
+def _transpose(part: Tensor, axis: int) -> Tensor:
     return part.mT if axis == 1 else part

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from riemerge.linalg import thin_svd
+from riemerge.linalg import SVD, thin_svd
 from riemerge.updates import JointSpan, LowRankUpdate, reduction
-from riemerge.updates.reduction import Kind, Reduction, reduce
+from riemerge.updates.reduction import Kind, Lift, Reduction, reduce
 from tests.fake_cuda import fake_cuda
 from tests.helpers import random_gauge, seeded
 
@@ -54,21 +54,21 @@ MODULES = {
 }
 
 
-def cut(span: Reduction, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors of the nearest updates of that rank to the sums, in the bases of the spans."""
-    svd = thin_svd(span.sum(torch.ones_like(span.scales))).truncate(rank)
+def cut(span: Reduction, rank: int) -> SVD:
+    """The nearest updates of that rank to the sums, in the bases of the spans."""
+    return thin_svd(span.sum(torch.ones_like(span.scales))).truncate(rank)
+
+
+def lift(span: Reduction) -> list[Lift]:
+    """What gives the sums, cut to rank 2, their width."""
+    svd = cut(span, 2)
     roots = svd.values.sqrt().unsqueeze(-2)
-    return svd.left * roots, svd.right * roots
+    return span.lifts(svd.left * roots, svd.right * roots, torch.float64)
 
 
 def check(modules: Sequence[Sequence[LowRankUpdate]], span: Reduction, tolerance: float = 1e-10) -> None:
     """Compare with the dense updates, and with Householder's QR of each module by itself."""
-    left, right = cut(span, 2)
-    lifts, distances, products = (
-        span.lifts(left, right, torch.float64),
-        span.distances(left @ right.mT),
-        span.cores.inner(),
-    )
+    lifts, distances, products = lift(span), span.cores.distances(cut(span, 2)), span.cores.inner()
     for k, updates in enumerate(modules):
         dense = torch.stack([update.dense() for update in updates])
         size = torch.linalg.matrix_norm(dense)
@@ -101,7 +101,7 @@ def test_modules_side_by_side_are_reduced_as_each_by_itself() -> None:
 
 
 def test_one_gram_matrix_is_not_enough_for_near_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    updates = near_copies(100, 1e-4)
+    updates = near_copies(100, 1e-3)
     columns = torch.cat([update.B for update in updates], dim=1)
 
     def skew() -> float:
@@ -111,7 +111,7 @@ def test_one_gram_matrix_is_not_enough_for_near_copies(monkeypatch: pytest.Monke
     exact = skew()
     assert exact <= 1e-11
     monkeypatch.setattr(reduction, "_ONE_GRAM", 1e9)
-    assert skew() >= 10 * exact
+    assert skew() >= 100 * exact
 
 
 @pytest.mark.parametrize("ranks", [(3, 1, 2), (6, 5, 7), (12, 12, 12), (30, 2)])
@@ -171,13 +171,10 @@ def test_a_device_is_waited_for_once_for_all_modules() -> None:
         span = reduce(there)
         assert traffic.synchronisations == 1, traffic.operations
         assert span.left.device.type == "cpu"
-        lifted = span.lifts(*cut(span, 2), torch.float64)[3](there[3])
+        lifted = lift(span)[3](there[3])
         assert traffic.synchronisations == 1, traffic.operations
         assert lifted.device.type == "cuda"
-        apart = (
-            lifted.to(device="cpu").dense()
-            - expected.lifts(*cut(expected, 2), torch.float64)[3](modules[3]).dense()
-        )
+        apart = lifted.to(device="cpu").dense() - lift(expected)[3](modules[3]).dense()
         assert float(apart.norm()) <= 1e-12 * float(modules[3][0].norm())
 
 
