@@ -149,6 +149,19 @@ def test_copies_alone_are_a_collection_too(tmp_path: Path) -> None:
     assert (record.distances, record.adapters[0].mean_cosine) == ((), None)
 
 
+def test_equal_files_count_as_often_as_they_are_there(tmp_path: Path) -> None:
+    one, other = family("mix", 2, shapes=SHAPES)
+    turned = {module: (2 * b, a / 2) for module, (b, a) in one.items()}
+    every = {"a": one, "b": one, "c": turned, "d": other}
+    paths = {name: write_folder(tmp_path / name, factors) for name, factors in every.items()}
+    kept = [
+        map_adapters([paths[name] for name in names], tmp_path / names).kept[0].kept[:3]
+        for names in ("abd", "acd", "ad")
+    ]
+    assert kept[0] == pytest.approx(kept[1], rel=1e-12)
+    assert kept[0] != pytest.approx(kept[2], rel=1e-3)
+
+
 def test_bad_adapters_are_left_out_and_said(tmp_path: Path) -> None:
     paths = write_family(tmp_path, family("close", 6, shapes=SHAPES))
     expected = map_adapters(paths[:3], tmp_path / "good")
