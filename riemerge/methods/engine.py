@@ -321,8 +321,9 @@ def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tu
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of all domains but `entries` never form a dense dW of factors; `entries` has
-    all T of one module on each thread. Dense updates are merged as they are, whatever the domain, and not
+    Rows of all domains but `entries` never form a dense dW of factors; those of `entries` hold the dense
+    result of one module on each thread, and all T inputs where runs of rows cannot be merged apart. Dense
+    updates are merged as they are, whatever the domain, and not
     cut; those that the row does not see (`Stack.plain`) get the weighted mean. Modules whose mean is to be
     solved wait for each other, as many as `_WINDOW` holds, and those of one kind are solved side by side.
 

@@ -149,9 +149,9 @@ class _Space:
             random = torch.cat([start.mT.to(matrix), random[:, :_MORE_COLUMNS]], dim=1)
         self.dimension = 0
         self._matrix, self._largest = matrix, largest
-        self._left, self._right = matrix.new_empty(m, largest), matrix.new_empty(n, largest)
-        self._image = matrix.new_empty(n, largest)
-        self._core = matrix.new_zeros(largest, largest)
+        # Columns one after the other, so that memory is taken for those that are there.
+        self._left, self._right, self._image = (matrix.new_empty(largest, size).mT for size in (m, n, n))
+        self._core = matrix.new_empty(0, 0)
         self._next = torch.linalg.qr(random).Q
 
     def grow(self) -> bool:
@@ -161,7 +161,9 @@ class _Space:
             return False
         self._right[:, old:new] = self._next
         u, inside, beyond = _orthogonalize(self._matrix @ self._next, self._left[:, :old])
-        self._left[:, old:new], self._core[:old, old:new], self._core[old:new, old:new] = u, inside, beyond
+        self._left[:, old:new] = u
+        self._core = torch.nn.functional.pad(self._core, (0, new - old, 0, new - old))
+        self._core[:old, old:], self._core[old:, old:] = inside, beyond
         self._image[:, old:new] = self._matrix.mT @ u
         self.dimension = new
         return True
@@ -172,7 +174,7 @@ class _Space:
         The next block is what so many triples leave over, no fewer than are returned.
         """
         k = self.dimension
-        core = thin_svd(self._core[:k, :k])
+        core = thin_svd(self._core)
         few = core.truncate(more)
         rest = self._image[:, :k] @ few.left - self._right[:, :k] @ (few.right * few.values)
         self._next = _orthogonalize(rest, self._right[:, :k])[0]

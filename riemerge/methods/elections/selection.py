@@ -120,7 +120,7 @@ class _Search:
     def _restart(self, rate: float = 1.0) -> None:
         self.inside = self._above = 0
         self._rate, self._due, self._count = rate, 0.0, 0
-        self._pool: list[Tensor] = []
+        self._pool: Tensor | None = None
 
     @property
     def open(self) -> bool:
@@ -161,9 +161,9 @@ class _Search:
         elif self._low == self._high:
             self.cut = Cut(self._low, rank, rank == self.inside)
         elif self._rate == 1.0:
-            self.cut = _cut(torch.cat(self._pool).abs_(), rank)
+            self.cut = _cut(self._sample, rank)
         else:
-            sample = torch.cat(self._pool).abs_()
+            sample = self._sample
             share, size = rank / self.inside, len(sample)
             error = _SIGMAS * (size * share * (1.0 - share)) ** 0.5 + 1.0
             low, high = int(size * share + error) + 1, int(size * share - error)
@@ -178,14 +178,21 @@ class _Search:
             number = int(self._due)
             self._due -= number
             numbers = self._choose(numbers, number)
-        else:
-            numbers = numbers.clone()
-        self._pool.append(numbers)
+        if self._pool is None:
+            self._pool = numbers.new_empty(self._most)
+        while self._count + len(numbers) > self._most:
+            half = self._count // 2
+            self._pool[:half] = self._choose(self._pool[: self._count], half)
+            numbers = self._choose(numbers, len(numbers) // 2)
+            self._rate, self._count = self._rate / 2, half
+        self._pool[self._count : self._count + len(numbers)] = numbers
         self._count += len(numbers)
-        while self._count > self._most:
-            pool = torch.cat(self._pool)
-            self._rate, self._count = self._rate / 2, self._count // 2
-            self._pool = [self._choose(pool, self._count)]
+
+    @property
+    def _sample(self) -> Tensor:
+        """The magnitudes in the sample."""
+        assert self._pool is not None
+        return self._pool[: self._count].abs_()
 
     def _choose(self, numbers: Tensor, count: int) -> Tensor:
         if not len(numbers):

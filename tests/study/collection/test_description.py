@@ -12,6 +12,9 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, overlap
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.pair_tables import PairTables
+from riemerge.study.collection.description import judge
+from riemerge.study.collection.members import open_members
+from tests.folders import family, write_family
 from tests.planted_collection import Planted
 
 
@@ -49,6 +52,12 @@ def test_families_are_judged_as_the_slow_path_judges_them(
         for module in adapters[0].modules
     ]
     assert cluster.determined == judge_modules(answers)
+
+
+def test_all_that_are_judged_must_share_their_spaces(tmp_path: Path) -> None:
+    adapters = [*family("close", 2), *family("independent", 1, seed=7)]
+    members = open_members(write_family(tmp_path, adapters))
+    assert (judge(members, [0, 1]), judge(members, [0, 1, 2])) == ("yes", "open")
 
 
 def test_spectra_and_adapters_are_those_of_their_singular_values(
