@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
-from riemerge.merging.identifiability import judge_modules, judge_overlap
+from riemerge.errors import RecipeError
+from riemerge.merging import identifiability
+from riemerge.merging.identifiability import FEW, judge_modules, judge_overlap, overlap_of, overlaps
 from riemerge.records.run_record import Determined, Overlap
-from tests.folders import family, merge_adapters, write_family
+from riemerge.report.verdict import determination
+from riemerge.updates import JointSpan, LowRankUpdate
+from riemerge.updates.reduction import reduce
+from tests.folders import family, merge_adapters, write_family, write_folder
+from tests.helpers import seeded
 
 
 def test_subspaces_of_different_rank_overlap_by_the_smaller(tmp_path: Path) -> None:
@@ -87,3 +95,49 @@ def test_the_weakest_direction_decides_and_orthogonal_updates_do_not() -> None:
         assert judge_overlap(found) == expected
         assert [judge_overlap(found, spread) for spread in (0.009, 0.05, 0.2)] == ["yes", "partly", "no"]
     assert judge_overlap(None) is None
+
+
+def test_all_pairs_at_once_are_compared_as_one_by_one() -> None:
+    """Of different ranks, with a zero and one below its rank; some pairs at a time, too."""
+
+    def module(seed: int) -> list[LowRankUpdate]:
+        draw = seeded(seed)
+        updates = [
+            LowRankUpdate(torch.randn(40, r, generator=draw), torch.randn(r, 30, generator=draw), 0.5 + r)
+            for r in (3, 2, 3, 1)
+        ]
+        first, second, third, fourth = (update.to(torch.float64) for update in updates)
+        flat = LowRankUpdate(first.B[:, [0, 1, 1]], first.A)
+        return [first, second.times(0.0) if seed else second, flat, third, fourth]
+
+    modules = [module(0), module(1)]
+    storage = [torch.float32] * 5
+    expected = [overlap_of(JointSpan(updates).updates, (40, 30), storage) for updates in modules]
+    for numbers in (identifiability._NUMBERS, 100):
+        with mock.patch.object(identifiability, "_NUMBERS", numbers):
+            for found, slow in zip(overlaps(reduce(modules), storage), expected, strict=True):
+                assert found is not None
+                assert slow is not None
+                assert found.model_dump() == pytest.approx(slow.model_dump(), abs=1e-12)
+    zeros = [[update.times(0.0) for update in modules[0]]]
+    assert overlaps(reduce(zeros), storage) == [None]
+    assert overlaps(reduce([modules[0][:1]]), storage[:1]) == [None]
+
+
+def test_pairs_of_many_adapters_are_compared_on_request(tmp_path: Path) -> None:
+    each = family("close", FEW + 1, shapes={"q": (6, 5)})
+    folders = [write_folder(tmp_path / f"a{i:02}", one) for i, one in enumerate(each)]
+    few, short, full = (
+        merge_adapters(some, method="average", report=report).record
+        for some, report in ((folders[:-1], "short"), (folders, "short"), (folders, "full"))
+    )
+    assert [one.totals.overlap is None for one in (few, short, full)] == [False, True, False]
+    (said,) = determination(short)
+    assert "--report full" in said
+    assert "not measured" in said
+    assert short.modules[0].relative_distances == full.modules[0].relative_distances
+    # A row whose mean may be open measures it unasked.
+    solved = merge_adapters(folders, method="geomerge", max_passes=1).record
+    assert solved.totals.determined is not None
+    with pytest.raises(RecipeError, match="report: 'long' is not known: expected short or full"):
+        merge_adapters(folders[:2], report="long")
