@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from riemerge.errors import AdapterError, NumericalError
 from riemerge.merging.identifiability import overlaps
 from riemerge.methods import METHODS, Method, Options, Stack, run_method
 from riemerge.methods.cancelling import remainder
+from riemerge.methods.setting import Setting
 from riemerge.methods.stack import Merged
-from riemerge.updates import JointSpan, LowRankUpdate
+from riemerge.updates import Cores, JointSpan, LowRankUpdate
 from riemerge.updates.reduction import Kind, Reduction
 from tests.fake_cuda import fake_cuda
 from tests.methods.spectra import normal
@@ -150,3 +152,14 @@ def test_a_module_without_an_answer_leaves_the_others_alone() -> None:
             replace(given, weights=lambda name: weights.get(name, (0.5, 0.3, 0.2))),
         )
     assert len(fault.value.problems) == 1
+
+
+def refuse(x: Cores, settings: Sequence[Setting]) -> NoReturn:
+    raise NumericalError("one of them has no answer")
+
+
+def test_where_modules_have_no_answer_together_each_is_asked_by_itself() -> None:
+    row = replace(METHODS["spectrum"], together=f"{__name__}:refuse")
+    found, expected = run(row, stack(3)), run(METHODS["spectrum"], stack(3))
+    for module, merged in found.items():
+        assert merged.norms == pytest.approx(expected[module].norms)
