@@ -180,6 +180,11 @@ def launch(module: str, *arguments: object, apart: bool = True, threads: int | N
     )
 
 
+def import_torch(*, apart: bool) -> Watched:
+    """Measure the import of torch in a process of its own; of nothing in a quick run."""
+    return watch([sys.executable, "-c", "import torch" if apart else ""])
+
+
 def peak(pid: str) -> int:
     """The largest resident memory, in KiB, that this process or one of its children has had (Linux)."""
     try:
@@ -321,7 +326,7 @@ def execute(
         result = {"date": datetime.now(UTC).date().isoformat(), "quick": asked.quick, **result}
         asked.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        picture(result).savefig(path.with_suffix(".png"), dpi=110)
+        picture(result).savefig(path.with_suffix(".png"), dpi=(110, 30)[asked.quick])
         tell(f"wrote {path} and {path.with_suffix('.png').name}")
     shown = tables(json.loads(path.read_text(encoding="utf-8")))
     print(shown)

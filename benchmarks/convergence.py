@@ -80,10 +80,10 @@ QUICK = Size(
     adapters=3,
     modules=2,
     real=("encoder.layer.0.attention.self.query",),
-    passes=12,
-    patient_passes=12,
-    all_real=2,
-    tight_passes=14,
+    passes=7,
+    patient_passes=7,
+    all_real=1,
+    tight_passes=9,
 )
 
 

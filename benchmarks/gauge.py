@@ -149,6 +149,14 @@ def mergekit_python() -> Path:
     return Path(os.environ["MERGEKIT_BIN"]) / "python"
 
 
+def mergekit_version() -> dict[str, str]:
+    """The version of mergekit, by its name; nothing where there is none."""
+    if "MERGEKIT_BIN" not in os.environ:
+        return {}
+    ask = "import importlib.metadata as m; print(m.version('mergekit'))"
+    return {"mergekit": subprocess.check_output([mergekit_python(), "-c", ask], text=True).strip()}
+
+
 TOOLS: dict[str, tuple[Tool, tuple[str, ...]]] = {
     "riemerge": (by_riemerge, OURS),
     "PEFT": (by_peft, PEFT),
@@ -194,9 +202,7 @@ def measure(run: common.Run) -> dict[str, Any]:
         },
     }
     if "mergekit" in tools:
-        ask = "import importlib.metadata as m; print(m.version('mergekit'))"
-        answer = subprocess.check_output([mergekit_python(), "-c", ask], text=True)
-        found["machine"]["versions"]["mergekit"] = answer.strip()
+        found["machine"]["versions"] |= mergekit_version()
     found["tools"] = {tool: {} for tool in tools}
     for tool in tools:
         common.tell(tool)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.common import RIEMERGE
-from benchmarks.gauge import mergekit_python
+from benchmarks.gauge import mergekit_python, mergekit_version
 from benchmarks.peers import SHIPPED
 from riemerge.problems import Factors, adapter_family
 from riemerge.updates.low_rank import LowRankUpdate, sum_updates
@@ -371,11 +371,6 @@ class Bench:
         faster, slower = (pick(runs, key=lambda one: one["seconds"]) for pick in (min, max))
         return faster | {"seconds_otherwise": slower["seconds"]}
 
-    def import_torch(self) -> dict[str, float]:
-        """The import of torch alone."""
-        words = [sys.executable, "-c", "import torch"]
-        return common.watch(words if self.size.apart else [sys.executable, "-c", ""]).row()
-
     def round(self, count: int) -> dict[str, Any]:
         """Everything that is measured whole, in turn, on so many modules."""
         folders = self.inputs.whole[count]
@@ -387,7 +382,7 @@ class Bench:
         for name in SCRIPTS:
             found[name] = self.fastest("benchmarks.short_script", name.split()[1], *folders)
         found["floor"] = self.fastest("benchmarks.floor", *folders)
-        found["import torch"] = self.import_torch()
+        found["import torch"] = common.import_torch(apart=self.size.apart).row()
         return found
 
     def accuracy(self) -> dict[str, dict[str, float]]:
@@ -413,7 +408,7 @@ class Bench:
         found: dict[str, list[float]] = {"merge": [], "import torch": []}
         for _ in range(self.size.imports):
             found["merge"].append(self.launch(RIEMERGE, "merge", *SHIPPED, "--quiet", "--output").seconds)
-            found["import torch"].append(self.import_torch()["seconds"])
+            found["import torch"].append(common.import_torch(apart=self.size.apart).seconds)
         return found
 
     def entrywise(self, name: str) -> dict[str, Any]:
@@ -480,6 +475,7 @@ def measure(run: common.Run) -> dict[str, Any]:
     """Everything, in pieces, the most important first."""
     size = QUICK if run.quick else FULL
     machine = common.machine(os.cpu_count() or 1, "peft", "safetensors")
+    machine["versions"] |= mergekit_version()
     bench = Bench(run, size)
     counts = sorted(bench.inputs.whole)
     most = counts[-1]

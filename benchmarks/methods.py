@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import common, merge_llama
 from benchmarks.common import RIEMERGE
-from benchmarks.gauge import MERGEKIT, PEFT, TRIMMED
+from benchmarks.gauge import MERGEKIT, PEFT, TRIMMED, mergekit_version
 from benchmarks.merge_llama import NARROW, WIDE, Shape, adapters_of, by_mergekit, entries, extrapolate, flops
 from riemerge.methods import METHODS
 from riemerge.problems import Factors, adapter_family
@@ -194,6 +194,7 @@ def measure(run: common.Run) -> dict[str, Any]:
     """Everything, once, each row followed by its peers: the rows differ by far more than repeats do."""
     size = QUICK if run.quick else FULL
     machine = common.machine(os.cpu_count() or 1, "peft", "safetensors")
+    machine["versions"] |= mergekit_version()
     bench = Bench(run, size)
     found: dict[str, Any] = {
         "machine": machine,

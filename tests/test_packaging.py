@@ -13,7 +13,8 @@ from tests.helpers import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 # Imported by name alone: pymanopt.function.autograd needs it. Extras are imported where they are needed.
-UNSEEN, OPTIONAL = {"autograd"}, {"distributed", "huggingface_hub", "matplotlib", "peft", "transformers"}
+UNSEEN = {"autograd"}
+OPTIONAL = {"distributed", "huggingface_hub", "matplotlib", "peft", "pyarrow", "transformers"}
 
 
 def imported(paths: list[Path]) -> set[str]:
@@ -37,7 +38,8 @@ def test_the_dependencies_are_what_the_package_imports() -> None:
     used = imported(sorted((ROOT / "riemerge").rglob("*.py")))
     assert used - OPTIONAL | UNSEEN == declared(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    assert declared([*extras["plot"], *extras["peft"], *extras["hub"], *extras["dask"]]) == OPTIONAL
+    for_users = ("dask", "hub", "parquet", "peft", "plot")
+    assert declared([line for name in for_users for line in extras[name]]) == OPTIONAL
 
 
 def test_an_import_that_is_not_declared_is_caught(tmp_path: Path) -> None:

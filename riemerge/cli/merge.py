@@ -12,6 +12,7 @@ import click
 from riemerge.cli.options import (
     HELP_ALL,
     MERGING,
+    REPORT,
     VERBOSE,
     SectionedCommand,
     method_option,
@@ -47,6 +48,7 @@ parameters."""
 @click.option("--dry-run", is_flag=True, help="Say what the merge will do and take, and write nothing.")
 @method_option(DEFAULT_METHOD)
 @MERGING
+@REPORT
 @VERBOSE
 @click.option("--download", is_flag=True, help="Fetch models of the hub that are not in its local cache.")
 @click.option("--push", metavar="ORG/NAME", help="Upload the folder to the hub, private if new.")
@@ -60,6 +62,7 @@ def merge(
     push: str | None,
     device: str,
     threads: int | None,
+    report: str,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -83,7 +86,7 @@ def merge(
     if output is None or dry_run:
         _show_plan(documents, output, device, threads, as_json)
         return
-    record, rounding = merge_and_warn(documents, Path(output), device, threads, as_json, quiet)
+    record, rounding = merge_and_warn(documents, Path(output), device, threads, as_json, quiet, report=report)
     with reporting(output):
         pushed = {"pushed": hub.push(output, push)} if push else {}
         if as_json:
@@ -127,6 +130,8 @@ def merge_and_warn(
     threads: int | None,
     as_json: bool,
     quiet: bool,
+    *,
+    report: str = "short",
 ) -> tuple[RunRecord, float]:
     """Merge and write, with progress; tell what only the models showed, and warnings, on stderr."""
     from riemerge.merging.sequence import merge_documents
@@ -134,7 +139,7 @@ def merge_and_warn(
 
     with progress_on_stderr(quiet) as listener:
         record, rounding = merge_documents(
-            documents, target, device=device, threads=threads, progress=listener
+            documents, target, device=device, threads=threads, report=report, progress=listener
         )
     told = _translations(documents)
     for text in map(printable, record.translations):

@@ -28,7 +28,7 @@ _MORE = {
     "Adapters that do not fit each other": ("same_base", "base_name", "renames"),
     "Parts of a method, in place of its own": ("edits", "geometry", "loss", "solver"),
     "Data": ("statistics", "base_statistics"),
-    "Computing": ("device", "threads", "dtype", "plugin"),
+    "Computing": ("device", "threads", "dtype", "plugin", "report"),
     "Files": ("uniform_rank", "download", "push"),
 }
 _FIRST = "Options"
@@ -125,6 +125,14 @@ DEVICE = click.option(
     show_default=True,
     metavar="[cpu|cuda|cuda:N|auto]",
     help="Where to compute.",
+)
+REPORT = click.option(
+    "--report",
+    type=Words(["short", "full"]),
+    default="short",
+    show_default=True,
+    metavar="WORD",
+    help="What the record measures: full compares the adapters pair by pair, also where they are many.",
 )
 OUT_DTYPE = click.option(
     "--out-dtype",

@@ -154,7 +154,12 @@ class Adapter:
         return self.layers[module].shape
 
     def update(
-        self, module: str, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+        self,
+        module: str,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        *,
+        narrow: bool = False,
     ) -> LowRankUpdate:
         """Read the update of one module.
 
@@ -165,6 +170,8 @@ class Adapter:
             module: One of `modules`.
             dtype: The dtype of the returned factors.
             device: The device of the returned factors.
+            narrow: Leave factors as they are stored where `dtype` holds them exactly: a copy costs as much as
+                a product.
 
         Raises:
             AdapterError: A factor holds NaN or Inf, dW is too large or too small to compute with in `dtype`,
@@ -178,6 +185,9 @@ class Adapter:
             raise AdapterError(f"{self.path}: {show(module)}: {why}" for why in fault.problems) from None
         if (why := _why_out_of_range(b, a, layer.scale, dtype)) is not None:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
+        stored = torch.promote_types(b.dtype, a.dtype)
+        if narrow and torch.promote_types(stored, dtype) == dtype:
+            dtype = stored
         return LowRankUpdate(b.to(device, dtype), a.to(device, dtype), layer.scale)
 
     def check(self) -> None:
@@ -305,7 +315,7 @@ def _on_parameter(module: str, layer: Expert, base: Checkpoint) -> Layer:
 
 def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
     """Say why dW cannot be computed with: it, or a square of it, overflows or vanishes; None if it can."""
-    left, right = (float(factor.abs().max()) for factor in (b, a))
+    left, right = (max(abs(float(end)) for end in torch.aminmax(factor)) for factor in (b, a))
     most = torch.finfo(dtype).max
     if max(left, right) > most:
         return f"the factors reach {max(left, right):.3g}, but the largest {dtype} is {most:.3g}: use float64"

@@ -29,6 +29,9 @@ _COPIES_ELSEWHERE = 6
 # Runs of rows at work, where a tensor is read so: measured on a pair of (32000, 4096) with its base.
 _ROWS = 6
 
+# Of adapters merged in runs of rows: what a search for a threshold holds, and a few panels of products.
+_RUNS = 2**24
+
 
 def describe_plan(plan: Plan) -> PlanRecord:
     """Return what a merge will do: models, modules, ranks, disk and memory, what is dropped or renamed.
@@ -150,6 +153,8 @@ def _memory_bytes(plan: Plan, modules: tuple[PlannedModule, ...], disk: int) -> 
             numbers = (count + 3) * whole  # the inputs, the base model, the result, and a copy in its dtype
             if look.by_rows(values):
                 numbers = min(numbers, _ROWS * LARGE)
+        elif domain == "entries" and look.by_rows(values):
+            numbers = 2 * whole + _RUNS
         elif domain == "entries":
             numbers = copies * count * whole
         else:

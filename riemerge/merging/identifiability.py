@@ -42,6 +42,9 @@ YES = (0.4, 0.5)  # least `weakest`, least `paired`
 UNSHARED = 0.05  # up to this `weakest` there are directions that nobody shares
 UNPAIRED = (0.8, 0.2)  # from this `weakest` on, up to this `paired`: equal subspaces of independent cores
 
+FEW = 16
+"""Up to so many adapters all pairs are compared unasked."""
+
 # Numbers of frames that are compared at once.
 _NUMBERS = 2**21
 
@@ -95,6 +98,13 @@ def overlap(inputs: Sequence[SVD], shape: tuple[int, int] | None = None) -> Over
     )
 
 
+def overlap_of(
+    inputs: Sequence[LowRankUpdate], shape: tuple[int, int], storage: Sequence[torch.dtype]
+) -> Overlap | None:
+    """Return the overlap of a module's inputs, stored in T dtypes (see `overlap`)."""
+    return overlap([frames(update, dtype) for update, dtype in zip(inputs, storage, strict=True)], shape)
+
+
 def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overlap | None]:
     """Return the overlap of the inputs of each of K modules, stored in T dtypes.
 
@@ -115,7 +125,7 @@ def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overl
     first, second = torch.triu_indices(len(eps), len(eps), 1, device=sigma.device)
     step = max(1, _NUMBERS // left[:, 0].numel())
     pairs = zip(first.split(step), second.split(step), strict=True)
-    blocks = [_compare(left, right, sigma, ranks, i, j, reduction.kind.shape) for i, j in pairs]
+    blocks = [compare_pairs(left, right, sigma, ranks, i, j, reduction.kind.shape) for i, j in pairs]
     if not blocks:
         return [None] * len(left)
     known = torch.cat(blocks, dim=-1)
@@ -127,7 +137,7 @@ def overlaps(reduction: Reduction, storage: Sequence[torch.dtype]) -> list[Overl
     ]
 
 
-def _compare(
+def compare_pairs(
     left: Tensor,
     right: Tensor,
     sigma: Tensor,
@@ -136,7 +146,17 @@ def _compare(
     j: Tensor,
     shape: tuple[int, int],
 ) -> Tensor:
-    """Return what `Overlap` averages of P pairs (i, j) of K modules, and whether each counts: (8, K, P)."""
+    """Return what `Overlap` averages of P pairs (i, j) of K modules, and whether each counts: (8, K, P).
+
+    Args:
+        left: Column frames (K, T, m, r), 0 where a direction is round-off.
+        right: Row frames (K, T, n, r), 0 where a direction is round-off.
+        sigma: Singular values (K, T, r).
+        ranks: Numbers of directions (K, T) that are no round-off.
+        i: Places of the first updates (P,).
+        j: Places of the second updates (P,).
+        shape: (m, n) of the modules.
+    """
     crossed = torch.stack([side[:, i].mT @ side[:, j] for side in (left, right)])
     cosines = torch.linalg.svdvals(crossed)
     small, large = torch.minimum(ranks[:, i], ranks[:, j]), torch.maximum(ranks[:, i], ranks[:, j])

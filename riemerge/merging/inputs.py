@@ -197,12 +197,14 @@ class Inputs:
         return x
 
     def update(self, place: int, module: str, dtype: torch.dtype, device: torch.device) -> LowRankUpdate:
-        """Read the update of the adapter at a place of the stack; zero where it lacks the module."""
+        """Read the update of the adapter at a place of the stack, in the dtype in which it is stored where
+        the given one holds that exactly; zero where it lacks the module.
+        """
         if place in self.lacking.get(module, ()):
             m, n = self.shape(module)
             zeros = partial(torch.zeros, dtype=dtype, device=device)
             return LowRankUpdate(zeros(m, 1), zeros(1, n))
-        return self.adapters[place].update(module, dtype=dtype, device=device)
+        return self.adapters[place].update(module, dtype=dtype, device=device, narrow=True)
 
     def unseen(self, domain: str) -> frozenset[str]:
         """Return the modules that rows of a domain do not see: tensors of a shape that it has no use for."""

@@ -34,6 +34,7 @@ def module_row(
     stored: Sequence[torch.dtype],
     order: Sequence[int],
     method: Method,
+    *,
     full: bool = True,
 ) -> ModuleRow:
     """Measure one merged module.

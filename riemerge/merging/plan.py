@@ -24,7 +24,7 @@ from riemerge.formats.layers import Linear
 from riemerge.frechet.loss import as_loss
 from riemerge.merging.adapter_sums import take_adapters
 from riemerge.merging.heads import Heads, is_called, plan_heads
-from riemerge.merging.identifiability import doubtful, overlaps
+from riemerge.merging.identifiability import FEW, doubtful, overlaps
 from riemerge.merging.inputs import (
     Input,
     Inputs,
@@ -45,11 +45,15 @@ from riemerge.recipes.translations import TOKENIZERS
 from riemerge.records.run_record import OutType
 from riemerge.statistics import read_statistics
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
+from riemerge.updates.reduction import Reduction
 
 WEIGHT = ".weight"
 PEFT = "peft"
 
 _OPTIONS = ("rank", "form", "tol", "cost_tol", "max_passes", "max_seconds", "starts", "seed")
+
+REPORTS = ("short", "full")
+"""What is measured of a merge: see `plan`."""
 
 
 @final
@@ -195,6 +199,7 @@ def plan(
     optimizer: Any = None,
     device: str = "cpu",
     threads: int | None = None,
+    report: str = REPORTS[0],
 ) -> Plan:
     """Check a recipe against its models, and say all that a merge of them will do.
 
@@ -208,6 +213,8 @@ def plan(
         optimizer: What the recipe's `solver` names, where that is no solver of ours: a Pymanopt optimizer.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: Number of threads that work at once on a CPU; as many as the process may use if None.
+        report: What is measured beside norms and distances: `full` the overlaps of all pairs of adapters,
+            `short` those only where they are few or the method needs them.
 
     Raises:
         RecipeError: What was asked makes no sense.
@@ -223,6 +230,8 @@ def plan(
         check_output(folder, folders_of(recipe))
     asked = {**method.defaults, **recipe.parameters}
     where = find_device(device)
+    if report not in REPORTS:
+        raise RecipeError(f"report: {report!r} is not known: expected {' or '.join(REPORTS)}")
     _check_values(recipe)
     _check_solver_and_rank(asked, method, optimizer)
     inputs = open_inputs(recipe, method, opened or {})
@@ -236,7 +245,7 @@ def plan(
         threads=find_threads(threads, where),
         dense=recipe.out_type == "delta",
         doubtful=doubtful,
-        overlaps=overlaps,
+        overlaps=_choose_overlaps(report, method, asked.get("starts"), len(inputs.each)),
         later=bool(resolver.matched),
         **{name: asked[name] for name in _OPTIONS if name in asked},
     )
@@ -259,6 +268,15 @@ def plan(
         heads=heads,
         seconds=perf_counter() - began,
     )
+
+
+def _choose_overlaps(
+    report: str, method: Method, starts: Any, count: int
+) -> Callable[[Reduction, Sequence[torch.dtype]], Sequence[Any]] | None:
+    """Return what measures the overlaps of T adapters, where they are wanted."""
+    if report == "full" or count <= FEW or method.may_be_undetermined or starts == "auto":
+        return overlaps
+    return None
 
 
 def _plan_heads(recipe: Recipe, inputs: Inputs, out_dtype: torch.dtype | None) -> Heads:
@@ -374,6 +392,7 @@ def _stack(
         base_statistics=base,
         plain=plain,
         stored=inputs.stored,
+        dtype=dtype,
         kinds=partial(inputs.kind, device.type),
     )
 

@@ -56,7 +56,8 @@ def run(plan: Plan, keep: Keep, progress: Listener | None = None) -> RunRecord:
         scale, update = plan.resolver.scale(module, factor), result.update
         if isinstance(update, DenseBlocks):  # measured in the pass in which it is written
             keep(module, update.times(scale))
-        row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method)
+        full = plan.options.overlaps is not None
+        row = module_row(module, update.shape, result, scale, stack, stored, order, plan.method, full=full)
         return row, result.evidence, update.times(scale).absorb_scale()
 
     with single_threaded():

@@ -27,6 +27,7 @@ def merge_documents(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    report: str = "short",
     progress: Listener | None = None,
 ) -> Written:
     """Merge the documents of a recipe in order, and write the result of the last.
@@ -40,6 +41,7 @@ def merge_documents(
         folder: The new folder.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: Number of threads that work at once.
+        report: What is measured of the last merge, `short` or `full` (see `plan`).
         progress: Called now and then.
 
     Raises:
@@ -47,7 +49,7 @@ def merge_documents(
     """
     *before, (_, last) = documents
     if not before:
-        return merge_into(last, folder, device=device, threads=threads, progress=progress)
+        return merge_into(last, folder, device=device, threads=threads, report=report, progress=progress)
     names = {name for name, _ in before if name is not None}
     paths = dict.fromkeys(
         path for _, recipe in documents for path in folders_of(recipe) if not names & {*path.split("+")}
@@ -65,7 +67,7 @@ def merge_documents(
             told += (f"{name}: {text}" for text in recipe.translations)
         placed = _place(last, results, recipes)
         placed = placed.model_copy(update={"translations": (*told, *last.translations)})
-        return merge_into(placed, folder, device=device, threads=threads, progress=progress)
+        return merge_into(placed, folder, device=device, threads=threads, report=report, progress=progress)
 
 
 def _open(path: str) -> object:

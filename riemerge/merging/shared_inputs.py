@@ -82,7 +82,10 @@ class SharedInputs:
             modules=_Modules(self, inputs, getattr(torch, recipe.dtype), planned.device),
             kept=self._reductions(inputs),
         )
-        return replace(planned, stack=stack, options=replace(planned.options, overlaps=self._measure))
+        options = planned.options
+        if options.overlaps is not None:
+            options = replace(options, overlaps=self._measure)
+        return replace(planned, stack=stack, options=options)
 
     def _reductions(self, inputs: Inputs) -> dict[tuple[str, ...], Reduction] | None:
         """Return what was reduced of these adapters together; None where there is no room to keep it."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from riemerge.errors import RecipeError
 from riemerge.formats.adapter import Adapter, kinds_of
 from riemerge.formats.checkpoint import DenseWriter
-from riemerge.formats.dialects import read_adapter, write_adapter
+from riemerge.formats.dialects import write_adapter
 from riemerge.formats.files.rounding import Rounding, change_warnings, rounding_warnings
 from riemerge.formats.files.staging import Text, check_output
 from riemerge.formats.rounded_updates import RoundedUpdates
@@ -76,16 +76,24 @@ class MergeResult:
                 nothing; all such modules are named.
             OutputError: The folder exists, overlaps an input, or cannot be written.
         """
+        return self._save(folder)[1]
+
+    def _save(self, folder: str | Path) -> tuple[RunRecord, dict[str, float]]:
+        """Write the adapter, and return the record as it lies in the folder, and the errors of rounding."""
         check_output(folder, [adapter.path for adapter in self._inputs])
         record, updates, roundings = self.record, self.updates, self._rounding
         if roundings is None:
             updates, roundings = self._round(updates)
             record = record.with_warnings(rounding_warnings(roundings))
-        said: dict[str, Text] = {
-            RECORD_FILE: lambda sums: record.with_outputs(sums).to_json(),
-            CARD_FILE: model_card(record),
-        }
-        return self._write(folder, updates, roundings, said)
+        sums: dict[str, str] = {}
+
+        def tell(known: Mapping[str, str]) -> str:
+            sums.update(known)
+            return record.with_outputs(sums).to_json()
+
+        said: dict[str, Text] = {RECORD_FILE: tell, CARD_FILE: model_card(record)}
+        errors = self._write(folder, updates, roundings, said)
+        return record.with_outputs(sums), errors
 
     def save_multiple(self, folder: str | Path, factor: float) -> None:
         """Write factor · dW as a PEFT folder without record and card: to be tried, not to be kept.
@@ -198,8 +206,8 @@ def write(
     """
     if plan.out_type == "adapter":
         result = collect(plan, round_at_once=True, progress=progress)
-        rounding = max(result.save_pretrained(folder).values())
-        return Written(result.record.with_outputs(read_adapter(folder).sha256), rounding)
+        saved, errors = result._save(folder)
+        return Written(saved, max(errors.values()))
     inputs = plan.inputs
     if inputs.checkpoints:
         with DenseWriter(folder, shard_bytes=shard_bytes) as writer:

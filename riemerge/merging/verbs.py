@@ -43,6 +43,7 @@ def merge(
     heads: str | None = None,
     base_model: str | Path | None = None,
     dialect: str | None = None,
+    report: str = "short",
     progress: Listener | None = None,
     **parameters: Any,
 ) -> MergeResult:
@@ -77,6 +78,8 @@ def merge(
         heads: What becomes of whole tensors saved beside the factors: `drop`, `average`, `from=NAME`.
         base_model: Full checkpoint of the base model, for adapters whose dW depends on it (DoRA).
         dialect: The dialect in which the result is written: `peft`, `kohya`, `diffusers`, `mlx`.
+        report: `full` measures the overlaps of all pairs of adapters for the record; `short` does so only for
+            up to 16 adapters, and where the method needs it.
         progress: Called now and then.
         parameters: Parameters of the method, which `riemerge methods` lists: `rank` (a number, a share such
             as `95%`, or `sum` for all of an exact result), `scale` (the factor λ on the merged update),
@@ -157,6 +160,7 @@ def merge(
         optimizer=optimizer,
         device=device,
         threads=threads,
+        report=report,
     )
     return collect(planned, progress=progress)
 
@@ -171,6 +175,7 @@ def merge_into(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    report: str = "short",
     shard_bytes: int = SHARD_BYTES,
     progress: Listener | None = None,
     opened: Models | None = None,
@@ -192,6 +197,7 @@ def merge_into(
         folder: The new folder.
         device: `cpu`, `cuda`, `cuda:N` or `auto`.
         threads: Number of threads that work at once.
+        report: `full` measures the overlaps of all pairs of adapters, `short` only those of few.
         shard_bytes: Most bytes of a file of tensors, for what is not an adapter.
         progress: Called now and then.
         opened: Models of the recipe that are open already, by path.
@@ -199,7 +205,7 @@ def merge_into(
     Raises:
         RiemergeError: What `merge` raises, and OutputError where the folder cannot be written.
     """
-    planned = plan(recipe, folder=folder, opened=opened, device=device, threads=threads)
+    planned = plan(recipe, folder=folder, opened=opened, device=device, threads=threads, report=report)
     return write(planned, folder, shard_bytes=shard_bytes, progress=progress)
 
 

@@ -28,7 +28,7 @@ from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
-from riemerge.updates import Blocks, LowRankUpdate
+from riemerge.updates import BlockMap, Blocks, LowRankUpdate
 from riemerge.updates.reduction import Kind
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Row:
         if isinstance(x, Blocks) and self.look:
             found = x.change(self.look(x.stream, setting))
         elif isinstance(x, Blocks):
-            found = x.each(partial(self._merge_block, setting))
+            found = x.each(self._merge_block(setting))
         elif self.formula:
             found = self.formula(x, setting)
         else:
@@ -140,15 +140,20 @@ class Row:
         known = found.status, found.advice, found.cost, found.gradient_norm
         return Solved(found.value, Evidence(*known, passes=found.passes))
 
-    def _merge_block(self, setting: Setting, block: Tensor) -> Tensor:
-        """Return the mean of a run of rows."""
+    def _merge_block(self, setting: Setting) -> BlockMap:
+        """Return what takes the mean of a run of rows."""
         if self.formula:
-            return cast("Tensor", self.formula(block, setting))
+            formula = self.formula
+            return lambda block: cast("Tensor", formula(block, setting))
         geometry = self.geometry(setting.values)
-        found = cast("Tensor", geometry.closed_mean(block, setting))
-        if geometry.domain == "gram":
-            found = torch.tensordot(found, block, dims=1)
-        return found
+
+        def merge(block: Tensor) -> Tensor:
+            found = cast("Tensor", geometry.closed_mean(block, setting))
+            if geometry.domain == "gram":
+                found = torch.tensordot(found, block, dims=1)
+            return found
+
+        return merge
 
     @property
     def solver(self) -> str:
@@ -316,8 +321,9 @@ def merge_modules(method: Method, stack: Stack, options: Options) -> Iterator[tu
 
     Law: what is cut is the nearest update of that rank to the row's exact mean in the Frobenius norm, and the
     share of the squared norm that it kept is recorded. A module's updates of weight 0 are left out of it.
-    Rows of all domains but `entries` never form a dense dW of factors; `entries` has
-    all T of one module on each thread. Dense updates are merged as they are, whatever the domain, and not
+    Rows of all domains but `entries` never form a dense dW of factors; those of `entries` hold the dense
+    result of one module on each thread, and all T inputs where runs of rows cannot be merged apart. Dense
+    updates are merged as they are, whatever the domain, and not
     cut; those that the row does not see (`Stack.plain`) get the weighted mean. Modules whose mean is to be
     solved wait for each other, as many as `_WINDOW` holds, and those of one kind are solved side by side.
 

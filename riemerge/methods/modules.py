@@ -373,7 +373,8 @@ class _Entries(_Factored):
     def _cut(self, value: Tensor, rank: int | None, options: Options, evidence: Evidence) -> Merged:
         if options.dense:
             return Merged(constant(Dense(value)), evidence, self.span.updates, None, self._apart(value))
-        update, kept = nearest(value, rank or min(value.shape))
+        rows = torch.cat([update.A for update in self.read])
+        update, kept = nearest(value, rank or min(value.shape), rows)
         update = update.to(self.read[0].dtype)
         small, *inputs = JointSpan([update, *self.read]).updates
         if rank is not None:

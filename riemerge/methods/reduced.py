@@ -145,7 +145,7 @@ class Group:
         self.members = [Member(self.settings[k], domain, self, k) for k, _ in enumerate(names)]
         self._dtype = torch.float64
         if domain == "factors":
-            self._dtype = whole.dtype
+            self._dtype = stack.dtype or whole.dtype
 
     def lighten(self) -> None:
         """Drop what is tall and can be read again, to wait for means."""
@@ -239,7 +239,7 @@ class Group:
             return svds, [full] * count, finite.tolist()
         each: list[Any] = list(values)
         if isinstance(each[0], LowRankUpdate):
-            svds = _align([_factored(value, whole.left) for value in each])
+            svds = _align([_decompose(value, whole.left) for value in each])
             return svds, [value.rank for value in each], [True] * count
         if isinstance(each[0], SVD):
             return _align(each), [full] * count, [True] * count
@@ -267,22 +267,21 @@ class Group:
         """Return norms and distances of merged updates, the share of the energy that a cut kept, what is left
         of the inputs in their weighted sum, and whether that is nothing.
         """
-        matrix = cut.matrix()
         norms = whole.cores.norms
         energy = all_values.square().sum(dim=1)
         kept = torch.where(energy > 0.0, cut.values.square().sum(dim=1) / energy, 1.0)
         weights = torch.tensor([self._stack.weights(self.names[k]) for k in modules], dtype=torch.float64)
         weights = weights.to(norms)
-        left = [_left(whole, weights, norms, self._stack.stored or self._stack.storage)]
+        left = [_sum_up(whole, weights, norms, self._stack.stored or self._stack.storage)]
         if self._method.directions:
             shares = torch.ones_like(weights)
             if weights.shape[1] != 2 or not bool(weights.all()):
                 shares = weights
             shares = torch.where(norms > 0.0, shares / norms, 0.0)
-            left.append(_left(whole, shares, norms, self._stack.stored or self._stack.storage))
+            left.append(_sum_up(whole, shares, norms, self._stack.stored or self._stack.storage))
         size = torch.linalg.vector_norm(cut.values, dim=1)
         numbers = torch.cat(
-            [size[:, None], kept[:, None], *left, norms, whole.distances(matrix)], dim=1
+            [size[:, None], kept[:, None], *left, norms, whole.cores.distances(cut)], dim=1
         ).tolist()
         count = norms.shape[1]
         return [
@@ -296,7 +295,7 @@ class Group:
         ]
 
 
-def _left(whole: Reduction, shares: Tensor, norms: Tensor, stored: Sequence[torch.dtype]) -> Tensor:
+def _sum_up(whole: Reduction, shares: Tensor, norms: Tensor, stored: Sequence[torch.dtype]) -> Tensor:
     """Return what is left of the weighted sum of the updates of each module: (K, 3), as `Remainder` says."""
     total = torch.linalg.matrix_norm(whole.sum(shares))
     noise = torch.linalg.vector_norm(shares * whole.rounding(stored), dim=1)
@@ -309,7 +308,7 @@ def _thin(matrices: Tensor) -> tuple[SVD, Tensor]:
     return thin_svd(torch.where(finite[:, None, None], matrices, 0.0)), finite
 
 
-def _factored(value: LowRankUpdate, like: Tensor) -> SVD:
+def _decompose(value: LowRankUpdate, like: Tensor) -> SVD:
     """Return a small update, decomposed."""
     left, right = value.scale * value.B.to(like), value.A.mT.to(like)
     return Cores.of_factors(left, right, [value.rank]).svds

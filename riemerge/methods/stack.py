@@ -46,6 +46,7 @@ class Stack:
         statistics: T times module name to the statistics of that model there, by kind.
         base_statistics: Module name to those of the base model.
         plain: Names of modules that the row does not see, which get the weighted mean; of dense updates only.
+        dtype: The dtype of results that are solved for; that of the factors if None.
         stored: T dtypes in which the factors were stored; those of `storage` where there are none.
         kinds: Module name to its kind, which says what is reduced together; None where it has no factors. By
             default it is asked of the updates.
@@ -62,6 +63,7 @@ class Stack:
     statistics: tuple[Callable[[str], Mapping[str, torch.Tensor]], ...] = ()
     base_statistics: Callable[[str], Mapping[str, torch.Tensor]] = _nothing
     plain: frozenset[str] = frozenset()
+    dtype: torch.dtype | None = None
     stored: tuple[torch.dtype, ...] = ()
     kinds: Callable[[str], Kind | None] | None = None
     kept: MutableMapping[tuple[str, ...], Reduction] | None = None

@@ -150,7 +150,7 @@ def draw_pairs(record: CollectionRecord, cosine: Array) -> Any:
     sizes = np.array([size for *_, size in record.linkage])
     widths = np.clip(6 * sizes / count, min(90 / count, 0.8), 0.8)
     branches.add_collection(LineCollection(list(corners), colors="#333333", linewidths=widths))
-    top = 1.04 * corners[:, :, 0].max(initial=1e-9)
+    top = 1.04 * corners[:, :, 0].max(initial=0.01)
     branches.set(xlim=(top, 0), ylim=(count - 0.5, -0.5), yticks=[], xlabel="distance √(2 - 2 cosine)")
     branches.spines[["top", "left", "right"]].set_visible(False)
     stripe = panel(left, 0.14)

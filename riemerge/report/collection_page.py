@@ -81,7 +81,8 @@ def collection_page(record: CollectionRecord, pictures: Mapping[str, bytes], not
 
 def _advice(record: CollectionRecord) -> str:
     """Return the advice, kind by kind; of a long kind all but the first pieces are folded away."""
-    parts = ['<p class="note">Commands run in the folder in which the adapters lie.</p>']
+    where = "Commands name adapters as the tables do: run them where these lie, or put paths for names."
+    parts = [f'<p class="note">{where}</p>']
     for title, lines in advice_lines(record).items():
         items = [
             f"<li>{_text(text)}{when(command, f'<pre><code>{_text(command)}</code></pre>')}</li>"

@@ -224,6 +224,11 @@ def determination(record: RunRecord) -> list[str]:
     total, inputs = record.totals, _counting(record)
     if len(inputs) < 2 or not any(row.ranks for row in inputs):
         return []
+    if total.overlap is None and _may_be_compared(record):
+        return [
+            "Whether these adapters determine their mean was not measured, since they are many: "
+            "--report full compares them pair by pair."
+        ]
     if total.overlap is None or total.determined is None:
         return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
     overlap = total.overlap
@@ -236,6 +241,11 @@ def determination(record: RunRecord) -> list[str]:
         f"{overlap.cosine:.2f}."
     )
     return [f"{first} {_evidence(record)} {_modules(record)}", _consequence(record, len(inputs))]
+
+
+def _may_be_compared(record: RunRecord) -> bool:
+    """Return whether two adapters have an update in one module."""
+    return any(sum(norm > 0.0 for norm in row.input_norms) > 1 for row in record.modules)
 
 
 def _evidence(record: RunRecord) -> str:

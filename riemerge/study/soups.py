@@ -94,7 +94,7 @@ def greedy_soup(
         RiemergeError: What `merge_into` raises; a NumericalError for a score that is no finite number.
 
     Cost:
-        2T merges and 2T - 1 scores; the space of one merge.
+        2T merges and 2T - 1 scores, each module of each model read once; the space of one merge.
 
     Source:
         Wortsman et al. 2022, Model soups, recipe 1.

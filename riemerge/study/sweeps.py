@@ -110,6 +110,10 @@ def sweep(
         RiemergeError: What `greedy_soup` raises; an OutputError for folders that are there and are something
             else. Its notes say which merges are there.
 
+    Cost:
+        Each module of each model is read once, up to `shared_inputs.BYTES` of factors, and reduced once for
+        all points that have the same models; each point is lifted, rounded and written by itself.
+
     Source:
         Rame et al. 2023, Rewarded soups.
     """

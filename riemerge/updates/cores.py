@@ -15,6 +15,9 @@ from riemerge.updates.low_rank import LowRankUpdate
 # Columns of factors whose products with all others are formed at once.
 _BLOCK = 512
 
+# Numbers of factors that are at work at once: what a cache holds.
+_NUMBERS = 2**19
+
 
 @final
 class Cores:
@@ -144,7 +147,7 @@ class Cores:
         if self._stack is not None:
             flat = self._stack.flatten(-2)
             return flat @ flat.mT
-        left, right = self.svds.left * self.svds.values.unsqueeze(-2), self.svds.right
+        left, right = self._factors()
         rows = []
         for first, last, start, end in self._blocks():
             products = left[..., start:end].mT @ left[..., start:]
@@ -155,19 +158,46 @@ class Cores:
         above = torch.cat(rows, dim=-2).triu()
         return above + above.triu(1).mT
 
+    def distances(self, other: SVD) -> Tensor:
+        """Return the distances ‖X − xₜ‖, (..., T), of a matrix X (..., p, q), decomposed.
+
+        Law: right to round-off of the norms, also where the two nearly agree: differences are of vectors. By
+        factors where X has few columns, which is linear in the width; a block of updates after the other.
+        """
+        sizes = []
+        left, right = (self.spread(side).movedim(-2, -3) for side in self._factors())
+        columns = other.values.shape[-1] + left.shape[-1]
+        step = max(1, _NUMBERS // (sum(self.shape) * columns * other.values[..., 0].numel()))
+        whole = other.matrix().unsqueeze(-3)
+        mine, rows = other.left * other.values.unsqueeze(-2), other.right
+        for b, a in zip(left.split(step, dim=-3), right.split(step, dim=-3), strict=True):
+            if columns < min(self.shape):
+                both = torch.cat([rows.unsqueeze(-3).expand(*a.shape[:-1], -1), a], dim=-1)
+                upper = torch.linalg.qr(both, mode="r").R
+                apart = torch.cat([mine.unsqueeze(-3).expand(*b.shape[:-1], -1), -b], dim=-1) @ upper.mT
+            else:
+                apart = whole - b @ a.mT
+            sizes.append(torch.linalg.matrix_norm(apart))
+        return torch.cat(sizes, dim=-1)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """Return all Uₜ Sₜ and all Vₜ, side by side."""
+        return self.svds.left * self.svds.values.unsqueeze(-2), self.svds.right
+
     def within(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the updates Lᵀ xₜ R (..., T, a, b), seen in L (..., p, a) and R (..., q, b)."""
-        svds = self.svds
-        columns = self.spread(left.mT @ (svds.left * svds.values.unsqueeze(-2))).movedim(-2, -3)
-        rows = self.spread(right.mT @ svds.right).movedim(-2, -3)
+        columns, rows = (
+            self.spread(side.mT @ own).movedim(-2, -3)
+            for side, own in zip((left, right), self._factors(), strict=True)
+        )
         return columns @ rows.mT
 
     def dense(self) -> Tensor:
         """Return the stack of all updates, (..., T, p, q): T p q numbers."""
         if self._stack is not None:
             return self._stack
-        left, sigma, right = (self.spread(part) for part in self.svds)
-        return (left * sigma.unsqueeze(-3)).movedim(-2, -3) @ right.movedim(-2, -3).mT
+        left, right = (self.spread(side).movedim(-2, -3) for side in self._factors())
+        return left @ right.mT
 
     def one_by_one(self) -> Iterator[Tensor]:
         """Yield the updates of one module, (p, q) each."""

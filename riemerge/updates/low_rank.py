@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -192,6 +191,8 @@ class LowRankUpdate:
 
         Law: a scale times canonical factors (see `balance`) becomes canonical factors.
         """
+        if self.scale == 1.0:
+            return self
         root = math.sqrt(abs(self.scale))
         return LowRankUpdate(root * self.B, math.copysign(root, self.scale) * self.A)
 
@@ -268,9 +269,8 @@ class JointSpan:
             dtype = torch.promote_types(dtype, update.dtype)
         # The bases stay in LAPACK's product form: lifting needs no more, and it costs half of forming them.
         self.shape = shapes[0]
-        self._dtype = dtype
-        self._left: Factored | None = factor([update.B.mT for update in updates], dtype)
-        self._right: Factored | None = factor([update.A for update in updates], dtype)
+        self._left = factor([update.B.mT for update in updates], dtype)
+        self._right = factor([update.A for update in updates], dtype)
         widths = [update.rank for update in updates]
         small = zip(
             updates,
@@ -280,68 +280,21 @@ class JointSpan:
         )
         self.updates = tuple(LowRankUpdate(b, a.mT, update.scale) for update, b, a in small)
 
-    def without_bases(self) -> JointSpan:
-        """Return the span without what is tall: it lifts by the updates that it is of, read again."""
-        light = copy.copy(self)
-        light._left = light._right = None
-        return light
-
-    def lift(self, small: LowRankUpdate, updates: Sequence[LowRankUpdate] | None = None) -> LowRankUpdate:
+    def lift(self, small: LowRankUpdate) -> LowRankUpdate:
         """Return the update L s Rᵀ, (m, n), of a small one (p, q), in the dtype of the factors that span it.
 
         Law: an isometry; columns are signed so that canonical factors (see `LowRankUpdate.balance`) stay
         canonical.
-
-        Args:
-            small: The small update.
-            updates: The updates that the span is of, where it is without bases. Their factors are combined by
-                one product a side, a third of the cost of making the bases again; that is done where the
-                product would lose digits to the condition of the factors.
         """
-        if updates is None:
-            left, right = self._times_left(small.B), self._times_right(small.A.mT)
-        else:
-            left = self._combine([one.B.mT for one in updates], [one.B for one in self.updates], small.B)
-            right = self._combine([one.A for one in updates], [one.A.mT for one in self.updates], small.A.mT)
+        left, right = times_basis(self._left, small.B), times_basis(self._right, small.A.mT)
         signs = signs_of(left)
         return LowRankUpdate(left * signs, (right * signs).mT.contiguous(), small.scale)
 
     def lift_left(self, half: LowRankUpdate) -> LowRankUpdate:
         """Return the update L s, (m, n), of one (p, n) that is reduced on the left alone (see `lift`)."""
-        left = self._times_left(half.B)
+        left = times_basis(self._left, half.B)
         signs = signs_of(left)
         return LowRankUpdate(left * signs, (half.A * signs.mT).to(left.dtype), half.scale)
-
-    def _times_left(self, small: Tensor) -> Tensor:
-        assert self._left is not None
-        return times_basis(self._left, small)
-
-    def _times_right(self, small: Tensor) -> Tensor:
-        assert self._right is not None
-        return times_basis(self._right, small)
-
-    def _combine(self, columns: Sequence[Tensor], triangle: Sequence[Tensor], small: Tensor) -> Tensor:
-        """Return the product (rows, k) of the basis behind columns with a (p, k): of the columns C = Q R
-        themselves with R⁻¹ s, where that is as exact; each of them given transposed.
-        """
-        whole = torch.cat(tuple(triangle), dim=1)
-        rows, width = whole.shape
-        if rows == width:
-            shares = torch.linalg.solve_triangular(whole, small.to(whole.dtype), upper=True)
-            # What is summed for one column, against what the sum is: how far round-off is amplified.
-            summed = (torch.linalg.vector_norm(whole, dim=0).unsqueeze(-1) * shares.abs()).sum(dim=0)
-            if bool((summed <= _AMPLIFIED * torch.linalg.vector_norm(small, dim=0)).all()):
-                parts = shares.to(self._dtype).split([part.shape[0] for part in columns])
-                product = columns[0].new_zeros(columns[0].shape[1], small.shape[1], dtype=self._dtype)
-                for part, share in zip(columns, parts, strict=True):
-                    product.addmm_(part.to(self._dtype).mT, share)
-                return product
-        return times_basis(factor(columns, self._dtype), small)
-
-
-# How far combining columns may amplify round-off, by a bound that is about the root of their number for
-# independent ones.
-_AMPLIFIED = 100
 
 
 def factor(columns: Sequence[Tensor], dtype: torch.dtype) -> Factored:

@@ -152,18 +152,6 @@ class Reduction:
         ranks = torch.tensor(self.kind.ranks, device=numbers.device)
         return numbers.repeat_interleave(ranks, dim=1, output_size=sum(self.kind.ranks)).unsqueeze(1)
 
-    def distances(self, merged: Tensor) -> Tensor:
-        """Return the (K, T) distances ‖X − dWᵢ‖ of merged updates X (K, p, q) in the same bases."""
-        svds, spread = self.cores.svds, self.cores.spread
-        left = spread(svds.left * svds.values.unsqueeze(-2)).movedim(-2, -3)
-        right = spread(svds.right).movedim(-2, -3)
-        step = max(1, _BLOCK // merged.numel())
-        sizes = [
-            torch.linalg.matrix_norm(merged.unsqueeze(1) - b @ a.mT)
-            for b, a in zip(left.split(step, dim=1), right.split(step, dim=1), strict=True)
-        ]
-        return torch.cat(sizes, dim=1)
-
     def rounding(self, stored: Sequence[torch.dtype]) -> Tensor:
         """Return the (K, T) norms of what rounding to T dtypes adds: see `LowRankUpdate.rounding`."""
         squares = self.left.square().sum(dim=1) * self.right.square().sum(dim=1)
@@ -226,7 +214,7 @@ def reduce(modules: Sequence[Sequence[LowRankUpdate]]) -> Reduction:
     this is exact to about 1e-11 (‖R⁻¹‖ ≤ 300 for columns of length 1); where it is less exact, a second one
     of the columns times R⁻¹ (Yamamoto et al. 2015); and a Householder QR for what is left: copies, zeros,
     dependent columns. The same bits whatever the threads. The device is waited for once, and once more for
-    each module that needs Householder.
+    each side on which some modules need more than one Gram matrix.
 
     Args:
         modules: K times T updates, all of one `Kind` and on one device, of any dtype.
@@ -244,21 +232,17 @@ def reduce(modules: Sequence[Sequence[LowRankUpdate]]) -> Reduction:
     (kind,) = kinds
     left = _Side([[update.B for update in updates] for updates in modules], 1)
     right = _Side([[update.A for update in updates] for updates in modules], 0)
-    firsts = [side.first() for side in (left, right) if not side.whole]
+    firsts = [left.first(), right.first()]
     if kind.device != "cpu" and sum(kind.ranks) <= _SMALL:
         firsts = _download(firsts)
-    sizes = iter(torch.stack([size for _, size in firsts]).tolist() if firsts else [])
-    triangles = iter(triangle for triangle, _ in firsts)
-    (left_small, left_ways), (right_small, right_ways) = (
-        side.itself() if side.whole else side.finish(next(triangles), next(sizes)) for side in (left, right)
-    )
+    sizes = torch.stack([size for _, size in firsts]).tolist()
+    left_small, left_ways = left.finish(firsts[0][0], sizes[0])
+    right_small, right_ways = right.finish(firsts[1][0], sizes[1])
     scales = torch.tensor([[update.scale for update in updates] for updates in modules], dtype=torch.float64)
     where, dtype = left_small.device, torch.float32
     for update in modules[0]:
         dtype = torch.promote_types(dtype, update.dtype)
-    return Reduction(
-        kind, left_small, right_small.to(where), scales.to(where), (left_ways, right_ways), dtype
-    )
+    return Reduction(kind, left_small, right_small, scales.to(where), (left_ways, right_ways), dtype)
 
 
 def _download(firsts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -286,14 +270,13 @@ class _Side:
         self.width = sum(part.shape[axis] for part in parts[0])
         self.whole = self.width >= self.length
 
-    def itself(self) -> tuple[Tensor, tuple[Way, ...]]:
-        """Return the columns."""
-        (columns,) = _blocks(self.parts, self.axis, self.length)
-        ways: list[Way] = ["itself"] * len(self.parts)
-        return columns.contiguous(), tuple(ways)
-
     def first(self) -> tuple[Tensor, Tensor]:
-        """Return K triangles from Gram matrices, and the Frobenius norms of their equilibrated inverses."""
+        """Return K triangles from Gram matrices, and the Frobenius norms of their equilibrated inverses; the
+        columns themselves, and 0, where they need no basis.
+        """
+        if self.whole:
+            (columns,) = _blocks(self.parts, self.axis, self.length)
+            return columns, columns.new_zeros(len(self.parts))
         gram = _gram(self.parts, self.axis)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
         # Powers of two change no digit.
@@ -306,17 +289,21 @@ class _Side:
         return triangle / units.unsqueeze(-2), torch.where(failed == 0, size, torch.inf)
 
     def finish(self, triangle: Tensor, sizes: Sequence[float]) -> tuple[Tensor, tuple[Way, ...]]:
-        """Return the triangles made exact where one Gram matrix is not."""
-        ways: list[Way] = ["product" if size <= _TWO_GRAMS else "reflectors" for size in sizes]
+        """Return the triangles made exact where one Gram matrix is not, and the way of each."""
+        ways: list[Way] = ["itself" if self.whole else "product"] * len(sizes)
+        exact: dict[int, Tensor] = {}
         for k, size in enumerate(sizes):
-            if ways[k] == "reflectors":
-                triangle[k] = _reflect(self.parts[k], self.axis).to(triangle)
+            if not size <= _TWO_GRAMS:
+                ways[k], exact[k] = "reflectors", _reflect(self.parts[k], self.axis)
             elif size > _ONE_GRAM:
-                triangle[k] = self._again(k, triangle[k].to(self.device)).to(triangle)
+                exact[k] = self._again(k, triangle[k])
+        if exact:
+            triangle[list(exact)] = torch.stack([*exact.values()]).to(triangle)
         return triangle, tuple(ways)
 
     def _again(self, module: int, triangle: Tensor) -> Tensor:
         """Return the triangle of one module from a second Gram matrix, of nearly orthonormal columns."""
+        triangle = triangle.to(self.device)
         inverse = torch.linalg.solve_triangular(triangle, eye_like(triangle), upper=True)
         gram = _gram([self.parts[module]], self.axis, inverse)
         again: Tensor = torch.linalg.cholesky_ex(gram[0], upper=True).L
@@ -349,8 +336,7 @@ def _blocks(parts: Sequence[Sequence[Tensor]], axis: int, rows: int) -> Iterator
     if first.device.type != "cpu":
         rows = length
     rows = min(rows, length)
-    shape = (len(parts), rows, width) if axis == 1 else (len(parts), width, rows)
-    buffer = first.new_empty(shape, dtype=torch.float64)
+    buffer = first.new_empty(len(parts), *((width, rows), (rows, width))[axis], dtype=torch.float64)
     for start in range(0, length, rows):
         there = min(rows, length - start)
         block = buffer.narrow(2 - axis, 0, there)
@@ -378,7 +364,7 @@ def _times(parts: Sequence[Tensor], axis: int, way: Way, small: Tensor) -> Tenso
     if way == "itself":
         return small
     if way == "reflectors":
-        return times_basis(factor([_transposed(part, axis) for part in parts], torch.float64), small)
+        return times_basis(factor([_transpose(part, axis) for part in parts], torch.float64), small)
     width = sum(part.shape[axis] for part in parts)
     products = small.new_empty(parts[0].shape[1 - axis], small.shape[1])
     start = 0
@@ -391,9 +377,9 @@ def _times(parts: Sequence[Tensor], axis: int, way: Way, small: Tensor) -> Tenso
 
 def _reflect(parts: Sequence[Tensor], axis: int) -> Tensor:
     """Return the triangle of Householder's QR."""
-    reflectors, _ = factor([_transposed(part, axis) for part in parts], torch.float64)
+    reflectors, _ = factor([_transpose(part, axis) for part in parts], torch.float64)
     return reflectors[: reflectors.shape[1]].triu()
 
 
-def _transposed(part: Tensor, axis: int) -> Tensor:
+def _transpose(part: Tensor, axis: int) -> Tensor:
     return part.mT if axis == 1 else part

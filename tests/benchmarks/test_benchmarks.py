@@ -20,17 +20,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import common, convergence, gauge, gpu, merge_llama, methods, primitives, scaling
+from benchmarks import collection, common, convergence, gauge, gpu, merge_llama, methods, primitives, scaling
 from riemerge import frechet_mean, problems
 from riemerge.frechet import Search, Solution, Status, TracePoint
 from riemerge.manifolds import Stiefel
 from riemerge.methods import METHODS
+from tests.fake_cuda import fake_cuda
 from tests.helpers import ROOT, random_orthonormal, seeded
+from tests.planted_collection import Planted
 from tests.study.comparisons import made_run
 
 BENCHMARKS: dict[str, ModuleType] = {
     "merge_llama": merge_llama,
     "scaling": scaling,
+    "collection": collection,
     "gpu": gpu,
     "primitives": primitives,
     "convergence": convergence,
@@ -49,6 +52,7 @@ KEYS = {
         *("rivals_over_ours", "growth", *merge_llama.MEASURED),
     },
     "scaling": {"axes"},
+    "collection": {"setting", "maps", "many"},
     "gpu": {"device", "setting", "parts"},
     "primitives": {"setting", "logs", "alignment", "growth", "decompositions"},
     "convergence": {"setting", "runs", "ends", "defaults"},
@@ -140,6 +144,14 @@ def test_scaling_covers_its_axes(quick: Quick) -> None:
             assert [row[name] for row in result["axes"][name]["rows"][method]] == list(points)
     below, above = result["axes"]["adapters"]["exponents"]["average"]
     assert (below, above) == ("T r up to the width", "T r from the width on")
+
+
+def test_collection_finds_what_was_planted(quick: Quick) -> None:
+    result = quick("collection")
+    (one,) = result["maps"].values()
+    assert {kind: row["planted"] for kind, row in one["found"].items()}.keys() == set(collection.KINDS)
+    assert all(row["found"] == row["planted"] > 0 for row in one["found"].values())
+    assert result["many"]["batch"]["merges"] == 12  # six pairs by two rows
 
 
 def test_gpu_runs_where_there_is_none(quick: Quick) -> None:
@@ -279,6 +291,48 @@ def test_a_process_is_watched_from_outside() -> None:
         common.watch([sys.executable, "-c", "raise SystemExit(3)"])
 
 
+def test_a_command_runs_in_this_process_where_that_is_asked_for(tmp_path: Path) -> None:
+    asked = "benchmarks.floor", tmp_path / "no.safetensors", tmp_path / "out"
+    with pytest.raises(FileNotFoundError):
+        common.launch(*asked, apart=False)
+    ran = common.launch(common.RIEMERGE, "--version", apart=False)
+    assert "riemerge" in ran.printed
+    assert ran.mib > 100  # torch is in this process
+    with pytest.raises(RuntimeError, match=r"ended with 2: [\s\S]*No such command"):
+        common.launch(common.RIEMERGE, "mend", apart=False)
+
+
+def test_a_piece_is_measured_once_and_left_out_where_it_is_not_asked_for(tmp_path: Path) -> None:
+    first = common.Run(quick=True, folder=tmp_path / "one")
+    assert first.piece("round 1", max, 3, 5) == 5
+    assert first.files("inputs", lambda folder: folder.mkdir()) == tmp_path / "files" / "inputs"
+    again = common.Run(quick=True, folder=tmp_path / "one", parts=["round", "x"])
+    assert again.piece("round 1", pytest.fail) == 5  # kept
+    assert again.piece("growth 1", pytest.fail) is None  # not asked for
+    assert again.piece("x 2", lambda: {"a": [1.5]}) == {"a": [1.5]}
+    assert again.files("inputs", pytest.fail).is_dir()
+    assert len(again.loads) == 2
+    late = common.Run(quick=True, folder=tmp_path / "one", minutes=-1)
+    assert late.piece("round 1", pytest.fail) == 5
+    assert late.piece("round 2", pytest.fail) is None
+    with pytest.raises(ZeroDivisionError):
+        again.piece("x 3", lambda: 1 / 0)
+    assert again.piece("x 3", lambda: 7) == 7  # what failed is no piece
+
+
+def test_tables_go_between_their_marks() -> None:
+    page = "a\n<!-- x -->\nold\nlines\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->"
+    assert common.paste(page, "x", r"new \1") == page.replace("old\nlines", r"new \1")
+    assert common.tables_of((["h"], [["1"]]), (["empty"], [])) == common.markdown(["h"], [["1"]])
+
+
+def test_what_is_missing_is_none() -> None:
+    assert common.dig({"a": {"b": 1}}, "a", "b") == 1
+    assert common.dig({"a": None}, "a", "b", "c") is None
+    assert common.ratio(6.0, 3.0) == 2
+    assert common.ratio(None, 3.0) is common.ratio(3.0, None) is None
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (0.0, "0"), (1234.5, "1.23e+03"), (2e-4, "2.0e-04")]
 )
@@ -407,6 +461,76 @@ def test_peers_are_named_as_they_are() -> None:
     peft, mergekit = ({pair[i] for pair in methods.PEERS.values()} - {None} for i in (0, 1))
     assert peft == {kind for kind in gauge.PEFT if kind == "cat" or kind.endswith("svd")}
     assert mergekit == set(gauge.MERGEKIT)
+
+
+# --- collection ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_planted_and_is_not_said_counts_as_missed() -> None:
+    planted = Planted([], [{"a", "b"}, {"c", "d"}], {"a1": "a"}, {"a2": "a"}, {"c3": "c"}, {"s"}, {"l"})
+
+    def repetition(name: str, likeness: str) -> dict[str, str]:
+        return {"name": name, "likeness": likeness}
+
+    record: dict[str, Any] = {
+        "copies": [
+            {"kept": "a", "repetitions": [repetition("a1", "copy"), repetition("a2", "refactored")]},
+            {"kept": "c", "repetitions": [repetition("c3", "scaled")]},
+        ],
+        "clusters": [
+            {"kind": "family", "members": ["a", "a1", "a2", "b"]},
+            {"kind": "family", "members": ["c", "c3", "d"]},
+            {"kind": "alone", "members": ["s"]},
+        ],
+        "outliers": [
+            {"name": "s", "measure": "direction"},
+            *({"name": "l", "measure": measure} for measure in ("direction", "norm")),
+        ],
+    }
+    found = collection.found_of(planted, record)
+    assert all(
+        row == {"planted": row["planted"], "found": row["planted"], "more": 0} for row in found.values()
+    )
+    assert [found[kind]["planted"] for kind in collection.KINDS] == [1, 1, 1, 2, 2, 1]
+    # A copy of the wrong adapter, a family with a member too many, an outlier that is none.
+    record["copies"][0]["repetitions"].pop()
+    record["copies"][1]["repetitions"].append(repetition("a2", "refactored"))
+    record["clusters"][1]["members"].append("s")
+    record["outliers"] += [{"name": "b", "measure": "norm"}]
+    found = collection.found_of(planted, record)
+    assert found["copies"] == {"planted": 1, "found": 1, "more": 0}
+    assert found["refactored"] == {"planted": 1, "found": 0, "more": 1}
+    assert found["families"] == {"planted": 2, "found": 1, "more": 1}
+    assert found["loud"] == {"planted": 1, "found": 1, "more": 1}
+
+
+# --- gpu ----------------------------------------------------------------------------------------------------
+
+
+def test_merges_stay_on_their_device_and_results_come_back_after_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = gpu.make_modules(gpu.SMALL, torch.device("cpu"))
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20)
+    for method in ("spectrum", "ties"):
+        expected = dict(gpu.merge(method, every))
+        with fake_cuda():
+            modules = gpu.moved(every, torch.device("cuda"), torch.float64, 1)
+            assert all(update.B.device.type == "cuda" for _, update in gpu.merge(method, modules))
+            row, results = gpu.timed(method, modules, math.inf)
+        assert row["mib"] == 1
+        assert row["modules"] == len(every)
+        for name, update in results.items():
+            assert type(update.B) is torch.Tensor
+            assert update.distance(expected[name]) < 1e-10 * expected[name].norm()
+
+
+def test_a_merge_ends_when_its_time_is_up() -> None:
+    every = gpu.make_modules(gpu.SMALL, torch.device("cpu"))
+    row, results = gpu.timed("ties", every, -math.inf)
+    assert (row["modules"], row["asked"]) == (len(results), len(every)) == (1, 2)
 
 
 # --- primitives ---------------------------------------------------------------------------------------------

@@ -22,7 +22,10 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.methods import DEFAULT_METHOD, METHODS
 from riemerge.methods.parameters import MATCHED
 from riemerge.records.evaluation_record import Evaluation
+from riemerge.report.collection_tables import ALL_PAIRS
 from riemerge.report.verdict import MEASURE
+from riemerge.study.collection.advice import RELATED
+from riemerge.study.collection.relations import NEAR, OUTLYING
 from tests.frechet.problems import ITERATIVE
 from tests.helpers import ROOT
 
@@ -129,6 +132,17 @@ def test_examples_of_a_collection(
     assert len({*named}) == 10
     exec(python, {})
     assert "riemerge merge" in capsys.readouterr().out
+
+
+def test_figures_of_the_page_on_collections_are_the_code_s() -> None:
+    words = " ".join(COLLECTIONS.split())
+    for claim in (
+        f"mean cosine of at least {RELATED:g}",
+        f"differ by at most {NEAR:g} of the larger norm",
+        f"more than {OUTLYING:g} robust standard deviations",
+        f"above {ALL_PAIRS} adapters the nearest of each",
+    ):
+        assert claim in words
 
 
 def test_the_readme_fits_its_limits() -> None:

@@ -16,6 +16,7 @@ from riemerge.methods.engine import merge_modules
 from riemerge.methods.modules import open_module
 from riemerge.methods.setting import Setting
 from riemerge.updates import Dense, LowRankUpdate, blocks_of, nearest
+from riemerge.updates import blocks as products
 from tests.helpers import seeded
 from tests.methods.edited import PER_MODEL
 from tests.methods.elections.dense import ASKED, DENSE
@@ -79,6 +80,7 @@ def test_choices_are_those_of_whole_updates_whatever_the_blocks(
     found = []
     for rows in (1, 7, 128):
         monkeypatch.setattr(opening, "blocks_of", partial(blocks_of, rows=rows))
+        monkeypatch.setattr(products, "_MOST_ROWS", 16)  # several panels
         monkeypatch.setattr(LowRankUpdate, "dense", None)
         update = merged(name, given, options)
         assert isinstance(update, Dense)

@@ -11,12 +11,14 @@ import torch
 
 from riemerge.errors import AdapterError
 from riemerge.formats.adapter import Adapter
+from riemerge.merging import identifiability
 from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.merging.sinks import write
 from riemerge.merging.verbs import merge_into
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.study.soups import greedy_soup
 from riemerge.study.sweeps import sweep
+from riemerge.updates.reduction import reduce
 from tests.folders import SHAPES, content, family, write_family
 
 
@@ -98,11 +100,36 @@ def test_other_settings_share_nothing(folders: list[Path], tmp_path: Path) -> No
     assert shared.plan(recipe_of(folders, 1, 1, 1)).stack.low_rank("layers.0.q")[0].dtype == torch.float64
 
 
-def test_a_sweep_and_a_soup_read_each_module_once(
+@pytest.mark.parametrize("steps", [5, 11])
+def test_eleven_points_read_and_reduce_as_often_as_five(
+    folders: list[Path],
+    tmp_path: Path,
+    reads: Counter[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+) -> None:
+    reductions, overlaps = 0, 0
+
+    def count_reductions(modules: Any) -> Any:
+        nonlocal reductions
+        reductions += 1
+        return reduce(modules)
+
+    def count_overlaps(*words: Any) -> Any:
+        nonlocal overlaps
+        overlaps += 1
+        return identifiability.overlaps(*words)
+
+    monkeypatch.setattr("riemerge.methods.reduced.reduce", count_reductions)
+    monkeypatch.setattr("riemerge.merging.shared_inputs.overlaps", count_overlaps)
+    sweep(folders[:2], tmp_path / "sweep", steps)
+    assert set(reads.values()) == {1}
+    # Modules of two shapes, of both models together and of each alone.
+    assert reductions == overlaps == 2 * 3
+
+
+def test_a_soup_reads_each_module_once(
     folders: list[Path], tmp_path: Path, reads: Counter[tuple[str, str]]
 ) -> None:
-    sweep(folders[:2], tmp_path / "sweep", 5)
-    assert set(reads.values()) == {1}
-    reads.clear()
     greedy_soup(folders, tmp_path / "soup", lambda _: 1.0)
     assert set(reads.values()) == {1}

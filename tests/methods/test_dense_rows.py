@@ -12,6 +12,7 @@ from torch import Tensor
 
 from riemerge.linalg import SVD
 from riemerge.methods import METHODS
+from riemerge.methods.engine import Row
 from riemerge.methods.setting import Setting
 from riemerge.methods.singular.core_space import core
 from riemerge.methods.stack import resolve
@@ -20,6 +21,7 @@ from tests.helpers import random_gauge, random_orthonormal, seeded
 from tests.methods import dense_rows
 from tests.methods.rows import Alone
 from tests.methods.spectra import assert_near, normal
+from tests.methods.stacks import SHAPE, merged
 
 VALUES: dict[str, Any] = {
     "whitening": 0.5,
@@ -142,3 +144,14 @@ def test_modules_side_by_side_are_merged_each_as_by_itself(name: str) -> None:
     for k, ((x, _, _), at) in enumerate(zip(modules, settings, strict=True)):
         mine = SVD(*(part[k] for part in found)).matrix() if isinstance(found, SVD) else found[k]
         assert_near(mine, value(Alone(row), x, at), 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.domain == "weights"])
+def test_what_the_weights_say_asks_nothing_of_the_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cores, "inner", None)
+    given = [(2.0 * update.B, update.A) for update in draw([3, 3], *SHAPE)]
+    found = merged(name, given, [0.5, 0.5])
+    row = Row.of(METHODS[name])
+    at = Setting("m", torch.tensor([0.5, 0.5]).double(), dict(row.method.defaults), SHAPE)
+    coefficients = Alone(row.method)(normal(2, 2), at).value
+    assert_near(found, torch.einsum("t,tmn->mn", coefficients, torch.stack([b @ a for b, a in given])))

@@ -113,6 +113,8 @@ def test_a_generated_recipe_is_that_of_the_command_line(beside: Path) -> None:
 
 def test_families_of_an_atlas_are_merged_without_copies(tmp_path: Path) -> None:
     atlas = made_collection()
+    strangers = atlas.clusters[0].model_copy(update={"kind": "strangers", "label": 7})
+    atlas = atlas.model_copy(update={"clusters": (*atlas.clusters, strangers)})
     copies = {copy.name for group in atlas.copies for copy in group.repetitions}
     assert copies
     (tmp_path / "atlas").mkdir()

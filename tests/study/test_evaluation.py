@@ -179,7 +179,7 @@ def test_what_a_killed_run_leaves_before_its_first_result_is_no_obstacle(
         quick(folders, Closeness(folders), folder=tmp_path / "full")
 
 
-FAULTS = [f"riemerge.study.{name}" for name in ("evaluation.write_atomically", "kept_merges.merge_into")]
+FAULTS = [f"riemerge.study.{name}" for name in ("evaluation.write_atomically", "kept_merges.write")]
 
 
 @pytest.mark.parametrize("name", [*FAULTS, "riemerge.study.evaluation.compare"])

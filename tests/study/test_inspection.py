@@ -6,15 +6,17 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 
 from riemerge.formats.dialects import read_adapter
 from riemerge.linalg import single_threaded
-from riemerge.merging.identifiability import mean_overlap, overlap_of
+from riemerge.merging.identifiability import frames, mean_overlap, overlap
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Progress
 from riemerge.study.inspection import inspect_adapters
+from tests.folders import family, write_family
 from tests.study.inputs import SHAPES
+
+TWO_ALIKE = SHAPES | {"layers.2.q": SHAPES["layers.0.q"]}
 
 
 def test_every_module_is_told_and_distances_are_an_option(folders: list[Path]) -> None:
@@ -31,10 +33,11 @@ def test_every_module_is_told_and_distances_are_an_option(folders: list[Path]) -
     assert inspect_adapters(folders[:1]).pairs == ()
 
 
-def test_numbers_are_those_of_each_update_and_pair(folders: list[Path]) -> None:
+def test_numbers_are_those_of_each_update_and_pair(tmp_path: Path) -> None:
     """The slow path, update by update and pair by pair, is the oracle."""
-    inspection = inspect_adapters(folders[:3], distances=True)
-    adapters = [read_adapter(path) for path in folders[:3]]
+    folders = write_family(tmp_path, family("close", 3, shapes=TWO_ALIKE))
+    inspection = inspect_adapters(folders, distances=True)
+    adapters = [read_adapter(path) for path in folders]
     for adapter, found in zip(adapters, inspection.adapters, strict=True):
         for row in found.modules:
             update = adapter.update(row.module)
@@ -43,9 +46,9 @@ def test_numbers_are_those_of_each_update_and_pair(folders: list[Path]) -> None:
             assert row.singular_values == pytest.approx(update.singular_values().tolist(), rel=1e-12)
     for (first, second), pair in zip(itertools.combinations(adapters, 2), inspection.pairs, strict=True):
         overlaps = []
-        for module, (m, n) in SHAPES.items():
+        for module, (m, n) in TWO_ALIKE.items():
             both = [first.update(module), second.update(module)]
-            overlaps.append(overlap_of(both, (m, n), [torch.float64] * 2))
+            overlaps.append(overlap([frames(update) for update in both], (m, n)))
             with single_threaded():
                 apart = float(distances(both[:1], both[1:]))
             assert pair.distances[module] == pytest.approx(apart, rel=1e-8)

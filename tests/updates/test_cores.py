@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from riemerge.linalg import SVD
+from riemerge.linalg import SVD, thin_svd
 from riemerge.updates import Cores, LowRankUpdate
 from riemerge.updates import cores as module
 from tests.helpers import random_gauge, seeded
@@ -57,6 +57,17 @@ def test_what_is_said_of_them_is_what_the_stack_says(ranks: tuple[int, ...]) -> 
         assert close(x.inner(), torch.einsum("spq,tpq->st", stack, stack))
         assert torch.equal(x.inner(), x.inner().mT)
         assert close(x.within(left, right), left.mT @ stack @ right)
+
+
+@EACH
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_distances_keep_their_digits(ranks: tuple[int, ...], rank: int) -> None:
+    given, stack = both(ranks)
+    for other in (torch.randn(7, 6, generator=seeded(9), dtype=torch.float64), stack[0] + 1e-9):
+        svd = thin_svd(other).truncate(rank)
+        expected = torch.linalg.matrix_norm(svd.matrix() - stack)
+        for x in given:
+            assert torch.allclose(x.distances(svd), expected, rtol=1e-12, atol=1e-14 * float(other.norm()))
 
 
 @EACH
@@ -130,6 +141,10 @@ def test_modules_side_by_side_are_each_by_itself(ranks: tuple[int, ...]) -> None
         (x.norms, [y.norms for y in alone]),
         (x.dense(), [y.dense() for y in alone]),
         (x.inner(), [y.inner() for y in alone]),
+        (
+            x.distances(thin_svd(1.0 + x.dense()[:, 0])),
+            [y.distances(thin_svd(1.0 + y.dense()[0])) for y in alone],
+        ),
         (x.within(*frames), [y.within(*frames) for y in alone]),
     ):
         assert close(found, torch.stack(expected))

@@ -15,6 +15,7 @@ from riemerge.linalg import SVD, thin_svd
 from riemerge.updates import truncation
 from riemerge.updates.truncation import least_rank, nearest
 from tests.fake_cuda import CUDA, fake_cuda, forbid_numpy
+from tests.helpers import seeded
 
 EPS = torch.finfo(torch.float64).eps
 INDEX = torch.arange(1, 3000, dtype=torch.float64)
@@ -107,20 +108,36 @@ def test_which_way_is_taken() -> None:
 
 
 @pytest.mark.parametrize("spectrum", ["halves", "harmonic", "linear"])
-def test_the_space_keeps_its_law(spectrum: str) -> None:
+@pytest.mark.parametrize("kind", ["random", "start"])
+def test_the_space_keeps_its_law(spectrum: str, kind: str) -> None:
     """Orthonormal to round-off, also when the Krylov space is long exhausted; both images are as stated."""
     matrix = with_spectrum(SPECTRA[spectrum], 120, 140)
-    space = truncation._Space(matrix, 8, 100)
+    start = None if kind == "random" else matrix[:20]
+    space = truncation._Space(matrix, 8, 100, start)
+    assert space.started == (start is not None)
     while space.grow():
         k = space.dimension
-        u, v, core = space._left[:, :k], space._right[:, :k], space._core[:k, :k]
+        leading, residual = space.leading(4, 8)
+        u, v, core = space._left[:, :k], space._right[:, :k], space._core
         for basis in (u, v):
             assert float((basis.mT @ basis - torch.eye(k)).abs().max()) < 1e-13
-        remainder = torch.zeros(k, 140, dtype=torch.float64)
-        remainder[-8:] = (space._next @ space._remainder).mT
         torch.testing.assert_close(matrix @ v, u @ core, rtol=0, atol=1e-13)
-        torch.testing.assert_close(u.mT @ matrix, core @ v.mT + remainder, rtol=0, atol=1e-13)
-    assert space.dimension == 96
+        torch.testing.assert_close(u.mT @ matrix @ v, core, rtol=0, atol=1e-13)
+        lifted = space.lift(leading)
+        rest = matrix.mT @ lifted.left - lifted.right * lifted.values
+        assert residual == pytest.approx(float(rest.norm(dim=0).max()), abs=1e-13)
+    assert space.dimension == (96 if kind == "random" else 100)
+
+
+def test_a_start_that_misses_the_leading_vectors_changes_nothing() -> None:
+    """Rows that hold none of the leading vectors, all of them, or more than a start may have."""
+    matrix = with_spectrum(SPECTRA["harmonic"], 420, 450)
+    exact, _ = nearest(matrix, 6)
+    right = thin_svd(matrix).right.mT
+    for start in (right[50:80], right[:30], torch.randn(300, 450, generator=seeded(1)).double()):
+        found = truncation._krylov(matrix, 6, start)
+        assert found is not None
+        torch.testing.assert_close(found.dense(), exact.dense(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("spectrum", ["halves", "squares"])

@@ -14,8 +14,10 @@ the rows that solve a system stay at the weighted average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.frechet.status import Status
 from riemerge.linalg import weighted_mean
-from riemerge.methods.setting import Answer, Setting, Stream
+from riemerge.methods.setting import Answer, Mean, Setting, Stream
+from riemerge.updates import BlockMap
 
 
 def fisher(x: Tensor, setting: Setting) -> Tensor:
@@ -105,6 +108,35 @@ def gradient_matching(x: Tensor, setting: Setting) -> Tensor:
         numerator += weight * (curvature + base) * x[t]
         denominator += weight * curvature
     return _quotient(numerator, denominator)
+
+
+def _look_for_none(
+    formula: Mean, _: Callable[[], Iterator[Tensor]], setting: Setting
+) -> Callable[[], BlockMap]:
+    """Return what starts a formula of entries on runs of rows, with the statistics of these rows."""
+
+    def start() -> BlockMap:
+        seen = 0
+
+        def merge(block: Tensor) -> Tensor:
+            nonlocal seen
+            rows = slice(seen, seen + block.shape[1])
+            seen = rows.stop
+            here, *others = (
+                {"fisher": one["fisher"][rows]} if "fisher" in one else {}
+                for one in (setting.base_statistics, *setting.statistics)
+            )
+            return cast(
+                "Tensor", formula(block, replace(setting, statistics=tuple(others), base_statistics=here))
+            )
+
+        return merge
+
+    return start
+
+
+look_for_fisher = partial(_look_for_none, fisher)
+look_for_gradient_matching = partial(_look_for_none, gradient_matching)
 
 
 def regmean(x: Tensor, setting: Setting) -> Tensor:

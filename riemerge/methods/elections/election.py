@@ -9,6 +9,7 @@ Cost: a few passes over runs of rows of the dense dW, of which only the result i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,8 @@ def keep_elected(x: Tensor, setting: Setting) -> Tensor:
     Source: Yadav et al. 2023 (TIES), §3.2, with weights as in mergekit.
     """
     scaled = _along(x, setting.weights) * x
-    return _agreeing(scaled, _signs(scaled.sum(dim=0))).mul_(x)
+    # The arrays are as large as the updates: as few as can be.
+    return scaled.mul_(_signs(scaled.sum(dim=0))).gt_(0.0).mul_(x)
 
 
 def elect(x: Tensor, setting: Setting) -> Tensor:
@@ -185,6 +187,7 @@ def look_for_most_varied(stream: Restart, setting: Setting) -> Callable[[], Bloc
     share, start = setting.values["select_topk"], _keep_all
     if share < 1.0:
         differing: list[int] = []
+        size = math.prod(setting.shape)
 
         def variances() -> Iterator[Tensor]:
             for x in stream():
@@ -192,7 +195,7 @@ def look_for_most_varied(stream: Restart, setting: Setting) -> Callable[[], Bloc
                 differing.append(int(torch.count_nonzero(x.amax(dim=0) != x.amin(dim=0))))
                 yield _variance(x, setting.weights).unsqueeze(0)
 
-        begin = start_keeping(kth_largest(variances, lambda _: [int(sum(differing) * share)]))
+        begin = start_keeping(kth_largest(variances, lambda _: [int(sum(differing) * share)], size))
 
         def start() -> BlockMap:
             keep = begin()

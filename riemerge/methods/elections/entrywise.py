@@ -8,6 +8,7 @@ Cost: they need the dense dW, m n numbers for each model of one module at a time
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -42,7 +43,8 @@ def look_for_trim(stream: Restart, setting: Setting) -> Callable[[], BlockMap]:
     densities = _numbers(setting, "density")
     if min(densities) >= 1.0:
         return lambda: lambda block: block
-    return start_keeping(kth_largest(stream, lambda size: counts(densities, size)))
+    size = math.prod(setting.shape)
+    return start_keeping(kth_largest(stream, lambda size: counts(densities, size), size))
 
 
 def start_keeping(cuts: Sequence[Cut]) -> Callable[[], BlockMap]:
@@ -97,7 +99,7 @@ def look_for_both_ends(stream: Restart, setting: Setting) -> Callable[[], BlockM
         outliers = [min(int(gamma * size), size - k) for gamma, k in zip(gammas, kept, strict=True)]
         return [*map(sum, zip(outliers, kept, strict=True)), *outliers]
 
-    cuts = kth_largest(lambda: (torch.cat([x, x]) for x in stream()), ranks)
+    cuts = kth_largest(lambda: (torch.cat([x, x]) for x in stream()), ranks, math.prod(setting.shape))
     both = [start_keeping(ends) for ends in (cuts[: len(densities)], cuts[len(densities) :])]
 
     def start() -> BlockMap:

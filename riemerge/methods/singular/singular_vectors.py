@@ -219,11 +219,11 @@ def cart(x: Cores, setting: Setting) -> Tensor:
 
 def _leading_frame(matrix: Tensor, k: int, largest: float) -> Tensor:
     """Return the k leading left singular vectors of a matrix (p, q), whose singular values differ from the
-    next: by the eigenvectors of its Gram matrix, where k of them lose a digit at most.
+    next: by the eigenvectors of its Gram matrix, where k of them lose two digits at most.
     """
     squares, vectors = torch.linalg.eigh(matrix @ matrix.mT)
     values, vectors = squares.clamp_min(0.0).sqrt().flip(0), vectors.flip(1)
-    if k > len(values) or values[k - 1] <= 0.05 * values[0]:
+    if k > len(values) or values[k - 1] <= 0.01 * values[0]:
         vectors, values = left_singular(matrix)
     leading(values, k, largest)
     frame: Tensor = vectors[:, :k]

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from riemerge.linalg import canonical_signs
@@ -54,6 +52,10 @@ def find_clusters(cosine: Tensor, stands: Sequence[int]) -> Clustering:
 
     Source: Rousseeuw 1987, Silhouettes.
     """
+    # Here, since an inspection needs none of scipy.
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
     distances, count = chords(cosine), len(cosine)
     tree = linkage(squareform(np.asarray(distances), checks=False), "average")
     some = torch.tensor(sorted(set(stands)))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from riemerge.formats.files.text import list_names, show
-from riemerge.merging.identifiability import judge_modules, judge_overlap, mean_overlap
+from riemerge.merging.identifiability import judge_modules, judge_overlap, overlaps
 from riemerge.records.collection_record import (
     Cluster,
     ClusterKind,
@@ -23,9 +22,9 @@ from riemerge.records.collection_record import (
 from riemerge.records.run_record import Determined
 from riemerge.study.collection.advice import RELATED
 from riemerge.study.collection.clusters import Clustering, chords, find_medoid
-from riemerge.study.collection.frames import decompose, overlap_pairs
 from riemerge.study.collection.members import Members
 from riemerge.study.collection.totals import Pairs, PerModule
+from riemerge.updates.reduction import reduce
 
 JUDGED = 6
 """Members of a cluster of which it is judged whether they determine their mean."""
@@ -101,10 +100,11 @@ def describe_spectra(
 
 def choose_judged(pairs: Pairs, stands: Sequence[int], clustering: Clustering) -> list[list[int]]:
     """Return the members of each cluster that are judged: the medoid, first, and those nearest to it."""
-    distances = chords(pairs.cosine)
+    distances, clusters = chords(pairs.cosine), defaultdict[int, list[int]](list)
+    for i in sorted(set(stands)):
+        clusters[int(clustering.labels[i])].append(i)
     chosen = []
-    for label in range(int(clustering.labels.max()) + 1):
-        some = [i for i, stand in enumerate(stands) if stand == i and clustering.labels[i] == label]
+    for _, some in sorted(clusters.items()):
         medoid = find_medoid(distances, some)
         chosen.append(sorted(some, key=lambda i: (i != medoid, float(distances[medoid, i]), i))[:JUDGED])
     return chosen
@@ -112,14 +112,13 @@ def choose_judged(pairs: Pairs, stands: Sequence[int], clustering: Clustering) -
 
 def judge(members: Members, places: Sequence[int]) -> Determined | None:
     """Say whether some adapters determine their Fréchet mean, from the overlap of each two in each module."""
-    answers = []
+    answers: list[Determined | None] = []
     for module in members.modules:
         adapters = [members.adapters[i] for i in places if module in members.adapters[i].ranks]
         if len(adapters) > 1:
             storage = [torch.promote_types(adapter.dtype, torch.float32) for adapter in adapters]
-            frames = decompose([adapter.update(module) for adapter in adapters], storage)
-            overlaps = overlap_pairs(frames, list(combinations(range(len(adapters)), 2)))
-            answers.append(judge_overlap(mean_overlap(overlaps)))
+            reduction = reduce([[adapter.update(module) for adapter in adapters]])
+            answers += map(judge_overlap, overlaps(reduction, storage))
     return judge_modules(answers)
 
 

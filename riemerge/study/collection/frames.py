@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from riemerge.linalg import numerical_rank
+from riemerge.merging.identifiability import compare_pairs
 from riemerge.records.run_record import Overlap
 from riemerge.updates.low_rank import LowRankUpdate
 
@@ -85,30 +86,10 @@ def overlap_pairs(frames: Frames, pairs: Sequence[tuple[int, int]]) -> list[Over
         The overlap of each pair; None where an update is zero.
     """
     first, second = torch.tensor(pairs).unbind(dim=1)
-    width, count = frames.values.shape
-    mask, values, norms = frames.mask.mT, frames.values.mT, frames.values.square().sum(dim=0).sqrt()
-    small, large = torch.stack([frames.ranks[first], frames.ranks[second]]).sort(dim=0).values
-    inside = mask[first].unsqueeze(2) * mask[second].unsqueeze(1)
-    terms = values[first].unsqueeze(2) * values[second].unsqueeze(1)
-    sides: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for frame in (frames.left, frames.right):
-        flat = frame.flatten(end_dim=1)
-        block = (flat @ flat.mT).view(width, count, width, count)[:, first, :, second]
-        terms *= block
-        cosines = torch.linalg.svdvals(block * inside)
-        smallest = cosines.gather(1, (small.unsqueeze(1) - 1).clamp_min(0)).squeeze(1)
-        square, level = cosines.square().sum(dim=1) / small.clamp_min(1), large.double() / frame.shape[2]
-        sides.append((square.sqrt(), level.sqrt(), _share(square, level), _share(smallest.square(), level)))
-    means, levels, shares, least = zip(*sides, strict=True)
-    lengths = (norms[first] * norms[second]).clamp_min(torch.finfo(torch.float64).tiny)
-    cosine = terms.sum(dim=(1, 2)) / lengths
-    fields = (*means, *levels, torch.minimum(*shares), torch.maximum(*least), cosine)
-    rows = zip(*(field.tolist() for field in fields), strict=True)
+    mask, shape = frames.mask.unsqueeze(-1), (frames.left.shape[2], frames.right.shape[2])
+    left, right = ((side * mask).permute(1, 2, 0)[None] for side in (frames.left, frames.right))
+    sigma, ranks = frames.values.mT[None], frames.ranks[None]
+    *fields, known = compare_pairs(left, right, sigma, ranks, first, second, shape)[:, 0].tolist()
+    rows = zip(*fields, strict=True)
     overlaps = [Overlap(**dict(zip(Overlap.model_fields, row, strict=True))) for row in rows]
-    return [overlap if rank else None for overlap, rank in zip(overlaps, small.tolist(), strict=True)]
-
-
-def _share(square: Tensor, level: Tensor) -> Tensor:
-    """0 at the random level, 1 for equal subspaces, also where a subspace fills everything."""
-    room = 1.0 - level
-    return torch.where(room <= 1e-12, 1.0, (square - level) / room.clamp_min(1e-12))
+    return [overlap if counts else None for overlap, counts in zip(overlaps, known, strict=True)]

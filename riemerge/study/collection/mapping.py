@@ -266,7 +266,7 @@ def _measure(
     alike: dict[tuple[int, int], list[str]] = defaultdict(list)
     for module in members.modules:
         alike[members.shape(module)].append(module)
-    most = max(1, BATCH // len(pairs))
+    most = max(1, BATCH // max(1, len(pairs)))
     parts = [some[at : at + most] for some in alike.values() for at in range(0, len(some), most)]
 
     def measure(modules: Sequence[str]) -> dict[str, dict[Pair, Answer]]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from riemerge.records.collection_record import (
@@ -55,6 +54,8 @@ def find_copies(
     Returns:
         The groups, and for each adapter the place of the one that stands for it.
     """
+    from scipy.sparse.csgraph import connected_components  # an inspection needs none of scipy
+
     noise = (rounding / norms).clamp_max(_MOST_ROUNDING)
     bounds = _ROUNDINGS * torch.hypot(noise.unsqueeze(1), noise) + _ARITHMETIC
     sines = (1.0 - pairs.cosine.square()).clamp_min(0.0).sqrt()

@@ -18,6 +18,8 @@ from riemerge.methods.data.quadratic import (
     fisher,
     fisher_norms,
     gradient_matching,
+    look_for_fisher,
+    look_for_gradient_matching,
     mats,
     mats_forward,
     regmean,
@@ -404,3 +406,15 @@ def test_rows_name_functions_that_exist_and_give_all_parameters_values(row: Meth
     assert set(row.parameters) == {"rank", "scale"} | set(row.defaults)
     known = {one.name for one in PARAMETERS}
     assert {"floor", "normalize_fisher", "off_diagonal"} == known
+
+
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_rows_of_entries_are_merged_apart_with_their_own_statistics(rows: int) -> None:
+    x, statistics = random_updates(9, 4), random_statistics(9, 4)
+    given = setting(x, WEIGHTS[0], statistics, base_statistics=random_statistics(9, 4, 1, seed=5)[0])
+    for mean, look in ((fisher, look_for_fisher), (gradient_matching, look_for_gradient_matching)):
+        start = look(lambda: iter([x]), given)
+        for _ in range(2):  # each pass starts anew
+            merge = start()
+            found = torch.cat([merge(run) for run in x.split(rows, dim=1)])
+            assert torch.equal(found, mean(x, given))

@@ -65,7 +65,7 @@ def test_a_family_is_merged_by_what_determines_it_without_copies_and_outliers(
     expected = f"riemerge merge a 'a b' -o family-0 --method {method} --missing zero{rank}"
     assert advice[1].command == expected
     assert (advice[0].value, advice[1].value, advice[2].value) == (0.001, 0.5, 12.0)
-    assert "c is 2 times it" in advice[0].text
+    assert advice[0].text == "keep a, drop c (2.00 times its dW)"
 
 
 @pytest.mark.parametrize("count", [1, 3, MOST_STRANGERS + 1])

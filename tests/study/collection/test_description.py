@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from riemerge.formats.dialects import read_adapter
-from riemerge.merging.identifiability import judge_modules, judge_overlap, overlap_of
+from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, overlap
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.pair_tables import PairTables
+from riemerge.study.collection.description import judge
+from riemerge.study.collection.members import open_members
+from tests.folders import family, write_family
 from tests.planted_collection import Planted
 
 
@@ -41,15 +44,20 @@ def test_families_are_judged_as_the_slow_path_judges_them(
     assert cluster.judged[0] == cluster.medoid
     answers = [
         judge_overlap(
-            overlap_of(
-                [adapter.update(module) for adapter in adapters],
+            overlap(
+                [frames(adapter.update(module), torch.float32) for adapter in adapters],
                 adapters[0].shape(module),
-                [torch.float32] * len(adapters),
             )
         )
         for module in adapters[0].modules
     ]
     assert cluster.determined == judge_modules(answers)
+
+
+def test_all_that_are_judged_must_share_their_spaces(tmp_path: Path) -> None:
+    adapters = [*family("close", 2), *family("independent", 1, seed=7)]
+    members = open_members(write_family(tmp_path, adapters))
+    assert (judge(members, [0, 1]), judge(members, [0, 1, 2])) == ("yes", "open")
 
 
 def test_spectra_and_adapters_are_those_of_their_singular_values(

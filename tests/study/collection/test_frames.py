@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from riemerge.merging.identifiability import overlap_of
+from riemerge.merging.identifiability import frames as frames_of
+from riemerge.merging.identifiability import overlap
 from riemerge.study.collection.frames import decompose, overlap_pairs
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.study.collection.updates import RANKS, SHAPE, some_updates
@@ -38,7 +39,7 @@ def test_overlaps_are_those_of_each_pair() -> None:
     pairs = list(itertools.combinations(range(len(updates)), 2))
     records = overlap_pairs(decompose(updates, STORAGE), pairs)
     for (i, j), record in zip(pairs, records, strict=True):
-        expected = overlap_of([updates[i], updates[j]], SHAPE, [torch.float32] * 2)
+        expected = overlap([frames_of(updates[k], torch.float32) for k in (i, j)], SHAPE)
         assert (record is None) == (expected is None)
         if record and expected:
             assert record.model_dump() == pytest.approx(expected.model_dump(), abs=1e-9)

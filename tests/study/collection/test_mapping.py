@@ -16,7 +16,7 @@ from riemerge.formats.dialects import read_adapter
 from riemerge.progress import Progress
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.pair_tables import PairTables
-from riemerge.study.collection import map_adapters, work
+from riemerge.study.collection import map_adapters, mapping, work
 from tests.folders import family, write_family, write_folder
 from tests.planted_collection import FACTOR, LOUD, Planted
 from tests.study.inputs import SHAPES
@@ -124,6 +124,42 @@ def test_adapters_more_or_less_agree_with_a_map_from_scratch(planted: Planted, t
     assert grown.names == scratch.names
     assert [row.kept for row in grown.kept] == [pytest.approx(row.kept, abs=1e-10) for row in scratch.kept]
     assert [one.sha256 for one in grown.adapters] == [one.sha256 for one in scratch.adapters]
+
+
+def test_other_names_compute_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_family(tmp_path, family("close", 3, shapes=SHAPES))
+    first = map_adapters(paths, tmp_path / "atlas")
+    before = PairTables(tmp_path / "atlas").pairs("cosine")
+    paths[0] = paths[0].rename(tmp_path / "z")
+    monkeypatch.setattr(work, "compare_fresh", None)
+    monkeypatch.setattr(mapping, "keep_common", None)
+    second = map_adapters(paths, tmp_path / "atlas")
+    assert second.names == ("b", "c", "z")
+    order = [1, 2, 0]
+    assert torch.equal(PairTables(tmp_path / "atlas").pairs("cosine"), before[order][:, order])
+    assert [row.kept for row in second.kept] == [row.kept for row in first.kept]
+
+
+def test_copies_alone_are_a_collection_too(tmp_path: Path) -> None:
+    (one,) = family("close", 1, shapes=SHAPES)
+    paths = [write_folder(tmp_path / name, one) for name in "ab"]
+    record = map_adapters(paths, tmp_path / "atlas", distances=["quotient"])
+    assert [cluster.kind for cluster in record.clusters] == ["copies"]
+    assert [advice.action for advice in record.advice] == ["drop"]
+    assert (record.distances, record.adapters[0].mean_cosine) == ((), None)
+
+
+def test_equal_files_count_as_often_as_they_are_there(tmp_path: Path) -> None:
+    one, other = family("mix", 2, shapes=SHAPES)
+    turned = {module: (2 * b, a / 2) for module, (b, a) in one.items()}
+    every = {"a": one, "b": one, "c": turned, "d": other}
+    paths = {name: write_folder(tmp_path / name, factors) for name, factors in every.items()}
+    kept = [
+        map_adapters([paths[name] for name in names], tmp_path / names).kept[0].kept[:3]
+        for names in ("abd", "acd", "ad")
+    ]
+    assert kept[0] == pytest.approx(kept[1], rel=1e-12)
+    assert kept[0] != pytest.approx(kept[2], rel=1e-3)
 
 
 def test_bad_adapters_are_left_out_and_said(tmp_path: Path) -> None:
