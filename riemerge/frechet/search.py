@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ _HESSIAN_STEP = 3e-5
 # Seeded steps off an average without a cost: one in forty fails, by itself (of shared subspaces and cores of
 # condition 10).
 _STEPS_OFF = 6
-Verb: TypeAlias = Literal["evaluate_quickly", "evaluate"]
-_VERBS: tuple[Verb, ...] = "evaluate_quickly", "evaluate"
 # Least unit of a loss that is relative, as a share of the largest distance to the median.
 _LEAST_UNIT = 1e-12
 
@@ -166,8 +164,8 @@ class Search:
         """Return the point of the search manifold to begin at; the same for the same data.
 
         A cheap average of the data; where it has no finite cost (the average of subspaces that are shared
-        exactly may be at the cut locus of all of them) that average moved off by a seeded step, the longer
-        the more of them fail; and where all fail the best of the data themselves.
+        exactly may be at the cut locus of all of them) the best of that average moved off by a seeded step,
+        the longer the more of them fail, and of the data themselves.
         """
         form = self.form
         point = form.start(self.initial_point)
@@ -205,14 +203,14 @@ class Search:
     def _leave_cut_locus(self, form: Geodesic, point: Tensor) -> Tensor:
         """Return the start, moved in the modules that have no finite cost there."""
         begun = point, self.evaluate(point)
-        left = _find_without_cost(begun[1])
+        left = stuck = _find_without_cost(begun[1])
         for attempt in range(_STEPS_OFF):
             begun = self._improve(form, begun, left, "evaluate", attempt)
             left = _find_without_cost(begun[1])
         # Data at each other's cut locus are told from good starts by a quick pass; a whole one is for modules
         # that nothing else helps.
-        for verb in _VERBS:
-            begun = self._improve(form, begun, _find_without_cost(begun[1]), verb)
+        begun = self._improve(form, begun, stuck, "evaluate_quickly")
+        begun = self._improve(form, begun, _find_without_cost(begun[1]), "evaluate")
         self.remember(*begun)
         return begun[0]
 
@@ -244,7 +242,7 @@ class Search:
         form: Geodesic,
         begun: tuple[Tensor, Evaluation],
         modules: Tensor,
-        verb: Verb,
+        verb: Literal["evaluate", "evaluate_quickly"],
         attempt: int | None = None,
     ) -> tuple[Tensor, Evaluation]:
         """Return a start and what is known of it, in some modules moved off it in one more attempt, or else
@@ -253,17 +251,20 @@ class Search:
         if modules.numel() == 0:
             return begun
         point, evaluation = begun
-        few = form.narrow(modules)
-        means: Iterable[Tensor] = few.points
+        means = form.points[:, modules]
         if attempt is not None:
-            means = [few.move_off(few.solution(point[modules]), attempt)]
-        for other in map(few.embed, means):
-            value: Evaluation = getattr(few, verb)(other)
-            self._count(few, exponentials=few.k * (attempt is not None))
-            better = torch.nonzero(value.cost < evaluation.cost[modules]).squeeze(-1)
-            point = point.index_copy(0, modules[better], other[better])
-            evaluation = evaluation.replace(modules[better], value.narrow(better))
-        return point, evaluation
+            few = form.narrow(modules)
+            means = few.move_off(few.solution(point[modules]), attempt).unsqueeze(0)
+        # All candidates of all modules side by side, in one pass.
+        few = form.narrow(modules.repeat(len(means)))
+        others = few.embed(means.flatten(0, 1))
+        value: Evaluation = getattr(few, verb)(others)
+        self._count(few, exponentials=few.k * (attempt is not None))
+        least, candidate = value.cost.unflatten(0, (len(means), -1)).min(dim=0)
+        better = torch.nonzero(least < evaluation.cost[modules]).squeeze(-1)
+        best = candidate[better] * modules.numel() + better
+        point = point.index_copy(0, modules[better], others[best])
+        return point, evaluation.replace(modules[better], value.narrow(best))
 
     def solution(self, point: Point) -> Point:
         """Return the mean that a point of the search manifold stands for, on the manifold that was asked

@@ -256,8 +256,8 @@ class _Span:
         upper, lower = small[..., :p, :], small[..., p:, :]
         if self._wide:
             inside = torch.linalg.solve_triangular(self.lower, lower, upper=True)
-            return self._point @ upper + self._normal @ inside
-        return self._point @ upper + self._rest @ lower
+            return (self._normal @ inside).add_(self._point @ upper)
+        return (self._rest @ lower).add_(self._point @ upper)
 
     def columns(self) -> Tensor:
         """Return [U Q], (..., n, p + q); columns of Q that the vector does not have are shorter than one."""

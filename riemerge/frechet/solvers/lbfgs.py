@@ -298,7 +298,8 @@ class _Whole(_Algebra):
         return vectors
 
     def apply(self, point: Any, functional: Any, vector: Any) -> Tensor:
-        return torch.tensor([float(self.manifold.inner_product(point, functional, vector))]).double()
+        number = float(self.manifold.inner_product(point, functional, vector))
+        return torch.tensor([number], dtype=torch.float64)
 
     def products(self, point: Any, place: int, functional: Any) -> Tensor:
         return torch.stack([self.apply(point, functional, vector) for vector in self._kept[place]], dim=-1)

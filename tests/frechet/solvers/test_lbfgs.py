@@ -14,6 +14,7 @@ from pymanopt.optimizers import ConjugateGradient, SteepestDescent
 from riemerge import Status
 from riemerge.frechet.solvers import lbfgs
 from riemerge.frechet.solvers.lbfgs import LBFGSOptimizer
+from riemerge.manifolds import Euclidean
 from tests.frechet.problems import mean_of
 from tests.manifolds.subjects import family, matrices, relative, updates
 
@@ -202,6 +203,57 @@ def test_stops_at_once_at_a_minimum_and_by_its_own_rules() -> None:
     assert "max iterations" in found.stopping_criterion
     with pytest.raises(ValueError, match="memory is 0"):
         LBFGSOptimizer(memory=0)
+
+
+def two_loops(pairs: list[tuple[np.ndarray, np.ndarray]], gradient: np.ndarray, size: float) -> np.ndarray:
+    """H grad by Nocedal and Wright 2006, alg. 7.4: the oracle of all inner products at once."""
+    vector, shares = gradient, []
+    for step, change in reversed(pairs):
+        shares.append(step @ vector / (step @ change))
+        vector = vector - shares[-1] * change
+    vector = size * vector
+    for (step, change), share in zip(pairs, reversed(shares), strict=True):
+        vector = vector + (share - change @ vector / (step @ change)) * step
+    return vector
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_inverse_hessian_is_that_of_the_two_loop_recursion(batched: bool) -> None:
+    """More steps than are kept, two of them without curvature in the first module; the second stays behind
+    when the batch is narrowed.
+    """
+    generator, size, memory = np.random.default_rng(3), 5, 3
+    stack: Any = Euclidean(size, 1, k=2) if batched else pymanopt.manifolds.Euclidean(size)
+    shape = (2, size, 1) if batched else (size,)
+
+    def give(vector: np.ndarray) -> Any:
+        return torch.from_numpy(vector.reshape(shape)) if batched else vector
+
+    point, gradient = np.zeros(shape), generator.standard_normal(shape)
+    inverse = lbfgs.InverseHessian(
+        stack, lambda _, v: v / 2, give(point), give(gradient), memory=memory, rescale=False
+    )
+    pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
+    for number in range(7):
+        step, change = generator.standard_normal((2, *shape))
+        step = step * np.sign((step * change).reshape(-1, size).sum(axis=1)).reshape(
+            -1, *(1,) * (step.ndim - 1)
+        )
+        if number in (1, 4):
+            step.reshape(-1, size)[0] *= -1
+        arrival = point + step
+        gradient = gradient + change
+        inverse.advance(give(point), give(step), give(arrival), give(gradient))
+        for known, s, y in zip(pairs, step.reshape(-1, size), change.reshape(-1, size), strict=False):
+            known.append((s, y))
+        point = arrival
+        found = np.asarray(inverse.apply(give(point))).reshape(-1, size)
+        for known, g, h in zip(pairs, gradient.reshape(-1, size), found, strict=False):
+            curved = [(s, y) for s, y in known[-memory:] if s @ y > 0]
+            np.testing.assert_allclose(h, two_loops(curved, g, 0.5), rtol=1e-9)
+    if batched:
+        alone = inverse.narrow(torch.tensor([1]), stack.with_modules(1)).apply(give(point)[1:])
+        np.testing.assert_allclose(np.asarray(alone).ravel(), found[1], rtol=1e-12)
 
 
 def test_each_module_runs_as_if_alone() -> None:
