@@ -33,7 +33,7 @@ from riemerge.progress import Progress
 # Modules solved together on a CPU: at most so many, and no more than so few together where that spreads them
 # over two threads. Whatever the threads are: the bits of a solve depend on who is solved beside it, and must
 # not depend on them. Larger blocks spread the cost of Python over more modules, which also holds threads up.
-_BLOCK, _FEW = 128, 16
+_BLOCK, _FEW = 64, 8
 # The bound on the relative decrease of the cost at which those that go to one place are there.
 _SETTLED = 1e-6
 # Options that `frechet_mean` has a default for where a recipe has no value.

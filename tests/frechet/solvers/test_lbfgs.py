@@ -234,6 +234,7 @@ def test_the_inverse_hessian_is_that_of_the_two_loop_recursion(batched: bool) ->
         stack, lambda _, v: v / 2, give(point), give(gradient), memory=memory, rescale=False
     )
     pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
+    found = gradient
     for number in range(7):
         step, change = generator.standard_normal((2, *shape))
         step = step * np.sign((step * change).reshape(-1, size).sum(axis=1)).reshape(
