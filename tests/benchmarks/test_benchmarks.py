@@ -310,7 +310,7 @@ def test_a_piece_is_measured_once_and_left_out_where_it_is_not_asked_for(tmp_pat
     assert again.piece("round 1", pytest.fail) == 5  # kept
     assert again.piece("growth 1", pytest.fail) is None  # not asked for
     assert again.piece("x 2", lambda: {"a": [1.5]}) == {"a": [1.5]}
-    assert again.files("inputs", lambda folder: pytest.fail()).is_dir()
+    assert again.files("inputs", lambda folder: pytest.fail(str(folder))).is_dir()
     assert len(again.loads) == 2
     late = common.Run(quick=True, folder=tmp_path / "one", minutes=-1)
     assert late.piece("round 1", pytest.fail) == 5
