@@ -205,14 +205,15 @@ class Group:
         lifts = whole.lifts(cut.left * roots, cut.right * roots, self._dtype)
         facts = self._measure(whole, modules, cut, svds.values)
         merged: list[Merged | NumericalError] = []
-        for i, (k, known) in enumerate(zip(modules, evidence, strict=True)):
+        for i, (k, given) in enumerate(zip(modules, evidence, strict=True)):
             (apart, kept, left, cancelled), rank = facts[i], ranks[i]
             if not (finite[i] and math.isfinite(apart.norm)):
                 text = "the merged update is not finite: the inputs are too large for this method"
                 merged.append(NumericalError(text))
                 continue
+            known = given
             if rank is not None and rank < full[i]:
-                known = replace(known, energy_kept=kept)
+                known = replace(given, energy_kept=kept)
             lift = self._lift(self.names[k], lifts[i].narrow(columns[i]))
             measured = Measured(columns[i], whole.kind.ranks, left, cancelled, self._overlaps[k])
             merged.append(Merged(lift, known, (), None, apart, measured))

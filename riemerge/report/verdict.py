@@ -225,10 +225,11 @@ def determination(record: RunRecord) -> list[str]:
     if len(inputs) < 2 or not any(row.ranks for row in inputs):
         return []
     if total.overlap is None and _may_be_compared(record):
-        return [
+        text = (
             "Whether these adapters determine their mean was not measured, since they are many: "
             "--report full compares them pair by pair."
-        ]
+        )
+        return [text]
     if total.overlap is None or total.determined is None:
         return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
     overlap = total.overlap
