@@ -56,6 +56,7 @@ class Adapter:
     base_weights: Mapping[str, Entry]
     _tensors: TensorFile = field(repr=False)
     _settings_sha256: Mapping[str, str] = field(repr=False)  # by file name
+    _sums: Mapping[str, str] | None = field(default=None, repr=False)  # known once they were asked for
 
     @property
     def name(self) -> str:
@@ -94,15 +95,19 @@ class Adapter:
         """The texts that the file of the tensors holds beside them, by key."""
         return self._tensors.metadata
 
-    @cached_property
+    @property
     def sha256(self) -> Mapping[str, str]:
         """The sha256, in hex, of each file that enters the updates, by file name.
 
         Raises:
             AdapterError: The tensors' file is no longer the one that was checked.
         """
-        tensors = {self._tensors.path.name: self._tensors.sha256()}
-        return MappingProxyType({**self._settings_sha256, **tensors})
+        # Not a `cached_property`: in Python 3.11 they lock each other out, and several are hashed at once.
+        if self._sums is None:
+            tensors = {self._tensors.path.name: self._tensors.sha256()}
+            object.__setattr__(self, "_sums", MappingProxyType({**self._settings_sha256, **tensors}))
+        assert self._sums is not None
+        return self._sums
 
     def rename(self, prefixes: Mapping[str, str]) -> Adapter:
         """Return the adapter with modules and saved tensors under other names (see `module_names.rename`).
@@ -144,9 +149,9 @@ class Adapter:
 
     def _with(self, **changes: Any) -> Adapter:
         """Return the same files read otherwise."""
-        other = replace(self, **changes)
-        # Where `cached_property` looks: what is known of the files is known of all that is read of them.
-        vars(other).update(notes=self.notes, sha256=self.sha256)
+        # What is known of the files is known of all that is read of them.
+        other = replace(self, _sums=self.sha256, **changes)
+        vars(other).update(notes=self.notes)  # where `cached_property` looks
         return other
 
     def shape(self, module: str) -> tuple[int, int]:

@@ -6,10 +6,11 @@ import json
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeAlias, TypeVar, cast, final
 
@@ -34,6 +35,7 @@ from riemerge.merging.machine import find_dtype
 from riemerge.merging.stacking import stack_models
 from riemerge.methods import Method
 from riemerge.methods.method import SUMS
+from riemerge.methods.threads import in_order
 from riemerge.recipes.recipe import Recipe
 from riemerge.recipes.specs import parts_of
 from riemerge.updates import DenseRows, DenseSpan, LowRankUpdate
@@ -221,7 +223,7 @@ def _sees(domain: str, shape: tuple[int, ...]) -> bool:
 # --- opening ------------------------------------------------------------------------------------------------
 
 
-def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
+def open_inputs(recipe: Recipe, method: Method, opened: Models, *, threads: int = 1) -> Inputs:
     """Open the models that count somewhere, and put them in an order that depends on their content alone.
 
     Law: a model of weight 0 is not touched; the order asked for changes nothing but `place`, except for a
@@ -231,6 +233,7 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         recipe: What names the models, expanded (see `expand`).
         method: The row of the table.
         opened: Models that are open already.
+        threads: How many files are hashed at once.
 
     Raises:
         RecipeError: The models are of two kinds, or the recipe asks what makes no sense for their kind.
@@ -250,7 +253,9 @@ def open_inputs(recipe: Recipe, method: Method, opened: Models) -> Inputs:
         )
     if kinds != {True}:
         _check_for_adapters(recipe, method)
-        return _fit(recipe, method, try_each(partial(_open, opened, read_adapter), used), opened)
+        adapters = try_each(partial(_open, opened, read_adapter), used)
+        deque(in_order(attrgetter("sha256"), adapters, threads), maxlen=0)
+        return _fit(recipe, method, adapters, opened)
     # Here too: what is asked of a path may have been meant otherwise.
     folders = [*used, *filter(None, [recipe.base_model])]
     checkpoints = try_each(partial(_open, opened, partial(_read_checkpoint, recipe.rename)), folders)

@@ -234,7 +234,8 @@ def plan(
         raise RecipeError(f"report: {report!r} is not known: expected {' or '.join(REPORTS)}")
     _check_values(recipe)
     _check_solver_and_rank(asked, method, optimizer)
-    inputs = open_inputs(recipe, method, opened or {})
+    count = find_threads(threads, where)
+    inputs = open_inputs(recipe, method, opened or {}, threads=count)
     resolver: Resolver | StackResolver
     if recipe.slices is not None:
         resolver = StackResolver(recipe, method, inputs.names)
@@ -242,7 +243,7 @@ def plan(
         resolver = Resolver(recipe, method, inputs.names)
     options = Options(
         solver=optimizer or asked.get("solver"),
-        threads=find_threads(threads, where),
+        threads=count,
         dense=recipe.out_type == "delta",
         doubtful=doubtful,
         overlaps=_choose_overlaps(report, method, asked.get("starts"), len(inputs.each)),
