@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial, reduce
@@ -16,7 +17,7 @@ from riemerge.errors import AdapterError
 from riemerge.formats.files.tensor_file import FLOATS, Entry, TensorFile, why_not_finite
 from riemerge.formats.files.text import show
 from riemerge.formats.hub import name_model
-from riemerge.formats.layers import Dora, Expert, Foreign, Layer, parent
+from riemerge.formats.layers import Dora, Expert, Foreign, Layer, Linear, parent
 from riemerge.formats.module_names import rename
 from riemerge.formats.peft.config import AdapterConfig
 from riemerge.updates.low_rank import LowRankUpdate
@@ -183,12 +184,18 @@ class Adapter:
                 or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
-        layer, tensors = self.layers[module], self.sides(module)
+        layer = self.layers[module]
+        tensors = self._read(layer)
+        if not isinstance(layer, Linear):
+            self._refuse_not_finite(module, tensors)
         try:
             b, a = layer.factors(tensors)
         except AdapterError as fault:
             raise AdapterError(f"{self.path}: {show(module)}: {why}" for why in fault.problems) from None
-        if (why := _why_out_of_range(b, a, layer.scale, dtype)) is not None:
+        largest = _largest(b), _largest(a)
+        if not all(map(math.isfinite, largest)):  # those of a linear layer are what was read
+            self._refuse_not_finite(module, tensors)
+        if (why := _why_out_of_range(*largest, layer.scale, dtype)) is not None:
             raise AdapterError(f"{self.path}: {show(module)}: {why}")
         stored = torch.promote_types(b.dtype, a.dtype)
         if narrow and torch.promote_types(stored, dtype) == dtype:
@@ -206,8 +213,13 @@ class Adapter:
             AdapterError: A tensor holds NaN or Inf, or the file is no longer the one that was checked.
             KeyError: The adapter has no such module.
         """
-        layer = self.layers[module]
-        tensors = own = self._read(layer)
+        tensors = self._read(self.layers[module])
+        self._refuse_not_finite(module, tensors)
+        return tensors
+
+    def _refuse_not_finite(self, module: str, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse NaN and Inf in the stored tensors of one module."""
+        layer, own = self.layers[module], tensors
         if isinstance(layer, Expert):
             own = layer.store(LowRankUpdate(*layer.factors(tensors)))
         AdapterError.refuse(
@@ -215,7 +227,6 @@ class Adapter:
             for side, tensor in sorted(own.items())
             if (why := why_not_finite(tensor)) is not None
         )
-        return tensors
 
     def with_layers(self, layers: Mapping[str, Layer]) -> Adapter:
         """Return the adapter with its modules stored in other ways, as only a base model says.
@@ -318,9 +329,16 @@ def _on_parameter(module: str, layer: Expert, base: Checkpoint) -> Layer:
     return replace(layer, parameters=names, turned=turned)
 
 
-def _why_out_of_range(b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> str | None:
-    """Say why dW cannot be computed with: it, or a square of it, overflows or vanishes; None if it can."""
-    left, right = (max(abs(float(end)) for end in torch.aminmax(factor)) for factor in (b, a))
+def _largest(factor: Tensor) -> float:
+    """Return the largest magnitude of a factor, NaN where it holds one, by one pass without a copy."""
+    ends = [abs(float(end)) for end in torch.aminmax(factor)]
+    return math.nan if any(map(math.isnan, ends)) else max(ends)
+
+
+def _why_out_of_range(left: float, right: float, scale: float, dtype: torch.dtype) -> str | None:
+    """Say why dW of factors of such largest magnitudes cannot be computed with: it, or a square of it,
+    overflows or vanishes; None if it can.
+    """
     most = torch.finfo(dtype).max
     if max(left, right) > most:
         return f"the factors reach {max(left, right):.3g}, but the largest {dtype} is {most:.3g}: use float64"

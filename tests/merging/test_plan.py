@@ -16,6 +16,7 @@ from torch import nn
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.checkpoint import Checkpoint
+from riemerge.merging.inputs import Inputs
 from riemerge.merging.plan import plan
 from riemerge.merging.run import run
 from riemerge.merging.sinks import write
@@ -252,3 +253,20 @@ def test_a_word_that_no_solver_has_is_refused_before_a_model_is_opened(tmp_path:
     )
     with pytest.raises(RecipeError, match="unknown solver 'typo'"):
         plan(recipe)
+
+
+@pytest.mark.parametrize(("kept", "reads"), [(2**29, 1), (0, 2)])
+def test_a_matched_scale_reads_each_module_once_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, reads: int
+) -> None:
+    folders, seen = write_family(tmp_path, family("close", 3)), list[str]()
+    read = Inputs.read
+
+    def watch(inputs: Inputs, module: str, *where: Any) -> Any:
+        seen.append(module)
+        return read(inputs, module, *where)
+
+    monkeypatch.setattr(Inputs, "read", watch)
+    monkeypatch.setattr(f"{plan.__module__}._KEPT", kept)
+    merged = merge_adapters(folders, method="average", scale="matched")
+    assert sorted(seen) == sorted(reads * list(merged.updates))
