@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -217,3 +217,24 @@ def test_an_answer_of_another_shape_is_refused_by_name(
     together = replace(METHODS["spectrum"], together=f"{__name__}:one_for_all")
     with pytest.raises(NumericalError, match=r"m1: the row answers with \(6, 6\); .* \(2, 6, 6\)"):
         run(together, stack(2))
+
+
+def test_overlaps_are_measured_once_for_each_reduction() -> None:
+    """Also where other updates count in some modules, which then are merged apart."""
+    measured: list[Reduction] = []
+
+    def measure(reduction: Reduction, storage: Sequence[torch.dtype]) -> Sequence[Any]:
+        measured.append(reduction)
+        return overlaps(reduction, storage)
+
+    weights = {"m1": (0.5, 0.0, 0.5), "m2": (0.0, 0.5, 0.5)}
+    given = replace(stack(4), weights=lambda name: weights.get(name, (0.5, 0.3, 0.2)), kept={})
+    first, second = (run(METHODS["average"], given, replace(OPTIONS, overlaps=measure)) for _ in range(2))
+    assert len(measured) == 2
+    assert measured[0] is measured[1]
+    for module, merged in first.items():
+        (expected,) = overlaps(Reduction.of(given.low_rank(module), (12, 10)), given.storage)
+        assert expected is not None
+        for found in (merged, second[module]):
+            assert found.measured is not None
+            assert found.measured.overlap.share == pytest.approx(expected.share)
