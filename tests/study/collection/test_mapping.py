@@ -224,6 +224,20 @@ def test_ranks_targets_and_dtypes_may_differ_and_what_is_missing_counts_as_zero(
     ]
 
 
+def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    paths = write_family(tmp_path / "adapters", family("close", 2, shapes=SHAPES))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("adapters.csv", "pairs.jsonl"):
+        (mine / name).write_text("mine", encoding="utf-8")
+    before = files(mine)
+    with pytest.raises(OutputError, match=r"mine: holds adapters.csv, pairs.jsonl, and no collection.json"):
+        map_adapters(paths, mine)
+    assert files(mine) == before
+    (tmp_path / "empty").mkdir()
+    assert map_adapters(paths, tmp_path / "empty").names == ("a", "b")
+
+
 def test_distances_are_measured_on_request(tmp_path: Path) -> None:
     paths = write_family(tmp_path, family("close", 3, shapes=SHAPES))
     record = map_adapters(paths, tmp_path / "atlas", distances=["quotient", "grassmann"])
