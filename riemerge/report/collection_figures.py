@@ -75,8 +75,10 @@ def draw_collection(record: CollectionRecord, cosine: Array) -> dict[str, bytes]
     alone = (partial(draw, record) for draw in (draw_map, draw_spectra, draw_kept))
     drawings = (partial(draw_pairs, record, cosine), *alone)
     files = {}
-    style = {"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left"}
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with (
+        mpl.rc_context({"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left"}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         for name, draw in zip(PICTURES, drawings, strict=True):
             content = io.BytesIO()

@@ -59,6 +59,6 @@ def test_numbers_are_those_of_each_update_and_pair(tmp_path: Path) -> None:
         flat = [
             torch.cat([one.update(name).dense().flatten() for name in TWO_ALIKE]) for one in (first, second)
         ]
-        cosine = torch.nn.functional.cosine_similarity(*flat, dim=0)
+        cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
         expected = expected.model_copy(update={"cosine": float(cosine)})
         assert pair.overlap.model_dump() == pytest.approx(expected.model_dump(), rel=1e-10)
