@@ -87,7 +87,7 @@ def map_adapters(
 
     Raises:
         AdapterError: Fewer than two adapters can be compared; all reasons.
-        RecipeError: No such distance, or no such adapter in a pair.
+        RecipeError: No such distance, no such adapter in a pair, or one adapter twice.
         OutputError: The folder cannot be written, holds an adapter, or holds files and no collection.
 
     Cost: about 2 µs of a CPU for a pair and a module of 384² at rank 8, and O(T) of reading; memory of
@@ -96,6 +96,7 @@ def map_adapters(
     root, count = Path(folder), find_threads(threads, torch.device("cpu"))
     if unknown := sorted({*distances} - {*METRICS}):
         raise RecipeError(f"distances: {', '.join(unknown)}: expected {' or '.join(METRICS)}")
+    RecipeError.refuse(f"pairs: {a},{b}: expected two different adapters" for a, b in pairs if a == b)
     OutputError.refuse([*overlaps(root, paths), *_find_foreign(root)])
     members = open_members(paths, same_base=same_base)
     with writing(root):
@@ -242,12 +243,8 @@ def _find_foreign(folder: Path) -> list[str]:
     """Say that a folder holds files, and nothing of a collection, so that a map would write over them."""
     with writing(folder):
         held = {path.name for path in folder.glob("*")}
-    if not held or held & {RECORD_FILE, WORK}:
-        return []
-    return [
-        f"{folder}: holds {list_names(sorted(held))}, and no {RECORD_FILE} of an earlier map: choose a new "
-        "folder, or an empty one"
-    ]
+    what = f"{folder}: holds {list_names(sorted(held))}, and no {RECORD_FILE} of an earlier map"
+    return [f"{what}: choose a new folder, or an empty one"] * (bool(held) and not held & {RECORD_FILE, WORK})
 
 
 def _find(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
