@@ -40,7 +40,7 @@ def test_a_dry_run_writes_nothing(plan: Path, tmp_path: Path) -> None:
     before = listing(tmp_path)
     ran = run("batch", plan, "-o", tmp_path / "out", "--dry-run")
     assert ran.exit_code == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "2 merges: 2 waiting"
+    assert ran.stdout.splitlines()[-1] == "2 merges: 2 new"
     names = [
         entry["name"]
         for entry in json.loads(run("batch", plan, "--dry-run", "--json").stdout)["plan"]["merges"]
