@@ -113,12 +113,12 @@ def test_a_merge_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) ->
     text = f"models: [a, b]\nmethods: [karcher, average]\nmerges: [{gone}]"
     plan, out = plan_of(tmp_path, text), tmp_path / "out"
     made = batch(plan, out)
-    assert statuses(made) == {"karcher": "failed", "average": "made", "gone": "failed"}
+    assert statuses(made) == {"all--karcher": "failed", "all--average": "made", "gone": "failed"}
     karcher, _, absent = made.merges
     # The kinds of fault: no mean, no such model.
     assert (karcher.code, absent.code) == (5, 4)
     assert made.exit_code == 5
-    assert statuses(batch(plan, out)) == {"karcher": "failed", "average": "kept", "gone": "failed"}
+    assert statuses(batch(plan, out)) == {"all--karcher": "failed", "all--average": "kept", "gone": "failed"}
 
 
 def test_what_changed_is_made_again(folders: list[Path], tmp_path: Path) -> None:
