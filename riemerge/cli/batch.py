@@ -22,14 +22,18 @@ _HELP = """Make all merges of a plan, each in a folder of its own.
   grid: {density: [0.3, 0.5]}
   merges: [{name: own, merge_method: tsv, models: [law, code]}]
 
-A batch that was broken off goes on. A merge that fails stops no other; the exit code is that of the first
-that failed. The table is in batch.json, in the output."""
+A batch that was broken off goes on; a merge whose recipe or models changed is made again. A merge that fails
+stops no other; the exit code is that of the first that failed. The table is in batch.json, in the output."""
 
 
 @click.command(help=_HELP)
 @click.argument("plan", metavar="PLAN.yaml")
 @click.option("-o", "--output", type=click.Path(), metavar="FOLDER", help="Folder around all merges.")
-@click.option("--dry-run", is_flag=True, help="List the merges of the plan, and write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List the merges of the plan, say which are there and stay, and write nothing.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -59,7 +63,7 @@ def batch(plan: str, output: str | None, dry_run: bool, as_json: bool, quiet: bo
             dump({"plan": listed.model_dump(mode="json")})
         else:
             show(batch_report(listed))
-        return
+        sys.exit(listed.exit_code)
     with progress_on_stderr(quiet) as listener:
         made = batch(plan, output, progress=listener, **asked)
     with reporting(output):

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict
 
-MergeStatus: TypeAlias = Literal["made", "kept", "failed", "waiting"]
+MergeStatus: TypeAlias = Literal["made", "kept", "failed", "waiting", "new", "changed"]
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,7 +21,8 @@ class BatchEntry(BaseModel):
         models: Names of the models whose weight is not 0.
         parameters: The parameters that its recipe gives.
         status: `made` by this run, `kept` as an earlier run wrote it, `failed`, or `waiting` where the run
-            ended before.
+            ended before. What a dry run finds is `kept`, `failed`, `new`, or `changed` where it is there and
+            would be made again.
         seconds: Wall seconds that this run spent on it; None where it waits.
         norm: ‖dW‖ of the merge, all modules together; None where there is no merge.
         problems: Why it failed; empty where it did not.

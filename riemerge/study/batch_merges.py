@@ -10,18 +10,20 @@ from time import monotonic
 from typing import Any, final
 
 from riemerge._version import __version__
-from riemerge.errors import OutputError, RecipeError
+from riemerge.errors import OutputError, RecipeError, RiemergeError, explain
 from riemerge.formats.files.staging import check_output, overlaps, write_atomically
 from riemerge.formats.files.text import list_names
 from riemerge.merging.inputs import counting, display_names, folders_of
 from riemerge.merging.machine import find_device, find_threads
+from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.merging.sinks import RECORD_FILE
+from riemerge.merging.written_before import read_record
 from riemerge.methods.plugins import LOADED
 from riemerge.progress import Listener, Progress
 from riemerge.records.batch_record import BatchEntry, BatchRecord
 from riemerge.study.batch_plan import NamedRecipe, read_batch_plan
 from riemerge.study.batch_schedulers import Outcome, Task, run_here, run_in_processes, run_on_cluster
-from riemerge.study.kept_merges import study_folder
+from riemerge.study.kept_merges import study_folder, why_again
 
 BATCH_FILE = "batch.json"
 
@@ -43,8 +45,9 @@ def batch(
     Law: each folder is what `merge_into` makes of its recipe, whole or not at all; neither the scheduler nor
     the number of workers changes a bit of it. A merge that fails stops no other. A batch that was broken off
     goes on: a merge of the same recipe and models stays while its files are those that this version of
-    riemerge wrote, and is made again where they are not; one that failed is tried again. What else lies under
-    the name of a merge is never touched: that merge fails.
+    riemerge wrote; where its recipe, a model or its files are others now, it is made again, and what is there
+    stays until the new one is whole. One that failed is tried again. What lies under the name of a merge and
+    is none is never touched: the batch is refused before it begins.
 
     Args:
         plan: File of the plan (see `riemerge.study.batch_plan.BatchPlan`).
@@ -64,7 +67,8 @@ def batch(
     Raises:
         RecipeError: The plan makes no sense, or both workers and a scheduler are asked for.
         AdapterError: The atlas that the plan names cannot be read.
-        OutputError: The folder cannot be written, or overlaps a model.
+        OutputError: The folder cannot be written, overlaps a model, or has something else under the name of
+            a merge.
         ResourceError: The cluster is not there.
     """
     if workers < 1 or (scheduler and workers > 1):
@@ -73,11 +77,7 @@ def batch(
         )
     root = Path(folder).absolute()
     merges = read_batch_plan(plan)
-    models = dict.fromkeys(path for _, recipe in merges for path in folders_of(recipe))
-    if os.path.lexists(root):
-        OutputError.refuse(overlaps(root, models))
-    else:
-        check_output(root, models)
+    _check_folder(root, merges)
     where = find_device(device)
     if not scheduler:
         threads = threads or max(1, find_threads(None, where) // workers)
@@ -101,7 +101,10 @@ def batch(
 
 
 def list_batch(plan: str | Path, folder: str | Path | None = None) -> BatchRecord:
-    """Return what a batch would make: each merge as `waiting`, or `kept` where a record of a merge is there.
+    """Return what a batch would do: each merge as `new`, `kept` or `changed`, or why it would fail.
+
+    Law: writes nothing. Without a folder only the plan is read; with one, the models of each merge that is
+    there, and its files, are compared with its record.
 
     Args:
         plan: File of the plan.
@@ -110,13 +113,44 @@ def list_batch(plan: str | Path, folder: str | Path | None = None) -> BatchRecor
     Raises:
         RecipeError: The plan makes no sense.
         AdapterError: The atlas that the plan names cannot be read.
+        OutputError: What `batch` would refuse of the folder.
     """
     merges = read_batch_plan(plan)
-    table = _Table(Path(BATCH_FILE), Path(plan).name, merges)
-    for name, _ in merges:
-        if folder is not None and Path(folder, name, RECORD_FILE).is_file():
-            table.put(name, {"status": "kept"})
+    table, shared = _Table(Path(BATCH_FILE), Path(plan).name, merges), SharedInputs()
+    if folder is not None:
+        _check_folder(Path(folder).absolute(), merges)
+    for name, recipe in merges:
+        outcome: dict[str, Any] = {"status": "new"}
+        if folder is not None and (record := read_record(Path(folder, name))) is not None:
+            try:
+                again = why_again(shared.plan(recipe), Path(folder, name), record)
+            except RiemergeError as fault:
+                _, code, problems = explain(fault)
+                outcome = {"status": "failed", "problems": problems, "code": code}
+            else:
+                outcome = {"status": "changed" if again else "kept"}
+        table.put(name, outcome)
     return table.record
+
+
+def _check_folder(root: Path, merges: Sequence[NamedRecipe]) -> None:
+    """Refuse a folder for a batch that overlaps a model, or has what is no merge under the name of one."""
+    models = dict.fromkeys(path for _, recipe in merges for path in folders_of(recipe))
+    if not os.path.lexists(root):
+        check_output(root, models)
+        return
+    paths = [root / name for name, _ in merges]
+    foreign = [path for path in paths if os.path.lexists(path) and read_record(path) is None]
+    OutputError.refuse(
+        [
+            *overlaps(root, models),
+            *(
+                f"{path}: exists already and is no merge, which has a {RECORD_FILE}: choose another folder "
+                "or remove it"
+                for path in foreign
+            ),
+        ]
+    )
 
 
 def _task(merge: NamedRecipe, root: Path, device: str, threads: int | None) -> Task:

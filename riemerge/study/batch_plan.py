@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from riemerge.errors import AdapterError, RecipeError, try_each
-from riemerge.formats.files.text import is_plain_name
+from riemerge.formats.files.staging import file_sha256
+from riemerge.formats.files.text import is_plain_name, list_names
 from riemerge.formats.kinds import holds_model
 from riemerge.merging.inputs import display_names
 from riemerge.methods import COLUMNS, DEFAULT_METHOD, PARAMETERS, PLAIN_METHOD, find_method
@@ -26,7 +27,7 @@ from riemerge.recipes.recipe import Recipe, make_recipe
 from riemerge.recipes.specs import locate_model, parse_spec, parts_of
 from riemerge.recipes.translations import put_over, translate_unlisted_base, translate_words
 from riemerge.recipes.yaml12 import read_yaml
-from riemerge.records.collection_record import CollectionRecord
+from riemerge.records.collection_record import CollectedAdapter, CollectionRecord
 from riemerge.registry import did_you_mean
 
 _OWN = ("models", "slices", "merge_method", "name")
@@ -39,7 +40,7 @@ class NamedRecipe(NamedTuple):
     """One merge of a batch.
 
     Attributes:
-        name: Name of its folder: what tells it from the other merges of the plan.
+        name: Name of its folder: its models, its method, its point of the grid; whatever else the plan has.
         recipe: What to merge, and how; its paths are absolute.
     """
 
@@ -86,7 +87,8 @@ def read_batch_plan(path: str | Path) -> tuple[NamedRecipe, ...]:
     """Read the recipes that a plan stands for, in the order of the plan.
 
     Law: a function of the file, of the folders that its patterns match and of the atlas that it names. Paths
-    in it are relative to the file. Every recipe is checked; no model is opened.
+    in it are relative to the file. Every recipe is checked; no model is opened, but the files of adapters of
+    an atlas are compared with those that were mapped.
 
     Args:
         path: The file of the plan.
@@ -96,7 +98,7 @@ def read_batch_plan(path: str | Path) -> tuple[NamedRecipe, ...]:
             file and the key.
         AdapterError: The atlas cannot be read.
     """
-    path = Path(path).absolute()
+    path = Path(_normalise(str(Path(path).absolute())))
     data, *others = read_yaml(path)
     if others or not isinstance(data, dict):
         raise RecipeError(
@@ -144,6 +146,7 @@ class _Expansion:
         plan, generated = self._plan, list[NamedRecipe]()
         if plan.each or plan.methods or plan.grid or not plan.merges:
             generated = [*self._generate()]
+            self._refuse_repetitions(generated)
         given = [one for i, data in enumerate(plan.merges) for one in self._spell_out(f"merges[{i}]", data)]
         taken = Counter(name for name, _ in given)
         self._tell(
@@ -158,10 +161,10 @@ class _Expansion:
     def _find(self, name: str, text: str) -> tuple[str, ...]:
         """Return the absolute paths of the models that a word of the plan stands for."""
         located = locate_model(text, self._beside)
-        if os.path.lexists(located) or len(parts_of(located)) > 1:
-            return (located,)
+        if len(parts := parts_of(located)) > 1 or os.path.lexists(located):
+            return ("+".join(map(_normalise, parts)),)
         matches = sorted(glob(str(self._beside / text)))  # noqa: PTH207 - a pattern may be absolute
-        models = tuple(path for path in matches if _is_model(Path(path)))
+        models = tuple(_normalise(path) for path in matches if _is_model(Path(path)))
         if not models:
             self._tell(
                 f"models.{name}: {text}: {len(matches)} files and folders, and no model: expected the folder "
@@ -190,15 +193,16 @@ class _Expansion:
         if self._plan.atlas is None:
             self._tell("each: clusters: there are none without an atlas: name the folder of one under from")
             return []
-        atlas = read_atlas(self._beside / self._plan.atlas)
+        atlas = read_atlas(Path(_normalise(str(self._beside / self._plan.atlas))))
         copies = {copy.name for group in atlas.copies for copy in group.repetitions}
+        mapped = {adapter.name: adapter for adapter in atlas.adapters}
         families = [
             (f"cluster-{one.label}", [name for name in one.members if name not in copies])
             for one in atlas.clusters
             if one.kind == "family"
         ]
         subsets = [
-            (name, tuple(path for member in members for path in self._member(member)))
+            (name, tuple(path for member in members for path in self._member(mapped[member])))
             for name, members in families
             if len(members) > 1
         ]
@@ -206,12 +210,17 @@ class _Expansion:
             self._tell(f"from: {self._plan.atlas}: found no family of two adapters or more to merge")
         return subsets
 
-    def _member(self, name: str) -> list[str]:
-        """Return the path of an adapter of the atlas, which knows names only."""
-        parts = Path(name).parts
+    def _member(self, adapter: CollectedAdapter) -> list[str]:
+        """Return the path of an adapter of the atlas, which knows names only, and what their files were."""
+        name, parts = adapter.name, Path(adapter.name).parts
         paths = [path for path in self._paths if Path(path).parts[-len(parts) :] == parts]
         if len(paths) != 1:
             self._tell(f"from: {name}: found {len(paths)} models called so: expected one under models")
+        elif changed := [*_find_changes(Path(paths[0]), adapter.sha256)]:
+            self._tell(
+                f"from: {name}: {list_names(changed)} in {paths[0]} not as mapped: this is another adapter, "
+                "or it was changed: run riemerge map again"
+            )
         return paths
 
     def _candidates(self) -> list[Candidate]:
@@ -246,17 +255,27 @@ class _Expansion:
             varied = {name: values for name, values in plan.grid.items() if name in takes}
             for values in product(*varied.values()):
                 point = dict(zip(varied, values, strict=True))
-                parts = [
-                    *[subset] * (len(subsets) > 1),
-                    *[candidate.name] * (len(candidates) > 1),
-                    *(f"{name}={_spell(point[name])}" for name in point if len(varied[name]) > 1),
-                ]
+                grid = (f"{name}={_spell(value)}" for name, value in point.items())
+                name = _clean("--".join([subset, candidate.name, *grid]))
                 data = {
                     "merge_method": candidate.method,
                     "models": [{"model": path} for path in paths],
                     "parameters": {**candidate.parameters, **point},
                 }
-                yield from self._make(_clean("--".join(parts) or subset), data, candidate.name)
+                yield from self._make(name, data, candidate.name)
+
+    def _refuse_repetitions(self, generated: Sequence[NamedRecipe]) -> None:
+        """Refuse methods and values of the grid that say one thing twice, as the first subset shows."""
+        seen: list[NamedRecipe] = []
+        for name, made in generated:
+            recipe = made.model_copy(update={"translations": ()})
+            if seen and recipe.models != seen[0].recipe.models:
+                return
+            for other in seen:
+                if other.recipe == recipe:
+                    both = list_names([*dict.fromkeys([other.name, name])])
+                    self._tell(f"methods, grid: {both}: stands for one recipe twice: list it once")
+            seen.append(NamedRecipe(name, recipe))
 
     # --- what the plan spells out ---------------------------------------------------------------------------
 
@@ -297,6 +316,8 @@ class _Expansion:
             level[key] = next(iter(self._words.get(text, ())), text)
         method, translations = raw.get("merge_method"), translate_words(raw, of_file=True)
         locate_models(raw, self._beside, ())
+        for level, key, text in places_of_models(raw):
+            level[key] = "+".join(map(_normalise, parts_of(text)))
         translations += translate_unlisted_base(raw, method)
         try:
             yield NamedRecipe(name, make_recipe({**raw, "translations": translations}, where=where))
@@ -307,6 +328,26 @@ class _Expansion:
 def _is_model(path: Path) -> bool:
     """Return whether what a pattern matches is a model: files and folders of other kinds are passed over."""
     return holds_model(path) if path.is_dir() else path.suffix == ".safetensors"
+
+
+def _find_changes(model: Path, sha256: Mapping[str, str]) -> Iterator[str]:
+    """Yield the names of files of a model that are not there with these sha256."""
+    folder = model.parent if model.is_file() else model
+    for name, expected in sha256.items():
+        try:
+            same = file_sha256(folder / name) == expected
+        except OSError:
+            same = False
+        if not same:
+            yield name
+
+
+def _normalise(path: str) -> str:
+    """Return an absolute path without `..` and the like; as it is where that would name something else."""
+    short = os.path.normpath(path)
+    if Path(path).is_absolute() and os.path.realpath(short) == os.path.realpath(path):
+        return short
+    return path
 
 
 def _spell(value: Any) -> str:

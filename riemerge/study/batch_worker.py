@@ -13,7 +13,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, NoReturn
 
-from riemerge.errors import explain, may_pass
+from riemerge.errors import AdapterError, OutputError, explain, may_pass
 from riemerge.formats.files.text import show
 from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.methods.plugins import load_plugin
@@ -56,7 +56,9 @@ def _try(task: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as fault:  # noqa: BLE001 - one merge that fails must not end the others
         _SHARED.clear()
         _, code, problems = explain(fault)
-        outcome = {"status": "failed", "problems": problems, "code": code, "may_pass": may_pass(fault)}
+        # Of outputs, only what the file system said may pass: what is in the way stays there.
+        passing = may_pass(fault) and not (isinstance(fault, OutputError) and fault.__cause__ is None)
+        outcome = {"status": "failed", "problems": problems, "code": code, "may_pass": passing}
     else:
         outcome = {"status": ("kept", "made")[new], "norm": record.totals.norm, "may_pass": False}
     return {**outcome, "seconds": perf_counter() - began}
@@ -66,8 +68,15 @@ def _merge(task: Mapping[str, Any]) -> KeptMerge:
     for module in task["plugins"]:
         load_plugin(module)
     recipe = Recipe.model_validate(task["recipe"])
-    planned = _SHARED.plan(recipe, device=task["device"], threads=task["threads"])
-    return keep_merge(planned, Path(task["folder"]), Path(task["table"]))
+    asked = {"device": task["device"], "threads": task["threads"]}
+    try:
+        planned = _SHARED.plan(recipe, **asked)
+    except AdapterError:
+        if not _SHARED.opened:
+            raise
+        _SHARED.clear()  # a model may have changed since it was opened
+        planned = _SHARED.plan(recipe, **asked)
+    return keep_merge(planned, Path(task["folder"]), Path(task["table"]), replace=True)
 
 
 def serve() -> None:

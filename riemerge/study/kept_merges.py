@@ -68,6 +68,13 @@ class KeptMerge(NamedTuple):
     new: bool
 
 
+def why_again(planned: Plan, target: Path, record: RunRecord) -> str | None:
+    """Return why a merge that is there is made again by this plan; None where it stays."""
+    if not is_record_of(planned, record):
+        return "its recipe, or what it reads, is another now"
+    return why_not_as_written(target, record)
+
+
 def keep_merge(planned: Plan, target: Path, table: Path, *, replace: bool = False) -> KeptMerge:
     """Return the record of a merge that is there as this version wrote it; merge it where it is not.
 

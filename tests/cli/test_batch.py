@@ -25,10 +25,10 @@ def test_the_table_and_where_it_is(plan: Path, tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.stderr
     head, average, tsv, count, where = ran.stdout.splitlines()
     assert head.split() == ["merge", "models", "method", "status", "seconds", "‖dW‖"]
-    assert average.split()[:5] == ["average", "a,", "b", "average", "made"]
-    assert tsv.startswith("tsv ")
+    assert average.split()[:5] == ["all--average", "a,", "b", "average", "made"]
+    assert tsv.startswith("all--tsv ")
     assert (count, where) == ("2 merges: 2 made", f"written to {tmp_path / 'out'}")
-    assert ran.stderr.splitlines() == ["batch: 2 of 2: tsv: made"]
+    assert ran.stderr.splitlines() == ["batch: 2 of 2: all--tsv: made"]
     again = run("batch", plan, "-o", tmp_path / "out", "--json")
     record = json.loads(again.stdout)["record"]
     assert [entry["status"] for entry in record["merges"]] == ["kept", "kept"]
@@ -40,12 +40,12 @@ def test_a_dry_run_writes_nothing(plan: Path, tmp_path: Path) -> None:
     before = listing(tmp_path)
     ran = run("batch", plan, "-o", tmp_path / "out", "--dry-run")
     assert ran.exit_code == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == "2 merges: 2 waiting"
+    assert ran.stdout.splitlines()[-1] == "2 merges: 2 new"
     names = [
         entry["name"]
         for entry in json.loads(run("batch", plan, "--dry-run", "--json").stdout)["plan"]["merges"]
     ]
-    assert names == ["average", "tsv"]
+    assert names == ["all--average", "all--tsv"]
     assert listing(tmp_path) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_every_merge_is_what_it_would_be_by_itself(folders: list[Path], tmp_path
         assert entry.norm == written.record.totals.norm
     own = made.merges[-1]
     assert (own.method, own.models, own.attempts) == ("ties", ("a", "c"), 1)
-    assert list_batch(plan).count("waiting") == list_batch(plan, tmp_path / "out").count("kept") == 7
+    assert list_batch(plan).count("new") == list_batch(plan, tmp_path / "out").count("kept") == 7
 
 
 def test_models_are_opened_once_for_all_merges(
@@ -111,19 +112,46 @@ def test_a_merge_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) ->
     gone = "{name: gone, merge_method: ties, models: [x, a]}"
     text = f"models: [a, b]\nmethods: [karcher, average]\nmerges: [{gone}]"
     plan, out = plan_of(tmp_path, text), tmp_path / "out"
-    (out / "average").mkdir(parents=True)
-    (out / "average" / "mine").write_text("of a person")
     made = batch(plan, out)
-    assert statuses(made) == dict.fromkeys(["karcher", "average", "gone"], "failed")
-    karcher, average, absent = made.merges
-    # The kinds of fault: no mean, an output that is something else, no such model.
-    assert (karcher.code, average.code, absent.code) == (5, 6, 4)
-    assert "exists already" in average.problems[0]
+    assert statuses(made) == {"all--karcher": "failed", "all--average": "made", "gone": "failed"}
+    karcher, _, absent = made.merges
+    # The kinds of fault: no mean, no such model.
+    assert (karcher.code, absent.code) == (5, 4)
     assert made.exit_code == 5
-    assert (out / "average" / "mine").read_text() == "of a person"
-    (out / "average" / "mine").unlink()
-    (out / "average").rmdir()
-    assert statuses(batch(plan, out)) == {"karcher": "failed", "average": "made", "gone": "failed"}
+    assert statuses(batch(plan, out)) == {"all--karcher": "failed", "all--average": "kept", "gone": "failed"}
+
+
+def test_what_changed_is_made_again(folders: list[Path], tmp_path: Path) -> None:
+    text = "models: [a, b, c]\neach: pairs\nmethods: [average]\nrecipe: {parameters: {scale: SCALE}}"
+    plan, out = plan_of(tmp_path, text.replace("SCALE", "1.0")), tmp_path / "out"
+    names = [entry.name for entry in batch(plan, out).merges]
+    shutil.copyfile(tmp_path / "b" / TENSORS, tmp_path / "c" / TENSORS)
+    (out / names[0] / TENSORS).unlink()
+    before = content(out)
+    assert [*statuses(list_batch(plan, out)).values()] == ["changed"] * 3
+    assert content(out) == before
+    assert [*statuses(batch(plan, out)).values()] == ["made"] * 3
+    plan_of(tmp_path, text.replace("SCALE", "0.5"))
+    assert [*statuses(list_batch(plan, out)).values()] == ["changed"] * 3
+    made = batch(plan, out)
+    assert [(entry.status, entry.attempts) for entry in made.merges] == [("made", 1)] * 3
+    for name, recipe in read_batch_plan(plan):
+        merge_into(recipe, tmp_path / name)
+        assert content(tmp_path / name) == content(out / name)
+    assert [*statuses(list_batch(plan, out)).values()] == ["kept"] * 3
+    (tmp_path / "a" / TENSORS).unlink()
+    assert [*statuses(list_batch(plan, out)).values()] == ["failed", "failed", "kept"]
+
+
+def test_what_is_no_merge_is_never_replaced(folders: list[Path], tmp_path: Path) -> None:
+    plan, out = plan_of(tmp_path, "models: [a, b]\nmethods: [average, tsv]"), tmp_path / "out"
+    names = [name for name, _ in read_batch_plan(plan)]
+    (out / names[1]).mkdir(parents=True)
+    (out / names[1] / "mine").write_text("of a person")
+    for run in (batch, list_batch):
+        with pytest.raises(OutputError, match=f"{names[1]}: exists already and is no merge"):
+            run(plan, out)
+    assert [path.name for path in listing(out)] == [names[1], "mine"]
 
 
 def test_what_is_no_batch_is_refused(folders: list[Path], tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from riemerge.errors import AdapterError, RecipeError
+from riemerge.formats.files.staging import file_sha256
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.study.batch_plan import read_batch_plan
 from tests.folders import family, write_family
 from tests.helpers import ROOT
 from tests.records.collections import made_collection
-from tests.study.inputs import SHAPES
+from tests.study.inputs import SHAPES, TENSORS
 
 
 @pytest.fixture
@@ -38,29 +39,44 @@ def test_pairs_by_methods_on_a_grid(beside: Path) -> None:
     text = "models: [adapters/*]\neach: pairs\nmethods: [average, 'ties:rank=2']"
     recipes = read(beside, f"{text}\ngrid: {{density: [0.3, 0.5], rank: [4]}}")
     ties = ["a-b--ties-rank=2--density=0.3", "a-b--ties-rank=2--density=0.5"]
-    assert [*recipes][:4] == ["a-b--average", *ties, "a-c--average"]
+    assert [*recipes][:4] == ["a-b--average--rank=4", *ties, "a-c--average--rank=4"]
     assert len(recipes) == 9
     # A parameter that a method does not take varies it by nothing, and one that it has already stays.
-    assert recipes["a-b--average"].parameters == {"rank": 4}
+    assert recipes["a-b--average--rank=4"].parameters == {"rank": 4}
     assert recipes["b-c--ties-rank=2--density=0.5"].parameters == {"rank": 2, "density": 0.5}
-    assert models(recipes["b-c--average"]) == ["b", "c"]
+    assert models(recipes["b-c--average--rank=4"]) == ["b", "c"]
 
 
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("", ["all"]),
-        ("methods: [average, ties]", ["average", "ties"]),
-        ("grid: {rank: [2, 3]}", ["rank=2", "rank=3"]),
-        ("grid: {rank: [95%, sum]}", ["rank=95%", "rank=sum"]),
-        ("methods: [ties]\ngrid: {density: [[0.3, 1], 0.3]}", ["density=0.3,1", "density=0.3"]),
-        ("each: pairs", ["a-b", "a-c", "b-c"]),
+        ("", ["all--spectrum"]),
+        ("methods: [average, ties]", ["all--average", "all--ties"]),
+        ("grid: {rank: [2, 3]}", ["all--spectrum--rank=2", "all--spectrum--rank=3"]),
+        ("grid: {rank: [95%, sum]}", ["all--spectrum--rank=95%", "all--spectrum--rank=sum"]),
+        ("methods: [ties]\ngrid: {density: [[0.3, 1]]}", ["all--ties--density=0.3,1"]),
+        ("each: pairs", ["a-b--spectrum", "a-c--spectrum", "b-c--spectrum"]),
         ("merges: [{name: own, merge_method: average}]", ["own"]),
-        ("each: all\nmerges: [{name: all, merge_method: average}]", ["all-2", "all"]),
+        (
+            "methods: [tsv]\nmerges: [{name: all--tsv, merge_method: average}]",
+            ["all--tsv-2", "all--tsv"],
+        ),
     ],
 )
-def test_a_name_says_what_differs(beside: Path, text: str, names: list[str]) -> None:
+def test_a_name_says_what_is_merged_and_how(beside: Path, text: str, names: list[str]) -> None:
     assert [*read(beside, f"models: [adapters/*]\n{text}")] == names
+
+
+def test_paths_are_told_without_detours(beside: Path) -> None:
+    (beside / "link").symlink_to(beside / "adapters" / "a")
+    detours = "adapters/../adapters/a, ./adapters/b/, adapters/b, link/../c, adapters/../adapters/c*"
+    (recipe,) = read(beside, f"models: [{detours}]").values()
+    # Of a link, the two dots are those of what it leads to.
+    expected = [str(beside / path) for path in ("adapters/a", "adapters/b", "link/../c", "adapters/c")]
+    assert [entry.model for entry in recipe.models] == expected
+    own = "{name: own, merge_method: ties, models: [adapters/../adapters/a, ./adapters/b]}"
+    (recipe,) = read(beside, f"merges: [{own}]").values()
+    assert [entry.model for entry in recipe.models] == expected[:2]
 
 
 def test_what_a_plan_spells_out_is_a_recipe(beside: Path) -> None:
@@ -117,9 +133,13 @@ def test_families_of_an_atlas_are_merged_without_copies(tmp_path: Path) -> None:
     atlas = atlas.model_copy(update={"clusters": (*atlas.clusters, strangers)})
     copies = {copy.name for group in atlas.copies for copy in group.repetitions}
     assert copies
+    (one,) = family("close", 1, shapes=SHAPES)
+    write_family(tmp_path, [one])
+    sums = {path.name: file_sha256(path) for path in (tmp_path / "a").iterdir()}
+    mapped = [adapter.model_copy(update={"sha256": sums}) for adapter in atlas.adapters]
+    atlas = atlas.model_copy(update={"adapters": (*mapped,)})
     (tmp_path / "atlas").mkdir()
     (tmp_path / "atlas" / "collection.json").write_text(atlas.to_json())
-    (one,) = family("close", 1, shapes=SHAPES)
     for name in atlas.names:
         write_family(tmp_path / "adapters" / name, [one])
         (tmp_path / "adapters" / name / "a").rename(tmp_path / "moved")
@@ -127,7 +147,7 @@ def test_families_of_an_atlas_are_merged_without_copies(tmp_path: Path) -> None:
         (tmp_path / "moved").rename(tmp_path / "adapters" / name)
     recipes = read(tmp_path, "models: [adapters/*]\nfrom: atlas\neach: clusters")
     expected = {
-        f"cluster-{one.label}": [name for name in one.members if name not in copies]
+        f"cluster-{one.label}--spectrum": [name for name in one.members if name not in copies]
         for one in atlas.clusters
         if one.kind == "family"
     }
@@ -135,7 +155,13 @@ def test_families_of_an_atlas_are_merged_without_copies(tmp_path: Path) -> None:
     found = {name: models(recipe) for name, recipe in recipes.items()}
     assert [*found.values()] == [*expected.values()]
     assert expected
-    missing = expected.popitem()[1][0]
+    changed, missing = [*expected.values()][-1][:2]
+    path = tmp_path / "adapters" / changed / TENSORS
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + b"x")
+    with pytest.raises(RecipeError, match=f"from: {changed}: {TENSORS} in .* not as mapped.* map again"):
+        read(tmp_path, "models: [adapters/*]\nfrom: atlas\neach: clusters")
+    path.write_bytes(before)
     with pytest.raises(RecipeError, match=f"from: {missing}: found 0 models called so"):
         read(tmp_path, f'models: ["adapters/[!{missing[0]}]*"]\nfrom: atlas\neach: clusters')
 
@@ -164,6 +190,16 @@ def test_families_of_an_atlas_are_merged_without_copies(tmp_path: Path) -> None:
         (
             "models: [adapters/*]\nmerges: [{name: a, merge_method: ties}, {name: a, merge_method: ties}]",
             "merges: 2 have the name 'a'",
+        ),
+        (
+            "models: [adapters/*]\nmethods: [ties, ties]",
+            "methods, grid: all--ties: stands for one recipe twice",
+        ),
+        ("models: [adapters/*]\nmethods: [linear, average]", "all--average: stands for one"),
+        ("models: [adapters/*]\ngrid: {scale: [0.3, 3.0e-1]}", "scale=0.3: stands for one"),
+        (
+            "models: [adapters/*]\ngrid: {scale: [1, 1.0]}",
+            "scale=1, all--spectrum--scale=1.0: stands for one",
         ),
         ("models: [adapters/*]\nmethods: [slerp]", "slerp: models: slerp merges exactly 2"),
     ],

@@ -137,10 +137,10 @@ def test_a_process_makes_the_same(merges: Path, monkeypatch: pytest.MonkeyPatch)
     )
     made = batch(merges / "plan.yaml", merges / "processes", workers=2, threads=1)
     assert {entry.name: (entry.status, entry.attempts) for entry in made.merges} == {
-        "average": ("made", 1),
-        "kill_once": ("made", 1),
-        "tsv": ("made", 1),
-        "fail_once": ("made", 2),
+        "all--average": ("made", 1),
+        "all--kill_once": ("made", 1),
+        "all--tsv": ("made", 1),
+        "all--fail_once": ("made", 2),
     }
     assert same(merges, "processes")
 
@@ -159,10 +159,10 @@ def test_a_cluster_makes_the_same_and_survives_a_kill(merges: Path, cluster: Any
     go_wrong(merges)
     made = batch(merges / "plan.yaml", merges / "cluster", scheduler=cluster.scheduler_address)
     assert {entry.name: (entry.status, entry.attempts) for entry in made.merges} == {
-        "average": ("made", 1),
-        "kill_once": ("made", 1),
-        "tsv": ("made", 1),
-        "fail_once": ("made", 2),
+        "all--average": ("made", 1),
+        "all--kill_once": ("made", 1),
+        "all--tsv": ("made", 1),
+        "all--fail_once": ("made", 2),
     }
     assert (merges / "killed").exists()
     assert same(merges, "cluster")

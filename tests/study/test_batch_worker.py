@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from riemerge.errors import NumericalError
+from riemerge.errors import NumericalError, OutputError
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.study import batch_worker
 from riemerge.study.batch_worker import attempt
@@ -37,6 +37,7 @@ def task_of(folders: list[Path], tmp_path: Path) -> dict[str, Any]:
         ([KeyError("what"), OSError(errno.ENOSPC, "no space left", "x")], "failed", 2, 6),
         ([KeyError("what"), KeyError("what")], "failed", 2, 1),
         ([NumericalError("no mean")], "failed", 1, 5),
+        ([OutputError("exists already")], "failed", 1, 6),
     ],
 )
 def test_what_becomes_of_a_merge(
@@ -50,10 +51,10 @@ def test_what_becomes_of_a_merge(
 ) -> None:
     left = list(faults)
 
-    def keep(*args: Any) -> Any:
+    def keep(*args: Any, **asked: Any) -> Any:
         if left:
             raise left.pop(0)
-        return keep_merge(*args)
+        return keep_merge(*args, **asked)
 
     monkeypatch.setattr(batch_worker, "keep_merge", keep)
     outcome = attempt(task_of(folders, tmp_path))
@@ -65,7 +66,7 @@ def test_what_becomes_of_a_merge(
 def test_an_interrupt_is_no_outcome(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep(*_: Any) -> None:
+    def keep(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(batch_worker, "keep_merge", keep)

@@ -19,7 +19,7 @@ MOST_CLUSTERS = 256
 LEAST_SILHOUETTE = 0.02
 """Mean silhouette below which there are no clusters: unrelated updates have about 0.005."""
 
-LEAST_GAP = 0.1
+LEAST_GAP = 0.15
 """Share of the distance of two clusters by which it exceeds that inside, or they are one family."""
 
 
@@ -92,7 +92,7 @@ def find_clusters(cosine: Tensor, stands: Sequence[int]) -> Clustering:
 def are_apart(distances: Tensor, labels: Tensor) -> bool:
     """Say whether there is a gap between every two clusters, and not the spread of one family.
 
-    Law: two clusters are one family where the mean distance between them is of a cosine of at least `RELATED`,
+    Law: two clusters are one family where the mean distance between them is of a cosine of `RELATED` or more,
     and exceeds that inside by less than `LEAST_GAP` of it. Near pairs count only where a cluster has no
     others. Two single adapters are held against the pairs inside all clusters that are not near;
     where there are none, their cosine alone decides.

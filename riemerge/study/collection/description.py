@@ -177,13 +177,13 @@ def describe_clusters(
 def note_differences(adapters: Sequence[CollectedAdapter]) -> tuple[str, ...]:
     """Say in what the adapters differ, and what counts as zero."""
     lacking = [adapter.name for adapter in adapters if adapter.missing]
-    text = "adapters lack modules that others have, where their updates count as zero"
-    notes = [f"{len(lacking)} {text}: {list_names(lacking)}"] * bool(lacking)
+    lack = {1: "1 adapter lacks"}.get(len(lacking), f"{len(lacking)} adapters lack")
+    text = "modules that others have, where the update counts as zero"
+    notes = [f"{lack} {text}: {list_names(lacking)}"] * bool(lacking)
     saving = [adapter.name for adapter in adapters if adapter.saved]
-    text = (
-        "adapters have whole tensors saved beside the factors (heads, trained biases), which are not compared"
-    )
-    notes += [f"{len(saving)} {text}: {list_names(saving)}"] * bool(saving)
+    save = {1: "1 adapter has"}.get(len(saving), f"{len(saving)} adapters have")
+    text = "whole tensors saved beside the factors (heads, trained biases), which are not compared"
+    notes += [f"{save} {text}: {list_names(saving)}"] * bool(saving)
     differing: dict[str, Counter[Any]] = {
         "ranks": Counter(rank for adapter in adapters for rank in adapter.ranks),
         "dtypes": Counter(adapter.dtype for adapter in adapters),

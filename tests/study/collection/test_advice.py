@@ -140,7 +140,7 @@ def test_options_are_for_what_differs_within_the_group() -> None:
     assert command({"missing": ("q",)}, {"missing": ("q",)}) == ""  # others have it: this merge does not
     assert command({"missing": ("q",)}, {"missing": ("v",)}) == "--missing zero"
     assert command({"base_model": "x/one"}, {"base_model": "y/other"}) == "--same-base"
-    assert command({"base_model": "x/one"}, {"base_model": "one"}) == ""  # names of one model
+    assert command({"base_model": "x/one"}, {"base_model": "/models/one"}) == ""  # one model
     heads = {"saved": {"score.weight": (3, 8)}}
     assert command(heads, heads) == "--heads average"
     assert command(heads, {"saved": {"score.weight": (2, 8)}}) == "--heads drop"
