@@ -19,6 +19,7 @@ from riemerge.formats.files.text import show
 from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.methods.plugins import load_plugin
 from riemerge.recipes.recipe import Recipe
+from riemerge.study.batch_plan import name_keys
 from riemerge.study.kept_merges import KeptMerge, keep_merge
 
 TRIES = 2
@@ -61,6 +62,7 @@ def _try(task: Mapping[str, Any]) -> dict[str, Any]:
         _, code, problems = explain(fault)
         # Of outputs, only what the file system said may pass: what is in the way stays there.
         passing = may_pass(fault) and not (isinstance(fault, OutputError) and fault.__cause__ is None)
+        problems = tuple(map(name_keys, problems))
         outcome = {"status": "failed", "problems": problems, "code": code, "may_pass": passing}
     else:
         outcome = {"status": ("kept", "made")[new], "norm": record.totals.norm, "may_pass": False}

@@ -41,7 +41,7 @@ def task_of(folders: list[Path], tmp_path: Path) -> dict[str, Any]:
         ([MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], "failed", 2, 7),
         ([KeyError("what"), OSError(errno.ENOSPC, "no space left", "x")], "failed", 2, 6),
         ([KeyError("what"), KeyError("what")], "failed", 2, 1),
-        ([NumericalError("no mean")], "failed", 1, 5),
+        ([NumericalError("no mean: give --geometry")], "failed", 1, 5),
         ([OutputError("exists already")], "failed", 1, 6),
     ],
 )
@@ -65,7 +65,9 @@ def test_what_becomes_of_a_merge(
     outcome = attempt(task_of(folders, tmp_path))
     assert (outcome["status"], outcome["attempts"], outcome.get("code", 0)) == (status, attempts, code)
     assert (tmp_path / "out").exists() == (status == "made")
-    assert bool(outcome.get("problems")) == (status == "failed")
+    problems = outcome.get("problems", ())
+    assert bool(problems) == (status == "failed")
+    assert all("is recipe.geometry" in problem for problem in problems if "--geometry" in problem)
 
 
 def test_an_interrupt_is_no_outcome(
