@@ -6,7 +6,10 @@ riemerge` costs nothing: torch comes with the first name that needs it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dis
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from riemerge._version import __version__ as __version__
 from riemerge.errors import RiemergeError as RiemergeError
@@ -45,7 +48,32 @@ if TYPE_CHECKING:
     from riemerge.study.soups import greedy_soup as greedy_soup
     from riemerge.study.sweeps import sweep as sweep
     from riemerge.updates.low_rank import LowRankUpdate as LowRankUpdate
-else:
-    from riemerge.deferred import defer_imports
 
-    __all__, __getattr__, __dir__ = defer_imports(__name__)
+
+def _defer_imports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__all__`, `__getattr__` and `__dir__` of a package that imports its names when they are used.
+
+    The names are stated once, as the imports from the package under `TYPE_CHECKING` in its `__init__.py`:
+    type checkers follow them as they stand, and here their bytecode is read as a table.
+    """
+    module = sys.modules[package]
+    assert module.__spec__ is not None
+    loader: Any = module.__spec__.loader
+    homes, home = {}, ""
+    for instruction in dis.get_instructions(loader.get_code(package)):
+        if instruction.opname == "IMPORT_NAME":
+            home = instruction.argval
+        elif instruction.opname == "IMPORT_FROM" and home.startswith(f"{package}."):
+            homes[instruction.argval] = home
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = getattr(__import__(homes[name], fromlist=[name]), name)
+        return vars(module).setdefault(name, found)
+
+    return [*homes], find, lambda: sorted(homes)
+
+
+if not TYPE_CHECKING:
+    __all__, __getattr__, __dir__ = _defer_imports(__name__)

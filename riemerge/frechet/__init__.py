@@ -1,6 +1,6 @@
 """The weighted Fréchet mean: the problem, how it is solved, and how well it was.
 
-The names are imported when they are first used (see `riemerge.deferred`): a merge in closed form knows the
+The names are imported when they are first used (see `riemerge.registry`): a merge in closed form knows the
 statuses of solves, and needs no solver.
 """
 
@@ -26,6 +26,6 @@ if TYPE_CHECKING:
     from riemerge.frechet.solvers.catalogue import SOLVERS as SOLVERS
     from riemerge.frechet.status import Status as Status
 else:
-    from riemerge.deferred import defer_imports
+    from riemerge import _defer_imports
 
-    __all__, __getattr__, __dir__ = defer_imports(__name__)
+    __all__, __getattr__, __dir__ = _defer_imports(__name__)

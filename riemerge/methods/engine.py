@@ -60,6 +60,7 @@ class Row:
         survey: What looks at all modules first; empty where nothing does.
         look: What looks at all rows of a module before the formula merges runs of them; empty for nothing.
         edits_by_rows: Whether runs of rows may be edited apart.
+        surveys_edits: Whether the survey is that of an edit, which sees the updates before it.
         together: The formula for modules side by side; empty where it sees one at a time.
     """
 
@@ -69,6 +70,7 @@ class Row:
     survey: Survey | Literal[""] = ""
     look: Look | Literal[""] = ""
     edits_by_rows: bool = True
+    surveys_edits: bool = False
     together: Together | Literal[""] = ""
 
     @classmethod
@@ -82,6 +84,7 @@ class Row:
             method.survey and resolve(method.survey),
             method.look and resolve(method.look),
             all(edit.by_rows or edit.look for edit, _ in named),
+            method.survey in {edit.survey for edit, _ in named},
             method.together and resolve(method.together),
         )
 
@@ -108,7 +111,7 @@ class Row:
         if not self.edits_by_rows:
             return False
         if self.domain(values) in SUMS:
-            return not (self.formula and self.edits)
+            return True
         if self.formula or self.method.geometry == FORMULA:
             return self.domain(values) == "entries" and (self.method.by_rows or bool(self.look))
         return self._merges_blocks(values)
@@ -116,6 +119,17 @@ class Row:
     def edited_domain(self, values: Mapping[str, Any]) -> Domain:
         """Return what the mean sees of edited updates: themselves where runs of rows are merged apart."""
         return "entries" if self._merges_blocks(values) else self.domain(values)
+
+    def edit(self, there: Module, values: Mapping[str, Any]) -> tuple[Module, Any]:
+        """Edit the updates of a module, and return it with what the mean sees of it."""
+        x = there.x
+        for edit in self.edits:
+            x = edit(x, there.setting)
+        if not self.edits or (self.formula and self.domain(values) == "entries"):
+            return there, x
+        domain = self.edited_domain(values) if isinstance(x, Blocks) else self.domain(values)
+        edited = Edited(there.setting, domain, there, x)
+        return edited, edited.x
 
     def _merges_blocks(self, values: Mapping[str, Any]) -> bool:
         return not self.formula and self.method.loss == "square" and self.geometry(values).by_rows
@@ -373,8 +387,11 @@ def _see(row: Row, stack: Stack, options: Options, name: str) -> tuple[Tensor | 
             raise fault
         there: Module = groups[0].members[0]
     else:
-        by_rows = row.by_rows(stack.values(name))
-        there = open_module(row.method, domain, stack, options, name, by_rows=by_rows)
+        values = stack.values(name)
+        there = open_module(row.method, domain, stack, options, name, by_rows=row.by_rows(values))
+        if not row.surveys_edits:
+            _, x = row.edit(there, values)
+            return x, there.setting
     return there.x, there.setting
 
 
@@ -499,13 +516,7 @@ class _Run:
             domain, by_rows = row.read_domain(values), row.by_rows(values)
             there = open_module(row.method, domain, stack, options, name, by_rows=by_rows, facts=facts)
             began = perf_counter()
-            x = there.x
-            for edit in row.edits:
-                x = edit(x, there.setting)
-            if row.edits and not row.formula:
-                domain = row.edited_domain(values) if isinstance(x, Blocks) else row.domain(values)
-                there = Edited(there.setting, domain, there, x)
-                x = there.x
+            there, x = row.edit(there, values)
             begun.module, begun.steps = there, row.mean(x, there.setting)
             begun.seconds = perf_counter() - began
             begun.advance(None)

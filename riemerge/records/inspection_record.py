@@ -67,7 +67,8 @@ class InspectedPair(BaseModel):
         distance: Quotient distance, root of the sum of squares over modules; None where some module has none,
             or it was not asked for.
         distances: Quotient distance by module, for modules that have one.
-        overlap: Mean overlap over modules; None where no module has one.
+        overlap: Mean overlap over modules, its cosine that of all modules together; None where no module has
+            one.
         determined: Whether the two determine their Fréchet mean, judged by the overlap of each module.
         notes: Why a distance is missing.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -56,7 +57,8 @@ class _Marks(NamedTuple):
 def draw_collection(record: CollectionRecord, cosine: Array) -> dict[str, bytes]:
     """Return the pictures of a collection as PNG, by file name.
 
-    Law: a function of its arguments; the same bytes for the same matplotlib.
+    Law: a function of its arguments; the same bytes for the same matplotlib. A box stands for each letter
+        that its font lacks, such as those of Chinese.
 
     Args:
         record: The collection of T adapters.
@@ -73,7 +75,11 @@ def draw_collection(record: CollectionRecord, cosine: Array) -> dict[str, bytes]
     alone = (partial(draw, record) for draw in (draw_map, draw_spectra, draw_kept))
     drawings = (partial(draw_pairs, record, cosine), *alone)
     files = {}
-    with mpl.rc_context({"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left"}):
+    with (
+        mpl.rc_context({"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         for name, draw in zip(PICTURES, drawings, strict=True):
             content = io.BytesIO()
             draw().savefig(content, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12)

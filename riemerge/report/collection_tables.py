@@ -19,6 +19,9 @@ Rows: TypeAlias = list[dict[str, Cell]]
 ALL_PAIRS = 200
 """Above so many adapters, the table of pairs holds the nearest ones of each adapter, not all."""
 
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""How a text begins that spreadsheets take as a formula."""
+
 
 def adapter_rows(record: CollectionRecord) -> Rows:
     """Return a row for each adapter, in the order of the record.
@@ -82,12 +85,22 @@ def cluster_rows(record: CollectionRecord) -> Rows:
 
 
 def as_csv(rows: Rows) -> bytes:
-    """Return rows, at least one, as CSV with a header: UTF-8, nothing for a missing value, all digits."""
+    """Return rows, at least one, as CSV with a header: UTF-8, nothing for a missing value, all digits.
+
+    A text that a spreadsheet would take as a formula has an apostrophe before it.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _as_text(cell) for key, cell in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def _as_text(cell: Cell) -> Cell:
+    """Return a cell that no spreadsheet takes as a formula."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA):
+        return f"'{cell}"
+    return cell
 
 
 def as_parquet(rows: Rows) -> bytes:

@@ -154,8 +154,9 @@ def _clusters(record: CollectionRecord) -> str:
 
 
 def _span(values: Collection[int]) -> str:
-    """Return the least and the greatest of values, once where they are equal."""
-    return " to ".join(dict.fromkeys(f"{value}" for value in (min(values), max(values))))
+    """Return the least and the greatest of values, once where they are equal; nothing of no values."""
+    ordered = sorted(values)
+    return " to ".join(dict.fromkeys(f"{value}" for value in (*ordered[:1], *ordered[-1:])))
 
 
 def _outliers(record: CollectionRecord) -> str:

@@ -124,7 +124,7 @@ def cautions(row: Method) -> Iterator[str]:
     if not row.idempotent:
         yield "updates that are nearly identical: copies of one model do not merge to it"
     if row.domain == "entries":
-        yield "modules too large for memory: it forms the dense result of one module, or that of every model"
+        yield "modules too large for memory: it forms the dense dW of the result, or of the inputs"
     if row.models[1]:
         yield f"more than {row.models[1]} models"
     if not row.negative_weights:

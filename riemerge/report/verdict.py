@@ -222,14 +222,14 @@ def determination(record: RunRecord) -> list[str]:
         Paragraphs of plain text; none for a single input, and none for full checkpoints.
     """
     total, inputs = record.totals, _counting(record)
-    if len(inputs) < 2 or not any(row.ranks for row in inputs):
+    if not _are_adapters(record):
         return []
     if total.overlap is None and _may_be_compared(record):
         text = (
             "Whether these adapters determine their mean was not measured, since they are many: "
             "--report full compares them pair by pair."
         )
-        return [text]
+        return [text, _consequence(record, len(inputs))]
     if total.overlap is None or total.determined is None:
         return ["Whether these adapters determine their mean cannot be said: some updates are all zero."]
     overlap = total.overlap
@@ -242,6 +242,12 @@ def determination(record: RunRecord) -> list[str]:
         f"{overlap.cosine:.2f}."
     )
     return [f"{first} {_evidence(record)} {_modules(record)}", _consequence(record, len(inputs))]
+
+
+def _are_adapters(record: RunRecord) -> bool:
+    """Return whether several inputs count, and they are adapters."""
+    inputs = _counting(record)
+    return len(inputs) > 1 and any(row.ranks for row in inputs)
 
 
 def _may_be_compared(record: RunRecord) -> bool:
@@ -325,7 +331,8 @@ def remarks(record: RunRecord) -> list[str]:
 def concerns(record: RunRecord) -> list[str]:
     """Say what speaks against the method for these adapters, and what to use instead.
 
-    Law: a function of the record; empty where nothing speaks against it.
+    Law: a function of the record; empty where nothing speaks against it, and where the updates were not
+    compared, since they are many: what may speak against it is how related they are.
 
     Returns:
         Paragraphs of plain text; none for fewer than two inputs that count, or for full checkpoints.
@@ -384,7 +391,8 @@ def cut(record: RunRecord) -> list[str]:
     """Say how much of the squared norm the cut to the rank kept, in one paragraph where that is little."""
     share = energy_kept(record)
     method = find_recorded_row(record.recipe)
-    if record.totals.overlap is None or method.truncates_inputs or share >= KEPT:
+    several = _are_adapters(record) and _may_be_compared(record)
+    if not several or method.truncates_inputs or share >= KEPT:
         return []
     loss = f"The cut to the rank of the result kept {share:.0%} of the squared norm"
     return [f"{loss}: --rank sum keeps all of it, a higher --rank more."]

@@ -62,14 +62,15 @@ def inspect_adapters(
                 progress(Progress("inspect", len(rows), len(modules), module))
         if distances and pairs:
             known = _measure(modules, adapters, pairs)
+    found = [
+        _adapter(name, adapter, [module[place] for module in rows])
+        for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
+    ]
     return Inspection(
-        adapters=tuple(
-            _adapter(name, adapter, [module[place] for module in rows])
-            for place, (name, adapter) in enumerate(zip(names, adapters, strict=True))
-        ),
+        adapters=tuple(found),
         pairs=tuple(
             _pair(
-                (names[i], names[j]),
+                (found[i], found[j]),
                 [shared[place] for shared in overlaps],
                 {module: known[module][place] for module in modules if module in known},
             )
@@ -133,18 +134,21 @@ def _adapter(name: str, adapter: Adapter, rows: Sequence[InspectedModule]) -> In
 
 
 def _pair(
-    names: tuple[str, str], overlaps: Sequence[Overlap | None], answers: dict[str, Answer]
+    both: tuple[InspectedAdapter, InspectedAdapter],
+    overlaps: Sequence[Overlap | None],
+    answers: dict[str, Answer],
 ) -> InspectedPair:
+    first, second = both
     distances = {module: answer for module, answer in answers.items() if isinstance(answer, float)}
     distance = None
     if answers and len(distances) == len(answers):
         distance = math.hypot(*distances.values())
     return InspectedPair(
-        first=names[0],
-        second=names[1],
+        first=first.name,
+        second=second.name,
         distance=distance,
         distances=distances,
-        overlap=mean_overlap(overlaps),
+        overlap=_join(first, second, overlaps),
         determined=judge_modules([judge_overlap(shared) for shared in overlaps]),
         notes=tuple(
             f"{module}: {answer}: no quotient distance"
@@ -152,3 +156,18 @@ def _pair(
             if isinstance(answer, str)
         ),
     )
+
+
+def _join(
+    first: InspectedAdapter, second: InspectedAdapter, overlaps: Sequence[Overlap | None]
+) -> Overlap | None:
+    """Return the mean overlap over modules, but for the cosine, which is that of all modules together."""
+    mean = mean_overlap(overlaps)
+    # Shares of the norms, so that no product of two of them overflows.
+    shares = [[row.norm / (adapter.norm or 1.0) for row in adapter.modules] for adapter in (first, second)]
+    parts = [
+        one * other * shared.cosine
+        for one, other, shared in zip(*shares, overlaps, strict=True)
+        if shared is not None
+    ]
+    return mean and mean.model_copy(update={"cosine": math.fsum(parts)})

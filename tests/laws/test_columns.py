@@ -12,6 +12,8 @@ from riemerge.frechet import Problem, frechet_mean
 from riemerge.frechet.status import Status
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
 from riemerge.methods import METHODS, Method, Options, compose, run_method
+from riemerge.methods.elections.entrywise import trim
+from riemerge.methods.setting import Setting
 from riemerge.methods.stack import Merged
 from riemerge.updates.low_rank import LowRankUpdate
 from tests.folders import adapter_family
@@ -75,6 +77,42 @@ def test_a_column_swapped_gives_the_other_row(
     assert_near(dense(swapped, **seed), dense(METHODS[other], **values), 1e-9)
     if other != "shared_private":  # in so small a module nothing is shared
         assert float((dense(METHODS[name]) - dense(METHODS[other], **values)).norm()) > 1e-3
+
+
+PLAIN = [row for row in METHODS.own if not row.statistics]
+
+
+def edited(row: Method, edits: tuple[str, ...], adapters: list[Factors], **values: Any) -> Tensor:
+    """What a row merges edited adapters to; each counts alike where their order gives the shares."""
+    count = row.models[1] or 3
+    weights = [1.0] * count if row.ordered else WEIGHTS[:count]
+    known = {name: value for name, value in (TIGHT | values).items() if name in row.parameters}
+    given = stacked(compose(row, edits=edits), adapters[:count], weights, [0, 10, 20], **known)
+    options = Options(rank=None if row.truncates_inputs else "sum", **TIGHT)
+    ((_, merged),) = run_method(compose(row, edits=edits), given, options)
+    return merged.update.dense()
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda row: row.name)
+def test_edits_come_before_every_row(row: Method) -> None:
+    """One that changes nothing changes no result; trimmed updates merge as adapters that hold them do."""
+    assert_near(edited(row, ("trim:density=1",), ADAPTERS), edited(row, (), ADAPTERS), 1e-10)
+    if not row.truncates_inputs:
+        assert_near(edited(row, ("trim:density=0.5",), ADAPTERS), edited(row, (), trimmed()), 1e-8)
+
+
+@pytest.mark.parametrize("name", ["knots_ties", "core_ties"])
+def test_a_survey_sees_edited_updates(name: str) -> None:
+    """So its thresholds keep as many entries as they say: those of what is merged."""
+    found = edited(METHODS[name], ("trim:density=0.5",), ADAPTERS, density=0.3)
+    assert_near(found, edited(METHODS[name], (), trimmed(), density=0.3), 1e-10)
+
+
+def trimmed() -> list[Factors]:
+    """The adapters with half of the entries of each update, as adapters of full rank."""
+    updates = torch.stack([b @ a for b, a in ADAPTERS]).to(torch.float64)
+    half = trim(updates, Setting("m", torch.ones(3), {"density": torch.full((3,), 0.5)}, SHAPE))
+    return [(update, torch.eye(SHAPE[1], dtype=torch.float64)) for update in half]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_all_pictures_are_drawn_and_are_the_same_again(monkeypatch: pytest.Monke
     assert set(files) == {"pairs.png", "map.png", "spectra.png", "kept.png"}
     assert all(content.startswith(b"\x89PNG") for content in files.values())
     assert draw_collection(made_collection(), COSINES.numpy()) == files
+
+
+def test_a_letter_that_the_font_lacks_is_a_box_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection_figures, "_DPI", 20)
+    record = made_collection()
+    adapters = (record.adapters[0].model_copy(update={"name": "法律"}), *record.adapters[1:])
+    renamed = record.model_copy(update={"adapters": adapters, "clusters": (), "copies": (), "outliers": ()})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        draw_collection(renamed, COSINES.numpy())
+    assert not caught
 
 
 def test_a_tree_is_drawn_as_scipy_draws_it() -> None:

@@ -48,6 +48,15 @@ def test_pairs_are_all_or_the_nearest_and_those_that_were_asked_for(
     assert [(row["first"], row["second"]) for row in rows] == pairs
 
 
+@pytest.mark.parametrize("name", ["=cmd()", "+1", "-dash", "@x", "\tx"])
+def test_a_spreadsheet_takes_no_name_as_a_formula(name: str) -> None:
+    rows = [*adapter_rows(made_collection())]
+    rows[0] |= {"name": name, "norm": -1.5}
+    (read, *_) = csv.DictReader(io.StringIO(as_csv(rows).decode(), newline=""))
+    assert (read["name"], read["norm"]) == (f"'{name}", "-1.5")
+    assert json.loads(as_jsonl(rows).splitlines()[0])["name"] == name
+
+
 def test_csv_and_json_lines_read_back_with_all_digits() -> None:
     rows = [*adapter_rows(made_collection())]
     rows[0] |= {"name": 'a,"b"\n', "norm": 0.1 + 0.2}

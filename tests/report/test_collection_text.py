@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import get_args
 
+import pytest
+
 from riemerge.records.collection_record import Action, Outlier, Repetition
 from riemerge.report.collection_text import (
     ACTIONS,
@@ -38,6 +40,21 @@ def test_what_was_not_found_has_no_line() -> None:
     empty = {"copies": (), "near": (), "outliers": (), "left_out": ()}
     lines = summary(record.model_copy(update=empty))
     assert [line.split()[0] for line in lines] == ["4", "clusters:", "common"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("copies", "clusters: 1 adapter with copies only"),
+        ("strangers", "clusters: 3 adapters unrelated to each other"),
+        ("alone", "clusters: 1 adapter alone"),
+    ],
+)
+def test_a_collection_without_a_family_says_what_it_is_made_of(kind: str, text: str) -> None:
+    record = made_collection()
+    cluster = record.clusters[0].model_copy(update={"kind": kind})
+    alone = record.model_copy(update={"clusters": (cluster,), "silhouettes": {}})
+    assert [line for line in summary(alone) if line.startswith("clusters")] == [text]
 
 
 def test_bases_dtypes_and_ranks_that_differ_are_counted() -> None:

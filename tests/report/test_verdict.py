@@ -14,6 +14,7 @@ import torch
 from benchmarks.nli.__main__ import RESULTS
 from benchmarks.nli.report import for_package
 from riemerge import merge_adapters
+from riemerge.merging import plan
 from riemerge.merging.identifiability import judge_overlap
 from riemerge.merging.measure import totals
 from riemerge.methods import DEFAULT_METHOD
@@ -108,6 +109,21 @@ def test_a_cut_that_loses_much_is_told_with_its_share(tmp_path: Path) -> None:
     (row,) = record.modules
     assert row.energy_kept is not None
     assert f"kept {row.energy_kept:.0%}" in found
+
+
+def test_of_many_adapters_all_is_told_that_needs_no_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = verdict(record_of(tmp_path / "few", "independent", "spectrum", rank=1))
+    monkeypatch.setattr(plan, "FEW", 2)
+    record = record_of(tmp_path / "many", "independent", "spectrum", rank=1)
+    assert record.totals.overlap is None
+    found, *same = verdict(record)
+    assert first.startswith("Do these adapters determine their mean?")
+    assert found.startswith("Whether these adapters determine their mean was not measured")
+    assert same == others
+    assert same[0].startswith("Only geomerge depends on that; spectrum has one answer")
+    assert same[-1].startswith("The cut to the rank of the result kept")
 
 
 def test_what_the_package_tells_is_what_the_benchmark_found() -> None:

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
 from riemerge.formats.dialects import read_adapter
 from riemerge.linalg import single_threaded
@@ -55,4 +56,9 @@ def test_numbers_are_those_of_each_update_and_pair(tmp_path: Path) -> None:
         expected = mean_overlap(overlaps)
         assert pair.overlap
         assert expected
+        flat = [
+            torch.cat([one.update(name).dense().flatten() for name in TWO_ALIKE]) for one in (first, second)
+        ]
+        cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
+        expected = expected.model_copy(update={"cosine": float(cosine)})
         assert pair.overlap.model_dump() == pytest.approx(expected.model_dump(), rel=1e-10)

@@ -175,8 +175,9 @@ def describe_clusters(
 def note_differences(adapters: Sequence[CollectedAdapter]) -> tuple[str, ...]:
     """Say in what the adapters differ, and what counts as zero."""
     lacking = [adapter.name for adapter in adapters if adapter.missing]
-    text = "adapters lack modules that others have, where their updates count as zero"
-    notes = [f"{len(lacking)} {text}: {list_names(lacking)}"] * bool(lacking)
+    lack = {1: "1 adapter lacks"}.get(len(lacking), f"{len(lacking)} adapters lack")
+    text = "modules that others have, where the update counts as zero"
+    notes = [f"{lack} {text}: {list_names(lacking)}"] * bool(lacking)
     differing: dict[str, Counter[Any]] = {
         "ranks": Counter(rank for adapter in adapters for rank in adapter.ranks),
         "dtypes": Counter(adapter.dtype for adapter in adapters),

@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import torch
@@ -48,7 +49,7 @@ def measure_pairs(
     paths = {module: work.path(module, f".{metric}.json") for module in pairs}
     kept: dict[str, dict[Pair, Answer]] = {module: {} for module in pairs}
     for module, path in paths.items():
-        if path.exists():
+        with suppress(ValueError, TypeError):  # missing, not whole, or of another hand
             rows = json.loads(read_start(path, -1))
             kept[module] = {(first, second): answer for first, second, answer in rows}
     missing = [(module, pair) for module, some in pairs.items() for pair in some if pair not in kept[module]]

@@ -40,7 +40,7 @@ from riemerge.study.collection.members import Members, group_modules, open_membe
 from riemerge.study.collection.relations import find_copies, find_near, find_neighbours, find_outliers
 from riemerge.study.collection.tiles import Tiles
 from riemerge.study.collection.totals import Pairs, PerModule, read_modules, write_tables
-from riemerge.study.collection.work import Work
+from riemerge.study.collection.work import WORK, Work
 
 RECORD_FILE = "collection.json"
 """Name of the file of the record, in the folder of the collection."""
@@ -87,8 +87,8 @@ def map_adapters(
 
     Raises:
         AdapterError: Fewer than two adapters can be compared; all reasons.
-        RecipeError: No such distance, or no such adapter in a pair.
-        OutputError: The folder cannot be written, or holds an adapter.
+        RecipeError: No such distance, no such adapter in a pair, or one adapter twice.
+        OutputError: The folder cannot be written, holds an adapter, or holds files and no collection.
 
     Cost: about 2 µs of a CPU for a pair and a module of 384² at rank 8, and O(T) of reading; memory of
         256 MiB a thread for the frames, and of 8 T² bytes for each of some ten tables.
@@ -96,7 +96,8 @@ def map_adapters(
     root, count = Path(folder), find_threads(threads, torch.device("cpu"))
     if unknown := sorted({*distances} - {*METRICS}):
         raise RecipeError(f"distances: {', '.join(unknown)}: expected {' or '.join(METRICS)}")
-    OutputError.refuse(overlaps(root, paths))
+    RecipeError.refuse(f"pairs: {a},{b}: expected two different adapters" for a, b in pairs if a == b)
+    OutputError.refuse([*overlaps(root, paths), *_find_foreign(root)])
     members = open_members(paths, same_base=same_base)
     with writing(root):
         root.mkdir(exist_ok=True)
@@ -236,6 +237,14 @@ def _relate(
         versions={name: version(name) for name in ("riemerge", "torch", "scipy")},
     )
     return record, stands
+
+
+def _find_foreign(folder: Path) -> list[str]:
+    """Say that a folder holds files, and nothing of a collection, so that a map would write over them."""
+    with writing(folder):
+        held = {path.name for path in folder.glob("*")}
+    what = f"{folder}: holds {list_names(sorted(held))}, and no {RECORD_FILE} of an earlier map"
+    return [f"{what}: choose a new folder, or an empty one"] * (bool(held) and not held & {RECORD_FILE, WORK})
 
 
 def _find(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:

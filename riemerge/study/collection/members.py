@@ -9,6 +9,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -16,11 +17,13 @@ from riemerge.errors import AdapterError, RiemergeError
 from riemerge.formats.adapter import Adapter
 from riemerge.formats.base_names import agree_on_base
 from riemerge.formats.dialects import read_adapter
-from riemerge.formats.files.text import show
+from riemerge.formats.files.text import list_names, show
 from riemerge.formats.hub import locate, name_model
+from riemerge.formats.layers import Dora
 from riemerge.merging.inputs import display_names
 from riemerge.recipes.resolve import layer_of
 from riemerge.records.collection_record import LeftOut, ModuleGroup
+from riemerge.report.collection_text import count
 
 _Value = TypeVar("_Value", bound=Hashable)
 
@@ -61,7 +64,7 @@ class Members:
         if len(self.names) < 2:
             raise AdapterError(
                 [
-                    f"{len(self.names)} adapters can be compared: expected at least 2",
+                    f"{count(len(self.names), 'adapter')} can be compared: expected at least 2",
                     *(f"{one.name}: {reason}" for one in self.left_out for reason in one.reasons),
                 ]
             )
@@ -84,7 +87,8 @@ def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Mem
     """Open adapters, and leave out those that cannot be read or do not fit most of the others.
 
     Law: a function of the adapters, whatever their order. Each module has one shape and one kind of layer,
-    those of most adapters that have it; all are for one base model, that of most.
+    those of most adapters that have it; all are for one base model, that of most; each has a module that
+    another has. DoRA, whose dW needs the base model, is left out.
 
     Args:
         paths: Folders or files of adapters.
@@ -95,21 +99,23 @@ def open_members(paths: Sequence[str | Path], *, same_base: bool = False) -> Mem
     """
     opened: dict[Path, Adapter] = {}
     faults: dict[str, tuple[str, ...]] = {}
-    given: set[str] = set()
+    given: dict[str, str] = {}
     for path in sorted(map(str, paths)):
         try:
             adapter = read_adapter(locate(path))
             _ = adapter.sha256
             if (real := os.path.realpath(adapter.path)) in given:
-                raise AdapterError(f"{path}: is given twice: it counts once")
+                first = name_model(given[real])
+                raise AdapterError(f"{path}: is given twice, first as {first}: it counts once")
         except RiemergeError as fault:
             faults[path] = fault.problems
         else:
-            given.add(real)
+            given[real] = path
             opened[adapter.path] = adapter
-    for place, reasons in _find_unfit(opened, same_base).items():
-        del opened[place]
-        faults[str(place)] = tuple(reasons)
+    for find in (_find_dora, partial(_find_unfit, same_base=same_base), _find_alone):
+        for place, reasons in find(opened).items():
+            del opened[place]
+            faults[str(place)] = tuple(reasons)
     left_out = [_leave(name_model(path), path, reasons) for path, reasons in faults.items()]
     each = zip(display_names(list(opened)), opened.values(), strict=True)
     members = _members([(name, adapter, _digest(adapter)) for name, adapter in each], left_out)
@@ -169,6 +175,23 @@ def _most(values: Iterable[_Value]) -> _Value:
     return min(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))[0]
 
 
+def _find_dora(opened: Mapping[Path, Adapter]) -> dict[Path, list[str]]:
+    """Say which adapters need the base model, and how they become some that do not, by their paths."""
+    why = (
+        "of DoRA, whose dW depends on the weights of the base model, which map does not read: riemerge merge"
+    )
+    options = "--base BASE -o NEW --rank 95% --to peft writes a LoRA near to it"
+    counts = {
+        path: sum(isinstance(layer, Dora) for layer in adapter.layers.values())
+        for path, adapter in opened.items()
+    }
+    return {
+        path: [f"{path}: {count(number, 'module')} {why} {shlex.quote(str(path))} {options}"]
+        for path, number in counts.items()
+        if number
+    }
+
+
 def _find_unfit(opened: Mapping[Path, Adapter], same_base: bool) -> dict[Path, list[str]]:
     """Say why adapters do not fit most of the others, by their paths."""
     adapters = opened.values()
@@ -209,3 +232,14 @@ def _find_unfit(opened: Mapping[Path, Adapter], same_base: bool) -> dict[Path, l
                 "takes these as one"
             )
     return unfit
+
+
+def _find_alone(opened: Mapping[Path, Adapter]) -> dict[Path, list[str]]:
+    """Say which adapters have no module that another has, by their paths."""
+    users = Counter(module for adapter in opened.values() for module in adapter.modules)
+    why = "has no module that any other adapter has: is it for another base model? It has"
+    return {
+        path: [f"{path}: {why} {list_names(adapter.modules)}"]
+        for path, adapter in opened.items()
+        if all(users[module] == 1 for module in adapter.modules)
+    }

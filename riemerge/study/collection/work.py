@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -79,9 +80,12 @@ class Work:
         write_atomically(self.path(module, ".safetensors"), as_safetensors(tensors, metadata))
 
     def remember(self, module: str, suffix: str, key: str, compute: Callable[[], Sequence[Any]]) -> list[Any]:
-        """Return what was computed for a key, as JSON has it; compute it where there is none for that key."""
+        """Return what was computed for a key, as JSON has it; compute it where there is none for that key.
+
+        A file that is not whole, or of another hand, keeps nothing.
+        """
         path = self.path(module, suffix)
-        if path.exists():
+        with suppress(ValueError, TypeError, LookupError):
             found: list[Any] = json.loads(read_start(path, -1))
             if found[0] == key:
                 return found[1:]

@@ -67,3 +67,5 @@ def test_answers_are_kept_and_only_new_ones_computed(tmp_path: Path, monkeypatch
     assert computed == [("q", ("a", "d"))]
     assert {pair: second["q"][pair] for pair in pairs[:2]} == first["q"]
     assert first["q"]["a", "c"] == "ranks 3 and 2 differ"
+    work.path("q", ".quotient.json").write_bytes(b'[["a", "b", 1.')  # not whole: nothing is kept
+    assert measure_pairs(work, "quotient", {"q": pairs}, adapters) == second

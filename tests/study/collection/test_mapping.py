@@ -182,7 +182,7 @@ def test_bad_adapters_are_left_out_and_said(tmp_path: Path) -> None:
     record = map_adapters([*paths, zero, other, paths[0], tmp_path / "nothing"], tmp_path / "atlas")
     reasons = {one.name: "\n".join(one.reasons) for one in record.left_out}
     for name, reason in {
-        "a": "is given twice",
+        "a": "is given twice, first as a: it counts once",
         "d": "holds 1 NaN or Inf",
         "e": "2 of 2 modules are not as in most adapters",
         "f": "adapter_config.json",
@@ -196,7 +196,7 @@ def test_bad_adapters_are_left_out_and_said(tmp_path: Path) -> None:
     assert record.names == expected.names
     again = map_adapters([*paths, zero, other, paths[0], tmp_path / "nothing"], tmp_path / "atlas")
     assert again == record
-    with pytest.raises(AdapterError, match="1 adapters can be compared: expected at least 2"):
+    with pytest.raises(AdapterError, match="1 adapter can be compared: expected at least 2"):
         map_adapters([paths[0], paths[3]], tmp_path / "atlas")
 
 
@@ -218,10 +218,24 @@ def test_ranks_targets_and_dtypes_may_differ_and_what_is_missing_counts_as_zero(
     cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
     assert float(PairTables(tmp_path / "atlas").pairs("cosine")[0, 1]) == pytest.approx(float(cosine))
     assert [note.partition(":")[0] for note in record.notes] == [
-        "1 adapters lack modules that others have, where their updates count as zero",
+        "1 adapter lacks modules that others have, where the update counts as zero",
         "ranks differ",
         "dtypes differ",
     ]
+
+
+def test_a_folder_of_other_files_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    paths = write_family(tmp_path / "adapters", family("close", 2, shapes=SHAPES))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("adapters.csv", "pairs.jsonl"):
+        (mine / name).write_text("mine", encoding="utf-8")
+    before = files(mine)
+    with pytest.raises(OutputError, match=r"mine: holds adapters.csv, pairs.jsonl, and no collection.json"):
+        map_adapters(paths, mine)
+    assert files(mine) == before
+    (tmp_path / "empty").mkdir()
+    assert map_adapters(paths, tmp_path / "empty").names == ("a", "b")
 
 
 def test_distances_are_measured_on_request(tmp_path: Path) -> None:
@@ -234,6 +248,8 @@ def test_distances_are_measured_on_request(tmp_path: Path) -> None:
     assert pair.distance is not None
     with pytest.raises(RecipeError, match="pairs: x: no such adapter takes part: expected a, b, c"):
         map_adapters(paths, tmp_path / "atlas", pairs=[("a", "x")])
+    with pytest.raises(RecipeError, match="pairs: a,a: expected two different adapters"):
+        map_adapters(paths, tmp_path / "atlas", pairs=[("a", "a")])
     wrong: Any = ["angle"]
     with pytest.raises(RecipeError, match="distances: angle: expected quotient or grassmann"):
         map_adapters(paths, tmp_path / "atlas", distances=wrong)

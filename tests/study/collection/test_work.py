@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from riemerge.study.collection.pairs import Facts
@@ -78,3 +79,11 @@ def test_what_is_remembered_is_computed_once_for_a_key(tmp_path: Path) -> None:
 
     assert [work.remember("q", ".json", key, compute) for key in ("x", "x", "y")] == [[1.5, 2.5]] * 3
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", [b'["x", 1.', b"", b"\xff", b"7", b"{}", b"[]"])
+def test_what_is_not_whole_or_of_another_hand_is_not_remembered(tmp_path: Path, content: bytes) -> None:
+    work = Work(tmp_path)
+    work.path("q", ".json").write_bytes(content)
+    assert work.remember("q", ".json", "x", lambda: [1.5]) == [1.5]
+    assert work.remember("q", ".json", "x", list) == [1.5]
