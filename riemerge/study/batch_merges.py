@@ -21,7 +21,7 @@ from riemerge.merging.written_before import read_record
 from riemerge.methods.plugins import LOADED
 from riemerge.progress import Listener, Progress
 from riemerge.records.batch_record import BatchEntry, BatchRecord
-from riemerge.study.batch_plan import NamedRecipe, read_batch_plan
+from riemerge.study.batch_plan import NamedRecipe, name_keys, read_batch_plan
 from riemerge.study.batch_schedulers import Outcome, Task, run_here, run_in_processes, run_on_cluster
 from riemerge.study.kept_merges import study_folder, why_again
 
@@ -126,7 +126,7 @@ def list_batch(plan: str | Path, folder: str | Path | None = None) -> BatchRecor
                 again = why_again(shared.plan(recipe), Path(folder, name), record)
             except RiemergeError as fault:
                 _, code, problems = explain(fault)
-                outcome = {"status": "failed", "problems": problems, "code": code}
+                outcome = {"status": "failed", "problems": tuple(map(name_keys, problems)), "code": code}
             else:
                 outcome = {"status": "changed" if again else "kept"}
         table.put(name, outcome)

@@ -33,6 +33,9 @@ from riemerge.registry import did_you_mean
 _OWN = ("models", "slices", "merge_method", "name")
 _ATLAS = "collection.json"
 
+_OPTION = re.compile(r"(?<![^\s(`'])--([a-z]+(?:-[a-z]+)*)")
+_KEYS = {"base": "base_model", "to": "dialect"}
+
 _Subset = tuple[str, tuple[str, ...]]
 
 
@@ -156,7 +159,7 @@ class _Expansion:
         return (*_tell_apart(generated, {*taken}), *given)
 
     def _tell(self, *problems: str) -> None:
-        self._problems |= dict.fromkeys(problems)
+        self._problems |= dict.fromkeys(map(name_keys, problems))
 
     def _find(self, name: str, text: str) -> tuple[str, ...]:
         """Return the absolute paths of the models that a word of the plan stands for."""
@@ -323,6 +326,24 @@ class _Expansion:
             yield NamedRecipe(name, make_recipe({**raw, "translations": translations}, where=where))
         except RecipeError as fault:
             self._tell(*fault.problems)
+
+
+def name_keys(problem: str) -> str:
+    """Return a problem, with the keys of a plan behind it where it names options of a command.
+
+    >>> name_keys("x: --heads drop leaves them out")
+    'x: --heads drop leaves them out (in a plan, --heads is recipe.heads)'
+    """
+    keys: dict[str, None] = {}
+    for option in _OPTION.findall(problem):
+        key = _KEYS.get(option, option.replace("-", "_"))
+        if key in Recipe.model_fields:
+            keys[f"--{option} is recipe.{key}"] = None
+        elif key in PARAMETERS:
+            keys[f"--{option} is recipe.parameters.{key}"] = None
+    if not keys:
+        return problem
+    return f"{problem} (in a plan, {', '.join(keys)})"
 
 
 def _is_model(path: Path) -> bool:

@@ -28,7 +28,7 @@ Outcome: TypeAlias = tuple[str, Mapping[str, Any]]
 
 _END_SECONDS = 10.0
 _CLUSTER_SECONDS = 60.0
-_WORKER = "from riemerge.study.batch_worker import serve; serve()"
+_WORKER = "import sys; from riemerge.study.batch_worker import serve; serve(int(sys.argv[1]))"
 
 
 def run_here(tasks: Sequence[Task]) -> Generator[Outcome]:
@@ -155,7 +155,7 @@ class _Process:
                 return None
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _WORKER],
+                    [sys.executable, "-c", _WORKER, str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     encoding="utf-8",

@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
-from time import perf_counter
+from threading import Lock, Thread
+from time import perf_counter, sleep
 from typing import Any, NoReturn
 
 from riemerge.errors import AdapterError, OutputError, explain, may_pass
@@ -18,10 +19,13 @@ from riemerge.formats.files.text import show
 from riemerge.merging.shared_inputs import SharedInputs
 from riemerge.methods.plugins import load_plugin
 from riemerge.recipes.recipe import Recipe
+from riemerge.study.batch_plan import name_keys
 from riemerge.study.kept_merges import KeptMerge, keep_merge
 
 TRIES = 2
 """How often a merge is tried whose fault may pass: a full disk, memory, a worker that was killed."""
+
+_WATCH_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ def _try(task: Mapping[str, Any]) -> dict[str, Any]:
         _, code, problems = explain(fault)
         # Of outputs, only what the file system said may pass: what is in the way stays there.
         passing = may_pass(fault) and not (isinstance(fault, OutputError) and fault.__cause__ is None)
+        problems = tuple(map(name_keys, problems))
         outcome = {"status": "failed", "problems": problems, "code": code, "may_pass": passing}
     else:
         outcome = {"status": ("kept", "made")[new], "norm": record.totals.norm, "may_pass": False}
@@ -79,17 +84,29 @@ def _merge(task: Mapping[str, Any]) -> KeptMerge:
     return keep_merge(planned, Path(task["folder"]), Path(task["table"]), replace=True)
 
 
-def serve() -> None:
+def serve(parent: int) -> None:
     """Answer tasks on stdin, a line of JSON each, by their outcomes on stdout, until stdin ends.
 
-    Law: SIGTERM ends it as an interrupt does: what is staged is cleared away.
+    Law: SIGTERM ends it as an interrupt does, and so does, within half a second, the end of its parent: what
+    is staged is cleared away.
+
+    Args:
+        parent: The id of the process that asks.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)  # with nothing left to be sent to nobody
     os.dup2(2, 1)  # what a plug-in prints is no answer
     signal.signal(signal.SIGTERM, _end)
-    for line in sys.stdin:
-        answers.write(json.dumps(attempt(json.loads(line))) + "\n")
-        answers.flush()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with suppress(BrokenPipeError):  # there is nobody to be told
+        for line in sys.stdin:
+            answers.write(f"{json.dumps(attempt(json.loads(line)))}\n".encode())
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended."""
+    while os.getppid() == parent:
+        sleep(_WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end(*_: object) -> NoReturn:

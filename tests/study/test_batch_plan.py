@@ -10,7 +10,7 @@ import pytest
 from riemerge.errors import AdapterError, RecipeError
 from riemerge.formats.files.staging import file_sha256
 from riemerge.recipes.recipe import Recipe, read_recipe
-from riemerge.study.batch_plan import read_batch_plan
+from riemerge.study.batch_plan import name_keys, read_batch_plan
 from tests.folders import family, write_family
 from tests.helpers import ROOT
 from tests.records.collections import made_collection
@@ -164,6 +164,20 @@ def test_families_of_an_atlas_are_merged_without_copies(tmp_path: Path) -> None:
     path.write_bytes(before)
     with pytest.raises(RecipeError, match=f"from: {missing}: found 0 models called so"):
         read(tmp_path, f'models: ["adapters/[!{missing[0]}]*"]\nfrom: atlas\neach: clusters')
+
+
+@pytest.mark.parametrize(
+    ("problem", "keys"),
+    [
+        ("--heads drop leaves them out", " (in a plan, --heads is recipe.heads)"),
+        ("use --threads 1, --dtype float32", " (in a plan, --dtype is recipe.dtype)"),
+        ("--base X or --to peft", " (in a plan, --base is recipe.base_model, --to is recipe.dialect)"),
+        ("--rank 3 -- or --rank 4", " (in a plan, --rank is recipe.parameters.rank)"),
+        ("use --threads 1, a--rank=95%--density=2", ""),
+    ],
+)
+def test_options_of_a_command_are_told_as_keys(problem: str, keys: str) -> None:
+    assert name_keys(problem) == problem + keys
 
 
 @pytest.mark.parametrize(

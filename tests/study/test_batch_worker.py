@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ import pytest
 from riemerge.errors import NumericalError, OutputError
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.study import batch_worker
-from riemerge.study.batch_worker import attempt
+from riemerge.study.batch_worker import attempt, serve
 from riemerge.study.kept_merges import keep_merge
 
 
@@ -36,7 +41,7 @@ def task_of(folders: list[Path], tmp_path: Path) -> dict[str, Any]:
         ([MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], "failed", 2, 7),
         ([KeyError("what"), OSError(errno.ENOSPC, "no space left", "x")], "failed", 2, 6),
         ([KeyError("what"), KeyError("what")], "failed", 2, 1),
-        ([NumericalError("no mean")], "failed", 1, 5),
+        ([NumericalError("no mean: give --geometry")], "failed", 1, 5),
         ([OutputError("exists already")], "failed", 1, 6),
     ],
 )
@@ -60,7 +65,9 @@ def test_what_becomes_of_a_merge(
     outcome = attempt(task_of(folders, tmp_path))
     assert (outcome["status"], outcome["attempts"], outcome.get("code", 0)) == (status, attempts, code)
     assert (tmp_path / "out").exists() == (status == "made")
-    assert bool(outcome.get("problems")) == (status == "failed")
+    problems = outcome.get("problems", ())
+    assert bool(problems) == (status == "failed")
+    assert all("is recipe.geometry" in problem for problem in problems if "--geometry" in problem)
 
 
 def test_an_interrupt_is_no_outcome(
@@ -72,6 +79,61 @@ def test_an_interrupt_is_no_outcome(
     monkeypatch.setattr(batch_worker, "keep_merge", keep)
     with pytest.raises(KeyboardInterrupt):
         attempt(task_of(folders, tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("seconds", [0.01, 60.0], ids=["at work", "as it answers"])
+def test_a_worker_ends_with_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    begun, killed, ended, said = (tmp_path / name for name in ("begun", "killed", "ended", "said"))
+    (tasks, asked), (answered, answers) = os.pipe(), os.pipe()
+
+    def attempt(_: Any) -> dict[str, Any]:
+        begun.touch()
+        wait_for(killed)
+        time.sleep(20 * (seconds < 1))  # the watch has to end this, not the answer
+        return {}
+
+    def work() -> None:
+        os.close(answered)
+        os.dup2(answers, 1)
+        sys.stdin = os.fdopen(tasks)
+        with said.open("w") as sys.stderr:
+            os.dup2(sys.stderr.fileno(), 2)
+            try:
+                serve(os.getppid())
+            except Exception:  # noqa: BLE001 - as the process would tell it
+                traceback.print_exc()
+            finally:
+                ended.touch()
+
+    def ask() -> None:
+        forks.Process(target=work).start()
+        time.sleep(20)
+
+    monkeypatch.setattr(batch_worker, "attempt", attempt)
+    monkeypatch.setattr(batch_worker, "_WATCH_SECONDS", seconds)
+    forks = multiprocessing.get_context("fork")
+    parent = forks.Process(target=ask)
+    parent.start()
+    os.close(answered)
+    os.write(asked, b"{}\n")
+    wait_for(begun)
+    parent.kill()
+    parent.join()
+    killed.touch()
+    wait_for(ended)
+    for end in (tasks, asked, answers):
+        os.close(end)
+    assert said.read_text() == ""
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < until, path.name
+        time.sleep(0.005)
 
 
 def test_a_recipe_passes_as_plain_data(folders: list[Path]) -> None:
