@@ -151,6 +151,26 @@ def test_copies_alone_are_a_collection_too(tmp_path: Path) -> None:
     assert (record.distances, record.adapters[0].mean_cosine) == ((), None)
 
 
+def test_neither_a_scaled_copy_nor_the_opposite_takes_the_place_of_an_adapter(tmp_path: Path) -> None:
+    members = family("close", 4, shapes=SHAPES)
+    tiny, opposite = ({module: (c * b, a) for module, (b, a) in members[0].items()} for c in (1e-3, -1.0))
+    every = {"A-tiny": tiny, "A-neg": opposite} | dict(zip("bcde", members, strict=True))
+    paths = [write_folder(tmp_path / name, factors) for name, factors in every.items()]
+    paths.append(write_folder(tmp_path / "A-rounded", members[1], dtype=torch.bfloat16))
+    record = map_adapters(paths, tmp_path / "atlas")
+    kept = {group.kept: [one.name for one in group.repetitions] for group in record.copies}
+    assert kept == {"b": ["A-tiny"], "c": ["A-rounded"]}
+    assert [(one.name, one.of) for one in record.opposed] == [("A-neg", "b")]
+    advice = {one.action: one for one in record.advice}
+    assert set(advice) == {"choose", "drop", "geomerge", "leave out"}
+    assert advice["geomerge"].adapters == ("b", "c", "d", "e")
+    assert advice["leave out"].adapters == ("A-neg",)
+    others = [record.adapters[place].mean_cosine for place, name in enumerate(record.names) if name == "d"]
+    table = PairTables(tmp_path / "atlas").pairs("cosine")[record.names.index("d")]
+    some = [float(table[record.names.index(name)]) for name in ("A-neg", "b", "c", "e")]
+    assert others == [pytest.approx(sum(some) / 4)]
+
+
 def test_equal_files_count_as_often_as_they_are_there(tmp_path: Path) -> None:
     one, other = family("mix", 2, shapes=SHAPES)
     turned = {module: (2 * b, a / 2) for module, (b, a) in one.items()}

@@ -12,6 +12,7 @@ from riemerge.study.collection.relations import (
     find_outliers,
 )
 from riemerge.study.collection.totals import Pairs
+from riemerge.updates.low_rank import LowRankUpdate
 from tests.helpers import seeded
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -44,6 +45,19 @@ def test_copies_are_multiples_within_what_rounding_did() -> None:
     assert {one.name: one.likeness for one in equal[0].repetitions} == {"b": "scaled", "c": "copy"}
     # Bad rounding is no licence to call everything a copy.
     assert find_copies(NAMES, "vwxyz", norms, 10 * norms, pairs)[1] == [0, 0, 0, 0, 4]
+
+
+def test_rounded_copies_are_copies_and_steps_of_half_a_percent_are_none() -> None:
+    draw = seeded(0)
+    for low, high in ((-3.0, 3.0), (1.0, 1.1)):  # the latter are rounded as badly as numbers are
+        b, a = (low + (high - low) * torch.rand(shape, generator=draw) for shape in ((96, 4), (4, 80)))
+        step = b + 0.006 * b.norm() / b.numel() ** 0.5 * torch.randn(b.shape, generator=draw)
+        rows, exact = [], LowRankUpdate(b, a, 1.0).rounding(torch.bfloat16)
+        for left, right in ((b, a), (b.bfloat16(), a.bfloat16()), (step.bfloat16(), a.bfloat16())):
+            rows.append((left.double() @ right.double()).flatten())
+        norms, pairs, _ = pairs_of(torch.stack(rows))
+        rounding = torch.tensor([0.0, exact, exact], dtype=torch.float64)
+        assert find_copies(NAMES[:3], "vwx", norms, rounding, pairs)[1] == [0, 0, 2]
 
 
 def test_of_multiples_the_usual_norm_stands_and_of_copies_the_least_rounded() -> None:
