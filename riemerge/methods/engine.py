@@ -28,7 +28,7 @@ from riemerge.methods.stack import Evidence, Merged, Options, Stack, resolve
 from riemerge.methods.table import PARAMETERS
 from riemerge.methods.threads import in_order
 from riemerge.progress import Progress
-from riemerge.updates import BlockMap, Blocks, LowRankUpdate
+from riemerge.updates import BlockMap, Blocks, Cores, LowRankUpdate
 from riemerge.updates.reduction import Kind
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ class Row:
                 return (yield from geometry.mean(x, setting))
         if not isinstance(found, Answer):
             found = Answer(cast("Tensor", found), Status.EXACT)
+        if not isinstance(x, Blocks):
+            _check_shape(found.value, _shape_of_answer(x, self.domain(setting.values)))
         known = found.status, found.advice, found.cost, found.gradient_norm
         return Solved(found.value, Evidence(*known, passes=found.passes))
 
@@ -216,6 +218,28 @@ def _edit(edit: Edit, given: Mapping[str, Any], x: Any, setting: Setting) -> Any
     if edit.look:
         return x.change(resolve(edit.look)(x.stream, setting))
     return x.each(lambda block: function(block, setting))
+
+
+def _shape_of_answer(x: Any, domain: Domain) -> tuple[int, ...]:
+    """Return the shape of the answer about T updates that a row of a domain sees."""
+    if domain in SUMS:
+        return (len(x),)
+    if isinstance(x, Tensor):
+        return tuple(x.shape[1:])
+    shape: tuple[int, int] = x.shape if isinstance(x, Cores) else x[0].shape
+    return shape
+
+
+def _check_shape(value: Any, expected: tuple[int, ...]) -> None:
+    """Refuse the answer of a row, a tensor or a decomposed one, where it has another shape."""
+    found: Any = tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+    if isinstance(value, SVD):
+        left, middle, right = (tuple(part.shape) for part in value)
+        found = left, middle, right
+        if left[-1:] == middle[-1:] == right[-1:]:
+            found = (*left[:-1], *right[-2:-1])
+    if found != expected:
+        raise NumericalError(f"the row answers with {found}; expected a tensor of the shape {expected}")
 
 
 def fill(text: str, values: Mapping[str, Any]) -> str:
@@ -464,23 +488,31 @@ class _Run:
         began = perf_counter()
         for member, one in zip(group.members, each, strict=True):
             one.module = member
-        values = self._merge_together(group)
+        values = self._merge_together(group, each)
         if values is None:
             for one in each:
                 one.begin(self.row)
+        seconds = (perf_counter() - began) / len(each)
+        for one in each:
+            one.seconds = seconds
         closed = [one for one in each if one.placed is None and one.fault is None]
         self._give_back(closed, values)
         group.lighten()
-        for one in each:
-            one.seconds = (perf_counter() - began) / len(each)
 
-    def _merge_together(self, group: Group) -> Tensor | SVD | None:
+    def _merge_together(self, group: Group, each: Sequence[_Begun]) -> Tensor | SVD | None:
         """Return the means of all modules of a group, where the row has a formula for that."""
+        values: Tensor | SVD | None = None
         if self.row.together:
             # A module without an answer says nothing of the others: each is asked by itself.
             with suppress(NumericalError):
-                return self.row.together(group.cores, group.settings)
-        return None
+                values = self.row.together(group.cores, group.settings)
+        try:
+            if values is not None:
+                _check_shape(values, (len(each), *group.cores.shape))
+        except NumericalError as fault:
+            for one in each:
+                one.fault = fault
+        return values
 
     def _give_back(self, each: Sequence[_Begun], values: Tensor | SVD | None = None) -> None:
         """Give the merged updates of some modules of one group their width.

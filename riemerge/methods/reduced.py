@@ -71,6 +71,7 @@ def open_side_by_side(
                 stack.kept[tuple(names)] = reductions[kind][1]
     groups = []
     for alike, whole in reductions.values():
+        overlaps = (options.overlaps or _measure_nothing)(whole, stack.storage)
         order = sorted((used[name], k) for k, name in enumerate(alike) if name not in faults)
         for places, several in groupby(order, key=lambda one: one[0]):
             rows = [k for _, k in several]
@@ -85,9 +86,15 @@ def open_side_by_side(
                     whole.take(rows, range(len(whole.kind.ranks))),
                     {alike[k]: read[alike[k]] for k in rows if read},
                     facts,
+                    [overlaps[k] for k in rows],
                 )
             )
     return groups, faults
+
+
+def _measure_nothing(reduction: Reduction, _: Sequence[torch.dtype]) -> Sequence[None]:
+    """Return what is known of overlaps that are not asked for."""
+    return [None] * len(reduction.left)
 
 
 @final
@@ -113,14 +120,13 @@ class Group:
         whole: Reduction,
         read: Mapping[str, Sequence[LowRankUpdate]],
         facts: Mapping[str, Any],
+        overlaps: Sequence[Any],
     ) -> None:
         self.names, self.used, self.whole, self.domain = names, used, whole, domain
         self._method, self._stack, self._options = method, stack, options
         self._read: Mapping[str, Sequence[LowRankUpdate]] = {} if options.later else read
         self.counting = whole.take(range(len(names)), used)
-        self._overlaps: Sequence[Any] = [None] * len(names)
-        if options.overlaps is not None:
-            self._overlaps = options.overlaps(whole, stack.storage)
+        self._overlaps = overlaps
         norms = whole.cores.norms.tolist()
         self.settings = [
             make_setting(

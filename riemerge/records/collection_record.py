@@ -14,8 +14,8 @@ Likeness: TypeAlias = Literal["copy", "refactored", "scaled"]
 ClusterKind: TypeAlias = Literal["family", "copies", "alone", "strangers"]
 """What a cluster is: related adapters, one adapter and its copies, a single one, or unrelated ones."""
 
-Action: TypeAlias = Literal["drop", "geomerge", "average", "default", "leave out"]
-"""What to do with some adapters: drop copies, merge them by a method, or leave them out."""
+Action: TypeAlias = Literal["drop", "choose", "geomerge", "average", "default", "leave out"]
+"""What to do with some adapters: drop copies, choose one of multiples, merge by a method, or leave out."""
 
 Unusual: TypeAlias = Literal["direction", "norm"]
 """What is unusual of an outlier: the angle to its nearest neighbour, or ‖dW‖."""
@@ -78,8 +78,10 @@ class CollectedAdapter(BaseModel):
         numerical_rank: Mean over its modules of the number of singular values above the rounding of storage.
         stable_rank: Σ ‖dWₖ‖² / Σ σ₁(dWₖ)² over its modules; 0 where dW is zero.
         missing: Names of the modules that others have and it lacks: there its update counts as zero.
+        saved: Shapes of whole tensors saved beside its factors (heads, trained biases), by name.
         cluster: Label of its cluster.
-        mean_cosine: Mean cosine of its dW with those of all others that are no copies of it; None if none is.
+        mean_cosine: Mean cosine of its dW with those of all others that are no copies of it or of another;
+            None where there is none.
     """
 
     model_config = _FROZEN
@@ -92,6 +94,7 @@ class CollectedAdapter(BaseModel):
     numerical_rank: float
     stable_rank: float
     missing: tuple[str, ...]
+    saved: dict[str, tuple[int, ...]] = {}
     cluster: int
     mean_cosine: float | None
 
@@ -132,16 +135,34 @@ class Repetition(BaseModel):
 
 @final
 class CopyGroup(BaseModel):
-    """Adapters whose dW are multiples of each other, within what rounding did to them.
+    """Adapters whose dW are positive multiples of each other, within what rounding did to them.
 
     Attributes:
-        kept: Name of the adapter that stands for all: the first of them by name.
+        kept: Name of the adapter that stands for all: that of least rounding among those of the usual norm.
         repetitions: The others.
     """
 
     model_config = _FROZEN
     kept: str
     repetitions: tuple[Repetition, ...]
+
+
+@final
+class Opposition(BaseModel):
+    """An adapter whose dW is a negative multiple of another's: both cancel in a merge.
+
+    Attributes:
+        name: Name of the adapter.
+        of: Name of the other one.
+        factor: The number c for which c·dW of the other one is nearest, below 0.
+        distance: ‖dW − c·dW of the other one‖ / ‖dW‖.
+    """
+
+    model_config = _FROZEN
+    name: str
+    of: str
+    factor: float
+    distance: float
 
 
 @final
@@ -329,7 +350,8 @@ class CollectionRecord(BaseModel):
         left_out: Adapters that were asked for and take no part.
         modules: The modules that any adapter has, sorted by name.
         groups: Groups of modules over which pairs are measured together, `total` first.
-        copies: Groups of adapters that are multiples of one dW.
+        copies: Groups of adapters that are positive multiples of one dW.
+        opposed: Adapters that are negative multiples of another.
         near: Nearly equal pairs that are no copies, the nearest first; at most ten for each adapter.
         neighbours: The nearest adapters of each adapter, the nearest first, copies among them.
         outliers: Adapters that are unlike what is usual here, the most unusual first.
@@ -353,6 +375,7 @@ class CollectionRecord(BaseModel):
     modules: tuple[CollectedModule, ...]
     groups: tuple[ModuleGroup, ...]
     copies: tuple[CopyGroup, ...]
+    opposed: tuple[Opposition, ...] = ()
     near: tuple[NearPair, ...]
     neighbours: tuple[tuple[Neighbour, ...], ...]
     outliers: tuple[Outlier, ...]

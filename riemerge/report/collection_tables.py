@@ -26,8 +26,9 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 def adapter_rows(record: CollectionRecord) -> Rows:
     """Return a row for each adapter, in the order of the record.
 
-    Columns are the fields of `CollectedAdapter`, `missing` as a number; the kind of the cluster; for a copy
-    `copy_of` and `likeness`; `outlier`, what is unusual, and its score; the nearest with cosine and distance.
+    Columns are the fields of `CollectedAdapter` but `saved`, `missing` as a number; the kind of the cluster;
+    for a copy `copy_of` and `likeness`; `outlier`, what is unusual, and its score; the nearest with cosine
+    and distance.
     """
     copies, rows = repetitions(record), []
     kinds = {row.label: row.kind for row in record.clusters}
@@ -35,7 +36,7 @@ def adapter_rows(record: CollectionRecord) -> Rows:
     for adapter, neighbours in zip(record.adapters, record.neighbours, strict=True):
         copy_of, how = copies.get(adapter.name, (None, None))
         measure, score = unusual.get(adapter.name, (None, None))
-        row: dict[str, Cell] = adapter.model_dump(exclude={"sha256"})
+        row: dict[str, Cell] = adapter.model_dump(exclude={"sha256", "saved"})
         row |= {"ranks": " ".join(map(str, adapter.ranks)), "missing": len(adapter.missing)}
         row |= {"kind": kinds[adapter.cluster], "copy_of": copy_of, "likeness": how}
         row |= {"outlier": measure, "outlier_score": score}

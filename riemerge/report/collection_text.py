@@ -17,6 +17,7 @@ Column: TypeAlias = tuple[str, Sequence[Cell]]
 
 ACTIONS = {
     "drop": "drop copies",
+    "choose": "choose one of several multiples",
     "geomerge": "merge by geomerge",
     "average": "merge by average",
     "default": "keep apart",

@@ -25,6 +25,7 @@ from riemerge.records.evaluation_record import Evaluation
 from riemerge.report.collection_tables import ALL_PAIRS
 from riemerge.report.verdict import MEASURE
 from riemerge.study.collection.advice import RELATED
+from riemerge.study.collection.clusters import LEAST_GAP
 from riemerge.study.collection.relations import NEAR, OUTLYING
 from tests.frechet.problems import ITERATIVE
 from tests.helpers import ROOT
@@ -138,6 +139,8 @@ def test_figures_of_the_page_on_collections_are_the_code_s() -> None:
     words = " ".join(COLLECTIONS.split())
     for claim in (
         f"mean cosine of at least {RELATED:g}",
+        f"cosine of at least {RELATED:g} between them",
+        f"exceeds that inside by a share of {LEAST_GAP:g} of it",
         f"differ by at most {NEAR:g} of the larger norm",
         f"more than {OUTLYING:g} robust standard deviations",
         f"above {ALL_PAIRS} adapters the nearest of each",

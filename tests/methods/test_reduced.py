@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from torch import Tensor
 
 from riemerge.errors import AdapterError, NumericalError
+from riemerge.linalg import SVD
 from riemerge.merging.identifiability import overlaps
 from riemerge.methods import METHODS, Method, Options, Stack, run_method
 from riemerge.methods.cancelling import remainder
-from riemerge.methods.setting import Setting
+from riemerge.methods.method import Domain
+from riemerge.methods.setting import Mean, Setting
 from riemerge.methods.stack import Merged
 from riemerge.updates import Cores, JointSpan, LowRankUpdate
 from riemerge.updates.reduction import Kind, Reduction
@@ -163,3 +166,75 @@ def test_where_modules_have_no_answer_together_each_is_asked_by_itself() -> None
     found, expected = run(row, stack(3)), run(METHODS["spectrum"], stack(3))
     for module, merged in found.items():
         assert merged.norms[0] == pytest.approx(expected[module].norms[0])
+
+
+def test_time_falls_to_modules_that_are_merged_side_by_side() -> None:
+    assert METHODS["spectrum"].together
+    seconds = {merged.evidence.seconds for merged in run(METHODS["spectrum"], stack(3)).values()}
+    assert len(seconds) == 1
+    assert min(seconds) > 0.0
+
+
+def too_many(x: Tensor, at: Setting) -> Tensor:
+    return torch.ones(len(at.weights) + 1, dtype=torch.float64)
+
+
+def too_short(x: Tensor, at: Setting) -> Tensor:
+    return x[0, :-1]
+
+
+def too_narrow(x: Cores, at: Setting) -> SVD:
+    left, values, right = x.svds
+    return SVD(left, values, right[:-1])
+
+
+def number(x: Cores, at: Setting) -> Tensor:
+    return x.norms.sum()
+
+
+def one_for_all(x: Cores, settings: Sequence[Setting]) -> Tensor:
+    return x.svds.left[0]
+
+
+@pytest.mark.parametrize(
+    ("domain", "mean", "found", "expected"),
+    [
+        ("gram", too_many, r"\(4,\)", r"\(3,\)"),
+        ("span", too_short, r"\(5, 6\)", r"\(6, 6\)"),
+        ("cores", too_narrow, r"\(6, 5\)", r"\(6, 6\)"),
+        ("cores", number, r"\(\)", r"\(6, 6\)"),
+        ("entries", too_short, r"\(11, 10\)", r"\(12, 10\)"),
+        ("half", too_short, r"\(5, 10\)", r"\(6, 10\)"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused_by_name(
+    domain: Domain, mean: Mean, found: str, expected: str
+) -> None:
+    row = Method("own", "", "", domain=domain, mean=f"{__name__}:{mean.__name__}")  # type: ignore[attr-defined]
+    with pytest.raises(NumericalError, match=f"m1: the row answers with {found}; .* {expected}") as fault:
+        run(row, stack(2))
+    assert len(fault.value.problems) == 2
+    together = replace(METHODS["spectrum"], together=f"{__name__}:one_for_all")
+    with pytest.raises(NumericalError, match=r"m1: the row answers with \(6, 6\); .* \(2, 6, 6\)"):
+        run(together, stack(2))
+
+
+def test_overlaps_are_measured_once_for_each_reduction() -> None:
+    """Also where other updates count in some modules, which then are merged apart."""
+    measured: list[Reduction] = []
+
+    def measure(reduction: Reduction, storage: Sequence[torch.dtype]) -> Sequence[Any]:
+        measured.append(reduction)
+        return overlaps(reduction, storage)
+
+    weights = {"m1": (0.5, 0.0, 0.5), "m2": (0.0, 0.5, 0.5)}
+    given = replace(stack(4), weights=lambda name: weights.get(name, (0.5, 0.3, 0.2)), kept={})
+    first, second = (run(METHODS["average"], given, replace(OPTIONS, overlaps=measure)) for _ in range(2))
+    assert len(measured) == 2
+    assert measured[0] is measured[1]
+    for module, merged in first.items():
+        (expected,) = overlaps(Reduction.of(given.low_rank(module), (12, 10)), given.storage)
+        assert expected is not None
+        for found in (merged, second[module]):
+            assert found.measured is not None
+            assert found.measured.overlap.share == pytest.approx(expected.share)

@@ -245,7 +245,7 @@ def kronecker(lefts: Tensor, rights: Tensor, x: Tensor, setting: Setting) -> Ans
         minimum.status,
         _ADVICE.get(minimum.status, minimum.status.advice),
         free.passes + minimum.passes,
-        minimum.cost * white.unit,
+        max(0.0, minimum.cost * white.unit),  # a sum of squares, to round-off
         minimum.slope,
     )
 
@@ -319,7 +319,7 @@ class _Whitened:
     def cost(self, y: Tensor) -> float:
         """Return F at the X of a Y."""
         inner = (y * (self.apply(y) / 2 - self.linear)).sum()
-        return (float(inner) + self.constant) * self.unit
+        return max(0.0, (float(inner) + self.constant) * self.unit)
 
     def back(self, y: Tensor) -> Tensor:
         """Return the X of a Y."""

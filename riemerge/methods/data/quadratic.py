@@ -213,10 +213,10 @@ def average(x: Tensor, setting: Setting) -> Tensor:
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    if not bool((positive := denominator > 0).all()):
+    if not bool((denominator > 0).all()):  # of a run of rows, perhaps: how many entries is not known here
         raise NumericalError(
-            f"the sum of the forms is not positive in {int((~positive).sum())} of {positive.numel()} "
-            "entries; expected a positive one in each: raise floor, or leave out negative weights"
+            "the sum of the forms is not positive in all entries; expected a positive one in each: raise "
+            "floor, or leave out negative weights"
         )
     return numerator / denominator
 

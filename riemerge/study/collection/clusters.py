@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from riemerge.linalg import canonical_signs
+from riemerge.study.collection.advice import RELATED
+from riemerge.study.collection.relations import NEAR
 
 MOST_CLUSTERS = 256
 """Clusters that a cut of the tree has at most."""
 
 LEAST_SILHOUETTE = 0.02
 """Mean silhouette below which there are no clusters: unrelated updates have about 0.005."""
+
+LEAST_GAP = 0.15
+"""Share of the distance of two clusters by which it exceeds that inside, or they are one family."""
 
 
 class Clustering(NamedTuple):
@@ -43,8 +48,8 @@ def find_clusters(cosine: Tensor, stands: Sequence[int]) -> Clustering:
     """Cluster adapters by average linkage of `chords`, cut where the mean silhouette is largest.
 
     Law: copies count once in the silhouettes, or pairs of copies would outweigh families; they are where the
-    adapter is that stands for them. Where no cut has a silhouette above `LEAST_SILHOUETTE`, all adapters are
-    one cluster.
+    adapter is that stands for them. Cuts through a family are left out (`are_apart`). Where no other has a
+    silhouette above `LEAST_SILHOUETTE`, all adapters are one cluster.
 
     Args:
         cosine: Cosines of all pairs (T, T).
@@ -69,9 +74,10 @@ def find_clusters(cosine: Tensor, stands: Sequence[int]) -> Clustering:
             cuts[number] = silhouettes(among, cut), cut
     means = {number: float(own.mean()) for number, (own, _) in sorted(cuts.items())}
     labels, own = torch.zeros(len(some), dtype=torch.int64), torch.zeros(len(some), dtype=torch.float64)
-    best = max(means, key=lambda number: (means[number], -number), default=1)
-    if means.get(best, 0.0) > LEAST_SILHOUETTE:
-        own, labels = cuts[best]
+    for number in sorted(means, key=lambda number: (-means[number], number)):
+        if means[number] > LEAST_SILHOUETTE and are_apart(among, cuts[number][1]):
+            own, labels = cuts[number]
+            break
     back = torch.zeros(count, dtype=torch.int64)
     back[some] = torch.arange(len(some))
     places = back[torch.tensor(stands)]
@@ -81,6 +87,37 @@ def find_clusters(cosine: Tensor, stands: Sequence[int]) -> Clustering:
         means,
         own[places],
     )
+
+
+def are_apart(distances: Tensor, labels: Tensor) -> bool:
+    """Say whether there is a gap between every two clusters, and not the spread of one family.
+
+    Law: two clusters are one family where the mean distance between them is of a cosine of `RELATED` or more,
+    and exceeds that inside by less than `LEAST_GAP` of it. Near pairs count only where a cluster has no
+    others. Two single adapters are held against the pairs inside all clusters that are not near;
+    where there are none, their cosine alone decides.
+
+    Args:
+        distances: `chords` (T, T).
+        labels: Clusters (T,) from 0.
+    """
+    members = torch.nn.functional.one_hot(labels).to(distances)
+    sizes, sums = members.sum(dim=0), members.mT @ distances @ members
+    between = sums / (sizes.unsqueeze(1) * sizes)
+    within, counts = sums.diagonal(), sizes * (sizes - 1.0)
+    # Steps of one run are nearer than any relatives: they set what is usual only where nothing else does.
+    far = (labels.unsqueeze(1) == labels) & (distances > NEAR)
+    far_counts = members.mT @ far.to(distances).sum(dim=1)
+    far_within = members.mT @ (distances * far).sum(dim=1)
+    within, counts = (
+        torch.where(far_counts > 0, *both) for both in ((far_within, within), (far_counts, counts))
+    )
+    inside = (within.unsqueeze(1) + within) / (counts.unsqueeze(1) + counts)
+    for stand_in in (distances[far].mean(), between):
+        inside = torch.where(inside.isnan(), stand_in, inside)
+    related = 1.0 - between.square() / 2 >= RELATED
+    one = related & (between - inside < LEAST_GAP * between)
+    return not bool(one.fill_diagonal_(False).any())
 
 
 def silhouettes(distances: Tensor, labels: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def describe_adapters(
     """Return what each adapter is."""
     squares = per_module.norms.square().sum(dim=1)
     leading = per_module.singular_values[:, :, 0].double().square().sum(dim=1)
-    others = torch.tensor(stands).unsqueeze(1) != torch.tensor(stands)
+    standing = torch.tensor(stands)
+    others = (standing.unsqueeze(1) != standing) & (standing == torch.arange(len(stands)))
     counts = others.sum(dim=1)
     cosines = (pairs.cosine * others).sum(dim=1) / counts.clamp_min(1)
     there = per_module.ranks > 0
@@ -52,6 +53,7 @@ def describe_adapters(
             numerical_rank=float(numerical[i]),
             stable_rank=float(squares[i] / leading[i]),
             missing=tuple(module for module in members.modules if module not in adapter.ranks),
+            saved={name: tuple(entry.shape) for name, entry in sorted(adapter.saved.items())},
             cluster=int(clustering.labels[i]),
             mean_cosine=float(cosines[i]) if counts[i] else None,
         )
@@ -178,6 +180,10 @@ def note_differences(adapters: Sequence[CollectedAdapter]) -> tuple[str, ...]:
     lack = {1: "1 adapter lacks"}.get(len(lacking), f"{len(lacking)} adapters lack")
     text = "modules that others have, where the update counts as zero"
     notes = [f"{lack} {text}: {list_names(lacking)}"] * bool(lacking)
+    saving = [adapter.name for adapter in adapters if adapter.saved]
+    save = {1: "1 adapter has"}.get(len(saving), f"{len(saving)} adapters have")
+    text = "whole tensors saved beside the factors (heads, trained biases), which are not compared"
+    notes += [f"{save} {text}: {list_names(saving)}"] * bool(saving)
     differing: dict[str, Counter[Any]] = {
         "ranks": Counter(rank for adapter in adapters for rank in adapter.ranks),
         "dtypes": Counter(adapter.dtype for adapter in adapters),

@@ -37,7 +37,13 @@ from riemerge.study.collection.description import (
 )
 from riemerge.study.collection.geodesics import BATCH, Answer, Pair, measure_pairs
 from riemerge.study.collection.members import Members, group_modules, open_members
-from riemerge.study.collection.relations import find_copies, find_near, find_neighbours, find_outliers
+from riemerge.study.collection.relations import (
+    find_copies,
+    find_near,
+    find_neighbours,
+    find_opposed,
+    find_outliers,
+)
 from riemerge.study.collection.tiles import Tiles
 from riemerge.study.collection.totals import Pairs, PerModule, read_modules, write_tables
 from riemerge.study.collection.work import WORK, Work
@@ -215,13 +221,15 @@ def _relate(
     chosen = choose_judged(pairs, stands, clustering)
     judged = [answer for _, answer in stages.each("clusters", partial(judge, members), chosen, "")]
     clusters = describe_clusters(names, pairs, stands, clustering, chosen, judged)
-    outliers = find_outliers(names, stands, norms, pairs)
+    outliers = find_outliers(names, stands, norms, pairs, relative, clustering.labels)
+    opposed = find_opposed(names, stands, norms, rounding, pairs)
     record = CollectionRecord(
         adapters=adapters,
         left_out=members.left_out,
         modules=describe_modules(members, per_module),
         groups=tuple(groups),
         copies=copies,
+        opposed=opposed,
         near=find_near(names, stands, pairs, relative),
         neighbours=find_neighbours(names, pairs, relative),
         outliers=outliers,
@@ -232,7 +240,7 @@ def _relate(
         coordinates_share=shares,
         spectra=describe_spectra(groups, members.modules, per_module),
         kept=kept,
-        advice=advise_on(adapters, copies, clusters, outliers),
+        advice=advise_on(adapters, copies, clusters, outliers, opposed, pairs.cosine),
         notes=note_differences(adapters),
         versions={name: version(name) for name in ("riemerge", "torch", "scipy")},
     )

@@ -14,10 +14,12 @@ from riemerge.records.collection_record import (
     Likeness,
     NearPair,
     Neighbour,
+    Opposition,
     Outlier,
     Repetition,
     Unusual,
 )
+from riemerge.study.collection.advice import RELATED
 from riemerge.study.collection.totals import Pairs
 
 NEAR = 0.2
@@ -30,8 +32,10 @@ OUTLYING = 3.5
 """Robust standard deviations from which on an adapter is an outlier (Iglewicz and Hoaglin 1993)."""
 
 _NEAR_EACH = 10
-# Rounding errors of both adapters, twice their size. One that is rounded so badly that it hides more is none.
-_ROUNDINGS, _MOST_ROUNDING = 2.0, 0.05
+# The estimate of rounding is its size at worst, numbers just above powers of 2: of others it is 0.72 of that
+# (measured: bfloat16 copies of Gaussian factors); steps of training 1.5 times apart were once called copies.
+# An adapter that is rounded so badly that it hides more than the second is no copy.
+_ROUNDINGS, _MOST_ROUNDING = 1.1, 0.05
 # Cosines come from inner products: sin² = 1 − cos² has an error of about 1e-15.
 _ARITHMETIC = 1e-7
 # No spread is so small that less than this is unusual: degrees, and log ‖dW‖ (a factor of 2 at the bound).
@@ -42,7 +46,10 @@ _LEAST_COUNT = 5
 def find_copies(
     names: Sequence[str], files: Sequence[str], norms: Tensor, rounding: Tensor, pairs: Pairs
 ) -> tuple[tuple[CopyGroup, ...], list[int]]:
-    """Find the adapters whose dW are multiples of each other, within twice what rounding did to them.
+    """Find the adapters whose dW are positive multiples of each other, within what rounding did to them.
+
+    Law: of each group the adapter that is rounded least is kept, among those of its usual norm: that of most,
+    or of the norm nearest to the collection's median. A negative multiple is no copy: see `find_opposed`.
 
     Args:
         names: Names of the T adapters.
@@ -56,13 +63,17 @@ def find_copies(
     """
     from scipy.sparse.csgraph import connected_components  # an inspection needs none of scipy
 
-    noise = (rounding / norms).clamp_max(_MOST_ROUNDING)
-    bounds = _ROUNDINGS * torch.hypot(noise.unsqueeze(1), noise) + _ARITHMETIC
-    sines = (1.0 - pairs.cosine.square()).clamp_min(0.0).sqrt()
-    _, labels = connected_components(np.asarray(sines <= bounds), directed=False)
-    first: dict[int, int] = {}
-    stands = [first.setdefault(label, place) for place, label in enumerate(labels.tolist())]
-    groups = []
+    sines, bounds, noise = _compare(norms, rounding, pairs)
+    alike = (sines <= bounds) & (pairs.cosine > 0)
+    _, labels = connected_components(np.asarray(alike), directed=False)
+    parts: dict[int, list[int]] = {}
+    for place, label in enumerate(labels.tolist()):
+        parts.setdefault(label, []).append(place)
+    stands, groups = list(range(len(names))), []
+    for places in parts.values():
+        kept = _choose(places, norms, noise, bounds)
+        for place in places:
+            stands[place] = kept
     for kept in sorted({stand for place, stand in enumerate(stands) if stand != place}):
         repetitions = []
         for place in (place for place, stand in enumerate(stands) if stand == kept != place):
@@ -86,6 +97,49 @@ def find_copies(
             )
         groups.append(CopyGroup(kept=names[kept], repetitions=tuple(repetitions)))
     return tuple(groups), stands
+
+
+def find_opposed(
+    names: Sequence[str], stands: Sequence[int], norms: Tensor, rounding: Tensor, pairs: Pairs
+) -> tuple[Opposition, ...]:
+    """Find adapters that are negative multiples of another, within what rounding did to both.
+
+    Law: of two, the one of smaller mean cosine with all is the opposed one; of equal ones the later.
+
+    Args:
+        names: Names of the T adapters.
+        stands: For each adapter the place of the one that stands for it: pairs of others are left out.
+        norms: ‖dW‖ of each (T,), not 0.
+        rounding: Norm of what rounding to the stored dtype adds to each dW (T,).
+        pairs: Tables of all pairs.
+    """
+    sines, bounds, _ = _compare(norms, rounding, pairs)
+    some = torch.tensor(sorted(set(stands)))
+    apart = ((sines <= bounds) & (pairs.cosine < 0))[some][:, some].triu()
+    means = pairs.cosine[some][:, some].mean(dim=1)
+    opposed = []
+    for pair in apart.nonzero().tolist():
+        of, place = (int(some[k]) for k in sorted(pair, key=lambda k: (-float(means[k]), k)))
+        factor = float(pairs.cosine[place, of] * norms[place] / norms[of])
+        opposed.append(
+            Opposition(name=names[place], of=names[of], factor=factor, distance=float(sines[place, of]))
+        )
+    return tuple(opposed)
+
+
+def _compare(norms: Tensor, rounding: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sines of all pairs, how large rounding makes them at most, and the rounding of each."""
+    noise = (rounding / norms).clamp_max(_MOST_ROUNDING)
+    bounds = _ROUNDINGS * torch.hypot(noise.unsqueeze(1), noise) + _ARITHMETIC
+    return (1.0 - pairs.cosine.square()).clamp_min(0.0).sqrt(), bounds, noise
+
+
+def _choose(places: Sequence[int], norms: Tensor, noise: Tensor, bounds: Tensor) -> int:
+    """Return the adapter that stands for its multiples: rounded least, among those of the usual norm."""
+    equal = {i: [j for j in places if abs(norms[i] / norms[j] - 1.0) <= bounds[i, j]] for i in places}
+    unusual = (norms.log() - norms.log().median()).abs()
+    usual = min(places, key=lambda i: (-len(equal[i]), float(unusual[i]), i))
+    return min(equal[usual], key=lambda i: (float(noise[i]), i))
 
 
 def find_near(
@@ -130,43 +184,59 @@ def find_neighbours(
 
 
 def find_outliers(
-    names: Sequence[str], stands: Sequence[int], norms: Tensor, pairs: Pairs
+    names: Sequence[str],
+    stands: Sequence[int],
+    norms: Tensor,
+    pairs: Pairs,
+    relative: Tensor,
+    labels: Tensor,
 ) -> tuple[Outlier, ...]:
     """Find adapters far from their nearest neighbour, or of unusual norm, as the others go.
 
     Law: the score is the distance from the median over 1.4826 times the median distance from it; copies count
-    once. Fewer than five adapters have no outliers.
+    once. Near pairs set no usual angle where an adapter has other relatives, and no adapter of mean cosine
+    `RELATED` with its cluster is far from all. Fewer than five adapters have no outliers.
 
     Args:
         names: Names of the T adapters.
         stands: For each adapter the place of the one that stands for it.
         norms: ‖dW‖ of each (T,), not 0.
         pairs: Tables of all pairs.
+        relative: ‖dW − dW'‖ / max(‖dW‖, ‖dW'‖) (T, T).
+        labels: Clusters (T,).
 
     Source: Iglewicz and Hoaglin 1993.
     """
     some = torch.tensor(sorted(set(stands)))
     if len(some) < _LEAST_COUNT:
         return ()
-    nearest = pairs.cosine[some][:, some].fill_diagonal_(-1.0).amax(dim=1)
+    cosine = pairs.cosine[some][:, some].fill_diagonal_(-1.0)
+    nearest = cosine.amax(dim=1)
+    # Steps of one run are nearer than any relatives: they would make outliers of all others.
+    distant = cosine.masked_fill(relative[some][:, some] <= NEAR, -1.0).amax(dim=1)
+    usual = torch.where(distant >= RELATED, distant, nearest).acos().rad2deg()
+    beside = (labels[some].unsqueeze(1) == labels[some]).fill_diagonal_(False)
+    means = (cosine * beside).sum(dim=1) / beside.sum(dim=1).clamp_min(1)
     angles, lengths = nearest.acos().rad2deg(), norms[some]
     outliers = []
-    measures: list[tuple[Unusual, Tensor, Tensor]] = [
-        ("direction", angles, angles),
-        ("norm", lengths.log(), lengths),
+    measures: list[tuple[Unusual, Tensor, Tensor, Tensor]] = [
+        ("direction", angles, usual, angles),
+        ("norm", lengths.log(), lengths.log(), lengths),
     ]
-    for measure, values, shown in measures:
-        apart = values - values.median()
-        spread = max(1.4826 * float(apart.abs().median()), _LEAST_SPREAD[measure])
-        scores = apart / spread
+    for measure, values, common, shown in measures:
+        middle = common.median()
+        spread = max(1.4826 * float((common - middle).abs().median()), _LEAST_SPREAD[measure])
+        scores, typical = (values - middle) / spread, float(middle)
         if measure == "norm":
-            scores = scores.abs()
+            scores, typical = scores.abs(), float(shown.median())
+        else:
+            scores = scores.masked_fill(means >= RELATED, 0.0)
         outliers += [
             Outlier(
                 name=names[int(some[k])],
                 measure=measure,
                 value=float(shown[k]),
-                usual=float(shown.median()),
+                usual=typical,
                 score=float(scores[k]),
             )
             for k in (scores > OUTLYING).nonzero().flatten().tolist()

@@ -152,6 +152,16 @@ def test_forms_of_condition_1e6_are_solved() -> None:
     assert found.cost < cost_of(*forms_of(at, x), x, cut(whole.value, 3))
 
 
+def test_copies_cost_nothing_and_not_less() -> None:
+    for seed in range(8, 12):
+        copies = (normal(1, 9, 2, seed=seed) @ normal(1, 2, 8, seed=seed + 40)).expand(3, -1, -1)
+        for rank in (2, None):
+            found = lowrank_updates(copies, setting(copies, rank))
+            assert isinstance(found, Answer)
+            assert found.cost is not None
+            assert 0.0 <= found.cost <= 1e-12
+
+
 @pytest.mark.parametrize("target", ["mean", "tsv", "ties"])
 def test_forms_of_the_updates_move_with_isometries_and_cost_less_than_the_cut(target: str) -> None:
     x = normal(3, 9, 2) @ normal(3, 2, 8, seed=1)

@@ -63,6 +63,31 @@ def test_unrelated_adapters_are_one_cluster() -> None:
     assert (two.labels.tolist(), two.silhouettes) == ([0, 0], {})
 
 
+def test_a_family_is_not_split_on_its_spread() -> None:
+    for seed in range(4):
+        for family in ((5, 0.85), (8, 0.5), (9, 0.3)):
+            labels = find_clusters(cosines(family, seed=seed), list(range(family[0]))).labels
+            assert set(labels.tolist()) == {0}
+    # Nor where it has strangers beside it, nor beside near-equal steps of a run.
+    beside = find_clusters(cosines((6, 0.85), (1, 0.0), (1, 0.0)), list(range(8)))
+    assert beside.labels.tolist() == [0] * 6 + [1, 2]
+    draw = cosines((8, 0.85))
+    rows = torch.linalg.cholesky(draw + 1e-12 * torch.eye(8))
+    steps = torch.cat([rows, rows[7] + 0.005 * torch.randn(5, 8, generator=seeded(1), dtype=rows.dtype)])
+    steps = torch.nn.functional.normalize(steps)
+    assert set(find_clusters(steps @ steps.mT, list(range(13))).labels.tolist()) == {0}
+
+
+def test_few_relatives_among_many_strangers_are_a_cluster() -> None:
+    found = find_clusters(cosines((5, 0.6), *[(1, 0.0)] * 40), list(range(45)))
+    assert {k for k, label in enumerate(found.labels.tolist()) if label == 0} == set(range(5))
+
+
+def test_two_families_with_a_common_share_are_two() -> None:
+    inner, outer = cosines((5, 0.7), (5, 0.7)), torch.full((10, 10), 0.4, dtype=torch.float64)
+    assert find_clusters((inner + outer) / 1.4, list(range(10))).labels.tolist() == [0] * 5 + [1] * 5
+
+
 def test_no_more_cuts_are_tried_than_the_bound(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(clusters, "MOST_CLUSTERS", 3)
     assert max(find_clusters(cosines((6, 0.5), (5, 0.5)), list(range(11))).silhouettes) <= 3
