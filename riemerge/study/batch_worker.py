@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from riemerge.errors import AdapterError, OutputError, explain, may_pass
 from riemerge.formats.files.text import show
 from riemerge.merging.shared_inputs import SharedInputs
-from riemerge.methods.plugins import load_plugin
+from riemerge.methods import plugins
 from riemerge.recipes.recipe import Recipe
 from riemerge.study.batch_plan import name_keys
 from riemerge.study.kept_merges import KeptMerge, keep_merge
@@ -71,7 +71,8 @@ def _try(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _merge(task: Mapping[str, Any]) -> KeptMerge:
     for module in task["plugins"]:
-        load_plugin(module)
+        if module not in plugins.LOADED:  # as it is where this process was asked for it
+            plugins.load_plugin(module)
     recipe = Recipe.model_validate(task["recipe"])
     asked = {"device": task["device"], "threads": task["threads"]}
     try:

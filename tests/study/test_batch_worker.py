@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from riemerge.errors import NumericalError, OutputError
+from riemerge.methods import plugins
 from riemerge.recipes.recipe import Recipe, read_recipe
 from riemerge.study import batch_worker
 from riemerge.study.batch_worker import attempt, serve
@@ -140,3 +141,14 @@ def test_a_recipe_passes_as_plain_data(folders: list[Path]) -> None:
     said = {"merge_method": "ties", "density": [0.1, 1 / 3], "rename": {"x": "y"}, "edits": ["trim"]}
     recipe = read_recipe([(str(folder), 0.1) for folder in folders[:2]], said)
     assert Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json")))) == recipe
+
+
+def test_a_plug_in_that_this_process_has_is_not_sought_again(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "LOADED", {"lab_of_another_folder": None})
+    asked = {**task_of(folders, tmp_path), "plugins": ["lab_of_another_folder"]}
+    assert attempt(asked)["status"] == "made"
+    monkeypatch.setattr(plugins, "LOADED", {})
+    (told,) = attempt(asked)["problems"]
+    assert "lab_of_another_folder: it cannot be imported" in told
