@@ -7,7 +7,7 @@ import json
 import click
 
 from riemerge.cli.options import JSON
-from riemerge.cli.terminal import answering, dump, progress_on_stderr, say, show
+from riemerge.cli.terminal import answering, dump, loading, progress_on_stderr, say, show
 
 _HELP = """Show what is in adapters, and how far apart each two of them are.
 
@@ -27,8 +27,9 @@ Of many adapters, riemerge map compares all pairs, and finds copies, relatives a
 @answering
 def inspect(folders: tuple[str, ...], distances: bool, as_json: bool, quiet: bool) -> None:
     """Do what `riemerge inspect` is asked."""
-    from riemerge.report.tables import inspection_report
-    from riemerge.study.inspection import MANY, inspect_adapters
+    with loading():
+        from riemerge.report.tables import inspection_report
+        from riemerge.study.inspection import MANY, inspect_adapters
 
     with progress_on_stderr(quiet) as listener:
         inspection = inspect_adapters(folders, distances=distances, progress=listener)

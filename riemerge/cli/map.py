@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from riemerge.cli.options import JSON, QUIET, THREADS, Words
-from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
+from riemerge.cli.terminal import answering, dump, loading, progress_on_stderr, reporting, say, show, tell
 from riemerge.report.words import printable
 
 _HELP = """Compare every pair of many adapters, and show copies, relatives, outliers and what to merge.
@@ -63,10 +63,11 @@ def map_collection(
     adapters: tuple[str, ...], output: str, pairs: tuple[str, ...], as_json: bool, quiet: bool, **asked: Any
 ) -> None:
     """Do what `riemerge map` is asked."""
-    from riemerge.records.pair_tables import PairTables
-    from riemerge.report.collection_atlas import PAGE, write_atlas
-    from riemerge.report.tables import collection_report
-    from riemerge.study.collection import map_adapters
+    with loading():
+        from riemerge.records.pair_tables import PairTables
+        from riemerge.report.collection_atlas import PAGE, write_atlas
+        from riemerge.report.tables import collection_report
+        from riemerge.study.collection import map_adapters
 
     asked["pairs"] = [_read_pair(text) for text in pairs]
     with progress_on_stderr(quiet) as listener:

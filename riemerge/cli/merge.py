@@ -18,7 +18,7 @@ from riemerge.cli.options import (
     method_option,
     read_options,
 )
-from riemerge.cli.terminal import answering, dump, progress_on_stderr, reporting, say, show, tell
+from riemerge.cli.terminal import answering, dump, loading, progress_on_stderr, reporting, say, show, tell
 from riemerge.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ def merge(
     **asked: Any,
 ) -> None:
     """Do what `riemerge merge` is asked."""
-    from riemerge.formats import hub
-    from riemerge.recipes.recipe import read_recipes
+    with loading():
+        from riemerge.formats import hub
+        from riemerge.merging.sequence import merge_documents  # noqa: F401 (brings all that merges)
+        from riemerge.recipes.recipe import read_recipes
 
     overrides = read_options(asked)
     if output is None and not dry_run:

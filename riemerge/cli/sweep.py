@@ -15,7 +15,7 @@ from riemerge.cli.options import (
     output_option,
     read_options,
 )
-from riemerge.cli.terminal import answering, progress_on_stderr, show_made
+from riemerge.cli.terminal import answering, loading, progress_on_stderr, show_made
 
 _HELP = """Merge models with all weights of a grid, each merge in a folder of its own.
 
@@ -47,9 +47,10 @@ def sweep(
     models: tuple[str, ...], output: str, scorer: str | None, as_json: bool, quiet: bool, **asked: Any
 ) -> None:
     """Do what `riemerge sweep` is asked."""
-    from riemerge.report.words import number
-    from riemerge.study.scorer import command_scorer
-    from riemerge.study.sweeps import sweep
+    with loading():
+        from riemerge.report.words import number
+        from riemerge.study.scorer import command_scorer
+        from riemerge.study.sweeps import sweep
 
     if scorer:
         asked["scorer"] = command_scorer(scorer)

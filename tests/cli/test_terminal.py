@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from riemerge.cli.terminal import progress_on_stderr
+from riemerge.cli.terminal import loading, progress_on_stderr
 from riemerge.formats.dialects import read_adapter
 from riemerge.progress import Progress
 from tests.cli.runner import TENSORS, call, merged, run
@@ -317,3 +318,12 @@ def test_elsewhere_than_on_a_terminal_a_stage_ends_with_a_line_or_each_event_has
     assert capsys.readouterr().err.splitlines() == ["soup: 2 of 2: 2\\x1b", "soup: 1\\x1b", "soup: 2\\x1b"]
     with progress_on_stderr(quiet=True) as listener:
         assert listener is None
+
+
+def test_loading_leaves_the_search_for_garbage_as_it_was() -> None:
+    with loading():
+        assert not gc.isenabled()
+        with loading():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
