@@ -139,6 +139,8 @@ class Bench:
         if row.statistics:
             folders = adapters_of(self.data)
             words = [f"--statistics={self.data / f'statistics{i}'}" for i in range(len(folders))]
+            if row.base_statistics:  # those of any model will do: they are random
+                words.append(f"--base-statistics={self.data / 'statistics0'}")
             measured = {self.size.data: self.merge(name, folders, *words).row()}
             # Fisher information is entrywise; Gram matrices and covariances are multiplied and decomposed.
             return extrapolate(
