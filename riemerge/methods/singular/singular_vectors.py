@@ -107,7 +107,7 @@ def iso_c(x: Cores, setting: Setting) -> SVD:
 
     Cost: one SVD (p, q).
     """
-    return SVD(*(part[0] for part in flat_spectra(x.alone(), [setting])))
+    return first_of(flat_spectra(x.alone(), [setting]))
 
 
 def flat_spectra(x: Cores, settings: Sequence[Setting]) -> SVD:
@@ -262,6 +262,11 @@ def _whitener_by_frame(frame: Tensor, powers: Tensor, largest: float | None) -> 
     raised = torch.where(kept, sizes, 1.0).pow(-powers) * kept
     found = (vectors * raised.unsqueeze(-2)) @ vectors.mT
     return torch.where(powers.unsqueeze(-1) == 0.0, eye_like(found), found)
+
+
+def first_of(svds: SVD) -> SVD:
+    """Return the decomposition of the first of K modules."""
+    return SVD(*(part[0] for part in svds))
 
 
 def polar_whitener(frame: Tensor) -> Tensor:

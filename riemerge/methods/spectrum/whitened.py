@@ -13,7 +13,14 @@ from torch import Tensor
 from riemerge.errors import NumericalError
 from riemerge.linalg import SVD, thin_svd
 from riemerge.methods.setting import Setting
-from riemerge.methods.singular.singular_vectors import FLOOR, ROUND_OFF, values_of, weights_of, whitener
+from riemerge.methods.singular.singular_vectors import (
+    FLOOR,
+    ROUND_OFF,
+    first_of,
+    values_of,
+    weights_of,
+    whitener,
+)
 from riemerge.updates.cores import Cores
 
 
@@ -44,7 +51,7 @@ def spectrum(x: Cores, setting: Setting) -> SVD:
 
     Cost: one decomposition of each side, (p, p) and (q, q), and one SVD (p, q); linear in T.
     """
-    return _alone(spectra(x.alone(), [setting]))
+    return first_of(spectra(x.alone(), [setting]))
 
 
 def spectra(x: Cores, settings: Sequence[Setting]) -> SVD:
@@ -96,7 +103,7 @@ def spectrum_matched(x: Cores, setting: Setting) -> SVD:
 
     Cost: that of `spectrum`.
     """
-    return _alone(spectra_matched(x.alone(), [setting]))
+    return first_of(spectra_matched(x.alone(), [setting]))
 
 
 def spectra_matched(x: Cores, settings: Sequence[Setting]) -> SVD:
@@ -151,7 +158,7 @@ def power_mean(x: Cores, setting: Setting) -> SVD:
 
     Cost: that of `spectrum`.
     """
-    return _alone(power_means(x.alone(), [setting]))
+    return first_of(power_means(x.alone(), [setting]))
 
 
 def power_means(x: Cores, settings: Sequence[Setting]) -> SVD:
@@ -235,11 +242,6 @@ def _white_mean(x: Cores, weights: Tensor, exponents: Tensor, values: Tensor | N
     roots = torch.where(counted, x.each(weights), 0.0).sqrt().unsqueeze(-2)
     left, right = (whitener(side * roots, exponents) for side in (x.svds.left, x.svds.right))
     return left @ mean @ right
-
-
-def _alone(svds: SVD) -> SVD:
-    """Return the decomposition of one module from that of K = 1."""
-    return SVD(*(part[0] for part in svds))
 
 
 def _norm(values: Tensor) -> Tensor:
