@@ -15,10 +15,11 @@ import torch
 
 from riemerge import LowRankUpdate, Problem, Status, frechet_mean
 from riemerge.manifolds import FixedRank, Orthogonal, QuotientManifold
-from riemerge.merging.identifiability import frames, mean_overlap, overlap
+from riemerge.merging.identifiability import mean_overlap, overlaps
 from riemerge.problems import FAMILIES, adapter_family
 from riemerge.solvers import LBFGS
 from riemerge.updates.low_rank import sum_updates
+from riemerge.updates.reduction import reduce
 
 SIZE, RANK, COUNT, MODULES, PASSES = 4096, 16, 6, 2, 60
 RESULTS = Path(__file__).parent / "results" / "identifiability.json"
@@ -51,7 +52,7 @@ def measure(name: str) -> dict[str, float | None]:
         means.append([LowRankUpdate(u[i] @ core[i], v[i].mT.contiguous()) for i in range(MODULES)])
     averages = [sum_updates(module, [1 / COUNT] * COUNT) for module in modules]
     apart = [sum_updates([x, y], [1.0, -1.0]).norm() / x.norm() for x, y in zip(*means, strict=True)]
-    pairs = [overlap([frames(x) for x in module]) for module in modules]
+    pairs = overlaps(reduce(modules), [x.dtype for x in modules[0]])
     common = mean_overlap(pairs)
     assert common is not None
     kept = [cosine(mean, x) for mean, module in zip(means[0], modules, strict=True) for x in module]

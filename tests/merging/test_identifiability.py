@@ -10,13 +10,14 @@ import torch
 
 from riemerge.errors import RecipeError
 from riemerge.merging import identifiability
-from riemerge.merging.identifiability import FEW, judge_modules, judge_overlap, overlap_of, overlaps
+from riemerge.merging.identifiability import FEW, judge_modules, judge_overlap, overlaps
 from riemerge.records.run_record import Determined, Overlap
 from riemerge.report.verdict import determination
 from riemerge.updates import JointSpan, LowRankUpdate
 from riemerge.updates.reduction import reduce
 from tests.folders import family, merge_adapters, write_family, write_folder
 from tests.helpers import seeded
+from tests.pairwise_overlap import overlap_of
 
 
 def test_subspaces_of_different_rank_overlap_by_the_smaller(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import torch
 
 from riemerge.formats.dialects import read_adapter
 from riemerge.linalg import single_threaded
-from riemerge.merging.identifiability import frames, mean_overlap, overlap
+from riemerge.merging.identifiability import mean_overlap
 from riemerge.methods.geodesic.quotient_mean import distances
 from riemerge.progress import Progress
 from riemerge.study.inspection import inspect_adapters
 from tests.folders import family, write_family
+from tests.pairwise_overlap import frames, overlap
 from tests.study.inputs import SHAPES
 
 TWO_ALIKE = SHAPES | {"layers.2.q": SHAPES["layers.0.q"]}

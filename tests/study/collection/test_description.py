@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from riemerge.formats.dialects import read_adapter
-from riemerge.merging.identifiability import frames, judge_modules, judge_overlap, overlap
+from riemerge.merging.identifiability import judge_modules, judge_overlap
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.records.pair_tables import PairTables
 from riemerge.study.collection.description import judge
 from riemerge.study.collection.members import open_members
 from tests.folders import family, write_family
+from tests.pairwise_overlap import frames, overlap
 from tests.planted_collection import Planted
 
 

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from riemerge.merging.identifiability import frames as frames_of
-from riemerge.merging.identifiability import overlap
 from riemerge.study.collection.frames import decompose, overlap_pairs
 from riemerge.updates.low_rank import LowRankUpdate
+from tests.pairwise_overlap import frames as frames_of
+from tests.pairwise_overlap import overlap
 from tests.study.collection.updates import RANKS, SHAPE, some_updates
 
 STORAGE = [torch.float32] * (len(RANKS) + 2)
