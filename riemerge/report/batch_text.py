@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from riemerge.records.batch_record import BatchEntry, BatchRecord
-from riemerge.report.words import number, printable, text_of, when
+from riemerge.report.words import count, number, printable, text_of, when
 
 MOST_MODELS = 3
 """Above so many models, a row shows their number."""
@@ -38,8 +38,8 @@ def batch_report(record: BatchRecord) -> RenderableType:
         for problem in entry.problems
     ]
     counts = Counter(entry.status for entry in record.merges)
-    words = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return Group(table, *problems, Text(f"{len(record.merges)} merges: {words}"))
+    words = ", ".join(f"{times} {status}" for status, times in counts.items())
+    return Group(table, *problems, Text(f"{count(len(record.merges), 'merge')}: {words}"))
 
 
 def _models(entry: BatchEntry) -> str:

@@ -9,8 +9,8 @@ from importlib import resources
 
 from riemerge.records.collection_record import CollectionRecord
 from riemerge.report.collection_tables import Rows, adapter_rows, cluster_rows
-from riemerge.report.collection_text import Cell, advice_lines, count, kept_energy, names_of, show, summary
-from riemerge.report.words import printable, when
+from riemerge.report.collection_text import Cell, advice_lines, kept_energy, names_of, show, summary
+from riemerge.report.words import count, printable, when
 
 _PAIRS = """
 Each row and each column is an adapter: red squares along the diagonal are families, white is

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias, get_args
 
 from riemerge.records.collection_record import ClusterKind, CollectionRecord, Repetition
-from riemerge.report.words import number, text_of, when
+from riemerge.report.words import count, number, text_of, when
 
 Cell: TypeAlias = str | int | float | None
 
@@ -34,17 +34,6 @@ def show(value: Cell) -> str:
     if isinstance(value, float):
         return number(value)
     return when(value is not None, f"{value}")
-
-
-def count(things: int, noun: str) -> str:
-    """Return a number of things in words.
-
-    >>> count(1, "adapter"), count(2, "family")
-    ('1 adapter', '2 families')
-    """
-    if things == 1:
-        return f"1 {noun}"
-    return f"{things} {noun}s".replace("ys", "ies")
 
 
 def summary(record: CollectionRecord) -> list[str]:

@@ -41,6 +41,17 @@ def when(condition: object, text: str) -> str:
     return text if condition else ""
 
 
+def count(things: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> count(1, "adapter"), count(2, "family")
+    ('1 adapter', '2 families')
+    """
+    if things == 1:
+        return f"1 {noun}"
+    return f"{things} {noun}s".replace("ys", "ies")
+
+
 def shares_of(names: Sequence[str], shares: Sequence[float | None]) -> str:
     """Return each name with its share in percent; of many, the least and the greatest.
 

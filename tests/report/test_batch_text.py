@@ -27,3 +27,6 @@ def test_what_a_table_says() -> None:
     assert other.startswith("[red]\\x1b[31m")
     assert problem == "[red]\\x1b[31m: x: [bold]no mean"
     assert count == "2 merges: 1 made, 1 failed"
+    with console.capture() as shown:
+        console.print(batch_report(BatchRecord(plan="plan.yaml", version="0", merges=(made,))))
+    assert shown.get().splitlines()[-1] == "1 merge: 1 made"

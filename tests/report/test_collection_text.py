@@ -12,7 +12,6 @@ from riemerge.report.collection_text import (
     ACTIONS,
     advice_lines,
     cluster_columns,
-    count,
     fold_command,
     kept_energy,
     names_of,
@@ -20,6 +19,7 @@ from riemerge.report.collection_text import (
     show,
     summary,
 )
+from riemerge.report.words import count
 from tests.records.collections import made_collection
 
 
