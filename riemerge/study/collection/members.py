@@ -23,7 +23,7 @@ from riemerge.formats.layers import Dora
 from riemerge.merging.inputs import display_names
 from riemerge.recipes.resolve import layer_of
 from riemerge.records.collection_record import LeftOut, ModuleGroup
-from riemerge.report.collection_text import count
+from riemerge.report.words import count
 
 _Value = TypeVar("_Value", bound=Hashable)
 
